@@ -8,8 +8,9 @@ from typing import Any
 
 from feedback.source import Source
 
-# Each module has `Options`, a frozen dataclass of what its block in params.yaml says beside `kind`,
-# and `load(name, options, device) -> Source`. Imported only when asked for: a VLM costs seconds.
+# Each module has `Options`, a frozen dataclass of what its block in params.yaml says beside `kind`, which raises
+# ValueError for a value that is wrong; `load(name, options, device) -> Source`; and, where it cannot judge everything,
+# `check_prompts(texts)`, which raises ValueError. Imported only when asked for: a VLM costs seconds.
 KINDS = {
     "qwen": "feedback.qwen",
     "physics": "feedback.physics",
@@ -20,7 +21,16 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
     """The source that `feedback.sources.<name>` describes.
 
     device: where a source that runs in this process keeps its model, as torch names it.
-    Raises ValueError naming feedback.sources.<name>.<key> where a key is unknown, missing or of the wrong type.
+    Raises ValueError as `read_block` does, and where the source cannot be loaded.
+    """
+    module, options = read_block(name, block)
+    return module.load(name, options, device)
+
+
+def read_block(name: str, block: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The module of a source's kind, and its Options as `feedback.sources.<name>` gives them.
+
+    Raises ValueError naming feedback.sources.<name>.<key> where a key is unknown, missing or has a wrong value.
     """
     where = f"feedback.sources.{name}"
     if "kind" not in block:
@@ -30,7 +40,10 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
     module = importlib.import_module(KINDS[block["kind"]])
     given = {key: value for key, value in block.items() if key != "kind"}
     _check(given, module.Options, where)
-    return module.load(name, module.Options(**given), device)
+    try:
+        return module, module.Options(**given)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
 
 
 def _check(given: Mapping[str, Any], options: type, where: str) -> None:

@@ -34,6 +34,19 @@ class Options:
     """Nothing to choose."""
 
 
+def check_prompts(texts: Sequence[str]) -> None:
+    """Raises ValueError naming the prompts that are no captions of the tabletop world."""
+    foreign = []
+    for text in texts:
+        try:
+            captions.parse(text)
+        except ValueError:
+            foreign.append(text)
+    if foreign:
+        told = f"not {len(foreign)} of these prompts: {foreign[:3]}"
+        raise ValueError(f"physics knows the tabletop world alone, and {told}")
+
+
 def load(name: str, options: Options, device: str) -> "PhysicsSource":
     """The physics check as a source; no device is used."""
     return PhysicsSource(name)

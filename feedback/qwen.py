@@ -40,6 +40,21 @@ class Options:
     min_answer_mass: float = 0.05  # probability that both answers together must hold; less is off-topic: null
     max_new_tokens: int = 0  # tokens of the judge's own words to keep as the reason; 0 is none, and much faster
 
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, known are {list(DTYPES)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1 clip")
+        if self.local and self.revision is not None:
+            raise ValueError(f"revision is {self.revision!r}, but {self.path} is a local folder: null")
+        if not self.local and self.path.count("/") != 1:
+            raise ValueError(f"path: {self.path} is neither a folder nor a hub id")
+
+    @property
+    def local(self) -> bool:
+        """Whether the path is a folder of this machine."""
+        return Path(self.path).is_dir()
+
 
 class Answer(NamedTuple):
     """A judge's answer: the probability of the affirmative word, and of either word being said at all."""
@@ -56,24 +71,14 @@ class AnswerTokens(NamedTuple):
 
 
 def load(name: str, options: Options, device: str) -> "QwenSource":
-    """The judge of this block. Raises ValueError naming the option that does not fit."""
-    where = f"feedback.sources.{name}"
-    if options.dtype not in DTYPES:
-        raise ValueError(f"{where}.dtype is {options.dtype!r}, known are {list(DTYPES)}")
-    if options.batch_size < 1:
-        raise ValueError(f"{where}.batch_size is {options.batch_size}, expected at least 1 clip")
-    local = Path(options.path).is_dir()
-    if local and options.revision is not None:
-        raise ValueError(f"{where}.revision is {options.revision!r}, but {options.path} is a local folder: null")
-    if not local and options.path.count("/") != 1:
-        raise ValueError(f"{where}.path: {options.path} is neither a folder nor a hub id")
+    """The judge of this block, with its weights on the device."""
     revision = options.revision or "main"
     processor = AutoProcessor.from_pretrained(options.path, revision=revision)
     model = AutoModelForImageTextToText.from_pretrained(
         options.path, revision=revision, use_safetensors=True, dtype=DTYPES[options.dtype]
     )
     model.to(device)
-    version = fingerprint(Path(options.path)) if local else options.revision or model.config._commit_hash
+    version = fingerprint(Path(options.path)) if options.local else options.revision or model.config._commit_hash
     return QwenSource(name, load_rubric(Path(options.rubric)), model, processor, version, options)
 
 

@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from data.manifest import publish
-from data.prompts import Prompt, select
+from data.prompts import SPLITS, Prompt, select
 from data.records import Sample
 from data.store import ClipSetWriter
-from generators.generator import Generator
+from generators.generator import SOLVERS, Generator
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a clip set is sampled. Raises ValueError for counts below 1."""
+    """How a clip set is sampled. Raises ValueError for counts below 1, and an unknown solver or split."""
 
     steps: int
     guidance: float
@@ -45,6 +45,9 @@ class Sampling:
         for name in ("steps", "samples_per_prompt", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, known in (("solver", SOLVERS), ("split", (*SPLITS, "all"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}")
 
 
 class ClipSetName(NamedTuple):

@@ -10,6 +10,7 @@ question is another entry there and lessons that carry its answers.
 """
 
 import logging
+import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from data.tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
-from data.tabletop.physics import check
+from data.tabletop.physics import check, find_blobs, shape_of
 from data.tabletop.render import render
 from data.tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
 from data.video import sample_frames
@@ -44,7 +45,22 @@ REASONS = {  # botch -> the judge's words for it
     "reshape": "changes shape", "hover": "hangs in the air", "sink": "sinks into the table",
     "one_only": "only one moves",
     "empty": "nothing there", "duplicate": "two of them", "stray": "something else appears", "other": "another scene",
+    "resize": "changes size", "form": "wrong form", "place": "wrong place",
 }  # fmt: skip
+PHYSICS = (  # what the physics check says, first match -> the judge's words
+    (r"not a \w+ throughout: a (\w+)", "wrong shape {}"),
+    (r"two \w+ things", REASONS["duplicate"]),
+    (r"no \w+ thing anywhere", REASONS["empty"]),
+    (r"no \w+ thing in frame|vanishes", REASONS["vanish"]),
+    (r"changes its size", REASONS["resize"]),
+    (r"slanted|stretched|ragged|swells|spreads", REASONS["form"]),
+    (r"jumps|at once", REASONS["teleport"]),
+    (r"a \w+ thing (comes|wanders|changes)", REASONS["stray"]),
+    (r"only one of them", REASONS["one_only"]),
+    (r"-\d+ units in the wanted|back on itself|in the wrong direction", REASONS["reverse"]),
+    (r"units|is not squeezed|come off|come out", REASONS["partial"]),
+    (r"", REASONS["place"]),  # starts, stays or ends where it should not
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ def words() -> list[str]:
     """The judge's whole vocabulary beside the special tokens."""
     rubric = _rubric()
     texts = [rubric.text(question, "") for question in rubric.questions]
-    texts += [*QUESTIONS.values()] + list(REASONS.values()) + ["Accept Reject because"]
+    texts += [*QUESTIONS.values()] + list(REASONS.values()) + ["Accept Reject because nothing there to and"]
     return sorted({*vocabulary(), *COLORS, *SHAPES, *(word for text in texts for word in text.split())})
 
 
@@ -144,7 +160,8 @@ def _description(scene) -> str:
 
 
 def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
-    """Clips of generator checkpoints with the physics check's verdict on their caption and on a near miss of it.
+    """Clips of generator checkpoints with what the physics check says of their caption, of a near miss of it, and of
+    the things that are to be seen.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """
@@ -153,11 +170,33 @@ def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Cla
         raise ValueError(f"captions {sorted(outside)[:3]} are not among those that the judge may be taught")
     questions = []
     for clip, text in zip(frames, captions, strict=True):
-        said = "Accept" if check(clip, text).ok else "Reject"
-        other = caption(near_miss(parse(text), allowed, rng))
-        other_said = "Accept" if check(clip, other).ok else "Reject"
-        questions.append([(verdict_question(text), said)] * 5 + [(verdict_question(other), other_said)])
+        claim = parse(text)
+        other = caption(near_miss(claim, allowed, rng))
+        asked = [(verdict_question(text), _told(clip, text))] * 4 + [(verdict_question(other), _told(clip, other))]
+        if {thing.shape for thing in claim.things} <= set(SHAPES):
+            asked.append((QUESTIONS["describe"], f"{_seen(clip)} because {_told(clip, text)}"))
+        questions.append(asked)
     return Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], questions)
+
+
+def _told(clip: np.ndarray, text: str) -> str:
+    """The physics check's verdict and reason in the judge's words."""
+    found = check(clip, text)
+    if found.ok:
+        return "Accept"
+    words, match = next((words, match) for pattern, words in PHYSICS if (match := re.search(pattern, found.reason)))
+    return f"Reject because {words.format(*match.groups())}"
+
+
+def _seen(clip: np.ndarray) -> str:
+    """The solids that stand free in the first and in the last frames, by colour and shape, from left to right."""
+    blobs = find_blobs(clip)
+    halves = []
+    for part in (blobs[: len(blobs) // 2], blobs[-(len(blobs) // 2) :]):
+        free = {color: [found[color][0] for found in part if found[color] and found[color][0].free] for color in COLORS}
+        things = sorted((mine[0].x, f"{color} {shape_of(mine)}") for color, mine in free.items() if mine)
+        halves.append(" and ".join(name for _, name in things) or REASONS["empty"])
+    return " to ".join(halves)
 
 
 def allowed_claims(rl_prompts: list[str]) -> list[Claim]:
@@ -248,6 +287,7 @@ def train_judge(config: JudgeConfig, rendered: Lessons, generated: Lessons, fold
         model, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
     )
     ema = Ema(model.parameters(), config.ema)
+    verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["Accept", "Reject"]))
     start, smooth, right = time.monotonic(), 0.0, 0.5
     for step in range(config.steps):
         describing = step < config.warmup_describing * config.steps
@@ -256,15 +296,13 @@ def train_judge(config: JudgeConfig, rendered: Lessons, generated: Lessons, fold
         logits = model(**inputs, use_cache=False, logits_to_keep=_kept(labels)).logits[:, :-1]
         wanted = labels[:, -logits.shape[1] :]
         loss = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+        first, verdicts = wanted[:, 0], torch.isin(wanted[:, 0], verdict_ids)
+        if verdicts.any():  # the token that a label is read from counts once more
+            loss = loss + cross_entropy(logits[verdicts, 0], first[verdicts])
+            right = 0.98 * right + 0.02 * float((logits[:, 0].argmax(-1) == first)[verdicts].float().mean())
         optimizer.step(loss)
         ema.update()
         smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
-        first = wanted[:, 0]
-        verdicts = (first == tokenizer.convert_tokens_to_ids("Accept")) | (
-            first == tokenizer.convert_tokens_to_ids("Reject")
-        )
-        if verdicts.any():
-            right = 0.98 * right + 0.02 * float((logits[:, 0].argmax(-1) == first)[verdicts].float().mean())
         if step % 100 == 0:
             logger.info(
                 "judge step %d/%d loss %.3f verdicts right %.3f %.0f s",

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,10 @@ class VaeConfig:
 class CheckpointClips:
     """Clips of unfinished generator checkpoints, which the judge learns from."""
 
-    per_checkpoint: int
+    per_checkpoint: int  # at each guidance
     first: float  # checkpoints from this part of the training on, the final one excluded
     steps: int  # solver steps
-    guidance: float
+    guidance: tuple[float, ...]
     seed: int
 
 
@@ -119,20 +120,20 @@ def _checkpoint_clips(config: PretrainConfig, checkpoints: Path, folder: Path) -
     kinds = sorted({claim.kind for claim in claims})
     rng = np.random.default_rng(config.checkpoint_clips.seed)
     frames, captions = [], []
-    for checkpoint in sorted(checkpoints.iterdir()):
+    for checkpoint, guidance in product(sorted(checkpoints.iterdir()), config.checkpoint_clips.guidance):
         texts = []
         for i in range(config.checkpoint_clips.per_checkpoint):
             of_kind = [claim for claim in claims if claim.kind == kinds[i % len(kinds)]]
             texts.append(caption(of_kind[int(rng.integers(len(of_kind)))]))
-        frames.append(sample_clips(checkpoint, texts, config, int(rng.integers(2**31))))
+        frames.append(sample_clips(checkpoint, texts, config, guidance, int(rng.integers(2**31))))
         captions += texts
-        logger.info("sampled %d clips of %s", len(texts), checkpoint.name)
+        logger.info("sampled %d clips of %s at guidance %s", len(texts), checkpoint.name, guidance)
     folder.mkdir()
     np.save(folder / "frames.npy", np.concatenate(frames))
     (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
 
 
-def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, seed: int) -> np.ndarray:
+def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidance: float, seed: int) -> np.ndarray:
     """A clip for each text from a pipeline folder, uint8 (N, F, H, W, 3)."""
     generator = load_generator("wan", str(folder), max_prompt_tokens=config.denoiser.tokens)
     embeddings, empty = generator.encode_text(texts), generator.encode_text([""])[0]
@@ -143,7 +144,7 @@ def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, seed: i
         seeds = [generator.sample_seed(seed, text, first + i) for i, text in enumerate(texts[part])]
         latents = generator.sample(
             embeddings[part], empty, generator.draw_noise(seeds, shape), config.checkpoint_clips.steps,
-            config.checkpoint_clips.guidance, "euler",
+            guidance, "euler",
         )  # fmt: skip
         clips.append(generator.decode(latents).numpy())
     return np.concatenate(clips)

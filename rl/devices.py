@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import resource
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,26 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(found, int(os.environ.get("LOCAL_RANK", "0")))
     torch.accelerator.set_device_index(device.index)
     return device
+
+
+def relaunch(processes: str, device: torch.device) -> None:
+    """Become torchrun, which starts this very command as many processes; nothing to do for one, or under torchrun.
+
+    processes: their number, or "auto" for one on each of the machine's accelerators of the device's type, which is
+        one on the CPU. Raises ValueError for anything else.
+    """
+    if processes != "auto" and not (processes.isdecimal() and int(processes) > 0):
+        raise ValueError(f"processes: {processes!r} is neither auto nor a number above 0")
+    found = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    wanted = found if processes == "auto" else int(processes)
+    if wanted == 1 or "WORLD_SIZE" in os.environ:
+        return
+    if device.type != "cpu" and wanted > found:
+        raise ValueError(f"processes: {wanted} wanted, and this machine has {found} accelerators, one for each")
+    module = sys.modules["__main__"].__spec__.name  # stages run as python -m
+    logger.info("starting %d processes on %s", wanted, device.type)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted}"]
+    os.execv(sys.executable, [*torchrun, "-m", module, *sys.argv[1:]])
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

@@ -101,18 +101,22 @@ def margin_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, 
 STRATEGIES: dict[str, Strategy] = {"all": all_pairs, "balanced": balanced_pairs, "margin": margin_pairs}
 
 
-def pair(clips: Iterable[Judged], strategy: str, pairs_per_prompt: int, min_margin: float, seed: int) -> Pairing:
-    """Pairs of all prompts, in the order in which the prompts first appear, and the prompts without a pair.
-
-    A prompt's pairs depend on its own clips and the seed only. Raises ValueError for an unknown strategy, listing the
-    known, and for a `pairs_per_prompt` under 1 or a negative `min_margin`.
-    """
+def check_pairing(strategy: str, pairs_per_prompt: int, min_margin: float) -> None:
+    """Raises ValueError for an unknown strategy, listing the known, and for numbers that can give no pair."""
     if strategy not in STRATEGIES:
         raise ValueError(f"pairing strategy {strategy!r} is unknown; known: {', '.join(STRATEGIES)}")
     if pairs_per_prompt < 1:
         raise ValueError(f"pairs_per_prompt must be >= 1, found {pairs_per_prompt}")
     if min_margin < 0:
         raise ValueError(f"min_margin must be >= 0, found {min_margin}")
+
+
+def pair(clips: Iterable[Judged], strategy: str, pairs_per_prompt: int, min_margin: float, seed: int) -> Pairing:
+    """Pairs of all prompts, in the order in which the prompts first appear, and the prompts without a pair.
+
+    A prompt's pairs depend on its own clips and the seed only. Raises ValueError as `check_pairing` does.
+    """
+    check_pairing(strategy, pairs_per_prompt, min_margin)
     by_prompt: dict[str, list[Judged]] = {}
     for clip in clips:
         by_prompt.setdefault(clip.prompt_id, []).append(clip)

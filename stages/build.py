@@ -22,6 +22,14 @@ class BuildConfig:
     min_margin: float
     seed: int
 
+    def __post_init__(self) -> None:
+        from rl.pairing import check_pairing
+        from rl.rewards import check_reward, check_shaping
+
+        check_reward(self.reward)
+        check_shaping(self.scale, self.shift)
+        check_pairing(self.pairs, self.pairs_per_prompt, self.min_margin)
+
 
 @stage_command
 @click.option("--set", "clips", type=PATH, required=True, help="Folder of the clip set.")

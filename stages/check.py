@@ -1,9 +1,12 @@
 """Whether all of params.yaml can be read, before anything is made from a part of it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.prompts import load_prompts
-from feedback import KINDS
+from feedback import KINDS, read_block
+from feedback.rubric import load_rubric
 from generators import FAMILIES
 from generators.rollout import Sampling, VideoSize
 from rl.config import configure
@@ -12,7 +15,7 @@ from stages.build import BuildConfig
 from stages.evaluate import EvaluateConfig
 from stages.graph import trained_policies, validate_graph
 from stages.label import LabelConfig
-from stages.params import GeneratorConfig, PromptsConfig, block, load_params, section
+from stages.params import GeneratorConfig, ParamsError, PromptsConfig, block, load_params, section
 from stages.report import ReportConfig
 
 SECTIONS = {
@@ -32,8 +35,21 @@ def check_params() -> None:
     """Raises ParamsError or ValueError where a later stage would, so that a typo does not cost the clips before it."""
     for name, cls in SECTIONS.items():
         section(name, cls)
-    load_prompts(Path(section("prompts", PromptsConfig).path))
     params = load_params()
     validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
+    _check_sources(params, [prompt.prompt for prompt in load_prompts(Path(section("prompts", PromptsConfig).path))])
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
-        configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
+        config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
+        if config.full and params["generator"]["dtype"] != "float32":
+            raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
+
+
+def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
+    """Every source's block, and whether those that this run asks can judge these prompts."""
+    asked = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    for name, given in params["feedback"]["sources"].items():
+        module, options = read_block(name, given)
+        if hasattr(options, "rubric"):
+            load_rubric(Path(options.rubric))
+        if name in asked and hasattr(module, "check_prompts"):
+            module.check_prompts(prompts)

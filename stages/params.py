@@ -87,7 +87,7 @@ def _build(values: Any, cls: type[T], name: str, path: Path) -> T:
     try:
         return cls(**{key: _as(value, hints[key], f"{name}.{key}", path) for key, value in values.items()})
     except ValueError as error:  # the dataclass's own check of its values
-        raise ParamsError(f"{path}: {name}.{error}") from error
+        raise ParamsError(f"{path}: {name}: {error}") from error
 
 
 def _is(value: Any, hint: Any) -> bool:

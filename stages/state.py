@@ -38,12 +38,17 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
     out: what the stage will write, which no two runs may do at once. params: all that shapes the output beside the
         inputs, with a repr that tells values apart (frozen dataclasses, dictionaries, tuples). inputs: the files and
         folders that the stage reads.
-    Other params, inputs or code mean another folder, and the older ones are deleted.
+    Other params, inputs or code mean another folder, and the older ones are deleted. Under torchrun the first process
+    does all of this, and the others are told the folder.
     From here on the process ends when the one that started it does. Raises StateError while another run holds the
     stage.
     """
     home = root / "-".join([stage, *out.parts])
     work = home / identity(params, inputs)
+    if os.environ.get("RANK", "0") != "0":
+        _end_with_parent()
+        yield work
+        return
     with _lock(home):
         _end_with_parent()
         for other in home.iterdir():

@@ -18,27 +18,45 @@ from stages.state import stage_state
 @out_option
 @metrics_option
 @device_option
+@click.option(
+    "--processes",
+    default="auto",
+    envvar="STAGE_PROCESSES",
+    show_envvar=True,
+    help="How many train together: a number, or auto for one on each accelerator.",
+)
 @click.option("--resume-from", type=PATH, help="State folder of an earlier run with the same settings.")
 def main(
-    name: str, start: Path, clips: Path, rows: Path, out: Path, metrics: Path, device: str, resume_from: Path | None
+    name: str,
+    start: Path,
+    clips: Path,
+    rows: Path,
+    out: Path,
+    metrics: Path,
+    device: str,
+    processes: str,
+    resume_from: Path | None,
 ) -> None:
-    """Train a policy."""
+    """Train a policy; on several accelerators, each takes a part of every batch."""
     from data.store import ClipSet
     from generators import load_generator
     from rl.config import configure
-    from rl.devices import pick_device
+    from rl.devices import pick_device, rank, relaunch
     from rl.objectives import get_objective
     from rl.tables import read_table
     from rl.trainer import train
 
     model, objective = section("generator", GeneratorConfig), get_objective(name)
+    place = pick_device(device)
+    relaunch(processes, place)
     config = configure(objective, block("train.common") | block(f"train.{name}"))
     inputs = [start, Path(model.path), clips, rows]
     with stage_state("train", out, (name, model, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
-        generator = load_generator(**asdict(model), device=pick_device(device), parts=("transformer",))
+        generator = load_generator(**asdict(model), device=place, parts=("transformer",))
         report = train(generator, clip_sets, table.rows, objective, config, start, work, out, table.facts, resume_from)
-    write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
+    if rank() == 0:
+        write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_the_check_of_a_dataclass_on_its_own_values_names_the_section(params_fil
 
     text = "generate: {steps: 0, guidance: 1, solver: euler, samples_per_prompt: 1, batch_size: 1, split: all, seed: 1}"
 
-    with pytest.raises(ParamsError, match=r"generate\.steps is 0, expected at least 1"):
+    with pytest.raises(ParamsError, match=r"generate: steps is 0, expected at least 1"):
         section("generate", Sampling, params_file(text))
 
 

@@ -112,7 +112,7 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
             ema=0.9,
             seed=0,
         ),  # fmt: skip
-        checkpoint_clips=CheckpointClips(per_checkpoint=12, first=0.8, steps=2, guidance=1.0, seed=0),
+        checkpoint_clips=CheckpointClips(per_checkpoint=12, first=0.8, steps=2, guidance=(1.0, 2.0), seed=0),
         judge=JudgeConfig(
             rendered=24,
             steps=4,

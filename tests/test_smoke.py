@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
 def run(folder: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return done.stderr + done.stdout
 
 
 def test_the_loop_ends_with_a_report(home):
@@ -88,6 +88,20 @@ def test_a_policy_of_the_second_round_is_a_plain_diffusers_lora(home):
 
     with safe_open(home / "runs/policies/dpo2/pytorch_lora_weights.safetensors", "pt") as file:
         assert all(key.startswith("transformer.") for key in file.keys())  # noqa: SIM118 - safe_open is no dict
+
+
+def test_train_spreads_over_processes_and_learns_the_same(home):
+    said = run(
+        home, sys.executable, "-m", "stages.train", "--objective", "sft", "--start", "runs/policies/base",
+        "--set", "runs/r1/samples", "--rows", "runs/r1/datasets/sft", "--out", "runs/policies/sft1-by-two",
+        "--metrics", "two.json", "--processes", "2",
+    )  # fmt: skip
+    alone, together = (json.loads((home / path).read_text()) for path in ("metrics/train/sft1.json", "two.json"))
+
+    assert "rank 1 of 2" in said
+    assert together == pytest.approx(alone, rel=1e-3)
+    read_manifest(home / "runs/policies/sft1-by-two", "policy", verify=True)
+    assert [path.name for path in (home / ".state/train-runs-policies-sft1-by-two").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(
