@@ -58,10 +58,9 @@ def relaunch(processes: str, device: torch.device) -> None:
         return
     if device.type != "cpu" and wanted > found:
         raise ValueError(f"processes: {wanted} wanted, and this machine has {found} accelerators, one for each")
-    module = sys.modules["__main__"].__spec__.name  # stages run as python -m
     logger.info("starting %d processes on %s", wanted, device.type)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted}"]
-    os.execv(sys.executable, [*torchrun, "-m", module, *sys.argv[1:]])
+    os.execv(sys.executable, [*torchrun, *sys.orig_argv[1:]])  # -m stages.train, as torchrun takes it
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
