@@ -182,14 +182,8 @@ def reference(transformer: Any) -> Iterator[None]:
         switch = _adapter_reference(transformer)
     else:
         switch = _base_reference(transformer)
-    trainable = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-    try:
-        with switch:
-            yield
-    finally:  # peft sets the flags by what is active
-        transformer.requires_grad_(False)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    with switch:
+        yield
 
 
 def apply_policy(generator: Generator, folder: Path) -> None:
@@ -215,20 +209,24 @@ def apply_policy(generator: Generator, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _base_reference(transformer: Any) -> Iterator[None]:
-    transformer.disable_adapters()
+    for layer in transformer.tuner_layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        transformer.enable_adapters()
+        for layer in transformer.tuner_layers:
+            layer.enable_adapters(True)  # the active adapter, which is the policy, is trainable again
 
 
 @contextlib.contextmanager
 def _adapter_reference(transformer: Any) -> Iterator[None]:
-    transformer.set_adapter(REFERENCE)
+    for layer in transformer.tuner_layers:
+        layer.set_adapter(REFERENCE)
     try:
         yield
     finally:
-        transformer.set_adapter(POLICY)
+        for layer in transformer.tuner_layers:
+            layer.set_adapter(POLICY)  # trainable again, and the reference not
 
 
 @contextlib.contextmanager
@@ -247,11 +245,16 @@ def _swap_reference_weights(transformer: Any) -> None:
 
 def _add_adapter(transformer: Any, config: Any, name: str) -> None:
     """Inject and activate an adapter with float32 parameters; peft would give them the base's dtype."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     with warnings.catch_warnings():  # a second adapter is meant: the reference
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
         transformer.add_adapter(config, adapter_name=name)
     for parameter in _adapter_parameters(transformer, name).values():
         parameter.data = parameter.data.float()
+    # Kept, because a training step switches them twice and a walk over all modules costs as much as a small layer.
+    # A tuple is no submodule.
+    transformer.tuner_layers = tuple(layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def _adapter_parameters(transformer: nn.Module, name: str) -> dict[str, nn.Parameter]:

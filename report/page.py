@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data.records import Label, Sample
 from evaluation.accept import EvaluationSet, as_json
 from report import curves, table
+from report.turned import Turned, write_turned
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,13 @@ def write_page(
     media = out / "media"
     media.mkdir(parents=True)
     gallery = _gallery(sets, clips_per_category, media)
+    turned = write_turned(summary, sets, media / "turned.png")
     for theme in curves.THEMES:
         (media / f"accept-{theme.name}.svg").write_text(curves.accept_rates(summary, theme), encoding="utf-8")
         if logs:
             (media / f"loss-{theme.name}.svg").write_text(curves.training_losses(logs, theme), encoding="utf-8")
     (out / "summary.json").write_text(as_json(summary), encoding="utf-8")
-    (out / "index.html").write_text(_render(summary, gallery, bool(logs)), encoding="utf-8")
+    (out / "index.html").write_text(_render(summary, gallery, turned, bool(logs)), encoding="utf-8")
     logger.info("%d policies, %d clips each: %s", len(sets), len(gallery), out / "index.html")
 
 
@@ -67,7 +69,7 @@ def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, 
     }
 
 
-def _render(summary: Mapping[str, Any], gallery: Sequence[GalleryRow], has_logs: bool) -> str:
+def _render(summary: Mapping[str, Any], gallery: Sequence[GalleryRow], turned: Turned | None, has_logs: bool) -> str:
     """The page. Prompts and judges' words come from outside, so everything is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -76,6 +78,7 @@ def _render(summary: Mapping[str, Any], gallery: Sequence[GalleryRow], has_logs:
         summary=summary,
         tables=[(judge, table.columns(summary, judge), table.rows(summary, judge)) for judge in table.judges(summary)],
         gallery=gallery,
+        turned=turned,
         has_logs=has_logs,
     )
 

@@ -5,9 +5,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data.records import Label, Sample
+from data.video import write_video
 from evaluation.accept import EvaluationSet, summarise
 from report.page import pick, read_logs, write_page
 from report.table import BETTER, OPEN, WORSE, as_text, rows, verdict
@@ -19,14 +22,14 @@ HOSTILE = '<script>alert("x")</script> & "quoted"'
 def sets(tmp_path_factory):
     """base and rwr1 on eight prompts, rwr1 accepted everywhere and base nowhere by `judge`; `physics` knows nothing."""
     found = {}
-    for policy, answer in (("base", False), ("rwr1", True)):
+    for shade, (policy, answer) in enumerate((("base", False), ("rwr1", True))):
         folder = tmp_path_factory.mktemp(policy) / "samples"
         (folder / "videos").mkdir(parents=True)
         samples, labels = [], {"judge": [], "physics": []}
         for i in range(8):
             name = f"eval-p{i}-000"
             split, category = ("train", "test")[i % 2], ("falling", "bouncing")[i // 4]
-            (folder / "videos" / f"{name}.mp4").write_bytes(f"{policy} {name}".encode())
+            write_video(folder / "videos" / f"{name}.mp4", np.full((9, 32, 32, 3), 100 * shade + i, np.uint8), 8.0)
             file_name = f"videos/{name}.mp4"
             samples.append(Sample(name, f"p{i}", HOSTILE, category, split, policy, i, 9, 8.0, 32, 32, file_name))
             labels["judge"].append(Label(name, "judge", answer, 0.5, None, 1, 0, f"because {HOSTILE}"))
@@ -79,7 +82,8 @@ def test_everything_that_the_page_shows_lies_in_its_folder(page):
         *tags.attributes("a", "href"),
     ]
 
-    assert len(shown) == 2 * 2 + 2 * 2 + 1  # clips of two policies and categories, figures in two themes, the summary
+    # clips of two policies and categories, figures in two themes, what training turned, the summary
+    assert len(shown) == 2 * 2 + 2 * 2 + 1 + 1
     assert all((page / path).is_file() for path in shown)
 
 
@@ -138,6 +142,27 @@ def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
 def test_clips_are_picked_by_name_test_prompts_first(sets):
     assert [sample.prompt_id for sample in pick(sets["base"].samples, 1)] == ["p5", "p1"]  # bouncing, falling
     assert [sample.prompt_id for sample in pick(sets["base"].samples, 3)] == ["p5", "p7", "p4", "p1", "p3", "p0"]
+
+
+# What training turned
+
+
+def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
+    text = " ".join((page / "index.html").read_text().split())
+    picture = np.asarray(Image.open(page / "media/turned.png").convert("RGB"))
+
+    assert "Of 8 clips judge rejects 8 as base makes them and accepts them as rwr1 does; 0 go the other way" in text
+    for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
+        assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
+
+
+def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
+    swapped = {"base": sets["rwr1"], "rwr1": sets["base"]}
+    summary = summarise(swapped, {"rwr1": "base"}, {}, draws=50, seed=1)
+    write_page(summary, swapped, LOGS, 1, tmp_path / "out")
+
+    assert not (tmp_path / "out/media/turned.png").exists()
+    assert "training turned" not in (tmp_path / "out/index.html").read_text()
 
 
 # Tables

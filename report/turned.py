@@ -1,0 +1,66 @@
+"""What training turned, in one picture: clips that a judge rejects as base makes them and accepts as a policy does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.video import contact_sheet, read_video, sample_frames
+from evaluation.accept import BASE, EvaluationSet, accepted
+from report.table import judges
+
+FRAMES = 5  # of each clip, evenly spaced
+HEIGHT = 96  # pixels a frame is shown with, about
+
+
+class Turned(NamedTuple):
+    """How the verdicts of one judge differ between the base's clips and a policy's, on the same prompts and noise."""
+
+    policy: str
+    judge: str
+    clips: int  # with a verdict on both
+    gained: int  # rejected of the base, accepted of the policy
+    lost: int  # the other way
+
+
+def write_turned(summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], path: Path) -> Turned | None:
+    """Write a PNG of one such clip a category, base beside the policy that the first judge accepts most.
+
+    The clip is the first by prompt (test prompts first) and seed. None, and no picture, where no verdict was gained.
+    """
+    judge = judges(summary)[0]
+    rates = {name: found["accept"][judge]["all"]["rate"] for name, found in summary["policies"].items() if name != BASE}
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    if not known:
+        return None
+    best = max(known, key=lambda name: known[name])
+    base, policy = sets[BASE], sets[best]
+    change = accepted(policy.labels[judge]) - accepted(base.labels[judge])  # nan where either is unknown
+    gained = np.flatnonzero(change == 1)
+    if not len(gained):
+        return None
+    first: dict[str, int] = {}
+    for place in sorted(gained, key=lambda i: (base.samples[i].split != "test", i)):
+        first.setdefault(base.samples[place].category, int(place))
+    rows = [row for _, place in sorted(first.items()) for row in _pair(base, policy, best, judge, place)]
+    scale = max(1, HEIGHT // rows[0][1].shape[1])
+    contact_sheet(rows, columns=2, scale=scale).save(path)
+    return Turned(best, judge, int((~np.isnan(change)).sum()), len(gained), int((change == -1).sum()))
+
+
+def _pair(
+    base: EvaluationSet, policy: EvaluationSet, name: str, judge: str, place: int
+) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]:
+    """Captions and frames of the base's and the policy's clip at a place."""
+    sample, reason = base.samples[place], base.labels[judge][place].reason
+    rejected = f"{BASE}: rejected by {judge}" + (f", {reason[:80]}" if reason else "")
+    accepted_as = f"{name}: accepted ({sample.prompt})"
+    return (rejected, _frames(base, place)), (accepted_as, _frames(policy, place))
+
+
+def _frames(one: EvaluationSet, place: int) -> np.ndarray:
+    """uint8 (FRAMES, h, w, 3), every k-th pixel where the clip is larger than shown."""
+    frames = read_video(one.folder / one.samples[place].file_name)
+    every = max(1, frames.shape[1] // HEIGHT)
+    return frames[sample_frames(len(frames), min(FRAMES, len(frames))), ::every, ::every]
