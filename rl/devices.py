@@ -60,7 +60,8 @@ def relaunch(processes: str, device: torch.device) -> None:
         raise ValueError(f"processes: {wanted} wanted, and this machine has {found} accelerators, one for each")
     logger.info("starting %d processes on %s", wanted, device.type)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted}"]
-    os.execv(sys.executable, [*torchrun, *sys.orig_argv[1:]])  # -m stages.train, as torchrun takes it
+    command = sys.orig_argv[2:]  # after python -m; behind --, or torchrun would take --start for one of its own options
+    os.execv(sys.executable, [*torchrun, "-m", "--", *command])
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
