@@ -45,6 +45,7 @@ def slow_down(path: Path) -> None:
     """Many small batches and checkpoints, so that there is something to kill half-way."""
     params = yaml.safe_load(path.read_text())
     params["generate"]["batch_size"] = params["label"]["batch_size"] = 1
+    params["generate"]["steps"] = 60  # the stage lives on for half a second after its dvc is killed
     params["train"]["common"] |= {"steps": 8, "checkpoint_every": 1}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
