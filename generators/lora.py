@@ -133,6 +133,7 @@ def fuse(transformer: Any) -> None:
     """
     transformer.fuse_lora()
     transformer.unload_lora()
+    del transformer.tuner_layers
 
 
 # Full fine-tuning

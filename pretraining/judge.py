@@ -1,8 +1,8 @@
 """The tabletop's judge: a small Qwen2.5-VL that learns to see clips and to say Accept or Reject.
 
 What it is taught, and what it is not: rendered clips of all captions with the renderer's truth, as a VLM knows the
-words of its world; and clips of unfinished generator checkpoints with the physics check's verdict, but only for
-captions outside the prompt set that RL trains and tests on. It never saw a clip of the shipped base, nor any
+words of its world; and clips of unfinished generator checkpoints with the physics check's verdict and reason, but only
+for captions outside the prompt set that RL trains and tests on. It never saw a clip of the shipped base, nor any
 generated clip of a prompt of that set.
 
 Every lesson is a question in words and an answer in words. `QUESTIONS` says what is asked; another kind of
@@ -57,7 +57,7 @@ PHYSICS = (  # what the physics check says, first match -> the judge's words
     (r"jumps|at once", REASONS["teleport"]),
     (r"a \w+ thing (comes|wanders|changes)", REASONS["stray"]),
     (r"only one of them", REASONS["one_only"]),
-    (r"-\d+ units in the wanted|back on itself|in the wrong direction", REASONS["reverse"]),
+    (r"-\d+ units in the wanted|back on itself", REASONS["reverse"]),
     (r"units|is not squeezed|come off|come out", REASONS["partial"]),
     (r"", REASONS["place"]),  # starts, stays or ends where it should not
 )
@@ -102,7 +102,7 @@ def words() -> list[str]:
     """The judge's whole vocabulary beside the special tokens."""
     rubric = _rubric()
     texts = [rubric.text(question, "") for question in rubric.questions]
-    texts += [*QUESTIONS.values()] + list(REASONS.values()) + ["Accept Reject because nothing there to and"]
+    texts += [*QUESTIONS.values()] + list(REASONS.values()) + ["Accept Reject because to and"]
     return sorted({*vocabulary(), *COLORS, *SHAPES, *(word for text in texts for word in text.split())})
 
 

@@ -1,5 +1,6 @@
 """The embedded default's pretraining: what the judge may see, and a run of it all at toy length."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,21 @@ import torch
 
 from data.prompts import load_prompts
 from data.tabletop.captions import Claim, Thing, caption
-from data.tabletop.scenes import FRAMES, SIZE
+from data.tabletop.render import render
+from data.tabletop.scenes import FRAMES, SIZE, make_scene
 from data.video import sample_frames
 from feedback.qwen import build_inputs
 from pretraining.denoiser import DenoiserConfig
 from pretraining.judge import (
     FRAMES_SEEN,
+    QUESTIONS,
     JudgeConfig,
     allowed_claims,
     generated_lessons,
     near_miss,
     rendered_lessons,
     same_event,
+    verdict_question,
     video_patches,
     words,
 )
@@ -53,6 +57,32 @@ def test_no_lesson_from_a_generated_clip_asks_about_an_rl_prompt():
     asked = " | ".join(question for of_clip in lessons.questions for question, _ in of_clip)
     assert captions[0] in asked
     assert not [prompt for prompt in rl_prompts() if f" {prompt} " in asked]
+
+
+@pytest.mark.parametrize(
+    ("botch", "told"),
+    [
+        (None, "Accept"),
+        ("reverse", "Reject because moves the wrong way"),
+        ("static", "Reject because stops too soon"),
+        ("wrong_shape", "Reject because wrong shape (ball|cone)"),
+        ("vanish", "Reject because vanishes"),
+        ("duplicate", "Reject because two of them"),
+    ],
+)
+def test_a_lesson_gives_the_reason_of_physics_in_words_that_the_judge_has(botch, told):
+    claim = Claim("push_right", (RED,))
+    clip = render(make_scene(claim, np.random.default_rng(0), botch))
+    (asked,) = generated_lessons(clip[None], [caption(claim)], allowed_claims([]), seed=0).questions
+    answers = dict(asked)
+
+    assert re.fullmatch(told, answers[verdict_question(caption(claim))])
+    assert {word for answer in answers.values() for word in answer.split()} <= set(words())
+    if botch is None:
+        assert re.fullmatch(
+            "(.* and )?red cube( and .*)? to (.* and )?red cube( and .*)? because Accept",
+            answers[QUESTIONS["describe"]],
+        )
 
 
 def test_a_clip_of_an_rl_prompt_is_refused_as_a_lesson():

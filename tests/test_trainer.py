@@ -312,12 +312,17 @@ def test_no_moment_to_be_killed_at_changes_the_bytes(moment, tiny_wan, clip_set,
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
 
 
-def test_a_torn_log_line_and_a_half_written_checkpoint_are_dropped(tiny_wan, clip_set, base, tmp_path, monkeypatch):
-    run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
+def run_until_publishing(tiny_wan, clip_set, base, home, monkeypatch):
+    """Train to the last step, and be killed before the policy is published."""
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "publish", lambda work, out: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            run("sft", tiny_wan, clip_set, base, tmp_path / "killed")
+            run("sft", tiny_wan, clip_set, base, home)
+
+
+def test_a_torn_log_line_and_a_half_written_checkpoint_are_dropped(tiny_wan, clip_set, base, tmp_path, monkeypatch):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path / "killed", monkeypatch)
     folder = tmp_path / "killed" / "work" / "policy"
     with open(folder / "log.jsonl", "a") as file:
         file.write('{"step": 6, "lo')
@@ -338,10 +343,7 @@ def test_killed_right_after_publishing_it_starts_afresh_with_the_same_bytes(tiny
 
 def test_resume_from_another_folder(tiny_wan, clip_set, base, tmp_path, monkeypatch):
     run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish", lambda work, out: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            run("sft", tiny_wan, clip_set, base, tmp_path / "old")
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path / "old", monkeypatch)
     report = run("sft", tiny_wan, clip_set, base, tmp_path / "new", resume_from=tmp_path / "old" / "work")
     assert report.steps == 1  # of five, the last state being that of step 4
     assert contents(tmp_path / "new" / "out") == contents(tmp_path / "whole" / "out")
