@@ -6,7 +6,6 @@ something to unlearn. Text is dropped in a tenth of the cases, for classifier-fr
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,22 +117,37 @@ def latent_pool(vae: AutoencoderKLWan, clips: int, botched: float, seed: int) ->
     return LatentPool(torch.cat(latents), torch.tensor(picks), [caption(claim) for claim in claims])
 
 
-def train_denoiser(
-    vae: AutoencoderKLWan, config: DenoiserConfig, pool: LatentPool, snapshot: Callable[[WanPipeline, int], None]
-) -> WanPipeline:
-    """A trained pipeline. `snapshot(pipeline, step)` is called with averaged weights at each tenth of the way."""
+def train_denoiser(vae: AutoencoderKLWan, config: DenoiserConfig, pool: LatentPool) -> WanPipeline:
+    """A trained pipeline, its weights averaged over the last steps."""
     torch.manual_seed(config.seed)
     pipeline = tiny_pipeline(vae, config)
+    _fit(pipeline, config, pool, config.steps, rate=1.0, average=True)
+    return pipeline
+
+
+def train_on(
+    pipeline: WanPipeline, config: DenoiserConfig, pool: LatentPool, steps: int, rate: float, seed: int
+) -> None:
+    """Train a pipeline on in place, on another pool, at `rate` times its learning rates, falling to nothing."""
+    torch.manual_seed(seed)
+    _fit(pipeline, config, pool, steps, rate, average=False)
+
+
+def _fit(
+    pipeline: WanPipeline, config: DenoiserConfig, pool: LatentPool, steps: int, rate: float, average: bool
+) -> None:
     transformer, text_encoder = pipeline.transformer.train(), pipeline.text_encoder.train()
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
-    optimizer = MuonAdamW(both, config.steps, config.muon_lr, config.adam_lr, ("blocks", "block.", "patch_embedding"))
+    optimizer = MuonAdamW(
+        both, steps, rate * config.muon_lr, rate * config.adam_lr, ("blocks", "block.", "patch_embedding")
+    )
     ema = Ema(both.parameters(), config.ema)
     process = FlowMatching(config.shift)
     tokens = pipeline.tokenizer(
         [*pool.captions, ""], padding="max_length", max_length=config.tokens, return_tensors="pt"
     )
     start, smooth = time.monotonic(), 0.0
-    for step in range(config.steps):
+    for step in range(steps):
         pick = torch.randint(len(pool.latents), (config.batch,))
         clean = pool.latents[pick].float()
         empty = torch.rand(config.batch) < config.caption_dropout
@@ -149,15 +163,11 @@ def train_denoiser(
         ema.update()
         smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
         if step % 100 == 0:
-            logger.info("denoiser step %d/%d loss %.4f %.0f s", step, config.steps, smooth, time.monotonic() - start)
-        if (step + 1) % max(1, config.steps // 10) == 0:
-            ema.swap()
-            snapshot(pipeline, step + 1)
-            if step + 1 < config.steps:
-                ema.swap()
+            logger.info("denoiser step %d/%d loss %.4f %.0f s", step, steps, smooth, time.monotonic() - start)
+    if average:
+        ema.swap()
     transformer.eval()
     text_encoder.eval()
-    return pipeline
 
 
 def save_half(pipeline: WanPipeline, folder: Path) -> None:

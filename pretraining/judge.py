@@ -1,9 +1,9 @@
 """The tabletop's judge: a small Qwen2.5-VL that learns to see clips and to say Accept or Reject.
 
 What it is taught, and what it is not: rendered clips of all captions with the renderer's truth, as a VLM knows the
-words of its world; and clips of unfinished generator checkpoints with the physics check's verdict and reason, but only
-for captions outside the prompt set that RL trains and tests on. It never saw a clip of the shipped base, nor any
-generated clip of a prompt of that set.
+words of its world; and clips of the generator's siblings, which were trained on from it, with the physics check's
+verdict and reason, but only for captions outside the prompt set that RL trains and tests on. It never saw a clip of the
+shipped base, nor any generated clip of a prompt of that set.
 
 Every lesson is a question in words and an answer in words. `QUESTIONS` says what is asked; another kind of
 question is another entry there and lessons that carry its answers.
@@ -58,7 +58,7 @@ PHYSICS = (  # what the physics check says, first match -> the judge's words
     (r"a \w+ thing (comes|wanders|changes)", REASONS["stray"]),
     (r"only one of them", REASONS["one_only"]),
     (r"-\d+ units in the wanted|back on itself", REASONS["reverse"]),
-    (r"units|is not squeezed|come off|come out", REASONS["partial"]),
+    (r"units|by a factor|is not squeezed|come off|come out", REASONS["partial"]),
     (r"", REASONS["place"]),  # starts, stays or ends where it should not
 )
 
@@ -71,7 +71,7 @@ class JudgeConfig:
     steps: int
     batch: int
     warmup_describing: float  # part of the steps that only describe
-    generated_share: float  # part of a batch from generator checkpoints, after that
+    generated_share: float  # part of a batch from the generator's siblings, after that
     vision_hidden: int
     vision_layers: int
     text_hidden: int
@@ -160,7 +160,7 @@ def _description(scene) -> str:
 
 
 def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
-    """Clips of generator checkpoints with what the physics check says of their caption, of a near miss of it, and of
+    """Clips of generators with what the physics check says of their caption, of a near miss of it, and of
     the things that are to be seen.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.

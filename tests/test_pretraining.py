@@ -29,7 +29,7 @@ from pretraining.judge import (
 )
 from pretraining.judge_model import qwen_processor, word_level_tokenizer
 from pretraining.optimizer import MuonAdamW
-from pretraining.tabletop import CheckpointClips, PretrainConfig, VaeConfig, pretrain
+from pretraining.tabletop import PretrainConfig, Siblings, VaeConfig, pretrain
 
 PROMPTS = Path("data/prompt_sets/tabletop.csv")
 RED, BLUE = Thing("red", "cube"), Thing("blue", "ball")
@@ -142,7 +142,9 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
             ema=0.9,
             seed=0,
         ),  # fmt: skip
-        checkpoint_clips=CheckpointClips(per_checkpoint=12, first=0.8, steps=2, guidance=(1.0, 2.0), seed=0),
+        siblings=Siblings(
+            botched=(0.0, 0.5), rendered=64, steps=2, rate=0.5, clips=12, guidance=(1.0, 2.0), solver_steps=2, seed=0
+        ),
         judge=JudgeConfig(
             rendered=24,
             steps=4,
