@@ -9,21 +9,25 @@
 Written by ClipSetWriter, which survives being killed; read by ClipSet, which trusts nothing unfinished.
 """
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from data import records
 from data.manifest import MANIFEST, StoreError, atomically, read_manifest, sha256_of, write_manifest
 from data.records import Sample, read_rows, write_rows
 from data.video import read_video, write_video
+
+if TYPE_CHECKING:  # it takes seconds to import, and most stages read clips and rows alone
+    import torch
 
 KIND = "clip_set"
 METADATA = "metadata.parquet"
@@ -125,7 +129,7 @@ class ClipSet:
     _open: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = False) -> "ClipSet":
+    def open(cls, folder: Path, verify: bool = False) -> ClipSet:
         """The clip set in `folder`. Raises StoreError naming the file that is missing, truncated or, with `verify`,
         changed in its bytes.
         """
@@ -143,6 +147,8 @@ class ClipSet:
 
     def all_latents(self) -> torch.Tensor:
         """(N, C, F, H, W) latents in the order of `samples`, read into memory: mind its size."""
+        import torch
+
         shards = range(len(self.manifest["facts"]["shards"]))
         return torch.cat([self._tensors(_shard_name(index)).get_tensor("latents") for index in shards])
 
@@ -154,6 +160,8 @@ class ClipSet:
 
     def embeddings(self, prompt_ids: Sequence[str]) -> torch.Tensor:
         """(B, L, D) prompt embeddings."""
+        import torch
+
         stored = self._tensors(EMBEDDINGS)
         unknown = sorted({f"prompt/{prompt_id}" for prompt_id in prompt_ids} - set(stored.keys()))
         if unknown:
@@ -170,18 +178,16 @@ class ClipSet:
         return self.folder / sample.file_name
 
     def frames(self, sample: Sample) -> np.ndarray:
-        """(F, H, W, 3) uint8 frames of a sample's mp4. Raises ValueError naming the file when it is corrupt."""
-        frames = read_video(self.video(sample))
-        wanted = (sample.num_frames, sample.height, sample.width, 3)
-        if frames.shape != wanted:
-            raise ValueError(f"{self.video(sample)}: frames are {frames.shape}, its row says {wanted}")
-        return frames
+        """(F, H, W, 3) uint8 frames of a sample's mp4. Raises ValueError as `read_clip` does."""
+        return read_clip(self.video(sample), sample)
 
     def fingerprint(self) -> str:
         """sha256 of the manifest, which holds that of every file."""
         return sha256_of(self.folder / MANIFEST)
 
     def _gather(self, key: str, sample_ids: Sequence[str]) -> torch.Tensor:
+        import torch
+
         unknown = [sample_id for sample_id in sample_ids if sample_id not in self._places]
         if unknown:
             raise ValueError(f"{self.folder}: no samples {', '.join(unknown)} among its {len(self.samples)}")
@@ -198,6 +204,18 @@ class ClipSet:
         if name not in self._open:
             self._open[name] = _opened(self.folder / name)
         return self._open[name]
+
+
+def read_clip(path: Path, sample: Sample) -> np.ndarray:
+    """(F, H, W, 3) uint8 frames of a sample's mp4.
+
+    Raises ValueError naming the file when it is corrupt or holds other frames than the sample's row says.
+    """
+    frames = read_video(path)
+    wanted = (sample.num_frames, sample.height, sample.width, 3)
+    if frames.shape != wanted:
+        raise ValueError(f"{path}: frames are {frames.shape}, its row says {wanted}")
+    return frames
 
 
 def _shard_name(index: int) -> str:
@@ -220,6 +238,8 @@ def _shard_layout(path: Path) -> tuple[set[int], dict[str, tuple]]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
     # No metadata entries: safetensors writes more than one in random order, and bytes must be stable.
     encoded = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with atomically(path) as partial:

@@ -10,11 +10,18 @@ from feedback.source import Source
 
 # Each module has `Options`, a frozen dataclass of what its block in params.yaml says beside `kind`, which raises
 # ValueError for a value that is wrong; `load(name, options, device) -> Source`; and, where it cannot judge everything,
-# `check_prompts(texts)`, which raises ValueError. Imported only when asked for: a VLM costs seconds.
+# `check_prompts(texts)`, which raises ValueError. `NETWORK = True` marks those that ask over the network (api.py).
+# Imported only when asked for: a VLM costs seconds.
 KINDS = {
     "qwen": "feedback.qwen",
     "physics": "feedback.physics",
+    "panel": "feedback.panel",
+    "human": "feedback.human",
+    "gemini": "feedback.gemini",
+    "gpt": "feedback.gpt",
+    "served": "feedback.served",
 }
+IN_PROCESS = ("qwen",)  # kinds that keep a model on a device
 
 
 def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:
@@ -25,6 +32,12 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
     """
     module, options = read_block(name, block)
     return module.load(name, options, device)
+
+
+def needs_device(block: Mapping[str, Any]) -> bool:
+    """Whether a source's block, or a member's, is of a kind that runs a model in this process."""
+    blocks = [block, *(block.get("members") or {}).values()]
+    return any(given.get("kind") in IN_PROCESS for given in blocks if isinstance(given, dict))
 
 
 def read_block(name: str, block: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -56,5 +69,5 @@ def _check(given: Mapping[str, Any], options: type, where: str) -> None:
         if not (isinstance(value, hints[key]) or whole_for_real):
             raise ValueError(f"{where}.{key} is {value!r}, expected {getattr(hints[key], '__name__', hints[key])}")
     for key, field in known.items():
-        if key not in given and field.default is MISSING:
+        if key not in given and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{where}.{key} is missing")

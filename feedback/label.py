@@ -1,11 +1,10 @@
 """Labels a clip set: asks a source about every clip, keeps each answer as it comes, combines them into labels."""
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,65 +14,66 @@ from data.manifest import atomically, publish, read_manifest, write_manifest
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.rubric import combine
-from feedback.source import Request, Source, verdict
+from feedback.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, votes_of
 
 logger = logging.getLogger(__name__)
 
-READERS = 2  # threads that decode the next batch while this one is judged
-UNREADABLE = "unreadable clip: "  # begins the error of verdicts on clips that no source saw
-
 
 class LabelCounts(NamedTuple):
-    """How a clip set was labelled, in clips. The unreadable ones are among the unlabelled."""
+    """How a clip set was labelled, in clips. The unreadable and failed ones are among the unlabelled."""
 
     accepted: int
     rejected: int
     unlabelled: int
     unreadable: int  # their mp4 could not be decoded, so no source saw them
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Clips that are judged and committed together."""
-
-    path: Path  # of their committed verdicts
-    samples: Sequence[Sample]
+    failed: int  # no reply could be had
 
 
 def label_clip_set(
-    clip_set: ClipSet, source: Source, work: Path, out: Path, batch_size: int, votes: int = 1
+    clip_set: ClipSet, source: Source, work: Path, out: Path, batch_size: int, votes: int = 1, max_failed: float = 0.0
 ) -> LabelCounts:
     """Judge every clip `votes` times and publish verdicts.parquet, labels.parquet and a manifest as the folder `out`.
 
-    work: resume state. Each judged batch of batch_size clips is committed there atomically; a restart judges only
+    work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only
         what is missing and ends with the same bytes. The caller deletes it on success, and gives another folder
         to another source, rubric or clip set.
-    batch_size: clips; two batches lie decoded in memory, all their frames.
-    A clip that cannot be decoded gets null verdicts with the error. Raises ValueError when no clip at all got an
-    answer, and when `work` holds verdicts of something else.
+    votes: independent askings of every clip; people answer once each, whatever it is.
+    max_failed: part of the clips of which no reply need be had. They get null verdicts, and are asked about again by
+        the next run.
+    A clip that cannot be decoded gets null verdicts with the error. Raises LabelError when more clips failed,
+    ValueError when no clip at all got an answer, when votes are asked of a source that always answers the same, and
+    when `work` holds verdicts of something else.
     """
-    if batch_size < 1 or votes < 1:
-        raise ValueError(f"batch_size {batch_size} and votes {votes} must be at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} must be at least 1")
     work.mkdir(parents=True, exist_ok=True)
-    samples = clip_set.samples
-    batches = [
-        _Batch(work / f"verdicts-{index:05d}.parquet", samples[start : start + batch_size])
-        for index, start in enumerate(range(0, len(samples), batch_size))
-    ]
-    _judge(clip_set, source, batches, votes)
-    verdicts = [v for batch in batches for v in _in_order(read_rows(batch.path, Verdict), batch, source, votes)]
-    if all(one.error is not None for one in verdicts):
-        first = verdicts[0].error if verdicts else "the clip set is empty"
-        raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")
-    by_sample = len(source.rubric.questions) * votes
-    labels = [combine(verdicts[at : at + by_sample], source.rubric) for at in range(0, len(verdicts), by_sample)]
-    counts = _count(labels, verdicts)
+    _check_votes(source, votes)
+    votes = votes_of(source, votes)
+    requests = requests_for(clip_set, votes)
+    found = _committed(work, source, clip_set.samples, votes)
+    missing = [request for request in requests if request.sample.sample_id not in found]
+    found |= _judge(source, missing, max_failed, _Commits(work, batch_size), len(found))
+    verdicts, labels, counts = _combined(source, clip_set.samples, found)
     facts = {"votes": votes, "clip_set": clip_set.fingerprint(), **counts._asdict()}
     _publish(work / "out", out, source, verdicts, labels, facts)
-    logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
-    if counts.unreadable:
-        logger.warning("%s: %d of %d clips could not be decoded", source.name, counts.unreadable, len(samples))
     return counts
+
+
+def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> LabelCounts:
+    """Judge the first clips of a set only, and keep nothing but what the source itself keeps."""
+    _check_votes(source, votes)
+    requests = requests_for(clip_set, votes_of(source, votes))[:limit]
+    found = _judge(source, requests, max_failed, None, 0)
+    return _combined(source, [one.sample for one in requests], found)[2]
+
+
+def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
+    """A request for each clip of a set, in its order."""
+    purpose, hashes = clip_set.fingerprint(), {one["path"]: one["sha256"] for one in clip_set.manifest["files"]}
+    return [
+        Request(sample, clip_set.video(sample), votes, purpose, hashes.get(sample.file_name))
+        for sample in clip_set.samples
+    ]
 
 
 def read_labels(folder: Path) -> list[Label]:
@@ -88,69 +88,132 @@ def read_verdicts(folder: Path) -> list[Verdict]:
     return read_rows(folder / "verdicts.parquet", Verdict)
 
 
-def _judge(clip_set: ClipSet, source: Source, batches: Sequence[_Batch], votes: int) -> None:
-    """Judge and commit the batches that have no committed verdicts yet."""
-    missing = [batch for batch in batches if not batch.path.exists()]
-    clips = sum(len(batch.samples) for batch in missing)
-    total = sum(len(batch.samples) for batch in batches)
-    started = time.monotonic()
-    with tqdm(total=total, initial=total - clips, unit="clip", desc=f"label by {source.name}") as progress:
-        for batch, decoded in _read_ahead(clip_set, missing):
-            verdicts = _in_order(_judge_batch(source, batch, decoded, votes), batch, source, votes)
-            with atomically(batch.path) as partial:
-                write_rows(partial, verdicts, Verdict)
-            progress.update(len(batch.samples))
-    if clips:
+def _committed(work: Path, source: Source, samples: Sequence[Sample], votes: int) -> dict[str, list[Verdict]]:
+    """The verdicts that earlier runs committed, by sample_id."""
+    known = {sample.sample_id for sample in samples}
+    found: dict[str, list[Verdict]] = {}
+    for path in sorted(work.glob("verdicts-*.parquet")):
+        of_clip: dict[str, list[Verdict]] = {}
+        for row in read_rows(path, Verdict):
+            of_clip.setdefault(row.sample_id, []).append(row)
+        if foreign := of_clip.keys() - known:
+            raise ValueError(f"{path}: verdicts on {sorted(foreign)[:3]}, which are not in the clip set")
+        found |= {sample: _in_order(rows, sample, source, votes, str(path)) for sample, rows in of_clip.items()}
+    return found
+
+
+class _Commits:
+    """Writes judged clips to resume state, a batch at a time."""
+
+    def __init__(self, work: Path, batch_size: int) -> None:
+        self.work, self.batch_size = work, batch_size
+        self._rows: list[Verdict] = []
+        self._clips, self._next = 0, len(list(work.glob("verdicts-*.parquet")))
+
+    def add(self, rows: Sequence[Verdict]) -> None:
+        self._rows, self._clips = [*self._rows, *rows], self._clips + 1
+        if self._clips == self.batch_size:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            with atomically(self.work / f"verdicts-{self._next:05d}.parquet") as partial:
+                write_rows(partial, self._rows, Verdict)
+            self._rows, self._clips, self._next = [], 0, self._next + 1
+
+
+def _judge(
+    source: Source, requests: Sequence[Request], max_failed: float, commits: _Commits | None, before: int
+) -> dict[str, list[Verdict]]:
+    """The source's verdicts on all requests by sample_id, committed on the way.
+
+    before: clips judged by earlier runs.
+    """
+    votes = {request.sample.sample_id: request.votes for request in requests}
+    found: dict[str, list[Verdict]] = {}
+    nulls, failed, started, total = 0, 0, time.monotonic(), before + len(requests)
+    with contextlib.ExitStack() as ending:
+        progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
+        if commits:
+            ending.callback(commits.flush)  # also when the source gives up half-way
+        answers = source.judge(iter(requests))
+        ending.callback(getattr(answers, "close", lambda: None))  # what is in flight ends before the caller goes on
+        for rows in answers:
+            sample = rows[0].sample_id if rows else "no clip"
+            if sample not in votes or sample in found:
+                raise ValueError(f"{source.name} answered about {sample} unasked, or twice")
+            found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
+            nulls += any(row.error is not None for row in rows)
+            if _failed(rows):
+                failed += 1
+                _stop_at(failed, max_failed, total, rows, source)
+            elif commits:  # what failed is not committed, so that the next run asks again
+                commits.add(found[sample])
+            progress.set_postfix({"null": nulls} | source.status(), refresh=False)
+            progress.update()
+    if missing := sorted(votes.keys() - found.keys()):
+        raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
+    if requests:
         seconds = time.monotonic() - started
-        logger.info("%s: %d clips in %.1f s, %.1f ms a clip", source.name, clips, seconds, 1000 * seconds / clips)
+        told = "%s: %d clips in %.1f s, %.1f ms a clip"
+        logger.info(told, source.name, len(requests), seconds, 1000 * seconds / len(requests))
+    return found
 
 
-def _read_ahead(clip_set: ClipSet, batches: Sequence[_Batch]) -> Iterator[tuple[_Batch, list[Future]]]:
-    """Each batch with its clips' frames, the next batch being decoded while the caller works on this one."""
-    with ThreadPoolExecutor(READERS) as pool:
-
-        def read(batch: _Batch) -> tuple[_Batch, list[Future]]:
-            return batch, [pool.submit(clip_set.frames, sample) for sample in batch.samples]
-
-        reading = map(read, batches)
-        current = next(reading, None)
-        while current:
-            following = next(reading, None)
-            yield current
-            current = following
-
-
-def _judge_batch(source: Source, batch: _Batch, decoded: Sequence[Future], votes: int) -> list[Verdict]:
-    """The source's verdicts on the clips that could be decoded, null verdicts on the others."""
-    requests, verdicts = [], []
-    for sample, reading in zip(batch.samples, decoded, strict=True):
-        try:
-            frames = reading.result()
-            requests += [Request(sample, frames, vote) for vote in range(votes)]
-        except (ValueError, OSError) as error:
-            told = {"error": f"{UNREADABLE}{error}"}
-            asked = [(vote, question) for vote in range(votes) for question in source.rubric.questions]
-            verdicts += [verdict(source, sample, vote, question, [], **told) for vote, question in asked]
-    return verdicts + (source.judge(requests) if requests else [])
+def _combined(
+    source: Source, samples: Sequence[Sample], found: Mapping[str, Sequence[Verdict]]
+) -> tuple[list[Verdict], list[Label], LabelCounts]:
+    """All verdicts in the order of the samples, their labels, and how many there are of each."""
+    verdicts = [verdict for sample in samples for verdict in found[sample.sample_id]]
+    if all(one.error is not None for one in verdicts):
+        first = verdicts[0].error if verdicts else "the clip set is empty"
+        raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")
+    labels = [combine(found[sample.sample_id], source.rubric) for sample in samples]
+    counts = _count(labels, verdicts)
+    logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
+    if counts.unreadable:
+        logger.warning("%s: %d of %d clips could not be decoded", source.name, counts.unreadable, len(samples))
+    if counts.failed:
+        logger.warning("%s: no reply about %d of %d clips", source.name, counts.failed, len(samples))
+    return verdicts, labels, counts
 
 
-def _in_order(verdicts: Sequence[Verdict], batch: _Batch, source: Source, votes: int) -> list[Verdict]:
-    """A batch's verdicts by clip, question and vote. Raises ValueError if they are not exactly those asked for."""
-    asked = [
-        (sample.sample_id, question.name, vote)
-        for sample in batch.samples
-        for question in source.rubric.questions
-        for vote in range(votes)
-    ]
-    found = {(one.sample_id, one.question, one.vote): one for one in verdicts}
-    if len(found) != len(verdicts) or found.keys() != set(asked):
-        raise ValueError(f"{batch.path}: {len(verdicts)} verdicts do not match the {len(asked)} asked of {source.name}")
-    known = (source.name, source.model, source.model_version, source.rubric.hash)
-    for one in verdicts:
-        if (stated := (one.source, one.model, one.model_version, one.rubric_hash)) != known:
-            raise ValueError(f"{batch.path}: {one.sample_id} was judged by {stated}, expected {known}")
-        if one.answer is None and one.score is None and not one.error:
-            raise ValueError(f"{batch.path}: {source.name} left {one.sample_id} unanswered without saying why")
+def _check_votes(source: Source, votes: int) -> None:
+    if votes < 1:
+        raise ValueError(f"votes {votes} must be at least 1")
+    if votes > 1 and source.repeatable:
+        raise ValueError(f"votes is {votes}, but {source.name} answers the same however often it is asked: 1")
+
+
+def _failed(rows: Iterable[Verdict]) -> bool:
+    return any((row.error or "").startswith(FAILED) for row in rows)
+
+
+def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict], source: Source) -> None:
+    if failed > max_failed * total:
+        error = next(row.error for row in rows if (row.error or "").startswith(FAILED))
+        raise LabelError(
+            f"{source.name}: no reply about {failed} of {total} clips, more than label.max_failed "
+            f"({max_failed:.1%}) allows; the last error: {error}. The answers so far are kept: run it again to go on"
+        )
+
+
+def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
+    """One clip's verdicts by question and vote. Raises ValueError if they are not exactly those asked for."""
+    asked = [(sample, question.name, vote) for question in source.rubric.questions for vote in range(votes)]
+    found = {(row.sample_id, row.question, row.vote): row for row in rows}
+    if len(found) != len(rows) or found.keys() != set(asked):
+        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(asked)} asked for")
+    known = (source.name, source.model, source.rubric.hash)
+    for row in rows:
+        stated = (row.source, row.model, row.rubric_hash)
+        if stated != known or source.model_version not in (None, row.model_version):
+            raise ValueError(
+                f"{where}: {sample} was judged by {stated} of version {row.model_version}, "
+                f"expected {known} of version {source.model_version}"
+            )
+        if row.answer is None and row.score is None and not row.error:
+            raise ValueError(f"{where}: {source.name} left {sample} unanswered without saying why")
     return [found[key] for key in asked]
 
 
@@ -168,16 +231,20 @@ def _publish(
         rubric=source.rubric.name,
         rubric_hash=source.rubric.hash,
         model=source.model,
-        model_version=source.model_version,
+        model_versions=sorted({verdict.model_version for verdict in verdicts}),
         **facts,
     )
     publish(folder, out)
 
 
 def _count(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> LabelCounts:
+    def clips(beginning: str) -> int:
+        return len({one.sample_id for one in verdicts if (one.error or "").startswith(beginning)})
+
     return LabelCounts(
         accepted=sum(label.label is True for label in labels),
         rejected=sum(label.label is False for label in labels),
         unlabelled=sum(label.label is None for label in labels),
-        unreadable=len({one.sample_id for one in verdicts if (one.error or "").startswith(UNREADABLE)}),
+        unreadable=clips(UNREADABLE_CLIP),
+        failed=clips(FAILED),
     )

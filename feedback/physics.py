@@ -2,14 +2,18 @@
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from data.records import Verdict
 from data.tabletop import captions, physics, scenes
 from feedback.rubric import Question, Rubric
-from feedback.source import Request, verdict
+from feedback.source import Request, decoded, verdict, without_answer
+
+AHEAD = 64  # clips that lie decoded in memory at once
 
 RUBRIC = Rubric(
     name="physics",
@@ -57,20 +61,25 @@ class PhysicsSource:
 
     rubric = RUBRIC
     model = "data.tabletop.physics"
+    repeatable = True
 
     def __init__(self, name: str) -> None:
         self.name = name
         code = "".join(inspect.getsource(module) for module in (captions, scenes, physics))
         self.model_version = hashlib.sha256(code.encode()).hexdigest()[:12]
 
-    def judge(self, requests: Sequence[Request]) -> list[Verdict]:
-        return [self._verdict(request) for request in requests]
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        for request, frames in decoded(requests, AHEAD):
+            yield without_answer(self, request, frames) if isinstance(frames, str) else [self._verdict(request, frames)]
 
-    def _verdict(self, request: Request) -> Verdict:
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    def _verdict(self, request: Request, frames: np.ndarray) -> Verdict:
         try:
-            check = physics.check(request.frames, request.sample.prompt)
+            check = physics.check(frames, request.sample.prompt)
             told: dict[str, Any] = {"answer": check.ok, "reason": check.reason}
         except ValueError as error:
             told = {"error": f"cannot be checked: {error}"}
         (question,) = self.rubric.questions
-        return verdict(self, request.sample, request.vote, question, range(len(request.frames)), **told)
+        return verdict(self, request.sample, 0, question, range(len(frames)), **told)

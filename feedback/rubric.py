@@ -4,14 +4,21 @@ A rubric is a YAML file (feedback/rubrics/). Its rule, in full, for the verdicts
 
 - A question's answer is the majority of its votes. Votes without an answer are left out and counted; a question
   without any answer, or with as many for as against, stays unanswered.
+- A question's chance is the mean over its answered votes of the probability of the wanted answer; a vote whose source
+  tells no probability counts as 1 or 0 by its answer. Without an answered vote it is unknown; votes that tie leave the
+  question unanswered but its chance known.
 - `rule: all`: the label is true when every required question got its wanted answer, false when all are answered and
-  one is not as wanted, null when a required question is unanswered.
-- p_accept is the product over the required questions of the mean over answered votes of the probability of the
-  wanted answer; a vote whose source tells no probability counts as 1 or 0 by its answer. It is null when a required
-  question has no answered vote; votes that tie leave the label null but p_accept known.
+  one is not as wanted, null when a required question is unanswered. p_accept is the product of the required questions'
+  chances, null when one is unknown.
+- `rule: majority`: the label is true when more than half of the answered required questions got their wanted answer,
+  false when more than half did not, null when it is as many as not, or when fewer than half of the required questions
+  are answered. p_accept is the mean of the known chances, null when fewer than half of them are known. It grades how
+  far the answers agree, so it may lie on the other side of 0.5 than the label: two just in favour, one dead against.
+- `rule: mean`: p_accept as under majority; the label is p_accept > 0.5, null where p_accept is null or exactly 0.5.
 - score is the mean of the scores that were measured.
 
-Questions that are not required are asked and recorded, and change nothing.
+Questions that are not required are asked and recorded, and change nothing. What is unanswered is left out of counts
+and means; it is never a 0 and never half a tie. The order in which the verdicts come changes nothing.
 """
 
 import hashlib
@@ -22,12 +29,13 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import yaml
 
 from data.records import Label, Verdict
 
-RULES = ("all",)
+RULES = ("all", "majority", "mean")
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Rubric:
 
     name: str
     frames: int | None  # how many frames are shown, evenly spaced; null: all of them
-    rule: str  # all
+    rule: str  # all | majority | mean
     instructions: str
     questions: tuple[Question, ...]
 
@@ -90,33 +98,52 @@ def combine(verdicts: Sequence[Verdict], rubric: Rubric) -> Label:
     if len({(verdict.sample_id, verdict.source) for verdict in verdicts}) != 1:
         raise ValueError("a label combines the verdicts of one source on one clip")
     required = [question for question in rubric.questions if question.required]
-    ballots = {q.name: [verdict for verdict in verdicts if verdict.question == q.name] for q in required}
+    in_order = sorted(verdicts, key=lambda verdict: verdict.vote)
+    ballots = {q.name: [verdict for verdict in in_order if verdict.question == q.name] for q in required}
     if empty := [name for name, ballot in ballots.items() if not ballot]:
         raise ValueError(f"{verdicts[0].sample_id}: no verdict on the required questions {empty}")
     votes = {verdict.vote for verdict in verdicts}
     null_votes = {v.vote for ballot in ballots.values() for v in ballot if v.answer is None}
     met = [_met(question, ballots[question.name]) for question in required]
-    chances = [_chance(question, ballots[question.name]) for question in required]
-    known = [chance for chance in chances if chance is not None]
+    label, p_accept = _outcome(rubric.rule, met, [_chance(question, ballots[question.name]) for question in required])
     scores = [verdict.score for verdict in verdicts if verdict.score is not None]
-    label = None if None in met else all(met)
     return Label(
         sample_id=verdicts[0].sample_id,
         source=verdicts[0].source,
         label=label,
-        p_accept=prod(known) if len(known) == len(required) else None,
+        p_accept=p_accept,
         score=fmean(scores) if scores else None,
         votes=len(votes),
         nulls=len(null_votes),
-        reason=_why_unlabelled(ballots) if label is None else _words(required, ballots, label),
+        reason=_why_unlabelled(rubric.rule, met, ballots) if label is None else _words(required, ballots, label),
     )
+
+
+class _Outcome(NamedTuple):
+    label: bool | None
+    p_accept: float | None
+
+
+def _outcome(rule: str, met: Sequence[bool | None], chances: Sequence[float | None]) -> _Outcome:
+    """What a rule makes of the required questions: which were answered as wanted, and how probable that was."""
+    known = [chance for chance in chances if chance is not None]
+    if rule == "all":
+        return _Outcome(None if None in met else all(met), prod(known) if len(known) == len(chances) else None)
+    p_accept = fmean(known) if 2 * len(known) >= len(chances) else None
+    if rule == "mean":
+        return _Outcome(None if p_accept in (None, 0.5) else p_accept > 0.5, p_accept)
+    answers = [answer for answer in met if answer is not None]
+    return _Outcome(_majority(answers) if 2 * len(answers) >= len(met) else None, p_accept)
+
+
+def _majority(answers: Sequence[bool]) -> bool | None:
+    margin = 2 * sum(answers) - len(answers)
+    return margin > 0 if margin else None
 
 
 def _met(question: Question, ballot: Sequence[Verdict]) -> bool | None:
     """Whether the majority of a question's answered votes is as wanted; null without answers and when they tie."""
-    answers = [verdict.answer == question.wanted for verdict in ballot if verdict.answer is not None]
-    margin = 2 * sum(answers) - len(answers)
-    return margin > 0 if margin else None
+    return _majority([verdict.answer == question.wanted for verdict in ballot if verdict.answer is not None])
 
 
 def _chance(question: Question, ballot: Sequence[Verdict]) -> float | None:
@@ -125,14 +152,18 @@ def _chance(question: Question, ballot: Sequence[Verdict]) -> float | None:
     return fmean(p if question.wanted else 1 - p for p in told) if told else None
 
 
-def _why_unlabelled(ballots: Mapping[str, Sequence[Verdict]]) -> str:
-    for name, ballot in ballots.items():
-        answers = [verdict.answer for verdict in ballot if verdict.answer is not None]
-        if not answers:
-            return f"{name}: no answer ({_joined(verdict.error for verdict in ballot)})"
-        if 2 * sum(answers) == len(answers):
-            return f"{name}: {len(answers)} votes tied"
-    raise AssertionError("every required question is answered")
+def _why_unlabelled(rule: str, met: Sequence[bool | None], ballots: Mapping[str, Sequence[Verdict]]) -> str:
+    """How the answers stand, unless one that is missing says it all, and what is missing."""
+    tally = f"{met.count(True)} for and {met.count(False)} against, of {len(met)} required questions"
+    return _joined([None if rule == "all" else tally, *(_gap(name, ballot) for name, ballot in ballots.items())])
+
+
+def _gap(name: str, ballot: Sequence[Verdict]) -> str | None:
+    """Why a question is unanswered; null if it is answered."""
+    answers = [verdict.answer for verdict in ballot if verdict.answer is not None]
+    if not answers:
+        return f"{name}: no answer ({_joined(verdict.error for verdict in ballot)})"
+    return f"{name}: {len(answers)} votes tied" if _majority(answers) is None else None
 
 
 def _words(required: Sequence[Question], ballots: Mapping[str, Sequence[Verdict]], label: bool) -> str | None:
@@ -163,7 +194,7 @@ def _wrong_keys(block: object, cls: type) -> str | None:
 def _problem(rubric: Rubric) -> str | None:
     """What is wrong with a rubric's values, with the key first; null if nothing is."""
     names = [question.name for question in rubric.questions]
-    if rubric.frames is not None and (not isinstance(rubric.frames, int) or rubric.frames < 1):
+    if rubric.frames is not None and (type(rubric.frames) is not int or rubric.frames < 1):
         return f"frames is {rubric.frames!r}, expected a whole number of frames, at least 1, or null for all"
     if rubric.rule not in RULES:
         return f"rule is {rubric.rule!r}, known are {list(RULES)}"

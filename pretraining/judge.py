@@ -27,8 +27,8 @@ from data.tabletop.physics import check, find_blobs, shape_of
 from data.tabletop.render import render
 from data.tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
 from data.video import sample_frames
-from feedback.qwen import build_inputs, sampled_fps
 from feedback.rubric import Rubric, load_rubric
+from feedback.vlm import build_inputs, sampled_fps
 from pretraining.judge_model import qwen_processor, tiny_qwen_config, word_level_tokenizer
 from pretraining.optimizer import Ema, MuonAdamW
 

@@ -48,8 +48,15 @@ def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
     """Every source's block, and whether those that this run asks can judge these prompts."""
     asked = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
     for name, given in params["feedback"]["sources"].items():
-        module, options = read_block(name, given)
-        if hasattr(options, "rubric"):
-            load_rubric(Path(options.rubric))
-        if name in asked and hasattr(module, "check_prompts"):
-            module.check_prompts(prompts)
+        _check_source(name, given, prompts if name in asked else None)
+
+
+def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
+    """A source's block and, of a panel, its members'. prompts: what it is to judge; null where it is not asked."""
+    module, options = read_block(name, given)
+    if hasattr(options, "rubric"):
+        load_rubric(Path(options.rubric))
+    if prompts is not None and hasattr(module, "check_prompts"):
+        module.check_prompts(prompts)
+    for member, inner in getattr(options, "members", {}).items():
+        _check_source(f"{name}.members.{member}", inner, prompts)

@@ -32,7 +32,8 @@ def stage_command(function: Callable[..., None]) -> click.Command:
     def run(**options: Any) -> None:
         level = os.environ.get("LOG_LEVEL", "INFO").upper()
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=level)
-        logging.getLogger("httpx").setLevel("WARNING")
+        for chatty in ("httpx", "httpx2", "google_genai", "openai"):  # a line a request, and more
+            logging.getLogger(chatty).setLevel("WARNING")
         try:
             function(**options)
         except (*TOLD, OSError) as error:

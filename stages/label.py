@@ -1,11 +1,11 @@
-"""Stages `label`, `label-compare` and `eval-label`: ask a source about every clip of a set."""
+"""Stages `label`, `label-compare` and `eval-label`: ask a source about a clip set, or say what that would cost."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from stages.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from stages.command import PATH, device_option, stage_command, write_metrics
 from stages.params import block, section
 from stages.state import stage_state
 
@@ -16,27 +16,55 @@ class LabelConfig:
 
     batch_size: int  # clips read, judged and committed together
     votes: int  # independent askings of every clip
+    max_failed: float  # part of the clips of which no reply need be had
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"max_failed is {self.max_failed}, expected a part between 0 and 1")
 
 
 @stage_command
-@click.option("--set", "clips", type=PATH, required=True, help="Folder of the clip set.")
+@click.option("--set", "clips", type=PATH, help="Folder of the clip set.")
 @click.option("--source", "name", required=True, help="A name in feedback.sources.")
-@out_option
-@metrics_option
+@click.option("--out", type=PATH, help="Folder to write.")
+@click.option("--metrics", type=PATH, help="JSON file for `dvc metrics`.")
+@click.option("--limit", type=click.IntRange(1), help="Ask about the first N clips only, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take and cost, and ask nothing.")
+@click.option("--assume", metavar="WxHxF@FPS", help="With --dry-run: clips of this shape, in place of a set.")
+@click.option("--count", type=click.IntRange(1), default=1, help="With --assume: how many clips.")
 @device_option
-def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
+def main(
+    clips: Path | None, name: str, out: Path | None, metrics: Path | None, limit: int | None,
+    dry_run: bool, assume: str | None, count: int, device: str,
+) -> None:  # fmt: skip
     """Label a clip set: verdicts with the source's own words, and what they amount to."""
-    from data.store import ClipSet
-    from feedback import make_source
-    from feedback.label import label_clip_set
-    from rl.devices import pick_device
-
     config, source_block = section("label", LabelConfig), block(f"feedback.sources.{name}")
-    inputs = [clips, *(Path(source_block[key]) for key in ("path", "rubric") if key in source_block)]
+    if dry_run:
+        from stages.forecast import told
+
+        click.echo(told(clips, assume, count, name, source_block, config.votes))
+        return
+    if not clips or assume or not (limit or (out and metrics)):
+        raise click.UsageError("wanted are --set, --out and --metrics; or --set and --limit; or --dry-run")
+    from data.store import ClipSet
+    from feedback import make_source, needs_device
+    from feedback.label import label_clip_set, look_at
+
+    if needs_device(source_block):
+        from rl.devices import pick_device  # and torch with it, which takes seconds
+
+        device = str(pick_device(device))
+    if limit:
+        source = make_source(name, source_block, device)
+        look_at(ClipSet.open(clips), source, limit, config.votes, config.max_failed)
+        return
+    assert out and metrics
+    blocks = [source_block, *source_block.get("members", {}).values()]  # of a panel, its members' too
+    inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
     with stage_state("label", out, (name, config, source_block), inputs) as work:
-        source = make_source(name, source_block, str(pick_device(device)))
+        source = make_source(name, source_block, device)
         clip_set = ClipSet.open(clips)
-        counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes)
+        counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
     write_metrics(metrics, {"samples": len(clip_set.samples), **counts._asdict()})
 
 

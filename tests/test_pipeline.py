@@ -14,14 +14,14 @@ import yaml
 from dvc.repo import Repo
 
 from stages.check import check_params
-from stages.params import ParamsError
+from stages.params import ParamsError, load_params
 from stages.preset import PRESETS, overlay
 
 ROOT = Path(__file__).parent.parent
 PARAMS = set(yaml.safe_load((ROOT / "params.yaml").read_text()))  # sections
 PACKAGES = ("data", "evaluation", "feedback", "generators", "pretraining", "report", "rl", "stages")
-PEOPLES = {"preset", "show"}  # commands that are for people and no stages
-PLUMBING = {"check", "command", "graph", "params", "state"}  # decide whether and how a stage runs, never what it writes
+PEOPLES = {"preset", "rate", "show"}  # commands that are for people and no stages
+PLUMBING = {"check", "command", "forecast", "graph", "params", "state"}  # never decide what a stage writes
 
 
 def definitions() -> dict[str, dict]:
@@ -149,6 +149,16 @@ def test_asking_for_help_imports_nothing_heavy():
     asked = "; ".join(f"import stages.{name}" for name in sorted(commands()))
     heavy = "{'torch', 'diffusers', 'transformers', 'datasets', 'pyarrow', 'matplotlib', 'dvc'}"
     checked = f"{asked}; import sys; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", checked], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("kind", ["physics", "gpt", "gemini", "served", "human"])
+def test_a_source_without_a_model_of_its_own_labels_without_torch(kind):
+    checked = f"""
+import sys, importlib, data.store, feedback.label, feedback
+importlib.import_module(feedback.KINDS[{kind!r}])
+assert not {{'torch', 'transformers', 'openai', 'google.genai'}} & sys.modules.keys(), sys.modules.keys()
+"""
     subprocess.run([sys.executable, "-c", checked], check=True, cwd=ROOT)
 
 
@@ -334,6 +344,17 @@ def test_editing_another_source_runs_nothing(swapping):
     assert swapping("judge", physics={"kind": "physics", "threshold": 1}) == set()
 
 
+def test_a_panel_labels_again_when_a_members_own_block_is_edited(swapping):
+    judge, physics = {"kind": "qwen"}, {"kind": "physics"}
+    panel = {"kind": "panel", "rule": "all", "members": {"judge": judge, "physics": physics}}
+    assert "*id" in yaml.safe_dump([judge, panel])  # one block in two places is written as an anchor and an alias
+
+    swapping("panel", judge=judge, physics=physics, panel=panel)
+    assert swapping("panel") == set()
+    physics["threshold"] = 2
+    assert swapping("panel") == {"base@", "label@r1", "label@r2"}  # to the same labels, the stand-ins being blind to it
+
+
 # The check of all params
 
 
@@ -386,6 +407,60 @@ def test_a_wrong_value_is_told_before_anything_is_made(key, project):
         check_params()
 
     assert told in str(getattr(error.value, "message", error.value))
+
+
+def with_panel(**changes) -> dict:
+    """Our params with a panel of both sources, which is what is asked."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    sources = params["feedback"]["sources"]
+    members = {"judge": dict(sources["judge"]), "physics": sources["physics"]}
+    sources["panel"] = {"kind": "panel", "rule": "majority", "members": members} | changes
+    params["feedback"]["source"] = "panel"
+    return params
+
+
+def test_the_shipped_panel_holds_its_members_whole_blocks(project):
+    project(None)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+
+    check_params()
+
+    sources = load_params()["feedback"]["sources"]
+    assert sources["panel"]["members"] == {name: sources[name] for name in ("judge", "physics")}
+
+
+PANEL = "feedback.sources.panel"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda p: p.update(rule="most"), f"{PANEL}.rule is 'most', known are"),
+        (lambda p: p["members"]["judge"].update(kind="gemni"), f"{PANEL}.members.judge.kind is 'gemni'"),
+        (lambda p: p["members"]["judge"].update(dtype="int4"), f"{PANEL}.members.judge.dtype is 'int4'"),
+        (lambda p: p["members"]["judge"].update(rubric="none.yaml"), "none.yaml: not a readable rubric"),
+        (lambda p: p["members"].update(inner=dict(p)), f"{PANEL}.members.inner.kind is 'panel'; a panel's members are"),
+    ],
+)
+def test_a_panels_members_are_checked_as_other_sources_are(change, told, project):
+    params = with_panel()
+    change(params["feedback"]["sources"]["panel"])
+    project(params)
+
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_params()
+
+
+def test_what_a_panels_members_cannot_judge_is_told_if_it_is_asked(project):
+    params = with_panel() | {"prompts": {"path": "data/prompt_sets/furuta.csv"}}
+    params["evaluate"]["judges"] = ["judge"]
+    project(params)
+    with pytest.raises(ValueError, match="physics knows the tabletop world alone"):
+        check_params()
+
+    params["feedback"]["source"] = "judge"
+    project(params)
+    check_params()
 
 
 def test_full_fine_tuning_in_bfloat16_is_told_before_anything_is_made(project):

@@ -12,7 +12,7 @@ from data.tabletop.captions import Claim, Thing, caption
 from data.tabletop.render import render
 from data.tabletop.scenes import FRAMES, SIZE, make_scene
 from data.video import sample_frames
-from feedback.qwen import build_inputs
+from feedback.vlm import build_inputs
 from pretraining.denoiser import DenoiserConfig
 from pretraining.judge import (
     FRAMES_SEEN,

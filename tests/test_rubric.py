@@ -1,10 +1,12 @@
+import itertools
+import random
 from pathlib import Path
 
 import pytest
 import yaml
 
 from data.records import Verdict
-from feedback.rubric import Question, Rubric, combine, load_rubric
+from feedback.rubric import RULES, Question, Rubric, combine, load_rubric
 
 RUBRICS = sorted(Path("feedback/rubrics").glob("*.yaml"))
 
@@ -13,8 +15,8 @@ def question(name: str = "accept", wanted: bool = True, required: bool = True) -
     return Question(name, "Accept or Reject", "Accept", "Reject", wanted, required)
 
 
-def rubric(*questions: Question) -> Rubric:
-    return Rubric("test", 8, "all", "judge {prompt}", questions or (question(),))
+def rubric(*questions: Question, rule: str = "all") -> Rubric:
+    return Rubric("test", 8, rule, "judge {prompt}", questions or (question(),))
 
 
 def said(answer: bool | None, p_yes: float | None = None, vote: int = 0, name: str = "accept", **told) -> Verdict:
@@ -81,6 +83,116 @@ def test_a_question_that_is_not_required_changes_nothing():
     assert (label.label, label.p_accept, label.nulls) == (True, 0.8, 0)
 
 
+def three(rule: str) -> Rubric:
+    """Done is wanted, glitch and blur are not."""
+    return rubric(question("done"), question("glitch", wanted=False), question("blur", wanted=False), rule=rule)
+
+
+def answers(done: float | None, glitch: float | None, blur: float | None) -> list[Verdict]:
+    """A vote on each question by the probability of yes."""
+    given = {"done": done, "glitch": glitch, "blur": blur}
+    return [said(None if p is None else p > 0.5, p, name=name) for name, p in given.items()]
+
+
+@pytest.mark.parametrize(
+    ("given", "label", "p_accept"),
+    [
+        # Chances of the wanted answers: 0.9, 1 - 0.2 and 1 - 0.9; two of three as wanted; mean (0.9 + 0.8 + 0.1) / 3.
+        (answers(0.9, 0.2, 0.9), True, 0.6),
+        # 0.3, 0.2 and 0.7: one of three; mean 1.2 / 3.
+        (answers(0.3, 0.8, 0.3), False, 0.4),
+        # 0.6, 0.6 and 0: two of three say yes, though the mean is 0.4.
+        (answers(0.6, 0.4, 1.0), True, 0.4),
+        # 0.9 and 0.8, of two that answered.
+        (answers(0.9, 0.2, None), True, 0.85),
+        # 0.9 and 0.3: one for, one against.
+        (answers(0.9, 0.7, None), None, 0.6),
+        # One of three is fewer than half.
+        (answers(0.9, None, None), None, None),
+        (answers(None, None, None), None, None),
+    ],
+)
+def test_majority_is_what_more_than_half_of_the_answered_questions_say(given, label, p_accept):
+    found = combine(given, three("majority"))
+    assert (found.label, found.p_accept) == (label, p_accept if p_accept is None else pytest.approx(p_accept))
+
+
+@pytest.mark.parametrize(
+    ("given", "label", "p_accept"),
+    [
+        (answers(0.9, 0.2, 0.9), True, 0.6),  # as above
+        (answers(0.6, 0.4, 1.0), False, 0.4),  # two of three as wanted, and rejected all the same
+        (answers(0.9, 0.7, None), True, 0.6),
+        (answers(0.75, 0.75, None), None, 0.5),  # 0.75 and 1 - 0.75
+        (answers(0.9, None, None), None, None),
+    ],
+)
+def test_mean_is_whether_the_mean_probability_of_the_wanted_answers_is_above_a_half(given, label, p_accept):
+    found = combine(given, three("mean"))
+    assert (found.label, found.p_accept) == (label, p_accept if p_accept is None else pytest.approx(p_accept))
+
+
+@pytest.mark.parametrize("rule", ["majority", "mean"])
+def test_half_of_the_questions_answered_is_enough_and_a_null_is_no_vote_against(rule):
+    found = combine(
+        [said(True, 0.9, name="done"), said(None, name="sharp")], rubric(question("done"), question("sharp"), rule=rule)
+    )
+    assert (found.label, found.p_accept, found.nulls) == (True, 0.9, 1)
+
+
+@pytest.mark.parametrize("rule", ["majority", "mean"])
+def test_a_question_whose_votes_tie_has_a_chance_but_no_answer(rule):
+    # done: one yes at 0.9, one no at 0.3, so chance 0.6 and no answer; sharp: chance 0.2. Mean 0.4.
+    given = [
+        said(True, 0.9, name="done"),
+        said(False, 0.3, vote=1, name="done"),
+        *(said(False, 0.2, vote=v, name="sharp") for v in (0, 1)),
+    ]
+    found = combine(given, rubric(question("done"), question("sharp"), rule=rule))
+    assert (found.label, found.p_accept) == (False, pytest.approx(0.4))
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "told"),
+    [
+        (
+            "majority",
+            answers(0.9, 0.7, None),
+            "1 for and 1 against, of 3 required questions; blur: no answer (refused)",
+        ),
+        (
+            "majority",
+            answers(0.9, None, None),
+            "1 for and 0 against, of 3 required questions; glitch: no answer (refused)",
+        ),
+        ("mean", answers(0.75, 0.75, None), "1 for and 1 against, of 3 required questions; blur: no answer (refused)"),
+        ("all", answers(0.9, 0.2, None), "blur: no answer (refused)"),
+    ],
+)
+def test_a_missing_label_says_how_the_answers_stand_and_which_are_missing(rule, given, told):
+    assert combine(given, three(rule)).reason.startswith(told)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_order_of_verdicts_changes_nothing(rule):
+    rng = random.Random(0)
+    for _ in range(50):
+        rows = []
+        for name, vote in itertools.product(("done", "glitch", "blur"), range(3)):
+            answer = rng.choice((True, False, None))
+            p_yes = None if answer is None else rng.random()
+            rows.append(said(answer, p_yes, vote, name, reason=f"{name} {vote}", score=rng.random()))
+        label = combine(rows, three(rule))
+        assert combine(rng.sample(rows, len(rows)), three(rule)) == label
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_with_one_question_and_one_vote_all_rules_say_the_same(rule):
+    for answer, p_yes in ((True, 0.8), (False, 0.1), (None, None)):
+        label = combine([said(answer, p_yes)], rubric(rule=rule))
+        assert (label.label, label.p_accept) == (answer, p_yes)
+
+
 def test_scores_are_averaged_over_votes():
     assert combine([said(True, score=1.0), said(True, score=2.0, vote=1)], rubric()).score == 1.5
 
@@ -93,13 +205,32 @@ def test_a_missing_verdict_is_an_error_and_not_a_null():
 @pytest.mark.parametrize("path", RUBRICS, ids=lambda path: path.stem)
 def test_the_shipped_rubrics_load_and_send_the_prompt(path):
     sheet = load_rubric(path)
-    assert sheet.frames == 8
-    assert "pushing a {cup}" in sheet.text(sheet.questions[0], "pushing a {cup}")
+    assert sheet.frames in (8, None)  # null: people see the whole clip
+    assert all("pushing a {cup}" in sheet.text(one, "pushing a {cup}") for one in sheet.questions)
+
+
+def test_aspects_wants_alignment_and_no_defect():
+    sheet = load_rubric(Path("feedback/rubrics/aspects.yaml"))
+    wanted = {(one.name.split("_")[0], one.wanted) for one in sheet.questions}
+    assert wanted == {("alignment", True), ("physics", False), ("quality", False)}
+    assert {one.name.split("_")[0] for one in sheet.questions if one.required} == {"alignment", "physics", "quality"}
+    assert {(one.affirmative, one.negative) for one in sheet.questions} == {("Yes", "No")}
+
+
+def test_review_asks_for_one_word_about_four_points():
+    sheet = load_rubric(Path("feedback/rubrics/review.yaml"))
+    (only,) = sheet.questions
+    text = sheet.text(only, "pushing a cup")
+    assert (only.affirmative, only.negative, only.wanted) == ("Accept", "Reject", True)
+    assert all(
+        word in text for word in ("eight", "Coherence:", "Physics:", "Completion:", "Inconsistencies:", "single word")
+    )
 
 
 def test_the_hash_is_of_what_is_sent_and_not_of_how_answers_combine():
     sent = rubric(question())
     assert rubric(question(wanted=False)).hash == sent.hash
+    assert rubric(question(), rule="mean").hash == sent.hash
     assert Rubric("renamed", 8, "all", "judge {prompt}", (question(),)).hash == sent.hash
     assert Rubric("test", 4, "all", "judge {prompt}", (question(),)).hash != sent.hash
     assert Rubric("test", 8, "all", "Judge {prompt}", (question(),)).hash != sent.hash
@@ -118,7 +249,9 @@ def edited(tmp_path: Path, **changes) -> Path:
         ({"temperature": 1}, "temperature is not a key"),
         ({"rule": "leave out"}, "rule is missing"),
         ({"rule": "most"}, "rule is 'most'"),
+        ({"rule": ["all"]}, r"rule is \['all'\]"),
         ({"frames": "8"}, "frames is '8'"),
+        ({"frames": True}, "frames is True"),
         ({"questions": []}, "questions is"),
         ({"questions": [{"name": "accept"}]}, r"questions\[0\].affirmative is missing"),
         ({"instructions": "judge the video"}, r"questions\[0\].ask: neither"),
@@ -127,3 +260,21 @@ def edited(tmp_path: Path, **changes) -> Path:
 def test_a_wrong_key_is_named_with_its_file(tmp_path, changes, told):
     with pytest.raises(ValueError, match=f"mine.yaml: {told}"):
         load_rubric(edited(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", r"questions\[0\].wanted is missing"),
+        ("wanted:", r"questions\[0\].wanted is None, expected yes or no"),
+        ("wanted: 'yes'", r"questions\[0\].wanted is 'yes', expected yes or no"),
+        ("wanted: Accept", r"questions\[0\].wanted is 'Accept', expected yes or no"),
+    ],
+)
+def test_no_question_goes_without_a_wanted_answer(tmp_path, line, told):
+    text = Path("feedback/rubrics/tabletop.yaml").read_text()
+    assert "wanted: yes" in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("wanted: yes", line))
+    with pytest.raises(ValueError, match=f"mine.yaml: {told}"):
+        load_rubric(path)

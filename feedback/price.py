@@ -1,0 +1,78 @@
+"""What tokens cost, and what labelling will cost before it is begun."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import date
+from typing import Any, NamedTuple
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens, as a provider's page told on a date."""
+
+    input: float
+    output: float
+    cached_input: float  # input that the provider had seen moments before
+    batch: float  # part of the price that its batch endpoint takes: 0.5 is half
+    as_of: str  # when it was looked up, as 2026-11-21
+
+    def of(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, batch: bool = False) -> float:
+        """US dollars. cached_tokens are among the input tokens."""
+        fresh = input_tokens - cached_tokens
+        dollars = fresh * self.input + cached_tokens * self.cached_input + output_tokens * self.output
+        return dollars / MILLION * (self.batch if batch else 1.0)
+
+
+def read_price(block: Mapping[str, Any] | None) -> Price | None:
+    """A `price` block of params.yaml; null is an unknown price. Raises ValueError naming the key that is wrong."""
+    if block is None:
+        return None
+    names = [field.name for field in fields(Price)]
+    if unknown := block.keys() - set(names):
+        raise ValueError(f"price.{sorted(unknown)[0]} is unknown; known keys are {names}")
+    values: dict[str, Any] = {}
+    for name in names:
+        value = block.get(name)
+        if name == "as_of":
+            try:
+                values[name] = date.fromisoformat(str(value)).isoformat()
+            except ValueError as error:
+                raise ValueError(f"price.as_of is {value!r}, expected a date such as 2026-11-21") from error
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"price.{name} is {value!r}, expected US dollars per million tokens (batch: a part of 1)")
+        else:
+            values[name] = float(value)
+    return Price(**values)
+
+
+def text_tokens(sent: Any) -> int:
+    """About how many tokens the text in a request takes: a quarter of its characters, as providers say of English."""
+    return math.ceil(len(json.dumps(sent, ensure_ascii=False)) / 4)
+
+
+class Estimate(NamedTuple):
+    """What labelling some clips would take."""
+
+    clips: int
+    calls: int  # in all
+    answered: int  # of the calls, how many the ledger can answer
+    input_tokens: int  # of the calls that are left
+    output_tokens: int  # likewise, as the source's output_tokens says
+    dollars: float | None  # of the calls that are left; null where the price is unknown
+    minutes: float | None  # that the given rate limits need at least; null where there are none
+    batch: bool = False  # whether the dollars are those of the provider's batch endpoint
+
+    def line(self, name: str, model: str, price: Price | None) -> str:
+        """For people."""
+        dollars = f"${self.dollars:,.2f}" if self.dollars is not None else "an unknown price"
+        dated = f" ({'batch prices' if self.batch else 'prices'} of {price.as_of})" if price else ""
+        time = f", at least {self.minutes:,.0f} min at the given rate" if self.minutes else ""
+        return (
+            f"{name} ({model}): {self.clips:,} clips, {self.calls:,} calls, {self.answered:,} answered before; "
+            f"to send: {self.input_tokens / MILLION:,.2f} M tokens in, {self.output_tokens / MILLION:,.2f} M out, "
+            f"{dollars}{dated}{time}"
+        )
