@@ -204,7 +204,7 @@ class Run:
         self.opened = False
         self.purpose: str | None = None
         self.dollars = self.reserved = 0.0  # of this purpose: spent, or possibly so; and in flight
-        self.counts = {"answered before": 0, "asked": 0, "retried": 0, "sent again": 0}
+        self.counts = {"answered before": 0, "asked": 0, "retried": 0}
 
     def verdicts(self, runner: asyncio.Runner, requests: Iterator[Request]) -> Iterator[list[Verdict]]:
         """All verdicts on one clip at a time, as its calls are answered."""
@@ -366,7 +366,6 @@ class Run:
         if fault.lost:
             self.ledger.lost(begun)
             self.dollars += expected
-            self.counts["sent again"] += 1
         else:
             self.ledger.refused(begun)
         if fault.remedy is Remedy.STOP:
@@ -410,13 +409,14 @@ class Run:
             self.status |= {"$": f"{self.dollars:.2f}"}
 
     def _log(self) -> None:
-        spent = self.ledger.spent(self.purpose or "")
+        purpose = self.purpose or ""
+        spent, resent = self.ledger.spent(purpose), self.ledger.resent(purpose)
         unpriced = f", {spent.unpriced} calls of unknown price" if spent.unpriced else ""
         logger.info(
             "%s: %d calls were answered before, %d sent now, %d of them retries; this clip set has cost $%.4f%s, and "
-            "up to $%.4f for %d calls that may have been billed without an answer",
+            "up to $%.4f for %d calls that may have been billed without an answer, of which %d were sent again",
             self.source.name, self.counts["answered before"], self.counts["asked"], self.counts["retried"],
-            spent.dollars, unpriced, spent.possibly, spent.lost,
+            spent.dollars, unpriced, spent.possibly, spent.lost, resent,
         )  # fmt: skip
 
 

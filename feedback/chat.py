@@ -115,6 +115,8 @@ class Chat:
             return Fault(Remedy.RETRY, told, wait, lost=True)
         if status == 409 or status >= 500:
             return Fault(Remedy.REST if wait is not None else Remedy.RETRY, told, wait)
+        if not isinstance(error.body, dict):
+            return Fault(Remedy.RETRY, told, wait)  # cut short on the way, or of some proxy: it may be a refusal or not
         if code in FILTERED:
             return Fault(Remedy.ANSWER, told, body=self._clean(json.dumps({"error": error.body})))
         return Fault(Remedy.FAIL, told)

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library reads it
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,3 +73,8 @@ def _word_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
     )
+
+
+def hear_ctrl_c() -> None:
+    """For a child that is to be interrupted: a shell's background job, as this run may be, hands on that it is deaf."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -36,6 +36,7 @@ from feedback.ledger import Ledger
 from feedback.pace import Pace, jitter, retry_after
 from feedback.price import Price
 from feedback.source import FAILED, REFUSED, UNREADABLE_ANSWER, UNREADABLE_CLIP, LabelError, Request
+from tests.conftest import hear_ctrl_c
 from tests.faulty_provider import BILLED, NULL, ODD, TRANSPORT, Server, meant, odd_of, reply, serving
 
 ROOT = Path(__file__).parents[1]
@@ -839,7 +840,9 @@ def run_stage(home: Path, source: str, ledger: Path, **environment: str) -> subp
     ]  # fmt: skip
     first = {"PYTHONPATH": str(ROOT), "FEEDBACK_LEDGER": str(ledger), "OMP_NUM_THREADS": "1"} | environment
     with (home / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=home, env=os.environ | first, stdout=log, stderr=log)
+        return subprocess.Popen(
+            command, cwd=home, env=os.environ | first, stdout=log, stderr=log, preexec_fn=hear_ctrl_c
+        )
 
 
 @pytest.fixture
@@ -876,8 +879,6 @@ def truth(base: str) -> list[dict[str, Any]]:
         pytest.param("served", 20, 300, marks=pytest.mark.slow),
         pytest.param("gemini", 20, 300, marks=pytest.mark.slow),
         ("gpt", 2, 48),
-        ("served", 1, 48),
-        ("gemini", 1, 48),
     ],
 )
 def test_a_stage_that_is_killed_again_and_again_ends_with_what_the_server_meant_and_pays_for_nothing_twice(

@@ -35,6 +35,7 @@ from feedback.rubric import Question, Rubric, load_rubric
 from feedback.source import LabelError
 from stages.rate import main
 from tests.browser import browser, needs_chromium
+from tests.conftest import hear_ctrl_c
 
 ROOT = Path(__file__).parents[1]
 RUBRIC = ROOT / "feedback" / "rubrics" / "people.yaml"
@@ -293,6 +294,7 @@ def command(folder: Path, clips: ClipSet) -> Iterator[tuple[subprocess.Popen, Vi
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     try:
         url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())

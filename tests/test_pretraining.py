@@ -116,7 +116,6 @@ def test_muon_moves_a_convolution_through_its_flat_view():
     assert values.min() > 0.5 * values.max()  # Muon's mark: an orthogonal step, all singular values alike
 
 
-@pytest.mark.slow
 def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     from feedback import make_source
     from generators import load_generator
