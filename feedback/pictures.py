@@ -13,7 +13,7 @@ FORMATS = ("png", "jpeg")
 def data_urls(frames: np.ndarray, indices: Sequence[int], picture: str) -> list[str]:
     """The frames at these indices as data URLs. frames: uint8 (F, H, W, 3).
 
-    picture: png loses nothing; jpeg is at quality 95 with full colour resolution, about a sixth of the bytes.
+    picture: png loses nothing; jpeg is at quality 95 with full colour resolution.
     """
     return [f"data:image/{picture};base64,{base64.b64encode(_encoded(frames[i], picture)).decode()}" for i in indices]
 
