@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class EvaluationSet:
     folder: Path  # of the clip set
     samples: tuple[Sample, ...]
     labels: dict[str, tuple[Label, ...]]  # judge -> one label a sample, in the same order
+    agreement: dict[str, Any] = field(default_factory=dict)  # judge -> of its votes, where it had more than one
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
     read_manifest(folder / "samples", "clip_set")
     rows = read_rows(folder / "samples" / "metadata.parquet", Sample)
     samples = tuple(sorted(rows, key=lambda sample: (sample.prompt_id, sample.seed)))
-    return EvaluationSet(
-        folder / "samples", samples, {judge: _labels(folder / "labels" / judge, samples) for judge in judges}
-    )
+    labels = {judge: _labels(folder / "labels" / judge, samples) for judge in judges}
+    facts = {judge: read_manifest(folder / "labels" / judge, "labels")["facts"] for judge in judges}
+    agreement = {judge: found for judge in judges if (found := facts[judge].get("agreement"))}
+    return EvaluationSet(folder / "samples", samples, labels, agreement)
 
 
 def _labels(folder: Path, samples: Sequence[Sample]) -> tuple[Label, ...]:
@@ -99,7 +101,7 @@ def _made_from(sample: Sample) -> tuple:
 def summarise(
     sets: Mapping[str, EvaluationSet],
     starts: Mapping[str, str],
-    rounds: Mapping[str, Mapping[str, int]],
+    rounds: Mapping[str, Mapping[str, Any]],
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -114,6 +116,11 @@ def summarise(
         policies.<name>.minus_start.<judge>.<split>   likewise, to the policy it was trained from
         policies.<name>.categories.<category>         accept, minus_base and minus_start again
         rounds.<name>                                 samples, accepted, rejected, unlabelled
+
+    Only where a clip had more than one vote (feedback.agreement says what is computed):
+
+        policies.<name>.agreement.<judge>             label, answers, questions.<question>, each with clips,
+        rounds.<name>.agreement                       not_unanimous, observed, kappa
     """
     check_paired(sets)
     samples = sets[BASE].samples
@@ -123,10 +130,16 @@ def summarise(
         categories=np.array([sample.category for sample in samples]),
     )
     outcomes = {name: {judge: accepted(labels) for judge, labels in one.labels.items()} for name, one in sets.items()}
-    policies = {name: _policy(name, outcomes, starts.get(name), clips, draws, seed) for name in sets}
+    policies = {
+        name: _policy(name, outcomes, starts.get(name), clips, draws, seed) | _agreement(one.agreement)
+        for name, one in sets.items()
+    }
     return {
         "policies": policies,
-        "rounds": {name: {key: counts[key] for key in ROUND_COUNTS} for name, counts in rounds.items()},
+        "rounds": {
+            name: {key: counts[key] for key in ROUND_COUNTS} | _agreement(counts.get("agreement"))
+            for name, counts in rounds.items()
+        },
         "bootstrap": {"draws": draws, "seed": seed, "prompts": len(np.unique(clips.prompts)), "clips": len(samples)},
     }
 
@@ -170,6 +183,10 @@ def _policy(
         },
         "categories": {category: tables(category) for category in _unique(clips.categories)},
     }
+
+
+def _agreement(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"agreement": found} if found else {}
 
 
 def _rates(outcomes: Outcomes, clips: Clips, category: str | None, draws: int, seed: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from data.manifest import atomically, publish, read_manifest, write_manifest
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
+from feedback.agreement import Agreement, VoteAgreement, vote_agreement
 from feedback.rubric import combine
 from feedback.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, votes_of
 
@@ -54,7 +56,13 @@ def label_clip_set(
     missing = [request for request in requests if request.sample.sample_id not in found]
     found |= _judge(source, missing, max_failed, _Commits(work, batch_size), len(found))
     verdicts, labels, counts = _combined(source, clip_set.samples, found)
-    facts = {"votes": votes, "clip_set": clip_set.fingerprint(), **counts._asdict()}
+    agreed = _agreed(source, verdicts, votes)
+    facts = {
+        "votes": votes,
+        "agreement": asdict(agreed) if agreed else None,
+        "clip_set": clip_set.fingerprint(),
+        **counts._asdict(),
+    }
     _publish(work / "out", out, source, verdicts, labels, facts)
     return counts
 
@@ -62,9 +70,12 @@ def label_clip_set(
 def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> LabelCounts:
     """Judge the first clips of a set only, and keep nothing but what the source itself keeps."""
     _check_votes(source, votes)
-    requests = requests_for(clip_set, votes_of(source, votes))[:limit]
+    votes = votes_of(source, votes)
+    requests = requests_for(clip_set, votes)[:limit]
     found = _judge(source, requests, max_failed, None, 0)
-    return _combined(source, [one.sample for one in requests], found)[2]
+    verdicts, _, counts = _combined(source, [one.sample for one in requests], found)
+    _agreed(source, verdicts, votes)
+    return counts
 
 
 def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
@@ -176,6 +187,27 @@ def _combined(
     if counts.failed:
         logger.warning("%s: no reply about %d of %d clips", source.name, counts.failed, len(samples))
     return verdicts, labels, counts
+
+
+def _agreed(source: Source, verdicts: Sequence[Verdict], votes: int) -> VoteAgreement | None:
+    """How far the votes agree; null where there is one."""
+    if votes == 1:
+        return None
+    found = vote_agreement(verdicts, source.rubric)
+    several = {"all answers": found.answers, **found.questions} if len(found.questions) > 1 else {}
+    for what, of in {"the label": found.label, **several}.items():
+        logger.info("%s: votes agree on %s: %s", source.name, what, _in_words(of))
+    return found
+
+
+def _in_words(found: Agreement) -> str:
+    if found.observed is None:
+        return "no clip has two answered votes"
+    kappa = "undefined, all are the same" if found.kappa is None else f"{found.kappa:.2f}"
+    return (
+        f"{found.observed:.1%} of the pairs (kappa {kappa}), "
+        f"{found.not_unanimous} of {found.clips} clips are not unanimous"
+    )
 
 
 def _check_votes(source: Source, votes: int) -> None:

@@ -74,9 +74,14 @@ def _render(summary: Mapping[str, Any], gallery: Sequence[GalleryRow], turned: T
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    tables = [(judge, table.columns(summary, judge), table.rows(summary, judge)) for judge in table.judges(summary)]
+    round_votes = {name: table.votes(one.get("agreement")) for name, one in summary["rounds"].items()}
     return environment.get_template(TEMPLATE).render(
         summary=summary,
-        tables=[(judge, table.columns(summary, judge), table.rows(summary, judge)) for judge in table.judges(summary)],
+        tables=tables,
+        round_votes=round_votes,
+        vote_columns=list(next(filter(None, round_votes.values()), {})),
+        voted=any(round_votes.values()) or any(table.VOTES_AGREE in columns for _, columns, _ in tables),
         gallery=gallery,
         turned=turned,
         has_logs=has_logs,

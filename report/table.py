@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 SPLITS = ("all", "train", "test")
 COMPARED = {"minus_base": "− base", "minus_start": "− start"}
+VOTES_AGREE, NOT_UNANIMOUS = "votes agree (κ)", "not unanimous"  # columns only where clips had more than one vote
 BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so neither may be said
 
 
@@ -23,9 +24,14 @@ class Row(NamedTuple):
 
 
 def columns(summary: Mapping[str, Any], judge: str) -> list[str]:
-    """Column titles under a judge: the splits that have clips, then the differences on all of them."""
+    """Column titles under a judge: the splits that have clips, the differences on all of them, agreement of votes."""
     found = {split for policy in summary["policies"].values() for split in policy["accept"][judge]}
-    return [*(split for split in SPLITS if split in found), *COMPARED.values()]
+    voted = any(judge in policy.get("agreement", {}) for policy in summary["policies"].values())
+    return [
+        *(split for split in SPLITS if split in found),
+        *COMPARED.values(),
+        *([VOTES_AGREE, NOT_UNANIMOUS] if voted else []),
+    ]
 
 
 def rows(summary: Mapping[str, Any], judge: str) -> list[Row]:
@@ -50,7 +56,20 @@ def _cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     for key, title in COMPARED.items():
         if key in policy:
             cells[title] = _difference(**policy[key][judge]["all"])
-    return cells
+    return cells | votes(policy.get("agreement", {}).get(judge))
+
+
+def votes(agreement: Mapping[str, Any] | None) -> dict[str, Cell]:
+    """Pairs of votes that make the same label, in percent, with kappa, and clips that are not unanimous."""
+    if not agreement:
+        return {}
+    label = agreement["label"]
+    kappa = "–" if label["kappa"] is None else f"{label['kappa']:.2f}"
+    agree = "–" if label["observed"] is None else f"{100 * label['observed']:.1f} ({kappa})"
+    return {
+        VOTES_AGREE: Cell(agree, None),
+        NOT_UNANIMOUS: Cell(f"{label['not_unanimous']} of {label['clips']}", None),
+    }
 
 
 def _rate(rate: float | None, low: float | None, high: float | None, n: int) -> Cell:

@@ -46,6 +46,7 @@ def main(
         return
     if not clips or assume or not (limit or (out and metrics)):
         raise click.UsageError("wanted are --set, --out and --metrics; or --set and --limit; or --dry-run")
+    from data.manifest import read_manifest
     from data.store import ClipSet
     from feedback import make_source, needs_device
     from feedback.label import label_clip_set, look_at
@@ -65,7 +66,8 @@ def main(
         source = make_source(name, source_block, device)
         clip_set = ClipSet.open(clips)
         counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
-    write_metrics(metrics, {"samples": len(clip_set.samples), **counts._asdict()})
+    agreed = read_manifest(out, "labels")["facts"]["agreement"]
+    write_metrics(metrics, {"samples": len(clip_set.samples), **counts._asdict(), "agreement": agreed})
 
 
 if __name__ == "__main__":

@@ -205,6 +205,22 @@ def test_rounds_tell_how_they_were_labelled():
     assert summary["rounds"] == {"r1": {"samples": 10, "accepted": 4, "rejected": 5, "unlabelled": 1}}
 
 
+AGREEMENT = {"label": {"clips": 2, "not_unanimous": 1, "observed": 0.5, "kappa": -0.25}}
+
+
+def test_the_summary_tells_how_far_votes_agree_where_there_were_several():
+    one = evaluated([True], [clip("a", 1)])
+    counts = {"samples": 10, "accepted": 4, "rejected": 5, "unlabelled": 1}
+    several = {"r1": counts | {"agreement": AGREEMENT}, "r2": counts | {"agreement": None}}
+    judged = {"base": one, "rwr1": replace(one, agreement={"judge": AGREEMENT})}
+
+    summary = summarise(judged, {}, several, draws=10, seed=1)
+
+    assert summary["rounds"] == {"r1": several["r1"], "r2": counts}
+    assert summary["policies"]["rwr1"]["agreement"] == {"judge": AGREEMENT}
+    assert "agreement" not in summary["policies"]["base"]
+
+
 def test_the_metrics_are_the_rates():
     one = evaluated([True, False], [clip("a", 1), clip("b", 1)])
 
@@ -214,11 +230,11 @@ def test_the_metrics_are_the_rates():
 # From disk
 
 
-def write_set(folder: Path, samples: list[Sample], labels: list[Label]) -> Path:
+def write_set(folder: Path, samples: list[Sample], labels: list[Label], **facts) -> Path:
     write_rows(folder / "samples" / "metadata.parquet", samples, Sample)
     write_manifest(folder / "samples", "clip_set")
     write_rows(folder / "labels" / "judge" / "labels.parquet", labels, Label)
-    write_manifest(folder / "labels" / "judge", "labels")
+    write_manifest(folder / "labels" / "judge", "labels", **facts)
     return folder
 
 
@@ -230,6 +246,14 @@ def test_a_set_is_read_in_one_order_whatever_order_it_was_written_in(tmp_path):
 
     assert [sample.sample_id for sample in found.samples] == ["a-1", "a-2", "b-1"]
     assert [one.label for one in found.labels["judge"]] == [None, True, False]
+
+
+@pytest.mark.parametrize(("agreement", "found"), [(AGREEMENT, {"judge": AGREEMENT}), (None, {})])
+def test_a_set_tells_the_agreement_of_judges_with_several_votes(tmp_path, agreement, found):
+    sample = clip("a", 1)
+    folder = write_set(tmp_path, [sample], [label(sample, True)], agreement=agreement)
+
+    assert load_set(folder, ["judge"]).agreement == found
 
 
 def test_labels_of_other_clips_are_refused(tmp_path):

@@ -23,6 +23,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+import stages.label
 from data.manifest import StoreError
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
@@ -212,6 +213,36 @@ def test_every_rater_has_one_vote_and_a_tie_is_null(clips, ledger, tmp_path):
 
     assert [(v.vote, v.model_version, v.answer) for v in verdicts[:2]] == [(0, "anna", True), (1, "ben", False)]
     assert {(label.label, label.p_accept, label.votes, label.nulls) for label in labels} == {(None, 0.5, 2, 0)}
+
+
+def test_the_metrics_of_a_stage_tell_how_far_raters_agree(clips, ledger, tmp_path, monkeypatch):
+    for rater, presses in (("anna", "aaarra"), ("ben", "aarrru")):
+        ratings = ratings_of(ledger, clips, rater=rater)
+        with serving(ratings) as visitor:
+            view, pressed = visitor.view(), dict(zip(sorted(clip_bytes(clips)), presses, strict=True))
+            while view["item"]:
+                view = visitor.rate(view["item"], pressed[visitor.ask("GET", f"/clip/{view['item']}")[1]])
+    params = {
+        "label": {"batch_size": 4, "votes": 1, "max_failed": 0.0},
+        "feedback": {"sources": {"people": block("anna", "ben")}},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+
+    options = ["--set", str(clips.folder), "--source", "people", "--out", "labels", "--metrics", "metrics/r1.json"]
+    done = CliRunner().invoke(stages.label.main, options)
+
+    assert done.exit_code == 0, done.output
+    # Both rated five clips and differ on one: 4/5. Yes: 1, 1, 1/2, 0, 0, on average 1/2, and by chance 1/2.
+    # kappa = (4/5 - 1/2) / (1/2) = 3/5.
+    both = {"clips": 5, "not_unanimous": 1, "observed": 0.8, "kappa": pytest.approx(0.6)}
+    metrics = json.loads((tmp_path / "metrics/r1.json").read_text())
+    assert metrics["samples"] == CLIPS
+    assert metrics["agreement"] == {"label": both, "answers": both, "questions": {"accept": both}}
+
+
+def clip_bytes(clips: ClipSet) -> list[bytes]:
+    return [clips.video(sample).read_bytes() for sample in clips.samples]
 
 
 def test_a_person_may_go_back_and_change_their_mind(clips, ledger, tmp_path):

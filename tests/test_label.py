@@ -68,6 +68,15 @@ class Undecided(Brightness):
         return self.told(sample, vote, **({"error": "blocked"} if sample.seed == 0 else {"answer": vote % 2 == 0}))
 
 
+class Wavering(Brightness):
+    """Accepts clips, but every fifth one in two of three votes only; of the one after it a vote is missing."""
+
+    def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
+        if sample.seed % 5 == 1 and vote == 2:
+            return self.told(sample, vote, error="refused")
+        return self.told(sample, vote, answer=not (sample.seed % 5 == 0 and vote == 1))
+
+
 class Mute(Brightness):
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
         return self.told(sample, vote, error="no answer")
@@ -186,6 +195,28 @@ def test_verdicts_are_ordered_by_clip_and_vote(clips, tmp_path):
     label_clip_set(clips, Brightness(), tmp_path / "work", tmp_path / "labels", BATCH, votes=3)
     rows = read_verdicts(tmp_path / "labels")
     assert [(row.sample_id, row.vote) for row in rows] == [(s.sample_id, v) for s in clips.samples for v in range(3)]
+
+
+def test_the_agreement_of_several_votes_is_logged_and_kept_in_the_manifest(clips, tmp_path, caplog):
+    caplog.set_level("INFO")
+    label_clip_set(clips, Wavering(), tmp_path / "work", tmp_path / "labels", BATCH, votes=3)
+    agreement = read_manifest(tmp_path / "labels", "labels")["facts"]["agreement"]
+    # 8 clips agree in all pairs, 2 in one of three: (8 + 2/3) / 10 = 13/15. Yes 8 times in all votes, twice in 2/3:
+    # 14/15, by chance (196 + 1) / 225. kappa = (195 - 197) / (225 - 197) = -1/14.
+    bright = {"clips": 10, "not_unanimous": 2, "observed": pytest.approx(13 / 15), "kappa": pytest.approx(-1 / 14)}
+    assert agreement == {"label": bright, "answers": bright, "questions": {"bright": bright}}
+    told = "brightness: votes agree on the label: 86.7% of the pairs (kappa -0.07), 2 of 10 clips are not unanimous"
+    assert told in caplog.text
+    caplog.clear()
+    look_at(clips, Wavering(), 1, votes=3)  # yes, no, yes: one pair of three, by chance 5/9; (3/9 - 5/9) / (4/9)
+    assert "votes agree on the label: 33.3% of the pairs (kappa -0.50), 1 of 1 clips" in caplog.text
+
+
+def test_a_single_vote_has_no_agreement(clips, tmp_path, caplog):
+    caplog.set_level("INFO")
+    label_clip_set(clips, Wavering(), tmp_path / "work", tmp_path / "labels", BATCH)
+    assert read_manifest(tmp_path / "labels", "labels")["facts"]["agreement"] is None
+    assert "agree" not in caplog.text
 
 
 def test_ties_and_blocked_answers_stay_unlabelled(clips, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -142,6 +143,45 @@ def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
 def test_clips_are_picked_by_name_test_prompts_first(sets):
     assert [sample.prompt_id for sample in pick(sets["base"].samples, 1)] == ["p5", "p1"]  # bouncing, falling
     assert [sample.prompt_id for sample in pick(sets["base"].samples, 3)] == ["p5", "p7", "p4", "p1", "p3", "p0"]
+
+
+def agreement(observed: float | None, kappa: float | None, clips: int, not_unanimous: int) -> dict:
+    return {"label": {"clips": clips, "not_unanimous": not_unanimous, "observed": observed, "kappa": kappa}}
+
+
+def cells_of(text: str, row: str) -> list[list[str]]:
+    """Texts of the table rows of a page that begin with this cell."""
+    lines = re.findall(r"<tr>.*?</tr>", text, re.DOTALL)
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", line, re.DOTALL) for line in lines]
+    return [cells for cells in found if cells and cells[0] == row]
+
+
+def test_the_agreement_of_several_votes_is_shown_and_lies_in_the_summary(sets, tmp_path):
+    judged = {
+        "base": replace(sets["base"], agreement={"judge": agreement(0.875, 0.746, 8, 1)}),
+        "rwr1": replace(sets["rwr1"], agreement={"judge": agreement(1.0, None, 8, 0)}),
+    }
+    counts = {"samples": 10, "accepted": 4, "rejected": 5, "unlabelled": 1}
+    rounds = {"r1": counts | {"agreement": agreement(0.6, -0.1, 9, 4)}, "r2": counts}
+    summary = summarise(judged, {"rwr1": "base"}, rounds, draws=50, seed=1)
+    write_page(summary, judged, {}, 1, tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+
+    r1, r2 = cells_of(text, "r1") + cells_of(text, "r2")
+    assert (r1[-2:], r2[-2:]) == (["60.0 (-0.10)", "4 of 9"], ["", ""])
+    judge, physics = cells_of(text, "base")
+    assert judge[-2:] == ["87.5 (0.75)", "1 of 8"]
+    assert len(physics) == len(judge) - 2
+    assert cells_of(text, "rwr1")[0][-2:] == ["100.0 (–)", "0 of 8"]
+    assert "Votes agree:" in text
+    assert written["rounds"]["r1"]["agreement"] == agreement(0.6, -0.1, 9, 4)
+    assert written["policies"]["base"]["agreement"]["judge"] == agreement(0.875, 0.746, 8, 1)
+    assert re.search(r"base .* 87\.5 \(0\.75\) +1 of 8", as_text(summary))
+
+
+def test_a_single_vote_has_no_agreement_on_the_page(page):
+    assert "agree" not in (page / "index.html").read_text()
 
 
 # What training turned
