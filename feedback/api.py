@@ -12,11 +12,13 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from data.records import Sample, Verdict
 from data.store import read_clip
+from feedback.group_commit import GroupCommit
 from feedback.ledger import Answer, Ledger, ledger_path, request_key
 from feedback.pace import Pace, jitter
 from feedback.price import Estimate, read_price
@@ -94,8 +96,8 @@ class ApiSource:
         """As the protocol says. Raises LabelError where the run must stop; what was in flight is kept first."""
         wanted = list(requests)
         logger.info(self.estimate(wanted).line(self.name, self.model, self.price))
-        with Ledger(ledger_path()) as ledger, asyncio.Runner() as runner:
-            yield from Run(self, ledger, self._status).verdicts(runner, iter(wanted))
+        with Ledger(ledger_path()) as ledger, GroupCommit(ledger) as commits, asyncio.Runner() as runner:
+            yield from Run(self, ledger, commits, self._status).verdicts(runner, iter(wanted))
 
     def status(self) -> dict[str, Any]:
         return self._status
@@ -195,8 +197,9 @@ class Asked(NamedTuple):
 class Run:
     """One run of a source: its calls in flight, its dollars, and whether it must stop."""
 
-    def __init__(self, source: ApiSource, ledger: Ledger, status: dict[str, Any]) -> None:
+    def __init__(self, source: ApiSource, ledger: Ledger, commits: GroupCommit, status: dict[str, Any]) -> None:
         self.source, self.ledger, self.status, self.options = source, ledger, status, source.options
+        self.commits = commits
         self.provider = source.provider
         self.pace = Pace(self.options.concurrency, self.options.requests_per_minute, self.options.tokens_per_minute)
         self.stop = False  # no more calls are begun
@@ -204,6 +207,7 @@ class Run:
         self.opened = False
         self.purpose: str | None = None
         self.dollars = self.reserved = 0.0  # of this purpose: spent, or possibly so; and in flight
+        self.dearness = 1.0  # what the dearest call of this run cost, as a multiple of what was expected of it
         self.counts = {"answered before": 0, "asked": 0, "retried": 0}
 
     def verdicts(self, runner: asyncio.Runner, requests: Iterator[Request]) -> Iterator[list[Verdict]]:
@@ -259,10 +263,10 @@ class Run:
         self.begin_purpose(request)
         try:
             calls = self.calls(request)
-            answers: dict[int, Answer | Fault] = {}
-            for index, asked in enumerate(calls):
-                if found := self.ledger.answer(asked.key):
-                    answers[index] = found
+            known = await self.commits.do(partial(self.ledger.answers, [asked.key for asked in calls]))
+            answers: dict[int, Answer | Fault] = {
+                index: known[asked.key] for index, asked in enumerate(calls) if asked.key in known
+            }
             self.counts["answered before"] += len(answers)
             missing = [index for index in range(len(calls)) if index not in answers]
             if missing:
@@ -329,45 +333,53 @@ class Run:
             await self.pace.sleep(answer.wait if answer.wait is not None else jitter(attempt))
 
     async def _try(self, asked: Asked, media: Media) -> Answer | Fault | None:
-        """One attempt at a call, written down before and after."""
-        price = self.source.price
-        expected = price.of(asked.tokens, self.options.output_tokens) if price else None
+        """One attempt at a call, within the budget."""
         async with self.pace.turn(asked.tokens):
+            price = self.source.price
+            expected = price.of(asked.tokens, self.options.output_tokens) if price else None
             self.afford(expected or 0.0)
             self.open()
-            begun = self.ledger.begin(asked.key, asked.sent, self.purpose or "", expected)
-            if begun is None or isinstance(begun, Answer):
-                return begun
-            self.counts["asked"] += 1
             self.reserved += expected or 0.0
-            fault: Fault | None = None
             try:
-                reply = await self.provider.send(asked.plan, media, str(begun.id))
-                if not _whole(reply):
-                    fault = Fault(Remedy.RETRY, "the reply is not whole JSON", lost=True)
-            except Exception as error:
-                fault = self.provider.fault(error)
+                return await self._attempt(asked, media, expected)
             finally:
                 self.reserved -= expected or 0.0
-            if fault is not None and fault.remedy is Remedy.ANSWER:
-                reply, fault = fault.body or "{}", None
-            if fault is None:
-                cost = self.source.cost(asked, reply)
-                self.ledger.answered(begun, reply, cost)
-                self.dollars += (expected or 0.0) if cost is None else cost
-                self.pace.went_well()
-                self._show()
-                return Answer(reply, cost)
-            self._end(begun, fault, expected or 0.0)
-            return fault
 
-    def _end(self, begun: Any, fault: Fault, expected: float) -> None:
+    async def _attempt(self, asked: Asked, media: Media, expected: float | None) -> Answer | Fault | None:
+        """Send a call, written down before and after."""
+        begin = partial(self.ledger.begin, asked.key, asked.sent, self.purpose or "", expected)
+        begun = await self.commits.do(begin)
+        if begun is None or isinstance(begun, Answer):
+            return begun
+        self.counts["asked"] += 1
+        fault: Fault | None = None
+        try:
+            reply = await self.provider.send(asked.plan, media, str(begun.id))
+            if not _whole(reply):
+                fault = Fault(Remedy.RETRY, "the reply is not whole JSON", lost=True)
+        except Exception as error:
+            fault = self.provider.fault(error)
+        if fault is not None and fault.remedy is Remedy.ANSWER:
+            reply, fault = fault.body or "{}", None
+        if fault is not None:
+            await self._end(begun, fault, expected or 0.0)
+            return fault
+        cost = self.source.cost(asked, reply)
+        await self.commits.do(partial(self.ledger.answered, begun, reply, cost))
+        self.dollars += (expected or 0.0) if cost is None else cost
+        if cost and expected:
+            self.dearness = max(self.dearness, cost / expected)
+        self.pace.went_well()
+        self._show()
+        return Answer(reply, cost)
+
+    async def _end(self, begun: Any, fault: Fault, expected: float) -> None:
         """Note how an attempt without an answer ended, and what that means for the others."""
         if fault.lost:
-            self.ledger.lost(begun)
+            await self.commits.do(partial(self.ledger.lost, begun))
             self.dollars += expected
         else:
-            self.ledger.refused(begun)
+            await self.commits.do(partial(self.ledger.refused, begun))
         if fault.remedy is Remedy.STOP:
             self.halt(f"{fault.reason}")
         if fault.wait is not None and fault.wait > self.options.longest_wait:
@@ -388,7 +400,7 @@ class Run:
         budget = self.options.budget_usd
         if self.stop:
             raise Stopped
-        if budget is not None and self.dollars + self.reserved + expected > budget:
+        if budget is not None and self.dollars + self.dearness * (self.reserved + expected) > budget:
             self.halt(
                 f"budget_usd of ${budget:,.2f} for this clip set is spent but for "
                 f"${max(0.0, budget - self.dollars):,.4f}; raise feedback.sources.{self.source.name}.budget_usd"

@@ -39,17 +39,16 @@ def label_clip_set(
     work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only
         what is missing and ends with the same bytes. The caller deletes it on success, and gives another folder
         to another source, rubric or clip set.
-    votes: independent askings of every clip; people answer once each, whatever it is.
+    votes: independent askings of every clip. People answer once each, whatever it is, and a source that always answers
+        the same is asked once.
     max_failed: part of the clips of which no reply need be had. They get null verdicts, and are asked about again by
         the next run.
     A clip that cannot be decoded gets null verdicts with the error. Raises LabelError when more clips failed,
-    ValueError when no clip at all got an answer, when votes are asked of a source that always answers the same, and
-    when `work` holds verdicts of something else.
+    ValueError when no clip at all got an answer, and when `work` holds verdicts of something else.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
     work.mkdir(parents=True, exist_ok=True)
-    _check_votes(source, votes)
     votes = votes_of(source, votes)
     requests = requests_for(clip_set, votes)
     found = _committed(work, source, clip_set.samples, votes)
@@ -69,7 +68,6 @@ def label_clip_set(
 
 def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> LabelCounts:
     """Judge the first clips of a set only, and keep nothing but what the source itself keeps."""
-    _check_votes(source, votes)
     votes = votes_of(source, votes)
     requests = requests_for(clip_set, votes)[:limit]
     found = _judge(source, requests, max_failed, None, 0)
@@ -208,13 +206,6 @@ def _in_words(found: Agreement) -> str:
         f"{found.observed:.1%} of the pairs (kappa {kappa}), "
         f"{found.not_unanimous} of {found.clips} clips are not unanimous"
     )
-
-
-def _check_votes(source: Source, votes: int) -> None:
-    if votes < 1:
-        raise ValueError(f"votes {votes} must be at least 1")
-    if votes > 1 and source.repeatable:
-        raise ValueError(f"votes is {votes}, but {source.name} answers the same however often it is asked: 1")
 
 
 def _failed(rows: Iterable[Verdict]) -> bool:

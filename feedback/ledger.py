@@ -21,9 +21,10 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,19 +104,19 @@ def request_key(sent: Any) -> str:
 
 
 class Ledger:
-    """An open ledger. For one thread; close it, or use it in a `with`.
+    """An open ledger, for any thread, one at a time; close it, or use it in a `with`.
 
     Raises StoreError where the file cannot be written, is no ledger, or was written by a newer version of this code.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.run = path, uuid.uuid4().hex
+        self.path, self.run, self._turn = path, uuid.uuid4().hex, threading.RLock()
         with self._told(), contextlib.ExitStack() as opening:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = opening.enter_context(self._run_file(self.run).open("w"))
             opening.callback(self._run_file(self.run).unlink, missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             opening.callback(self._db.close)
             self._db.execute("BEGIN")  # one look, for another run may be making it just now
             self._check_ours()  # before anything is written: it may be another's
@@ -186,6 +187,11 @@ class Ledger:
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, _json(sent)))
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?)", (key, reply, _now()))
+
+    def together(self, steps: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What several calls of the methods above return, in one transaction, which waits for the disk once."""
+        with self._transaction():
+            return [step() for step in steps]
 
     def spent(self, purpose: str) -> Spent:
         """What has been spent for a purpose, by all runs."""
@@ -346,6 +352,9 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._told():
+            if self._db.in_transaction:  # a part of `together`
+                yield
+                return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -358,7 +367,8 @@ class Ledger:
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
-            yield
+            with self._turn:
+                yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path}: the ledger could not be read or written: {error}") from error
 

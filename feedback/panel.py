@@ -69,7 +69,7 @@ class PanelSource:
         if votes > 1 and all(member.repeatable for member in members.values()):
             raise ValueError(f"{name}: votes is {votes}, but all of its members answer the same however often asked: 1")
         self.name, self.members = name, members
-        self.votes = {key: votes_of(one, 1 if one.repeatable else votes) for key, one in members.items()}
+        self.votes = {key: votes_of(one, votes) for key, one in members.items()}
         self.model = " + ".join(member.model for member in members.values())
         self.rubric = Rubric(
             name="panel",

@@ -83,8 +83,13 @@ def verdict(
 
 
 def votes_of(source: Source, asked: int) -> int:
-    """How many votes a clip gets where so many are asked for: people have one each, however often others are asked."""
-    return len(getattr(source, "raters", ())) or asked
+    """How many votes a clip gets where so many are asked for.
+
+    People have one each; so has a judge that answers the same however often it is asked. Raises ValueError below 1.
+    """
+    if asked < 1:
+        raise ValueError(f"votes {asked} must be at least 1")
+    return len(getattr(source, "raters", ())) or (1 if source.repeatable else asked)
 
 
 def without_answer(source: Source, request: Request, error: str) -> list[Verdict]:

@@ -284,12 +284,14 @@ def test_a_limit_judges_the_first_clips_and_publishes_nothing(clips, tmp_path):
     assert source.asked[4:] == [sample.sample_id for sample in clips.samples]
 
 
-def test_a_second_vote_of_a_source_that_repeats_itself_is_an_error(clips, tmp_path):
+def test_a_source_that_repeats_itself_is_asked_once_whatever_the_votes(clips, tmp_path):
     source = Brightness()
     source.repeatable = True
-    with pytest.raises(ValueError, match="votes is 2, but brightness answers the same however often it is asked"):
-        label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH, votes=2)
-    assert not source.asked
+    label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH, votes=3)
+    assert source.asked == [sample.sample_id for sample in clips.samples]
+    assert {row.vote for row in read_verdicts(tmp_path / "labels")} == {0}
+    with pytest.raises(ValueError, match="votes 0 must be at least 1"):
+        label_clip_set(clips, source, tmp_path / "work", tmp_path / "others", BATCH, votes=0)
 
 
 @pytest.mark.parametrize(

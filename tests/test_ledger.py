@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import pytest
 
 import feedback.ledger
 from data.manifest import StoreError
+from feedback.group_commit import GroupCommit
 from feedback.ledger import APPLICATION, Answer, Attempt, Ledger, Spent, ledger_path, request_key
 from stages.state import ROOT
 
@@ -378,3 +380,42 @@ def test_the_ledger_lies_outside_of_the_repository_unless_the_environment_says_w
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEEDBACK_LEDGER", "mine/ledger.sqlite")
     assert ledger_path() == tmp_path / "mine/ledger.sqlite"
+
+
+def test_calls_that_come_together_wait_for_the_disk_together(path):
+    statements: list[str] = []
+
+    async def all_at_once(ledger: Ledger) -> list[Attempt]:
+        with GroupCommit(ledger) as commits:
+
+            async def one(number: int) -> Attempt:
+                attempt = await commits.do(lambda: begin(ledger, f"clip {number}"))
+                assert len(outcomes(path)) > number  # on the disk, for others to see, before it returns
+                return attempt
+
+            return await asyncio.gather(*(one(number) for number in range(50)))
+
+    with Ledger(path) as ledger:
+        ledger._db.set_trace_callback(statements.append)
+        attempts = asyncio.run(all_at_once(ledger))
+    assert [attempt.key for attempt in attempts] == [request_key({"clip": f"clip {number}"}) for number in range(50)]
+    assert statements.count("COMMIT") <= 3  # 50, if each waited alone
+
+
+def test_a_call_that_fails_undoes_nobody_elses(path):
+    def fails() -> None:
+        raise StoreError("the disk is full")
+
+    async def three(ledger: Ledger) -> list[Any]:
+        with GroupCommit(ledger) as commits:
+            steps = [lambda: begin(ledger, "a"), fails, lambda: begin(ledger, "b")]
+            return await asyncio.gather(*(commits.do(step) for step in steps), return_exceptions=True)
+
+    with Ledger(path) as ledger:
+        with pytest.raises(StoreError, match="full"):
+            ledger.together([lambda: begin(ledger, "z"), fails])
+        assert outcomes(path) == []
+        first, error, last = asyncio.run(three(ledger))
+    assert isinstance(error, StoreError)
+    assert (first.key, last.key) == (request_key({"clip": "a"}), request_key({"clip": "b"}))
+    assert outcomes(path) == [None, None]
