@@ -14,7 +14,7 @@ repro: env
 	python -m stages.show
 
 test: lint
-	pytest
+	pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	ruff check .

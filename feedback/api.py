@@ -355,8 +355,8 @@ class Run:
         fault: Fault | None = None
         try:
             reply = await self.provider.send(asked.plan, media, str(begun.id))
-            if not _whole(reply):
-                fault = Fault(Remedy.RETRY, "the reply is not whole JSON", lost=True)
+            if defect := _defect(reply):
+                fault = Fault(Remedy.RETRY, defect, lost=True)
         except Exception as error:
             fault = self.provider.fault(error)
         if fault is not None and fault.remedy is Remedy.ANSWER:
@@ -461,9 +461,12 @@ def _read(path: Path) -> bytes:
         raise UnreadableClip(str(error)) from error
 
 
-def _whole(reply: str) -> bool:
+def _defect(reply: str) -> str | None:
+    """Why what came as a reply is none; null where it is one."""
     try:
-        json.loads(reply)
+        told = json.loads(reply)
     except ValueError:
-        return False
-    return True
+        return "the reply is not whole JSON"
+    if isinstance(told, dict) and told.get("error") and not told.keys() & {"choices", "candidates"}:
+        return "the reply is an error under the status of a success"  # as gateways in between send them
+    return None

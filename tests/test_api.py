@@ -614,6 +614,13 @@ def test_a_budget_counts_what_earlier_runs_spent_and_what_may_have_been_billed(s
     assert len(server.attempts) - 3 == int((budget - 2 * cost - 2 * expected) / cost) + 1
 
 
+def test_an_error_under_the_status_of_a_success_is_asked_again_and_counts_as_possibly_billed(server, clips, ledger):
+    server.behaviour.script = [{"body": {"error": {"message": "upstream is overloaded", "code": 502}}}]
+    rows = judged(source_at(server, concurrency=1), clips, 1)
+    assert answered_as_meant(server, rows)
+    assert outcomes(ledger) == ["lost", "answered"]
+
+
 def test_replies_that_do_not_say_what_they_used_count_against_the_budget_as_expected(server, clips):
     message = {"role": "assistant", "content": "Accept"}
     server.behaviour.script = [{"body": {"choices": [{"message": message}]}, "times": 99}]
