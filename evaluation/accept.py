@@ -1,101 +1,30 @@
-"""Accept rates of policies under judges, and how they differ from the base's and from their start's."""
+"""Accept rates and scores of policies under judges, and how they differ from the base's and from their start's."""
 
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.manifest import read_manifest
-from data.records import Label, Sample, by_id, read_rows
-from evaluation.intervals import Estimate, estimate
-
-logger = logging.getLogger(__name__)
+from evaluation.agreement import agreement
+from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
+from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
+from evaluation.selection import BestOf, TopK, take_best_of
+from evaluation.sets import EvaluationSet, check_paired, scores
+from evaluation.sets import accepted as accepted
+from evaluation.sets import load_set as load_set
 
 BASE = "base"
-ALL = "all"  # the split that holds every clip
 ROUND_COUNTS = ("samples", "accepted", "rejected", "unlabelled")
-
-Outcomes = dict[str, np.ndarray]  # judge -> (N,) from `accepted`
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """One policy's evaluation clips and what each judge said of them, in one order for all policies."""
-
-    folder: Path  # of the clip set
-    samples: tuple[Sample, ...]
-    labels: dict[str, tuple[Label, ...]]  # judge -> one label a sample, in the same order
-    agreement: dict[str, Any] = field(default_factory=dict)  # judge -> of its votes, where it had more than one
+MAX_UNLABELLED = 0.05  # part of a policy's clips; above it a rate says little of those that were left out
 
 
-@dataclass(frozen=True)
-class Clips:
-    """What all policies' clips have in common, as arrays (N,)."""
+class Bootstrap(NamedTuple):
+    """The last arguments of an estimate."""
 
-    prompts: np.ndarray
-    splits: np.ndarray
-    categories: np.ndarray
-
-    def chosen(self, split: str, category: str | None = None) -> np.ndarray:
-        """(N,) bool, the clips of a split (or of all) and a category (or of any)."""
-        in_split = np.ones(len(self.splits), bool) if split == ALL else self.splits == split
-        return in_split if category is None else in_split & (self.categories == category)
-
-
-def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
-    """runs/eval/<policy>, ordered by prompt and seed.
-
-    Raises StoreError for a half-written folder, ValueError where a label table is not of these clips.
-    """
-    read_manifest(folder / "samples", "clip_set")
-    rows = read_rows(folder / "samples" / "metadata.parquet", Sample)
-    samples = tuple(sorted(rows, key=lambda sample: (sample.prompt_id, sample.seed)))
-    labels = {judge: _labels(folder / "labels" / judge, samples) for judge in judges}
-    facts = {judge: read_manifest(folder / "labels" / judge, "labels")["facts"] for judge in judges}
-    agreement = {judge: found for judge in judges if (found := facts[judge].get("agreement"))}
-    return EvaluationSet(folder / "samples", samples, labels, agreement)
-
-
-def _labels(folder: Path, samples: Sequence[Sample]) -> tuple[Label, ...]:
-    read_manifest(folder, "labels")
-    labels = by_id(read_rows(folder / "labels.parquet", Label))
-    if labels.keys() != {sample.sample_id for sample in samples}:
-        raise ValueError(f"{folder}: {len(labels)} labels are not of the {len(samples)} clips beside them")
-    return tuple(labels[sample.sample_id] for sample in samples)
-
-
-def accepted(labels: Sequence[Label]) -> np.ndarray:
-    """(N,) float: 1 accepted, 0 rejected, nan unlabelled."""
-    return np.array([np.nan if label.label is None else float(label.label) for label in labels])
-
-
-def check_paired(sets: Mapping[str, EvaluationSet]) -> None:
-    """Raises ValueError naming the first policy and clip not made as every other policy's: same prompt, seed, size."""
-    first, *others = sets
-    for other in others:
-        if len(sets[first].samples) != len(sets[other].samples):
-            raise ValueError(
-                f"{other} has {len(sets[other].samples)} evaluation clips, {first} has {len(sets[first].samples)}: "
-                "not paired; run eval-generate for both with the same evaluate section"
-            )
-        for one, two in zip(sets[first].samples, sets[other].samples, strict=True):
-            if _made_from(one) != _made_from(two):
-                raise ValueError(
-                    f"{other}'s clip {two.sample_id} was made from {_made_from(two)}, {first}'s {one.sample_id} from "
-                    f"{_made_from(one)}: not paired; run eval-generate for both with the same evaluate section"
-                )
-
-
-def _made_from(sample: Sample) -> tuple:
-    return (
-        f"prompt {sample.prompt_id} ({sample.prompt})",
-        f"seed {sample.seed}",
-        f"{sample.num_frames} frames of {sample.height}x{sample.width}, {sample.fps} fps",
-    )
+    draws: int
+    seed: int
 
 
 def summarise(
@@ -104,18 +33,32 @@ def summarise(
     rounds: Mapping[str, Mapping[str, Any]],
     draws: int,
     seed: int,
+    top_k: TopK | None = None,
+    best_of: BestOf | None = None,
 ) -> dict[str, Any]:
     """What summary.json holds; equal inputs give an equal summary.
 
     sets: by policy, base among them. starts: policy -> the policy it was trained from. rounds: name -> counts.
-    draws, seed: of the bootstrap.
+    draws, seed: of the bootstrap. Judges that are named must be among those of the sets.
 
         policies.<name>.accept.<judge>.<split>        rate, low, high, n (clips labelled)
         policies.<name>.unlabelled.<judge>.<split>    clips left out of the rate
         policies.<name>.minus_base.<judge>.<split>    diff, low, high: same prompts and seeds, clips known to both
         policies.<name>.minus_start.<judge>.<split>   likewise, to the policy it was trained from
-        policies.<name>.categories.<category>         accept, minus_base and minus_start again
+        policies.<name>.scores.<judge>.<split>        mean, low, high, n: of judges whose scores are not all 0 or 1
+        policies.<name>.score_minus_base, score_minus_start    as minus_base and minus_start
+        policies.<name>.categories.<category>         all of these again but unlabelled
+        policies.<name>.baseline                      null, or how it was made of another policy's clips
         rounds.<name>                                 samples, accepted, rejected, unlabelled
+        agreement                                     of judges: see evaluation.agreement
+        warnings                                      sentences
+        top_k                                         k, by; or null
+
+    With top_k also, and for policies alone, not for baselines, which hold fewer clips:
+
+        policies.<name>.top_k.<judge>.<split>         rate, low, high, n: of each prompt's best k clips
+        policies.<name>.top_k_scores.<judge>.<split>  mean, low, high, n
+        policies.<name>.top_k_minus_base, top_k_minus_start, top_k_score_minus_base, top_k_score_minus_start
 
     Only where a clip had more than one vote (feedback.agreement says what is computed):
 
@@ -123,25 +66,31 @@ def summarise(
         rounds.<name>.agreement                       not_unanimous, observed, kappa
     """
     check_paired(sets)
-    samples = sets[BASE].samples
-    clips = Clips(
-        prompts=np.array([sample.prompt_id for sample in samples]),
-        splits=np.array([sample.split for sample in samples]),
-        categories=np.array([sample.category for sample in samples]),
-    )
-    outcomes = {name: {judge: accepted(labels) for judge, labels in one.labels.items()} for name, one in sets.items()}
+    clips, bootstrap = Clips(sets[BASE].samples), Bootstrap(draws, seed)
+    ranked = {judge: scores(sets, judge) for judge in sets[BASE].labels}
+    measured = {name: measure(name, one, ranked, clips, top_k) for name, one in sets.items()}
     policies = {
-        name: _policy(name, outcomes, starts.get(name), clips, draws, seed) | _agreement(one.agreement)
+        name: _policy(name, measured, starts.get(name), clips, bootstrap) | _votes(one.agreement)
         for name, one in sets.items()
     }
+    warnings = [*_lost_starts(starts, policies), *_much_unlabelled(policies)]
+    if best_of is not None:
+        policies[f"{BASE} best of {best_of.n} by {best_of.judge}"] = _best_of_base(
+            best_of, ranked[best_of.judge][BASE], measured[BASE], clips, bootstrap
+        )
     return {
         "policies": policies,
         "rounds": {
-            name: {key: counts[key] for key in ROUND_COUNTS} | _agreement(counts.get("agreement"))
+            name: {key: counts[key] for key in ROUND_COUNTS} | _votes(counts.get("agreement"))
             for name, counts in rounds.items()
         },
-        "bootstrap": {"draws": draws, "seed": seed, "prompts": len(np.unique(clips.prompts)), "clips": len(samples)},
-    }
+        "agreement": agreement({name: one["accept"] for name, one in measured.items()}, clips.prompts),
+        "warnings": warnings,
+        "top_k": None if top_k is None else asdict(top_k),
+        "bootstrap": {
+            "draws": draws, "seed": seed, "prompts": len(np.unique(clips.prompts)), "clips": len(clips.samples)
+        },
+    }  # fmt: skip
 
 
 def as_json(summary: Mapping[str, Any]) -> str:
@@ -150,77 +99,151 @@ def as_json(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """policy -> judge -> split -> accept rate: what `dvc metrics` compares between runs."""
-    return {
-        name: {judge: {split: one["rate"] for split, one in found.items()} for judge, found in policy["accept"].items()}
+    """What `dvc metrics` compares between runs, as numbers by name.
+
+    policy -> judge -> split -> accept rate, and minus_base, the difference on all clips, with its low and high; and
+    `judges agree`, pair of judges -> kappa over clips. A policy's name has no space, so the two cannot meet.
+    """
+    found = {name: _headline_of(policy) for name, policy in summary["policies"].items()}
+    agree = {pair: {"kappa": one["kappa"]} for pair, one in summary["agreement"]["clips"].items()}
+    return found | ({"judges agree": agree} if agree else {})
+
+
+def _headline_of(policy: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for judge, splits in policy["accept"].items():
+        found[judge] = {split: one["rate"] for split, one in splits.items()}
+        if "minus_base" in policy:
+            found[judge]["minus_base"] = policy["minus_base"][judge][ALL]
+    return found
+
+
+def plot_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `dvc plots` draws: the accept rates on all clips, a row for each policy and judge that labelled any."""
+    return [
+        {"policy": name, "judge": judge} | splits[ALL]
         for name, policy in summary["policies"].items()
-    }
+        for judge, splits in policy["accept"].items()
+        if splits[ALL]["n"]
+    ]
 
 
 def _policy(
-    name: str, outcomes: Mapping[str, Outcomes], start: str | None, clips: Clips, draws: int, seed: int
+    name: str, measured: Mapping[str, Measured], start: str | None, clips: Clips, bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    own = outcomes[name]
-    compared = {"minus_base": BASE} if name != BASE else {}
-    if start is not None and start in outcomes:
-        compared["minus_start"] = start
-    elif start is not None:
-        logger.warning("%s was trained from %s, which is not in evaluate.policies: no difference to it", name, start)
+    compared = {"base": measured[BASE]} if name != BASE else {}
+    if start is not None and start in measured:
+        compared["start"] = measured[start]
+    counted = np.ones(len(clips.samples), bool)
+    return {"start": start, "baseline": None, **_tables(measured[name], compared, counted, clips, bootstrap)}
 
-    def tables(category: str | None) -> dict[str, Any]:
-        rates = {"accept": _rates(own, clips, category, draws, seed)}
-        for key, other in compared.items():
-            gaps = {judge: own[judge] - outcomes[other][judge] for judge in own}
-            rates[key] = _differences(gaps, clips, category, draws, seed)
-        return rates
+
+def _best_of_base(
+    how: BestOf, ranked: np.ndarray, base: Measured, clips: Clips, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """The base's clips that a judge would choose out of every n, as a policy that costs n samples a clip."""
+    taken = take_best_of(ranked, clips.prompt_ids, how.n)
+    own = {key: {judge: only(values, taken) for judge, values in base[key].items()} for key in ("accept", "scores")}
+    facts = {
+        "kind": "best_of",
+        "of": BASE,
+        "judge": how.judge,
+        "n": how.n,
+        "samples_per_clip": how.n,
+        "clips": int(taken.sum()),
+        "not_ranked": int(np.isnan(ranked[taken]).sum()),  # chosen where the judge scored none of the n
+    }
+    tables = _tables(own, {"base": base}, taken, clips, bootstrap, selects=True)
+    return {"start": None, "baseline": facts, **tables}
+
+
+def _tables(
+    own: Measured,
+    compared: Mapping[str, Measured],
+    counted: np.ndarray,
+    clips: Clips,
+    bootstrap: Bootstrap,
+    selects: bool = False,
+) -> dict[str, Any]:
+    """A policy's means and differences, of all clips and by category.
+
+    compared: `base`, `start` -> what was measured there. counted: (N,) bool, the clips that are the policy's.
+    selects: whether those are some of the clips alone, so that the others' are paired by prompt.
+    """
+
+    def means_and_differences(category: str | None) -> dict[str, Any]:
+        cells, found = clips.cells[category], {}
+        for key, mean, minus, some in MEASURES:
+            if key not in own:
+                continue
+            found[key] = _means(own[key], mean, cells, clips.prompts, bootstrap)
+            difference = difference_by_prompt if selects or some else difference_by_clip
+            for other, values in compared.items():
+                found[minus + other] = _differences(own[key], values[key], difference, cells, clips.prompts, bootstrap)
+        return found
 
     return {
-        "start": start,
-        **tables(None),
+        **means_and_differences(None),
         "unlabelled": {
-            judge: {split: int(np.isnan(values[clips.chosen(split)]).sum()) for split in _splits(clips, None)}
-            for judge, values in own.items()
+            judge: {split: int(np.isnan(values[cell & counted]).sum()) for split, cell in clips.cells[None].items()}
+            for judge, values in own["accept"].items()
         },
-        "categories": {category: tables(category) for category in _unique(clips.categories)},
+        "categories": {category: means_and_differences(category) for category in clips.cells if category is not None},
     }
 
 
-def _agreement(found: Mapping[str, Any] | None) -> dict[str, Any]:
+def _means(
+    values: Values, called: str, cells: Mapping[str, np.ndarray], prompts: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    def told(found: Estimate) -> dict[str, Any]:
+        return {called: found.mean, "low": found.low, "high": found.high, "n": found.n}
+
+    return {
+        judge: {split: told(estimate(known[cell], prompts[cell], *bootstrap)) for split, cell in cells.items()}
+        for judge, known in values.items()
+    }
+
+
+def _differences(
+    values: Values,
+    others: Values,
+    difference: Callable[..., Estimate],
+    cells: Mapping[str, np.ndarray],
+    prompts: np.ndarray,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    def told(found: Estimate) -> dict[str, Any]:
+        return {"diff": found.mean, "low": found.low, "high": found.high}
+
+    return {
+        judge: {
+            split: told(difference(known[cell], others[judge][cell], prompts[cell], *bootstrap))
+            for split, cell in cells.items()
+        }
+        for judge, known in values.items()
+    }
+
+
+def _votes(found: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"agreement": found} if found else {}
 
 
-def _rates(outcomes: Outcomes, clips: Clips, category: str | None, draws: int, seed: int) -> dict[str, Any]:
-    return {
-        judge: {
-            split: {"rate": found.mean, "low": found.low, "high": found.high, "n": found.n}
-            for split, found in _estimates(values, clips, category, draws, seed)
-        }
-        for judge, values in outcomes.items()
-    }
+def _lost_starts(starts: Mapping[str, str], policies: Mapping[str, Any]) -> Iterator[str]:
+    for name in policies:
+        if name in starts and starts[name] not in policies:
+            yield f"{name} was trained from {starts[name]}, which is not in evaluate.policies: no difference to it"
 
 
-def _differences(gaps: Outcomes, clips: Clips, category: str | None, draws: int, seed: int) -> dict[str, Any]:
-    return {
-        judge: {
-            split: {"diff": found.mean, "low": found.low, "high": found.high}
-            for split, found in _estimates(values, clips, category, draws, seed)
-        }
-        for judge, values in gaps.items()
-    }
-
-
-def _estimates(
-    values: np.ndarray, clips: Clips, category: str | None, draws: int, seed: int
-) -> Iterator[tuple[str, Estimate]]:
-    for split in _splits(clips, category):
-        chosen = clips.chosen(split, category)
-        yield split, estimate(values[chosen], clips.prompts[chosen], draws, seed)
-
-
-def _splits(clips: Clips, category: str | None) -> list[str]:
-    """The splits that have clips of this category, and all."""
-    return [*_unique(clips.splits[clips.chosen(ALL, category)]), ALL]
-
-
-def _unique(names: np.ndarray) -> list[str]:
-    return [str(name) for name in np.unique(names)]
+def _much_unlabelled(policies: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each policy and judge that left much unlabelled, with the bounds of the rate if it had not."""
+    for name, policy in policies.items():
+        for judge, splits in policy["accept"].items():
+            unlabelled, labelled = policy["unlabelled"][judge][ALL], splits[ALL]["n"]
+            clips = labelled + unlabelled
+            if unlabelled > MAX_UNLABELLED * clips:
+                yes = round((splits[ALL]["rate"] or 0) * labelled)
+                yield (
+                    f"{judge} left {unlabelled} of {name}'s {clips} clips unlabelled, {100 * unlabelled / clips:.1f} %."
+                    f" Its accept rate is over the other {labelled}; over all of them it would lie between "
+                    f"{100 * yes / clips:.1f} % and {100 * (yes + unlabelled) / clips:.1f} %"
+                )

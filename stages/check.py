@@ -35,6 +35,7 @@ def check_params() -> None:
     """Raises ParamsError or ValueError where a later stage would, so that a typo does not cost the clips before it."""
     for name, cls in SECTIONS.items():
         section(name, cls)
+    _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
     params = load_params()
     validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
     _check_sources(params, [prompt.prompt for prompt in load_prompts(Path(section("prompts", PromptsConfig).path))])
@@ -42,6 +43,18 @@ def check_params() -> None:
         config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
+
+
+def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
+    """Whether every prompt gets as many clips as are chosen from."""
+    top_k, best_of = evaluate.top_k, evaluate.best_of
+    wanted = {"top_k.k": top_k.k if top_k else None, "best_of.n": best_of.n if best_of else None}
+    for key, clips in wanted.items():
+        if clips is not None and clips > sampled.samples_per_prompt:
+            raise ParamsError(
+                f"evaluate.{key} is {clips}, but a prompt has {sampled.samples_per_prompt} clips "
+                "(evaluate.generate.samples_per_prompt)"
+            )
 
 
 def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:

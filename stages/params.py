@@ -103,8 +103,9 @@ def _is(value: Any, hint: Any) -> bool:
 
 def _as(value: Any, hint: Any, name: str, path: Path) -> Any:
     """A value that `_is` of this type, as it."""
-    if is_dataclass(hint):
-        return _build(value, hint, name, path)  # type: ignore[arg-type]
+    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        if is_dataclass(option) and value is not None:
+            return _build(value, option, name, path)  # type: ignore[arg-type]
     if isinstance(value, list):
         return tuple(value)
     return float(value) if hint is float else value

@@ -8,8 +8,10 @@ import pytest
 
 from data.manifest import StoreError, write_manifest
 from data.records import Label, Sample, write_rows
-from evaluation.accept import EvaluationSet, headline, load_set, summarise
-from evaluation.intervals import estimate
+from evaluation.accept import as_json, headline, plot_rows, summarise
+from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
+from evaluation.selection import BestOf, TopK
+from evaluation.sets import EvaluationSet, load_set, scores
 
 NAN = float("nan")
 
@@ -25,13 +27,25 @@ def label(sample: Sample, answer: bool | None, judge: str = "judge") -> Label:
     return Label(sample.sample_id, judge, answer, None, None, 1, int(answer is None), "its own words")
 
 
+def scored(values: dict[str, list[float | None]], samples: list[Sample], column: str = "p_accept") -> EvaluationSet:
+    """Judges that tell a probability or a score; a clip is accepted from a half on."""
+    labels = {
+        judge: tuple(
+            replace(label(sample, None if value is None else value >= 0.5, judge), **{column: value})
+            for sample, value in zip(samples, of_judge, strict=True)
+        )
+        for judge, of_judge in values.items()
+    }
+    return EvaluationSet(Path("unread"), tuple(samples), labels)
+
+
 def evaluated(answers: list[bool | None], samples: list[Sample]) -> EvaluationSet:
     labels = tuple(label(sample, answer) for sample, answer in zip(samples, answers, strict=True))
     return EvaluationSet(Path("unread"), tuple(samples), {"judge": labels})
 
 
-def summary_of(sets, starts=None, draws=200):
-    return summarise(sets, starts or {}, {}, draws=draws, seed=1)
+def summary_of(sets, starts=None, draws=200, **selections):
+    return summarise(sets, starts or {}, {}, draws=draws, seed=1, **selections)
 
 
 # Intervals
@@ -81,6 +95,50 @@ def test_the_same_seed_gives_the_same_interval_and_another_does_not():
 
     assert estimate(values, prompts, 300, seed=1) == estimate(values, prompts, 300, seed=1)
     assert estimate(values, prompts, 300, seed=1)[:3] != estimate(values, prompts, 300, seed=2)[:3]
+
+
+def test_a_difference_by_prompt_counts_other_clips_on_either_side():
+    # Prompt a: 1 of 1 against 1 of 2, prompt b: 1 of 2 against 0 of 2, so the means are 2/3 and 1/4.
+    prompts = np.array(["a", "a", "b", "b"])
+    found = difference_by_prompt(
+        np.array([NAN, 1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]), prompts, draws=500, seed=0
+    )
+
+    assert found.mean == pytest.approx(2 / 3 - 1 / 4)
+    assert found.n == 3
+    # Drawing a twice or b twice gives 1 - 1/2 or 1/2 - 0: the ends, both a half.
+    assert (found.low, found.high) == (pytest.approx(2 / 3 - 1 / 4), pytest.approx(0.5))
+
+
+def test_a_steady_gain_in_every_prompt_is_certain_however_much_prompts_differ():
+    prompts = np.repeat(np.arange(20), 4)
+    others = (np.arange(80) % 4 < prompts % 4).astype(float)  # 0 to 3 of 4
+    best = np.where(np.arange(80) % 4 == 0, others.reshape(20, 4).mean(axis=1).repeat(4) + 0.25, NAN)
+
+    found = difference_by_prompt(best, others, prompts, draws=500, seed=0)
+
+    assert found[:3] == pytest.approx((0.25, 0.25, 0.25))
+    assert found.n == 20
+
+
+def test_a_prompt_that_one_side_knows_nothing_of_is_left_out_of_both():
+    prompts = np.array(["easy", "easy", "hard", "hard"])
+    known_to_one = np.array([1.0, 1.0, NAN, NAN]), np.array([1.0, 0.0, 0.0, 0.0])
+
+    found = difference_by_prompt(*known_to_one, prompts, draws=100, seed=0)
+
+    assert found == (0.5, 0.5, 0.5, 2)  # with the hard prompt on one side alone it would be 1 - 1/4
+    assert difference_by_prompt(*known_to_one, np.arange(4), draws=100, seed=0) == (0.5, 0.0, 1.0, 2)
+    assert difference_by_prompt(np.full(4, NAN), np.ones(4), prompts, 100, 0) == (None, None, None, 0)
+
+
+def test_pairing_by_clip_and_by_prompt_agree_where_all_is_known():
+    values, others = np.random.default_rng(0).random((2, 60))
+    prompts = np.arange(60) % 12
+
+    by_clip = difference_by_clip(values, others, prompts, draws=300, seed=1)
+
+    assert difference_by_prompt(values, others, prompts, draws=300, seed=1) == pytest.approx(by_clip)
 
 
 # The summary
@@ -221,10 +279,209 @@ def test_the_summary_tells_how_far_votes_agree_where_there_were_several():
     assert "agreement" not in summary["policies"]["base"]
 
 
-def test_the_metrics_are_the_rates():
-    one = evaluated([True, False], [clip("a", 1), clip("b", 1)])
+# Scores
 
-    assert headline(summary_of({"base": one})) == {"base": {"judge": {"train": 0.5, "all": 0.5}}}
+
+def test_scores_have_means_and_paired_differences():
+    samples = [clip("a", 1), clip("a", 2), clip("b", 1, "test", "bouncing")]
+    sets = {"base": scored({"judge": [0.1, 0.3, 0.8]}, samples), "rwr1": scored({"judge": [0.4, None, 0.9]}, samples)}
+
+    rwr1 = summary_of(sets)["policies"]["rwr1"]
+
+    assert rwr1["scores"]["judge"]["all"]["mean"] == pytest.approx((0.4 + 0.9) / 2)
+    assert rwr1["scores"]["judge"]["all"]["n"] == 2
+    assert rwr1["score_minus_base"]["judge"]["all"]["diff"] == pytest.approx((0.3 + 0.1) / 2)
+    assert rwr1["score_minus_base"]["judge"]["train"]["diff"] == pytest.approx(0.3)
+    assert rwr1["categories"]["bouncing"]["scores"]["judge"]["test"]["mean"] == pytest.approx(0.9)
+
+
+def test_a_judge_that_tells_labels_alone_has_no_scores_beside_its_accept_rate():
+    samples = [clip("a", 1), clip("b", 1)]
+    certain = scored({"physics": [0.0, 1.0]}, samples)  # probabilities, but the label says all of them
+
+    policies = [summary_of({"base": one})["policies"]["base"] for one in (evaluated([True, False], samples), certain)]
+
+    assert [policy["scores"] for policy in policies] == [{}, {}]
+
+
+def test_clips_are_ranked_by_one_column_for_all_policies():
+    samples = [clip("a", 1), clip("b", 1)]
+    measured = scored({"judge": [3.5, None]}, samples, "score")
+    likely = scored({"judge": [0.2, 0.9]}, samples)
+
+    by_score = scores({"base": likely, "rwr1": measured}, "judge")  # base told no score, and 0.9 is none
+    by_chance = scores({"base": likely}, "judge")
+    by_label = scores({"base": evaluated([True, None], samples)}, "judge")
+
+    np.testing.assert_equal(by_score, {"base": [NAN, NAN], "rwr1": [3.5, NAN]})
+    np.testing.assert_equal(by_chance, {"base": [0.2, 0.9]})
+    np.testing.assert_equal(by_label, {"base": [1.0, NAN]})
+
+
+# The best k of a prompt
+
+
+def two_judges() -> dict[str, EvaluationSet]:
+    """Two prompts of three clips; what judge ranks first, physics rejects in prompt b."""
+    samples = [clip(prompt, seed) for prompt in "ab" for seed in (1, 2, 3)]
+    base = {"judge": [0.9, 0.2, 0.6, 0.1, 0.8, 0.3], "physics": [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]}
+    rwr1 = {"judge": [0.9, 0.9, 0.9, 0.7, 0.8, 0.9], "physics": [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]}
+    return {"base": scored(base, samples), "rwr1": scored(rwr1, samples)}
+
+
+def test_the_best_k_are_ranked_by_the_judge_that_is_reported():
+    base = summary_of(two_judges(), top_k=TopK(2, None))["policies"]["base"]
+
+    # judge: a has 0.9 and 0.6, b 0.8 and 0.3, three of four from a half on. physics: a has 1 and 1, b 1 and 0.
+    assert base["top_k"]["judge"]["all"]["rate"] == 0.75
+    assert base["top_k"]["physics"]["all"]["rate"] == 0.75
+    assert base["top_k"]["judge"]["all"]["n"] == 4
+    assert base["top_k_scores"]["judge"]["all"]["mean"] == pytest.approx((0.9 + 0.6 + 0.8 + 0.3) / 4)
+
+
+def test_the_best_k_may_be_ranked_by_another_judge_than_the_one_that_is_reported():
+    summary = summary_of(two_judges(), top_k=TopK(2, "judge"))
+    base, rwr1 = summary["policies"]["base"], summary["policies"]["rwr1"]
+
+    # judge takes a's first and third, b's second and third: physics accepts the two of a.
+    assert base["top_k"]["physics"]["all"]["rate"] == 0.5
+    # of rwr1 it takes a's first two, tied, and b's last two
+    assert rwr1["top_k_minus_base"]["physics"]["all"] == {"diff": 0.0, "low": 0.0, "high": 0.0}
+    assert summary["top_k"] == {"k": 2, "by": "judge"}
+
+
+def test_without_top_k_there_is_none():
+    summary = summary_of(two_judges())
+
+    assert summary["top_k"] is None
+    assert not [key for key in summary["policies"]["rwr1"] if key.startswith("top_k")]
+
+
+# The best of n as a baseline
+
+
+def best_of_two(sets, judge="judge", **more):
+    return summary_of(sets, best_of=BestOf(judge, 2), **more)["policies"][f"base best of 2 by {judge}"]
+
+
+def test_the_best_of_n_is_a_policy_at_n_times_the_cost():
+    samples = [clip(prompt, seed) for prompt in "ab" for seed in range(4)]
+    judge = [0.9, 0.1, 0.2, 0.7, 0.4, 0.3, 0.6, 0.8]  # takes a's 1st and 4th, b's 1st and 4th
+    physics = [1.0, 0.0, 1.0, 0.0, None, 1.0, 0.0, 1.0]  # of those: accepted, rejected, unlabelled, accepted
+    row = best_of_two({"base": scored({"judge": judge, "physics": physics}, samples)})
+
+    assert row["accept"]["judge"]["all"]["rate"] == 0.75
+    assert row["accept"]["physics"]["all"]["rate"] == pytest.approx(2 / 3)
+    assert row["unlabelled"]["physics"] == {"train": 1, "all": 1}
+    assert row["scores"]["judge"]["all"]["mean"] == pytest.approx((0.9 + 0.7 + 0.4 + 0.8) / 4)
+    # base: physics accepts 4 of 7
+    assert row["minus_base"]["physics"]["all"]["diff"] == pytest.approx(2 / 3 - 4 / 7)
+    assert row["baseline"] == {
+        "kind": "best_of", "of": "base", "judge": "judge", "n": 2, "samples_per_clip": 2, "clips": 4, "not_ranked": 0
+    }  # fmt: skip
+    assert row["start"] is None
+
+
+def test_the_best_of_n_is_paired_with_the_base_by_prompt():
+    # In every prompt base has one more accepted clip of four to gain: a half of the groups' choices against a quarter.
+    samples = [clip(f"p{i}", seed) for i in range(12) for seed in range(4)]
+    base = scored({"judge": [0.9 if seed == i % 4 else 0.1 for i in range(12) for seed in range(4)]}, samples)
+
+    assert best_of_two({"base": base})["minus_base"]["judge"]["all"] == {"diff": 0.25, "low": 0.25, "high": 0.25}
+
+
+def test_a_baseline_stands_beside_policies_that_are_none():
+    summary = summary_of(two_judges(), {"rwr1": "base"}, top_k=TopK(2, None), best_of=BestOf("judge", 2))
+    row = summary["policies"]["base best of 2 by judge"]
+
+    assert list(summary["policies"]) == ["base", "rwr1", "base best of 2 by judge"]
+    assert summary["policies"]["base"]["baseline"] is None
+    assert summary["policies"]["rwr1"]["baseline"] is None
+    assert row["categories"].keys() == {"falling"}
+    assert "top_k" not in row  # the best 2 of a clip that was chosen already compare with no policy's best 2 of 3
+    assert summary["agreement"]["policies"]["judge|physics"]["n"] == 2  # not a third, of the same clips
+
+
+# Agreement of judges; its numbers are tested beside evaluation.agreement
+
+
+def test_the_summary_tells_how_far_judges_agree():
+    agreement = summary_of(two_judges())["agreement"]
+
+    # The same label on 4 of base's six clips and on 4 of rwr1's.
+    assert agreement["clips"]["judge|physics"]["agree"] == pytest.approx(8 / 12)
+    assert agreement["policies"]["judge|physics"] == {"pearson": None, "p_value": None, "n": 2}
+    assert agreement["prompts"]["judge|physics"]["n"] == 4
+
+
+def test_one_judge_agrees_with_nobody():
+    one = evaluated([True], [clip("a", 1)])
+
+    assert summary_of({"base": one})["agreement"] == {"clips": {}, "policies": {}, "prompts": {}}
+
+
+# Warnings
+
+
+def test_a_judge_that_left_much_unlabelled_is_told_with_what_the_rate_could_be():
+    samples = [clip("a", seed) for seed in range(20)]
+    sets = {
+        "base": evaluated([None] + [True] * 19, samples),  # 5 %, no more
+        "rwr1": evaluated([None] * 4 + [True] * 6 + [False] * 10, samples),
+    }
+
+    assert summary_of(sets)["warnings"] == [
+        "judge left 4 of rwr1's 20 clips unlabelled, 20.0 %. Its accept rate is over the other 16; over all of them it "
+        "would lie between 30.0 % and 50.0 %"
+    ]
+
+
+def test_a_judge_that_knows_nothing_is_told():
+    (told,) = summary_of({"base": evaluated([None, None], [clip("a", 1), clip("b", 1)])})["warnings"]
+
+    assert "2 of base's 2 clips" in told
+    assert told.endswith("between 0.0 % and 100.0 %")
+
+
+def test_a_start_that_is_not_evaluated_is_told():
+    samples = [clip("a", 1)]
+    sets = {"base": evaluated([False], samples), "rwr2": evaluated([True], samples)}
+
+    assert summary_of(sets, {"rwr2": "rwr1", "dpo7": "rwr1"})["warnings"] == [
+        "rwr2 was trained from rwr1, which is not in evaluate.policies: no difference to it"
+    ]
+
+
+# What DVC shows
+
+
+def test_the_metrics_are_rates_differences_and_kappas():
+    samples = [clip("a", 1), clip("b", 1)]
+    both = {"base": scored({"judge": [0.9, 0.1], "physics": [0.0, 1.0]}, samples)}
+    both["rwr1"] = scored({"judge": [0.9, 0.8], "physics": [0.0, 1.0]}, samples)
+
+    found = headline(summary_of(both))
+
+    assert found["base"]["judge"] == {"train": 0.5, "all": 0.5}
+    assert found["rwr1"]["judge"] == {"train": 1.0, "all": 1.0, "minus_base": {"diff": 0.5, "low": 0.0, "high": 1.0}}
+    # Over four clips judge accepts three and physics two; they agree on one. Chance: 3/4 1/2 + 1/4 1/2 = 1/2.
+    assert found["judges agree"] == {"judge|physics": {"kappa": pytest.approx((1 / 4 - 1 / 2) / (1 - 1 / 2))}}
+
+
+def test_a_plot_has_a_row_for_each_policy_and_judge_that_labelled_any():
+    samples = [clip("a", 1), clip("b", 1)]
+    summary = summary_of({"base": scored({"judge": [0.9, 0.1], "people": [None, None]}, samples)})
+
+    assert plot_rows(summary) == [{"policy": "base", "judge": "judge", "rate": 0.5, "low": 0.0, "high": 1.0, "n": 2}]
+
+
+def test_equal_inputs_give_equal_bytes():
+    one, two = (
+        as_json(summary_of(two_judges(), {"rwr1": "base"}, top_k=TopK(2, "judge"), best_of=BestOf("judge", 3)))
+        for _ in range(2)
+    )
+
+    assert one == two
 
 
 # From disk
@@ -269,3 +526,15 @@ def test_half_written_labels_are_refused(tmp_path):
 
     with pytest.raises(StoreError, match="labels/judge"):
         load_set(folder, ["judge"])
+
+
+def test_a_policy_that_was_not_evaluated_is_told_with_the_stage_that_does(tmp_path):
+    with pytest.raises(ValueError, match=r"rwr7/samples is not there: rwr7 has no .* `dvc repro eval-generate@rwr7`"):
+        load_set(tmp_path / "rwr7", ["judge"])
+
+
+def test_a_judge_that_was_not_asked_is_told_with_the_stage_that_does(tmp_path):
+    folder = write_set(tmp_path / "rwr7", [clip("a", 1)], [label(clip("a", 1), True)])
+
+    with pytest.raises(ValueError, match=r"labels/gpt is not there: .* `dvc repro eval-label@rwr7-gpt`"):
+        load_set(folder, ["judge", "gpt"])

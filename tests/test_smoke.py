@@ -65,7 +65,7 @@ def test_the_loop_ends_with_a_report(home):
     summary = json.loads((home / "report-out/summary.json").read_text())
     policies = yaml.safe_load((home / "params.yaml").read_text())["evaluate"]["policies"]
 
-    assert list(summary["policies"]) == policies
+    assert list(summary["policies"]) == [*policies, "base best of 2 by judge"]
     assert set(summary["policies"]["dpo2"]["accept"]["judge"]["all"]) == {"rate", "low", "high", "n"}
     assert set(summary["policies"]["dpo2"]["minus_base"]["judge"]["all"]) == {"diff", "low", "high"}
     assert sum(summary["rounds"]["r2"][key] for key in ("accepted", "rejected", "unlabelled")) == 12

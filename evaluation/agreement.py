@@ -1,0 +1,77 @@
+"""How far judges agree: clip by clip, over policies and over prompts. People are a judge like others."""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr
+
+Outcomes = Mapping[str, Mapping[str, np.ndarray]]  # policy -> judge -> (N,) 1 accepted, 0 rejected, nan unlabelled
+Rates = list[tuple[float, float]]  # of two judges, of the same clips
+
+FEWEST = 3  # through two points a line always goes
+
+
+def agreement(outcomes: Outcomes, prompts: np.ndarray) -> dict[str, Any]:
+    """For each pair of judges, over the clips that both labelled.
+
+        clips.<a|b>       kappa, agree, n       Cohen's kappa, part of the clips with the same label
+        policies.<a|b>    pearson, p_value, n   of the policies' accept rates (Furuta et al., Fig. 7 left)
+        prompts.<a|b>     pearson, p_value, n   of the accept rates of each prompt under each policy (their Table 4)
+
+    prompts: (N,) which prompt each clip is of. The p-values are for independent points, as in the paper; here a prompt
+    returns under each policy, and policies descend from each other, so they are smaller than they should be.
+    """
+    judges = list(next(iter(outcomes.values())))
+    pairs = {f"{one}|{other}": _both_known(outcomes, one, other) for one, other in combinations(judges, 2)}
+    return {
+        "clips": {pair: cohen(*map(np.concatenate, zip(*found, strict=True))) for pair, found in pairs.items()},
+        "policies": {pair: pearson(list(_rates(found))) for pair, found in pairs.items()},
+        "prompts": {
+            pair: pearson([rates for policy in found for rates in _rates(_by_prompt(policy, prompts))])
+            for pair, found in pairs.items()
+        },
+    }
+
+
+def cohen(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Cohen's kappa of two judges, (agree - chance) / (1 - chance), chance being what their accept rates alone give.
+
+    one, other: (N,) 1 accepted, 0 rejected, nan unlabelled; clips that either left unlabelled are left out.
+    Null without clips; kappa is null too where both gave all clips the same one label.
+    """
+    known = ~np.isnan(one) & ~np.isnan(other)
+    if not known.any():
+        return {"kappa": None, "agree": None, "n": 0}
+    one, other = one[known], other[known]
+    agree, chance = (one == other).mean(), one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+    kappa = None if chance == 1 else float((agree - chance) / (1 - chance))
+    return {"kappa": kappa, "agree": float(agree), "n": int(known.sum())}
+
+
+def pearson(rates: Rates) -> dict[str, Any]:
+    """Pearson's correlation, its two-sided p-value; null for fewer than three points and where a side is constant."""
+    one, other = np.array(rates).reshape(-1, 2).T
+    if len(rates) < FEWEST or not np.ptp(one) or not np.ptp(other):
+        return {"pearson": None, "p_value": None, "n": len(rates)}
+    found = pearsonr(one, other)
+    return {"pearson": float(found.statistic), "p_value": float(found.pvalue), "n": len(rates)}
+
+
+def _both_known(outcomes: Outcomes, one: str, other: str) -> list[np.ndarray]:
+    """For each policy (2, N), what two judges said, nan for both where either did not know."""
+    found = [np.stack([policy[one], policy[other]]) for policy in outcomes.values()]
+    return [np.where(np.isnan(labels).any(axis=0), np.nan, labels) for labels in found]
+
+
+def _by_prompt(labels: np.ndarray, prompts: np.ndarray) -> list[np.ndarray]:
+    return [labels[:, prompts == prompt] for prompt in np.unique(prompts)]
+
+
+def _rates(found: list[np.ndarray]) -> Iterator[tuple[float, float]]:
+    """Of each (2, n) the two accept rates, where there is a known clip."""
+    for labels in found:
+        if not np.isnan(labels).all():
+            one, other = np.nanmean(labels, axis=1)
+            yield float(one), float(other)

@@ -1,0 +1,75 @@
+"""Which of a prompt's clips count: its best k, or the best of every N, by one judge's scores.
+
+Scores are (N,), the higher the better and nan where the judge gave none; prompts (N,) say which prompt each clip is of.
+Between equal scores the earlier clip comes first: clips lie in the order of their seeds, which says nothing of quality
+and is one order for all policies.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Section `evaluate.top_k`."""
+
+    k: int  # clips of each prompt
+    by: str | None  # the judge whose scores rank them; null: the judge that is reported
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Section `evaluate.best_of`."""
+
+    judge: str  # whose scores choose
+    n: int  # clips that are sampled for each that counts
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise ValueError(f"n is {self.n}, expected at least 2: the best of one clip is that clip")
+
+
+def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:
+    """(N,) bool, each prompt's k clips of the highest score.
+
+    A clip without a score is never among them, so a prompt with fewer than k scored clips counts with those.
+    Raises ValueError naming a prompt that has fewer than k clips at all: the best of fewer is easier.
+    """
+    names, index, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    if counts.min() < k:
+        raise ValueError(f"prompt {names[counts.argmin()]} has {counts.min()} clips, too few for the top {k}")
+    return (_ranks(scores, index) < k) & ~np.isnan(scores)
+
+
+def take_best_of(scores: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
+    """(N,) bool, the clip of the highest score in each n consecutive clips of a prompt.
+
+    What is left over of a prompt's clips makes no choice and counts for none. Clips without a score come after those
+    with one; where none has one the first is taken, because someone who samples n clips shows one of them.
+    Raises ValueError naming a prompt that has fewer than n clips.
+    """
+    names, index, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    if counts.min() < n:
+        raise ValueError(f"prompt {names[counts.argmin()]} has {counts.min()} clips, too few for the best of {n}")
+    group, whole = _groups_of(index, n)
+    return (_ranks(scores, group) == 0) & whole
+
+
+def _groups_of(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) int, one number for each n consecutive clips of a prompt, and (N,) bool, whether that group has n."""
+    place = _ranks(np.zeros(len(index)), index)
+    _, group, counts = np.unique(index * (len(index) + 1) + place // n, return_inverse=True, return_counts=True)
+    return group, counts[group] == n
+
+
+def _ranks(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(N,) int, how many clips of its group come before a clip: 0 is the highest score, the last ones have none."""
+    order = np.lexsort((-scores, groups))  # stable, nan last
+    found = np.empty(len(scores), int)
+    found[order] = np.arange(len(scores)) - np.searchsorted(groups[order], groups[order])
+    return found

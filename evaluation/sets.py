@@ -1,0 +1,113 @@
+"""Evaluation sets: the clips of every policy, and what each judge said of them, as arrays."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.manifest import read_manifest
+from data.records import Label, Sample, by_id, read_rows
+
+SCORES = ("score", "p_accept", "label")  # columns of a label table, the one that says most first
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One policy's evaluation clips and what each judge said of them, in one order for all policies."""
+
+    folder: Path  # of the clip set
+    samples: tuple[Sample, ...]
+    labels: dict[str, tuple[Label, ...]]  # judge -> one label a sample, in the same order
+    agreement: dict[str, Any] = field(default_factory=dict)  # judge -> of its votes, where it had more than one
+
+
+def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
+    """runs/eval/<policy>, ordered by prompt and seed.
+
+    Raises StoreError for a half-written folder, ValueError for one that is missing and where a label table is not of
+    these clips.
+    """
+    _check_made(folder / "samples", f"{folder.name} has no evaluation clips", f"eval-generate@{folder.name}")
+    read_manifest(folder / "samples", "clip_set")
+    rows = read_rows(folder / "samples" / "metadata.parquet", Sample)
+    samples = tuple(sorted(rows, key=lambda sample: (sample.prompt_id, sample.seed)))
+    labels = {judge: _labels(folder, judge, samples) for judge in judges}
+    facts = {judge: read_manifest(folder / "labels" / judge, "labels")["facts"] for judge in judges}
+    agreement = {judge: found for judge in judges if (found := facts[judge].get("agreement"))}
+    return EvaluationSet(folder / "samples", samples, labels, agreement)
+
+
+def _labels(policy: Path, judge: str, samples: Sequence[Sample]) -> tuple[Label, ...]:
+    folder = policy / "labels" / judge
+    _check_made(folder, f"{policy.name}'s clips have no labels by {judge}", f"eval-label@{policy.name}-{judge}")
+    read_manifest(folder, "labels")
+    labels = by_id(read_rows(folder / "labels.parquet", Label))
+    if labels.keys() != {sample.sample_id for sample in samples}:
+        raise ValueError(f"{folder}: {len(labels)} labels are not of the {len(samples)} clips beside them")
+    return tuple(labels[sample.sample_id] for sample in samples)
+
+
+def _check_made(folder: Path, missing: str, stage: str) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there: {missing}; `dvc repro {stage}` makes them")
+
+
+def accepted(labels: Iterable[Label]) -> np.ndarray:
+    """(N,) float: 1 accepted, 0 rejected, nan unlabelled."""
+    return _column(labels, "label")
+
+
+def scores(sets: Mapping[str, EvaluationSet], judge: str) -> dict[str, np.ndarray]:
+    """By policy (N,) float, what a judge's clips are ranked by: the higher the better, nan where it gave none.
+
+    The score where the judge measures, otherwise the probability of acceptance, otherwise the label as 1 or 0. It is
+    one column for all clips of all policies, because the columns' values do not compare.
+    """
+    for name in SCORES:
+        found = {policy: _column(one.labels[judge], name) for policy, one in sets.items()}
+        if not all(np.isnan(values).all() for values in found.values()):
+            return found
+    return found
+
+
+def _column(labels: Iterable[Label], name: str) -> np.ndarray:
+    values = (getattr(label, name) for label in labels)
+    return np.array([np.nan if value is None else float(value) for value in values])
+
+
+def check_paired(sets: Mapping[str, EvaluationSet]) -> None:
+    """Raises ValueError naming the first policy and clip not made as every other policy's: same prompt, seed, size."""
+    first, *others = sets
+    for other in others:
+        if len(sets[first].samples) != len(sets[other].samples):
+            raise ValueError(
+                f"{other} has {len(sets[other].samples)} evaluation clips, {first} has {len(sets[first].samples)}: "
+                "not paired; run eval-generate for both with the same evaluate section"
+            )
+        for one, two in zip(sets[first].samples, sets[other].samples, strict=True):
+            if _made_from(one) != _made_from(two):
+                raise ValueError(
+                    f"{other}'s clip {two.sample_id} was made from {_told(two)}, {first}'s {one.sample_id} from "
+                    f"{_told(one)}: not paired; run eval-generate for both with the same evaluate section"
+                )
+
+
+def _made_from(sample: Sample) -> tuple:
+    return (
+        sample.prompt_id,
+        sample.prompt,
+        sample.seed,
+        sample.num_frames,
+        sample.height,
+        sample.width,
+        sample.fps,
+    )
+
+
+def _told(sample: Sample) -> str:
+    return (
+        f"prompt {sample.prompt_id} ({sample.prompt}), seed {sample.seed}, "
+        f"{sample.num_frames} frames of {sample.height}x{sample.width}, {sample.fps} fps"
+    )

@@ -1,0 +1,84 @@
+"""How far judges agree."""
+
+import numpy as np
+import pytest
+
+from evaluation.agreement import agreement, cohen, pearson
+
+NAN = float("nan")
+
+
+def test_kappa_is_agreement_beyond_chance():
+    # 50 clips: both accept 20, both reject 15, the first alone accepts 5, the second alone 10. They agree on .7 of
+    # them; with accept rates of .5 and .6 chance gives .5 * .6 + .5 * .4 = .5, and kappa is (.7 - .5) / (1 - .5) = .4.
+    one = np.repeat([1.0, 0.0, 1.0, 0.0], [20, 15, 5, 10])
+    other = np.repeat([1.0, 0.0, 0.0, 1.0], [20, 15, 5, 10])
+
+    assert cohen(one, other) == {"kappa": pytest.approx(0.4), "agree": 0.7, "n": 50}
+    assert cohen(other, one) == cohen(one, other)
+
+
+def test_judges_that_always_differ_and_always_agree_lie_at_the_ends():
+    one = np.array([1.0, 0.0, 1.0, 0.0])
+
+    assert cohen(one, one)["kappa"] == 1.0
+    assert cohen(one, 1 - one)["kappa"] == -1.0
+
+
+def test_clips_that_either_left_unlabelled_are_left_out():
+    assert cohen(np.array([1.0, NAN, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, NAN])) == {"kappa": 1.0, "agree": 1.0, "n": 2}
+
+
+def test_kappa_is_unknown_where_there_is_nothing_to_agree_on():
+    assert cohen(np.ones(3), np.ones(3)) == {"kappa": None, "agree": 1.0, "n": 3}
+    assert cohen(np.array([1.0, NAN]), np.array([NAN, 1.0])) == {"kappa": None, "agree": None, "n": 0}
+
+
+def test_pearson_of_three_points():
+    # (1, 1), (2, 3), (3, 2): covariance 1 over variances 2 and 2, so r = .5. With one degree of freedom t is
+    # r / sqrt(1 - r^2) = tan 30 degrees, and Student's t is Cauchy's: p = 2 (1/2 - 30 / 180) = 2/3.
+    assert pearson([(1, 1), (2, 3), (3, 2)]) == {
+        "pearson": pytest.approx(0.5), "p_value": pytest.approx(2 / 3), "n": 3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rates", [[], [(0.1, 0.2)], [(0.1, 0.2), (0.3, 0.4)], [(0.5, 0.1), (0.5, 0.2), (0.5, 0.9)]])
+def test_fewer_than_three_points_or_a_constant_side_have_no_correlation(rates):
+    assert pearson(rates) == {"pearson": None, "p_value": None, "n": len(rates)}
+
+
+def outcomes(**policies: dict[str, list[float]]) -> dict[str, dict[str, np.ndarray]]:
+    return {name: {judge: np.array(labels) for judge, labels in of.items()} for name, of in policies.items()}
+
+
+PROMPTS = np.array([0, 0, 1, 1])
+
+
+def test_policies_and_prompts_are_compared_by_rates_of_clips_that_both_know():
+    found = agreement(
+        outcomes(
+            base={"judge": [0, 0, 0, 1], "people": [0, 0, NAN, 1]},  # rates 1/3 and 1/3
+            rwr1={"judge": [1, 0, 1, 1], "people": [0, 0, 1, NAN]},  # 2/3 and 1/3
+            rwr2={"judge": [1, 1, 1, 1], "people": [1, 1, NAN, NAN]},  # 1 and 1, of prompt 0 alone
+        ),
+        PROMPTS,
+    )
+
+    # (1/3, 1/3), (2/3, 1/3), (1, 1), in thirds (1, 1), (2, 1), (3, 3): covariance 2 over sqrt(2 * 8/3).
+    assert found["policies"]["judge|people"]["pearson"] == pytest.approx(2 / np.sqrt(2 * 8 / 3))
+    assert found["policies"]["judge|people"]["n"] == 3
+    # base (0, 0), (1, 1); rwr1 (1/2, 0), (1, 1); rwr2 (1, 1): in halves (0, 0), (2, 2), (1, 0), (2, 2), (2, 2).
+    # Means 7/5 and 6/5; covariance 12 - 5 * 42/25 = 18/5 over sqrt((13 - 49/5) (12 - 36/5)) = sqrt(16/5 * 24/5).
+    assert found["prompts"]["judge|people"]["pearson"] == pytest.approx(3.6 / np.sqrt(3.2 * 4.8))
+    assert found["prompts"]["judge|people"]["n"] == 5
+    assert found["clips"]["judge|people"] == {"agree": 7 / 8, "n": 8, "kappa": pytest.approx((7 / 8 - 1 / 2) / (1 / 2))}
+
+
+def test_every_pair_of_judges_is_compared_once():
+    labels = [1.0, 0.0, 1.0, 0.0]
+    found = agreement(outcomes(base={"physics": labels, "judge": labels, "people": [NAN] * 4}), PROMPTS)
+
+    pairs = ["physics|judge", "physics|people", "judge|people"]
+    assert [list(found[key]) for key in ("clips", "policies", "prompts")] == [pairs] * 3
+    assert found["clips"]["physics|people"] == {"kappa": None, "agree": None, "n": 0}
+    assert found["prompts"]["physics|people"] == {"pearson": None, "p_value": None, "n": 0}
