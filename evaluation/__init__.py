@@ -1,1 +1,1 @@
-"""What was reached: accept rates and paired differences with their intervals. Reads clip rows and label tables only."""
+"""What was reached, with intervals, and how far judges can be believed. Reads clip rows and label tables only."""

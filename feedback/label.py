@@ -1,17 +1,19 @@
 """Labels a clip set: asks a source about every clip, keeps each answer as it comes, combines them into labels."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.manifest import atomically, publish, read_manifest, write_manifest
+from data.manifest import MANIFEST, atomically, publish, read_manifest, write_manifest
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.agreement import Agreement, VoteAgreement, vote_agreement
@@ -74,6 +76,34 @@ def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_f
     verdicts, _, counts = _combined(source, [one.sample for one in requests], found)
     _agreed(source, verdicts, votes)
     return counts
+
+
+def who(source: Source, block: Mapping[str, Any]) -> dict[str, str | None]:
+    """What an audit is true of: the source, its block in params.yaml as a hash, and what answers which question."""
+    written = json.dumps(block, sort_keys=True, default=str)
+    return {
+        "source": source.name,
+        "block": hashlib.sha256(written.encode()).hexdigest()[:12],
+        "model": source.model,
+        "model_version": source.model_version,
+        "rubric_hash": source.rubric.hash,
+    }
+
+
+def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -> None:
+    """Log a warning where the audit in `folder` found the judge right less often than `least`; no audit is no warning.
+
+    judge: from `who`. An audit of another one says nothing about this one, and that is logged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    facts = read_manifest(folder, "audit")["facts"]
+    if other := [key for key, value in judge.items() if facts[key] != value]:
+        told = "%s: the audit in %s is of another %s, so it does not count here; audit this one by `dvc repro audit@%s`"
+        logger.info(told, judge["source"], folder, " and ".join(other), judge["source"])
+    elif facts["accuracy"] < least:
+        told = "%s: right on %.1f %% by its audit of %d clips (%s), less than label.min_audited_accuracy: %g asks for"
+        logger.warning(told, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)
 
 
 def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:

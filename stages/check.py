@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.prompts import load_prompts
+from data.prompts import Prompt, load_prompts
 from feedback import KINDS, read_block
 from feedback.rubric import load_rubric
 from generators import FAMILIES
 from generators.rollout import Sampling, VideoSize
 from rl.config import configure
 from rl.objectives import OBJECTIVES
+from stages.audit import AuditConfig, check_known
 from stages.build import BuildConfig
 from stages.evaluate import EvaluateConfig
 from stages.graph import trained_policies, validate_graph
@@ -24,6 +25,7 @@ SECTIONS = {
     "video": VideoSize,
     "generate": Sampling,
     "label": LabelConfig,
+    "audit": AuditConfig,
     "build": BuildConfig,
     "evaluate": EvaluateConfig,
     "evaluate.generate": Sampling,
@@ -38,7 +40,9 @@ def check_params() -> None:
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
     params = load_params()
     validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
-    _check_sources(params, [prompt.prompt for prompt in load_prompts(Path(section("prompts", PromptsConfig).path))])
+    prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
+    _check_sources(params, [prompt.prompt for prompt in prompts])
+    _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
         config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
         if config.full and params["generator"]["dtype"] != "float32":
@@ -60,8 +64,21 @@ def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
 def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
     """Every source's block, and whether those that this run asks can judge these prompts."""
     asked = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    asked |= set(params["audit"]["sources"])
     for name, given in params["feedback"]["sources"].items():
         _check_source(name, given, prompts if name in asked else None)
+
+
+def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+    """Whether the sources to audit and the people beside them are there, and some clips' right verdict is known."""
+    people = config.human["source"] if config.human else None
+    for key, name in [*(("sources", name) for name in config.sources), *([("human.source", people)] if people else [])]:
+        if name not in sources:
+            raise ParamsError(f"audit.{key}: {name!r} is unknown; known are {', '.join(sources)}")
+    if people and sources[people]["kind"] != "human":
+        raise ParamsError(f"audit.human.source is {people}, of kind {sources[people]['kind']}; wanted is kind human")
+    if config.sources:
+        check_known(config, prompts)
 
 
 def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:

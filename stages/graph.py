@@ -7,7 +7,7 @@ from typing import Any
 from stages.params import ParamsError
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
-TAKEN = ("policies", "eval", "evaluation")  # folders under runs/ that are no round's
+TAKEN = ("audit", "policies", "eval", "evaluation")  # folders under runs/ that are no round's
 ROUND = ("policy",)
 POLICY = ("start", "round", "objective")
 COMPARED = (*POLICY, "source")

@@ -1,6 +1,6 @@
 """Stages `label`, `label-compare` and `eval-label`: ask a source about a clip set, or say what that would cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -8,6 +8,10 @@ import click
 from stages.command import PATH, device_option, stage_command, write_metrics
 from stages.params import block, section
 from stages.state import stage_state
+
+# Where stage `audit` puts its results. It is read for a warning alone and is no dependency in dvc.yaml: else an audit
+# that ran again would have all clips labelled again, to the same labels.
+AUDITS = Path("runs/audit")
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,13 @@ class LabelConfig:
     batch_size: int  # clips read, judged and committed together
     votes: int  # independent askings of every clip
     max_failed: float  # part of the clips of which no reply need be had
+    min_audited_accuracy: float | None = None  # below it, of the source's audit, there is a warning
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_failed <= 1:
-            raise ValueError(f"max_failed is {self.max_failed}, expected a part between 0 and 1")
+        for name in ("max_failed", "min_audited_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, expected a part between 0 and 1")
 
 
 @stage_command
@@ -49,7 +56,7 @@ def main(
     from data.manifest import read_manifest
     from data.store import ClipSet
     from feedback import make_source, needs_device
-    from feedback.label import label_clip_set, look_at
+    from feedback.label import label_clip_set, look_at, warn_of_audit, who
 
     if needs_device(source_block):
         from rl.devices import pick_device  # and torch with it, which takes seconds
@@ -62,8 +69,11 @@ def main(
     assert out and metrics
     blocks = [source_block, *source_block.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
-    with stage_state("label", out, (name, config, source_block), inputs) as work:
+    asked = replace(config, min_audited_accuracy=None)  # which shapes no label
+    with stage_state("label", out, (name, asked, source_block), inputs) as work:
         source = make_source(name, source_block, device)
+        if config.min_audited_accuracy is not None:
+            warn_of_audit(AUDITS / name, who(source, source_block), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)
         counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
     agreed = read_manifest(out, "labels")["facts"]["agreement"]

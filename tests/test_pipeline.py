@@ -453,7 +453,7 @@ def test_a_panels_members_are_checked_as_other_sources_are(change, told, project
 
 def test_what_a_panels_members_cannot_judge_is_told_if_it_is_asked(project):
     params = with_panel() | {"prompts": {"path": "data/prompt_sets/furuta.csv"}}
-    params["evaluate"]["judges"] = ["judge"]
+    params["evaluate"]["judges"], params["audit"]["sources"] = ["judge"], []  # which has no known answers there
     project(params)
     with pytest.raises(ValueError, match="physics knows the tabletop world alone"):
         check_params()
