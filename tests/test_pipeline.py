@@ -20,7 +20,7 @@ from stages.preset import PRESETS, overlay
 ROOT = Path(__file__).parent.parent
 PARAMS = set(yaml.safe_load((ROOT / "params.yaml").read_text()))  # sections
 PACKAGES = ("data", "evaluation", "feedback", "generators", "pretraining", "report", "rl", "stages")
-PEOPLES = {"preset", "rate", "show"}  # commands that are for people and no stages
+PEOPLES = {"distribution", "preset", "rate", "show"}  # commands that are for people and no stages
 PLUMBING = {"check", "command", "forecast", "graph", "params", "state"}  # never decide what a stage writes
 
 
