@@ -1,0 +1,111 @@
+"""What a table of clips is made of, as text for a terminal."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inspection.text import aligned, histogram
+from inspection.view import View, said, shown, word
+
+ALL = "all"
+UNDECIDED = "every vote answered, and the rule decides nothing"
+LONGEST = 72  # characters of a cell in a list
+
+
+def heading(view: View) -> str:
+    """What the folder is, from its manifest."""
+    facts = view.facts
+    if view.kind == "labels":
+        by = f"{facts['source']} ({facts['model']}, {', '.join(facts['model_versions'])})"
+        asked = f"rubric {facts['rubric']} {facts['rubric_hash']}, votes: {facts['votes']}"
+        return f"{view.folder}: {len(view.rows)} clips of {view.clips}, labelled by {by}, {asked}"
+    if view.kind == "clip_set":
+        return f"{view.folder}: {len(view.rows)} clips of set {facts['set']}, made by {facts['policy']}"
+    told = ", ".join(f"{key} {facts[key]}" for key in ("round", "source", "reward") if key in facts)
+    return f"{view.folder}: {len(view.rows)} rows, {view.kind}, of {told}"
+
+
+def composition(view: View) -> str:
+    """Counts by category; of labels why clips have none; how p_accept, score, weight or margin are distributed."""
+    parts = [by_category(view)]
+    if view.kind == "labels" and (reasons := unlabelled(view)):
+        rows = [[str(count), reason] for reason, count in reasons.most_common()]
+        parts.append(f"unlabelled, by reason\n{aligned(rows, 'rl')}")
+    if view.kind == "paired":
+        parts += unpaired(view.folder.parent / "composition.json")
+    if view.kind == "labels" and view.rows["p_accept"].isna().all():
+        parts.append("p_accept: not known of any clip")
+    for column, ends in {"p_accept": (0.0, 1.0), "score": None, "weight": None, "margin": None}.items():
+        values = view.rows[column].dropna().to_numpy(float) if column in view.rows else np.empty(0)
+        if values.size:
+            parts.append(histogram(column, values, *(ends or (values.min(), values.max()))))
+    return "\n\n".join(parts)
+
+
+def by_category(view: View) -> str:
+    """A table with a row a category and one for all."""
+    rows = [[category, *_counts(view.kind, group)] for category, group in view.rows.groupby("category", sort=True)]
+    rows.append([ALL, *_counts(view.kind, view.rows)])
+    titles = ["category", *COUNTED[view.kind]]
+    return aligned([titles, *rows], "l" + "r" * (len(titles) - 1))
+
+
+def unlabelled(view: View) -> Counter[str]:
+    """How many clips have no label for which reason: how the errors of their verdicts begin, such as "refused"."""
+    assert view.verdicts is not None
+    ids = view.rows.loc[view.rows["label"].isna(), "sample_id"]
+    errors = view.verdicts.dropna(subset="error").groupby("sample_id")["error"]
+    kinds = {clip: "; ".join(sorted({error.split(":")[0] for error in of})) for clip, of in errors}
+    return Counter(kinds.get(clip, UNDECIDED) for clip in ids)
+
+
+def unpaired(path: Path) -> list[str]:
+    """A line on the prompts without a pair and why, from a round's composition.json; nothing without this file."""
+    if not path.is_file():
+        return []
+    reasons = json.loads(path.read_text(encoding="utf-8"))["reasons"]
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return [f"prompts without a pair: {sum(reasons.values())}" + (f" ({told})" if told else "")]
+
+
+def listed(view: View) -> str:
+    """A line a row: which clip or pair it is, what was said of it, its prompt."""
+    clips = [one.sample.sample_id for one in shown(view)]
+    names = clips if view.kind != "paired" else [f"{a} over {b}" for a, b in zip(clips[::2], clips[1::2], strict=True)]
+    told = [[said(view, row), row["prompt"]] for row in view.rows.to_dict("records")]
+    return aligned([[name, *map(_cut, texts)] for name, texts in zip(names, told, strict=True)], "lll")
+
+
+COUNTED = {
+    "labels": ("clips", "accepted", "rejected", "unlabelled", "accepted %"),
+    "weighted": ("clips", "weight above 0", "mean weight"),
+    "paired": ("pairs", "prompts", "clips chosen", "clips rejected", "mean margin"),
+    "clip_set": ("clips", "prompts", "of split train", "of split test"),
+}
+
+
+def _counts(kind: str, rows: pd.DataFrame) -> list[str]:
+    """The cells of one row under the titles of COUNTED."""
+    if kind == "labels":
+        accepted, rejected, nulls = [int((rows["label"].map(word) == one).sum()) for one in WORDS]
+        share = f"{100 * accepted / (accepted + rejected):.1f}" if accepted + rejected else "–"
+        return [str(len(rows)), str(accepted), str(rejected), str(nulls), share]
+    if kind == "weighted":
+        return [str(len(rows)), str(int((rows["weight"] > 0).sum())), f"{rows['weight'].mean():.3g}"]
+    if kind == "paired":
+        distinct = [str(rows[column].nunique()) for column in ("prompt_id", "chosen", "rejected")]
+        return [str(len(rows)), *distinct, f"{rows['margin'].mean():.3g}"]
+    splits = [str(int((rows["split"] == split).sum())) for split in ("train", "test")]
+    return [str(len(rows)), str(rows["prompt_id"].nunique()), *splits]
+
+
+WORDS = ("accepted", "rejected", "unlabelled")
+
+
+def _cut(text: str) -> str:
+    """A text in one line, cut where it is too long for a list."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

@@ -1,0 +1,247 @@
+"""A folder of a run as a table that a person filters: a row a clip, or a row a pair.
+
+    labels      runs/<round>/labels/<source>        columns of Sample and Label, in conditions of Verdict too
+    weighted    runs/<round>/datasets/{sft,rwr}     columns of Sample and Weighted
+    paired      runs/<round>/datasets/dpo           columns of Pair, and the prompt's of Sample
+    clip_set    runs/<round>/samples                columns of Sample
+
+The clips are found in the folder `samples` next to one of the folders above it. Their files are not checked here: a
+torn clip must not hide the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+from pandas.errors import UndefinedVariableError
+
+from data.manifest import MANIFEST, StoreError, read_manifest, sha256_of
+from data.records import Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
+
+TABLES = {"labels.parquet": Label, "weighted.parquet": Weighted, "paired.parquet": Pair, "metadata.parquet": Sample}
+KINDS = {Label: "labels", Weighted: "weighted", Pair: "paired", Sample: "clip_set"}
+COMPARED = ["label", "p_accept", "reason"]
+OF_THE_PROMPT = ["prompt_id", "prompt", "category", "split"]
+NULLABLE = {
+    pa.string(): pd.StringDtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}  # so that null stays null in a comparison
+
+
+class Finished(NamedTuple):
+    """What the manifest of a folder says."""
+
+    kind: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Some rows of a folder. Filters return another view of fewer rows."""
+
+    folder: Path
+    kind: str  # labels | weighted | paired | clip_set
+    facts: dict[str, Any]  # of the folder's manifest
+    clips: Path  # folder of the clip set
+    samples: dict[str, Sample]  # all of the clip set, by sample_id
+    rows: pd.DataFrame
+    verdicts: pd.DataFrame | None  # of labels: columns of Verdict, a row a question and vote of every clip
+    compared: tuple[str, ...] = ()  # sources whose label_<source>, … are columns too
+
+    @property
+    def noun(self) -> str:
+        return "pairs" if self.kind == "paired" else "clips"
+
+    def head(self, count: int) -> View:
+        """The first rows."""
+        return replace(self, rows=self.rows.head(count))
+
+    def only(self, kept: pd.Series, said: str) -> View:
+        """The rows of a boolean mask, null counting as no. Raises ValueError with `said` where none is left."""
+        rows = self.rows[kept.fillna(False).astype(bool)]
+        if rows.empty:
+            raise ValueError(f"{self.folder}: none of {len(self.rows)} {self.noun} {said}")
+        return replace(self, rows=rows)
+
+
+def open_view(folder: Path, clips: Path | None = None) -> View:
+    """All rows of a finished folder.
+
+    clips: folder of the clip set; None looks for it. Raises StoreError for a folder that is not finished or of another
+    kind, and ValueError where rows and clips do not belong together.
+    """
+    found = finished(folder)
+    name = next((name for name in TABLES if (folder / name).is_file()), None)
+    if name is None:
+        inner = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")))
+        there = f"; within it there is {inner}" if inner else ""
+        raise StoreError(f"{folder}: a {found.kind!r}, which has no table of clips{there}")
+    row_type = TABLES[name]
+    clips = folder if row_type is Sample else clips or clips_of(folder)
+    rows: list[Any] = read_rows(folder / name, row_type)
+    samples = by_id(read_rows(clips / "metadata.parquet", Sample))
+    _check_same_clips(folder, found.facts, clips, samples, rows)
+    table = frame(rows, row_type)
+    if row_type is Pair:
+        of_prompts = frame(samples.values(), Sample)[OF_THE_PROMPT].drop_duplicates("prompt_id")
+        table = table.merge(of_prompts, on="prompt_id", how="left")
+    elif row_type is not Sample:
+        alone = [column for column in table if column == "sample_id" or column not in schema(Sample).names]
+        table = frame(samples.values(), Sample).merge(table[alone], on="sample_id", how="inner")
+    verdicts = frame(read_rows(folder / "verdicts.parquet", Verdict), Verdict) if row_type is Label else None
+    return View(folder, KINDS[row_type], found.facts, clips, samples, table, verdicts)
+
+
+def finished(folder: Path) -> Finished:
+    """The kind and facts of a finished folder of any kind; its files are not looked at."""
+    try:
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Finished(document["kind"], document["facts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        read_manifest(folder, "labels")  # which says what is wrong
+        raise
+
+
+def clips_of(folder: Path) -> Path:
+    """The clip set that a folder of labels or rows belongs to: `samples` beside it, or beside a folder above it."""
+    for above in folder.absolute().parents:
+        if (above / "samples" / MANIFEST).is_file():
+            return above / "samples"
+    raise StoreError(f"{folder}: no clip set `samples` beside it or above it; name it with --set")
+
+
+def beside(clips: Path) -> dict[str, Path]:
+    """Folders of finished labels of a clip set, by source."""
+    root = clips.absolute().parent
+    found = [*root.glob(f"labels/*/{MANIFEST}"), *root.glob(f"compare/*/labels/{MANIFEST}")]
+    return {finished(path.parent).facts["source"]: path.parent for path in sorted(found)}
+
+
+def frame(rows: Any, row_type: type) -> pd.DataFrame:
+    """Rows as columns whose nulls stay nulls."""
+    return pa.Table.from_pylist([vars(row) for row in rows], schema(row_type)).to_pandas(types_mapper=NULLABLE.get)
+
+
+# Filters
+
+
+def where(view: View, condition: str) -> View:
+    """Rows that meet a condition in the words of pandas.DataFrame.query: "category == 'roll' and p_accept < 0.3".
+
+    A condition on verdicts holds for a clip when it holds for one of them. `reason` and `score` are the label's; those
+    of a verdict are verdict_reason and verdict_score. A comparison with null holds for nothing; column.isna() asks.
+    """
+    table = view.rows.reset_index(names="row")
+    if view.verdicts is not None:
+        own = view.verdicts.drop(columns="source")
+        taken = (own.columns.intersection(table.columns)).drop("sample_id")
+        table = table.merge(own.rename(columns={name: f"verdict_{name}" for name in taken}), on="sample_id", how="left")
+    columns = ", ".join(name for name in table if name != "row")
+    try:
+        met = table.eval(condition, engine="python", local_dict={}, global_dict={})
+    except UndefinedVariableError as error:
+        raise ValueError(f"--where: {error}; columns are {columns}") from error
+    except Exception as error:  # of whatever kind pandas' own parser and evaluation raise
+        raise ValueError(f"--where {condition!r}: {error or type(error).__name__}; columns are {columns}") from error
+    if not isinstance(met, pd.Series) or met.dtype not in ("bool", "boolean"):
+        raise ValueError(f"--where {condition!r} is no condition, such as category == 'roll' and p_accept < 0.3")
+    chosen = table.loc[met.fillna(False).astype(bool), "row"]
+    return view.only(view.rows.index.to_series().isin(chosen), f"meet --where {condition!r}")
+
+
+def of_prompt(view: View, wanted: str) -> View:
+    """Rows of the prompt of this id, or else of all prompts that hold this text in any case."""
+    ids = view.rows["prompt_id"] == wanted
+    texts = view.rows["prompt"].str.contains(wanted, case=False, regex=False)
+    return view.only(ids if ids.any() else texts, f"have the prompt id, or {wanted!r} in their prompt")
+
+
+def disagreeing(view: View, first: str, second: str) -> View:
+    """Clips that one of two sources accepts and the other rejects, not those that either left unlabelled.
+
+    The view gains label_<source>, p_accept_<source> and reason_<source> of both. Raises ValueError listing the label
+    sets there are.
+    """
+    folders = beside(view.clips)
+    if missing := [name for name in (first, second) if name not in folders]:
+        raise ValueError(f"{view.clips}: no labels by {', '.join(missing)}; there are labels by {', '.join(folders)}")
+    if view.kind == "paired":
+        raise ValueError(f"{view.folder}: --disagree is about clips, and this is a table of pairs")
+    rows = view.rows
+    for name in (first, second):
+        other = open_view(folders[name], view.clips).rows[["sample_id", *COMPARED]]
+        renamed = {column: f"{column}_{name}" for column in COMPARED}
+        rows = rows.merge(other.rename(columns=renamed), on="sample_id", how="left")
+    known = replace(view, rows=rows, compared=(first, second))
+    return known.only(rows[f"label_{first}"] != rows[f"label_{second}"], f"are told apart by {first} and {second}")
+
+
+def sort(view: View, column: str) -> View:
+    """Rows by a column, nulls last; a minus before its name turns the order round."""
+    name = column.removeprefix("-")
+    if name not in view.rows:
+        raise ValueError(f"--sort: no column {name!r}; columns are {', '.join(view.rows)}")
+    return replace(view, rows=view.rows.sort_values(name, ascending=name == column, kind="stable"))
+
+
+# Clips to look at
+
+
+class Shown(NamedTuple):
+    """A clip with what stands below it."""
+
+    sample: Sample
+    path: Path  # its mp4
+    heading: str  # whose clip it is, in a table of pairs its side and margin too
+    said: str  # what was made of it: label and reason, weight, or nothing
+
+
+def shown(view: View) -> Iterator[Shown]:
+    """The clips of the rows in their order; of a pair the chosen one, then the rejected."""
+    for row in view.rows.to_dict("records"):
+        sides = ("chosen", "rejected") if view.kind == "paired" else ("sample_id",)
+        for side in sides:
+            sample = view.samples[row[side]]
+            heading = sample.sample_id if side == "sample_id" else f"{sample.sample_id}, {side}"
+            yield Shown(sample, view.clips / sample.file_name, heading, said(view, row))
+
+
+def said(view: View, row: dict[str, Any]) -> str:
+    """What a row says of its clip, in a line."""
+    if view.kind == "paired":
+        return f"margin {row['margin']:.3g}"
+    if view.kind == "weighted":
+        return f"weight {row['weight']:.3g}"
+    parts = [_of_source(name, *(row[f"{column}_{name}"] for column in COMPARED)) for name in view.compared]
+    if view.kind == "labels" and view.facts["source"] not in view.compared:
+        parts.insert(0, _of_source(view.facts["source"], *(row[column] for column in COMPARED)))
+    if view.kind == "labels" and not pd.isna(row["score"]):
+        parts.append(f"score {row['score']:.3g}")
+    return "; ".join(parts)
+
+
+def word(label: Any, p_accept: Any = None) -> str:
+    """A label in a word, with its probability where there is one."""
+    told = "unlabelled" if pd.isna(label) else "accepted" if label else "rejected"
+    return told if pd.isna(p_accept) else f"{told} {p_accept:.2f}"
+
+
+def _of_source(name: str, label: Any, p_accept: Any, reason: Any) -> str:
+    return f"{name}: {word(label, p_accept)}" + ("" if pd.isna(reason) else f" ({reason})")
+
+
+def _check_same_clips(folder: Path, facts: dict, clips: Path, samples: dict[str, Sample], rows: list) -> None:
+    """Raises ValueError where labels or rows are of other clips than those of the clip set."""
+    if "clip_set" in facts and facts["clip_set"] != sha256_of(clips / MANIFEST):
+        raise ValueError(f"{folder}: labels of another clip set than {clips}; name theirs with --set")
+    used = {getattr(row, name) for row in rows for name in ("sample_id", "chosen", "rejected") if hasattr(row, name)}
+    if foreign := sorted(used - samples.keys()):
+        raise ValueError(f"{folder}: {len(foreign)} clips, such as {foreign[0]}, are not in {clips}")
