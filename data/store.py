@@ -1,7 +1,7 @@
 """Clip sets: folders of clips with what it takes to train on them without a VAE or a text encoder.
 
     videos/<sample_id>.mp4
-    metadata.parquet              one row per clip, which `videofolder` of Hugging Face reads (docs/inspecting.md says how)
+    metadata.parquet              one row per clip; docs/inspecting.md says how Hugging Face's `videofolder` reads it
     latents-00000.safetensors     one shard a batch: "latents" (B, C, F, H, W), optionally "conditioning" (B, ...)
     embeddings.safetensors        "prompt/<prompt_id>" (L, D) for each prompt, "empty" (L, D)
     manifest.json                 last; its fact `shards` lists the sample ids of each shard, in order
