@@ -1,4 +1,4 @@
-"""The whole pretraining of the embedded default: autoencoder, generator, its siblings, judge. Algorithm 1, line 1.
+"""The whole pretraining of the embedded default: autoencoder, generator, siblings, judge, CLIP. Algorithm 1, line 1.
 
 Each part is kept in `work` when it is done, so that a killed run goes on with the next.
 """
@@ -20,6 +20,7 @@ from data.tabletop.captions import all_claims, caption
 from data.tabletop.scenes import FRAMES, SIZE
 from data.video import sample_frames
 from generators import load_generator
+from pretraining.clip import ClipConfig, all_events, render_events, train_clip
 from pretraining.denoiser import DenoiserConfig, latent_pool, save_half, train_denoiser, train_on
 from pretraining.judge import (
     FRAMES_SEEN,
@@ -72,12 +73,13 @@ class PretrainConfig:
     denoiser: DenoiserConfig
     siblings: Siblings
     judge: JudgeConfig
+    clip: ClipConfig
 
 
 def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
-    """Write out/generator, a WanPipeline folder, and out/judge, a Qwen2.5-VL folder."""
+    """Write out/generator, a WanPipeline folder, out/judge, a Qwen2.5-VL folder, and out/clip, a CLIP folder."""
     torch.set_num_threads(config.threads)
-    generator, judge = work / "generator", work / "judge"
+    generator, judge, clip = work / "generator", work / "judge", work / "clip"
     _once(work / "vae", lambda folder: _vae(config.vae, folder))
     _once(generator, lambda folder: _generator(config, work / "vae", folder))
     siblings = [work / f"sibling-{index}" for index in range(len(config.siblings.botched))]
@@ -85,7 +87,8 @@ def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
         _once(sibling, partial(_sibling, config, generator, index))
     _once(work / "clips", lambda folder: _sibling_clips(config, siblings, folder))
     _once(judge, lambda folder: _judge(config, work / "vae", work / "clips", folder))
-    for part in (generator, judge):
+    _once(clip, lambda folder: _clip(config.clip, generator / "vae", folder))
+    for part in (generator, judge, clip):
         shutil.rmtree(out / part.name, ignore_errors=True)
         shutil.copytree(part, out / part.name)
 
@@ -173,6 +176,15 @@ def _judge(config: PretrainConfig, vae_folder: Path, clips_folder: Path, folder:
         config.judge.seed,
     )
     train_judge(config.judge, Lessons(seen, rendered.questions), generated, folder)
+
+
+def _clip(config: ClipConfig, vae_folder: Path, folder: Path) -> None:
+    events = all_events()
+    clips = render_events(events, config.clips, config.seed + 1)
+    drawn = clips[:, : config.clips // 2]  # half of the clips as the generator would draw them
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, dtype=torch.float32).eval()
+    drawn[:] = round_trip(vae, drawn.reshape(-1, *clips.shape[2:])).reshape(drawn.shape)
+    train_clip(config, events, clips, folder)
 
 
 @torch.no_grad()

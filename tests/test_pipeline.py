@@ -207,7 +207,7 @@ def test_every_path_on_a_command_line_is_declared(name):
     assert all(metric[path]["cache"] is False for metric, path in zip(stage.get("metrics", []), metrics, strict=True))
 
 
-MODELS = ("generator", "judge")
+MODELS = ("generator", "judge", "clip")
 
 
 # The graph as DVC resolves it

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPModel, CLIPProcessor
 
 from data.prompts import load_prompts
-from data.tabletop.captions import Claim, Thing, caption
+from data.tabletop.captions import COLORS, Claim, Thing, all_claims, caption
 from data.tabletop.render import render
 from data.tabletop.scenes import FRAMES, SIZE, make_scene
 from data.video import sample_frames
 from feedback.vlm import build_inputs
+from pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from pretraining.denoiser import DenoiserConfig
 from pretraining.judge import (
     FRAMES_SEEN,
@@ -32,6 +34,11 @@ from pretraining.optimizer import MuonAdamW
 from pretraining.tabletop import PretrainConfig, Siblings, VaeConfig, pretrain
 
 PROMPTS = Path("data/prompt_sets/tabletop.csv")
+SHIPPED_CLIP = Path("models/tabletop/clip")
+CLIP = ClipConfig(
+    clips=2, steps=3, pairs=2, vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=1, projection=16,
+    muon_lr=0.02, adam_lr=1e-3, ema=0.9, seed=0,
+)  # fmt: skip
 RED, BLUE = Thing("red", "cube"), Thing("blue", "ball")
 
 
@@ -116,6 +123,89 @@ def test_muon_moves_a_convolution_through_its_flat_view():
     assert values.min() > 0.5 * values.max()  # Muon's mark: an orthogonal step, all singular values alike
 
 
+@pytest.fixture(scope="module")
+def processor():
+    return clip_processor([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+
+
+def similarity(folder: Path, frames: np.ndarray, texts: list[str]) -> torch.Tensor:
+    """Cosine of every frame and text, (F, texts), by the stock classes alone."""
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = CLIPProcessor.from_pretrained(folder)(text=texts, images=list(frames), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**inputs)
+    return out.image_embeds @ out.text_embeds.T
+
+
+def test_clip_reads_every_caption_whole_between_its_two_marks(processor):
+    tokenizer = processor.tokenizer
+    for claim in all_claims():
+        ids = tokenizer(caption(claim)).input_ids
+        assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids[1:-1]) == caption(claim)
+        assert len(ids) <= tokenizer.model_max_length
+    assert tokenizer("Lifting purple cube up").input_ids[2] == tokenizer.unk_token_id
+
+
+def test_clip_pools_a_text_at_its_end_whatever_it_is_padded_to(processor):
+    torch.manual_seed(0)
+    model = tiny_clip(CLIP, processor.tokenizer).eval()
+    short, long = "folding red cloth", "moving red cube and blue ball closer to each other"
+    alone = model.get_text_features(**processor.tokenizer([short], return_tensors="pt")).pooler_output
+    padded = model.get_text_features(
+        **processor.tokenizer([short, long], padding=True, return_tensors="pt")
+    ).pooler_output
+    torch.testing.assert_close(padded[0], alone[0])
+    assert not torch.allclose(padded[1], alone[0], atol=1e-3)
+
+
+def test_training_pixels_are_those_of_clips_own_processor(processor):
+    frames = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    theirs = processor(images=list(frames), return_tensors="pt").pixel_values
+    ours = pixel_values(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_an_event_of_two_things_is_one_event_in_either_order():
+    # 12 solids x 7 kinds, 4 cloths x 2 and 4 sponges; 12 x 9 / 2 pairs of solids of two colours x 2 kinds
+    assert len(all_events()) == 7 * 12 + 2 * 4 + 4 + 2 * 54
+
+
+def test_a_batch_holds_each_event_once_and_both_events_of_its_pairs():
+    events = all_events()
+    drawn = [events[index] for index in draw_events(events, pairs=5, rng=np.random.default_rng(0))]
+    of_two = [event for event in drawn if len(event.things) == 2]
+
+    assert len({(event.kind, frozenset(event.things)) for event in drawn}) == len(drawn) == 96 + 2 * 5
+    assert {e.things for e in of_two if e.kind == "closer"} == {e.things for e in of_two if e.kind == "apart"}
+
+
+COLOR_CASES = [
+    ("push_right", "red", "cube"), ("lift", "blue", "ball"), ("fall", "green", "cone"), ("take_out", "yellow", "ball"),
+    ("uncover", "red", "cone"), ("fold", "green", "cloth"), ("squeeze", "blue", "sponge"), ("drop", "yellow", "cube"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "color", "shape"), COLOR_CASES)
+def test_the_shipped_clip_finds_a_clip_more_like_its_caption_than_like_that_of_another_color(kind, color, shape):
+    claim = Claim(kind, (Thing(color, shape),))
+    clip = render(make_scene(claim, np.random.default_rng(7)))
+    others = [caption(Claim(kind, (Thing(other, shape),))) for other in COLORS if other != color]
+    own, *wrong = similarity(SHIPPED_CLIP, clip, [caption(claim), *others]).sum(0).tolist()
+    assert own > max(wrong)
+
+
+@pytest.mark.parametrize("kind", ["lift", "fall", "take_out", "uncover"])
+def test_the_shipped_clip_finds_a_clip_in_which_nothing_happens_less_like_its_caption(kind):
+    claim = Claim(kind, (RED,))
+    honest, static = (
+        np.concatenate([render(make_scene(claim, np.random.default_rng(seed), botch)) for seed in range(8)])
+        for botch in (None, "static")
+    )
+    scores = similarity(SHIPPED_CLIP, np.concatenate([honest, static]), [caption(claim)]).view(2, -1).sum(1)
+    assert scores[0] > scores[1]
+
+
 def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     from feedback import make_source
     from generators import load_generator
@@ -159,6 +249,7 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
             ema=0.9,
             seed=0,
         ),  # fmt: skip
+        clip=CLIP,
     )
     pretrain(config, tmp_path / "work", tmp_path / "out")
     generator = load_generator("wan", str(tmp_path / "out/generator"), max_prompt_tokens=16)
@@ -172,3 +263,4 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     }  # fmt: skip
     source = make_source("judge", block)
     assert source.rubric.frames == len(sample_frames(FRAMES, FRAMES_SEEN))
+    assert similarity(tmp_path / "out/clip", clip[0].numpy(), [rl_prompts()[0]]).shape == (FRAMES, 1)

@@ -32,6 +32,7 @@ def home(tmp_path_factory, tiny_wan) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     shutil.copytree(tiny_wan, folder / "models/tabletop/generator")
+    shutil.copytree(ROOT / "models/tabletop/clip", folder / "models/tabletop/clip")
     prompts = (folder / "presets/smoke.csv").read_text().replace(",", " ").split()
     build_judge(folder / "models/tabletop/judge", words=dict.fromkeys([*WORDS, *prompts]))
     run(folder, *DVC, "init", "--no-scm", "--quiet")
