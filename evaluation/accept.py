@@ -12,8 +12,6 @@ from evaluation.intervals import Estimate, difference_by_clip, difference_by_pro
 from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
 from evaluation.selection import BestOf, TopK, take_best_of
 from evaluation.sets import EvaluationSet, check_paired, scores
-from evaluation.sets import accepted as accepted
-from evaluation.sets import load_set as load_set
 
 BASE = "base"
 ROUND_COUNTS = ("samples", "accepted", "rejected", "unlabelled")

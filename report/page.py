@@ -2,61 +2,46 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data.records import Label, Sample
-from evaluation.accept import EvaluationSet, as_json
-from report import curves, table
-from report.turned import Turned, write_turned
+from evaluation.accept import as_json
+from evaluation.sets import EvaluationSet
+from report import figures, lineage, table
+from report.gallery import write_gallery
+from report.turned import write_turned
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = "page.html.j2"
+HOW_TRAINED = ("start", "round", "objective", "source")  # of policy.json; null where a policy was not trained
 
-
-class Shown(NamedTuple):
-    """One policy's clip in a row of the gallery."""
-
-    policy: str
-    video: str  # path from the page
-    labels: dict[str, Label]  # by judge
-
-
-class GalleryRow(NamedTuple):
-    """One prompt and seed, as every policy filmed it."""
-
-    sample: Sample
-    shown: list[Shown]
+Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def write_page(
-    summary: Mapping[str, Any],
-    sets: Mapping[str, EvaluationSet],
-    logs: Mapping[str, Sequence[Mapping[str, Any]]],
-    clips_per_category: int,
-    out: Path,
+    summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], logs: Logs, per_prompt: int | None, out: Path
 ) -> None:
-    """Write index.html, summary.json and media/ into the folder `out`.
+    """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
-    sets: evaluation sets by policy, paired (`evaluation.accept.check_paired`). logs: training rows by policy, with
-    `step` and `loss`. Equal inputs give equal bytes.
+    summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `audit` and `select`
+        (`read_measured`, `read_selected`). sets: evaluation sets by policy; a baseline that is only computed has none.
+    logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
+    Equal inputs give equal bytes.
     """
     media = out / "media"
     media.mkdir(parents=True)
-    gallery = _gallery(sets, clips_per_category, media)
     turned = write_turned(summary, sets, media / "turned.png")
-    for theme in curves.THEMES:
-        (media / f"accept-{theme.name}.svg").write_text(curves.accept_rates(summary, theme), encoding="utf-8")
-        if logs:
-            (media / f"loss-{theme.name}.svg").write_text(curves.training_losses(logs, theme), encoding="utf-8")
+    summary = {**summary, **({"turned": turned._asdict()} if turned else {})}
+    drawn = _draw(summary, logs, media)
+    shown = write_gallery(table.judges(summary), sets, per_prompt, out)
+    summary["gallery"] = {"clips": shown}
     (out / "summary.json").write_text(as_json(summary), encoding="utf-8")
-    (out / "index.html").write_text(_render(summary, gallery, turned, bool(logs)), encoding="utf-8")
-    logger.info("%d policies, %d clips each: %s", len(sets), len(gallery), out / "index.html")
+    (out / "index.html").write_text(_render(summary, drawn), encoding="utf-8")
+    logger.info("%d policies, %d clips: %s", len(sets), shown, out / "index.html")
 
 
 def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
@@ -69,51 +54,85 @@ def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, 
     }
 
 
-def _render(summary: Mapping[str, Any], gallery: Sequence[GalleryRow], turned: Turned | None, has_logs: bool) -> str:
+def read_trained(policies: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each of these policies was trained: its start, round, objective and source, null for the base."""
+    paths = {name: policies / name / "policy.json" for name in names}
+    facts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    return {name: {key: found.get(key) for key in HOW_TRAINED} for name, found in facts.items()}
+
+
+def read_measured(folder: Path) -> dict[str, Any]:
+    """The JSON documents <folder>/<name>.json by name; none where there is no folder."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def read_selected(folder: Path) -> dict[str, Any]:
+    """By policy, what stage `select` wrote: judge, kept (step), and curve.
+
+    It writes each judge's rate under the judge's name, the one that selects first, and its interval under <judge>_low
+    and <judge>_high. Here a point has that one's step, rate, low and high, and the further judges' under `others`.
+    """
+    return {name: _unfolded(document) for name, document in read_measured(folder).items()}
+
+
+def _unfolded(document: Mapping[str, Any]) -> dict[str, Any]:
+    points = []
+    judges: list[str] = []
+    for row in document["curve"]:
+        judges = [name for name in row if f"{name}_low" in row]
+        rates = [{"rate": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]} for name in judges]
+        others = dict(zip(judges[1:], rates[1:], strict=True))
+        points.append({"step": row["step"], **rates[0], "others": others})
+    return {"judge": judges[0], "kept": document["kept"], "curve": points}
+
+
+def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
+    """Write every figure that the summary has numbers for, in both themes; returns their names."""
+    calibrated = {
+        judge: audit["calibration"] for judge, audit in summary.get("audit", {}).items() if audit["calibration"]
+    }
+    trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
+    drawn = []
+    for name, draw, wanted in (
+        ("accept", lambda theme: figures.accept_rates(summary, theme), True),
+        ("categories", lambda theme: figures.by_category(summary, theme), True),
+        ("rounds", lambda theme: figures.by_round(summary, theme), trained),
+        ("lineage", lambda theme: lineage.draw(summary, theme), trained),
+        ("training", lambda theme: figures.training_curves(logs, theme), logs),
+        ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
+        ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
+    ):
+        if wanted:
+            drawn.append(name)
+            for theme in figures.THEMES:
+                (media / f"{name}-{theme.name}.svg").write_text(draw(theme), encoding="utf-8")
+    return drawn
+
+
+def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
     """The page. Prompts and judges' words come from outside, so everything is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    tables = [(judge, table.columns(summary, judge), table.rows(summary, judge)) for judge in table.judges(summary)]
+    accept_tables = [table.accept_table(summary, judge) for judge in table.judges(summary)]
     round_votes = {name: table.votes(one.get("agreement")) for name, one in summary["rounds"].items()}
     return environment.get_template(TEMPLATE).render(
         summary=summary,
-        tables=tables,
+        warnings=summary.get("warnings", []),
+        findings=table.findings(summary),
+        overview=table.overview(summary),
+        accept_tables=accept_tables,
+        further_tables=table.further_tables(summary),
+        baselines=table.baselines(summary),
+        agreement=table.agreement_table(summary),
+        audit=table.audit_table(summary),
+        audit_categories=table.audit_categories(summary),
+        select=table.select_table(summary),
         round_votes=round_votes,
         vote_columns=list(next(filter(None, round_votes.values()), {})),
-        voted=any(round_votes.values()) or any(table.VOTES_AGREE in columns for _, columns, _ in tables),
-        gallery=gallery,
-        turned=turned,
-        has_logs=has_logs,
+        voted=any(round_votes.values()) or any(table.VOTES_AGREE in one.columns for one in accept_tables),
+        turned=summary.get("turned"),
+        drawn=drawn,
+        judges=table.judges(summary),
+        shown=summary["gallery"]["clips"],
     )
-
-
-def pick(samples: Sequence[Sample], per_category: int) -> list[Sample]:
-    """The clips to show: of each category the first prompts, test ones before train ones, each with its first seed.
-
-    By name alone and never by outcome, so the gallery shows what the numbers are made of.
-    """
-    first: dict[str, Sample] = {}
-    for sample in sorted(samples, key=lambda s: (s.category, s.split != "test", s.prompt_id, s.seed)):
-        first.setdefault(sample.prompt_id, sample)
-    by_category: dict[str, list[Sample]] = {}
-    for sample in first.values():
-        by_category.setdefault(sample.category, []).append(sample)
-    return [sample for group in by_category.values() for sample in group[:per_category]]
-
-
-def _gallery(sets: Mapping[str, EvaluationSet], per_category: int, media: Path) -> list[GalleryRow]:
-    samples = next(iter(sets.values())).samples
-    rows = [(samples.index(sample), sample) for sample in pick(samples, per_category)]
-    return [
-        GalleryRow(sample, [_shown(name, one, place, media) for name, one in sets.items()]) for place, sample in rows
-    ]
-
-
-def _shown(policy: str, one: EvaluationSet, place: int, media: Path) -> Shown:
-    """A policy's clip at a place of the order that all policies share, its video copied to `media`."""
-    sample = one.samples[place]
-    copy = media / policy / Path(sample.file_name).name
-    copy.parent.mkdir(exist_ok=True)
-    shutil.copyfile(one.folder / sample.file_name, copy)
-    return Shown(policy, f"media/{policy}/{copy.name}", {judge: labels[place] for judge, labels in one.labels.items()})

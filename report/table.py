@@ -7,41 +7,35 @@ SPLITS = ("all", "train", "test")
 COMPARED = {"minus_base": "− base", "minus_start": "− start"}
 VOTES_AGREE, NOT_UNANIMOUS = "votes agree (κ)", "not unanimous"  # columns only where clips had more than one vote
 BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so neither may be said
+UNKNOWN = "–"
 
 
 class Cell(NamedTuple):
-    """An estimate in percent (points, for a difference), ready to be shown."""
+    """A number as it is shown."""
 
     text: str
-    verdict: str | None  # of a difference: better, worse or open
+    verdict: str | None = None  # of a difference: better, worse or open
 
 
 class Row(NamedTuple):
-    """One policy under one judge."""
+    """One policy, judge, pair of judges or category."""
 
-    policy: str
-    cells: dict[str, Cell]  # column title -> cell
-
-
-def columns(summary: Mapping[str, Any], judge: str) -> list[str]:
-    """Column titles under a judge: the splits that have clips, the differences on all of them, agreement of votes."""
-    found = {split for policy in summary["policies"].values() for split in policy["accept"][judge]}
-    voted = any(judge in policy.get("agreement", {}) for policy in summary["policies"].values())
-    return [
-        *(split for split in SPLITS if split in found),
-        *COMPARED.values(),
-        *([VOTES_AGREE, NOT_UNANIMOUS] if voted else []),
-    ]
+    name: str
+    cells: dict[str, Cell]  # column title -> cell; a column may be missing
 
 
-def rows(summary: Mapping[str, Any], judge: str) -> list[Row]:
-    """Every policy under one judge, in the order of the summary."""
-    return [Row(name, _cells(policy, judge)) for name, policy in summary["policies"].items()]
+class Table(NamedTuple):
+    """Rows under one heading."""
+
+    title: str
+    head: str  # of the column with the rows' names
+    columns: list[str]
+    rows: list[Row]
 
 
 def judges(summary: Mapping[str, Any]) -> list[str]:
     """The judges of a summary, in its order."""
-    return list(next(iter(summary["policies"].values()))["accept"])
+    return list(dict.fromkeys(judge for policy in summary["policies"].values() for judge in policy["accept"]))
 
 
 def verdict(low: float | None, high: float | None) -> str:
@@ -51,12 +45,101 @@ def verdict(low: float | None, high: float | None) -> str:
     return BETTER if low > 0 else WORSE
 
 
-def _cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
-    cells = {split: _rate(**found) for split, found in policy["accept"][judge].items()}
-    for key, title in COMPARED.items():
-        if key in policy:
-            cells[title] = _difference(**policy[key][judge]["all"])
-    return cells | votes(policy.get("agreement", {}).get(judge))
+def findings(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence a judge: which policies are better or worse than base, and which cannot be told apart from it."""
+    return [_finding(summary, judge) for judge in judges(summary)]
+
+
+def overview(summary: Mapping[str, Any]) -> Table:
+    """Every policy under every judge on all clips, with the difference to the base."""
+    rows = []
+    for name, policy in summary["policies"].items():
+        cells = {}
+        for judge in judges(summary):
+            cells[judge] = _rate(policy["accept"].get(judge, {}).get("all"))
+            if "minus_base" in policy:
+                cells[f"{judge} − base"] = _difference(policy["minus_base"].get(judge, {}).get("all"))
+        rows.append(Row(name, cells))
+    columns = [column for judge in judges(summary) for column in (judge, f"{judge} − base")]
+    return Table("Accepted, % of all clips [95 %]", "policy", columns, rows)
+
+
+def accept_table(summary: Mapping[str, Any], judge: str) -> Table:
+    """Every policy under one judge: by split, and the differences on all clips."""
+    rows = [Row(name, _accept_cells(policy, judge)) for name, policy in summary["policies"].items()]
+    return _table(f"accepted by {judge}, % [95 %]", "policy", rows, [*SPLITS, *COMPARED.values()])
+
+
+def further_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """What some runs have beside accept rates: the best clips of each prompt, and mean scores."""
+    found = []
+    for judge in judges(summary):
+        best = [Row(name, _splits(policy, "top_k", judge, _rate)) for name, policy in summary["policies"].items()]
+        found.append(_table(f"accepted by {judge} among the top k of each prompt, % [95 %]", "policy", best, SPLITS))
+        means = [Row(name, _score_cells(policy, judge)) for name, policy in summary["policies"].items()]
+        found.append(_table(f"mean score of {judge} [95 %]", "policy", means, [*SPLITS, "− base"]))
+    return [table for table in found if table.columns]
+
+
+def agreement_table(summary: Mapping[str, Any]) -> Table | None:
+    """How far each pair of judges agrees: on clips, and on what is better among prompts and policies."""
+    agreement = summary.get("agreement", {})
+    pairs = dict.fromkeys(pair for level in ("clips", "prompts", "policies") for pair in agreement.get(level, {}))
+    rows = []
+    for pair in pairs:
+        clips = agreement.get("clips", {}).get(pair)
+        cells = {}
+        if clips:
+            cells = {"clips": Cell(str(clips["n"])), "agree, %": _percent(clips["agree"]), "κ": _two(clips["kappa"])}
+        for level in ("prompts", "policies"):
+            if found := agreement.get(level, {}).get(pair):
+                cells[f"r over {level}"] = Cell(f"{_two(found['pearson']).text} (n = {found['n']})")
+                cells[f"p over {level}"] = _p_value(found["p_value"])
+        rows.append(Row(pair.replace("|", " and "), cells))
+    return _table("Agreement of judges", "judges", rows) if rows else None
+
+
+def audit_table(summary: Mapping[str, Any]) -> Table | None:
+    """What each audited judge got right on clips whose answer is known."""
+    rows = [Row(judge, _audit_cells(audit)) for judge, audit in summary.get("audit", {}).items()]
+    return _table("Audit on clips whose answer is known", "judge", rows) if rows else None
+
+
+def audit_categories(summary: Mapping[str, Any]) -> list[Table]:
+    """Each audited judge's errors by category."""
+    tables = []
+    for judge, audit in summary.get("audit", {}).items():
+        rows = [
+            Row(
+                category,
+                {
+                    "clips": Cell(str(found["clips"])),
+                    "right, %": _percent(found["accuracy"]),
+                    "false accepts, %": _percent(found["false_accept_rate"]),
+                    "false rejects, %": _percent(found["false_reject_rate"]),
+                },
+            )
+            for category, found in audit["categories"].items()
+        ]
+        tables.append(_table(f"{judge} by category", "category", rows))
+    return [table for table in tables if table.rows]
+
+
+def select_table(summary: Mapping[str, Any]) -> Table | None:
+    """Which checkpoint of each policy was kept, beside its last."""
+    rows = []
+    for policy, found in summary.get("select", {}).items():
+        by_step = {point["step"]: point for point in found["curve"]}
+        last = max(by_step)
+        cells = {
+            "judge": Cell(found["judge"]),
+            "kept, step": Cell(str(found["kept"])),
+            "its accept rate, %": _rate(by_step.get(found["kept"])),
+            "last, step": Cell(str(last)),
+            "last's accept rate, %": _rate(by_step[last]),
+        }
+        rows.append(Row(policy, cells))
+    return _table("Checkpoints", "policy", rows) if rows else None
 
 
 def votes(agreement: Mapping[str, Any] | None) -> dict[str, Cell]:
@@ -64,38 +147,149 @@ def votes(agreement: Mapping[str, Any] | None) -> dict[str, Cell]:
     if not agreement:
         return {}
     label = agreement["label"]
-    kappa = "–" if label["kappa"] is None else f"{label['kappa']:.2f}"
-    agree = "–" if label["observed"] is None else f"{100 * label['observed']:.1f} ({kappa})"
-    return {
-        VOTES_AGREE: Cell(agree, None),
-        NOT_UNANIMOUS: Cell(f"{label['not_unanimous']} of {label['clips']}", None),
+    agree = UNKNOWN if label["observed"] is None else f"{100 * label['observed']:.1f} ({_two(label['kappa']).text})"
+    return {VOTES_AGREE: Cell(agree), NOT_UNANIMOUS: Cell(f"{label['not_unanimous']} of {label['clips']}")}
+
+
+def baselines(summary: Mapping[str, Any]) -> dict[str, str]:
+    """How each baseline was made, in words."""
+    made = {name: policy.get("baseline") for name, policy in summary["policies"].items()}
+    return {name: ", ".join(f"{key} {value}" for key, value in how.items()) for name, how in made.items() if how}
+
+
+# Rows of one policy or judge
+
+
+def _finding(summary: Mapping[str, Any], judge: str) -> str:
+    gaps = {
+        name: gap
+        for name, policy in summary["policies"].items()
+        if (gap := policy.get("minus_base", {}).get(judge, {}).get("all")) and gap["diff"] is not None
     }
+    order = sorted(gaps, key=lambda name: -gaps[name]["diff"])
+    said = {
+        kind: [
+            f"{name} ({100 * gaps[name]['diff']:+.1f})"
+            for name in order
+            if verdict(gaps[name]["low"], gaps[name]["high"]) == kind
+        ]
+        for kind in (BETTER, WORSE, OPEN)
+    }
+    parts = [f"{kind} than base: {', '.join(said[kind])}" for kind in (BETTER, WORSE) if said[kind]]
+    if said[OPEN]:
+        parts.append(f"not told apart from base: {', '.join(said[OPEN])}")
+    return f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
 
 
-def _rate(rate: float | None, low: float | None, high: float | None, n: int) -> Cell:
-    if rate is None or low is None or high is None:
-        return Cell("–", None)
-    return Cell(f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]", None)
+def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
+    cells = _splits(policy, "accept", judge, _rate)
+    for key, title in COMPARED.items():
+        if key in policy:
+            cells[title] = _difference(policy[key].get(judge, {}).get("all"))
+    return cells | votes(policy.get("agreement", {}).get(judge))
 
 
-def _difference(diff: float | None, low: float | None, high: float | None) -> Cell:
-    if diff is None or low is None or high is None:
-        return Cell("–", OPEN)
-    return Cell(f"{100 * diff:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", verdict(low, high))
+def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
+    cells = _splits(policy, "scores", judge, _mean)
+    gap = policy.get("score_minus_base", {}).get(judge, {}).get("all")
+    if cells and gap and gap["diff"] is not None:
+        text = f"{gap['diff']:+.3g} [{gap['low']:+.3g}, {gap['high']:+.3g}]"
+        cells["− base"] = Cell(text, verdict(gap["low"], gap["high"]))
+    return cells
+
+
+def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
+    cells = {
+        "clips": Cell(str(audit["labelled"])),
+        "right, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
+        "AUC": _two(audit["auc"]),
+        "false accepts": Cell(str(audit["false_accepts"])),
+        "false rejects": Cell(str(audit["false_rejects"])),
+    }
+    if calibration := audit["calibration"]:
+        cells["ECE"] = Cell(f"{calibration['ece']:.3f}")
+    if stable := audit["votes"]:
+        cells["votes agree, % (κ)"] = Cell(f"{_percent(stable['observed']).text} ({_two(stable['kappa']).text})")
+    if frames := audit["frames"]:
+        cells["changed by other frames, %"] = _percent(frames["changed"])
+    if human := audit["human"]:
+        cells["people agree, % (κ)"] = Cell(f"{_percent(human['agree']).text} ({_two(human['kappa']).text})")
+    if threshold := audit["threshold"]:
+        cells["threshold, now → suggested"] = Cell(f"{threshold['current']:.2f} → {threshold['suggested']:.2f}")
+        now, then = _percent(threshold["accuracy_now"]), _percent(threshold["accuracy_then"])
+        cells["right with it, %"] = Cell(f"{now.text} → {then.text}")
+    return cells
+
+
+def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[str, Cell]:
+    found = policy.get(key, {}).get(judge, {})
+    return {split: cell(found[split]) for split in SPLITS if split in found}
+
+
+# Cells
+
+
+def _rate(found: Mapping[str, Any] | None) -> Cell:
+    if not found or found["rate"] is None or found["low"] is None or found["high"] is None:
+        return Cell(UNKNOWN)
+    return Cell(f"{100 * found['rate']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]")
+
+
+def _mean(found: Mapping[str, Any]) -> Cell:
+    if found["mean"] is None or found["low"] is None or found["high"] is None:
+        return Cell(UNKNOWN)
+    return Cell(f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}]")
+
+
+def _difference(found: Mapping[str, Any] | None) -> Cell:
+    if not found or found["diff"] is None or found["low"] is None or found["high"] is None:
+        return Cell(UNKNOWN, OPEN)
+    diff, low, high = (100 * found[key] for key in ("diff", "low", "high"))
+    return Cell(f"{diff:+.1f} [{low:+.1f}, {high:+.1f}]", verdict(found["low"], found["high"]))
+
+
+def _percent(part: float | None) -> Cell:
+    return Cell(UNKNOWN if part is None else f"{100 * part:.1f}")
+
+
+def _two(value: float | None) -> Cell:
+    return Cell(UNKNOWN if value is None else f"{value:.2f}")
+
+
+def _p_value(value: float | None) -> Cell:
+    if value is None:
+        return Cell(UNKNOWN)
+    return Cell("< 0.001" if value < 0.001 else f"{value:.3f}")
+
+
+# Tables
+
+
+def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> Table:
+    """Columns that at least one row has: those of `first` in its order, then the others as they come."""
+    found = dict.fromkeys(title for row in rows for title in row.cells)
+    return Table(title, head, [*(t for t in first if t in found), *(t for t in found if t not in first)], rows)
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
-    """The tables of all judges for a terminal; ▲ and ▼ mark differences whose interval is clear of zero."""
-    return "\n\n".join(_judge_table(summary, judge) for judge in judges(summary))
+    """Warnings, findings and tables for a terminal; ▲ and ▼ mark differences whose interval is clear of zero."""
+    tables = [
+        *(accept_table(summary, judge) for judge in judges(summary)),
+        *further_tables(summary),
+        *filter(None, (agreement_table(summary), audit_table(summary), select_table(summary))),
+    ]
+    said = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
+    made = [f"{name}: {how}" for name, how in baselines(summary).items()]
+    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(said)]
+    return "\n\n".join(block for block in blocks if block)
 
 
-def _judge_table(summary: Mapping[str, Any], judge: str) -> str:
+def _text_table(table: Table) -> str:
     marks = {BETTER: " ▲", WORSE: " ▼", OPEN: "  ", None: ""}
-    titles = columns(summary, judge)
-    lines = [[f"accepted by {judge}, % [95 %]", *titles]]
-    for row in rows(summary, judge):
-        cells = [row.cells.get(title, Cell("", None)) for title in titles]
-        lines.append([row.policy, *(cell.text + marks[cell.verdict] for cell in cells)])
+    lines = [[table.title, *table.columns]]
+    for row in table.rows:
+        cells = [row.cells.get(title, Cell("")) for title in table.columns]
+        lines.append([row.name, *(cell.text + marks[cell.verdict] for cell in cells)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     first, *others = widths
     return "\n".join(

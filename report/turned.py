@@ -1,5 +1,6 @@
 """What training turned, in one picture: clips that a judge rejects as base makes them and accepts as a policy does."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,10 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.video import contact_sheet, read_video, sample_frames
-from evaluation.accept import BASE, EvaluationSet, accepted
+from evaluation.accept import BASE
+from evaluation.sets import EvaluationSet, accepted
 from report.table import judges
 
+logger = logging.getLogger(__name__)
+
 FRAMES = 5  # of each clip, evenly spaced
+Pair = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]  # a caption and frames, of the base and of a policy
 HEIGHT = 96  # pixels a frame is shown with, about
 
 
@@ -27,10 +32,11 @@ class Turned(NamedTuple):
 def write_turned(summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], path: Path) -> Turned | None:
     """Write a PNG of one such clip a category, base beside the policy that the first judge accepts most.
 
-    The clip is the first by prompt (test prompts first) and seed. None, and no picture, where no verdict was gained.
+    The clip is the first by prompt (test prompts first) and seed that can be read. None, and no picture, where no
+    verdict was gained.
     """
     judge = judges(summary)[0]
-    rates = {name: found["accept"][judge]["all"]["rate"] for name, found in summary["policies"].items() if name != BASE}
+    rates = {name: summary["policies"][name]["accept"][judge]["all"]["rate"] for name in sets if name != BASE}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     if not known:
         return None
@@ -40,18 +46,23 @@ def write_turned(summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], 
     gained = np.flatnonzero(change == 1)
     if not len(gained):
         return None
-    first: dict[str, int] = {}
+    first: dict[str, Pair] = {}
     for place in sorted(gained, key=lambda i: (base.samples[i].split != "test", i)):
-        first.setdefault(base.samples[place].category, int(place))
-    rows = [row for _, place in sorted(first.items()) for row in _pair(base, policy, best, judge, place)]
+        category = base.samples[place].category
+        if category not in first:
+            try:
+                first[category] = _pair(base, policy, best, judge, int(place))
+            except ValueError as error:
+                logger.warning("%s; another clip of %s takes its place", error, category)
+    if not first:
+        return None
+    rows = [row for _, pair in sorted(first.items()) for row in pair]
     scale = max(1, HEIGHT // rows[0][1].shape[1])
     contact_sheet(rows, columns=2, scale=scale).save(path)
     return Turned(best, judge, int((~np.isnan(change)).sum()), len(gained), int((change == -1).sum()))
 
 
-def _pair(
-    base: EvaluationSet, policy: EvaluationSet, name: str, judge: str, place: int
-) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]:
+def _pair(base: EvaluationSet, policy: EvaluationSet, name: str, judge: str, place: int) -> Pair:
     """Captions and frames of the base's and the policy's clip at a place."""
     sample, reason = base.samples[place], base.labels[judge][place].reason
     rejected = f"{BASE}: rejected by {judge}" + (f", {reason[:80]}" if reason else "")

@@ -16,29 +16,39 @@ from stages.state import stage_state
 class ReportConfig:
     """Section `report`."""
 
-    clips_per_category: int  # clips of each policy on the page
+    samples_per_prompt: int | None  # clips of each prompt and policy in the gallery; null for all
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt is not None and self.samples_per_prompt < 1:
+            raise ValueError(f"report.samples_per_prompt: {self.samples_per_prompt}, expected at least 1, or null")
 
 
 @stage_command
 @click.option("--evaluation", type=PATH, required=True, help="Folder with summary.json.")
 @click.option("--sets", type=PATH, required=True, help="Folder with an evaluation set for each policy.")
-@click.option("--policies", type=PATH, required=True, help="Folder with the policies, for their training logs.")
+@click.option("--policies", type=PATH, required=True, help="Folder with the policies, for how each was trained.")
+@click.option("--metrics", type=PATH, required=True, help="Folder in which audit/ and select/ may lie.")
 @out_option
-def main(evaluation: Path, sets: Path, policies: Path, out: Path) -> None:
-    """Write the report: index.html, summary.json and the clips that it shows."""
+def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path) -> None:
+    """Write the report: index.html, gallery.html, summary.json and the clips that they show."""
     from data.manifest import publish, read_manifest, write_manifest
-    from evaluation.accept import load_set
-    from report.page import read_logs, write_page
+    from evaluation.sets import load_set
+    from report.page import read_logs, read_measured, read_selected, read_trained, write_page
     from report.table import judges
 
     config = section("report", ReportConfig)
-    with stage_state("report", out, config, [evaluation, sets, policies]) as work:
+    audit, select = metrics / "audit", metrics / "select"
+    with stage_state("report", out, config, [evaluation, sets, policies, audit, select]) as work:
         read_manifest(evaluation, "evaluation")
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
-        shown = {name: load_set(sets / name, judges(summary)) for name in summary["policies"]}
+        names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]
+        shown = {name: load_set(sets / name, judges(summary)) for name in names}
+        summary["trained"] = read_trained(policies, names)
+        measured = {"audit": read_measured(audit), "select": read_selected(select)}
+        summary |= {key: found for key, found in measured.items() if found}
         folder = work / "report"
         shutil.rmtree(folder, ignore_errors=True)
-        write_page(summary, shown, read_logs(policies, summary["policies"]), config.clips_per_category, folder)
+        write_page(summary, shown, read_logs(policies, names), config.samples_per_prompt, folder)
         write_manifest(folder, "report")
         publish(folder, out)
 

@@ -51,6 +51,32 @@ class Tab:
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **typed)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
+    def hover(self, selector: str) -> None:
+        """Move the mouse over an element."""
+        x, y = self._middle(selector)
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, selector: str) -> None:
+        """Press and release the mouse on an element."""
+        x, y = self._middle(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def tap(self, selector: str) -> None:
+        """Touch an element with a finger."""
+        x, y = self._middle(selector)
+        self._call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self._call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def box(self, selector: str) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of an element in the view, in pixels."""
+        places = self.value(
+            f"(box => [box.left, box.top, box.right, box.bottom])"
+            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+        )
+        return tuple(places)
+
     def value(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -70,6 +96,10 @@ class Tab:
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        left, top, right, bottom = self.box(selector)
+        return (left + right) / 2, (top + bottom) / 2
 
     def _call(self, method: str, **params: Any) -> dict:
         self._next += 1

@@ -1,0 +1,188 @@
+"""The gallery of all evaluation clips: gallery.html with its clips, and its data as scripts.
+
+    clips/<policy>/<clip>.mp4       every clip, as any browser plays it
+    data/clips.js                   what all clips are and how they were labelled
+    data/<policy>-<chunk>.js        the judges' own words on CHUNK clips, loaded when one of them is opened
+
+The data are scripts because a page that is opened from disk may load those and nothing else.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from data.records import Label, Sample, Verdict, read_rows
+from data.video import LOSSLESS_UP_TO, read_video, write_video
+from evaluation.sets import EvaluationSet
+
+logger = logging.getLogger(__name__)
+
+PAGE = ("gallery.html", "gallery.js", "style.css")
+CHUNK = 100  # rows of the gallery whose verdicts share a file
+ENLARGED = 2  # times, of clips that are stored without loss of colour
+DIGITS = 4  # of p_accept in clips.js; the chunks have it whole
+
+
+class Line(NamedTuple):
+    """A row of the gallery: one prompt and seed, as policies filmed it."""
+
+    sample: Sample  # one policy's; prompt, category, split and seed are everyone's
+    places: dict[str, int]  # policy -> place of its clip in its set, for the policies that have one
+
+
+def write_gallery(judges: Sequence[str], sets: Mapping[str, EvaluationSet], per_prompt: int | None, out: Path) -> int:
+    """Write the gallery's page, clips and data into the folder `out`; returns how many clips it shows.
+
+    per_prompt: clips of each prompt and policy, the first by name; None for all.
+    """
+    lines = rows_of(sets, per_prompt)
+    for name in PAGE:
+        shutil.copyfile(Path(__file__).parent / name, out / name)
+    _copy_clips(sets, lines, out / "clips")
+    data = out / "data"
+    data.mkdir()
+    (data / "clips.js").write_text(f"window.CLIPS = {as_script(_clips(judges, sets, lines))};\n", encoding="utf-8")
+    for policy, one in sets.items():
+        for number, chunk in enumerate(_words(policy, one, lines)):
+            name = f"{policy}-{number}"
+            text = f"window.WORDS[{as_script(name)}] = {as_script(chunk)};\n"
+            (data / f"{name}.js").write_text(text, encoding="utf-8")
+    return sum(len(line.places) for line in lines)
+
+
+def rows_of(sets: Mapping[str, EvaluationSet], per_prompt: int | None) -> list[Line]:
+    """The rows of the gallery by prompt and clip; policies are joined where prompt and seed are the same."""
+    found: dict[tuple[str, int], Line] = {}
+    for policy, one in sets.items():
+        for place, sample in enumerate(one.samples):
+            found.setdefault((sample.prompt_id, sample.seed), Line(sample, {})).places[policy] = place
+    taken: dict[str, int] = {}
+    lines = []
+    for line in sorted(found.values(), key=lambda line: (line.sample.prompt_id, line.sample.sample_id)):
+        prompt = line.sample.prompt_id
+        taken[prompt] = taken.get(prompt, 0) + 1
+        if per_prompt is None or taken[prompt] <= per_prompt:
+            lines.append(line)
+    return lines
+
+
+def as_script(value: Any) -> str:
+    """JSON that may stand in any script: nothing in it can end the script or a line of it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def copy_playable(source: Path, copy: Path, sample: Sample) -> None:
+    """The clip at `copy`, as any browser plays it.
+
+    A small clip is stored as H.264 4:4:4, which phones, Safari and Firefox on most systems do not play. It is encoded
+    again as 4:2:0, each pixel ENLARGED times as large, so that it shares its colour with few others. Measured on 20
+    clips of the tabletop world, a pixel is 2.4 of 255 off (99 % of them within 12). Others are linked.
+    A clip that cannot be read is named in the log and left as it is: the page says so, too.
+    """
+    if min(sample.height, sample.width) <= LOSSLESS_UP_TO:
+        try:
+            frames = read_video(source).repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+        except ValueError as error:
+            logger.warning("%s; the gallery shows it as a clip that cannot be played", error)
+        else:
+            write_video(copy, frames, sample.fps, lossless=False)
+            return
+    if source.is_file():
+        _link(source.resolve(), copy)
+
+
+def _link(source: Path, copy: Path) -> None:
+    """A hard link, which costs no disk, or a copy where the file system has none."""
+    try:
+        os.link(source, copy)
+    except OSError:
+        shutil.copyfile(source, copy)
+
+
+def _copy_clips(sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: Path) -> None:
+    for policy in sets:
+        (out / policy).mkdir(parents=True)
+
+    def copy(job: tuple[str, int]) -> None:
+        policy, place = job
+        sample = sets[policy].samples[place]
+        copy_playable(sets[policy].folder / sample.file_name, out / policy / _file_name(sample), sample)
+
+    jobs = [(policy, place) for line in lines for policy, place in line.places.items()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(tqdm(pool.map(copy, jobs), total=len(jobs), desc="clips", unit="clip"))
+
+
+def _file_name(sample: Sample) -> str:
+    return Path(sample.file_name).name
+
+
+def _clips(judges: Sequence[str], sets: Mapping[str, EvaluationSet], lines: Sequence[Line]) -> dict[str, Any]:
+    """What gallery.js needs of every clip; lists under `clips` are in the order of `rows`."""
+    prompts = {line.sample.prompt_id: line.sample for line in lines}
+    order = {prompt: number for number, prompt in enumerate(prompts)}
+    first = lines[0].sample
+    return {
+        "judges": list(judges),
+        "chunk": CHUNK,
+        "size": [first.width, first.height],
+        "pixelated": min(first.width, first.height) <= LOSSLESS_UP_TO,
+        "prompts": [
+            {"id": name, "text": sample.prompt, "category": sample.category, "split": sample.split}
+            for name, sample in prompts.items()
+        ],
+        "rows": [[order[line.sample.prompt_id], line.sample.sample_id] for line in lines],
+        "clips": {policy: _policy(policy, one, judges, lines) for policy, one in sets.items()},
+    }
+
+
+def _policy(policy: str, one: EvaluationSet, judges: Sequence[str], lines: Sequence[Line]) -> dict[str, Any]:
+    places = [line.places.get(policy) for line in lines]
+
+    def labels(judge: str) -> list[Label | None]:
+        return [None if place is None or judge not in one.labels else one.labels[judge][place] for place in places]
+
+    return {
+        "files": [None if place is None else _file_name(one.samples[place]) for place in places],
+        "labels": {judge: [None if label is None else label.label for label in labels(judge)] for judge in judges},
+        "p": {
+            judge: [
+                None if label is None or label.p_accept is None else round(label.p_accept, DIGITS)
+                for label in labels(judge)
+            ]
+            for judge in judges
+        },
+    }
+
+
+def _words(policy: str, one: EvaluationSet, lines: Sequence[Line]) -> Iterator[list[dict[str, Any] | None]]:
+    """The labels and verdicts of a policy's clips, CHUNK rows of the gallery at a time."""
+    verdicts: dict[str, list[Verdict]] = {}
+    for judge in one.labels:
+        path = one.folder.parent / "labels" / judge / "verdicts.parquet"
+        for row in read_rows(path, Verdict) if path.is_file() else []:  # labels that were computed have none
+            verdicts.setdefault(row.sample_id, []).append(row)
+    for start in range(0, len(lines), CHUNK):
+        yield [_said(one, line.places.get(policy), verdicts) for line in lines[start : start + CHUNK]]
+
+
+def _said(one: EvaluationSet, place: int | None, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any] | None:
+    if place is None:
+        return None
+    sample = one.samples[place]
+    return {
+        "clip": asdict(sample) | {"seed": str(sample.seed)},  # which a double cannot hold
+        "labels": [asdict(labels[place]) | {"source": judge} for judge, labels in one.labels.items()],
+        "verdicts": [asdict(verdict) for verdict in verdicts.get(sample.sample_id, [])],
+    }
