@@ -121,7 +121,7 @@ def sha256_of(path: Path) -> str:
 def _parsed(folder: Path) -> dict:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise StoreError(f"{folder}: no such folder; make it with `dvc repro`")
+        raise StoreError(f"{folder}: no such folder; make it with `dvc repro <stage>`, such as generate@r1")
     if not path.is_file():
         raise StoreError(f"{folder}: no {MANIFEST}, so it is half-written or was never made; run `dvc repro`")
     try:

@@ -4,8 +4,10 @@ import importlib
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
+from feedback.rubric import load_rubric
 from feedback.source import Source
 
 # Each module has `Options`, a frozen dataclass of what its block in params.yaml says beside `kind`, which raises
@@ -22,6 +24,10 @@ KINDS = {
     "served": "feedback.served",
 }
 IN_PROCESS = ("qwen",)  # kinds that keep a model on a device
+TYPES: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a section",
+    type(None): "null",
+}  # fmt: skip
 
 
 def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:
@@ -54,9 +60,24 @@ def read_block(name: str, block: Mapping[str, Any]) -> tuple[Any, Any]:
     given = {key: value for key, value in block.items() if key != "kind"}
     _check(given, module.Options, where)
     try:
-        return module, module.Options(**given)
+        options = module.Options(**given)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from error
+    if hasattr(options, "rubric"):
+        _check_rubric(options.rubric, where)
+    return module, options
+
+
+def _check_rubric(path: str, where: str) -> None:
+    try:
+        load_rubric(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{where}.rubric: {error}") from error
+
+
+def _in_words(hint: Any) -> str:
+    """What a value of this type is called in params.yaml."""
+    return " or ".join(TYPES.get(one, str(one)) for one in typing.get_args(hint) or (hint,))
 
 
 def _check(given: Mapping[str, Any], options: type, where: str) -> None:
@@ -67,7 +88,7 @@ def _check(given: Mapping[str, Any], options: type, where: str) -> None:
             raise ValueError(f"{where}.{key} is not an option of this kind; known are {sorted(known)}")
         whole_for_real = isinstance(value, int) and not isinstance(value, bool) and isinstance(1.0, hints[key])
         if not (isinstance(value, hints[key]) or whole_for_real):
-            raise ValueError(f"{where}.{key} is {value!r}, expected {getattr(hints[key], '__name__', hints[key])}")
+            raise ValueError(f"{where}.{key} is {value!r}, expected {_in_words(hints[key])}")
     for key, field in known.items():
         if key not in given and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{where}.{key} is missing")

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # What sources of structured answers add to every question.
 REASONED = "Put that word in `answer`, and into `reason` what decided it, in at most twenty words."
+TOLD_REST = 1.0  # seconds; of shorter rests there is no word
 POLL = 1.0  # seconds between looks at a request that another stage has in flight
 
 
@@ -209,6 +210,8 @@ class Run:
         self.dollars = self.reserved = 0.0  # of this purpose: spent, or possibly so; and in flight
         self.dearness = 1.0  # what the dearest call of this run cost, as a multiple of what was expected of it
         self.counts = {"answered before": 0, "asked": 0, "retried": 0}
+        self.own: set[str] = set()  # keys of calls that this run's batches, and what went ahead of them, asked
+        self.faults: set[int | str] = set()  # kinds of fault that were logged
 
     def verdicts(self, runner: asyncio.Runner, requests: Iterator[Request]) -> Iterator[list[Verdict]]:
         """All verdicts on one clip at a time, as its calls are answered."""
@@ -267,7 +270,7 @@ class Run:
             answers: dict[int, Answer | Fault] = {
                 index: known[asked.key] for index, asked in enumerate(calls) if asked.key in known
             }
-            self.counts["answered before"] += len(answers)
+            self.counts["answered before"] += sum(calls[index].key not in self.own for index in answers)
             missing = [index for index in range(len(calls)) if index not in answers]
             if missing:
                 media = await asyncio.to_thread(self.media, request)
@@ -324,6 +327,7 @@ class Run:
                 continue
             if answer.remedy is Remedy.LEARN:
                 continue
+            self._warn_once(answer)
             if answer.remedy is Remedy.FAIL or attempt == self.options.attempts:
                 tried = f" after {attempt} attempts" if attempt > 1 else ""
                 return Fault(Remedy.FAIL, f"{answer.reason}{tried}")
@@ -331,6 +335,15 @@ class Run:
             self.counts["retried"] += 1
             self._show()
             await self.pace.sleep(answer.wait if answer.wait is not None else jitter(attempt))
+
+    def _warn_once(self, fault: Fault) -> None:
+        """Log the first fault of a kind, so that a server that is down is not met with silence."""
+        kind = fault.status or fault.reason
+        if kind not in self.faults:
+            self.faults.add(kind)
+            again = fault.remedy is not Remedy.FAIL and self.options.attempts > 1
+            then = f"tried again, {self.options.attempts} times at most" if again else "not tried again"
+            logger.warning("%s: %s; %s", self.source.name, fault.reason, then)
 
     async def _try(self, asked: Asked, media: Media) -> Answer | Fault | None:
         """One attempt at a call, within the budget."""
@@ -384,8 +397,8 @@ class Run:
             self.halt(f"{fault.reason}")
         if fault.wait is not None and fault.wait > self.options.longest_wait:
             self.halt(f"{fault.reason}: to be asked again in {fault.wait / 60:.0f} minutes")
-        if fault.remedy is Remedy.REST:
-            self.pace.rest(fault.wait)
+        if fault.remedy is Remedy.REST and (seconds := self.pace.rest(fault.wait)) >= TOLD_REST:
+            logger.warning("%s: all calls rest for %.0f s: %s", self.source.name, seconds, fault.reason)
 
     def open(self) -> None:
         if not self.opened:

@@ -5,7 +5,8 @@ asked about one by one afterwards. A batch is written down before it is handed i
 too, and the calls in it stay in flight when the run ends. So the next run finds out what became of it, however this
 one was killed:
 
-    killed before it was handed in      the provider knows no batch of this name: its calls are free again
+    refused when it was handed in       it is over at once: its calls are free again
+    killed before it was handed in      the provider knows no batch of this name: likewise
     after that, before its id came      the provider does know one: its id is written down now
     while it was under way              it is looked at until it is done
     while its answers were collected    they are collected again; the ledger keeps each answer once
@@ -17,22 +18,25 @@ import logging
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO, TypeVar, cast
+from typing import NoReturn, TextIO, TypeVar, cast
 
 from feedback.api import POLL, Asked, Run, Stopped, UnreadableClip
 from feedback.ledger import Answer, Attempt
 from feedback.pace import jitter
-from feedback.provider import BatchProvider, Remedy
+from feedback.provider import BatchProvider, Fault, Remedy
 from feedback.source import Request
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PILOTS = 3  # calls that go ahead, one by one, until the provider has answered one
+WAITED = (Remedy.RETRY, Remedy.REST)
 NAME = 40  # hex digits of a call's key that name its line in a batch
+PATIENCE = 60  # tries, about half an hour, at a batch that the provider has: what takes a day outlasts a cut network
+NO_ENDPOINT = (403, 404, 405, 501)  # statuses that mean: there is no batch endpoint, or none for this key
 
 
 async def fill(run: Run, requests: Sequence[Request]) -> None:
@@ -84,7 +88,6 @@ class _Pass:
         self.source, self.ledger, self.options = self.run.source, self.run.ledger, self.run.options
         self.provider = cast(BatchProvider, self.run.provider)
         self.place = f"{self.provider.place} {self.run.purpose}"
-        self.sent: set[str] = set()  # keys of calls that this pass sent
         self.answered = 0  # calls, by batches
 
     async def through(self) -> None:
@@ -98,8 +101,6 @@ class _Pass:
             if self.options.batch and await self._pilot():
                 await self._submit_all()
         await self._collect_all()
-        # What this pass has had answered, the ordinary one will find, and count as answered before.
-        self.run.counts["answered before"] -= sum(self.ledger.answer(key) is not None for key in self.sent)
 
     async def _wait_for_others(self) -> None:
         """Until no other run sees to batches of this clip set, from whose answers this one will profit."""
@@ -144,7 +145,11 @@ class _Pass:
             for batch in self.ledger.open_batches(place):
                 token, remote = batch.token, batch.remote
                 if remote is None:
-                    remote = await self._patiently(partial(self.provider.find, token))
+                    try:
+                        remote = await self._patiently(partial(self.provider.find, token))
+                    except _Refused as refused:
+                        self._give_up(token, refused.fault)
+                        continue
                     if remote is None:
                         logger.info("%s: a batch of a killed run never arrived; nothing is lost", self.source.name)
                         self.ledger.close_batch(token, "refused")
@@ -154,6 +159,18 @@ class _Pass:
                 self._watch(token, remote)
         # What a batch still holds is another live run's, or is new since.
         self.missing = {key for key in self.missing if self.ledger.batch_place(key) is None}
+
+    def _give_up(self, token: str, fault: Fault) -> None:
+        """End a batch of which the provider does not say whether it has it. Raises Stopped where it yet may."""
+        waived = fault.status is not None and fault.remedy is Remedy.RETRY and not self.options.batch
+        if fault.status not in NO_ENDPOINT and not waived:
+            self._halt(fault)
+        self.ledger.close_batch(token, "lost")
+        self.run.count_dollars()
+        logger.warning(
+            "%s: whether batch %s was handed in cannot be found out (%s); it may have been billed, and its calls are "
+            "asked again", self.source.name, token, fault.reason,
+        )  # fmt: skip
 
     def _watch(self, token: str, remote: str) -> None:
         expected = self.ledger.expected_of(token, self.run.purpose or "")
@@ -177,7 +194,7 @@ class _Pass:
                 continue
             answer = await self.run.ask(asked, media)
             self.missing.discard(asked.key)
-            self.sent.add(asked.key)
+            self.run.own.add(asked.key)
             if isinstance(answer, Answer):
                 return True
             tried += 1
@@ -229,7 +246,7 @@ class _Pass:
                 file.write(line)
             chunk.calls, chunk.size = chunk.calls + 1, chunk.size + len(line)
             self.run.counts["asked"] += 1
-            self.sent.add(asked.key)
+            self.run.own.add(asked.key)
             self.run.reserved += expected or 0.0
         return chunk
 
@@ -237,17 +254,26 @@ class _Pass:
         if not chunk.calls:
             self.ledger.close_batch(chunk.token, "refused")
             return
-        tried = False
+        unsure = False  # whether a try may have arrived, of whose end we were not told
 
         async def hand_in() -> str:
-            nonlocal tried
-            # Of a try whose reply did not come nobody knows whether it arrived.
-            if tried and (found := await self.provider.find(chunk.token)):
+            nonlocal unsure
+            if unsure and (found := await self.provider.find(chunk.token)):
                 return found
-            tried = True
-            return await self.provider.submit(chunk.path, chunk.token)
+            try:
+                return await self.provider.submit(chunk.path, chunk.token)
+            except Exception as error:
+                unsure = self.provider.fault(error).remedy in WAITED
+                raise
 
-        remote = await self._patiently(hand_in)
+        try:
+            remote = await self._patiently(hand_in)
+        except _Refused as refused:
+            if not unsure:
+                self.ledger.close_batch(chunk.token, "refused")
+            elif refused.fault.status in NO_ENDPOINT:
+                self._give_up(chunk.token, refused.fault)
+            self._halt(refused.fault, handing_in=True)
         self.ledger.submitted(chunk.token, remote)
         chunk.path.unlink()
         self.under_way.append(
@@ -274,20 +300,22 @@ class _Pass:
 
     async def _look(self, batch: _UnderWay) -> None:
         try:
-            progress = await self._patiently(lambda: self.provider.progress(batch.remote), known=True)
+            progress = await self._patiently(lambda: self.provider.progress(batch.remote), PATIENCE)
             if progress.failed:
                 self.failed = self.failed or f"batch {batch.remote} failed: {progress.failed}"
                 self._close(batch, "refused")
             elif progress.done:
-                await self._patiently(lambda: self._collect(batch), known=True)
-        except _Unknown as error:
+                await self._patiently(lambda: self._collect(batch), PATIENCE)
+        except _Refused as refused:
+            if refused.fault.status != 404:
+                self._halt(refused.fault)
             batch.unknown += 1
             if batch.unknown < self.options.attempts:
                 return
             self._close(batch, "lost")
             logger.warning(
                 "%s: the provider does not know batch %s any more (%s); it may have been billed, and its calls are "
-                "asked one by one", self.source.name, batch.remote, error,
+                "asked one by one", self.source.name, batch.remote, refused.fault.reason,
             )  # fmt: skip
         else:
             batch.unknown = 0
@@ -314,28 +342,41 @@ class _Pass:
         self.run.reserved -= batch.expected
         self.run.count_dollars()
 
-    async def _patiently(self, act: Callable[[], Awaitable[T]], known: bool = False) -> T:
-        """What `act` returns, as soon as the network and the provider let it. Raises Stopped where they never will.
+    async def _patiently(self, act: Callable[[], Awaitable[T]], tries: int | None = None) -> T:
+        """What `act` returns, as soon as the network and the provider let it. Raises _Refused where they do not.
 
-        known: the provider has taken the batch, so that it should know it; raises _Unknown where it does not.
+        tries: how often it is tried; null: as often as a call.
         """
-        attempt = 1
+        tries, attempt = tries or self.options.attempts, 1
         while True:
             try:
                 return await act()
             except Exception as error:
                 fault = self.provider.fault(error)
-            if known and fault.unknown:
-                raise _Unknown(fault.reason)
-            if fault.remedy not in (Remedy.RETRY, Remedy.REST):
-                self.run.halt(f"at the batch endpoint: {fault.reason}")
+            if fault.remedy not in WAITED:
+                raise _Refused(fault)
             if fault.wait is not None and fault.wait > self.options.longest_wait:
-                self.run.halt(f"{fault.reason}: to be asked again in {fault.wait / 60:.0f} minutes")
+                told = f"{fault.reason}: to be asked again in {fault.wait / 60:.0f} minutes"
+                raise _Refused(replace(fault, reason=told))
+            if attempt == tries:
+                raise _Refused(replace(fault, reason=f"{fault.reason} after {attempt} attempts"))
             attempt += 1
             wait = fault.wait if fault.wait is not None else jitter(attempt)
             logger.warning("%s: the batch endpoint: %s; again in %.0f s", self.source.name, fault.reason, wait)
             await asyncio.sleep(wait)
 
+    def _halt(self, fault: Fault, handing_in: bool = False) -> NoReturn:
+        """Stop the run for what a batch endpoint said."""
+        reason = f"at the batch endpoint: {fault.reason.rstrip('.')}"
+        if handing_in and fault.status in NO_ENDPOINT:
+            block = f"feedback.sources.{self.source.name}"
+            reason += f". Is there one at base_url, and may the key use it? Otherwise set {block}.batch: false"
+        self.run.halt(reason)
 
-class _Unknown(Exception):
-    """The provider does not know a batch that it took."""
+
+class _Refused(Exception):
+    """The batch endpoint will not do what it was asked for."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.reason)
+        self.fault = fault

@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import openai
 
 from feedback.pace import LIMITS, retry_after
-from feedback.provider import ATTEMPT_HEADER, Fault, Remedy
+from feedback.provider import ATTEMPT_HEADER, HOPELESS, Fault, Remedy, told_by
 
 OPENAI = "https://api.openai.com/v1"
 SPENT = (  # no waiting mends these
@@ -91,11 +92,12 @@ class Chat:
         if isinstance(error, ParameterRefused):
             return Fault(Remedy.LEARN, str(error))
         if isinstance(error, openai.APIStatusError):
-            return self._status_fault(error)
+            return replace(self._status_fault(error), status=error.status_code)
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):  # bare, while a file is streamed
             cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
             sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            return Fault(Remedy.RETRY, self._clean(f"no reply: {cause or error}"), lost=sent)
+            told = f"no reply from {str(self.client.base_url).rstrip('/')} ({told_by(cause or error)})"
+            return Fault(Remedy.RETRY, self._clean(told), lost=sent)
         raise error
 
     def _status_fault(self, error: openai.APIStatusError) -> Fault:
@@ -106,8 +108,8 @@ class Chat:
             # Its message repeats part of the key.
             named = f"the key in {self._variable} was rejected" if self._variable else NO_VARIABLE
             return Fault(Remedy.STOP, self._clean(f"{named} (HTTP {status}, {code or 'no code'})"))
-        if status in (402, 404):
-            return Fault(Remedy.STOP, told, unknown=status == 404)
+        if status in HOPELESS:
+            return Fault(Remedy.STOP, told)
         if status == 429:
             over = code in SPENT or error.type in SPENT or BY_DAY.search(error.message)
             return Fault(Remedy.STOP if over else Remedy.REST, told, wait)

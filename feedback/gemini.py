@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from feedback.completions import count, mapping, mappings, parsed, string
 from feedback.pace import LIMITS, retry_after
 from feedback.pictures import FORMATS, data_urls
 from feedback.price import text_tokens
-from feedback.provider import ATTEMPT_HEADER, Fault, Media, Plan, Progress, Reading, Remedy
+from feedback.provider import ATTEMPT_HEADER, HOPELESS, Fault, Media, Plan, Progress, Reading, Remedy, told_by
 from feedback.rubric import Question, Rubric
 from feedback.source import REFUSED, UNREADABLE_ANSWER
 
@@ -234,13 +234,15 @@ class Gemini:
         response = getattr(error, "response", None)
         if isinstance(status, int):
             body = getattr(error, "details", None) or getattr(error, "body", None)
-            return self._status_fault(status, body, retry_after(getattr(response, "headers", None) or {}))
+            wait = retry_after(getattr(response, "headers", None) or {})
+            return replace(self._status_fault(status, body, wait), status=status)
         if isinstance(error, UnicodeDecodeError):  # the SDK's, of an error page of some proxy
             return Fault(Remedy.RETRY, "an error page that is no UTF-8", lost=True)
         cause = error if isinstance(error, httpx2.HTTPError) else error.__cause__
         if isinstance(cause, httpx2.HTTPError):
             sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            return Fault(Remedy.RETRY, self._clean(f"no reply: {type(cause).__name__} {cause}"), lost=sent)
+            told = f"no reply from {(self.options.base_url or GOOGLE).rstrip('/')} ({told_by(cause)})"
+            return Fault(Remedy.RETRY, self._clean(told), lost=sent)
         raise error
 
     def _status_fault(self, status: int, body: Any, wait: float | None) -> Fault:
@@ -250,8 +252,8 @@ class Gemini:
         told = self._clean(f"HTTP {status}: {error.get('message') or body}")
         if status in (401, 403) or any(one.get("reason") == "API_KEY_INVALID" for one in details):
             return Fault(Remedy.STOP, f"the key in {self.options.key_variable} was rejected (HTTP {status})")
-        if status in (402, 404):
-            return Fault(Remedy.STOP, told, unknown=status == 404)
+        if status in HOPELESS:
+            return Fault(Remedy.STOP, told)
         if status == 429:
             quotas = [one.get("quotaId") for detail in details for one in mappings(detail.get("violations"))]
             by_day = any("PerDay" in str(quota) for quota in quotas)

@@ -17,10 +17,11 @@ from data.manifest import MANIFEST, atomically, publish, read_manifest, write_ma
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.agreement import Agreement, VoteAgreement, vote_agreement
-from feedback.rubric import combine
+from feedback.rubric import Question, Rubric, combine
 from feedback.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, votes_of
 
 logger = logging.getLogger(__name__)
+SHOWN = 240  # characters of a raw reply; an OpenAI-compatible server's answer stands within them
 
 
 class LabelCounts(NamedTuple):
@@ -68,14 +69,43 @@ def label_clip_set(
     return counts
 
 
-def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> LabelCounts:
-    """Judge the first clips of a set only, and keep nothing but what the source itself keeps."""
+class Look(NamedTuple):
+    """A clip, what was said about it, and what that amounts to."""
+
+    sample: Sample
+    label: Label
+    verdicts: list[Verdict]
+
+    def in_words(self, rubric: Rubric) -> str:
+        """For the author of the rubric: the prompt, the label, and the answer to each question with its reason."""
+        outcome = {True: "accepted", False: "rejected", None: "unlabelled"}[self.label.label]
+        chance = "" if self.label.p_accept is None else f", p_accept {self.label.p_accept:.2f}"
+        lines = [f"{self.sample.file_name}: {self.sample.prompt}", f"    {outcome}{chance}"]
+        questions = {question.name: question for question in rubric.questions}
+        for one in self.verdicts:
+            vote = f" (vote {one.vote})" if self.label.votes > 1 else ""
+            lines.append(f"    {one.question}{vote}: {_in_a_line(one, questions[one.question])}")
+        return "\n".join(lines)
+
+
+def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> list[Look]:
+    """Judge some clips of a set only, and keep nothing but what the source itself keeps."""
     votes = votes_of(source, votes)
-    requests = requests_for(clip_set, votes)[:limit]
+    requests = spread(requests_for(clip_set, votes), limit)
     found = _judge(source, requests, max_failed, None, 0)
-    verdicts, _, counts = _combined(source, [one.sample for one in requests], found)
+    samples = [request.sample for request in requests]
+    looks = [Look(one, combine(found[one.sample_id], source.rubric), found[one.sample_id]) for one in samples]
+    verdicts = [verdict for look in looks for verdict in look.verdicts]
+    counts = _count([look.label for look in looks], verdicts)
+    logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
     _agreed(source, verdicts, votes)
-    return counts
+    return looks
+
+
+def spread(requests: Sequence[Request], limit: int) -> list[Request]:
+    """So many of these, evenly spread and the first among them: a set lists its clips prompt after prompt."""
+    count = min(limit, len(requests))
+    return [requests[place * len(requests) // count] for place in range(count)]
 
 
 def who(source: Source, block: Mapping[str, Any]) -> dict[str, str | None]:
@@ -215,6 +245,16 @@ def _combined(
     if counts.failed:
         logger.warning("%s: no reply about %d of %d clips", source.name, counts.failed, len(samples))
     return verdicts, labels, counts
+
+
+def _in_a_line(verdict: Verdict, question: Question) -> str:
+    """An answer with its probability, and why it was given or is missing; the raw reply where no reason is told."""
+    words = {True: question.affirmative, False: question.negative, None: "no answer"}
+    said = words[verdict.answer] if verdict.score is None else f"score {verdict.score:g}"
+    chance = "" if verdict.p_yes is None else f" ({verdict.p_yes:.2f} {question.affirmative})"
+    raw = " ".join((verdict.raw or "").split())[:SHOWN]
+    why = "; ".join(text for text in (verdict.error, verdict.reason or raw) if text)
+    return f"{said}{chance}{f': {why}' if why else ''}"
 
 
 def _agreed(source: Source, verdicts: Sequence[Verdict], votes: int) -> VoteAgreement | None:

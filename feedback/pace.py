@@ -45,16 +45,21 @@ class Pace:
                 await self.sleep(left + random.uniform(0, self._apart))
             yield
 
-    def rest(self, seconds: float | None) -> None:
-        """Nobody starts a call for this long; null, where the provider told no time, is a guess that doubles."""
+    def rest(self, seconds: float | None) -> float:
+        """Nobody starts a call for this long; null, where the provider told no time, is a guess that doubles.
+
+        Returns the seconds of a rest that begins now; 0 where one is under way, which this may draw out.
+        """
         now = time.monotonic()
+        under_way = now < self._rest_until
         if seconds is None:
-            if now < self._rest_until:
-                return  # calls that were in flight together are turned down together, which is one reason to rest
+            if under_way:
+                return 0.0  # calls that were in flight together are turned down together, one reason to rest
             self._rests += 1
             seconds = min(LONGEST_REST, FIRST_REST * 2 ** (self._rests - 1))
         self._apart = min(seconds, LONGEST_REST) / 10
         self._rest_until = max(self._rest_until, now + seconds)
+        return 0.0 if under_way else seconds
 
     def went_well(self) -> None:
         """A call succeeded: the next rest is short again."""

@@ -36,7 +36,9 @@ def read_price(block: Mapping[str, Any] | None) -> Price | None:
         raise ValueError(f"price.{sorted(unknown)[0]} is unknown; known keys are {names}")
     values: dict[str, Any] = {}
     for name in names:
-        value = block.get(name)
+        if name not in block:
+            raise ValueError(f"price.{name} is missing; a price has {names}")
+        value = block[name]
         if name == "as_of":
             try:
                 values[name] = date.fromisoformat(str(value)).isoformat()
@@ -68,11 +70,17 @@ class Estimate(NamedTuple):
 
     def line(self, name: str, model: str, price: Price | None) -> str:
         """For people."""
-        dollars = f"${self.dollars:,.2f}" if self.dollars is not None else "an unknown price"
+        dollars = "no price given"
+        if self.dollars is not None:
+            dollars = f"${self.dollars:,.2f}" if self.dollars >= 1 or not self.dollars else f"${self.dollars:.4f}"
         dated = f" ({'batch prices' if self.batch else 'prices'} of {price.as_of})" if price else ""
         time = f", at least {self.minutes:,.0f} min at the given rate" if self.minutes else ""
         return (
             f"{name} ({model}): {self.clips:,} clips, {self.calls:,} calls, {self.answered:,} answered before; "
-            f"to send: {self.input_tokens / MILLION:,.2f} M tokens in, {self.output_tokens / MILLION:,.2f} M out, "
+            f"to send: {_tokens(self.input_tokens)} tokens in, {_tokens(self.output_tokens)} out, "
             f"{dollars}{dated}{time}"
         )
+
+
+def _tokens(count: int) -> str:
+    return f"{count / MILLION:,.2f} M" if count >= MILLION / 10 else f"{count:,}"

@@ -12,6 +12,7 @@ from data.records import Sample
 from feedback.rubric import Question, Rubric
 
 ATTEMPT_HEADER = "X-Client-Request-Id"  # of every call: our own name for one attempt, for the provider's logs
+HOPELESS = (402, 404, 405, 501)  # statuses that no waiting mends, for no call: unpaid, no such model, no such endpoint
 Media = Sequence[Mapping[str, Any]]  # a clip as it is sent, in the provider's own form
 
 
@@ -35,7 +36,12 @@ class Fault:
     wait: float | None = None  # seconds that the provider asked for
     lost: bool = False  # the provider may have answered, and may bill it
     body: str | None = None  # the reply, where the remedy is ANSWER
-    unknown: bool = False  # the provider does not know what it was asked about
+    status: int | None = None  # of the reply, by HTTP; null where none came
+
+
+def told_by(error: BaseException) -> str:
+    """An exception in words, also where it brought none of its own."""
+    return str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -206,10 +206,11 @@ def _problem(rubric: Rubric) -> str | None:
         where = f"questions[{index}]"
         for key in ("wanted", "required"):
             if not isinstance(getattr(question, key), bool):
-                return f"{where}.{key} is {getattr(question, key)!r}, expected yes or no"
+                return f"{where}.{key} is {getattr(question, key)!r}, expected yes or no without quotes"
         for key in ("name", "ask", "affirmative", "negative"):
             if not isinstance(value := getattr(question, key), str) or not value.strip():
-                return f"{where}.{key} is {value!r}, expected a text"
+                quotes = "; put Yes and No in quotes" if isinstance(value, bool) else ""
+                return f"{where}.{key} is {value!r}, expected a text{quotes}"
         if question.affirmative.lower() == question.negative.lower():
             return f"{where}.negative is {question.negative!r}, the same word as its affirmative"
         if "{prompt}" not in rubric.text(question, "{prompt}"):

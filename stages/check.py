@@ -6,7 +6,6 @@ from typing import Any
 
 from data.prompts import Prompt, load_prompts
 from feedback import KINDS, read_block
-from feedback.rubric import load_rubric
 from generators import FAMILIES
 from generators.rollout import Sampling, VideoSize
 from rl.config import configure
@@ -84,8 +83,6 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
 def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
     """A source's block and, of a panel, its members'. prompts: what it is to judge; null where it is not asked."""
     module, options = read_block(name, given)
-    if hasattr(options, "rubric"):
-        load_rubric(Path(options.rubric))
     if prompts is not None and hasattr(module, "check_prompts"):
         module.check_prompts(prompts)
     for member, inner in getattr(options, "members", {}).items():

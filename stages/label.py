@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,6 +25,9 @@ class LabelConfig:
     min_audited_accuracy: float | None = None  # below it, of the source's audit, there is a warning
 
     def __post_init__(self) -> None:
+        for name in ("batch_size", "votes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("max_failed", "min_audited_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -35,7 +39,7 @@ class LabelConfig:
 @click.option("--source", "name", required=True, help="A name in feedback.sources.")
 @click.option("--out", type=PATH, help="Folder to write.")
 @click.option("--metrics", type=PATH, help="JSON file for `dvc metrics`.")
-@click.option("--limit", type=click.IntRange(1), help="Ask about the first N clips only, and write nothing.")
+@click.option("--limit", type=click.IntRange(1), help="Ask about N clips only, and show the answers.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take and cost, and ask nothing.")
 @click.option("--assume", metavar="WxHxF@FPS", help="With --dry-run: clips of this shape, in place of a set.")
 @click.option("--count", type=click.IntRange(1), default=1, help="With --assume: how many clips.")
@@ -46,10 +50,12 @@ def main(
 ) -> None:  # fmt: skip
     """Label a clip set: verdicts with the source's own words, and what they amount to."""
     config, source_block = section("label", LabelConfig), block(f"feedback.sources.{name}")
+    if limit:
+        source_block = one_by_one(source_block)
     if dry_run:
         from stages.forecast import told
 
-        click.echo(told(clips, assume, count, name, source_block, config.votes))
+        click.echo(told(clips, assume, count, limit, name, source_block, config.votes))
         return
     if not clips or assume or not (limit or (out and metrics)):
         raise click.UsageError("wanted are --set, --out and --metrics; or --set and --limit; or --dry-run")
@@ -64,7 +70,8 @@ def main(
         device = str(pick_device(device))
     if limit:
         source = make_source(name, source_block, device)
-        look_at(ClipSet.open(clips), source, limit, config.votes, config.max_failed)
+        for look in look_at(ClipSet.open(clips), source, limit, config.votes, config.max_failed):
+            click.echo(look.in_words(source.rubric))
         return
     assert out and metrics
     blocks = [source_block, *source_block.get("members", {}).values()]  # of a panel, its members' too
@@ -78,6 +85,14 @@ def main(
         counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
     agreed = read_manifest(out, "labels")["facts"]["agreement"]
     write_metrics(metrics, {"samples": len(clip_set.samples), **counts._asdict(), "agreement": agreed})
+
+
+def one_by_one(source_block: dict[str, Any]) -> dict[str, Any]:
+    """A source's block, and of a panel its members', without batches: nobody waits a day for a first look."""
+    changes: dict[str, Any] = {"batch": False} if "batch" in source_block else {}
+    if members := source_block.get("members"):
+        changes["members"] = {name: one_by_one(inner) for name, inner in members.items()}
+    return source_block | changes
 
 
 if __name__ == "__main__":

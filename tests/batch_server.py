@@ -34,7 +34,8 @@ class Plan:
     answers: int | None = None  # lines that are answered before it ends; null: all
     spoiled: tuple[str, ...] = ()  # texts of lines that the provider fails
     # What befalls a request instead of its answer: `of`, a part of "METHOD /path"; `status`, or null for a dropped
-    # connection; `headers`; `after`: whether it has its effect nevertheless; `times`, 1 unless told.
+    # connection; `headers`; `page`: whether the error is a page and no JSON; `after`: whether it has its effect
+    # nevertheless; `times`, 1 unless told.
     script: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -93,6 +94,8 @@ class BatchServer(Server):
                     request.transport.abort()
                 error = {"message": f"told to say {told['status']}", "code": None, "type": "t", "status": "T"}
                 status = told["status"] or 500
+                if told.get("page"):
+                    return web.Response(status=status, text="<html>no</html>", content_type="text/html")
                 return web.json_response({"error": error}, status=status, headers=told.get("headers"))
         return await handler(request)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -34,7 +35,7 @@ from feedback.api import ApiSource
 from feedback.label import label_clip_set, read_verdicts, requests_for
 from feedback.ledger import Ledger
 from feedback.pace import Pace, jitter, retry_after
-from feedback.price import Price
+from feedback.price import Estimate, Price
 from feedback.source import FAILED, REFUSED, UNREADABLE_ANSWER, UNREADABLE_CLIP, LabelError, Request
 from tests.conftest import hear_ctrl_c
 from tests.faulty_provider import BILLED, NULL, ODD, TRANSPORT, Server, meant, odd_of, reply, serving
@@ -182,8 +183,43 @@ def test_a_server_that_cannot_be_reached_bills_nothing_and_fails_the_call(server
     source = source_at(server, kind, base_url="http://127.0.0.1:9/v1", attempts=2)
     (row,) = judged(source, clips, 1).values()
     assert row.answer is None
-    assert row.error.startswith(f"{FAILED}no reply: ") and row.error.endswith(" after 2 attempts")
+    assert re.fullmatch(rf"{FAILED}no reply from http://127.0.0.1:9/v1 \(.+\) after 2 attempts", row.error)
     assert outcomes(ledger) == ["refused", "refused"]
+
+
+@pytest.mark.parametrize("kind", ["served", "gemini"])
+def test_a_server_that_is_down_is_told_of_once_and_not_met_with_silence(server, clips, caplog, kind):
+    rows = judged(source_at(server, kind, base_url="http://127.0.0.1:9/v1", attempts=3), clips, 4)
+    assert all(row.answer is None for row in rows.values())
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.fullmatch(r"j: no reply from http://127.0.0.1:9/v1 \(.+\); tried again, 3 times at most", told)
+
+
+def test_the_first_fault_of_each_kind_is_told_and_whether_it_is_tried_again(server, clips, caplog):
+    server.behaviour.script = [{"fault": fault, "times": 2} for fault in ("500", "truncated")]
+    server.behaviour.script += [{"status": 413, "body": {"error": {"message": "too large"}}, "times": 2}]
+    judged(source_at(server, concurrency=1), clips, 3)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "j: HTTP 500: a fault of the server: 500; tried again, 8 times at most",
+        "j: the reply is not whole JSON; tried again, 8 times at most",
+        "j: HTTP 413: too large; not tried again",
+    ]
+
+
+def test_every_rest_is_told(server, clips, caplog):
+    body = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
+    server.behaviour.script = [{"status": 429, "headers": {"Retry-After": "1"}, "body": body, "times": 2}]
+    judged(source_at(server, concurrency=1), clips, 2)
+    told = [record.getMessage() for record in caplog.records if "rest for" in record.getMessage()]
+    assert told == ["j: all calls rest for 1 s: HTTP 429: slow down"] * 2
+
+
+@pytest.mark.parametrize("kind", ["gpt", "gemini"])
+@pytest.mark.parametrize("status", [405, 501])
+def test_an_address_that_takes_no_such_calls_stops_the_run(server, clips, kind, status):
+    server.behaviour.script = [{"status": status, "body": "<html>no</html>", "times": 99}]
+    assert f"HTTP {status}" in stopped(source_at(server, kind, concurrency=1), clips)
+    assert len(server.attempts) == 1
 
 
 @pytest.mark.parametrize("kind", ["gpt", "gemini"])
@@ -511,8 +547,9 @@ def test_rests_without_a_given_time_double_and_are_short_again_after_a_success(m
     monkeypatch.setattr("feedback.pace.time.monotonic", lambda: now)
     pace, ends = Pace(4, None, None), []
     for _ in range(8):
-        pace.rest(None)
-        pace.rest(None)  # another that was in flight with it
+        began = pace.rest(None)
+        assert pace.rest(None) == pace.rest(0.5) == 0  # others that were in flight with it begin none
+        assert began == pace._rest_until - now
         ends.append(pace._rest_until - now)
         now = pace._rest_until
     assert ends == [1, 2, 4, 8, 16, 32, 60, 60]
@@ -666,6 +703,19 @@ def test_an_estimate_knows_what_is_answered_already_and_sends_nothing(server, cl
     assert after.dollars == pytest.approx(before.dollars * 7 / 12, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("estimate", "told"),
+    [
+        (Estimate(20, 20, 0, 8425, 1200, 0.00144, None), "8,425 tokens in, 1,200 out, $0.0014"),
+        (Estimate(20, 20, 20, 0, 0, 0.0, None), "0 tokens in, 0 out, $0.00"),
+        (Estimate(9, 9, 0, 63_810_000, 920_000, 6.841, None), "63.81 M tokens in, 0.92 M out, $6.84"),
+        (Estimate(9, 9, 0, 63_810_000, 920_000, None, None), "0.92 M out, no price given"),
+    ],
+)
+def test_an_estimate_is_told_to_the_digits_that_matter(estimate, told):
+    assert estimate.line("gpt", "m", None).endswith(told)
+
+
 def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(home, server, monkeypatch):
     make_clips(home / "set", 3)
     write_params(home, server.base, price=PRICE)
@@ -675,6 +725,37 @@ def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(home, server, monke
     assert done.exit_code == 0, done.output
     assert "3 clips, 3 calls" in done.output and "prices of 2026-11-21" in done.output
     assert not server.attempts
+
+
+def run_label(*options: str) -> str:
+    """What the label command says about the set here, for the source gpt."""
+    done = CliRunner().invoke(stages.label.main, ["--set", "set", "--source", "gpt", *options])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_limit_shows_the_answers_and_asks_one_by_one_what_a_dry_run_priced(home, server, monkeypatch):
+    clips = make_clips(home / "set", 6)
+    write_params(home, server.base, sources=("gpt",), price=PRICE, batch=True)
+    monkeypatch.chdir(home)
+    assert "2 clips, 2 calls" in (priced := run_label("--limit", "2", "--dry-run"))
+    assert "(prices of 2026-11-21)" in priced  # and not those of batches
+    assert "(batch prices of 2026-11-21)" in run_label("--dry-run")
+    told = run_label("--limit", "2")
+    assert len(server.attempts) == 2  # at the path of calls: there is no other here
+    for n, attempt in zip((0, 3), sorted(server.attempts, key=lambda one: one["id"]), strict=True):
+        assert f"videos/clip{n}.mp4: scene {n}." in told
+        assert f"accept: {meant(attempt['key'])}" in told
+    assert told.count(": as the hash says") == 2
+    assert "2 clips, 2 calls, 2 answered before" in run_label("--limit", "2", "--dry-run")
+    assert len(clips.samples) == 6 and not (home / "labels").exists()
+
+
+def test_a_limit_of_assumed_clips_is_their_count(home, monkeypatch):
+    monkeypatch.chdir(home)
+    options = ["--source", "gpt", "--dry-run", "--assume", "32x32x9@8", "--limit", "2"]
+    done = CliRunner().invoke(stages.label.main, options)
+    assert done.exit_code == 2 and "--assume with --count" in done.output
 
 
 def test_more_clips_without_a_reply_than_max_failed_fail_the_stage(server, clips, tmp_path):
@@ -777,10 +858,10 @@ def home(tmp_path) -> Path:
     return folder
 
 
-def write_params(home: Path, base: str, **more) -> None:
-    sources = {kind: block_of(kind, base, **more) for kind in ("gpt", "served", "gemini")}
+def write_params(home: Path, base: str, sources: Iterable[str] = ("gpt", "served", "gemini"), **more) -> None:
+    blocks = {kind: block_of(kind, base, **more) for kind in sources}
     label = {"batch_size": 16, "votes": 1, "max_failed": 0.0}
-    params = {"label": label, "feedback": {"sources": sources}}
+    params = {"label": label, "feedback": {"sources": blocks}}
     (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 

@@ -340,6 +340,101 @@ def test_a_refused_hand_in_stops_the_run_before_anything_else_is_asked(server, c
     assert outcomes(ledger) == {"answered": CLIPS, "refused": CLIPS - 1}
 
 
+NO_ENDPOINT = pytest.mark.parametrize(
+    ("status", "page"), [(403, False), (404, False), (404, True), (405, False), (405, True), (501, True)]
+)
+
+
+def refusing(of: str, status: int, page: bool = False) -> list[dict[str, Any]]:
+    """A script by which a server refuses such requests for ever."""
+    return [{"of": of, "status": status, "page": page, "times": 999}]
+
+
+@both
+@NO_ENDPOINT
+def test_where_there_is_no_batch_endpoint_the_run_stops_once_and_says_what_to_set(
+    server, clips, ledger, kind, status, page, caplog
+):
+    caplog.set_level("INFO")
+    server.plan.script = refusing("/files", status, page) + refusing("/batches", status, page)
+    with pytest.raises(LabelError) as stopped:
+        judged(source_at(server, kind), clips)
+    told = str(stopped.value)
+    assert told.startswith("j: at the batch endpoint: ") and f"HTTP {status}" in told
+    assert ". Is there one at base_url, and may the key use it? Otherwise set feedback.sources.j.batch: false." in told
+    assert f"0 calls were answered before, {CLIPS} sent now" in caplog.text
+    assert outcomes(ledger) == {"answered": 1, "refused": CLIPS - 1} and open_batches(ledger) == 0
+
+    before = len(server.calls)
+    rows = judged(source_at(server, kind, batch=False), clips)
+    assert all(row.answer is not None for row in rows.values())
+    assert (len(server.calls), len(server.bodies)) == (before, CLIPS)
+
+
+@both
+@pytest.mark.parametrize("page", [False, True])
+def test_a_hand_in_that_keeps_failing_stops_and_without_batches_its_calls_are_asked_one_by_one(
+    server, clips, ledger, kind, page, caplog
+):
+    server.plan.script = refusing("/files", 502, page) + refusing("/batches", 502, page)
+    for _ in range(2):
+        with pytest.raises(LabelError, match=r"at the batch endpoint: HTTP 502.* after 3 attempts"):
+            judged(source_at(server, kind, attempts=3), clips)
+    assert (server.ours, open_batches(ledger), len(server.bodies)) == ([], 1, 1)
+    rows = judged(source_at(server, kind, attempts=3, batch=False), clips)
+    assert all(row.answer is not None for row in rows.values())
+    assert outcomes(ledger) == {"answered": CLIPS, "lost": CLIPS - 1} and open_batches(ledger) == 0
+    assert "it may have been billed, and its calls are asked again" in caplog.text
+
+
+@both
+def test_a_hand_in_that_failed_is_handed_in_again_when_the_server_is_back(server, clips, ledger, kind):
+    server.plan.script = refusing("/files", 502)
+    with pytest.raises(LabelError, match="after 2 attempts"):
+        judged(source_at(server, kind, attempts=2), clips)
+    server.plan.script = []
+    judged(source_at(server, kind), clips)
+    # The second run sends a call ahead too, and its batch holds the rest.
+    assert [len(batch.lines) for batch in server.ours] == [CLIPS - 2]
+    assert "lost" not in outcomes(ledger)
+
+
+@both
+@NO_ENDPOINT
+def test_a_batch_that_no_listing_can_find_counts_as_possibly_billed(
+    server, clips, ledger, kind, status, page, caplog
+):
+    kill_a_run(server, kind, clips, dies_after_submitting)
+    server.plan.script = refusing("GET", status, page)
+    rows = judged(source_at(server, kind, batch=False), clips)
+    assert all(row.answer is not None for row in rows.values())
+    assert outcomes(ledger) == {"answered": CLIPS, "lost": CLIPS - 1} and open_batches(ledger) == 0
+    assert "it may have been billed, and its calls are asked again" in caplog.text
+
+
+@both
+def test_a_key_that_is_rejected_does_not_lose_a_batch_that_may_have_arrived(server, clips, ledger, kind):
+    kill_a_run(server, kind, clips, dies_after_submitting)
+    server.plan.script = [{"of": "GET", "status": 401}]
+    with pytest.raises(LabelError, match="was rejected"):
+        judged(source_at(server, kind, batch=False), clips)
+    judged(source_at(server, kind, batch=False), clips)
+    assert outcomes(ledger) == {"answered": CLIPS} and len(server.bodies) == 1
+
+
+@both
+def test_a_batch_under_way_is_waited_for_with_patience_and_kept_when_that_ends(
+    server, clips, ledger, kind, monkeypatch
+):
+    monkeypatch.setattr("feedback.batches.PATIENCE", 4)
+    server.plan.script = refusing("GET", 502, page=True)
+    with pytest.raises(LabelError, match=r"HTTP 502.* after 4 attempts"):
+        judged(source_at(server, kind, attempts=2), clips)
+    server.plan.script = []
+    judged(source_at(server, kind), clips)
+    assert (len(server.ours), outcomes(ledger)) == (1, {"answered": CLIPS})
+
+
 @pytest.mark.parametrize("most", [{"most_requests": 3}, {"most_bytes": 1}])
 def test_a_set_that_is_too_large_goes_in_several_batches(server, clips, ledger, monkeypatch, most):
     if "most_bytes" in most:

@@ -538,7 +538,7 @@ def test_the_command_in_the_error_names_the_set_as_the_stage_was_given_it(clips,
         (["anna", "anna"], "feedback.sources.people.raters: a name stands twice"),
         (["anna", 7], "feedback.sources.people.raters: 7 is no name"),
         ([" "], "feedback.sources.people.raters: ' ' is no name"),
-        ("anna", "feedback.sources.people.raters is 'anna', expected list"),
+        ("anna", "feedback.sources.people.raters is 'anna', expected a list"),
     ],
 )
 def test_wrong_raters_are_an_error_that_names_the_key(raters, told):

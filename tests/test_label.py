@@ -275,13 +275,53 @@ def test_more_clips_without_a_reply_than_allowed_stop_the_run_and_keep_the_answe
     assert again.asked == ["clip5", "clip7", "clip8", "clip9"]
 
 
-def test_a_limit_judges_the_first_clips_and_publishes_nothing(clips, tmp_path):
+def test_a_limit_judges_clips_of_the_whole_set_and_publishes_nothing(clips, tmp_path):
     source, work, out = Brightness(), tmp_path / "work", tmp_path / "labels"
-    assert look_at(clips, source, 4) == (0, 4, 0, 0, 0)
-    assert source.asked == ["clip0", "clip1", "clip2", "clip3"]
+    looks = look_at(clips, source, 4)
+    assert source.asked == ["clip0", "clip2", "clip5", "clip7"]  # of ten
+    assert [look.sample.sample_id for look in looks] == source.asked
+    assert [look.label.label for look in looks] == [False, False, True, True]
     assert not out.exists()
     label_clip_set(clips, source, work, out, BATCH)
     assert source.asked[4:] == [sample.sample_id for sample in clips.samples]
+
+
+def test_a_limit_above_the_number_of_clips_takes_them_all(clips):
+    assert [look.sample for look in look_at(clips, Brightness(), 99)] == clips.samples
+
+
+class Talker(Brightness):
+    """Gives a reason for the first clip, a bare word for the second, and no answer about the third."""
+
+    def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
+        told = [
+            {"answer": False, "p_yes": 0.125, "reason": "it is dark", "raw": '{"a": 1}'},
+            {"answer": True, "raw": "yes,\n  quite"},
+            {"error": "unreadable: neither word", "raw": "x" * 300},
+        ]
+        return self.told(sample, vote, **told[sample.seed])
+
+
+def test_what_was_looked_at_is_told_with_prompt_label_and_reason_or_raw_words(clips):
+    first_three = ClipSet(clips.folder, clips.manifest, clips.samples[:3])
+    one, two, three = (look.in_words(Talker.rubric).splitlines() for look in look_at(first_three, Talker(), 3))
+    sample = clips.samples[0]
+    assert one == [
+        f"{sample.file_name}: {sample.prompt}",
+        "    rejected, p_accept 0.12",
+        "    bright: no (0.12 yes): it is dark",
+    ]
+    assert two[1:] == ["    accepted, p_accept 1.00", "    bright: yes: yes, quite"]
+    assert three[1:] == ["    unlabelled", f"    bright: no answer: unreadable: neither word; {'x' * 240}"]
+
+
+def test_what_was_looked_at_is_told_vote_by_vote(clips):
+    (look,) = look_at(clips, Undecided(), 1, votes=2)
+    assert look.in_words(Undecided.rubric).splitlines()[1:] == [
+        "    unlabelled",
+        "    bright (vote 0): no answer: blocked",
+        "    bright (vote 1): no answer: blocked",
+    ]
 
 
 def test_a_source_that_repeats_itself_is_asked_once_whatever_the_votes(clips, tmp_path):

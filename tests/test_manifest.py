@@ -49,7 +49,7 @@ def test_a_folder_without_a_manifest_is_half_written(tmp_path):
         folder = tmp_path / "set"
         folder.mkdir()
         read_manifest(folder, "toy")
-    with pytest.raises(StoreError, match=r"absent: no such folder; make it with `dvc repro`"):
+    with pytest.raises(StoreError, match=r"absent: no such folder; .* `dvc repro <stage>`, such as generate@r1"):
         read_manifest(tmp_path / "absent", "toy")
 
 

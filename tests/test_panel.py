@@ -350,7 +350,7 @@ def test_a_panel_is_made_of_whole_blocks():
     [
         ({"rule": "most"}, r"panel.rule is 'most', known are \['all', 'majority', 'mean'\]"),
         ({"votes": 0}, "panel.votes is 0, expected at least 1"),
-        ({"members": ["judge"]}, r"panel.members is \['judge'\], expected dict"),
+        ({"members": ["judge"]}, r"panel.members is \['judge'\], expected a section"),
         ({"members": {"judge": PHYSICS}}, r"panel.members are \['judge'\], expected at least two"),
         (
             {"members": {"a": PHYSICS, "b": "judge"}},

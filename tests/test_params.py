@@ -2,12 +2,17 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import stages.preset
 from stages.graph import validate_graph
 from stages.params import ParamsError, block, section
 from stages.preset import overlay
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,15 @@ def test_a_preset_replaces_what_it_says_and_leaves_the_rest():
         "rounds": {"r1": {}},
         "train": {"dpo": {"learning_rate": 0.1}},  # else a rate of the default recipe would stay under the paper's
     }
+
+
+def test_a_preset_keeps_the_anchors_that_a_panel_may_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    done = CliRunner().invoke(stages.preset.main, ["smoke"])
+    assert done.exit_code == 0, done.output
+    text = Path("params.yaml").read_text()
+    assert all(f"{name}: &{name}\n" in text for name in ("judge", "physics", "gpt", "gemini", "served", "people"))
 
 
 def test_a_preset_cannot_invent_a_section():

@@ -389,7 +389,13 @@ WRONG = {
     "train.rwr.steps": (0, "steps must be a whole number"),
     f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
     f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold is not an option"),
-    f"{JUDGE}.rubric": ("feedback/rubrics/none.yaml", "feedback/rubrics/none.yaml: not a readable rubric"),
+    f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
+    "feedback.sources.gpt.rubric": ("none.yaml", "feedback.sources.gpt.rubric: none.yaml: not a readable rubric"),
+    "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a number or null"),
+    "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected true or false"),
+    "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
+    "label.votes": (0, "label: votes is 0, expected at least 1"),
+    "label.batch_size": (0, "label: batch_size is 0, expected at least 1"),
     "prompts.path": ("data/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
 }
 
@@ -440,7 +446,10 @@ PANEL = "feedback.sources.panel"
         (lambda p: p.update(rule="most"), f"{PANEL}.rule is 'most', known are"),
         (lambda p: p["members"]["judge"].update(kind="gemni"), f"{PANEL}.members.judge.kind is 'gemni'"),
         (lambda p: p["members"]["judge"].update(dtype="int4"), f"{PANEL}.members.judge.dtype is 'int4'"),
-        (lambda p: p["members"]["judge"].update(rubric="none.yaml"), "none.yaml: not a readable rubric"),
+        (
+            lambda p: p["members"]["judge"].update(rubric="none.yaml"),
+            f"{PANEL}.members.judge.rubric: none.yaml: not a readable rubric",
+        ),
         (lambda p: p["members"].update(inner=dict(p)), f"{PANEL}.members.inner.kind is 'panel'; a panel's members are"),
     ],
 )

@@ -1,5 +1,6 @@
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -222,9 +223,15 @@ def test_review_asks_for_one_word_about_four_points():
     (only,) = sheet.questions
     text = sheet.text(only, "pushing a cup")
     assert (only.affirmative, only.negative, only.wanted) == ("Accept", "Reject", True)
-    assert all(
-        word in text for word in ("eight", "Coherence:", "Physics:", "Completion:", "Inconsistencies:", "single word")
-    )
+    words = ("Coherence:", "Physics:", "Completion:", "Inconsistencies:", "single word")
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("name", ["review", "aspects"])
+def test_what_is_asked_of_clips_and_of_their_frames_alike_counts_no_frames(name):
+    sheet = load_rubric(Path(f"feedback/rubrics/{name}.yaml"))
+    assert "some of its frames" in sheet.instructions  # a judge that is sent the mp4 takes others than `frames` says
+    assert not any(re.search(r"eight|8", sheet.text(one, "")) for one in sheet.questions)
 
 
 def test_the_hash_is_of_what_is_sent_and_not_of_how_answers_combine():
@@ -243,6 +250,9 @@ def edited(tmp_path: Path, **changes) -> Path:
     return path
 
 
+ACCEPT = yaml.safe_load(Path("feedback/rubrics/tabletop.yaml").read_text())["questions"][0]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -254,6 +264,11 @@ def edited(tmp_path: Path, **changes) -> Path:
         ({"frames": True}, "frames is True"),
         ({"questions": []}, "questions is"),
         ({"questions": [{"name": "accept"}]}, r"questions\[0\].affirmative is missing"),
+        (
+            {"questions": [ACCEPT | {"affirmative": True}]},
+            r"questions\[0\].affirmative is True, expected a text; put Yes and No in quotes",
+        ),
+        ({"questions": [ACCEPT | {"negative": 7}]}, r"questions\[0\].negative is 7, expected a text$"),
         ({"instructions": "judge the video"}, r"questions\[0\].ask: neither"),
     ],
 )
@@ -267,7 +282,7 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path, changes, told):
     [
         ("", r"questions\[0\].wanted is missing"),
         ("wanted:", r"questions\[0\].wanted is None, expected yes or no"),
-        ("wanted: 'yes'", r"questions\[0\].wanted is 'yes', expected yes or no"),
+        ("wanted: 'yes'", r"questions\[0\].wanted is 'yes', expected yes or no without quotes"),
         ("wanted: Accept", r"questions\[0\].wanted is 'Accept', expected yes or no"),
     ],
 )
