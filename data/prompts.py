@@ -7,14 +7,18 @@ import csv
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from data.manifest import atomically
 
 logger = logging.getLogger(__name__)
 
 REQUIRED = ("prompt_id", "prompt", "category", "split")
 OPTIONAL = ("image", "reference")
 SPLITS = ("train", "test")
+EXTENDED = "prompts.csv"  # in the folder of a policy that is told another text than the prompt
+PLACE = "{prompt}"  # in a template, for the text
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,55 @@ def load_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def select(prompts: Sequence[Prompt], split: str) -> list[Prompt]:
-    """The prompts of "train", "test" or "all". Raises ValueError when there are none."""
+def select(prompts: Sequence[Prompt], split: str, count: int | None = None) -> list[Prompt]:
+    """The prompts of "train", "test" or "all"; with a count, that many, evenly spread over them in their order.
+
+    Raises ValueError when there are none, and when there are fewer than the count.
+    """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split {split!r}; wanted one of train, test, all")
     chosen = [prompt for prompt in prompts if split in (prompt.split, "all")]
     if not chosen:
         raise ValueError(f"no prompts in split {split!r} among {len(prompts)}")
-    return chosen
+    if count is None:
+        return chosen
+    if count > len(chosen):
+        raise ValueError(f"{count} prompts are asked for, split {split!r} has {len(chosen)}")
+    return [chosen[place * len(chosen) // count] for place in range(count)]
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Write a prompt set without the optional columns."""
+    with atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(REQUIRED)
+        writer.writerows([getattr(prompt, name) for name in REQUIRED] for prompt in prompts)
+
+
+def extended(prompts: Sequence[Prompt], rewritten: Sequence[Prompt], template: str) -> list[Prompt]:
+    """The prompts, each with the template around the text that has its prompt_id in `rewritten`.
+
+    Raises ValueError for a template without {prompt}, and naming the prompts that `rewritten` lacks.
+    """
+    if PLACE not in template:
+        raise ValueError(f"template is {template!r}, expected a text with {PLACE} in it")
+    texts = {prompt.prompt_id: prompt.prompt for prompt in rewritten}
+    if missing := [prompt.prompt_id for prompt in prompts if prompt.prompt_id not in texts]:
+        raise ValueError(f"{len(missing)} of {len(prompts)} prompts have no text to extend: {', '.join(missing[:3])}")
+    return [replace(prompt, prompt=template.replace(PLACE, texts[prompt.prompt_id])) for prompt in prompts]
+
+
+def texts_for(policy: Path, prompts: Sequence[Prompt]) -> dict[str, str] | None:
+    """What a policy's generator is told in place of each prompt, by prompt_id; null where it is told the prompt.
+
+    Raises ValueError where the policy's folder has texts of other prompts.
+    """
+    if not (policy / EXTENDED).is_file():
+        return None
+    texts = {one.prompt_id: one.prompt for one in load_prompts(policy / EXTENDED)}
+    if missing := [prompt.prompt_id for prompt in prompts if prompt.prompt_id not in texts]:
+        raise ValueError(f"{policy / EXTENDED}: no text for {', '.join(missing[:3])}; run stage extend again")
+    return texts
 
 
 def leaks(prompts: Sequence[Prompt]) -> list[str]:

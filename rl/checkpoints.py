@@ -9,14 +9,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
-from data.manifest import atomically
+from data.manifest import MANIFEST, atomically
 
 STATE_FILE = "state.safetensors"
 LOG_FILE = "log.jsonl"
@@ -130,3 +130,36 @@ def keep_until(folder: Path, done: int) -> None:
     lines = [line for line in read_log(folder) if line["step"] <= done]
     with atomically(folder / LOG_FILE) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Checkpoint(NamedTuple):
+    """A trained policy as it was after some step; the folder is a policy of its own."""
+
+    name: str  # step-000100
+    step: int
+    folder: Path
+
+
+def candidates(policy: Path) -> list[Checkpoint]:
+    """A finished policy after each step that it was kept at, the first step first, its last step last.
+
+    Raises ValueError for a folder that is no trained policy, and for one kept at a single step, where nothing is to
+    be chosen.
+    """
+    path = policy / "policy.json"
+    last = json.loads(path.read_text(encoding="utf-8")).get("step") if path.is_file() else None
+    if last is None:
+        raise ValueError(f"{policy}: not a trained policy, so it has no checkpoints")
+    folders = {int(folder.name.removeprefix("step-")): folder for folder in (policy / CHECKPOINTS).glob("step-*")}
+    found = [Checkpoint(name_of(step), step, folder) for step, folder in sorted(({last: policy} | folders).items())]
+    if len(found) == 1:
+        raise ValueError(
+            f"{policy}: kept at step {last} alone, so there is nothing to choose from; lower "
+            f"checkpoint_every in the section train"
+        )
+    return found
+
+
+def copy_policy(folder: Path, out: Path) -> None:
+    """Copy what makes a folder a policy, without the run's log, checkpoints and manifest."""
+    shutil.copytree(folder, out, ignore=lambda _, names: {LOG_FILE, CHECKPOINTS, MANIFEST} & set(names))

@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.prompts import Prompt, load_prompts
+from data.prompts import Prompt, extended, load_prompts
 from feedback import KINDS, read_block
 from generators import FAMILIES
 from generators.rollout import Sampling, VideoSize
-from rl.config import configure
+from rl.config import TrainConfig, configure
 from rl.objectives import OBJECTIVES
 from stages.audit import AuditConfig, check_known
 from stages.build import BuildConfig
 from stages.evaluate import EvaluateConfig
+from stages.extend import ExtendConfig
 from stages.graph import trained_policies, validate_graph
 from stages.label import LabelConfig
 from stages.params import GeneratorConfig, ParamsError, PromptsConfig, block, load_params, section
 from stages.report import ReportConfig
+from stages.select import SelectConfig
 
 SECTIONS = {
     "generator": GeneratorConfig,
@@ -29,6 +31,8 @@ SECTIONS = {
     "evaluate": EvaluateConfig,
     "evaluate.generate": Sampling,
     "report": ReportConfig,
+    "select": SelectConfig,
+    "select.generate": Sampling,
 }
 
 
@@ -41,11 +45,32 @@ def check_params() -> None:
     validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
     _check_sources(params, [prompt.prompt for prompt in prompts])
+    for name in params["extend"]:
+        _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
         config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
+        _check_checkpoints(params, objective, config)
+
+
+def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt]) -> None:
+    try:
+        extended(prompts, load_prompts(Path(config.prompts)), config.template)
+    except (ValueError, OSError) as error:
+        raise ParamsError(f"extend.{name}: {error}") from error
+
+
+def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainConfig) -> None:
+    """Whether the policies of this objective that stage select is to look at are kept more often than at their end."""
+    trained = trained_policies(params)
+    for name in params["select"]["policies"]:
+        if trained[name]["objective"] == objective and config.checkpoint_every >= config.steps:
+            raise ParamsError(
+                f"select.policies: {name} is trained for {config.steps} steps and kept every {config.checkpoint_every},"
+                f" so there is nothing to choose from; lower checkpoint_every in train.{objective} or train.common"
+            )
 
 
 def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
@@ -63,6 +88,7 @@ def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
 def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
     """Every source's block, and whether those that this run asks can judge these prompts."""
     asked = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    asked |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
     asked |= set(params["audit"]["sources"])
     for name, given in params["feedback"]["sources"].items():
         _check_source(name, given, prompts if name in asked else None)

@@ -1,7 +1,9 @@
-"""Stages `generate` and `eval-generate`: sample a clip set from a policy."""
+"""Stages `generate`, `eval-generate` and `generate-select`: sample a clip set from a policy, or its checkpoints."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,30 +11,45 @@ from stages.command import PATH, device_option, metrics_option, out_option, stag
 from stages.params import GeneratorConfig, PromptsConfig, section
 from stages.state import stage_state
 
+if TYPE_CHECKING:
+    from generators.generator import Generator
+
 
 @stage_command
 @click.option("--set", "set_name", required=True, help="Name of the clip set; sets of one name share their seeds.")
 @click.option("--policy", type=PATH, required=True, help="Folder of the policy that makes the clips.")
-@click.option("--sampling", required=True, help="Section of params.yaml: generate or evaluate.generate.")
+@click.option("--sampling", required=True, help="Section of params.yaml, such as evaluate.generate.")
+@click.option("--checkpoints", is_flag=True, help="From each of its checkpoints, on the same noise, into one set.")
 @out_option
 @metrics_option
 @device_option
-def main(set_name: str, policy: Path, sampling: str, out: Path, metrics: Path, device: str) -> None:
+def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Path, metrics: Path, device: str) -> None:
     """Sample a clip set: every prompt of a split, N clips each."""
-    from data.prompts import load_prompts
+    from data.prompts import load_prompts, texts_for
     from generators import load_generator
     from generators.lora import apply_policy
-    from generators.rollout import ClipSetName, Sampling, VideoSize, generate_clip_set
+    from generators.rollout import ClipSetName, Sampling, VideoSize, generate_checkpoint_set, generate_clip_set
+    from rl.checkpoints import candidates
     from rl.devices import pick_device
 
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)
     inputs = [policy, Path(model.path), Path(prompts.path)]
-    with stage_state("generate", out, (set_name, model, size, how), inputs) as work:
-        generator = load_generator(**asdict(model), device=pick_device(device))
-        apply_policy(generator, policy)
-        called = ClipSetName(set_name, policy.name)
-        count = generate_clip_set(generator, load_prompts(Path(prompts.path)), size, how, called, work / "clips", out)
+    place, called = pick_device(device), ClipSetName(set_name, policy.name)
+
+    def load(folder: Path) -> "Generator":
+        generator = load_generator(**asdict(model), device=place)
+        apply_policy(generator, folder)
+        return generator
+
+    with stage_state("generate", out, (set_name, model, size, how, checkpoints), inputs) as work:
+        asked, clips = load_prompts(Path(prompts.path)), work / "clips"
+        if checkpoints:
+            loads = {one.name: partial(load, one.folder) for one in candidates(policy)}
+            count = generate_checkpoint_set(loads, asked, size, how, called, clips, out)
+        else:
+            texts = texts_for(policy, asked)
+            count = generate_clip_set(load(policy), asked, size, how, called, clips, out, texts)
     write_metrics(metrics, {"clips": count})
 
 

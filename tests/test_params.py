@@ -117,7 +117,12 @@ GOOD = {
         "policies": {"rwr1-physics": {"start": "base", "round": "r1", "objective": "rwr", "source": "physics"}},
     },
     "feedback": {"source": "judge", "sources": {"judge": {"kind": "qwen"}, "physics": {"kind": "physics"}}},
-    "evaluate": {"policies": ["base", "rwr1", "rwr1-physics"], "judges": ["judge", "physics"]},
+    "select": {"policies": ["rwr1"], "judges": ["judge", "physics"]},
+    "extend": {"base-extended": {"policy": "base", "prompts": "set.csv", "template": "{prompt}"}},
+    "evaluate": {
+        "policies": ["base", "rwr1", "rwr1-physics", "rwr1-selected", "base-extended"],
+        "judges": ["judge", "physics"],
+    },
 }
 
 
@@ -171,6 +176,24 @@ def test_a_graph_that_fits_is_accepted():
         (lambda p: p["evaluate"].update(judges=["gpt"]), "evaluate.judges: 'gpt' is unknown; known are judge, physics"),
         (lambda p: p["evaluate"].update(policies=["rwr1"]), "evaluate.policies lacks base"),
         (lambda p: p["evaluate"].update(judges=["judge", "judge"]), "evaluate: base-judge would name two stages"),
+        (lambda p: p["select"].update(policies=["base"]), "select.policies: 'base' is unknown; known are rwr1, dpo2"),
+        (lambda p: p["select"].update(policies=[]), "evaluate.policies: 'rwr1-selected' is unknown; known are base"),
+        (lambda p: p["select"].update(policies=["rwr1", "rwr1"]), "select.policies: rwr1 stands there twice"),
+        (lambda p: p["select"].update(judges=["gpt"]), "select.judges: 'gpt' is unknown; known are judge, physics"),
+        (lambda p: p["select"].update(judges=["judge", "judge"]), "select.judges: judge stands there twice"),
+        (lambda p: p["select"].update(judges=[]), "select.judges is empty; the first of them chooses the checkpoint"),
+        (
+            lambda p: (p["feedback"]["sources"].update(rate={"kind": "physics"}), p["select"].update(judges=["rate"])),
+            "select.judges: rate is a name that the curve has for something else",
+        ),
+        (
+            lambda p: p["policies"].update({"rwr1-selected": p["policies"]["rwr1"]}),
+            "rwr1-selected stands in policies, but is the name that select gives to a checkpoint",
+        ),
+        (lambda p: p["extend"]["base-extended"].pop("template"), "extend.base-extended.template is None, expected"),
+        (lambda p: p["rounds"]["r2"].update(policy="base-extended"), "rounds.r2.policy: 'base-extended' is unknown"),
+        (lambda p: p["extend"].update(rwr1=p["extend"]["base-extended"]), "extend.rwr1: there is a policy of this"),
+        (lambda p: p["rounds"].update(select={"policy": "base"}), "rounds.select: runs/select/ is no round's"),
     ],
 )
 def test_what_does_not_fit_is_named_with_what_would(change, told):
@@ -189,6 +212,21 @@ def test_a_cycle_is_told_by_the_names_in_it():
     told = "a cycle: rwr1 is trained on r1, which dpo2 makes; dpo2 is trained on r2, which rwr1 makes"
     assert str(error.value.message).count("a cycle") == 1
     assert told in error.value.message
+
+
+def test_a_cycle_through_a_selected_checkpoint_is_told():
+    def close(params):
+        params["rounds"]["r1"]["policy"] = params["policies"]["rwr1"]["start"] = "rwr1-selected"
+
+    with pytest.raises(ParamsError, match="a cycle: rwr1 is trained on r1, which rwr1-selected makes"):
+        validate(close)
+
+
+def test_a_round_may_be_made_by_a_selected_checkpoint_and_a_policy_trained_on_from_it():
+    def go_on(params):
+        params["rounds"]["r2"]["policy"] = params["policies"]["dpo2"]["start"] = "rwr1-selected"
+
+    validate(go_on)
 
 
 def test_all_problems_are_told_at_once():

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PARAMS = set(yaml.safe_load((ROOT / "params.yaml").read_text()))  # sections
 PACKAGES = ("data", "evaluation", "feedback", "generators", "inspection", "pretraining", "report", "rl", "stages")
 # Commands that are for people and no stages.
-PEOPLES = {"distribution", "doctor", "export", "inspect", "preset", "rate", "show"}
+PEOPLES = {"distribution", "doctor", "export", "inspect", "preset", "rate", "rewrite", "show"}
 PLUMBING = {"check", "command", "forecast", "graph", "params", "state"}  # never decide what a stage writes
 
 
@@ -223,7 +223,9 @@ def graph(tmp_path_factory):
         "sources": ["physics"],
         "policies": {"rwr1-physics": {"start": "base", "round": "r1", "objective": "rwr", "source": "physics"}},
     }
-    params["evaluate"]["policies"].append("rwr1-physics")
+    params["select"]["policies"] = ["rwr1"]
+    params["extend"] = {"base-extended": {"policy": "base", "prompts": "rewritten.csv", "template": "{prompt}"}}
+    params["evaluate"]["policies"] += ["rwr1-physics", "rwr1-selected", "base-extended"]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     with Repo.init(str(folder), no_scm=True) as repo:
@@ -260,6 +262,18 @@ def test_a_comparison_trains_beside_the_rounds_and_feeds_none(graph):
     assert {"build-compare@r1-physics", "label-compare@r1-physics", "generate@r1"} <= made_from
     assert "label@r1" not in made_from
     assert "train-compare@rwr1-physics" in networkx.descendants(graph, "evaluate")
+
+
+def test_a_checkpoint_is_selected_between_training_and_evaluation(graph):
+    made_from = networkx.descendants(graph, "eval-generate@rwr1-selected")
+
+    assert {"select@rwr1", "label-select@rwr1-judge", "generate-select@rwr1", "train@rwr1"} <= made_from
+    assert {"select@rwr1", "label-select@rwr1-physics"} <= networkx.descendants(graph, "report")
+
+
+def test_a_policy_that_is_told_more_is_evaluated_as_any_other(graph):
+    assert {"extend@base-extended", "base"} <= networkx.descendants(graph, "eval-generate@base-extended")
+    assert "eval-label@base-extended-judge" in networkx.descendants(graph, "report")
 
 
 # What runs again, with stand-ins that write a hash of what they read in place of the commands
@@ -396,6 +410,8 @@ WRONG = {
     "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
     "label.votes": (0, "label: votes is 0, expected at least 1"),
     "label.batch_size": (0, "label: batch_size is 0, expected at least 1"),
+    "select.keep": ("best-of-last-0", "select: keep is 'best-of-last-0'; known are last, best, or best-of-last-N"),
+    "select.generate.prompts": (0, "select.generate: prompts is 0, expected at least 1"),
     "prompts.path": ("data/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
 }
 
@@ -415,6 +431,42 @@ def test_a_wrong_value_is_told_before_anything_is_made(key, project):
         check_params()
 
     assert told in str(getattr(error.value, "message", error.value))
+
+
+def test_a_policy_that_is_kept_at_its_end_alone_is_told_if_it_is_to_be_selected_from(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["train"]["common"]["checkpoint_every"] = 300
+    params["select"]["policies"] = ["rwr1"]
+    project(params)
+    check_params()  # rwr: 600 steps
+
+    params["select"]["policies"] = ["rwr1", "sft1"]
+    project(params)
+    with pytest.raises(ParamsError, match="select.policies: sft1 is trained for 300 steps and kept every 300"):
+        check_params()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"template": "filmed up close"}, r"extend.more: template is 'filmed up close', expected a text with {prompt}"),
+        ({"prompts": "presets/smoke.csv"}, "extend.more: 52 of 58 prompts have no text to extend: "),
+        ({"prompts": "none.csv"}, "extend.more: .*No such file or directory: 'none.csv'"),
+        ({"policy": "rwr9"}, "extend.more.policy: 'rwr9' is unknown; known are base, "),
+        ({"model": "gpt"}, r"extend.more.model \('gpt'\) is unknown; known keys are policy, prompts, template"),
+    ],
+)
+def test_a_wrong_extension_is_told_before_anything_is_made(change, told, project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    more = {"policy": "base", "prompts": "data/prompt_sets/tabletop.csv", "template": "{prompt}, up close"}
+    params["extend"], params["evaluate"]["policies"] = {"more": more}, ["base", "more"]
+    project(params)
+    check_params()
+
+    more |= change
+    project(params)
+    with pytest.raises(ParamsError, match=told):
+        check_params()
 
 
 def with_panel(**changes) -> dict:

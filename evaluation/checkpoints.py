@@ -1,0 +1,111 @@
+"""How well each checkpoint of a policy does under judges, and which of them to keep."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.manifest import read_manifest
+from data.records import Label, Sample, by_id, read_rows
+from evaluation.intervals import estimate
+from evaluation.sets import accepted
+
+LAST, BEST = "last", "best"
+RULES = f"{LAST}, {BEST}, or best-of-last-N such as best-of-last-5"
+RATE = ("rate", "low", "high", "n")
+
+
+def candidates_of(rule: str, count: int) -> int:
+    """How many of the last `count` checkpoints a rule chooses from. Raises ValueError for a rule that is unknown."""
+    if rule in (LAST, BEST):
+        return 1 if rule == LAST else count
+    if found := re.fullmatch(r"best-of-last-([1-9]\d*)", rule):
+        return min(int(found[1]), count)
+    raise ValueError(f"keep is {rule!r}; known are {RULES}")
+
+
+def read_outcomes(samples: Path, labels: Path, judges: Sequence[str]) -> tuple[list[Sample], dict[str, np.ndarray]]:
+    """The clips of a set, and what each judge said of them: (N,) 1 accepted, 0 rejected, nan unlabelled.
+
+    labels: folder with one folder a judge. Raises StoreError for a half-written folder, ValueError where labels are
+    not of these clips.
+    """
+    read_manifest(samples, "clip_set")
+    clips = read_rows(samples / "metadata.parquet", Sample)
+    outcomes = {}
+    for judge in judges:
+        read_manifest(labels / judge, "labels")
+        found = by_id(read_rows(labels / judge / "labels.parquet", Label))
+        if found.keys() != {clip.sample_id for clip in clips}:
+            raise ValueError(f"{labels / judge}: {len(found)} labels are not of the {len(clips)} clips in {samples}")
+        outcomes[judge] = accepted([found[clip.sample_id] for clip in clips])
+    return clips, outcomes
+
+
+def curve(
+    samples: Sequence[Sample],
+    outcomes: Mapping[str, np.ndarray],
+    steps: Mapping[str, int],
+    draws: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Accept rates after each step, in the order of `steps`, with 95 % bootstrap intervals over prompts.
+
+    outcomes: judge -> (N,) as `read_outcomes` gives them. steps: Sample.policy -> optimizer steps.
+    Each point has `step`, the first judge's rate, low, high and n, and the same again under the name of each other.
+    Raises ValueError where the clips are not of exactly these policies.
+    """
+    policies = np.array([sample.policy for sample in samples])
+    prompts = np.array([sample.prompt_id for sample in samples])
+    if (made_by := {sample.policy for sample in samples}) != set(steps):
+        raise ValueError(
+            f"the clips are by {sorted(made_by)}, the checkpoints are {sorted(steps)}: run generate-select again"
+        )
+    first, *others = outcomes
+
+    def rates(judge: str, policy: str) -> dict[str, Any]:
+        chosen = policies == policy
+        return dict(zip(RATE, estimate(outcomes[judge][chosen], prompts[chosen], draws, seed), strict=True))
+
+    return [
+        {"step": step, **rates(first, policy), **{judge: rates(judge, policy) for judge in others}}
+        for policy, step in steps.items()
+    ]
+
+
+def keep(points: Sequence[Mapping[str, Any]], rule: str) -> int:
+    """The step to keep by a rule, of points in the order of their steps.
+
+    last: the last, whatever it scored. best: that with the highest rate, best-of-last-N: likewise, of the last N; of
+    equal ones the earliest, which has moved least from its start. A point without a rate, the judge having labelled
+    none of its clips, is passed over. Raises ValueError where that is all of them.
+    """
+    among = points[-candidates_of(rule, len(points)) :]
+    if rule == LAST:
+        return among[-1]["step"]
+    best = max(among, key=lambda point: -math.inf if point["rate"] is None else point["rate"])  # the first of equals
+    if best["rate"] is None:
+        raise ValueError(f"the judge labelled no clip of steps {[point['step'] for point in among]}; nothing to keep")
+    return best["step"]
+
+
+def flat(points: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[dict[str, Any]]:
+    """The points as `dvc plots` reads them: a judge's rate under its name, its interval beside it."""
+    first = judges[0]
+    rows = []
+    for point in points:
+        row = {"step": point["step"]}
+        for judge in judges:
+            found = point if judge == first else point[judge]
+            row |= {judge: found["rate"], f"{judge}_low": found["low"], f"{judge}_high": found["high"]}
+        rows.append(row)
+    return rows
+
+
+def in_words(points: Sequence[Mapping[str, Any]]) -> str:
+    """The first judge's rate after each step, for the log."""
+    rates = ("none labelled" if point["rate"] is None else f"{point['rate']:.1%}" for point in points)
+    return ", ".join(f"{point['step']} {rate}" for point, rate in zip(points, rates, strict=True))

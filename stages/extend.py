@@ -1,0 +1,46 @@
+"""Stage `extend`: a policy that is told more than the prompt, to compare training with; its weights stay."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from stages.command import PATH, out_option, stage_command
+from stages.params import PromptsConfig, section
+from stages.state import stage_state
+
+
+@dataclass(frozen=True)
+class ExtendConfig:
+    """An entry of section `extend`; `policy` is read by dvc.yaml."""
+
+    policy: str
+    prompts: str  # CSV with a text for each prompt_id
+    template: str  # around it
+
+
+@stage_command
+@click.option("--name", required=True, help="An entry of the section extend.")
+@click.option("--policy", type=PATH, required=True, help="Folder of the policy that is told more.")
+@out_option
+def main(name: str, policy: Path, out: Path) -> None:
+    """Write the policy again under another name, with what it is to be told in place of each prompt."""
+    from data.manifest import publish, read_manifest, write_manifest
+    from data.prompts import EXTENDED, extended, load_prompts, write_prompts
+    from rl.checkpoints import copy_policy
+
+    config, prompts = section(f"extend.{name}", ExtendConfig), Path(section("prompts", PromptsConfig).path)
+    with stage_state("extend", out, config, [policy, prompts, Path(config.prompts)]) as work:
+        read_manifest(policy, "policy")
+        texts = extended(load_prompts(prompts), load_prompts(Path(config.prompts)), config.template)
+        folder = work / "policy"
+        shutil.rmtree(folder, ignore_errors=True)
+        copy_policy(policy, folder)
+        write_prompts(folder / EXTENDED, texts)
+        write_manifest(folder, "policy", extends=policy.name, prompts=config.prompts, template=config.template)
+        publish(folder, out)
+
+
+if __name__ == "__main__":
+    main()

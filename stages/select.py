@@ -1,0 +1,68 @@
+"""Stage `select`: the checkpoint of a policy that a judge accepts most, as a policy of its own."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.command import PATH, metrics_option, out_option, stage_command, write_metrics
+from stages.params import block, section
+from stages.state import stage_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Section `select`; `policies` is read by dvc.yaml, `generate` by stages.generate."""
+
+    policies: tuple[str, ...]
+    judges: tuple[str, ...]
+    keep: str
+    generate: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        from evaluation.checkpoints import candidates_of
+
+        candidates_of(self.keep, 1)
+
+
+@stage_command
+@click.option("--policy", type=PATH, required=True, help="Folder of the policy, with its checkpoints.")
+@click.option("--samples", type=PATH, required=True, help="Folder with the clips of all its checkpoints.")
+@click.option("--labels", type=PATH, required=True, help="Folder with their labels, a folder a judge.")
+@click.option("--curve", type=PATH, required=True, help="JSON file to write: how well each checkpoint does.")
+@out_option
+@metrics_option
+def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metrics: Path) -> None:
+    """Keep one checkpoint of a policy, and the curve that tells why."""
+    from data.manifest import atomically, publish, write_manifest
+    from evaluation.checkpoints import curve as curve_of
+    from evaluation.checkpoints import flat, in_words, keep, read_outcomes
+    from rl.checkpoints import candidates, copy_policy
+
+    config, draws, seed = section("select", SelectConfig), block("evaluate.draws"), block("evaluate.seed")
+    with stage_state("select", out, (config, draws, seed), [policy, samples, labels]) as work:
+        checkpoints = {f"{policy.name}/{one.name}": one for one in candidates(policy)}
+        clips, outcomes = read_outcomes(samples, labels, config.judges)
+        steps = {name: one.step for name, one in checkpoints.items()}
+        points = curve_of(clips, outcomes, steps, draws, seed)
+        kept = keep(points, config.keep)
+        folder = work / "policy"
+        shutil.rmtree(folder, ignore_errors=True)
+        copy_policy(next(one.folder for one in checkpoints.values() if one.step == kept), folder)
+        write_manifest(folder, "policy", selected_from=policy.name, steps=kept)
+        publish(folder, out)
+        told = {"judge": config.judges[0], "rule": config.keep, "kept": kept, "curve": points}
+        with atomically(curve) as partial:
+            partial.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    logger.info("%s: kept step %d; accepted by %s: %s", policy.name, kept, config.judges[0], in_words(points))
+    write_metrics(metrics, {"kept": kept, "curve": flat(points, config.judges)})
+
+
+if __name__ == "__main__":
+    main()
