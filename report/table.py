@@ -33,6 +33,12 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
+BASELINES = {  # in words, by the keys of a baseline in summary.json
+    "best_of": "of every {n} clips of {of} the one that {judge} scores highest; each costs {samples_per_clip} samples",
+    "prompt_extension": "{of}, asked with longer prompts",
+}
+
+
 def judges(summary: Mapping[str, Any]) -> list[str]:
     """The judges of a summary, in its order."""
     return list(dict.fromkeys(judge for policy in summary["policies"].values() for judge in policy["accept"]))
@@ -154,7 +160,7 @@ def votes(agreement: Mapping[str, Any] | None) -> dict[str, Cell]:
 def baselines(summary: Mapping[str, Any]) -> dict[str, str]:
     """How each baseline was made, in words."""
     made = {name: policy.get("baseline") for name, policy in summary["policies"].items()}
-    return {name: ", ".join(f"{key} {value}" for key, value in how.items()) for name, how in made.items() if how}
+    return {name: BASELINES[how["kind"]].format(**how) for name, how in made.items() if how}
 
 
 # Rows of one policy or judge

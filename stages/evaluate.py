@@ -10,6 +10,7 @@ import click
 
 from evaluation.selection import BestOf, TopK
 from stages.command import PATH, metrics_option, out_option, stage_command, write_metrics
+from stages.graph import SELECTED
 from stages.params import block, section
 from stages.state import stage_state
 
@@ -51,12 +52,16 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
 
     config, trained = section("evaluate", EvaluateConfig), block("policies") | block("comparison.policies")
     starts = {name: entry["start"] for name, entry in trained.items()}
+    starts |= {f"{name}{SELECTED}": starts[name] for name in block("select.policies")}
     counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
     with stage_state("evaluate", out, (config, starts), [sets, rounds]) as work:
         evaluated = {name: load_set(sets / name, config.judges) for name in config.policies}
         summary = summarise(
             evaluated, starts, counts, config.draws, config.seed, top_k=config.top_k, best_of=config.best_of
         )
+        for name, entry in block("extend").items():
+            if name in summary["policies"]:
+                summary["policies"][name]["baseline"] = {"kind": "prompt_extension", "of": entry["policy"]}
         for sentence in summary["warnings"]:
             logger.warning(sentence)
         folder = work / "evaluation"

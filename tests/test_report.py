@@ -355,13 +355,14 @@ def test_a_sentence_says_which_policies_are_better_and_which_cannot_be_told_apar
 
 def test_a_baseline_stands_in_the_tables_without_clips_of_its_own(sets, summary, tmp_path):
     rate = {"rate": 0.25, "low": 0.125, "high": 0.5, "n": 8}
-    best = {"start": None, "accept": {"judge": {"all": rate}}, "baseline": {"kind": "best-of-n", "n": 4}}
+    how = {"kind": "best_of", "of": "base", "judge": "judge", "n": 4, "samples_per_clip": 4}
+    best = {"start": None, "accept": {"judge": {"all": rate}}, "baseline": how}
     with_baseline = summary | {"policies": summary["policies"] | {"best-of-4": best}}
     write_page(with_baseline, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()
 
     assert cells_of(text, "best-of-4")[0] == ["best-of-4", "25.0 [12.5, 50.0]", "", "–", ""]
-    assert "best-of-4 is a baseline: kind best-of-n, n 4." in text
+    assert "best-of-4 is a baseline: of every 4 clips of base the one that judge scores highest; each costs 4" in text
     assert dict(overview(with_baseline).rows)["best-of-4"]["physics"].text == "–"
 
 
