@@ -148,7 +148,7 @@ def test_dvc_plots_the_accept_rates_of_every_policy_and_judge(evaluate):
     subprocess.run([*DVC, "init", "--no-scm", "--quiet"], check=True)
     shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots")
 
-    figure = next(name for plot in document["plots"] for name in plot if "evaluation" in name)
+    figure = next(name for plot in document["plots"] for name in plot if "accept rates" in name)
     drawn = subprocess.run([*DVC, "plots", "show", "--show-vega", figure], check=True, capture_output=True, text=True)
     shown = json.loads(drawn.stdout)
 
