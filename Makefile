@@ -21,7 +21,7 @@ lint: env
 	mypy
 
 pretrain: env
-	@echo "Trains the VAE, the generator and the judge one after the other: hours on 2 cores. Can be stopped and resumed."
+	@echo "Trains the VAE, the generator, the judge and the CLIP one after the other: hours on 2 cores. Can be stopped and resumed."
 	python -m stages.pretrain --out models/tabletop
 	dvc commit --force pretrain
 

@@ -10,7 +10,7 @@ from stages.state import stage_state
 @stage_command
 @out_option
 def main(out: Path) -> None:
-    """Train the tabletop world's generator and judge from rendered clips."""
+    """Train the tabletop world's generator, judge and CLIP from rendered clips."""
     from pretraining.tabletop import PretrainConfig, pretrain
 
     config = section("pretrain", PretrainConfig)
