@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "FEEDBACK_LEDGER"  # environment variable with the path of another ledger
 APPLICATION = 0x76666C67  # marks the file as ours
+OLD = 86400.0  # seconds after which a run's file that nobody holds is removed
 BUSY = 60.0  # seconds to wait for another process's transaction
 
 _MIGRATIONS = (  # from version n to n + 1
@@ -125,6 +126,7 @@ class Ledger:
             self._db.execute("PRAGMA synchronous = FULL")  # a power cut must not take what was paid for
             self._migrate()
             self.found_lost = self._end_dead_runs()
+            self._sweep()
             self._open = opening.pop_all()
 
     def __enter__(self) -> "Ledger":
@@ -306,6 +308,13 @@ class Ledger:
             return True
         path.unlink(missing_ok=True)
         return False
+
+    def _sweep(self) -> None:
+        """Remove what runs left that were killed with nothing in flight; a young file may be about to be locked."""
+        beginning, end = f".{self.path.name}.", ".run"
+        for path in self.path.parent.glob(f"{beginning}*{end}"):
+            if time.time() - path.stat().st_mtime > OLD:
+                self._alive(path.name.removeprefix(beginning).removesuffix(end))
 
     def _run_file(self, run: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{run}.run")

@@ -1,4 +1,5 @@
 import asyncio
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -419,3 +420,17 @@ def test_a_call_that_fails_undoes_nobody_elses(path):
     assert isinstance(error, StoreError)
     assert (first.key, last.key) == (request_key({"clip": "a"}), request_key({"clip": "b"}))
     assert outcomes(path) == [None, None]
+
+
+def test_what_a_run_left_that_was_killed_idle_is_removed_after_a_day(path):
+    with Ledger(path):
+        mine = list(path.parent.glob(".*.run"))
+        young, old, held = (path.with_name(f".{path.name}.{name}.run") for name in ("young", "old", "held"))
+        for left in (young, old, held):
+            left.touch()
+        for left in (old, held):
+            os.utime(left, (time.time() - 2 * 86400,) * 2)
+        with held.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            Ledger(path).close()
+            assert set(path.parent.glob(".*.run")) == {*mine, young, held}
