@@ -313,8 +313,9 @@ class Ledger:
         """Remove what runs left that were killed with nothing in flight; a young file may be about to be locked."""
         beginning, end = f".{self.path.name}.", ".run"
         for path in self.path.parent.glob(f"{beginning}*{end}"):
-            if time.time() - path.stat().st_mtime > OLD:
-                self._alive(path.name.removeprefix(beginning).removesuffix(end))
+            with contextlib.suppress(FileNotFoundError):  # its run has just ended
+                if time.time() - path.stat().st_mtime > OLD:
+                    self._alive(path.name.removeprefix(beginning).removesuffix(end))
 
     def _run_file(self, run: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{run}.run")
