@@ -43,7 +43,8 @@ def summarise(
         policies.<name>.unlabelled.<judge>.<split>    clips left out of the rate
         policies.<name>.minus_base.<judge>.<split>    diff, low, high: same prompts and seeds, clips known to both
         policies.<name>.minus_start.<judge>.<split>   likewise, to the policy it was trained from
-        policies.<name>.scores.<judge>.<split>        mean, low, high, n: of judges whose scores are not all 0 or 1
+        policies.<name>.scores.<judge>.<split>        mean, low, high, n: of judges whose scores are not all 0 or 1;
+                                                      of metrics, which label nothing, scores stand alone
         policies.<name>.score_minus_base, score_minus_start    as minus_base and minus_start
         policies.<name>.categories.<category>         all of these again but unlabelled
         policies.<name>.baseline                      null, or how it was made of another policy's clips
@@ -66,7 +67,12 @@ def summarise(
     check_paired(sets)
     clips, bootstrap = Clips(sets[BASE].samples), Bootstrap(draws, seed)
     ranked = {judge: scores(sets, judge) for judge in sets[BASE].labels}
-    measured = {name: measure(name, one, ranked, clips, top_k) for name, one in sets.items()}
+    labelling = [judge for judge in ranked if not _only_measures(sets, judge)]
+    measured = {name: measure(name, one, labelling, ranked, clips, top_k) for name, one in sets.items()}
+    outcomes = {
+        name: {judge: one["accept" if judge in labelling else "scores"][judge] for judge in ranked}
+        for name, one in measured.items()
+    }
     policies = {
         name: _policy(name, measured, starts.get(name), clips, bootstrap) | _votes(one.agreement)
         for name, one in sets.items()
@@ -82,13 +88,19 @@ def summarise(
             name: {key: counts[key] for key in ROUND_COUNTS} | _votes(counts.get("agreement"))
             for name, counts in rounds.items()
         },
-        "agreement": agreement({name: one["accept"] for name, one in measured.items()}, clips.prompts),
+        "agreement": agreement(outcomes, labelling, clips.prompts),
         "warnings": warnings,
         "top_k": None if top_k is None else asdict(top_k),
         "bootstrap": {
             "draws": draws, "seed": seed, "prompts": len(np.unique(clips.prompts)), "clips": len(clips.samples)
         },
     }  # fmt: skip
+
+
+def _only_measures(sets: Mapping[str, EvaluationSet], judge: str) -> bool:
+    """Whether a judge gave scores and no label: a metric."""
+    labels = [label for one in sets.values() for label in one.labels[judge]]
+    return all(label.label is None for label in labels) and any(label.score is not None for label in labels)
 
 
 def as_json(summary: Mapping[str, Any]) -> str:
@@ -99,8 +111,9 @@ def as_json(summary: Mapping[str, Any]) -> str:
 def headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What `dvc metrics` compares between runs, as numbers by name.
 
-    policy -> judge -> split -> accept rate, and minus_base, the difference on all clips, with its low and high; and
-    `judges agree`, pair of judges -> kappa over clips. A policy's name has no space, so the two cannot meet.
+    policy -> judge -> split -> accept rate, or of a metric mean score, and minus_base, the difference on all clips,
+    with its low and high; and `judges agree`, pair of judges -> kappa over clips. A policy's name has no space, so the
+    two cannot meet.
     """
     found = {name: _headline_of(policy) for name, policy in summary["policies"].items()}
     agree = {pair: {"kappa": one["kappa"]} for pair, one in summary["agreement"]["clips"].items()}
@@ -113,6 +126,9 @@ def _headline_of(policy: Mapping[str, Any]) -> dict[str, Any]:
         found[judge] = {split: one["rate"] for split, one in splits.items()}
         if "minus_base" in policy:
             found[judge]["minus_base"] = policy["minus_base"][judge][ALL]
+    for judge, splits in policy["scores"].items():
+        if judge not in policy["accept"]:
+            found[judge] = {split: one["mean"] for split, one in splits.items()}
     return found
 
 

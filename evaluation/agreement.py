@@ -1,32 +1,36 @@
 """How far judges agree: clip by clip, over policies and over prompts. People are a judge like others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr
 
-Outcomes = Mapping[str, Mapping[str, np.ndarray]]  # policy -> judge -> (N,) 1 accepted, 0 rejected, nan unlabelled
+# policy -> judge -> (N,): of a judge that labels 1 accepted, 0 rejected; of a metric its score; nan for nothing said
+Outcomes = Mapping[str, Mapping[str, np.ndarray]]
 Rates = list[tuple[float, float]]  # of two judges, of the same clips
 
 FEWEST = 3  # through two points a line always goes
 
 
-def agreement(outcomes: Outcomes, prompts: np.ndarray) -> dict[str, Any]:
-    """For each pair of judges, over the clips that both labelled.
+def agreement(outcomes: Outcomes, labelling: Collection[str], prompts: np.ndarray) -> dict[str, Any]:
+    """For each pair of judges, over the clips that both labelled or measured.
 
         clips.<a|b>       kappa, agree, n       Cohen's kappa, part of the clips with the same label
         policies.<a|b>    pearson, p_value, n   of the policies' accept rates (Furuta et al., Fig. 7 left)
         prompts.<a|b>     pearson, p_value, n   of the accept rates of each prompt under each policy (their Table 4)
 
-    prompts: (N,) which prompt each clip is of. The p-values are for independent points, as in the paper; here a prompt
-    returns under each policy, and policies descend from each other, so they are smaller than they should be.
+    Of a metric, mean scores take the place of accept rates; pairs with one are not in `clips`.
+    labelling: the judges that label. prompts: (N,) which prompt each clip is of. The p-values are for independent
+    points, as in the paper; here a prompt returns under each policy, and policies descend from each other, so they are
+    smaller than they should be.
     """
     judges = list(next(iter(outcomes.values())))
     pairs = {f"{one}|{other}": _both_known(outcomes, one, other) for one, other in combinations(judges, 2)}
+    labelled = [f"{one}|{other}" for one, other in combinations(judges, 2) if {one, other} <= {*labelling}]
     return {
-        "clips": {pair: cohen(*map(np.concatenate, zip(*found, strict=True))) for pair, found in pairs.items()},
+        "clips": {pair: cohen(*map(np.concatenate, zip(*pairs[pair], strict=True))) for pair in labelled},
         "policies": {pair: pearson(list(_rates(found))) for pair, found in pairs.items()},
         "prompts": {
             pair: pearson([rates for policy in found for rates in _rates(_by_prompt(policy, prompts))])

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,22 +27,34 @@ def candidates_of(rule: str, count: int) -> int:
     raise ValueError(f"keep is {rule!r}; known are {RULES}")
 
 
-def read_outcomes(samples: Path, labels: Path, judges: Sequence[str]) -> tuple[list[Sample], dict[str, np.ndarray]]:
-    """The clips of a set, and what each judge said of them: (N,) 1 accepted, 0 rejected, nan unlabelled.
+class Outcomes(NamedTuple):
+    """Clips, and what was said of them."""
+
+    clips: list[Sample]
+    values: dict[str, np.ndarray]  # judge -> (N,) 1 accepted, 0 rejected; of a metric its score; nan where it is null
+    measured: list[str]  # the judges that are metrics: they gave scores and no label
+
+
+def read_outcomes(samples: Path, labels: Path, judges: Sequence[str]) -> Outcomes:
+    """What each judge said of the clips of a set.
 
     labels: folder with one folder a judge. Raises StoreError for a half-written folder, ValueError where labels are
     not of these clips.
     """
     read_manifest(samples, "clip_set")
     clips = read_rows(samples / "metadata.parquet", Sample)
-    outcomes = {}
+    values, measured = {}, []
     for judge in judges:
         read_manifest(labels / judge, "labels")
         found = by_id(read_rows(labels / judge / "labels.parquet", Label))
         if found.keys() != {clip.sample_id for clip in clips}:
             raise ValueError(f"{labels / judge}: {len(found)} labels are not of the {len(clips)} clips in {samples}")
-        outcomes[judge] = accepted([found[clip.sample_id] for clip in clips])
-    return clips, outcomes
+        in_order = [found[clip.sample_id] for clip in clips]
+        values[judge] = accepted(in_order)
+        if np.isnan(values[judge]).all() and any(label.score is not None for label in in_order):
+            values[judge] = np.array([np.nan if label.score is None else label.score for label in in_order])
+            measured.append(judge)
+    return Outcomes(clips, values, measured)
 
 
 def curve(
@@ -54,7 +66,8 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Accept rates after each step, in the order of `steps`, with 95 % bootstrap intervals over prompts.
 
-    outcomes: judge -> (N,) as `read_outcomes` gives them. steps: Sample.policy -> optimizer steps.
+    outcomes: judge -> (N,) as `read_outcomes` gives them; of a metric, a rate is its mean score.
+    steps: Sample.policy -> optimizer steps.
     Each point has `step`, the first judge's rate, low, high and n, and the same again under the name of each other.
     Raises ValueError where the clips are not of exactly these policies.
     """
@@ -105,7 +118,8 @@ def flat(points: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[dic
     return rows
 
 
-def in_words(points: Sequence[Mapping[str, Any]]) -> str:
-    """The first judge's rate after each step, for the log."""
-    rates = ("none labelled" if point["rate"] is None else f"{point['rate']:.1%}" for point in points)
+def in_words(points: Sequence[Mapping[str, Any]], measured: bool) -> str:
+    """The first judge's rate after each step, or of a metric its mean score, for the log."""
+    how = ".4g" if measured else ".1%"
+    rates = ("none labelled" if point["rate"] is None else f"{point['rate']:{how}}" for point in points)
     return ", ".join(f"{point['step']} {rate}" for point, rate in zip(points, rates, strict=True))

@@ -1,6 +1,6 @@
 """What is averaged over a policy's clips, as arrays in the one order that all policies share."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -64,15 +64,28 @@ class Clips:
 
 
 def measure(
-    name: str, one: EvaluationSet, ranked: Mapping[str, Mapping[str, np.ndarray]], clips: Clips, top_k: TopK | None
+    name: str,
+    one: EvaluationSet,
+    labelling: Collection[str],
+    ranked: Mapping[str, Mapping[str, np.ndarray]],
+    clips: Clips,
+    top_k: TopK | None,
 ) -> Measured:
-    """What is averaged of the policy `name`. ranked: judge -> policy -> (N,), `evaluation.sets.scores`."""
+    """What is averaged of the policy `name`.
+
+    labelling: the judges that accept and reject; others measure. ranked: judge -> policy -> (N,),
+    `evaluation.sets.scores`.
+    """
     found: Measured = {
-        "accept": {judge: accepted(labels) for judge, labels in one.labels.items()},
-        "scores": {judge: by_policy[name] for judge, by_policy in ranked.items() if _says_more_than_labels(by_policy)},
+        "accept": {judge: accepted(one.labels[judge]) for judge in labelling},
+        "scores": {
+            judge: by_policy[name]
+            for judge, by_policy in ranked.items()
+            if judge not in labelling or _says_more_than_labels(by_policy)
+        },
     }
     if top_k is not None:
-        taken = {judge: take_top_k(ranked[top_k.by or judge][name], clips.prompt_ids, top_k.k) for judge in one.labels}
+        taken = {judge: take_top_k(ranked[top_k.by or judge][name], clips.prompt_ids, top_k.k) for judge in ranked}
         found["top_k"] = {judge: only(values, taken[judge]) for judge, values in found["accept"].items()}
         found["top_k_scores"] = {judge: only(values, taken[judge]) for judge, values in found["scores"].items()}
     return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from data.manifest import read_manifest
 from data.records import Label, Sample, by_id, read_rows
@@ -26,6 +27,7 @@ class EvaluationSet:
 def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
     """runs/eval/<policy>, ordered by prompt and seed.
 
+    A source of several measures, such as kind `metrics`, stands as a judge for each: <judge>/<measure>.
     Raises StoreError for a half-written folder, ValueError for one that is missing and where a label table is not of
     these clips.
     """
@@ -35,6 +37,11 @@ def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
     samples = tuple(sorted(rows, key=lambda sample: (sample.prompt_id, sample.seed)))
     labels = {judge: _labels(folder, judge, samples) for judge in judges}
     facts = {judge: read_manifest(folder / "labels" / judge, "labels")["facts"] for judge in judges}
+    for judge in judges:
+        if len(measures := facts[judge].get("measures", ())) > 1:
+            measured = _measured(folder / "labels" / judge, measures, samples)
+            labels = {name: rows for name, rows in labels.items() if name != judge}
+            labels |= {f"{judge}/{measure}": rows for measure, rows in measured.items()}
     agreement = {judge: found for judge in judges if (found := facts[judge].get("agreement"))}
     return EvaluationSet(folder / "samples", samples, labels, agreement)
 
@@ -47,6 +54,22 @@ def _labels(policy: Path, judge: str, samples: Sequence[Sample]) -> tuple[Label,
     if labels.keys() != {sample.sample_id for sample in samples}:
         raise ValueError(f"{folder}: {len(labels)} labels are not of the {len(samples)} clips beside them")
     return tuple(labels[sample.sample_id] for sample in samples)
+
+
+def _measured(folder: Path, measures: Sequence[str], samples: Sequence[Sample]) -> dict[str, tuple[Label, ...]]:
+    """For each measure of a source a label of its score alone, for each sample in order."""
+    columns = ["sample_id", "question", "score", "error"]
+    rows = pq.read_table(folder / "verdicts.parquet", columns=columns).to_pylist()
+    found = {(row["question"], row["sample_id"]): row for row in rows}
+    return {
+        measure: tuple(_scored(found[measure, sample.sample_id], folder.name) for sample in samples)
+        for measure in measures
+    }
+
+
+def _scored(row: Mapping[str, Any], source: str) -> Label:
+    null = row["score"] is None
+    return Label(row["sample_id"], source, None, None, row["score"], votes=1, nulls=int(null), reason=row["error"])
 
 
 def _check_made(folder: Path, missing: str, stage: str) -> None:

@@ -12,7 +12,8 @@ from feedback.source import Source
 
 # Each module has `Options`, a frozen dataclass of what its block in params.yaml says beside `kind`, which raises
 # ValueError for a value that is wrong; `load(name, options, device) -> Source`; and, where it cannot judge everything,
-# `check_prompts(texts)`, which raises ValueError. `NETWORK = True` marks those that ask over the network (api.py).
+# `check_prompts(texts)`, which raises ValueError. `NETWORK = True` marks those that ask over the network (api.py);
+# metrics have `measure(name, options, device) -> Metric` too (metric.py).
 # Imported only when asked for: a VLM costs seconds.
 KINDS = {
     "qwen": "feedback.qwen",
@@ -22,8 +23,21 @@ KINDS = {
     "gemini": "feedback.gemini",
     "gpt": "feedback.gpt",
     "served": "feedback.served",
+    "clip": "feedback.clip",
+    "pickscore": "feedback.pickscore",
+    "hpsv2": "feedback.hpsv2",
+    "optical_flow": "feedback.optical_flow",
+    "optical_flow_dis": "feedback.optical_flow_dis",
+    "subject_consistency": "feedback.subject_consistency",
+    "background_consistency": "feedback.background_consistency",
+    "temporal_flickering": "feedback.temporal_flickering",
+    "dynamic_degree": "feedback.dynamic_degree",
+    "metrics": "feedback.metrics",
 }
-IN_PROCESS = ("qwen",)  # kinds that keep a model on a device
+IN_PROCESS = (  # kinds that keep a model on a device
+    "qwen", "clip", "pickscore", "hpsv2", "optical_flow", "subject_consistency", "background_consistency",
+    "dynamic_degree",
+)  # fmt: skip
 TYPES: dict[Any, str] = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a section",
     type(None): "null",
@@ -42,7 +56,7 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
 
 def needs_device(block: Mapping[str, Any]) -> bool:
     """Whether a source's block, or a member's, is of a kind that runs a model in this process."""
-    blocks = [block, *(block.get("members") or {}).values()]
+    blocks = [block, *(block.get("members") or {}).values(), *(block.get("of") or {}).values()]
     return any(given.get("kind") in IN_PROCESS for given in blocks if isinstance(given, dict))
 
 

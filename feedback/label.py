@@ -62,6 +62,7 @@ def label_clip_set(
     facts = {
         "votes": votes,
         "agreement": asdict(agreed) if agreed else None,
+        "measures": list(getattr(source, "metrics", ())),
         "clip_set": clip_set.fingerprint(),
         **counts._asdict(),
     }

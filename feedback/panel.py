@@ -7,6 +7,11 @@ the ones stated there. A member without a label is a null and never a vote again
 its own p_accept: that of a long sheet under `rule: all` is a product and low even where it accepts; give such a member
 a rubric whose rule is mean.
 
+Metrics may be members too. A panel's `score`, which `build` can take as the reward, is made of a value of each member:
+a metric's score, a judge's p_accept (or 1 and 0 where it tells none), shaped as scale * value + shift by the panel's
+`shaping`. The rules mean (also majority and all), product and lexicographic combine them as rubric.py states: under
+product one bad value spoils the whole, under lexicographic a judge's reject vetoes and the metrics decide the rest.
+
 A panel's verdict on a clip is one row per member, in vote 0: the member's own verdicts stand in `raw`, word by word.
 How often its members are asked is the panel's own option `votes`, which those that always answer the same do not need;
 to whoever asks the panel it is repeatable, and label.votes stays 1.
@@ -15,11 +20,11 @@ to whoever asks the panel it is repeatable, and label.votes stays 1.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from data.records import Verdict
+from data.records import Label, Verdict
 from feedback import make_source
 from feedback.rubric import RULES, Question, Rubric, combine
 from feedback.source import FAILED, Request, Source, verdict, votes_of
@@ -31,9 +36,10 @@ CHUNK = 256  # clips that a member judges before the next one does: of a local m
 class Options:
     """A `panel` block of params.yaml."""
 
-    rule: str  # all | majority | mean
+    rule: str  # all | majority | mean | product | lexicographic
     members: dict  # the name of each member and its whole block, as it stands under feedback.sources
     votes: int = 1  # independent askings of each member that samples its answer
+    shaping: dict = field(default_factory=dict)  # member -> {scale, shift} of its value in the score; else 1 and 0
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -49,6 +55,10 @@ class Options:
                 raise ValueError(f"members.{name} is {block!r}, expected a source's whole block: {{{name}: *{name}}}")
             if block.get("kind") == "panel":
                 raise ValueError(f"members.{name}.kind is 'panel'; a panel's members are no panels themselves")
+        for name, given in self.shaping.items():
+            if name not in self.members:
+                raise ValueError(f"shaping.{name} is of no member; members are {list(self.members)}")
+            _shape(name, given)
 
 
 def load(name: str, options: Options, device: str) -> "PanelSource":
@@ -56,7 +66,7 @@ def load(name: str, options: Options, device: str) -> "PanelSource":
     members = {
         member: make_source(f"{name}.members.{member}", block, device) for member, block in options.members.items()
     }
-    return PanelSource(name, members, options.rule, options.votes)
+    return PanelSource(name, members, options.rule, options.votes, options.shaping)
 
 
 class PanelSource:
@@ -65,10 +75,18 @@ class PanelSource:
     model_version: str | None = None  # each row has that of its member
     repeatable = True
 
-    def __init__(self, name: str, members: Mapping[str, Source], rule: str, votes: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        members: Mapping[str, Source],
+        rule: str,
+        votes: int = 1,
+        shaping: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         if votes > 1 and all(member.repeatable for member in members.values()):
             raise ValueError(f"{name}: votes is {votes}, but all of its members answer the same however often asked: 1")
         self.name, self.members = name, members
+        self._shapes = {key: _shape(key, (shaping or {}).get(key, {})) for key in members}
         self.votes = {key: votes_of(one, votes) for key, one in members.items()}
         self.model = " + ".join(member.model for member in members.values())
         self.rubric = Rubric(
@@ -76,7 +94,9 @@ class PanelSource:
             frames=None,
             rule=rule,
             instructions=f"Is this a clip of: {{prompt}}\nBy the rule {rule} of the members' labels.",
-            questions=tuple(_question(key, member, self.votes[key]) for key, member in members.items()),
+            questions=tuple(
+                _question(key, member, self.votes[key], self._shapes[key]) for key, member in members.items()
+            ),
         )
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
@@ -109,9 +129,12 @@ class PanelSource:
         label, errors = combine(rows, member.rubric), [row.error for row in rows if row.error is not None]
         failed = [error for error in errors if error.startswith(FAILED)]
         told: dict[str, Any] = {"answer": label.label, "p_yes": label.p_accept, "reason": label.reason}
+        if (value := _value(label)) is not None:
+            scale, shift = self._shapes[question.name]
+            told["score"] = scale * value + shift
         if failed:  # whatever else it said: it is to be asked again
             told = {"error": failed[0]}
-        elif label.label is None:  # the member's own words, as long as they begin as source.py says
+        elif value is None:  # the member's own words, as long as they begin as source.py says
             told |= {"reason": None, "error": errors[0] if len(errors) == len(rows) else label.reason}
         return verdict(
             self,
@@ -127,7 +150,26 @@ class PanelSource:
         )
 
 
-def _question(name: str, member: Source, votes: int) -> Question:
+def _value(label: Label) -> float | None:
+    """What a member says as a number: a metric its score, a judge its p_accept; null where it says nothing."""
+    if label.score is not None:
+        return label.score
+    if label.label is None:
+        return None
+    return float(label.label) if label.p_accept is None else label.p_accept
+
+
+def _shape(member: str, given: Mapping[str, Any]) -> tuple[float, float]:
+    """Scale and shift of a member's value. Raises ValueError for others than a scale > 0 and a shift >= 0 (§3.2)."""
+    if unknown := given.keys() - {"scale", "shift"}:
+        raise ValueError(f"shaping.{member}.{sorted(unknown)[0]} is unknown; known are scale, shift")
+    scale, shift = given.get("scale", 1.0), given.get("shift", 0.0)
+    if not scale > 0 or not shift >= 0:
+        raise ValueError(f"shaping.{member} is scale {scale}, shift {shift}; expected a scale > 0 and a shift >= 0")
+    return float(scale), float(shift)
+
+
+def _question(name: str, member: Source, votes: int, shape: tuple[float, float]) -> Question:
     """A member as a question. Its text, and so the panel's hash, holds all that makes the member's label."""
     sheet = member.rubric
     wanted = ", ".join(f"{q.name}: {'yes' if q.wanted else 'no'}" for q in sheet.questions if q.required)
@@ -136,6 +178,7 @@ def _question(name: str, member: Source, votes: int) -> Question:
         ask=(
             f"Does {member.model} ({member.model_version or 'of a version that its replies name'}) accept it, "
             f"asked {sheet.hash} {votes} times, {sheet.rule} of {wanted}?"
+            + ("" if shape == (1.0, 0.0) else f" Its value counts {shape[0]} times, and {shape[1]} more.")
         ),
         affirmative="accept",
         negative="reject",

@@ -15,7 +15,12 @@ A rubric is a YAML file (feedback/rubrics/). Its rule, in full, for the verdicts
   are answered. p_accept is the mean of the known chances, null when fewer than half of them are known. It grades how
   far the answers agree, so it may lie on the other side of 0.5 than the label: two just in favour, one dead against.
 - `rule: mean`: p_accept as under majority; the label is p_accept > 0.5, null where p_accept is null or exactly 0.5.
-- score is the mean of the scores that were measured.
+- A question that was measured and not answered, as a metric's, is no null and is left out of label and p_accept; with
+  no other question both are null.
+- score is the mean over the required questions of the mean of their votes' scores; null where one of them has none.
+- `rule: product`: label and p_accept as under all; score is the product of the questions' scores.
+- `rule: lexicographic`: label and p_accept as under all; score is 0 where the label is false, null where questions were
+  answered and it is null, else the mean of the measured questions' scores: a reject vetoes.
 
 Questions that are not required are asked and recorded, and change nothing. What is unanswered is left out of counts
 and means; it is never a 0 and never half a tie. The order in which the verdicts come changes nothing.
@@ -35,7 +40,7 @@ import yaml
 
 from data.records import Label, Verdict
 
-RULES = ("all", "majority", "mean")
+RULES = ("all", "majority", "mean", "product", "lexicographic")
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Rubric:
 
     name: str
     frames: int | None  # how many frames are shown, evenly spaced; null: all of them
-    rule: str  # all | majority | mean
+    rule: str  # all | majority | mean | product | lexicographic
     instructions: str
     questions: tuple[Question, ...]
 
@@ -103,16 +108,16 @@ def combine(verdicts: Sequence[Verdict], rubric: Rubric) -> Label:
     if empty := [name for name, ballot in ballots.items() if not ballot]:
         raise ValueError(f"{verdicts[0].sample_id}: no verdict on the required questions {empty}")
     votes = {verdict.vote for verdict in verdicts}
-    null_votes = {v.vote for ballot in ballots.values() for v in ballot if v.answer is None}
-    met = [_met(question, ballots[question.name]) for question in required]
-    label, p_accept = _outcome(rubric.rule, met, [_chance(question, ballots[question.name]) for question in required])
-    scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+    null_votes = {v.vote for ballot in ballots.values() for v in ballot if v.answer is None and v.score is None}
+    asked = [question for question in required if not _measured(ballots[question.name])]
+    met = [_met(question, ballots[question.name]) for question in asked]
+    label, p_accept = _outcome(rubric.rule, met, [_chance(question, ballots[question.name]) for question in asked])
     return Label(
         sample_id=verdicts[0].sample_id,
         source=verdicts[0].source,
         label=label,
         p_accept=p_accept,
-        score=fmean(scores) if scores else None,
+        score=_score(rubric.rule, label, list(ballots.values())),
         votes=len(votes),
         nulls=len(null_votes),
         reason=_why_unlabelled(rubric.rule, met, ballots) if label is None else _words(required, ballots, label),
@@ -127,7 +132,9 @@ class _Outcome(NamedTuple):
 def _outcome(rule: str, met: Sequence[bool | None], chances: Sequence[float | None]) -> _Outcome:
     """What a rule makes of the required questions: which were answered as wanted, and how probable that was."""
     known = [chance for chance in chances if chance is not None]
-    if rule == "all":
+    if not met:
+        return _Outcome(None, None)
+    if rule in ("all", "product", "lexicographic"):
         return _Outcome(None if None in met else all(met), prod(known) if len(known) == len(chances) else None)
     p_accept = fmean(known) if 2 * len(known) >= len(chances) else None
     if rule == "mean":
@@ -152,15 +159,39 @@ def _chance(question: Question, ballot: Sequence[Verdict]) -> float | None:
     return fmean(p if question.wanted else 1 - p for p in told) if told else None
 
 
-def _why_unlabelled(rule: str, met: Sequence[bool | None], ballots: Mapping[str, Sequence[Verdict]]) -> str:
-    """How the answers stand, unless one that is missing says it all, and what is missing."""
+def _measured(ballot: Sequence[Verdict]) -> bool:
+    """Whether a question's votes are numbers, and none of them an answer or a null."""
+    return all(verdict.answer is None and verdict.score is not None for verdict in ballot)
+
+
+def _score(rule: str, label: bool | None, ballots: Sequence[Sequence[Verdict]]) -> float | None:
+    """What a rule makes of the scores of the required questions, each the mean of its votes'."""
+    scores = [[verdict.score for verdict in ballot if verdict.score is not None] for ballot in ballots]
+    if not all(scores):
+        return None
+    means = [fmean(of_question) for of_question in scores]
+    if rule == "product":
+        return prod(means)
+    measured = [mean for mean, ballot in zip(means, ballots, strict=True) if _measured(ballot)]
+    if rule == "lexicographic" and len(measured) < len(ballots):
+        if not label:
+            return None if label is None else 0.0
+        return fmean(measured or means)
+    return fmean(means)
+
+
+def _why_unlabelled(rule: str, met: Sequence[bool | None], ballots: Mapping[str, Sequence[Verdict]]) -> str | None:
+    """How the answers stand, unless one that is missing says it all, and what is missing; null if nothing was asked."""
     tally = f"{met.count(True)} for and {met.count(False)} against, of {len(met)} required questions"
-    return _joined([None if rule == "all" else tally, *(_gap(name, ballot) for name, ballot in ballots.items())])
+    gaps = [_gap(name, ballot) for name, ballot in ballots.items()]
+    return _joined([tally if met and rule in ("majority", "mean") else None, *gaps]) or None
 
 
 def _gap(name: str, ballot: Sequence[Verdict]) -> str | None:
-    """Why a question is unanswered; null if it is answered."""
+    """Why a question is unanswered; null if it is answered, or was measured and not asked."""
     answers = [verdict.answer for verdict in ballot if verdict.answer is not None]
+    if _measured(ballot):
+        return None
     if not answers:
         return f"{name}: no answer ({_joined(verdict.error for verdict in ballot)})"
     return f"{name}: {len(answers)} votes tied" if _majority(answers) is None else None

@@ -136,8 +136,8 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Them
 def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
     """SVG: accept rate by training step under the judge that selects and under others; a line marks what was kept.
 
-    select: policy -> judge, kept and curve. Where the judge's rate rises while the others' fall, the policy has
-    learned the judge and not the task (Furuta et al., Fig. 7 right).
+    select: policy -> judge, measured, kept and curve. Where the judge's rate rises while the others' fall, the policy
+    has learned the judge and not the task (Furuta et al., Fig. 7 right). Metrics have their own scale, on the right.
     """
     figure, panels = _panels(len(select), 2, 2.4, hspace=0.45)
     for panel, (policy, found) in zip(panels, select.items(), strict=False):
@@ -147,19 +147,28 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
             name: [point["others"][name] | {"step": point["step"]} for point in curve if name in point["others"]]
             for name in others
         }
+        measured = set(found.get("measured", []))
+        scores = panel.twinx() if measured & series.keys() else panel
+        lines = []
         for place, (judge, points) in enumerate(series.items()):
             known = [point for point in points if point["rate"] is not None]
             steps = [point["step"] for point in known]
-            low, high = ([100 * point[end] for point in known] for end in ("low", "high"))
-            rates, style = [100 * point["rate"] for point in known], "-" if judge == found["judge"] else "--"
-            panel.plot(steps, rates, style, marker=_marker(place), color=_color(place), markersize=4, label=judge)
-            panel.fill_between(steps, low, high, color=_color(place), alpha=0.13, linewidth=0)
+            axis, factor = (scores, 1) if judge in measured else (panel, 100)
+            rate, low, high = ([factor * point[end] for point in known] for end in ("rate", "low", "high"))
+            color, style = _color(place), "-" if judge == found["judge"] else "--"
+            lines += axis.plot(steps, rate, style, marker=_marker(place), color=color, markersize=4, label=judge)
+            axis.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
+        if scores is not panel:
+            scores.set_ylabel("mean score", color=theme.ink)
+            scores.tick_params(colors=theme.soft)
+            for side in scores.spines.values():
+                side.set_visible(False)
         panel.axvline(found["kept"], color=theme.soft, linewidth=0.9, linestyle=":")
         panel.set_title(f"{policy} (kept: step {found['kept']})", fontsize=9.5, color=theme.ink, loc="left")
         panel.set_xlabel("training step")
         panel.set_ylabel("accepted, %")
         panel.grid(color=theme.grid, linewidth=0.6)
-        panel.legend(frameon=False, labelcolor=theme.ink, fontsize=8)
+        panel.legend(handles=lines, frameon=False, labelcolor=theme.ink, fontsize=8)
     return as_svg(figure, panels, theme)
 
 

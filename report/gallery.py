@@ -169,8 +169,8 @@ def _policy(policy: str, one: EvaluationSet, judges: Sequence[str], lines: Seque
 def _words(policy: str, one: EvaluationSet, lines: Sequence[Line]) -> Iterator[list[dict[str, Any] | None]]:
     """The labels and verdicts of a policy's clips, CHUNK rows of the gallery at a time."""
     verdicts: dict[str, list[Verdict]] = {}
-    for judge in one.labels:
-        path = one.folder.parent / "labels" / judge / "verdicts.parquet"
+    for source in dict.fromkeys(judge.partition("/")[0] for judge in one.labels):  # of <source>/<measure>
+        path = one.folder.parent / "labels" / source / "verdicts.parquet"
         for row in read_rows(path, Verdict) if path.is_file() else []:  # labels that were computed have none
             verdicts.setdefault(row.sample_id, []).append(row)
     for start in range(0, len(lines), CHUNK):

@@ -67,7 +67,7 @@ def read_measured(folder: Path) -> dict[str, Any]:
 
 
 def read_selected(folder: Path) -> dict[str, Any]:
-    """By policy, what stage `select` wrote: judge, kept (step), and curve.
+    """By policy, what stage `select` wrote: judge, measured (the judges that are metrics), kept (step), and curve.
 
     It writes each judge's rate under the judge's name, the one that selects first, and its interval under <judge>_low
     and <judge>_high. Here a point has that one's step, rate, low and high, and the further judges' under `others`.
@@ -83,7 +83,9 @@ def _unfolded(document: Mapping[str, Any]) -> dict[str, Any]:
         rates = [{"rate": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]} for name in judges]
         others = dict(zip(judges[1:], rates[1:], strict=True))
         points.append({"step": row["step"], **rates[0], "others": others})
-    return {"judge": judges[0], "kept": document["kept"], "curve": points}
+    return {
+        "judge": judges[0], "measured": document.get("measured", []), "kept": document["kept"], "curve": points
+    }  # fmt: skip
 
 
 def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:

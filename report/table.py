@@ -40,8 +40,13 @@ BASELINES = {  # in words, by the keys of a baseline in summary.json
 
 
 def judges(summary: Mapping[str, Any]) -> list[str]:
-    """The judges of a summary, in its order."""
+    """The judges of a summary that accept and reject, in its order."""
     return list(dict.fromkeys(judge for policy in summary["policies"].values() for judge in policy["accept"]))
+
+
+def measuring(summary: Mapping[str, Any]) -> list[str]:
+    """The judges of a summary that give a score, metrics among them, in its order."""
+    return list(dict.fromkeys(judge for policy in summary["policies"].values() for judge in policy.get("scores", {})))
 
 
 def verdict(low: float | None, high: float | None) -> str:
@@ -79,7 +84,7 @@ def accept_table(summary: Mapping[str, Any], judge: str) -> Table:
 def further_tables(summary: Mapping[str, Any]) -> list[Table]:
     """What some runs have beside accept rates: the best clips of each prompt, and mean scores."""
     found = []
-    for judge in judges(summary):
+    for judge in dict.fromkeys([*judges(summary), *measuring(summary)]):
         best = [Row(name, _splits(policy, "top_k", judge, _rate)) for name, policy in summary["policies"].items()]
         found.append(_table(f"accepted by {judge} among the top k of each prompt, % [95 %]", "policy", best, SPLITS))
         means = [Row(name, _score_cells(policy, judge)) for name, policy in summary["policies"].items()]
@@ -137,12 +142,13 @@ def select_table(summary: Mapping[str, Any]) -> Table | None:
     for policy, found in summary.get("select", {}).items():
         by_step = {point["step"]: point for point in found["curve"]}
         last = max(by_step)
+        shown = _score_of if found["judge"] in found.get("measured", []) else _rate
         cells = {
             "judge": Cell(found["judge"]),
             "kept, step": Cell(str(found["kept"])),
-            "its accept rate, %": _rate(by_step.get(found["kept"])),
+            "its accept rate, % (or score)": shown(by_step.get(found["kept"])),
             "last, step": Cell(str(last)),
-            "last's accept rate, %": _rate(by_step[last]),
+            "last's": shown(by_step[last]),
         }
         rows.append(Row(policy, cells))
     return _table("Checkpoints", "policy", rows) if rows else None
@@ -245,6 +251,11 @@ def _mean(found: Mapping[str, Any]) -> Cell:
     if found["mean"] is None or found["low"] is None or found["high"] is None:
         return Cell(UNKNOWN)
     return Cell(f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}]")
+
+
+def _score_of(point: dict[str, Any] | None) -> Cell:
+    """A point of a checkpoint curve under a metric, whose rate is a mean score."""
+    return _mean(point | {"mean": point["rate"]}) if point else Cell(UNKNOWN)
 
 
 def _difference(found: Mapping[str, Any] | None) -> Cell:

@@ -32,6 +32,7 @@ def build(
     pairs_per_prompt: int,
     min_margin: float,
     seed: int,
+    quantile: float = 0.5,
 ) -> Datasets:
     """Weighted and paired rows of one clip set, in the order of `samples`.
 
@@ -53,7 +54,7 @@ def build(
         lacking = "accepted clip" if reward == "label" else f"clip with a positive weight (reward {reward})"
         nulls = len(judged) - len(weighted)
         raise ValueError(f"{name}: no {lacking} among {len(judged)}, {nulls} of them unlabelled: nothing to learn from")
-    pairing = pair(judged, pairs, pairs_per_prompt, min_margin, seed)
+    pairing = pair(judged, pairs, pairs_per_prompt, min_margin, seed, quantile)
     if not pairing.pairs:
         logger.warning("%s: no prompt has a pair (%s): DPO cannot be trained on it", name, _count(pairing.unpaired))
     composition = {

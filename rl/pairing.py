@@ -8,6 +8,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from data.records import Pair
@@ -73,14 +74,17 @@ def balanced_pairs(
     No clip stands in more than one pair more than another of its class.
     """
     classes = _classes(clips)
-    if isinstance(classes, str):
-        return classes
-    accepted, rejected = (rng.sample(side, len(side)) for side in classes)
+    return classes if isinstance(classes, str) else _evenly(*classes, pairs_per_prompt, rng) or GAPS_UNDER_MINIMUM
+
+
+def _evenly(better: list[Judged], worse: list[Judged], pairs_per_prompt: int, rng: random.Random) -> list[Pair]:
+    """That many different pairs of the two sides, all clips of a side as often as one another, give or take one."""
+    accepted, rejected = (rng.sample(side, len(side)) for side in (better, worse))
     # Walking both lists in step repeats after lcm(m, n) pairs; one place further each time makes every pair new.
     period = math.lcm(len(accepted), len(rejected))
     wanted = range(min(pairs_per_prompt, len(accepted) * len(rejected)))
     pairs = [_pair_of(accepted[i % len(accepted)], rejected[(i + i // period) % len(rejected)]) for i in wanted]
-    return [pair for pair in pairs if pair] or GAPS_UNDER_MINIMUM
+    return [pair for pair in pairs if pair]
 
 
 def margin_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng: random.Random) -> list[Pair] | str:
@@ -98,32 +102,56 @@ def margin_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, 
     )
 
 
+def quantile_pairs(
+    clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng: random.Random, quantile: float
+) -> list[Pair] | str:
+    """Up to `pairs_per_prompt` pairs of the best `quantile` of a prompt's clips with the worst, taken evenly.
+
+    For soft rewards whose scale differs between prompts: the label is not read. At least one clip is on each side;
+    equal rewards stand in the order of their sample_ids. Pairs with a gap under `min_margin` are left out.
+    """
+    rewarded = [clip for clip in clips if clip.reward is not None]
+    if not rewarded:
+        return ALL_UNLABELLED
+    ranked = sorted(rewarded, key=lambda clip: (-(clip.reward or 0.0), clip.sample_id))
+    side = max(1, int(quantile * len(ranked)))
+    pairs = _evenly(ranked[:side], ranked[-side:], pairs_per_prompt, rng)
+    return [pair for pair in pairs if pair.margin >= min_margin] or GAPS_UNDER_MINIMUM
+
+
 STRATEGIES: dict[str, Strategy] = {"all": all_pairs, "balanced": balanced_pairs, "margin": margin_pairs}
+QUANTILE = "quantile"
+KNOWN = (*STRATEGIES, QUANTILE)
 
 
-def check_pairing(strategy: str, pairs_per_prompt: int, min_margin: float) -> None:
+def check_pairing(strategy: str, pairs_per_prompt: int, min_margin: float, quantile: float = 0.5) -> None:
     """Raises ValueError for an unknown strategy, listing the known, and for numbers that can give no pair."""
-    if strategy not in STRATEGIES:
-        raise ValueError(f"pairing strategy {strategy!r} is unknown; known: {', '.join(STRATEGIES)}")
+    if strategy not in KNOWN:
+        raise ValueError(f"pairing strategy {strategy!r} is unknown; known: {', '.join(KNOWN)}")
     if pairs_per_prompt < 1:
         raise ValueError(f"pairs_per_prompt must be >= 1, found {pairs_per_prompt}")
     if min_margin < 0:
         raise ValueError(f"min_margin must be >= 0, found {min_margin}")
+    if not 0 < quantile <= 0.5:
+        raise ValueError(f"quantile must be > 0 and at most 0.5, found {quantile}")
 
 
-def pair(clips: Iterable[Judged], strategy: str, pairs_per_prompt: int, min_margin: float, seed: int) -> Pairing:
+def pair(
+    clips: Iterable[Judged], strategy: str, pairs_per_prompt: int, min_margin: float, seed: int, quantile: float = 0.5
+) -> Pairing:
     """Pairs of all prompts, in the order in which the prompts first appear, and the prompts without a pair.
 
     A prompt's pairs depend on its own clips and the seed only. Raises ValueError as `check_pairing` does.
     """
-    check_pairing(strategy, pairs_per_prompt, min_margin)
+    check_pairing(strategy, pairs_per_prompt, min_margin, quantile)
+    chosen = partial(quantile_pairs, quantile=quantile) if strategy == QUANTILE else STRATEGIES[strategy]
     by_prompt: dict[str, list[Judged]] = {}
     for clip in clips:
         by_prompt.setdefault(clip.prompt_id, []).append(clip)
     pairing = Pairing([], {})
     for prompt_id, group in by_prompt.items():
         rng = random.Random(hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest())
-        found = STRATEGIES[strategy](group, pairs_per_prompt, min_margin, rng)
+        found = chosen(group, pairs_per_prompt, min_margin, rng)
         if isinstance(found, str):
             pairing.unpaired[prompt_id] = found
         else:

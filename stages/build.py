@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from stages.command import PATH, metrics_option, out_option, stage_command, write_metrics
-from stages.params import section
+from stages.params import block, read_section
 from stages.state import stage_state
 
 
@@ -21,6 +21,7 @@ class BuildConfig:
     pairs_per_prompt: int
     min_margin: float
     seed: int
+    quantile: float = 0.5
 
     def __post_init__(self) -> None:
         from rl.pairing import check_pairing
@@ -28,7 +29,15 @@ class BuildConfig:
 
         check_reward(self.reward)
         check_shaping(self.scale, self.shift)
-        check_pairing(self.pairs, self.pairs_per_prompt, self.min_margin)
+        check_pairing(self.pairs, self.pairs_per_prompt, self.min_margin, self.quantile)
+
+
+def build_config(source: str) -> BuildConfig:
+    """What section `build` says of labels of this source: its own keys under `build.sources` come first."""
+    given = block("build")
+    common = {key: value for key, value in given.items() if key != "sources"}
+    own = (given.get("sources") or {}).get(source) or {}
+    return read_section(common | own, BuildConfig, f"build.sources.{source}" if own else "build")
 
 
 @stage_command
@@ -44,12 +53,12 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     from rl.datasets import build
     from rl.tables import write_tables
 
-    config, clip_set = section("build", BuildConfig), ClipSet.open(clips)
-    made = {"round": clip_set.manifest["facts"]["set"]}
-    labelled = {"source": read_manifest(labels, "labels")["facts"]["source"], "reward": config.reward}
+    clip_set, source = ClipSet.open(clips), read_manifest(labels, "labels")["facts"]["source"]
+    config = build_config(source)
+    made, labelled = {"round": clip_set.manifest["facts"]["set"]}, {"source": source, "reward": config.reward}
     with stage_state("build", out, config, [clips, labels]) as work:
         rows = read_rows(labels / "labels.parquet", Label)
-        tables = build(clip_set.samples, rows, name=f"{made['round']}/{labelled['source']}", **asdict(config))
+        tables = build(clip_set.samples, rows, name=f"{made['round']}/{source}", **asdict(config))
         write_tables(work / "datasets", clip_set.samples, *tables, clips=made, labels=labelled)
         publish(work / "datasets", out)
     write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})

@@ -11,7 +11,7 @@ from generators.rollout import Sampling, VideoSize
 from rl.config import TrainConfig, configure
 from rl.objectives import OBJECTIVES
 from stages.audit import AuditConfig, check_known
-from stages.build import BuildConfig
+from stages.build import build_config
 from stages.evaluate import EvaluateConfig
 from stages.extend import ExtendConfig
 from stages.graph import trained_policies, validate_graph
@@ -27,7 +27,6 @@ SECTIONS = {
     "generate": Sampling,
     "label": LabelConfig,
     "audit": AuditConfig,
-    "build": BuildConfig,
     "evaluate": EvaluateConfig,
     "evaluate.generate": Sampling,
     "report": ReportConfig,
@@ -43,6 +42,7 @@ def check_params() -> None:
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
     params = load_params()
     validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
+    _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
     _check_sources(params, [prompt.prompt for prompt in prompts])
     for name in params["extend"]:
@@ -83,6 +83,15 @@ def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
                 f"evaluate.{key} is {clips}, but a prompt has {sampled.samples_per_prompt} clips "
                 "(evaluate.generate.samples_per_prompt)"
             )
+
+
+def _check_build(own: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+    """What section `build` says of every source."""
+    for name in own:
+        if name not in sources:
+            raise ParamsError(f"build.sources.{name}: no such source; feedback.sources has {', '.join(sources)}")
+    for name in sources:
+        build_config(name)
 
 
 def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:

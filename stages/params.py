@@ -67,10 +67,11 @@ def section(name: str, cls: type[T], path: Path = PARAMS) -> T:
     field's type: int, float (a whole number will do), str, bool, X | None, tuple[X, ...], dict, or another dataclass
     for a section within it. Otherwise raises ParamsError naming `section.key`, the value and the known keys.
     """
-    return _build(block(name, path), cls, name, path)
+    return read_section(block(name, path), cls, name, path)
 
 
-def _build(values: Any, cls: type[T], name: str, path: Path) -> T:
+def read_section(values: Any, cls: type[T], name: str, path: Path = PARAMS) -> T:
+    """These values as `cls`, as `section` reads them. name: what errors call them."""
     hints = typing.get_type_hints(cls)
     known = ", ".join(hints)
     if not isinstance(values, dict):
@@ -105,7 +106,7 @@ def _as(value: Any, hint: Any, name: str, path: Path) -> Any:
     """A value that `_is` of this type, as it."""
     for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         if is_dataclass(option) and value is not None:
-            return _build(value, option, name, path)  # type: ignore[arg-type]
+            return read_section(value, option, name, path)  # type: ignore[arg-type]
     if isinstance(value, list):
         return tuple(value)
     return float(value) if hint is float else value

@@ -34,7 +34,7 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     from data.manifest import publish, read_manifest, write_manifest
     from evaluation.sets import load_set
     from report.page import read_logs, read_measured, read_selected, read_trained, write_page
-    from report.table import judges
+    from report.table import judges, measuring
 
     config = section("report", ReportConfig)
     audit, select = metrics / "audit", metrics / "select"
@@ -42,7 +42,8 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
         read_manifest(evaluation, "evaluation")
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
         names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]
-        shown = {name: load_set(sets / name, judges(summary)) for name in names}
+        sources = dict.fromkeys(judge.partition("/")[0] for judge in [*judges(summary), *measuring(summary)])
+        shown = {name: load_set(sets / name, list(sources)) for name in names}
         summary["trained"] = read_trained(policies, names)
         measured = {"audit": read_measured(audit), "select": read_selected(select)}
         summary |= {key: found for key, found in measured.items() if found}

@@ -48,7 +48,7 @@ def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metr
     config, draws, seed = section("select", SelectConfig), block("evaluate.draws"), block("evaluate.seed")
     with stage_state("select", out, (config, draws, seed), [policy, samples, labels]) as work:
         checkpoints = {f"{policy.name}/{one.name}": one for one in candidates(policy)}
-        clips, outcomes = read_outcomes(samples, labels, config.judges)
+        clips, outcomes, measured = read_outcomes(samples, labels, config.judges)
         steps = {name: one.step for name, one in checkpoints.items()}
         points = curve_of(clips, outcomes, steps, draws, seed)
         kept = keep(points, config.keep)
@@ -57,11 +57,13 @@ def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metr
         copy_policy(next(one.folder for one in checkpoints.values() if one.step == kept), folder)
         write_manifest(folder, "policy", selected_from=policy.name, steps=kept)
         publish(folder, out)
-        told = {"judge": config.judges[0], "rule": config.keep, "kept": kept, "curve": points}
+        told = {"judge": config.judges[0], "measured": measured, "rule": config.keep, "kept": kept, "curve": points}
         with atomically(curve) as partial:
             partial.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    logger.info("%s: kept step %d; accepted by %s: %s", policy.name, kept, config.judges[0], in_words(points))
-    write_metrics(metrics, {"kept": kept, "curve": flat(points, config.judges)})
+    first, is_metric = config.judges[0], config.judges[0] in measured
+    said = "mean score of" if is_metric else "accepted by"
+    logger.info("%s: kept step %d; %s %s: %s", policy.name, kept, said, first, in_words(points, is_metric))
+    write_metrics(metrics, {"kept": kept, "measured": measured, "curve": flat(points, config.judges)})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.manifest import StoreError, write_manifest
-from data.records import Label, Sample, write_rows
+from data.records import Label, Sample, Verdict, write_rows
 from evaluation.accept import as_json, headline, plot_rows, summarise
 from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
 from evaluation.selection import BestOf, TopK
@@ -302,6 +302,40 @@ def test_a_judge_that_tells_labels_alone_has_no_scores_beside_its_accept_rate():
     policies = [summary_of({"base": one})["policies"]["base"] for one in (evaluated([True, False], samples), certain)]
 
     assert [policy["scores"] for policy in policies] == [{}, {}]
+
+
+def test_a_metric_has_scores_and_no_accept_rate_and_nobody_is_warned():
+    samples = [clip("a", 1), clip("b", 1)]
+    scores = zip(samples, (1.0, 0.0), strict=True)
+    labels = tuple(Label(one.sample_id, "flow", None, None, score, 1, 0, None) for one, score in scores)
+    base = EvaluationSet(Path("unread"), tuple(samples), evaluated([True, False], samples).labels | {"flow": labels})
+
+    summary = summary_of({"base": base})
+    policy = summary["policies"]["base"]
+
+    assert list(policy["accept"]) == list(policy["unlabelled"]) == ["judge"]
+    assert policy["scores"]["flow"]["all"]["mean"] == 0.5  # 0 and 1 too, for there is no label that says it
+    assert summary["warnings"] == []
+    assert headline(summary)["base"]["flow"] == {"train": 0.5, "all": 0.5}
+
+
+def test_a_source_of_several_measures_is_a_judge_for_each(tmp_path):
+    samples = [clip("a", 1), clip("b", 1)]
+    folder = write_set(tmp_path, samples, [label(one, None, "all") for one in samples], measures=["still", "flow"])
+    rows = [
+        Verdict(one.sample_id, "all", question, 0, None, None, score, None, None, "m", "1", "h", [0], None, None, error)
+        for one, flow in zip(samples, (2.5, None), strict=True)
+        for question, score, error in (("flow", flow, None if flow else "one frame"), ("still", 0.5, None))
+    ]
+    write_rows(folder / "labels" / "judge" / "verdicts.parquet", rows, Verdict)
+
+    found = load_set(folder, ["judge"]).labels
+
+    assert {name: [one.score for one in of] for name, of in found.items()} == {
+        "judge/still": [0.5, 0.5],
+        "judge/flow": [2.5, None],
+    }
+    assert found["judge/flow"][1].reason == "one frame"
 
 
 def test_clips_are_ranked_by_one_column_for_all_policies():

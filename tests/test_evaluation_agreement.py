@@ -61,6 +61,7 @@ def test_policies_and_prompts_are_compared_by_rates_of_clips_that_both_know():
             rwr1={"judge": [1, 0, 1, 1], "people": [0, 0, 1, NAN]},  # 2/3 and 1/3
             rwr2={"judge": [1, 1, 1, 1], "people": [1, 1, NAN, NAN]},  # 1 and 1, of prompt 0 alone
         ),
+        ["judge", "people"],
         PROMPTS,
     )
 
@@ -76,9 +77,25 @@ def test_policies_and_prompts_are_compared_by_rates_of_clips_that_both_know():
 
 def test_every_pair_of_judges_is_compared_once():
     labels = [1.0, 0.0, 1.0, 0.0]
-    found = agreement(outcomes(base={"physics": labels, "judge": labels, "people": [NAN] * 4}), PROMPTS)
+    judges = {"physics": labels, "judge": labels, "people": [NAN] * 4}
+    found = agreement(outcomes(base=judges), list(judges), PROMPTS)
 
     pairs = ["physics|judge", "physics|people", "judge|people"]
     assert [list(found[key]) for key in ("clips", "policies", "prompts")] == [pairs] * 3
     assert found["clips"]["physics|people"] == {"kappa": None, "agree": None, "n": 0}
     assert found["prompts"]["physics|people"] == {"pearson": None, "p_value": None, "n": 0}
+
+
+def test_a_metric_correlates_by_its_mean_scores_and_labels_no_clip():
+    found = agreement(
+        outcomes(
+            base={"judge": [0, 0, 0, 1], "flow": [1.0, 2.0, 3.0, 6.0]},  # rate 1/4, mean 3
+            rwr1={"judge": [1, 0, 0, 1], "flow": [4.0, 4.0, NAN, 10.0]},  # of the known three 2/3, mean 6
+            rwr2={"judge": [1, 1, 1, 1], "flow": [3.0, 3.0, 3.0, 3.0]},  # 1, mean 3
+        ),
+        ["judge"],
+        PROMPTS,
+    )
+    # (1/4, 3), (2/3, 6), (1, 3), in twelfths (3, 3), (8, 6), (12, 3): means 23/3 and 4, covariance 8*6+15*3-92 = 1.
+    assert found["policies"]["judge|flow"]["pearson"] == pytest.approx(1 / np.sqrt((9 + 64 + 144 - 529 / 3) * 6))
+    assert found["clips"] == {}

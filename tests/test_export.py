@@ -1,6 +1,7 @@
 """Clips and labels as a dataset for others. What is pushed goes to a server of the test."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -163,3 +164,27 @@ def test_what_cannot_be_exported_is_told(round_, tmp_path):
     make_labels(tmp_path / "few", "judge", dict(list(JUDGE.items())[:2]), round_ / "samples")
     with pytest.raises(ValueError, match="its 2 labels are not of the 6 clips"):
         gather(round_ / "samples", [tmp_path / "few"], "a/b")
+
+
+# For VBench
+
+
+def test_vbench_gets_the_clips_and_the_prompt_of_each_file(round_, tmp_path):
+    out = tmp_path / "for vbench"
+    result = CliRunner().invoke(main, ["--for", "vbench", "--set", f"{round_}/samples", "--out", str(out)])
+
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in (out / "videos").iterdir())
+    assert names == sorted(json.loads((out / "prompts.json").read_text()))
+    assert json.loads((out / "prompts.json").read_text())["roll1.mp4"] == "a ball rolls"
+    assert (out / "videos" / "roll1.mp4").read_bytes() == (round_ / "samples/videos/roll1.mp4").read_bytes()
+    assert "6 clips in" in result.output and "--mode custom_input" in result.output
+    assert "is there already" in told_by("--for", "vbench", "--set", f"{round_}/samples", "--out", str(out))
+
+
+@pytest.mark.parametrize("options", [[], ["--for", "vbench"], ["--for", "vbench", "--out", "x", "--hub", "a/b"]])
+def test_an_export_goes_to_one_place(round_, options):
+    result = CliRunner().invoke(main, ["--set", f"{round_}/samples", *options])
+
+    assert result.exit_code == 2
+    assert "name either --hub USER/NAME, or --for vbench with --out FOLDER" in result.output

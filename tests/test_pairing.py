@@ -100,12 +100,33 @@ def test_a_prompt_without_a_pair_is_reported_with_its_reason(strategy, found, re
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="'random' is unknown; known: all, balanced, margin"):
+    with pytest.raises(ValueError, match="'random' is unknown; known: all, balanced, margin, quantile"):
         pair([], "random", 8, 0.0, 0)
     with pytest.raises(ValueError, match="pairs_per_prompt must be >= 1, found 0"):
         pair([], "all", 0, 0.0, 0)
     with pytest.raises(ValueError, match=r"min_margin must be >= 0, found -0\.1"):
         pair([], "margin", 8, -0.1, 0)
+    with pytest.raises(ValueError, match=r"quantile must be > 0 and at most 0\.5, found 0\.6"):
+        pair([], "quantile", 8, 0.0, 0, 0.6)
+
+
+def test_quantile_pairs_the_best_part_of_a_prompt_with_the_worst_whatever_the_labels():
+    clips = scored(0.5, 9.0, -2.0, None, 8.0, 0.0, 1.0, -1.0, 0.4)  # the best quarter of 8 is s1, s4, the worst s7, s2
+    pairs = pair(clips, "quantile", 8, 0.0, 0, 0.25).pairs
+    assert {(one.chosen, one.rejected) for one in pairs} == {("s1", "s7"), ("s1", "s2"), ("s4", "s7"), ("s4", "s2")}
+    assert {(one.chosen, one.rejected): one.margin for one in pairs}["s4", "s2"] == 10.0
+    assert len(pair(clips, "quantile", 3, 0.0, 0, 0.25).pairs) == 3
+    wide = pair(clips, "quantile", 8, 10.5, 0, 0.25).pairs  # 9 + 2 alone is as far apart
+    assert [(one.chosen, one.rejected) for one in wide] == [("s1", "s2")]
+
+
+def test_quantile_has_at_least_one_clip_on_each_side_and_never_pairs_a_tie():
+    assert [(one.chosen, one.rejected) for one in pair(scored(1.0, 2.0, 1.5), "quantile", 8, 0.0, 0, 0.1).pairs] == [
+        ("s1", "s0")
+    ]
+    assert pair(scored(1.0, 1.0), "quantile", 8, 0.0, 0).unpaired == {"p": "gaps under the minimum"}
+    assert pair(scored(1.0), "quantile", 8, 0.0, 0).unpaired == {"p": "gaps under the minimum"}
+    assert pair(scored(None, None), "quantile", 8, 0.0, 0).unpaired == {"p": "all unlabelled"}
 
 
 # rl.datasets

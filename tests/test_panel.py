@@ -107,6 +107,53 @@ def test_a_rule_makes_one_label_of_the_members(rule, label, p_accept):
     assert (found.label, found.p_accept) == (label, pytest.approx(p_accept))
 
 
+def metric(name: str, score: float | None) -> Member:
+    """A member that measures, and neither accepts nor rejects; null where the score is."""
+    told = {"error": "not finite"} if score is None else {"score": score}
+    return Member(name, lambda sample, vote, question: told)
+
+
+SHAPING = {"judge": {"scale": 0.5}, "flow": {"scale": 0.1, "shift": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "p_yes", "flow", "label", "score"),
+    [
+        # the judge's 0.8 becomes 0.4, the flow's 5 becomes 0.75, the second metric's 2 stays
+        ("mean", 0.8, 5.0, True, (0.4 + 0.75 + 2) / 3),
+        ("majority", 0.8, 5.0, True, (0.4 + 0.75 + 2) / 3),
+        ("product", 0.8, 5.0, True, 0.4 * 0.75 * 2),
+        ("lexicographic", 0.8, 5.0, True, (0.75 + 2) / 2),
+        ("mean", 0.2, 5.0, False, (0.1 + 0.75 + 2) / 3),
+        ("product", 0.2, 5.0, False, 0.1 * 0.75 * 2),
+        ("lexicographic", 0.2, 5.0, False, 0.0),
+        ("mean", None, 5.0, None, None),
+        ("product", None, 5.0, None, None),
+        ("lexicographic", None, 5.0, None, None),
+        ("lexicographic", 0.8, None, None, None),
+        ("product", 0.8, None, None, None),
+    ],
+)
+def test_judges_and_metrics_make_one_score(rule, p_yes, flow, label, score):
+    members = {"judge": steady("judge", p_yes), "flow": metric("flow", flow), "other": metric("other", 2.0)}
+    source = PanelSource("panel", members, rule, shaping=SHAPING)
+    found = combine(rows_of(source), source.rubric)
+    assert found.label is label
+    assert found.score == (None if score is None else pytest.approx(score))
+
+
+def test_metrics_alone_score_and_label_nothing():
+    source = PanelSource("panel", {"a": metric("a", 3.0), "b": metric("b", 4.0)}, "product")
+    found = combine(rows_of(source), source.rubric)
+    assert (found.label, found.p_accept, found.score, found.nulls, found.reason) == (None, None, 12.0, 0, None)
+
+
+def test_shaping_is_in_the_hash_of_a_panel():
+    members = {"a": metric("a", 3.0), "b": metric("b", 4.0)}
+    plain, shaped = PanelSource("p", members, "mean"), PanelSource("p", members, "mean", shaping={"a": {"scale": 2.0}})
+    assert plain.rubric.hash == PanelSource("p", members, "mean", shaping={"a": {}}).rubric.hash != shaped.rubric.hash
+
+
 def test_a_sure_member_outweighs_two_that_waver_by_mean_and_not_by_majority():
     # (0.6 + 0.6 + 0) / 3 is 0.4
     assert label_of(0.6, 0.6, 0.0, rule="mean").label is False
@@ -348,7 +395,11 @@ def test_a_panel_is_made_of_whole_blocks():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"rule": "most"}, r"panel.rule is 'most', known are \['all', 'majority', 'mean'\]"),
+        ({"shaping": {"c": {"scale": 2.0}}}, r"panel.shaping.c is of no member; members are \['a', 'b'\]"),
+        ({"shaping": {"a": {"eta": 2.0}}}, "panel.shaping.a.eta is unknown; known are scale, shift"),
+        ({"shaping": {"a": {"scale": 0.0}}}, "panel.shaping.a is scale 0.0, shift 0.0; expected a scale > 0"),
+        ({"shaping": {"a": {"shift": -1.0}}}, "panel.shaping.a is scale 1.0, shift -1.0; expected a scale > 0"),
+        ({"rule": "most"}, "panel.rule is 'most', known are .*'product', 'lexicographic'"),
         ({"votes": 0}, "panel.votes is 0, expected at least 1"),
         ({"members": ["judge"]}, r"panel.members is \['judge'\], expected a section"),
         ({"members": {"judge": PHYSICS}}, r"panel.members are \['judge'\], expected at least two"),

@@ -252,7 +252,8 @@ def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     curve = [{"step": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "others": {"physics": unknown}}]
 
     assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
-    assert read_selected(tmp_path / "select") == {"rwr1": {"judge": "judge", "kept": 200, "curve": curve}}
+    found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}
+    assert read_selected(tmp_path / "select") == {"rwr1": found}
     assert read_measured(tmp_path / "nowhere") == read_selected(tmp_path / "nowhere") == {}
 
 
@@ -407,7 +408,11 @@ def test_what_was_measured_of_judges_and_checkpoints_is_shown(sets, summary, tmp
     assert cells_of(text, "judge and physics") == [
         ["judge and physics", "16", "85.5", "0.71", "0.88 (n = 16)", "&lt; 0.001", "– (n = 2)", "–"]
     ]
-    assert texts(select_table(MEASURED))[0]["its accept rate, %"] == "40.0 [30.0, 50.0]"
+    assert texts(select_table(MEASURED))[0]["its accept rate, % (or score)"] == "40.0 [30.0, 50.0]"
+    (policy,) = MEASURED["select"]
+    by_metric = MEASURED["select"][policy] | {"measured": [MEASURED["select"][policy]["judge"]]}
+    by_score = select_table({"select": {policy: by_metric}})
+    assert texts(by_score)[0]["its accept rate, % (or score)"] == "0.4 [0.3, 0.5]"
     assert json.loads((tmp_path / "out/summary.json").read_text())["audit"] == {"judge": AUDIT}
     said = as_text(summary | MEASURED | {"warnings": ["judge left 6 % unlabelled"]})
     assert said.rstrip().endswith("Warning: judge left 6 % unlabelled")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -352,6 +353,27 @@ def test_labels_of_other_clips_are_refused(project):
     done = select_one()
     assert done.exit_code == 1
     assert not Path("runs/policies/rwr1-selected").exists()
+
+
+def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project):
+    project(judges=["clip", "physics"], keep="best")
+    generate_clips()
+    label_as("physics", lambda sample: True)
+    label_as("clip", lambda sample: None)
+    labels = read_rows(LABELS / "clip/labels.parquet", Label)
+    by = {one.sample_id: one.policy for one in read_rows(SAMPLES / "metadata.parquet", Sample)}
+    first = min(by.values())
+    scored = [replace(label, score=7.5 if by[label.sample_id] == first else 6.0) for label in labels]
+    write_rows(LABELS / "clip/labels.parquet", scored, Label)
+    write_manifest(LABELS / "clip", "labels")
+
+    assert select_one().exit_code == 0
+
+    told = json.loads(CURVE.read_text())
+    assert (told["judge"], told["measured"]) == ("clip", ["clip"])
+    assert [point["rate"] for point in told["curve"]] == [7.5, *[6.0] * (len(told["curve"]) - 1)]
+    assert told["kept"] == told["curve"][0]["step"]
+    assert told["curve"][0]["physics"]["rate"] == 1.0
 
 
 def test_more_prompts_than_there_are_is_told(project):

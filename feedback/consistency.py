@@ -1,0 +1,94 @@
+"""How alike the frames of a clip are to a picture model: what VBench (Huang et al. 2024) calls consistency.
+
+    score = mean over frames i > 0 of (max(0, cos(f_i, f_{i-1})) + max(0, cos(f_i, f_0))) / 2
+
+with f the model's embedding of a frame. VBench-style: the formula is VBench's, the models are transformers' copies of
+the ones it loads, and pictures are shrunk with antialiasing.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as images
+from transformers import CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTModel
+
+from feedback.image_text import TOGETHER, WHITE, Pixels
+from feedback.vlm import fingerprint
+
+EDGE = 224  # pixels of the shorter side, as DINO sees it
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
+
+
+class Consistency:
+    """Scores clips by the embeddings of their frames."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prepare: Callable[[np.ndarray], Tensor],
+        embed: Callable[[Tensor], Tensor],
+        *,
+        name: str,
+        version: str,
+    ) -> None:
+        """prepare: uint8 (F, H, W, 3) to what `embed` takes; embed: (F, 3, H', W') to (F, D)."""
+        self._model, self._prepare, self._embed = model.eval().requires_grad_(False), prepare, embed
+        self.model, self.model_version = name, version
+        self.definition = (
+            f"VBench-style consistency: how alike each frame is to the one before and to the first ({name})."
+        )
+
+    @torch.inference_mode()
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
+        """A number for each clip, uint8 (F, H, W, 3); nan for one of a single frame."""
+        return [consistency(self._embeddings(clip)) for clip in clips]
+
+    def _embeddings(self, clip: np.ndarray) -> Tensor:
+        parts = (part.to(self._model.device) for part in self._prepare(clip).split(TOGETHER))
+        return torch.cat([self._embed(part).float().cpu() for part in parts])
+
+
+def consistency(embeddings: Tensor) -> float:
+    """The formula above for (F, D) embeddings; nan for a single frame."""
+    if len(embeddings) < 2:
+        return float("nan")
+    unit = functional.normalize(embeddings, dim=-1)
+    to_previous = (unit[1:] * unit[:-1]).sum(-1).clamp(min=0)
+    to_first = (unit[1:] @ unit[0]).clamp(min=0)
+    return float(((to_previous + to_first) / 2).mean())
+
+
+def subject(path: str, revision: str | None, device: str) -> Consistency:
+    """By DINO (Caron et al. 2021), a ViT whose embedding follows the subject of a picture."""
+    model = ViTModel.from_pretrained(path, revision=revision or "main", add_pooling_layer=False).to(device)
+
+    def embed(pixels: Tensor) -> Tensor:
+        return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+    return Consistency(model, shorter_edge, embed, name=path, version=_version(path, revision, model))
+
+
+def background(path: str, revision: str | None, device: str) -> Consistency:
+    """By CLIP, whose embedding of a picture follows the scene."""
+    model = CLIPModel.from_pretrained(path, revision=revision or "main").to(device)
+    pixels = Pixels(CLIPImageProcessor.from_pretrained(path, revision=revision or "main"))
+
+    def embed(batch: Tensor) -> Tensor:
+        return model.get_image_features(pixel_values=batch).pooler_output
+
+    return Consistency(model, pixels, embed, name=path, version=_version(path, revision, model))
+
+
+def shorter_edge(frames: np.ndarray) -> Tensor:
+    """(F, 3, H', W') float32 for DINO: the shorter side 224, the other in proportion, normalised as ImageNet."""
+    whole = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = images.resize(whole, [EDGE], images.InterpolationMode.BILINEAR, antialias=True)
+    return images.normalize(resized / WHITE, MEAN, STD)
+
+
+def _version(path: str, revision: str | None, model: PreTrainedModel) -> str:
+    return fingerprint(Path(path)) if Path(path).is_dir() else revision or model.config._commit_hash
