@@ -1,22 +1,16 @@
 """Whether a clip's scene stays what it is, VBench-style: see feedback/consistency.py. VBench loads CLIP ViT-B/32."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from feedback.metric import Metric, MetricOptions, MetricSource
+from feedback import subject_consistency
+from feedback.metric import Metric, MetricSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MetricOptions):
+class Options(subject_consistency.Options):
     """A block of kind `background_consistency` in params.yaml."""
 
     path: str = "openai/clip-vit-base-patch32"
-    revision: str | None = None  # commit, tag or branch of a hub id; null for a local folder
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not Path(self.path).is_dir() and self.path.count("/") != 1:
-            raise ValueError(f"path: {self.path} is neither a folder nor a hub id")
 
 
 def load(name: str, options: Options, device: str) -> MetricSource:
@@ -29,7 +23,4 @@ def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device. Raises ValueError where there are none."""
     from feedback.consistency import background  # transformers takes seconds to import
 
-    try:
-        return background(options.path, options.revision, device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"feedback.sources.{name}.path: no model could be had from {options.path}: {error}") from error
+    return background(name, options, device)

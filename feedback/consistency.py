@@ -6,8 +6,10 @@ with f the model's embedding of a frame. VBench-style: the formula is VBench's, 
 the ones it loads, and pictures are shrunk with antialiasing.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,25 +64,32 @@ def consistency(embeddings: Tensor) -> float:
     return float(((to_previous + to_first) / 2).mean())
 
 
-def subject(path: str, revision: str | None, device: str) -> Consistency:
-    """By DINO (Caron et al. 2021), a ViT whose embedding follows the subject of a picture."""
-    model = ViTModel.from_pretrained(path, revision=revision or "main", add_pooling_layer=False).to(device)
+def subject(name: str, options: Any, device: str) -> Consistency:
+    """By DINO (Caron et al. 2021), a ViT whose embedding follows the subject of a picture.
+
+    name, options: a block's name, and its path and revision. Raises ValueError naming the path where no model is there.
+    """
+    given = _given(options)
+    with _told(name, options):
+        model = ViTModel.from_pretrained(**given, add_pooling_layer=False, dtype=torch.float32).to(device)
 
     def embed(pixels: Tensor) -> Tensor:
         return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
-    return Consistency(model, shorter_edge, embed, name=path, version=_version(path, revision, model))
+    return Consistency(model, shorter_edge, embed, name=options.path, version=_version(options, model))
 
 
-def background(path: str, revision: str | None, device: str) -> Consistency:
-    """By CLIP, whose embedding of a picture follows the scene."""
-    model = CLIPModel.from_pretrained(path, revision=revision or "main").to(device)
-    pixels = Pixels(CLIPImageProcessor.from_pretrained(path, revision=revision or "main"))
+def background(name: str, options: Any, device: str) -> Consistency:
+    """By CLIP, whose embedding of a picture follows the scene; otherwise as above."""
+    given = _given(options)
+    with _told(name, options):
+        model = CLIPModel.from_pretrained(**given, dtype=torch.float32).to(device)
+        pixels = Pixels(CLIPImageProcessor.from_pretrained(**given))
 
     def embed(batch: Tensor) -> Tensor:
         return model.get_image_features(pixel_values=batch).pooler_output
 
-    return Consistency(model, pixels, embed, name=path, version=_version(path, revision, model))
+    return Consistency(model, pixels, embed, name=options.path, version=_version(options, model))
 
 
 def shorter_edge(frames: np.ndarray) -> Tensor:
@@ -90,5 +99,18 @@ def shorter_edge(frames: np.ndarray) -> Tensor:
     return images.normalize(resized / WHITE, MEAN, STD)
 
 
-def _version(path: str, revision: str | None, model: PreTrainedModel) -> str:
-    return fingerprint(Path(path)) if Path(path).is_dir() else revision or model.config._commit_hash
+def _given(options: Any) -> dict[str, str]:
+    return {"pretrained_model_name_or_path": options.path, "revision": options.revision or "main"}
+
+
+@contextlib.contextmanager
+def _told(name: str, options: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"feedback.sources.{name}.path: no model could be had from {options.path}: {error}") from error
+
+
+def _version(options: Any, model: PreTrainedModel) -> str:
+    path = Path(options.path)
+    return fingerprint(path) if path.is_dir() else options.revision or model.config._commit_hash

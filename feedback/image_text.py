@@ -107,6 +107,7 @@ def load_image_text(name: str, options: Any, device: str, definition: str, scale
         pixels = Pixels(CLIPImageProcessor.from_pretrained(options.processor or options.path, **other))
     except (OSError, ValueError) as error:
         raise ValueError(f"feedback.sources.{name}.path: no CLIP could be had from {options.path}: {error}") from error
+    prepared = f", prepared by {options.processor}" if options.processor else ""
     local = Path(options.path).is_dir()
     version = fingerprint(Path(options.path)) if local else options.revision or model.config._commit_hash
     return ImageText(
@@ -115,7 +116,7 @@ def load_image_text(name: str, options: Any, device: str, definition: str, scale
         pixels,
         name=options.path,
         version=version,
-        definition=f"{definition}, {how_reduced(options)}.",
+        definition=f"{definition}{prepared}, {how_reduced(options)}.",
         reduce=options.reduce,
         frames=options.frames,
         temperature=model.logit_scale.exp().item() if scaled else 1.0,

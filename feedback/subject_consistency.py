@@ -29,7 +29,4 @@ def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device. Raises ValueError where there are none."""
     from feedback.consistency import subject  # transformers takes seconds to import
 
-    try:
-        return subject(options.path, options.revision, device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"feedback.sources.{name}.path: no model could be had from {options.path}: {error}") from error
+    return subject(name, options, device)

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import CLIPImageProcessor, CLIPModel, ViTConfig, ViTModel
 
 from feedback import make_source, needs_device, read_block
 from feedback.consistency import consistency, shorter_edge
 from feedback.dynamic_degree import DynamicDegree, moves
+from feedback.image_text import Pixels
 from feedback.temporal_flickering import stillness
 from tests.test_metric import build_clip
 
@@ -92,6 +93,16 @@ def test_background_consistency_is_clips(tmp_path):
     clip = frames(1)
     moving, still = metric.score([clip, np.repeat(clip[:1], 3, axis=0)], ["", ""])
     assert still == pytest.approx(1.0, abs=1e-5) and 0 <= moving < 1.0
+
+
+def test_weights_that_ship_in_half_precision_are_run_in_single():
+    folder, clip = "models/tabletop/clip", frames(2)
+    (metric,) = make_source("b", {"kind": "background_consistency", "path": folder}).metrics.values()
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        pixels = Pixels(CLIPImageProcessor.from_pretrained(folder))(clip)
+        expected = consistency(model.get_image_features(pixel_values=pixels).pooler_output)
+    assert metric.score([clip], [""]) == [pytest.approx(expected, abs=1e-6)]
 
 
 def test_a_model_that_is_not_there_is_an_error_that_names_the_block(tmp_path):
