@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from data.manifest import StoreError
 from feedback.ledger import Ledger
 
 T = TypeVar("T")
@@ -54,12 +53,12 @@ class GroupCommit:
         """What each step returned or raised."""
         try:
             return [(result, None) for result in self._ledger.together(steps)]
-        except StoreError:  # none of them was written, and not all of them need fail
+        except Exception:  # none of them was written, and not all of them need fail
             return [self._alone(step) for step in steps]
 
     @staticmethod
     def _alone(step: Callable[[], Any]) -> tuple[Any, Exception | None]:
         try:
             return step(), None
-        except StoreError as error:
+        except Exception as error:  # for whoever waits for it
             return None, error
