@@ -31,6 +31,7 @@ class Behaviour:
     """What the server does; changed by tests while it runs."""
 
     latency: float = 0.0  # seconds
+    together: int = 0  # no reply before so many requests are in flight at once, or HANG is over
     faults: float = 0.0  # part of all requests that a fault of transport befalls
     odd: float = 0.0  # part of all answers that are not as was asked for
     # What befalls the next requests, instead of chance: `fault` or `odd` by name, or a reply as `status`, `headers`,
@@ -52,6 +53,7 @@ class Server:
         self.headers: list[dict[str, str]] = []
         self.in_flight = self.most_in_flight = 0
         self.base = ""
+        self.gathered = asyncio.Event()
         self.closing = asyncio.Event()  # lets go of the calls that hang
 
     def app(self) -> web.Application:
@@ -66,6 +68,8 @@ class Server:
     async def _post(self, request: web.Request) -> web.StreamResponse:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if self.most_in_flight >= self.behaviour.together:
+            self.gathered.set()
         try:
             return await self._answer(request)
         finally:
@@ -96,6 +100,9 @@ class Server:
                 body = {"error": error | {"type": "invalid_request_error", "code": "unsupported_parameter"}}
                 return await self._send(request, attempt, 400, body, {})
         await asyncio.sleep(self.behaviour.latency)
+        if self.behaviour.together:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.gathered.wait(), HANG)
         if fault is not None and fault[0].isdigit():
             return await self._send(request, attempt, *_fault(fault))
         status, body = reply(request.path, sent, key, odd)
