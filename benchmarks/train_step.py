@@ -31,7 +31,8 @@ from generators.wan import WanGenerator
 from rl import devices
 from rl.config import TrainConfig, configure
 from rl.objectives import dpo_loss, dpo_margin, get_objective, per_sample_error
-from rl.trainer import make_optimizer, train
+from rl.policies import make_optimizer
+from rl.trainer import train
 
 BETA = 100.0
 TOKENS = 32  # of a prompt

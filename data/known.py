@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 
 from data.prompts import Prompt
@@ -17,7 +16,7 @@ from data.store import ClipSet, ClipSetWriter
 from data.tabletop.captions import Claim, all_claims, parse
 from data.tabletop.render import render
 from data.tabletop.scenes import BOTCHES, make_scene
-from data.video import read_video
+from data.video import read_fps, read_video
 
 FULFILLED = "fulfilled"  # by the renderer's truth; what else a rendered clip can be fails its prompt
 SWAPPED = "swapped"  # fulfils another caption than its prompt
@@ -85,7 +84,7 @@ def reference_clips(folder: Path, prompts: Sequence[Prompt]) -> Known:
         path = Path(str(prompt.reference))
         frames = read_video(path)
         frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-        samples.append(_sample(f"reference-{prompt.prompt_id}", prompt, REFERENCE, frames, 0, _fps(path)))
+        samples.append(_sample(f"reference-{prompt.prompt_id}", prompt, REFERENCE, frames, 0, read_fps(path)))
         if index not in done:
             writer.add_batch(index, samples[-1:], frames[None], _nothing(1))
     return Known(_finished(writer, samples, REFERENCE), {sample.sample_id: REFERENCE for sample in samples})
@@ -152,11 +151,3 @@ def _nothing(count: int):
     import torch
 
     return torch.zeros(count, 0)
-
-
-def _fps(path: Path) -> float:
-    with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
-    if not rate:
-        raise ValueError(f"{path}: does not say how many frames per second it has")
-    return float(rate)

@@ -66,6 +66,15 @@ def read_video(path: Path) -> np.ndarray:
     return np.stack(frames)
 
 
+def read_fps(path: Path) -> float:
+    """Frames per second of a video, on average. Raises ValueError where it does not say."""
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+    if not rate:
+        raise ValueError(f"{path}: does not say how many frames per second it has")
+    return float(rate)
+
+
 def sample_frames(num_frames: int, wanted: int) -> list[int]:
     """Evenly spaced frame indices, the first and the last included.
 

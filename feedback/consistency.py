@@ -18,7 +18,8 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images
 from transformers import CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTModel
 
-from feedback.image_text import TOGETHER, WHITE, Pixels
+from feedback.image_text import TOGETHER, Pixels
+from feedback.rounding import WHITE
 from feedback.vlm import fingerprint
 
 EDGE = 224  # pixels of the shorter side, as DINO sees it

@@ -20,7 +20,7 @@ from data.records import Sample
 from data.video import sample_frames
 from feedback.answers import probable, read_answer, verdict_schema
 from feedback.api import REASONED, ApiOptions, ApiSource, key_from
-from feedback.completions import count, mapping, mappings, parsed, string
+from feedback.completions import Message, count, mapping, mappings, parsed, string
 from feedback.pace import LIMITS, retry_after
 from feedback.pictures import FORMATS, data_urls
 from feedback.price import text_tokens
@@ -278,7 +278,7 @@ class Gemini:
             return Reading(_read_decisions(plan, given), string(given.get("model")), **_decision_usage(given))
         (question,) = plan.questions
         version = string(given.get("modelVersion"))
-        return Reading({question.name: _read_text(question, given)}, version, **_usage(given))
+        return Reading({question.name: _read_text(question, given)}, version, **usage(given))
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
         return len(self.seen(sample, rubric)["frames"]) * self.options.frame_tokens + text_tokens(plan.body)
@@ -309,19 +309,25 @@ def _retry_delay(details: list[Mapping[str, Any]]) -> float | None:
 
 
 def _read_text(question: Question, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    message = read_candidate(given)
+    return {"error": message.error} if message.text is None else read_answer(message.text, question)
+
+
+def read_candidate(given: Mapping[str, Any]) -> Message:
+    """The first candidate of a reply of generateContent. A block or a filter's stop is an error in its own words."""
     if reason := _blocked(given):
-        return {"error": f"{REFUSED}{reason}"}
+        return Message(None, f"{REFUSED}{reason}", [])
     match given:
         case {"candidates": [candidate, *_]} if isinstance(candidate, Mapping):
             parts = mappings(mapping(candidate.get("content")).get("parts"))
             text = "".join(string(part.get("text")) or "" for part in parts if not part.get("thought"))
             reason = candidate.get("finishReason")
             if reason in FILTERS:
-                return {"error": f"{REFUSED}stopped for {reason}"}
+                return Message(None, f"{REFUSED}stopped for {reason}", [])
             if text.strip():
-                return read_answer(text, question)
-            return {"error": f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}"}
-    return {"error": f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}"}
+                return Message(text, None, [])
+            return Message(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [])
+    return Message(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [])
 
 
 def _blocked(given: Mapping[str, Any]) -> str | None:
@@ -346,13 +352,14 @@ def _read_decisions(plan: Plan, given: Mapping[str, Any]) -> dict[str, Mapping[s
     return told
 
 
-def _usage(given: Mapping[str, Any]) -> dict[str, Any]:
-    usage = mapping(given.get("usageMetadata"))
-    thoughts = count(usage.get("thoughtsTokenCount")) or 0  # billed as output
+def usage(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Reading: what a reply of generateContent used."""
+    counts = mapping(given.get("usageMetadata"))
+    thoughts = count(counts.get("thoughtsTokenCount")) or 0  # billed as output
     return {
-        "input_tokens": (told := count(usage.get("promptTokenCount"))),
-        "output_tokens": None if told is None else (count(usage.get("candidatesTokenCount")) or 0) + thoughts,
-        "cached_tokens": count(usage.get("cachedContentTokenCount")) or 0,
+        "input_tokens": (told := count(counts.get("promptTokenCount"))),
+        "output_tokens": None if told is None else (count(counts.get("candidatesTokenCount")) or 0) + thoughts,
+        "cached_tokens": count(counts.get("cachedContentTokenCount")) or 0,
     }
 
 

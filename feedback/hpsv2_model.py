@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, BatchEncoding, CLIPModel, PreTrainedToke
 
 from feedback.hpsv2 import PAGE, Options
 from feedback.hpsv2_checkpoint import converted
-from feedback.image_text import WHITE, ImageText, how_reduced
+from feedback.image_text import ImageText, channels_first, how_reduced
+from feedback.rounding import WHITE
 from feedback.vlm import fingerprint
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
@@ -55,9 +56,9 @@ class Whole:
     def __init__(self, edge: int) -> None:
         self._edge = edge
 
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """(F, 3, edge, edge) float32 from uint8 (F, H, W, 3)."""
-        whole = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2) / WHITE
+    def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
+        """(F, 3, edge, edge) float32 from uint8 (F, H, W, 3), or from float32 in [0, 255] with their gradient."""
+        whole = channels_first(frames) / WHITE
         scale = self._edge / max(whole.shape[-2:])
         height, width = (round(side * scale) for side in whole.shape[-2:])
         resized = images.resize(whole, [height, width], images.InterpolationMode.BICUBIC, antialias=True)

@@ -13,10 +13,9 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from data.video import sample_frames
-from feedback.metric import reduced
+from feedback.rounding import WHITE, rounding
 from feedback.vlm import fingerprint
 
-WHITE = 255.0
 TOGETHER = 256  # frames of a forward pass
 
 
@@ -27,7 +26,7 @@ class ImageText:
         self,
         model: CLIPModel,
         tokenizer: Callable[..., Mapping[str, Tensor]],
-        pixels: Callable[[np.ndarray], Tensor],
+        pixels: Callable[[np.ndarray | Tensor], Tensor],
         *,
         name: str,
         version: str,
@@ -36,28 +35,39 @@ class ImageText:
         frames: int | None,
         temperature: float = 1.0,
     ) -> None:
-        """tokenizer: a PreTrainedTokenizer, or what is called as one. pixels: uint8 (F, H, W, 3) to the model's input.
+        """tokenizer: a PreTrainedTokenizer, or what is called as one. pixels: uint8 (F, H, W, 3), or float32 in
+            [0, 255] with their gradient, to the model's input.
 
         temperature: what the cosine is multiplied by. name, version, definition, reduce, frames: see the options.
         """
         self._model, self._tokenizer, self._pixels = model.eval().requires_grad_(False), tokenizer, pixels
         self.model, self.model_version, self.definition = name, version, definition
-        self._reduce, self._frames, self._temperature = reduce, frames, temperature
+        self._reduce, self.frames, self._temperature = reduce, frames, temperature
 
     @torch.inference_mode()
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
         """A number for each clip, from its frames, uint8 (F, H, W, 3), and its prompt."""
-        chosen = [clip[sample_frames(len(clip), min(self._frames or len(clip), len(clip)))] for clip in clips]
-        counts = [len(clip) for clip in chosen]
-        texts = self._text_embeddings(prompts).repeat_interleave(torch.tensor(counts), 0)
-        alike = self._temperature * (self._image_embeddings(chosen) * texts).sum(-1)
-        return [reduced(of_clip.tolist(), self._reduce) for of_clip in alike.split(counts)]
+        return self.scores(clips, prompts).tolist()
 
-    def _image_embeddings(self, clips: Sequence[np.ndarray]) -> Tensor:
+    def scores(self, clips: Sequence[np.ndarray] | Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """The same as (N,) float64 on the CPU, with the gradient of clips that are float32 tensors in [0, 1]."""
+        chosen = [clip[sample_frames(len(clip), min(self.frames or len(clip), len(clip)))] for clip in clips]
+        counts = torch.tensor([len(clip) for clip in chosen])
+        texts = self._text_embeddings(prompts).repeat_interleave(counts, 0)
+        alike = self._temperature * (self._image_embeddings(chosen) * texts).sum(-1)
+        totals = torch.stack([of_clip.double().sum() for of_clip in alike.split(counts.tolist())])
+        return totals if self._reduce == "sum" else totals / counts
+
+    def _image_embeddings(self, clips: Sequence[np.ndarray | Tensor]) -> Tensor:
         """(sum of F, D) float32 of unit length, on the CPU."""
-        pixels = torch.cat([self._pixels(clip) for clip in clips])
+        pixels = torch.cat([self._prepared(clip) for clip in clips])
         parts = (part.to(self._model.device, self._model.dtype) for part in pixels.split(TOGETHER))
         return torch.cat([_unit(self._model.get_image_features(pixel_values=part)) for part in parts])
+
+    def _prepared(self, clip: np.ndarray | Tensor) -> Tensor:
+        if isinstance(clip, np.ndarray):
+            return self._pixels(clip)
+        return self._pixels(clip * WHITE) + rounding(self._pixels, clip)
 
     def _text_embeddings(self, prompts: Sequence[str]) -> Tensor:
         """(N, D) float32 of unit length, on the CPU. A prompt longer than CLIP's context is cut, as CLIP does."""
@@ -82,12 +92,20 @@ class Pixels:
         self._crop = [int(processor.crop_size.height), int(processor.crop_size.width)]
         self._mean, self._std = list(processor.image_mean), list(processor.image_std)
 
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """(F, 3, crop, crop) float32 from uint8 (F, H, W, 3), as CLIPImageProcessor makes it."""
-        whole = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        resized = images.resize(whole, [self._edge], images.InterpolationMode.BICUBIC, antialias=True)
+    def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
+        """(F, 3, crop, crop) float32 from uint8 (F, H, W, 3), as CLIPImageProcessor makes it.
+
+        From float32 in [0, 255] the same, but for what the resize rounds, with their gradient.
+        """
+        resized = images.resize(channels_first(frames), [self._edge], images.InterpolationMode.BICUBIC, antialias=True)
         top, left = ((size - crop) // 2 for size, crop in zip(resized.shape[-2:], self._crop, strict=True))
         return images.normalize(images.crop(resized, top, left, *self._crop) / WHITE, self._mean, self._std)
+
+
+def channels_first(frames: np.ndarray | Tensor) -> Tensor:
+    """(F, 3, H, W) of frames (F, H, W, 3), in their own dtype."""
+    whole = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
+    return whole.permute(0, 3, 1, 2)
 
 
 def load_image_text(name: str, options: Any, device: str, definition: str, scaled: bool) -> ImageText:

@@ -45,6 +45,14 @@ class Answer(NamedTuple):
     mass: float
 
 
+class Said(NamedTuple):
+    """What a judge said, in its own words."""
+
+    answer: bool | None  # whether the affirmative word; null where it said neither
+    words: str  # its whole reply, without special tokens; max_new_tokens of it at most
+    error: str | None  # why there is no answer
+
+
 class AnswerTokens(NamedTuple):
     """Ids of the first tokens of the two answer words, in the spellings that the tokenizer tells apart."""
 
@@ -52,8 +60,16 @@ class AnswerTokens(NamedTuple):
     negative: list[int]
 
 
-def load_vlm(name: str, options: Options, device: str) -> "QwenSource":
-    """The judge of this block, with its weights on the device.
+class Loaded(NamedTuple):
+    """A judge of a `qwen` block, ready to be asked."""
+
+    model: PreTrainedModel  # on its device, in eval mode
+    processor: ProcessorMixin
+    version: str
+
+
+def load_model(name: str, options: Options, device: str) -> Loaded:
+    """The model and the processor of this block, the weights on the device.
 
     Raises ValueError naming the option where its processor takes no videos, or does not count in pixels.
     """
@@ -67,9 +83,14 @@ def load_vlm(name: str, options: Options, device: str) -> "QwenSource":
     model = AutoModelForImageTextToText.from_pretrained(
         options.path, revision=revision, use_safetensors=True, dtype=getattr(torch, options.dtype)
     )
-    model.to(device)
     version = fingerprint(Path(options.path)) if options.local else options.revision or model.config._commit_hash
-    return QwenSource(name, load_rubric(Path(options.rubric)), model, processor, version, options)
+    return Loaded(model.to(device).eval(), processor, version)
+
+
+def load_vlm(name: str, options: Options, device: str) -> "QwenSource":
+    """The judge of this block as a source. Raises ValueError as `load_model` does."""
+    loaded = load_model(name, options, device)
+    return QwenSource(name, load_rubric(Path(options.rubric)), *loaded, options)
 
 
 def fingerprint(folder: Path) -> str:
@@ -97,7 +118,7 @@ class QwenSource:
         options: Options,
     ) -> None:
         self.name, self.rubric, self.processor, self.options = name, rubric, processor, options
-        self.vlm = model.eval()
+        self.vlm = model
         self.model, self.model_version = options.path, model_version
         self.answers = {question.name: answer_tokens(processor.tokenizer, question) for question in rubric.questions}
         for question in rubric.questions:
@@ -115,6 +136,21 @@ class QwenSource:
 
     def status(self) -> dict[str, Any]:
         return {}
+
+    @torch.no_grad()
+    def say(self, question: Question, clips: Sequence[np.ndarray], fps: float) -> Said:
+        """Its answer to one question about some clips, shown one after the other; the rubric's instructions left out.
+
+        clips: uint8 (F, H, W, 3) each, F the same for all: the frames that are shown. fps: their own rate.
+        """
+        if problem := unreadable(self.processor, question.ask):
+            return Said(None, "", problem)
+        inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self.options.pixels)
+        logits, (reply,) = self._reply(inputs.to(self.vlm.device))
+        (answer,) = read_answers(logits, answer_tokens(self.processor.tokenizer, question))
+        told = self._told(question, answer, reply)
+        words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
+        return Said(told.get("answer"), words, told.get("error"))
 
     def _judge_window(self, window: Sequence[tuple[Request, np.ndarray | str]]) -> Iterator[list[Verdict]]:
         """The verdicts on some consecutive clips, those with equally many frames to show in one batch.
@@ -191,49 +227,60 @@ def build_inputs(
     pixels: int | None = None,
     places: Sequence[Sequence[float]] | None = None,
 ) -> BatchFeature:
-    """A video VLM's inputs for a batch of clips: a user's message of the video and then the text, answer to come.
+    """A video VLM's inputs for a batch of texts: a user's message of the video and then the text, answer to come.
 
     frames_list: uint8 (F, H, W, 3) each, the frames that are shown, all of them and no other; F the same for all.
+        As many for each text, which shows them one after the other: first all of the first text, then the next one's.
     fps: their own rate, not that of the clip. places: when each is shown, in units of 1 / fps; None is 0, 1, 2...
     pixels: scale each frame to about this many, keeping its shape; None is what the processor's configuration says.
     Padded on the left, so that the answer is predicted at the last position of every row. Qwen's hold
     `mm_token_type_ids`, without which its positions silently degrade.
     """
-    conversation: list = [
-        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}] for text in texts
-    ]
     (num_frames,) = {len(frames) for frames in frames_list}
-    # Qwen3-VL's processor refuses a lone frame; the others repeat it themselves, as all do with an odd one.
-    least = getattr(processor.video_processor, "temporal_patch_size", 1)
-    order = [min(index, num_frames - 1) for index in range(max(num_frames, least))]
+    order = frame_order(processor, num_frames)
     videos = [torch.from_numpy(np.ascontiguousarray(frames[order])).permute(0, 3, 1, 2) for frames in frames_list]
     metadata = [
         VideoMetadata(total_num_frames=len(order), fps=rate, frames_indices=[place[index] for index in order])
         for place, rate in zip(places or [range(num_frames)] * len(videos), fps, strict=True)
     ]
     return processor(
-        text=_templated(processor, conversation),
+        text=[templated(processor, text, len(videos) // len(texts)) for text in texts],
         videos=videos,
         video_metadata=metadata,
         do_sample_frames=False,
         padding=True,
         padding_side="left",
         return_tensors="pt",
-        **_sizes(processor, pixels, len(order)),
+        **sizes(processor, pixels, len(order)),
     )
 
 
-def _templated(processor: ProcessorMixin, conversation: list) -> list[str]:
-    templated = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: bool = True) -> str:
+    """A user's message of some videos and a text in the judge's chat template, each video one placeholder as yet.
+
+    answering: with the words that begin the judge's turn, where the template has such.
+    """
+    content: list = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
+    message = [{"role": "user", "content": content}]
+    told = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
     if not isinstance(processor, Qwen3VLProcessor):
-        return templated
+        return told
     # The processor brackets each pair of frames, and transformers 5 leaves the template's brackets around them all;
     # Qwen's own code, in transformers 4.57, takes those away.
     bracketed = f"{processor.vision_start_token}{processor.video_token}{processor.vision_end_token}"
-    return [text.replace(bracketed, processor.video_token) for text in templated]
+    return told.replace(bracketed, processor.video_token)
 
 
-def _sizes(processor: ProcessorMixin, pixels: int | None, num_frames: int) -> dict[str, Any]:
+def frame_order(processor: ProcessorMixin, num_frames: int) -> list[int]:
+    """Indices of the frames that the processor is given of `num_frames`: each, and a lone one as often as it must be.
+
+    Qwen3-VL's processor refuses a lone frame; the others repeat it themselves, as all do with an odd one.
+    """
+    least = getattr(processor.video_processor, "temporal_patch_size", 1)
+    return [min(index, num_frames - 1) for index in range(max(num_frames, least))]
+
+
+def sizes(processor: ProcessorMixin, pixels: int | None, num_frames: int) -> dict[str, Any]:
     """Arguments of the processor's call that scale each frame to about `pixels`."""
     if pixels is None:
         return {}

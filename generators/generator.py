@@ -4,17 +4,18 @@ Letters: B batch, L text tokens, D text width; C, F, h, w the latents' channels,
 F, H, W the clip's frames, height, width. Latents are always normalised, as the transformer sees them.
 """
 
+import copy
 import hashlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from generators.process import FlowMatching, process_of
+from generators.process import FlowMatching, NoiseProcess, VariancePreserving, process_of, shift_key
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("transformer", "text_encoder", "vae")  # what may be loaded; training needs the first alone
@@ -29,6 +30,31 @@ class DenoiseStep(NamedTuple):
     timestep: Tensor  # scalar, in the transformer's unit
     prediction: Tensor  # (B, C, F, h, w), guided
     latents: Tensor  # (B, C, F, h, w), after the step
+
+
+class FrameDecoder(Protocol):
+    """A VAE's decoder one latent frame at a time; `generators.decoding` bounds its memory."""
+
+    spatial: int  # pixels of a latent pixel, along each side
+
+    def frames_of(self, index: int) -> range:
+        """The clip's frames that a latent frame decodes to."""
+
+    def step(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The next latent frame's frames, and the state for the one after it; both with gradient.
+
+        latent: (1, C, 1, h, w), normalised. state: () before the clip's first latent frame, else what the step
+        before gave. The frames are (f, H, W, 3) float32, black 0 and white 1, not clamped.
+        """
+
+    def attend(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The step's first half, with a state of its own: all that looks across the whole frame.
+
+        Gives (1, channels, 1, h, w).
+        """
+
+    def upsample(self, hidden: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The second half, from there to the frames, with a state of its own: looks a few latent pixels far."""
 
 
 class Generator:
@@ -59,6 +85,15 @@ class Generator:
         self.dtype = dtype
         self.device = device
 
+    def with_shift(self, shift: float) -> Self:
+        """The same modules under another shift of the flow's time. Raises ValueError for one that is no flow."""
+        if not isinstance(self.process, FlowMatching):
+            raise ValueError(f"shift: {shift} is of flow matching, and this {self.family} generator is none")
+        changed = copy.copy(self)
+        changed.scheduler_config = {**self.scheduler_config, shift_key(self.scheduler_config): shift}
+        changed.process = process_of(changed.scheduler_config)
+        return changed
+
     # What a family fills in
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -74,6 +109,10 @@ class Generator:
 
     def decode_float(self, latents: Tensor) -> Tensor:
         """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
+        raise NotImplementedError
+
+    def frame_decoder(self) -> FrameDecoder:
+        """The decoder of `decode_float`, one latent frame at a time."""
         raise NotImplementedError
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -235,6 +274,16 @@ def solver_scheduler(scheduler_config: Mapping[str, Any], solver: str) -> Any:
     if not torch.allclose(scheduler.alphas_cumprod.float(), process.alphas_cumprod, atol=1e-6):
         raise ValueError(f"solver: {solver} cannot hold the noise table of {scheduler_config.get('_class_name')}")
     return scheduler
+
+
+def solver_times(scheduler: Any, process: NoiseProcess) -> Tensor:
+    """(K,) process time, in [0, 1], of each of the solver's timesteps, which are set.
+
+    A flow model's is the solver's own sigma: UniPC rounds the timestep that it tells the transformer.
+    """
+    if isinstance(process, VariancePreserving):
+        return scheduler.timesteps / (len(process.alphas_cumprod) - 1)
+    return scheduler.sigmas[:-1]
 
 
 def _taken_by(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,9 +146,8 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
     if _class_name(scheduler_config).startswith("FlowMatch") or prediction_type == "flow_prediction":
         if scheduler_config.get("use_dynamic_shifting"):
             raise ValueError("scheduler config has use_dynamic_shifting: true; only a fixed flow shift is supported")
-        named = "shift" if _class_name(scheduler_config).startswith("FlowMatch") else "flow_shift"
         return FlowMatching(
-            shift=float(scheduler_config.get(named, 1.0)),
+            shift=float(scheduler_config.get(shift_key(scheduler_config), 1.0)),
             num_train_timesteps=scheduler_config.get("num_train_timesteps", 1000),
         )
     kinds: dict[Any, type[Epsilon | Velocity]] = {"epsilon": Epsilon, "v_prediction": Velocity}
@@ -156,6 +155,11 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
         known = ", ".join(["flow_prediction", *kinds])
         raise ValueError(f"scheduler config has prediction_type {prediction_type!r}; known are {known}")
     return kinds[prediction_type](_alphas_cumprod(scheduler_config))
+
+
+def shift_key(scheduler_config: Mapping[str, Any]) -> str:
+    """What a flow scheduler's config calls the shift of its time."""
+    return "shift" if _class_name(scheduler_config).startswith("FlowMatch") else "flow_shift"
 
 
 def _class_name(scheduler_config: Mapping[str, Any]) -> str:

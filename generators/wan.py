@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from generators.generator import Generator, read_model_index
+from generators.generator import FrameDecoder, Generator, read_model_index
 
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 TEXT_BATCH = 16  # prompts per forward of the text encoder: UMT5-xxl's attention logits at 512 tokens take 1 GiB
@@ -80,6 +80,12 @@ class WanGenerator(Generator):
         mean, std = self._latents_mean_std()
         pixels = self.part("vae").decode(latents.to(self.device, torch.float32) * std + mean, return_dict=False)[0]
         return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+
+    def frame_decoder(self) -> FrameDecoder:
+        from generators.wan_decoding import WanFrameDecoder  # imports diffusers
+
+        temporal, spatial = self.vae_config["scale_factor_temporal"], self.vae_config["scale_factor_spatial"]
+        return WanFrameDecoder(self.part("vae"), *self._latents_mean_std(), temporal, spatial)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

@@ -1,251 +1,219 @@
-"""The tabletop's judge: a small Qwen2.5-VL that learns to see clips and to say Accept or Reject.
+"""The tabletop's judges: a small Qwen2.5-VL that labels, and a small Qwen3-VL that is held out.
 
-What it is taught, and what it is not: rendered clips of all captions with the renderer's truth, as a VLM knows the
-words of its world; and clips of the generator's siblings, which were trained on from it, with the physics check's
-verdict and reason, but only for captions outside the prompt set that RL trains and tests on. It never saw a clip of the
-shipped base, nor any generated clip of a prompt of that set.
-
-Every lesson is a question in words and an answer in words. `QUESTIONS` says what is asked; another kind of
-question is another entry there and lessons that carry its answers.
+Both learn the same lessons (pretraining/lessons.py), from other draws of them: the second is of another family, of
+other sizes and of another seed, and shares no weight with the first, so that what fools one need not fool the other.
 """
 
 import logging
-import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
-from data.tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
-from data.tabletop.physics import check, find_blobs, shape_of
-from data.tabletop.render import render
-from data.tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
+from data.tabletop.scenes import FRAMES, SIZE
 from data.video import sample_frames
-from feedback.rubric import Rubric, load_rubric
+from feedback.differentiable.packing import pack, positions_of
 from feedback.vlm import build_inputs, sampled_fps
-from pretraining.judge_model import qwen_processor, tiny_qwen_config, word_level_tokenizer
+from pretraining.judge_model import (
+    qwen3_processor,
+    qwen_processor,
+    tiny_qwen3_config,
+    tiny_qwen_config,
+    word_level_tokenizer,
+)
+from pretraining.lessons import FRAMES_SEEN, Lessons, Pair, words
 from pretraining.optimizer import Ema, MuonAdamW
 
 logger = logging.getLogger(__name__)
 
-RUBRIC = Path("feedback/rubrics/tabletop.yaml")
-QUESTIONS = {"describe": "describe the video"}  # beside the verdict, whose words are the rubric's
-FRAMES_SEEN = 8
-PATCH, MERGE = 4, 2  # pixels of a vision patch; patches merged per side into one token
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 FPS = 8.0
-REASONS = {  # botch -> the judge's words for it
-    "static": "nothing moves", "reverse": "moves the wrong way", "partial": "stops too soon", "teleport": "jumps",
-    "vanish": "vanishes", "wrong_color": "wrong color", "wrong_shape": "wrong shape", "recolor": "changes color",
-    "reshape": "changes shape", "hover": "hangs in the air", "sink": "sinks into the table",
-    "one_only": "only one moves",
-    "empty": "nothing there", "duplicate": "two of them", "stray": "something else appears", "other": "another scene",
-    "resize": "changes size", "form": "wrong form", "place": "wrong place",
-}  # fmt: skip
-PHYSICS = (  # what the physics check says, first match -> the judge's words
-    (r"not a \w+ throughout: a (\w+)", "wrong shape {}"),
-    (r"two \w+ things", REASONS["duplicate"]),
-    (r"no \w+ thing anywhere", REASONS["empty"]),
-    (r"no \w+ thing in frame|vanishes", REASONS["vanish"]),
-    (r"changes its size", REASONS["resize"]),
-    (r"slanted|stretched|ragged|swells|spreads", REASONS["form"]),
-    (r"jumps|at once", REASONS["teleport"]),
-    (r"a \w+ thing (comes|wanders|changes)", REASONS["stray"]),
-    (r"only one of them", REASONS["one_only"]),
-    (r"-\d+ units in the wanted|back on itself", REASONS["reverse"]),
-    (r"units|by a factor|is not squeezed|come off|come out", REASONS["partial"]),
-    (r"", REASONS["place"]),  # starts, stays or ends where it should not
-)
+SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Sizes and schedule of the judge's pretraining."""
+    """Sizes and schedule of a judge's pretraining."""
 
+    family: str  # qwen2_5_vl | qwen3_vl
     rendered: int  # clips with the renderer's truth
+    marked: int  # clips with a rectangle, at most
+    compared: int  # pairs of a generated and a rendered clip, at most
     steps: int
-    batch: int
+    batch: int  # clips
+    questions: int  # of a clip in a step, at most
     warmup_describing: float  # part of the steps that only describe
     generated_share: float  # part of a batch from the generator's siblings, after that
+    marked_share: float  # part of a batch with a rectangle, likewise
+    compare_every: int  # one step in so many is of half a batch of pairs of clips
+    families: dict  # of questions: how often each is drawn where a clip has it
+    patch: int  # pixels of a vision patch
+    merge: int  # patches merged per side into one token
     vision_hidden: int
     vision_layers: int
     text_hidden: int
     text_layers: int
+    heads: int
     muon_lr: float
     adam_lr: float
     ema: float
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family is {self.family!r}, known are {', '.join(FAMILIES)}")
 
-@dataclass(frozen=True)
-class Lessons:
-    """Clips with what may be said of them. frames: uint8 (N, 8, H, W, 3); the lists are N long."""
+
+class Teaching(NamedTuple):
+    """All lessons of a judge."""
+
+    rendered: Lessons
+    generated: Lessons
+    marked: Lessons
+    compared: Lessons
+
+
+class Batch(NamedTuple):
+    """What one step teaches. frames: uint8 (B, V, F, H, W, 3), V clips shown one after the other."""
 
     frames: np.ndarray
-    questions: list[list[tuple[str, str]]]  # for each clip, (question text, answer) pairs to draw from
-
-    def __len__(self) -> int:
-        return len(self.questions)
+    pairs: list[list[Pair]]  # of each row
 
 
-@lru_cache
-def _rubric() -> Rubric:
-    return load_rubric(RUBRIC)
+def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path) -> None:
+    """Train a judge and save it as a folder that the `qwen` source loads."""
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    model, processor = new_judge(config)
+    logger.info("judge of %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    encode = Encoder(model, processor)
+    optimizer = MuonAdamW(
+        model, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
+    )
+    ema = Ema(model.parameters(), config.ema)
+    start, smooth, right = time.monotonic(), 0.0, 0.5
+    for step in range(config.steps):
+        inputs, lines = encode(draw(config, teaching, step, rng))
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[lines.rows, lines.places])
+        losses = cross_entropy(logits, lines.tokens, reduction="none")
+        # The token that a label is read from counts once more.
+        loss = losses.mean() + losses[lines.first].mean()
+        hits = (logits.argmax(-1) == lines.tokens)[lines.first]
+        right = 0.98 * right + 0.02 * float(hits.float().mean())
+        optimizer.step(loss)
+        ema.update()
+        smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
+        if step % 100 == 0:
+            took = time.monotonic() - start
+            logger.info("judge step %d/%d loss %.3f right %.3f %.0f s", step, config.steps, smooth, right, took)
+    ema.swap()
+    model.eval().half().save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
-def words() -> list[str]:
-    """The judge's whole vocabulary beside the special tokens."""
-    rubric = _rubric()
-    texts = [rubric.text(question, "") for question in rubric.questions]
-    texts += [*QUESTIONS.values()] + list(REASONS.values()) + ["Accept Reject because to and"]
-    return sorted({*vocabulary(), *COLORS, *SHAPES, *(word for text in texts for word in text.split())})
+def new_judge(config: JudgeConfig):
+    """A model with fresh weights and its processor."""
+    sizes = {
+        "patch": config.patch, "merge": config.merge, "vision_hidden": config.vision_hidden,
+        "vision_layers": config.vision_layers, "vision_heads": config.heads, "text_hidden": config.text_hidden,
+        "text_layers": config.text_layers, "text_heads": config.heads,
+    }  # fmt: skip
+    if config.family == "qwen2_5_vl":
+        tokenizer = word_level_tokenizer(words())
+        model = Qwen2_5_VLForConditionalGeneration(tiny_qwen_config(tokenizer, **sizes))
+        return model, qwen_processor(tokenizer, config.patch, config.merge, SIZE)
+    tokenizer = word_level_tokenizer([*words(), *SECONDS])
+    model = Qwen3VLForConditionalGeneration(tiny_qwen3_config(tokenizer, SIZE, **sizes))
+    return model, qwen3_processor(tokenizer, config.patch, config.merge, SIZE, FRAMES_SEEN)
 
 
-def verdict_question(text: str) -> str:
-    rubric = _rubric()
-    return rubric.text(rubric.questions[0], text)
+class Lines(NamedTuple):
+    """What a step's answers are read from: which hidden states predict which tokens."""
+
+    rows: Tensor  # (M,) of the batch
+    places: Tensor  # (M,) in the row
+    tokens: Tensor  # (M,) that come next
+    first: Tensor  # (M,) bool: whether it is an answer's first
 
 
-def same_event(one: Claim, other: Claim) -> bool:
-    return one.kind == other.kind and set(one.things) == set(other.things)
+class Encoder:
+    """Turns a Batch into a model's inputs: a row for each clip, its questions and answers packed behind it.
 
-
-def near_miss(claim: Claim, allowed: list[Claim], rng: np.random.Generator) -> Claim:
-    """Another allowed claim; mostly one that shares the kind or a thing, which is the harder to tell apart."""
-    others = [c for c in allowed if not same_event(c, claim)]
-    near = [c for c in others if c.kind == claim.kind or set(c.things) & set(claim.things)]
-    return _pick(near if near and rng.random() < 0.7 else others, rng)
-
-
-def _pick(claims: list[Claim], rng: np.random.Generator) -> Claim:
-    return claims[int(rng.integers(len(claims)))]
-
-
-def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> tuple[np.ndarray, Lessons]:
-    """Rendered clips, half of them botched, with verdicts, near-miss prompts and descriptions.
-
-    Returns all FRAMES frames too, for whoever wants to pass them through an autoencoder.
+    The tokens of a question are the processor's, its positions the model's, as if it had been asked alone.
     """
-    rng = np.random.default_rng(seed)
-    of_kind = {kind: [c for c in allowed if c.kind == kind] for kind in KINDS}
-    frames, questions = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8), []
-    for i in range(count):
-        claim = _pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
-        botch = str(rng.choice(BOTCHES[claim.kind])) if rng.random() < 0.5 else None
-        scene = make_scene(claim, rng, botch)
-        frames[i] = render(scene)
-        told = "Accept" if botch is None else f"Reject because {REASONS[botch]}"
-        asked = [(verdict_question(caption(claim)), told)] * 3
-        if botch is None:
-            asked.append(
-                (verdict_question(caption(near_miss(claim, allowed, rng))), f"Reject because {REASONS['other']}")
-            )
-        asked += [(QUESTIONS["describe"], _description(scene))] * 2
-        questions.append(asked)
-    return frames, Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], questions)
 
-
-def _description(scene) -> str:
-    """What the scene really shows: its things by colour and shape in the first and the last frame, and the event."""
-    first = sorted((e.x[0], str(e.look(0))) for e in scene.entities if e.visible[0] and e.thing.color in COLORS)
-    last = sorted((e.x[-1], str(e.look(-1))) for e in scene.entities if e.visible[-1] and e.thing.color in COLORS)
-    names = [" and ".join(name for _, name in side) or "nothing there" for side in (first, last)]
-    event = caption(scene.claim) if scene.botch is None else REASONS[scene.botch]
-    return f"{names[0]} to {names[1]} because {event}"
-
-
-def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
-    """Clips of generators with what the physics check says of their caption, of a near miss of it, and of
-    the things that are to be seen.
-
-    frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
-    """
-    rng, names = np.random.default_rng(seed), {caption(claim) for claim in allowed}
-    if outside := {c for c in captions if c not in names}:
-        raise ValueError(f"captions {sorted(outside)[:3]} are not among those that the judge may be taught")
-    questions = []
-    for clip, text in zip(frames, captions, strict=True):
-        claim = parse(text)
-        other = caption(near_miss(claim, allowed, rng))
-        asked = [(verdict_question(text), _told(clip, text))] * 4 + [(verdict_question(other), _told(clip, other))]
-        if {thing.shape for thing in claim.things} <= set(SHAPES):
-            asked.append((QUESTIONS["describe"], f"{_seen(clip)} because {_told(clip, text)}"))
-        questions.append(asked)
-    return Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], questions)
-
-
-def _told(clip: np.ndarray, text: str) -> str:
-    """The physics check's verdict and reason in the judge's words."""
-    found = check(clip, text)
-    if found.ok:
-        return "Accept"
-    words, match = next((words, match) for pattern, words in PHYSICS if (match := re.search(pattern, found.reason)))
-    return f"Reject because {words.format(*match.groups())}"
-
-
-def _seen(clip: np.ndarray) -> str:
-    """The solids that stand free in the first and in the last frames, by colour and shape, from left to right."""
-    blobs = find_blobs(clip)
-    halves = []
-    for part in (blobs[: len(blobs) // 2], blobs[-(len(blobs) // 2) :]):
-        free = {color: [found[color][0] for found in part if found[color] and found[color][0].free] for color in COLORS}
-        things = sorted((mine[0].x, f"{color} {shape_of(mine)}") for color, mine in free.items() if mine)
-        halves.append(" and ".join(name for _, name in things) or REASONS["empty"])
-    return " to ".join(halves)
-
-
-def allowed_claims(rl_prompts: list[str]) -> list[Claim]:
-    """Claims that the judge may be taught: none of the RL prompts, in either order of their things."""
-    taken = [parse(prompt) for prompt in rl_prompts]
-    return [claim for claim in all_claims() if not any(same_event(claim, other) for other in taken)]
-
-
-class _Encoder:
-    """Turns (frames, question, answer) into a padded training batch; the tokens of a question are the processor's."""
-
-    def __init__(self, processor) -> None:
-        self.processor, self.patch = processor, processor.video_processor
-        self.cache: dict[str, dict[str, Tensor]] = {}
+    def __init__(self, model, processor) -> None:
+        self.model, self.processor = model, processor
+        self.cache: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.dummy = np.zeros((FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
-        self.fps = sampled_fps(sample_frames(FRAMES, FRAMES_SEEN), FPS)
+        self.indices = sample_frames(FRAMES, FRAMES_SEEN)
 
-    def _question(self, text: str) -> dict[str, Tensor]:
-        if text not in self.cache:
-            inputs = build_inputs(self.processor, [self.dummy], [text], [self.fps])
+    def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], Lines]:
+        tokenizer, clips = self.processor.tokenizer, batch.frames.shape[1]
+        packs, lines = [], []
+        for row, pairs in enumerate(batch.pairs):
+            asked = [self._question(question, clips) for question, _ in pairs]
+            told = [self._ids(answer + " <|im_end|>") for _, answer in pairs]
+            packed = pack(
+                [torch.cat([ids, answer]) for (ids, _, _), answer in zip(asked, told, strict=True)],
+                [torch.cat([at, _counted(at, len(answer))], 1) for (_, at, _), answer in zip(asked, told, strict=True)],
+            )
+            packs.append(packed)
+            for path, answer in zip(packed.paths, told, strict=True):
+                before = path[len(path) - len(answer) - 1 : -1].tolist()
+                for place, (at, token) in enumerate(zip(before, answer.tolist(), strict=True)):
+                    lines.append((row, at, token, place == 0))
+        length = max(packed.input_ids.shape[1] for packed in packs)
+        ids = torch.full((len(packs), length), tokenizer.pad_token_id)
+        positions = torch.zeros((3, len(packs), length), dtype=torch.long)
+        mask = torch.eye(length, dtype=torch.bool).repeat(len(packs), 1, 1)
+        for row, packed in enumerate(packs):
+            own = packed.input_ids.shape[1]
+            ids[row, :own], positions[:, row, :own] = packed.input_ids[0], packed.position_ids[:, 0]
+            seen = torch.ones(own, own, dtype=torch.bool).tril()
+            seen[own - packed.mask.shape[2] :] = packed.mask[0, 0]
+            mask[row, :own, :own] = seen
+        rows, places, tokens, first = zip(*lines, strict=True)
+        inputs = {
+            "input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions,
+            "pixel_values_videos": video_patches(
+                torch.as_tensor(batch.frames).flatten(0, 1), self.processor.video_processor
+            ),
+            "video_grid_thw": torch.cat([self._question(pairs[0][0], clips)[2] for pairs in batch.pairs]),
+        }  # fmt: skip
+        return inputs, Lines(torch.tensor(rows), torch.tensor(places), torch.tensor(tokens), torch.tensor(first))
+
+    def _question(self, text: str, clips: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids (T,), positions (3, T) and the clips' grid (clips, 3) of one question."""
+        if (text, clips) not in self.cache:
+            fps = sampled_fps(self.indices, FPS)
+            places = [index * fps / FPS for index in self.indices]
+            shown = [self.dummy] * clips
+            inputs = build_inputs(self.processor, shown, [text], [fps] * clips, places=[places] * clips)
             if self.processor.tokenizer.unk_token_id in inputs["input_ids"]:
                 raise ValueError(f"the judge's vocabulary lacks a word of {text!r}")
-            self.cache[text] = {k: v for k, v in inputs.items() if k != "pixel_values_videos"}
-        return self.cache[text]
+            at = positions_of(self.model, inputs)
+            self.cache[text, clips] = inputs["input_ids"][0], at, inputs["video_grid_thw"]
+        return self.cache[text, clips]
 
-    def __call__(
-        self, frames: np.ndarray, questions: list[str], answers: list[str]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        tokenizer = self.processor.tokenizer
-        asked = [self._question(q) for q in questions]
-        told = [tokenizer(a + " <|im_end|>", add_special_tokens=False)["input_ids"] for a in answers]
-        if tokenizer.unk_token_id in {token for ids in told for token in ids}:
-            raise ValueError(f"the judge's vocabulary lacks a word of {answers}")
-        left, right = max(a["input_ids"].shape[1] for a in asked), max(map(len, told))
-        ids = torch.full((len(asked), left + right), tokenizer.pad_token_id)
-        mask, kinds, labels = torch.zeros_like(ids), torch.zeros_like(ids), torch.full_like(ids, -100)
-        for row, (a, t) in enumerate(zip(asked, told, strict=True)):
-            n = a["input_ids"].shape[1]
-            ids[row, left - n : left], kinds[row, left - n : left] = a["input_ids"][0], a["mm_token_type_ids"][0]
-            ids[row, left : left + len(t)] = labels[row, left : left + len(t)] = torch.tensor(t)
-            mask[row, left - n : left + len(t)] = 1
-        inputs = {
-            "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds,
-            "pixel_values_videos": video_patches(torch.as_tensor(frames), self.patch),
-            "video_grid_thw": torch.cat([a["video_grid_thw"] for a in asked]),
-        }  # fmt: skip
-        if "second_per_grid_ts" in asked[0]:
-            inputs["second_per_grid_ts"] = torch.cat([torch.as_tensor(a["second_per_grid_ts"]) for a in asked])
-        return inputs, labels
+    def _ids(self, answer: str) -> Tensor:
+        ids = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if self.processor.tokenizer.unk_token_id in ids:
+            raise ValueError(f"the judge's vocabulary lacks a word of {answer!r}")
+        return torch.tensor(ids)
+
+
+def _counted(positions: Tensor, count: int) -> Tensor:
+    """(3, count) positions of text that follows."""
+    return (int(positions.max()) + 1 + torch.arange(count)).expand(3, count)
 
 
 def video_patches(frames: Tensor, processor) -> Tensor:
@@ -262,83 +230,41 @@ def video_patches(frames: Tensor, processor) -> Tensor:
     return x.reshape(b * (t // 2) * (h // p) * (w // p), c * 2 * p * p)
 
 
-def train_judge(config: JudgeConfig, rendered: Lessons, generated: Lessons, folder: Path) -> None:
-    """Train a judge and save it as a folder that the `qwen` source loads."""
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    tokenizer = word_level_tokenizer(words())
-    processor = qwen_processor(tokenizer, patch=PATCH, merge=MERGE, size=SIZE)
-    model = Qwen2_5_VLForConditionalGeneration(
-        tiny_qwen_config(
-            tokenizer,
-            patch=PATCH,
-            merge=MERGE,
-            vision_hidden=config.vision_hidden,
-            vision_layers=config.vision_layers,
-            vision_heads=4,
-            text_hidden=config.text_hidden,
-            text_layers=config.text_layers,
-            text_heads=4,
-        )  # fmt: skip
-    )
-    logger.info("judge of %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    encode = _Encoder(processor)
-    optimizer = MuonAdamW(
-        model, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
-    )
-    ema = Ema(model.parameters(), config.ema)
-    verdict_ids = torch.tensor(tokenizer.convert_tokens_to_ids(["Accept", "Reject"]))
-    start, smooth, right = time.monotonic(), 0.0, 0.5
-    for step in range(config.steps):
-        describing = step < config.warmup_describing * config.steps
-        frames, asked, told = _draw(config, rendered, generated, describing, rng)
-        inputs, labels = encode(frames, asked, told)
-        logits = model(**inputs, use_cache=False, logits_to_keep=_kept(labels)).logits[:, :-1]
-        wanted = labels[:, -logits.shape[1] :]
-        loss = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
-        first, verdicts = wanted[:, 0], torch.isin(wanted[:, 0], verdict_ids)
-        if verdicts.any():  # the token that a label is read from counts once more
-            loss = loss + cross_entropy(logits[verdicts, 0], first[verdicts])
-            right = 0.98 * right + 0.02 * float((logits[:, 0].argmax(-1) == first)[verdicts].float().mean())
-        optimizer.step(loss)
-        ema.update()
-        smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
-        if step % 100 == 0:
-            logger.info(
-                "judge step %d/%d loss %.3f verdicts right %.3f %.0f s",
-                step,
-                config.steps,
-                smooth,
-                right,
-                time.monotonic() - start,
-            )
-    ema.swap()
-    model.eval().half().save_pretrained(folder)
-    processor.save_pretrained(folder)
+def draw(config: JudgeConfig, teaching: Teaching, step: int, rng: np.random.Generator) -> Batch:
+    """The batch of a step: first descriptions alone, then everything, pairs of clips in steps of their own."""
+    if step < config.warmup_describing * config.steps:
+        parts = [(teaching.rendered, config.batch, {"describe": 1.0})]
+    elif step % config.compare_every == 0:
+        parts = [(teaching.compared, config.batch // 2, {"compare": 1.0})]
+    else:
+        generated, marked = (round(s * config.batch) for s in (config.generated_share, config.marked_share))
+        parts = [
+            (teaching.generated, generated, config.families),
+            (teaching.marked, marked, {"inside": 1.0}),
+            (teaching.rendered, config.batch - generated - marked, config.families),
+        ]
+    frames, pairs = [], []
+    for lessons, count, families in parts:
+        for _ in range(count):
+            index, of_clip = _draw_pairs(lessons, config.questions, families, rng)
+            shown = [lessons.frames[index]]
+            frames.append(np.stack(shown if lessons.reference is None else [*shown, lessons.reference[index]]))
+            pairs.append(of_clip)
+    return Batch(np.stack(frames), pairs)
 
 
-def _kept(labels: Tensor) -> int:
-    """Logits that are needed: one before the first answer token to the end."""
-    return labels.shape[1] - int((labels != -100).any(0).nonzero()[0]) + 1
-
-
-def _draw(
-    config: JudgeConfig, rendered: Lessons, generated: Lessons, describing: bool, rng: np.random.Generator
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """A batch of frames, questions and answers."""
-    count = 0 if describing else round(config.generated_share * config.batch)
-    parts = [
-        (generated, rng.integers(0, len(generated), count)),
-        (rendered, rng.integers(0, len(rendered), config.batch - count)),
-    ]
-    frames, asked, told = [], [], []
-    for lessons, picks in parts:
-        for i in picks:
-            of_clip = lessons.questions[i]
-            if describing:
-                of_clip = [qa for qa in of_clip if qa[0] == QUESTIONS["describe"]]
-            question, answer = of_clip[int(rng.integers(len(of_clip)))]
-            frames.append(lessons.frames[i])
-            asked.append(question)
-            told.append(answer)
-    return np.stack(frames), asked, told
+def _draw_pairs(
+    lessons: Lessons, count: int, families: Mapping[str, float], rng: np.random.Generator
+) -> tuple[int, list[Pair]]:
+    """A clip that has pairs of these families, and up to `count` of its pairs with different questions."""
+    while True:
+        index = int(rng.integers(len(lessons)))
+        of_clip = {name: lessons.pairs[index][name] for name in families if lessons.pairs[index].get(name)}
+        if not of_clip:
+            continue
+        weights = np.array([families[name] for name in of_clip])
+        picked: dict[str, Pair] = {}
+        for name in rng.choice(list(of_clip), count, p=weights / weights.sum()):
+            pair = of_clip[name][int(rng.integers(len(of_clip[name])))]
+            picked[pair[0]] = pair
+        return index, list(picked.values())

@@ -1,4 +1,4 @@
-"""The embedded judge: a Qwen2.5-VL of the real classes, small enough for a CPU, with a closed vocabulary."""
+"""The embedded judges: a Qwen2.5-VL and a Qwen3-VL of the real classes, small enough for a CPU, of few words."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,14 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
@@ -138,6 +145,90 @@ def tiny_qwen_config(
             "fullatt_block_indexes": list(range(vision_layers)),
             "initializer_range": initializer_range,
             "rope_parameters": {"rope_type": "axial", "rope_theta": rope_theta},
+        },
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
+    )
+
+
+def qwen3_processor(
+    tokenizer: PreTrainedTokenizerFast, patch: int, merge: int, size: int, frames: int
+) -> Qwen3VLProcessor:
+    """Qwen3-VL's processor for up to `frames` square frames of `size` pixels a side, with our chat template.
+
+    Those are left as they are; larger clips are scaled to about as many pixels together.
+    """
+    if size % (patch * merge):
+        raise ValueError(f"size {size} is no multiple of patch * merge = {patch * merge}")
+    sizes: dict[str, Any] = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": TEMPORAL_PATCH}
+    of_clip = {"shortest_edge": size * size, "longest_edge": frames * size * size}  # pixels of a clip, not of an edge
+    of_frame = {"shortest_edge": size * size, "longest_edge": size * size}
+    return Qwen3VLProcessor(
+        Qwen2VLImageProcessor(**sizes, size=of_frame),
+        tokenizer,
+        Qwen3VLVideoProcessor(**sizes, size=of_clip, do_sample_frames=False, cap_pixels_per_frame=False),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_qwen3_config(
+    tokenizer: PreTrainedTokenizerFast,
+    size: int,
+    patch: int,
+    merge: int,
+    vision_hidden: int,
+    vision_layers: int,
+    vision_heads: int,
+    text_hidden: int,
+    text_layers: int,
+    text_heads: int,
+    rope_theta: float = 5.0,
+    initializer_range: float = 0.02,
+) -> Qwen3VLConfig:
+    """Qwen3-VL's configuration at a size of ours, for frames of `size` pixels; see `tiny_qwen_config`.
+
+    Its first vision layer feeds the language model too (deepstack), as layers of the published ones do.
+    """
+    head = text_hidden // text_heads
+    if head * text_heads != text_hidden or head % 2 or vision_hidden % (4 * vision_heads):
+        raise ValueError(f"heads: {text_heads} and {vision_heads} do not divide {text_hidden} and {vision_hidden}")
+    third = head // 2 // 3
+    vocabulary = tokenizer.get_vocab()
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": text_hidden,
+            "intermediate_size": 3 * text_hidden,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": text_heads,
+            "num_key_value_heads": text_heads,
+            "head_dim": head,
+            "max_position_embeddings": tokenizer.model_max_length,
+            "initializer_range": initializer_range,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": rope_theta,
+                "mrope_section": [head // 2 - 2 * third, third, third],
+                "mrope_interleaved": True,
+            },
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "depth": vision_layers,
+            "hidden_size": vision_hidden,
+            "intermediate_size": 3 * vision_hidden,
+            "num_heads": vision_heads,
+            "patch_size": patch,
+            "spatial_merge_size": merge,
+            "temporal_patch_size": TEMPORAL_PATCH,
+            "out_hidden_size": text_hidden,
+            "num_position_embeddings": (size // patch) ** 2,
+            "deepstack_visual_indexes": [0],
+            "initializer_range": initializer_range,
         },
         image_token_id=vocabulary["<|image_pad|>"],
         video_token_id=vocabulary["<|video_pad|>"],

@@ -16,20 +16,21 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from data.prompts import load_prompts
-from data.tabletop.captions import all_claims, caption
+from data.tabletop.captions import Claim, all_claims, caption
 from data.tabletop.scenes import FRAMES, SIZE
 from data.video import sample_frames
 from generators import load_generator
 from pretraining.clip import ClipConfig, all_events, render_events, train_clip
 from pretraining.denoiser import DenoiserConfig, latent_pool, save_half, train_denoiser, train_on
-from pretraining.judge import (
+from pretraining.judge import JudgeConfig, Teaching, train_judge
+from pretraining.lessons import (
     FRAMES_SEEN,
-    JudgeConfig,
     Lessons,
     allowed_claims,
+    compared_lessons,
     generated_lessons,
+    marked_lessons,
     rendered_lessons,
-    train_judge,
 )
 from pretraining.vae import to_unit, train_vae
 
@@ -73,22 +74,24 @@ class PretrainConfig:
     denoiser: DenoiserConfig
     siblings: Siblings
     judge: JudgeConfig
+    second_judge: JudgeConfig
     clip: ClipConfig
 
 
 def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
-    """Write out/generator, a WanPipeline folder, out/judge, a Qwen2.5-VL folder, and out/clip, a CLIP folder."""
+    """Write the folders generator, a WanPipeline, judge, a Qwen2.5-VL, second_judge, a Qwen3-VL, and clip to `out`."""
     torch.set_num_threads(config.threads)
-    generator, judge, clip = work / "generator", work / "judge", work / "clip"
+    generator, judge, second, clip = (work / name for name in ("generator", "judge", "second_judge", "clip"))
     _once(work / "vae", lambda folder: _vae(config.vae, folder))
     _once(generator, lambda folder: _generator(config, work / "vae", folder))
     siblings = [work / f"sibling-{index}" for index in range(len(config.siblings.botched))]
     for index, sibling in enumerate(siblings):
         _once(sibling, partial(_sibling, config, generator, index))
     _once(work / "clips", lambda folder: _sibling_clips(config, siblings, folder))
-    _once(judge, lambda folder: _judge(config, work / "vae", work / "clips", folder))
+    _once(judge, lambda folder: _judge(config.judge, config, work / "vae", work / "clips", folder))
+    _once(second, lambda folder: _judge(config.second_judge, config, work / "vae", work / "clips", folder))
     _once(clip, lambda folder: _clip(config.clip, generator / "vae", folder))
-    for part in (generator, judge, clip):
+    for part in (generator, judge, second, clip):
         shutil.rmtree(out / part.name, ignore_errors=True)
         shutil.copytree(part, out / part.name)
 
@@ -163,19 +166,34 @@ def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidanc
     return np.concatenate(clips)
 
 
-def _judge(config: PretrainConfig, vae_folder: Path, clips_folder: Path, folder: Path) -> None:
-    allowed = allowed_claims(_rl_prompts(config))
-    frames, rendered = rendered_lessons(config.judge.rendered, all_claims(), config.judge.seed)
-    half = len(frames) // 2  # half of the rendered clips as the generator would draw them
-    decoded = round_trip(AutoencoderKLWan.from_pretrained(vae_folder).eval(), frames[:half])
-    seen = np.concatenate([decoded[:, sample_frames(FRAMES, FRAMES_SEEN)], rendered.frames[half:]])
-    generated = generated_lessons(
-        np.load(clips_folder / "frames.npy"),
-        (clips_folder / "captions.txt").read_text(encoding="utf-8").split("\n"),
-        allowed,
-        config.judge.seed,
+def _judge(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path, folder: Path) -> None:
+    vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
+    frames = np.load(clips_folder / "frames.npy")
+    captions = (clips_folder / "captions.txt").read_text(encoding="utf-8").split("\n")
+    train_judge(judge, teaching(judge, vae, frames, captions, allowed_claims(_rl_prompts(config))), folder)
+
+
+def teaching(
+    judge: JudgeConfig, vae: AutoencoderKLWan, frames: np.ndarray, captions: list[str], allowed: list[Claim]
+) -> Teaching:
+    """A judge's lessons from rendered clips of all captions and from siblings' clips of allowed ones.
+
+    frames: uint8 (N, F, H, W, 3), of `captions`.
+    """
+    rendered = rendered_lessons(judge.rendered, all_claims(), judge.seed)
+    drawn = rendered.frames
+    half = len(drawn) // 2  # half of the rendered clips as the generator would draw them
+    drawn[:half] = round_trip(vae, drawn[:half])
+    order = np.random.default_rng(judge.seed).permutation(len(frames))
+    compared, marked = order[: judge.compared], order[judge.compared :][: judge.marked // 2]
+    shown = [(clip, text) for clip, text in zip(drawn, rendered.captions, strict=True) if text][: judge.marked // 2]
+    shown += [(frames[index], captions[index]) for index in marked]
+    return Teaching(
+        rendered=Lessons(drawn[:, sample_frames(FRAMES, FRAMES_SEEN)], rendered.pairs),
+        generated=generated_lessons(frames, captions, allowed, judge.seed),
+        marked=marked_lessons(np.stack([clip for clip, _ in shown]), [text for _, text in shown], judge.seed),
+        compared=compared_lessons(frames[compared], [captions[index] for index in compared], allowed, judge.seed),
     )
-    train_judge(config.judge, Lessons(seen, rendered.questions), generated, folder)
 
 
 def _clip(config: ClipConfig, vae_folder: Path, folder: Path) -> None:

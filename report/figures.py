@@ -172,6 +172,37 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
     return as_svg(figure, panels, theme)
 
 
+def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> str:
+    """SVG: by update the probability of each wanted answer, as a running mean, and what the judges that looked on said.
+
+    logs: policy -> rows of an online run, with `questions` or `held_out` or both, at least one policy. Where the
+    training judge rises and the held-out one falls, the policy fools the judge.
+    """
+    figure, panels = _panels(len(logs), 2, 2.6, hspace=0.45)
+    for panel, (policy, rows) in zip(panels, logs.items(), strict=False):
+        asked = [row for row in rows if "questions" in row]
+        for place, question in enumerate(dict.fromkeys(name for row in asked for name in row["questions"])):
+            known = [row for row in asked if row["questions"].get(question, {}).get("p") is not None]
+            values = [row["questions"][question]["p"] for row in known]
+            if values:
+                steps = [row["step"] for row in known]
+                panel.plot(steps, _running_mean(values), color=_color(place), linewidth=1.2, alpha=0.7, label=question)
+        looks = [row for row in rows if "held_out" in row]
+        for judge, style in (("training", "-"), ("held_out", "--")):
+            values = [row["held_out"][judge] for row in looks]
+            if values and all(0 <= value <= 1 for value in values):  # a metric's scores have no place on this axis
+                name = f"{judge.replace('_', '-')} judge, full samples"
+                steps = [row["step"] for row in looks]
+                panel.plot(steps, values, style, color=theme.ink, marker="o", markersize=4, linewidth=1.6, label=name)
+        panel.set_ylim(-0.03, 1.03)
+        panel.set_title(policy, fontsize=9.5, color=theme.ink, loc="left")
+        panel.set_xlabel("update")
+        panel.set_ylabel("probability of the wanted answer")
+        panel.grid(color=theme.grid, linewidth=0.6)
+        panel.legend(frameon=False, labelcolor=theme.ink, fontsize=7)
+    return as_svg(figure, panels, theme)
+
+
 def reliability(audit: Mapping[str, Any], theme: Theme) -> str:
     """SVG: of the clips that a judge gives a p_accept, the part that truth accepts; on the diagonal it is calibrated.
 

@@ -93,6 +93,8 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     calibrated = {
         judge: audit["calibration"] for judge, audit in summary.get("audit", {}).items() if audit["calibration"]
     }
+    online = {name: rows for name, rows in logs.items() if any("questions" in row for row in rows)}
+    offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
     drawn = []
     for name, draw, wanted in (
@@ -100,7 +102,8 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         ("categories", lambda theme: figures.by_category(summary, theme), True),
         ("rounds", lambda theme: figures.by_round(summary, theme), trained),
         ("lineage", lambda theme: lineage.draw(summary, theme), trained),
-        ("training", lambda theme: figures.training_curves(logs, theme), logs),
+        ("training", lambda theme: figures.training_curves(offline, theme), offline),
+        ("answers", lambda theme: figures.answer_curves(online, theme), online),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
         ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
     ):

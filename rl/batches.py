@@ -40,7 +40,7 @@ def rows_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]
 
 @lru_cache(maxsize=2)
 def _order_of_pass(seed: int, number: int, count: int) -> list[int]:
-    return torch.randperm(count, generator=_generator(seed, "order", number)).tolist()
+    return torch.randperm(count, generator=generator_at(seed, "order", number)).tolist()
 
 
 def draw(
@@ -52,14 +52,14 @@ def draw(
     """
     t, noise, dropped = [], [], []
     for place in places:
-        generator = _generator(seed, "draw", step, place)
+        generator = generator_at(seed, "draw", step, place)
         t.append(timesteps(generator, 1))
         dropped.append(torch.rand(1, generator=generator) < caption_dropout)
         noise.append(torch.randn(*shape, generator=generator))
     return Draws(torch.cat(t), torch.stack(noise), torch.cat(dropped))
 
 
-def _generator(*key: int | str) -> torch.Generator:
+def generator_at(*key: int | str) -> torch.Generator:
     """CPU generator seeded by a hash of the key, so that neighbouring keys give unrelated streams."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -99,7 +99,7 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def append_log(folder: Path, line: Mapping[str, float]) -> None:
+def append_log(folder: Path, line: Mapping[str, Any]) -> None:
     """Add a line to log.jsonl, on disk before this returns: the state must never be ahead of the log."""
     with open(folder / LOG_FILE, "a") as file:
         file.write(json.dumps(line) + "\n")
@@ -107,7 +107,7 @@ def append_log(folder: Path, line: Mapping[str, float]) -> None:
         os.fsync(file.fileno())
 
 
-def read_log(folder: Path) -> list[dict[str, float]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl; a last one torn by a kill is left out."""
     path = folder / LOG_FILE
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
@@ -121,13 +121,14 @@ def is_whole(folder: Path, done: int, checkpoint_every: int) -> bool:
 
 
 def keep_until(folder: Path, done: int) -> None:
-    """Drop from the folder whatever a killed run wrote after its first `done` steps."""
+    """Drop from the folder whatever a killed run wrote after its first `done` steps; at 0, all of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {LOG_FILE, CHECKPOINTS} | {name_of(step) for step in range(1, done + 1)}
+    steps = range(done + 1) if done else range(0)
+    kept = {LOG_FILE, CHECKPOINTS} | {name_of(step) for step in steps}
     for path in [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]:
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    lines = [line for line in read_log(folder) if line["step"] <= done]
+    lines = [line for line in read_log(folder) if line["step"] in steps]
     with atomically(folder / LOG_FILE) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -9,15 +9,15 @@ from rl.objectives import Objective
 
 SCHEDULES = ("constant", "linear")
 
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is right, and what would be
+
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a policy is trained; params.yaml says what each value means. Raises ValueError naming a value that is wrong.
+class PolicyConfig:
+    """What every run that trains a policy is told; params.yaml says what each value means.
 
     batch_size: rows (clips, or pairs) of an optimizer step, over all processes and micro-batches.
     gradient_accumulation: into how many forwards a process splits its share; memory only, the gradient is the same.
-    timesteps: the distribution's `name` and its settings.
-    beta, chosen_error_weight: of DPO alone.
     """
 
     full: bool
@@ -25,30 +25,45 @@ class TrainConfig:
     lora_alpha: float
     lora_targets: Sequence[str] | None
     learning_rate: float
-    warmup_steps: int
-    schedule: str
     betas: Sequence[float]
     eps: float
     weight_decay: float
     max_grad_norm: float
-    steps: int
     batch_size: int
     gradient_accumulation: int
     gradient_checkpointing: bool
     precision: str
-    timesteps: Mapping[str, Any]
-    caption_dropout: float
     checkpoint_every: int
     log_every: int
     seed: int
+
+
+@dataclass(frozen=True)
+class TrainConfig(PolicyConfig):
+    """How a policy is trained on clips. Raises ValueError naming a value that is wrong.
+
+    timesteps: the distribution's `name` and its settings.
+    beta, chosen_error_weight: of DPO alone.
+    """
+
+    warmup_steps: int
+    schedule: str
+    steps: int
+    timesteps: Mapping[str, Any]
+    caption_dropout: float
     beta: float | None = None
     chosen_error_weight: float | None = None
 
     def __post_init__(self) -> None:
-        for key, (holds, right) in _RULES.items():
-            if not holds(getattr(self, key)):
-                raise ValueError(f"{key} must be {right}, found {getattr(self, key)!r}")
+        check(self, POLICY_RULES | _RULES)
         timesteps.make(**self.timesteps)
+
+
+def check(config: PolicyConfig, rules: Mapping[str, Rule]) -> None:
+    """Raises ValueError naming the first value of the config that breaks its rule, and what would be right."""
+    for key, (holds, right) in rules.items():
+        if not holds(getattr(config, key)):
+            raise ValueError(f"{key} must be {right}, found {getattr(config, key)!r}")
 
 
 def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
@@ -68,48 +83,64 @@ def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def _is_int(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, True and False being none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float."""
+    return is_whole(value) or isinstance(value, float)
 
 
 def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(holds(item) for item in value)
 
 
-_BOOL = (lambda v: isinstance(v, bool), "true or false")
-_COUNT = (lambda v: _is_int(v) and v >= 1, "a whole number >= 1")
-_POSITIVE = (lambda v: _is_number(v) and v > 0, "a number > 0")
-_NOT_NEGATIVE = (lambda v: _is_number(v) and v >= 0, "a number >= 0")
+def one_of(known: Sequence[str]) -> Rule:
+    """The rule of a word among these."""
+    return lambda v: isinstance(v, str) and v in known, " or ".join(known)
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "full": _BOOL,
-    "lora_rank": _COUNT,
-    "lora_alpha": _POSITIVE,
+
+def or_null(rule: Rule) -> Rule:
+    """That rule, or null."""
+    holds, right = rule
+    return lambda v: v is None or holds(v), f"{right}, or null"
+
+
+BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
+COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number >= 1")
+WHOLE_NOT_NEGATIVE: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number >= 0")
+POSITIVE: Rule = (lambda v: is_number(v) and v > 0, "a number > 0")
+NOT_NEGATIVE: Rule = (lambda v: is_number(v) and v >= 0, "a number >= 0")
+
+POLICY_RULES: dict[str, Rule] = {
+    "full": BOOL,
+    "lora_rank": COUNT,
+    "lora_alpha": POSITIVE,
     "lora_targets": (
         lambda v: v is None or (_is_list(v, lambda item: isinstance(item, str)) and len(v) > 0),
         "a list of module name endings, or null for the family's own",
     ),
-    "learning_rate": _POSITIVE,
-    "warmup_steps": (lambda v: _is_int(v) and v >= 0, "a whole number >= 0"),
-    "schedule": (lambda v: v in SCHEDULES, " or ".join(SCHEDULES)),
-    "betas": (lambda v: _is_list(v, lambda b: _is_number(b) and 0 <= b < 1) and len(v) == 2, "two numbers in [0, 1)"),
-    "eps": _POSITIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "max_grad_norm": _POSITIVE,
-    "steps": _COUNT,
-    "batch_size": _COUNT,
-    "gradient_accumulation": _COUNT,
-    "gradient_checkpointing": _BOOL,
-    "precision": (lambda v: v in ("fp32", "bf16"), "fp32 or bf16"),
+    "learning_rate": POSITIVE,
+    "betas": (lambda v: _is_list(v, lambda b: is_number(b) and 0 <= b < 1) and len(v) == 2, "two numbers in [0, 1)"),
+    "eps": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+    "batch_size": COUNT,
+    "gradient_accumulation": COUNT,
+    "gradient_checkpointing": BOOL,
+    "precision": one_of(("fp32", "bf16")),
+    "checkpoint_every": COUNT,
+    "log_every": COUNT,
+    "seed": (is_whole, "a whole number"),
+}
+_RULES: dict[str, Rule] = {
+    "warmup_steps": WHOLE_NOT_NEGATIVE,
+    "schedule": one_of(SCHEDULES),
+    "steps": COUNT,
     "timesteps": (lambda v: isinstance(v, Mapping) and "name" in v, "a mapping with a name, such as {name: uniform}"),
-    "caption_dropout": (lambda v: _is_number(v) and 0 <= v <= 1, "a probability"),
-    "checkpoint_every": _COUNT,
-    "log_every": _COUNT,
-    "seed": (lambda v: _is_int(v), "a whole number"),
-    "beta": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0"),
-    "chosen_error_weight": (lambda v: v is None or (_is_number(v) and v >= 0), "a number >= 0"),
+    "caption_dropout": (lambda v: is_number(v) and 0 <= v <= 1, "a probability"),
+    "beta": (lambda v: v is None or (is_number(v) and v > 0), "a number > 0"),
+    "chosen_error_weight": (lambda v: v is None or (is_number(v) and v >= 0), "a number >= 0"),
 }

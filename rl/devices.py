@@ -149,6 +149,15 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(total.view_as(tensor))
 
 
+def gather_over_ranks(value: Any) -> list[Any]:
+    """Each process's value, in order of rank, on every process; small plain Python alone."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def slice_of_rank(count: int, pieces: int) -> list[range]:
     """This process's share of a batch of `count` rows, as `pieces` runs of nearly equal length, none empty.
 

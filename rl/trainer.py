@@ -1,38 +1,28 @@
 """One training loop for every objective; what differs between objectives is in rl.objectives."""
 
-import contextlib
 import hashlib
 import json
 import logging
-import math
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from tqdm import tqdm
 
-from data.manifest import MANIFEST, publish, sha256_of, write_manifest
+from data.manifest import publish, write_manifest
 from data.store import ClipSet
-from generators import lora
 from generators.generator import Generator
-from rl import checkpoints, devices, timesteps
+from rl import checkpoints, devices, policies, timesteps
 from rl.batches import ClipReader, Draws, draw, rows_of_step
 from rl.config import TrainConfig
 from rl.objectives import Errors, Objective, per_sample_error
+from rl.policies import Policy
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "policy"  # in `work`, the folder that becomes the policy
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss or gradient that is not finite; the step was not applied."""
 
 
 class TrainReport(NamedTuple):
@@ -46,14 +36,6 @@ class TrainReport(NamedTuple):
     peak_memory_bytes: int
     parameters: int  # trainable
     last: dict[str, float]  # the last line of log.jsonl
-
-
-class Policy(NamedTuple):
-    """What is trained, and the three ways to it: by LoRA or in full."""
-
-    parameters: dict[str, Parameter]
-    reference: Callable[[], contextlib.AbstractContextManager]  # within it the transformer is the reference policy
-    save: Callable[[Path], None]
 
 
 def train(
@@ -84,14 +66,14 @@ def train(
     device = generator.device
     devices.join_group(device)
     writes = devices.rank() == 0
-    policy = _prepare(generator, objective, config, start)
+    policy = policies.prepare(generator, config, start)
     parameters = list(policy.parameters.values())
-    optimizer = make_optimizer(parameters, config)
+    optimizer = policies.make_optimizer(parameters, config)
     draw_timesteps = timesteps.make(**config.timesteps)
     settings = {name: getattr(config, name) for name in objective.settings}
     made_from = _made_from(objective, config, start, clip_sets, rows, origin)
-    folder = work / FOLDER  # becomes `out`
-    first = _resume(work, resume_from, policy.parameters, optimizer, _identity(made_from), config.checkpoint_every)
+    folder = work / policies.FOLDER  # becomes `out`
+    first = policies.resume(work, resume_from, policy.parameters, optimizer, made_from, config.checkpoint_every)
     last: dict[str, float] = {}
     began, cpu_began = time.perf_counter(), time.process_time()
 
@@ -119,11 +101,10 @@ def train(
                 (loss.value.sum() / config.batch_size).backward()
                 totals += torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
             # 4. The gradient of the whole batch, clipped, and one optimizer step
-            gradients = [_gradient(parameter) for parameter in parameters]
-            devices.sum_over_ranks([*gradients, totals])
+            devices.sum_over_ranks([*policies.gradients(policy), totals])
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             facts = dict(zip(("loss", *objective.facts), (totals / config.batch_size).tolist(), strict=True))
-            _check_finite(step, facts["loss"], norm.item(), folder)
+            policies.check_finite(step + 1, facts["loss"], norm.item(), folder)
             rate = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -135,7 +116,7 @@ def train(
             if writes and (done % config.log_every == 0 or done == config.steps):
                 checkpoints.append_log(folder, last)
             if writes and done % config.checkpoint_every == 0:
-                _checkpoint(work, done, policy, optimizer, made_from)
+                policies.checkpoint(work, done, policy, optimizer, made_from)
             progress.set_postfix(loss=f"{facts['loss']:.4f}", refresh=False)
             progress.update()
     devices.synchronize(device)
@@ -143,7 +124,8 @@ def train(
 
     if writes:
         last = checkpoints.read_log(folder)[-1]
-        _save(policy, folder, made_from, config.steps)
+        policy.save(folder)
+        policies.describe(folder, {**made_from, "step": config.steps})
         write_manifest(folder, "policy", objective=objective.name, steps=config.steps)
         publish(folder, out)
     devices.barrier()
@@ -163,60 +145,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if config.schedule == "constant":
         return config.learning_rate
     return config.learning_rate * (config.steps - step) / (config.steps - config.warmup_steps)
-
-
-def make_optimizer(parameters: Sequence[Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam, as in the paper, or AdamW where weight_decay is not 0."""
-    first_moment, second_moment = config.betas
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (first_moment, second_moment), "eps": config.eps}
-    settings["fused"] = devices.has_fused_adam(parameters[0].device)
-    if config.weight_decay > 0:
-        return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **settings)
-    return torch.optim.Adam(parameters, **settings)
-
-
-def _prepare(generator: Generator, objective: Objective, config: TrainConfig, start: Path) -> Policy:
-    """Make the transformer trainable from `start`, whose weights it then has.
-
-    Raises LoraError where start is no policy or nothing would be trained, ValueError where a LoRA would not be the
-    whole change from the base.
-    """
-    transformer = generator.transformer
-    if config.full:
-        lora.apply_policy(generator, start)
-        lora.train_full(transformer)
-        save = lora.save_full
-    else:
-        _prepare_lora(generator, config, start)
-        save = lora.save
-    # Dropout would make policy and reference differ by chance; gradient checkpointing works in eval mode as well.
-    transformer.eval()
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-    return Policy(parameters, lambda: lora.reference(transformer), lambda folder: save(transformer, folder))
-
-
-def _prepare_lora(generator: Generator, config: TrainConfig, start: Path) -> None:
-    """Attach a new adapter to the base, or continue the start's."""
-    if not (start / "policy.json").is_file():
-        raise lora.LoraError(f"{start}: no policy.json, so no policy to start from")
-    if (start / lora.FULL_FOLDER).is_dir():
-        raise ValueError(f"{start}: fully trained, so a LoRA is not the whole change from the base; set full: true")
-    if not (start / lora.LORA_FILE).is_file():
-        targets = config.lora_targets or generator.lora_targets
-        lora.attach(generator.transformer, config.lora_rank, config.lora_alpha, targets, config.seed)
-        return
-    lora.load_start(generator.transformer, start)
-    continued = generator.transformer.peft_config[lora.POLICY]
-    targets = sorted(continued.target_modules)
-    for key, wanted, value in (
-        ("lora_rank", config.lora_rank, continued.r),
-        ("lora_alpha", config.lora_alpha, continued.lora_alpha),
-        ("lora_targets", targets if config.lora_targets is None else sorted(config.lora_targets), targets),
-    ):
-        if value != wanted:
-            raise ValueError(f"{key} is {wanted}, but {start} is continued, whose adapter has {value}")
 
 
 def _errors(
@@ -274,13 +202,6 @@ def _report(
     )
 
 
-def _gradient(parameter: Parameter) -> Tensor:
-    """The parameter's gradient, zeros where no row of this process had one."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
 def _check_rows(objective: Objective, rows: Sequence[Any], reader: ClipReader) -> None:
     kind = objective.row_type.__name__
     if not rows:
@@ -296,13 +217,6 @@ def _check_rows(objective: Objective, rows: Sequence[Any], reader: ClipReader) -
         )
 
 
-def _check_finite(step: int, loss: float, norm: float, folder: Path) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        kept = sorted((folder / checkpoints.CHECKPOINTS).glob("step-*"))
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise NonFiniteLossError(f"step {step + 1}: loss {loss}, gradient norm {norm}; step not applied, {last}")
-
-
 def _made_from(
     objective: Objective,
     config: TrainConfig,
@@ -312,64 +226,11 @@ def _made_from(
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the policy is made from, as policy.json holds it; what a resumed run must share."""
-    described = start / (MANIFEST if (start / MANIFEST).is_file() else "policy.json")
     return {
         **origin,
+        **policies.made_from(start, config),
         "objective": objective.name,
-        "start": start.name,
-        "start_sha256": sha256_of(described),
         "clip_sets": [clip_set.fingerprint() for clip_set in clip_sets],
         "rows": len(rows),
         "rows_sha256": hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest(),
-        "config": asdict(config),
     }
-
-
-def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of policy.json, one level deep."""
-    flat = {key: value for key, value in made_from.items() if key != "config"}
-    return flat | {f"config.{key}": value for key, value in made_from["config"].items()}
-
-
-def _resume(
-    work: Path,
-    resume_from: Path | None,
-    parameters: Mapping[str, Parameter],
-    optimizer: torch.optim.Optimizer,
-    identity: Mapping[str, Any],
-    checkpoint_every: int,
-) -> int:
-    """Restore the state in `work`, if any, and tidy its policy folder up to it; returns the number of steps done."""
-    if resume_from is not None and not (resume_from / checkpoints.STATE_FILE).is_file():
-        raise checkpoints.ResumeError(f"{resume_from}: no {checkpoints.STATE_FILE} to resume from")
-    if devices.rank() == 0 and resume_from is not None and not (work / checkpoints.STATE_FILE).is_file():
-        shutil.copytree(resume_from, work, dirs_exist_ok=True)
-    devices.barrier()
-    done = 0
-    if (work / checkpoints.STATE_FILE).is_file():
-        checkpoints.check_identity(work, identity)
-        # Killed while publishing, a run has lost part of its folder: only a fresh start has the same bytes again.
-        if checkpoints.is_whole(work / FOLDER, checkpoints.steps_done(work), checkpoint_every):
-            done = checkpoints.read_state(work, parameters, optimizer)
-            logger.info("resumed from %s after step %d", work / checkpoints.STATE_FILE, done)
-    devices.barrier()
-    if devices.rank() == 0:
-        checkpoints.keep_until(work / FOLDER, done)
-    return done
-
-
-def _checkpoint(
-    work: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, made_from: Mapping[str, Any]
-) -> None:
-    """Keep the policy as it is after `step` steps, and then the state to resume from it."""
-    unfinished = work / FOLDER / checkpoints.CHECKPOINTS / ".unfinished"
-    _save(policy, unfinished, made_from, step)
-    unfinished.rename(unfinished.with_name(checkpoints.name_of(step)))
-    checkpoints.write_state(work, step, policy.parameters, optimizer, _identity(made_from))
-
-
-def _save(policy: Policy, folder: Path, made_from: Mapping[str, Any], step: int) -> None:
-    """Write the weights and policy.json: a folder that is a policy."""
-    policy.save(folder)
-    text = json.dumps({**made_from, "step": step}, indent=2, sort_keys=True, ensure_ascii=False, default=list)
-    (folder / "policy.json").write_text(text + "\n", encoding="utf-8")

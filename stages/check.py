@@ -8,6 +8,7 @@ from data.prompts import Prompt, extended, load_prompts
 from feedback import KINDS, read_block
 from generators import FAMILIES
 from generators.rollout import Sampling, VideoSize
+from online.run import CheckConfig, OnlineEntry, members_of
 from rl.config import TrainConfig, configure
 from rl.objectives import OBJECTIVES
 from stages.audit import AuditConfig, check_known
@@ -16,7 +17,9 @@ from stages.evaluate import EvaluateConfig
 from stages.extend import ExtendConfig
 from stages.graph import trained_policies, validate_graph
 from stages.label import LabelConfig
+from stages.online_prompt import PromptConfig
 from stages.params import GeneratorConfig, ParamsError, PromptsConfig, block, load_params, section
+from stages.recipes import load_recipe
 from stages.report import ReportConfig
 from stages.select import SelectConfig
 
@@ -32,6 +35,8 @@ SECTIONS = {
     "report": ReportConfig,
     "select": SelectConfig,
     "select.generate": Sampling,
+    "online.check": CheckConfig,
+    "online.prompt": PromptConfig,
 }
 
 
@@ -47,12 +52,27 @@ def check_params() -> None:
     _check_sources(params, [prompt.prompt for prompt in prompts])
     for name in params["extend"]:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
+    _check_online(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
         config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
+
+
+def _check_online(params: Mapping[str, Any]) -> None:
+    """Every online policy's recipe with its changes, and its judges."""
+    sources = params["feedback"]["sources"]
+    for name in params["online"]["policies"]:
+        entry = section(f"online.policies.{name}", OnlineEntry)
+        try:
+            load_recipe(entry.recipe, entry.changes)
+            members_of(entry.judge, sources)
+        except (ParamsError, ValueError) as error:
+            raise ParamsError(f"online.policies.{name}: {error}") from error
+    own = section("online.prompt", PromptConfig)
+    load_recipe(own.recipe, own.changes)
 
 
 def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt]) -> None:
@@ -65,7 +85,7 @@ def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt])
 def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainConfig) -> None:
     """Whether the policies of this objective that stage select is to look at are kept more often than at their end."""
     trained = trained_policies(params)
-    for name in params["select"]["policies"]:
+    for name in set(params["select"]["policies"]) & trained.keys():
         if trained[name]["objective"] == objective and config.checkpoint_every >= config.steps:
             raise ParamsError(
                 f"select.policies: {name} is trained for {config.steps} steps and kept every {config.checkpoint_every},"

@@ -50,7 +50,8 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     from evaluation.accept import as_json, headline, plot_rows, summarise
     from evaluation.sets import load_set
 
-    config, trained = section("evaluate", EvaluateConfig), block("policies") | block("comparison.policies")
+    config = section("evaluate", EvaluateConfig)
+    trained = block("policies") | block("comparison.policies") | block("online.policies")
     starts = {name: entry["start"] for name, entry in trained.items()}
     starts |= {f"{name}{SELECTED}": starts[name] for name in block("select.policies")}
     counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}

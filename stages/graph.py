@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from stages.params import ParamsError
@@ -13,6 +14,8 @@ ROUND = ("policy",)
 POLICY = ("start", "round", "objective")
 COMPARED = (*POLICY, "source")
 EXTENDED = ("policy", "prompts", "template")
+ONLINE = ("start", "recipe", "judge", "held_out")
+ONLINE_MORE = ("split", "references", "overlay", "changes")  # which have a default, see stages.online_run.OnlineEntry
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 
@@ -31,6 +34,7 @@ def validate_graph(
             *_source_problems(params, kinds),
             *_round_problems(params),
             *_policy_problems(params, objectives),
+            *_online_problems(params),
             *_selection_problems(params),
             *_extension_problems(params),
             *_cycle_problems(params),
@@ -41,8 +45,13 @@ def validate_graph(
 
 
 def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The entries of `policies` and `comparison.policies` by name."""
+    """The entries of `policies` and `comparison.policies` by name: what is trained on the clips of a round."""
     return {**params["policies"], **params["comparison"]["policies"]}
+
+
+def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of `online.policies` by name: what is trained on a judge's answers, without a round."""
+    return params["online"]["policies"]
 
 
 def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
@@ -51,32 +60,36 @@ def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _all_policies(params: Mapping[str, Any]) -> list[str]:
-    return [BASE, *trained_policies(params), *selected_policies(params)]
+    return [BASE, *trained_policies(params), *online_policies(params), *selected_policies(params)]
 
 
 def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
     groups = (
-        ("rounds", params["rounds"], ROUND),
-        ("policies", params["policies"], POLICY),
-        ("comparison.policies", params["comparison"]["policies"], COMPARED),
-        ("extend", params["extend"], EXTENDED),
+        ("rounds", params["rounds"], ROUND, ()),
+        ("policies", params["policies"], POLICY, ()),
+        ("comparison.policies", params["comparison"]["policies"], COMPARED, ()),
+        ("online.policies", params["online"]["policies"], ONLINE, ONLINE_MORE),
+        ("extend", params["extend"], EXTENDED, ()),
     )
-    for group, entries, keys in groups:
+    for group, entries, keys, more in groups:
         for name, entry in entries.items():
             given = entry if isinstance(entry, dict) else {}
-            for key in given.keys() - set(keys):
-                yield f"{group}.{name}.{key} ({given[key]!r}) is unknown; known keys are {', '.join(keys)}"
+            for key in given.keys() - {*keys, *more}:
+                yield f"{group}.{name}.{key} ({given[key]!r}) is unknown; known keys are {', '.join([*keys, *more])}"
             for key in keys:
                 if not isinstance(given.get(key), str):
                     yield f"{group}.{name}.{key} is {given.get(key)!r}, expected a name; keys are {', '.join(keys)}"
 
 
 def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    policies, compared = params["policies"], params["comparison"]["policies"]
+    named = {
+        "policies": params["policies"],
+        "comparison.policies": params["comparison"]["policies"],
+        "online.policies": online_policies(params),
+    }
     groups = {
         "rounds": params["rounds"],
-        "policies": policies,
-        "comparison.policies": compared,
+        **named,
         "extend": params["extend"],
         "feedback.sources": params["feedback"]["sources"],
     }
@@ -84,13 +97,14 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
         for name in names:
             if not re.fullmatch(r"[a-z0-9_-]+", str(name)):
                 yield f"{group}.{name}: a name is made of a-z, 0-9, - and _"
-    if BASE in policies or BASE in compared:
+    if any(BASE in policies for policies in named.values()):
         yield f"policies.{BASE}: this name is the untrained generator's"
     for name in TAKEN:
         if name in params["rounds"]:
             yield f"rounds.{name}: runs/{name}/ is no round's; taken are {', '.join(TAKEN)}"
-    for name in sorted(policies.keys() & compared.keys()):
-        yield f"{name} stands in policies and in comparison.policies; one of the two needs another name"
+    for one, other in combinations(named, 2):
+        for name in sorted(named[one].keys() & named[other].keys()):
+            yield f"{name} stands in {one} and in {other}; one of the two needs another name"
 
 
 def _source_problems(params: Mapping[str, Any], kinds: Collection[str]) -> Iterator[str]:
@@ -124,8 +138,19 @@ def _policy_problems(params: Mapping[str, Any], objectives: Collection[str]) -> 
             yield from _unknown(f"{where}.source", entry["source"], comparison["sources"])
 
 
+def _online_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    sources = params["feedback"]["sources"]
+    for name, entry in online_policies(params).items():
+        where = f"online.policies.{name}"
+        yield from _unknown(f"{where}.start", entry["start"], _all_policies(params))
+        for key in ("judge", "held_out"):
+            yield from _unknown(f"{where}.{key}", entry[key], sources)
+    for key in ("judge", "held_out"):
+        yield from _unknown(f"online.prompt.{key}", params["online"]["prompt"][key], sources)
+
+
 def _selection_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    select, trained = params["select"], trained_policies(params)
+    select, trained = params["select"], trained_policies(params) | online_policies(params)
     for name in select["policies"]:
         yield from _unknown("select.policies", name, trained)
     for name in sorted(selected_policies(params).keys() & trained.keys()):
@@ -150,22 +175,28 @@ def _extension_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cycle_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    """Each cycle once: a policy is trained on the clips of a round, and a round's clips are made by a policy."""
-    policies, rounds, selected = trained_policies(params), params["rounds"], selected_policies(params)
-    makers = {name: rounds.get(entry["round"], {}).get("policy") for name, entry in policies.items()}
-    maker = {name: selected.get(made_by, made_by) for name, made_by in makers.items()}
+    """Each cycle once: a policy comes after the one that made its round, an online one after its start."""
+    selected, rounds = selected_policies(params), params["rounds"]
+    made_by = {name: rounds.get(entry["round"], {}).get("policy") for name, entry in trained_policies(params).items()}
+    made_by |= {name: entry["start"] for name, entry in online_policies(params).items()}
+    before = {name: selected.get(other, other) for name, other in made_by.items()}
     seen: set[str] = set()
-    for first in policies:
+    for first in before:
         path: list[str] = []
         name: str | None = first
-        while name in policies and name not in seen:
+        while name in before and name not in seen:
             seen.add(name)
             path.append(name)
-            name = maker[name]
+            name = before[name]
         if name in path:
-            loop = path[path.index(name) :]
-            steps = (f"{name} is trained on {policies[name]['round']}, which {makers[name]} makes" for name in loop)
+            steps = (_comes_after(name, made_by[name], params) for name in path[path.index(name) :])
             yield f"a cycle: {'; '.join(steps)}"
+
+
+def _comes_after(name: str, other: str | None, params: Mapping[str, Any]) -> str:
+    if name in online_policies(params):
+        return f"{name} starts from {other}"
+    return f"{name} is trained on {trained_policies(params)[name]['round']}, which {other} makes"
 
 
 def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 STATE = Path(".state")
 POLL = 0.5  # seconds between looks at the processes that this one belongs to
-PACKAGES = ("data", "evaluation", "feedback", "generators", "pretraining", "report", "rl", "stages")
+PACKAGES = ("data", "evaluation", "feedback", "generators", "online", "pretraining", "report", "rl", "stages")
 ROOT = Path(__file__).parent.parent
 
 

@@ -138,7 +138,7 @@ def test_which_keys_and_whether_the_ledger_is_wanted():
     assert key_variables(BLOCKS | {"both": panel}) == ["OPENAI_API_KEY", "GEMINI_API_KEY", "OTHER_KEY"]
     assert {name: keeps_answers(name, block) for name, block in (BLOCKS | {"both": panel}).items()} == {
         "judge": False, "physics": False, "gpt": True, "gemini": True, "served": True, "people": True, "panel": False,
-        "both": True, "clip": False, "flow": False, "metrics": False,
+        "both": True, "clip": False, "flow": False, "metrics": False, "second": False,
     }  # fmt: skip
 
 

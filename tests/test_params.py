@@ -118,6 +118,10 @@ GOOD = {
     },
     "feedback": {"source": "judge", "sources": {"judge": {"kind": "qwen"}, "physics": {"kind": "physics"}}},
     "select": {"policies": ["rwr1"], "judges": ["judge", "physics"]},
+    "online": {
+        "policies": {"ask1": {"start": "rwr1", "recipe": "ask-a-video", "judge": "judge", "held_out": "physics"}},
+        "prompt": {"recipe": "ask-a-video-test-time", "judge": "judge", "held_out": "physics"},
+    },
     "extend": {"base-extended": {"policy": "base", "prompts": "set.csv", "template": "{prompt}"}},
     "evaluate": {
         "policies": ["base", "rwr1", "rwr1-physics", "rwr1-selected", "base-extended"],
@@ -176,6 +180,15 @@ def test_a_graph_that_fits_is_accepted():
         (lambda p: p["evaluate"].update(judges=["gpt"]), "evaluate.judges: 'gpt' is unknown; known are judge, physics"),
         (lambda p: p["evaluate"].update(policies=["rwr1"]), "evaluate.policies lacks base"),
         (lambda p: p["evaluate"].update(judges=["judge", "judge"]), "evaluate: base-judge would name two stages"),
+        (lambda p: p["online"]["policies"]["ask1"].update(start="a"), "online.policies.ask1.start: 'a' is unknown"),
+        (lambda p: p["online"]["policies"]["ask1"].update(judge="gpt"), "online.policies.ask1.judge: 'gpt' is unknown"),
+        (lambda p: p["online"]["prompt"].update(held_out="gpt"), "online.prompt.held_out: 'gpt' is unknown"),
+        (lambda p: p["online"]["policies"]["ask1"].update(round="r1"), "online.policies.ask1.round .* is unknown"),
+        (lambda p: p["online"]["policies"]["ask1"].update(start="ask1"), "a cycle: ask1 starts from ask1"),
+        (
+            lambda p: p["online"]["policies"].update(rwr1=p["online"]["policies"]["ask1"]),
+            "rwr1 stands in policies and in online.policies",
+        ),
         (lambda p: p["select"].update(policies=["base"]), "select.policies: 'base' is unknown; known are rwr1, dpo2"),
         (lambda p: p["select"].update(policies=[]), "evaluate.policies: 'rwr1-selected' is unknown; known are base"),
         (lambda p: p["select"].update(policies=["rwr1", "rwr1"]), "select.policies: rwr1 stands there twice"),

@@ -19,10 +19,13 @@ from stages.preset import PRESETS, overlay
 
 ROOT = Path(__file__).parent.parent
 PARAMS = set(yaml.safe_load((ROOT / "params.yaml").read_text()))  # sections
-PACKAGES = ("data", "evaluation", "feedback", "generators", "inspection", "pretraining", "report", "rl", "stages")
+PACKAGES = (
+    "data", "evaluation", "feedback", "generators", "inspection", "online", "pretraining", "report", "rl", "stages",
+)  # fmt: skip
 # Commands that are for people and no stages.
 PEOPLES = {"distribution", "doctor", "export", "inspect", "preset", "rate", "rewrite", "show"}
-PLUMBING = {"check", "command", "forecast", "graph", "params", "state"}  # never decide what a stage writes
+# Never decide what a stage writes: what `recipes` reads is a dependency itself, `online_prompt` is for people.
+PLUMBING = {"check", "command", "forecast", "graph", "online_prompt", "params", "recipes", "state"}
 
 
 def definitions() -> dict[str, dict]:
@@ -139,6 +142,7 @@ def test_arrows_between_packages_run_down_only():
         "evaluation": {"data"},
         "report": {"data", "evaluation"},
         "inspection": {"data", "evaluation", "feedback", "rl"},
+        "online": {"data", "feedback", "generators", "rl"},
         "pretraining": {"data", "generators", "feedback"},
     }
     for package, allowed in below.items():
@@ -207,7 +211,7 @@ def test_every_path_on_a_command_line_is_declared(name):
     assert all(metric[path]["cache"] is False for metric, path in zip(stage.get("metrics", []), metrics, strict=True))
 
 
-MODELS = ("generator", "judge", "clip")
+MODELS = ("generator", "judge", "second_judge", "clip")
 
 
 # The graph as DVC resolves it

@@ -9,27 +9,29 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from data.prompts import load_prompts
-from data.tabletop.captions import COLORS, Claim, Thing, all_claims, caption
+from data.tabletop.captions import COLORS, Claim, Thing, all_claims, caption, parse
+from data.tabletop.questions import event_question
 from data.tabletop.render import render
 from data.tabletop.scenes import FRAMES, SIZE, make_scene
 from data.video import sample_frames
 from feedback.vlm import build_inputs
 from pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from pretraining.denoiser import DenoiserConfig
-from pretraining.judge import (
+from pretraining.judge import FAMILIES, Batch, Encoder, JudgeConfig, new_judge, video_patches
+from pretraining.judge_model import qwen_processor, word_level_tokenizer
+from pretraining.lessons import (
+    DESCRIBE,
     FRAMES_SEEN,
-    QUESTIONS,
-    JudgeConfig,
     allowed_claims,
+    compared_lessons,
     generated_lessons,
+    marked_lessons,
     near_miss,
     rendered_lessons,
     same_event,
     verdict_question,
-    video_patches,
     words,
 )
-from pretraining.judge_model import qwen_processor, word_level_tokenizer
 from pretraining.optimizer import MuonAdamW
 from pretraining.tabletop import PretrainConfig, Siblings, VaeConfig, pretrain
 
@@ -40,6 +42,21 @@ CLIP = ClipConfig(
     muon_lr=0.02, adam_lr=1e-3, ema=0.9, seed=0,
 )  # fmt: skip
 RED, BLUE = Thing("red", "cube"), Thing("blue", "ball")
+PUSH = Claim("push_right", (RED,))
+
+
+def judge_config(**changes) -> JudgeConfig:
+    """A judge of toy size and schedule."""
+    return JudgeConfig(
+        **{
+            "family": "qwen2_5_vl", "rendered": 24, "marked": 12, "compared": 12, "steps": 6, "batch": 4,
+            "questions": 2, "warmup_describing": 0.25, "generated_share": 0.5, "marked_share": 0.25, "compare_every": 3,
+            "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4}, "patch": 4, "merge": 2, "vision_hidden": 32,
+            "vision_layers": 1, "text_hidden": 48, "text_layers": 1, "heads": 2, "muon_lr": 0.02, "adam_lr": 1e-3,
+            "ema": 0.9, "seed": 0,
+        }
+        | changes
+    )  # fmt: skip
 
 
 def rl_prompts() -> list[str]:
@@ -59,11 +76,12 @@ def test_every_kind_of_event_is_left_to_be_taught():
 def test_no_lesson_from_a_generated_clip_asks_about_an_rl_prompt():
     allowed = allowed_claims(rl_prompts())
     captions = [caption(claim) for claim in allowed[:40]]
-    frames, _ = rendered_lessons(len(captions), allowed, seed=0)
+    frames = rendered_lessons(len(captions), allowed, seed=0).frames
     lessons = generated_lessons(frames, captions, allowed, seed=0)
-    asked = " | ".join(question for of_clip in lessons.questions for question, _ in of_clip)
-    assert captions[0] in asked
-    assert not [prompt for prompt in rl_prompts() if f" {prompt} " in asked]
+    asked = [question for of_clip in lessons.pairs for pairs in of_clip.values() for question, _ in pairs]
+    assert verdict_question(captions[0]) in asked
+    assert not [prompt for prompt in rl_prompts() if verdict_question(prompt) in asked]
+    assert not [prompt for prompt in rl_prompts() if event_question(parse(prompt)) in asked]
 
 
 @pytest.mark.parametrize(
@@ -78,17 +96,16 @@ def test_no_lesson_from_a_generated_clip_asks_about_an_rl_prompt():
     ],
 )
 def test_a_lesson_gives_the_reason_of_physics_in_words_that_the_judge_has(botch, told):
-    claim = Claim("push_right", (RED,))
-    clip = render(make_scene(claim, np.random.default_rng(0), botch))
-    (asked,) = generated_lessons(clip[None], [caption(claim)], allowed_claims([]), seed=0).questions
-    answers = dict(asked)
+    clip = render(make_scene(PUSH, np.random.default_rng(0), botch))
+    (of_clip,) = generated_lessons(clip[None], [caption(PUSH)], allowed_claims([]), seed=0).pairs
+    answers = dict(pair for pairs in of_clip.values() for pair in pairs)
 
-    assert re.fullmatch(told, answers[verdict_question(caption(claim))])
+    assert re.fullmatch(told, answers[verdict_question(caption(PUSH))])
     assert {word for answer in answers.values() for word in answer.split()} <= set(words())
     if botch is None:
         assert re.fullmatch(
             "(.* and )?red cube( and .*)? to (.* and )?red cube( and .*)? because Accept",
-            answers[QUESTIONS["describe"]],
+            answers[DESCRIBE],
         )
 
 
@@ -96,6 +113,57 @@ def test_a_clip_of_an_rl_prompt_is_refused_as_a_lesson():
     clip = np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8)
     with pytest.raises(ValueError, match="not among those"):
         generated_lessons(clip, [rl_prompts()[0]], allowed_claims(rl_prompts()), seed=0)
+
+
+def test_a_rectangle_lesson_is_right_about_where_the_thing_is():
+    rng = np.random.default_rng(0)
+    clips = np.stack([render(make_scene(PUSH, rng)) for _ in range(30)])
+    lessons = marked_lessons(clips, [caption(PUSH)] * len(clips), seed=0)
+    told = [answer.split()[0] for of_clip in lessons.pairs for _, answer in of_clip["inside"]]
+    assert len(told) > 20 and {"Yes", "No"} == set(told)
+    for frames, answer in zip(lessons.frames, told, strict=True):
+        marked = (frames[..., 0] > 200) & (frames[..., 2] > 200) & (frames[..., 1] < 60)  # magenta is no colour here
+        red = (frames[..., 0] > 150) & (frames[..., 1] < 90) & (frames[..., 2] < 90)
+        for mark, thing in zip(marked, red, strict=True):
+            if not mark.any() or not thing.any():
+                continue
+            rows, columns = np.nonzero(mark)
+            y, x = (places.mean() for places in np.nonzero(thing))
+            within = rows.min() < y < rows.max() and columns.min() < x < columns.max()
+            assert within == (answer == "Yes")
+
+
+def test_a_pair_of_clips_is_asked_about_the_first():
+    vanishing = np.stack([render(make_scene(PUSH, np.random.default_rng(seed), "vanish")) for seed in range(4)])
+    lessons = compared_lessons(vanishing, [caption(PUSH)] * 4, allowed_claims([]), seed=0)
+    pairs = dict(pair for of_clip in lessons.pairs for pair in of_clip["compare"])
+    assert pairs["does anything vanish in the first video"] == "Yes because vanishes"
+    assert lessons.reference.shape == lessons.frames.shape
+    assert not np.array_equal(lessons.reference[0], lessons.frames[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("clips", [1, 2])
+def test_questions_that_are_packed_in_training_are_predicted_as_each_alone(family, clips):
+    torch.manual_seed(0)
+    model, processor = new_judge(judge_config(family=family))
+    frames = np.random.default_rng(0).integers(0, 256, (1, clips, FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
+    pairs = [
+        ("is there a red cube", "Yes because there is a red cube"),
+        ("does anything jump", "No because nothing jumps"),
+    ]
+    encode = Encoder(model.eval(), processor)
+
+    def predicted(of_clip):
+        inputs, lines = encode(Batch(frames, [of_clip]))
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        return model.lm_head(hidden[lines.rows, lines.places]), lines
+
+    (both, lines), (first, _), (second, alone) = predicted(pairs), predicted(pairs[:1]), predicted(pairs[1:])
+    torch.testing.assert_close(both, torch.cat([first, second]), atol=1e-5, rtol=1e-4)
+    assert processor.tokenizer.decode(alone.tokens) == "No because nothing jumps <|im_end|>"
+    assert alone.first.tolist() == [True, False, False, False, False]
+    assert lines.first.sum() == 2
 
 
 def test_a_near_miss_is_another_event():
@@ -234,21 +302,8 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
         siblings=Siblings(
             botched=(0.0, 0.5), rendered=64, steps=2, rate=0.5, clips=12, guidance=(1.0, 2.0), solver_steps=2, seed=0
         ),
-        judge=JudgeConfig(
-            rendered=24,
-            steps=4,
-            batch=4,
-            warmup_describing=0.25,
-            generated_share=0.5,
-            vision_hidden=32,
-            vision_layers=1,
-            text_hidden=48,
-            text_layers=1,
-            muon_lr=0.02,
-            adam_lr=1e-3,
-            ema=0.9,
-            seed=0,
-        ),  # fmt: skip
+        judge=judge_config(),
+        second_judge=judge_config(family="qwen3_vl", seed=1),
         clip=CLIP,
     )
     pretrain(config, tmp_path / "work", tmp_path / "out")
@@ -257,10 +312,11 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     noise = generator.draw_noise([1], generator.latent_shape(FRAMES, SIZE, SIZE))
     clip = generator.decode(generator.sample(embedding, embedding[0], noise, 2, 1.0, "euler"))
     assert clip.shape == (1, FRAMES, SIZE, SIZE, 3)
-    block = {
-        "kind": "qwen", "path": str(tmp_path / "out/judge"), "revision": None, "batch_size": 4, "dtype": "float32",
-        "rubric": "feedback/rubrics/tabletop.yaml",
-    }  # fmt: skip
-    source = make_source("judge", block)
-    assert source.rubric.frames == len(sample_frames(FRAMES, FRAMES_SEEN))
+    for folder in ("judge", "second_judge"):
+        block = {
+            "kind": "qwen", "path": str(tmp_path / "out" / folder), "revision": None, "batch_size": 4,
+            "dtype": "float32", "rubric": "feedback/rubrics/tabletop.yaml",
+        }  # fmt: skip
+        source = make_source(folder, block)
+        assert source.rubric.frames == len(sample_frames(FRAMES, FRAMES_SEEN))
     assert similarity(tmp_path / "out/clip", clip[0].numpy(), [rl_prompts()[0]]).shape == (FRAMES, 1)

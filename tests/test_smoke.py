@@ -18,8 +18,8 @@ from tests.judges import WORDS, build_judge
 
 ROOT = Path(__file__).parent.parent
 COPIED = (
-    "data", "evaluation", "feedback", "generators", "pretraining", "presets", "report", "rl", "stages", "dvc.yaml",
-    "params.yaml", ".dvcignore",
+    "data", "evaluation", "feedback", "generators", "online", "pretraining", "presets", "recipes", "report", "rl",
+    "stages", "dvc.yaml", "params.yaml", ".dvcignore",
 )  # fmt: skip
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -34,7 +34,8 @@ def home(tmp_path_factory, tiny_wan) -> Path:
     shutil.copytree(tiny_wan, folder / "models/tabletop/generator")
     shutil.copytree(ROOT / "models/tabletop/clip", folder / "models/tabletop/clip")
     prompts = (folder / "presets/smoke.csv").read_text().replace(",", " ").split()
-    build_judge(folder / "models/tabletop/judge", words=dict.fromkeys([*WORDS, *prompts]))
+    for judge in ("judge", "second_judge"):
+        build_judge(folder / "models/tabletop" / judge, words=dict.fromkeys([*WORDS, *prompts]))
     run(folder, *DVC, "init", "--no-scm", "--quiet")
     run(folder, sys.executable, "-m", "stages.preset", "smoke")
     slow_down(folder / "params.yaml")
@@ -83,6 +84,19 @@ def test_the_table_and_the_path_of_the_page_are_printed(home):
 
 def test_a_second_run_has_nothing_to_do(home):
     assert "Data and pipelines are up to date" in run(home, *DVC, "repro")
+
+
+def test_an_online_policy_stands_in_the_report_with_what_its_judges_said(home):
+    rows = [json.loads(line) for line in (home / "runs/policies/ask1/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(0 <= row["held_out"]["held_out"] <= 1 for row in rows)
+    assert "judge/accept" in rows[-1]["questions"]
+    asked = (home / "runs/policies/ask1/asks.jsonl").read_text().splitlines()
+    assert json.loads(asked[0])["author"] == "tabletop"
+    summary = json.loads((home / "report-out/summary.json").read_text())
+    assert summary["policies"]["ask1"]["minus_start"]["judge"]["all"]["diff"] is not None
+    assert summary["trained"]["ask1"]["objective"] == "online"
+    assert (home / "report-out/media/answers-light.svg").is_file()
 
 
 def test_a_policy_of_the_second_round_is_a_plain_diffusers_lora(home):

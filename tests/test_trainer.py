@@ -21,8 +21,9 @@ from rl.batches import ClipReader, draw, rows_of_step
 from rl.checkpoints import CHECKPOINTS, STATE_FILE, ResumeError
 from rl.config import configure
 from rl.objectives import OBJECTIVES, get_objective
+from rl.policies import NonFiniteLossError, make_optimizer
 from rl.timesteps import uniform
-from rl.trainer import NonFiniteLossError, learning_rate, make_optimizer
+from rl.trainer import learning_rate
 from stages.preset import overlay
 from tests.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, write_base, write_clip_set
 

@@ -5,6 +5,7 @@ every frame in which it must be, in its shape, once, without jumps; did the clai
 else come or go. The first question that fails is the reason. Lengths are units of the world, two to a pixel.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -34,6 +35,15 @@ class Check(NamedTuple):
 
     ok: bool
     reason: str
+
+
+class Aspects(NamedTuple):
+    """What a clip does of its claim, one aspect at a time; null where an earlier one leaves nothing to look at."""
+
+    things: tuple[Check, ...]  # each claimed thing: there when it must be, once, in its shape
+    steady: tuple[Check | None, ...]  # each: without jumps or changes of size
+    event: Check | None
+    others: Check  # by-standers stay as they are
 
 
 class Blob(NamedTuple):
@@ -79,6 +89,37 @@ def check(frames: np.ndarray, text: str) -> Check:
     except _Failure as failure:
         return Check(False, str(failure))
     return Check(True, "the event happened as described")
+
+
+def aspects(frames: np.ndarray, claim: Claim, blobs: list[dict[str, list[Blob]]]) -> Aspects:
+    """What `check` asks, each question by itself.
+
+    blobs: `find_blobs(frames)`, for whoever asks about several claims.
+    """
+    tracks: list[list[Blob | None] | None] = []
+    things: list[Check] = []
+    steady: list[Check | None] = []
+    for index, thing in enumerate(claim.things):
+        try:
+            track = _follow(blobs, thing.color, claim, index)
+        except _Failure as failure:
+            tracks.append(None)
+            things.append(Check(False, str(failure)))
+            steady.append(None)
+            continue
+        tracks.append(track if any(blob and blob.free for blob in track) else None)
+        things.append(_checked(_same_shape, track, thing.shape))
+        steady.append(_checked(_continuous, track, thing.color, claim.kind))
+    event = None if None in tracks else _checked(_EVENTS[claim.kind], tracks, _dark(frames))
+    return Aspects(tuple(things), tuple(steady), event, _checked(_nothing_else, blobs, claim))
+
+
+def _checked(question: Callable[..., None], *asked: object) -> Check:
+    try:
+        question(*asked)
+    except _Failure as failure:
+        return Check(False, str(failure))
+    return Check(True, "yes")
 
 
 def masks(frames: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -1,0 +1,131 @@
+"""Peak memory of decoding, a judge of four frames, and the backward pass to the latents.
+
+    python -m benchmarks.decode_memory [--size 4] [--frames 17,49,81] [--modes plain,windowed,exact]
+
+A Wan2.1 decoder of real depth and width with random weights. The judge is a stand-in, a few layers over the shown
+frames: a real one is the same addend to every row. Each figure comes from a process of its own: on a GPU the peak of
+allocated memory, on a CPU the highest resident set (large blocks go back to the system when they are freed), both
+minus what was held after a warm-up of two latent frames, weights included.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import click
+import psutil
+import torch
+from torch import nn
+
+from data.video import sample_frames
+from generators.decoding import Decoding, decode_frames
+from generators.wan import WanGenerator
+from rl import devices
+
+SHOWN = 4  # frames that the judge looks at
+MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once
+
+
+class Cost(NamedTuple):
+    """Of one decode and its backward."""
+
+    bytes: int
+    seconds: float
+
+
+def make_generator(base_dim: int, device: torch.device) -> WanGenerator:
+    """A Wan generator that is nothing but a VAE of random weights."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=base_dim).to(device).eval().requires_grad_(False)
+    return WanGenerator(
+        modules={"vae": vae},
+        tokenizer=None,
+        transformer_config={"patch_size": (1, 2, 2)},
+        vae_config=vae.config,
+        scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        conditioning_channels=0,
+        max_prompt_tokens=1,
+        dtype=torch.float32,
+        device=device,
+    )
+
+
+def make_judge(device: torch.device) -> nn.Module:
+    """(N, H, W, 3) frames -> one number a frame."""
+    torch.manual_seed(1)
+    judge = nn.Sequential(nn.Conv2d(3, 64, 8, 8), nn.SiLU(), nn.Conv2d(64, 64, 1), nn.SiLU(), nn.Conv2d(64, 1, 1))
+    return judge.to(device).requires_grad_(False)
+
+
+def judged(generator: WanGenerator, judge: nn.Module, num_frames: int, size: int, decoding: Decoding) -> None:
+    """One decode of the judge's frames and the backward to the latents of a random clip."""
+    latents = torch.randn(1, *generator.latent_shape(num_frames, 8 * size, 8 * size), requires_grad=True)
+    frames = decode_frames(generator, latents, sample_frames(num_frames, SHOWN), decoding)
+    judge(frames.permute(0, 3, 1, 2)).mean().backward()
+    assert latents.grad is not None and latents.grad.isfinite().all()
+
+
+def held(device: torch.device) -> int:
+    """Bytes allocated on an accelerator, or resident on the CPU."""
+    if device.type != "cpu":
+        return torch.accelerator.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def measure(generator: WanGenerator, num_frames: int, size: int, decoding: Decoding) -> Cost:
+    device = generator.device
+    judge = make_judge(device)
+    judged(generator, judge, 5, size, decoding)  # what is set up once
+    before, began = held(device), time.monotonic()
+    judged(generator, judge, num_frames, size, decoding)
+    devices.synchronize(device)
+    return Cost(devices.peak_memory(device) - before, time.monotonic() - began)
+
+
+def measured_apart(mode: str, num_frames: int) -> Cost:
+    """The cost that a fresh process finds, called as this one was."""
+    own = ["--modes", mode, "--frames", str(num_frames), "--one"]
+    command = [sys.executable, "-m", "benchmarks.decode_memory", *sys.argv[1:], *own]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD)}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+
+
+@click.command(help=__doc__)
+@click.option("--frames", default="17,49,81", help="Of the clip, 4 k + 1.")
+@click.option("--modes", default="plain,windowed,exact")
+@click.option("--size", default=4, help="Latent height and width; a latent pixel is 8 x 8 pixels.")
+@click.option("--base-dim", default=96, help="Of the VAE; Wan2.1's is 96.")
+@click.option("--window", default=4)
+@click.option("--overlap", default=1)
+@click.option("--tile", type=int, default=None)
+@click.option("--tile-overlap", default=0)
+@click.option("--offload", is_flag=True)
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--one", is_flag=True, hidden=True)
+def main(
+    frames: str, modes: str, size: int, base_dim: int, window: int, overlap: int, tile: int | None, tile_overlap: int,
+    offload: bool, device: str, one: bool,
+) -> None:  # fmt: skip
+    lengths, wanted = [int(length) for length in frames.split(",")], modes.split(",")
+    ways = {mode: Decoding(mode, window, overlap, tile, tile_overlap, offload, True) for mode in wanted}
+    if one:
+        torch.set_num_threads(1)
+        generator = make_generator(base_dim, devices.pick_device(device))
+        print(json.dumps(measure(generator, lengths[0], size, ways[wanted[0]])))
+        return
+    print(f"{SHOWN} frames shown, {8 * size} x {8 * size} pixels, base_dim {base_dim}, window {window} + {overlap}")
+    print(f"{'':<10}" + "".join(f"{f'{length} frames':>22}" for length in lengths) + f"{'last / first':>14}")
+    for mode in ways:
+        costs = [measured_apart(mode, length) for length in lengths]
+        cells = "".join(f"{f'{cost.bytes / 2**20:.0f} MiB {cost.seconds:.0f} s':>22}" for cost in costs)
+        print(f"{mode:<10}{cells}{costs[-1].bytes / costs[0].bytes:>13.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Many questions about one clip in one forward pass, each answered as if it had been asked alone.
+
+The token sequences of the questions are laid out as a tree: what several of them begin with (the system's text, the
+clip's tokens, often the first words of the question) is there once, and each goes on from it with tokens of its own. A
+token sees those before it in its own sequence and no other, at the positions that they have there. So the vision
+tower and the long run of video tokens are paid for once; forward and backward are those of N passes.
+
+    sequences    pack           what the last token of each sees
+    a b c d      a b c d e f    d: a b c d
+    a b e f                     f: a b e f
+
+The longest sequence comes first and is plainly causal, which needs no mask; `packed_attention` computes it so, and
+only the tokens that branch off are masked. For 8 questions of 40 tokens after 2,004 of a clip, on a CPU, forward and
+backward of attention so take 1.3 times those of one question; with an (L, L) mask for all tokens, 2.0 times.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+PACKED = "packed"  # our name among transformers' attention implementations
+ROTARY = (  # what get_rope_index asks for
+    "input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
+)  # fmt: skip
+
+
+class Packed(NamedTuple):
+    """N sequences as one of L tokens, of which the first C are the longest of them."""
+
+    input_ids: Tensor  # (1, L)
+    position_ids: Tensor  # (3, 1, L) for rotary positions in time, height and width, else (1, L)
+    mask: Tensor  # (1, 1, L - C, L) bool: what each token that branches off may see
+    paths: list[Tensor]  # for each sequence, where its tokens lie: (its length,) in [0, L)
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on another device; the paths stay where they are."""
+        return Packed(self.input_ids.to(device), self.position_ids.to(device), self.mask.to(device), self.paths)
+
+
+def pack(sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> Packed:
+    """The sequences, each (T,) ids, as one.
+
+    positions: (R, T) each, R rows of positions: 3 or 1. Tokens are shared as long as ids and positions agree from the
+        start, so clips that are shown in several sequences must come in the same order in all of them.
+    """
+    rows = [torch.cat([ids[None], places]) for ids, places in zip(sequences, positions, strict=True)]
+    paths: dict[int, Tensor] = {}
+    added: list[Tensor] = []  # (1 + R, its tokens) of each sequence
+    length = 0
+    for index in sorted(range(len(rows)), key=lambda index: -rows[index].shape[1]):
+        shared, fellow = max(((_common(rows[index], rows[other]), other) for other in paths), default=(0, index))
+        own = torch.arange(length, length + rows[index].shape[1] - shared)
+        paths[index] = torch.cat([paths[fellow][:shared], own]) if shared else own
+        added.append(rows[index][:, shared:])
+        length += len(own)
+    laid = torch.cat(added, 1)
+    return Packed(
+        input_ids=laid[:1],
+        position_ids=laid[1:, None] if len(laid) > 2 else laid[1:],
+        mask=_branches(list(paths.values()), length)[None, None],
+        paths=[paths[index] for index in range(len(rows))],
+    )
+
+
+def _common(one: Tensor, other: Tensor) -> int:
+    """How many columns two (R, T) tensors have in common from the start."""
+    length = min(one.shape[1], other.shape[1])
+    differing = (one[:, :length] != other[:, :length]).any(0).nonzero()
+    return int(differing[0]) if len(differing) else length
+
+
+def _branches(paths: Sequence[Tensor], length: int) -> Tensor:
+    """(L - C, L) bool: which tokens each of those beyond the first path, C long, may see: its own path up to itself."""
+    chain = len(paths[0])
+    mask = torch.zeros(length - chain, length, dtype=torch.bool)
+    for path in paths[1:]:
+        steps = torch.arange(len(path))
+        branch = path >= chain  # shared tokens of an earlier branch are written again, as they are
+        mask[path[branch, None] - chain, path] = steps[branch, None] >= steps
+    return mask
+
+
+def packed_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention of transformers' interface for a mask (1, 1, L - C, L) of the last tokens alone; the first are causal.
+
+    Any other mask, and none, is scaled_dot_product_attention's, so the judge can be used as before, too.
+    """
+    branching = None if attention_mask is None else attention_mask.shape[-2]
+    if branching is None or branching == query.shape[-2]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    chain = query.shape[-2] - branching
+    first = [states[:, :, :chain] for states in (query, key, value)]
+    attended, _ = sdpa_attention_forward(module, *first, None, **kwargs)
+    if branching:
+        rest, _ = sdpa_attention_forward(module, query[:, :, chain:], key, value, attention_mask, **kwargs)
+        attended = torch.cat([attended, rest], 1)
+    return attended, None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Let a judge's language model read packs; its vision tower keeps its own attention, flash attention included.
+
+    Raises ValueError for a language model with sliding windows, which know positions in the pack and not in the text.
+    """
+    text = model.config.get_text_config()
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise ValueError(f"{type(model).__name__} attends in sliding windows: its questions cannot be packed")
+    model.set_attn_implementation({"text_config": PACKED})
+
+
+def positions_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(R, T) positions of one sequence's tokens: the model's own (3, T), where it has such, else (1, T) that count.
+
+    inputs: a processor's, of one text: input_ids (1, T) and what else it gave.
+    """
+    if not hasattr(model.model, "get_rope_index"):
+        return torch.arange(inputs["input_ids"].shape[1])[None]
+    known = {key: value for key, value in inputs.items() if key in ROTARY}
+    return model.model.get_rope_index(**known)[0][:, 0]
+
+
+def packed_logits(
+    model: PreTrainedModel, packed: Packed, pixels: Mapping[str, Tensor], places: Sequence[Tensor]
+) -> list[Tensor]:
+    """Logits (T, V) at some places of each sequence, with gradient; no others are computed.
+
+    pixels: what the model is shown, as its forward names it. places: for each sequence, indices (T,) of its own tokens.
+    """
+    wanted = [path[place] for path, place in zip(packed.paths, places, strict=True)]
+    out = model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=packed.mask,
+        use_cache=False,
+        logits_to_keep=torch.cat(wanted).to(packed.input_ids.device),
+        **pixels,
+    )
+    return list(out.logits[0].split([len(place) for place in wanted]))
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Let every layer of vision tower and language model be computed again in the backward, and keep no activations.
+
+    transformers checkpoints only layers in train mode, and a frozen judge is in eval mode: so the layers themselves
+    are set to training, and nothing in them, where dropout would wake up. A later `eval()` undoes it.
+    """
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

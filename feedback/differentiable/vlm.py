@@ -1,0 +1,199 @@
+"""A local video VLM as a function that torch differentiates: frames to the loss of each question's wanted answer.
+
+What it is shown, asked and told is what `qwen` sends offline (feedback/vlm.py): the same template, the same tokens, the
+same frames, and pixels that equal the processor's. Only the model's input is differentiable now, and its weights are
+frozen.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, ProcessorMixin
+
+from data.video import sample_frames
+from feedback import KINDS, read_block
+from feedback.differentiable.answers import Answers
+from feedback.differentiable.asks import Ask
+from feedback.differentiable.augment import Augmentation
+from feedback.differentiable.losses import LOSSES, TEACHER_FORCED, p_wanted
+from feedback.differentiable.metric import KINDS as METRICS
+from feedback.differentiable.overlay import Rendered, apply
+from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
+from feedback.differentiable.pixels import make_pixels
+from feedback.differentiable.targets import find_target, videos_of
+from feedback.vlm import Loaded, build_inputs, load_model, sampled_fps
+
+VLMS = ("qwen",)
+NONE = Augmentation()
+KEPT = 256  # prompts whose packed questions are remembered
+
+
+class Clip(NamedTuple):
+    """What the clips of a run have in common."""
+
+    num_frames: int
+    fps: float  # frames per second
+
+
+class _Asked(NamedTuple):
+    """The questions of a prompt, packed for frames of one size."""
+
+    packed: Packed
+    targets: list[Tensor]  # (T,) each, on the model's device
+    places: list[Tensor]  # (T,) each, where in its own sequence each of these tokens is predicted
+
+
+def load_judge(name: str, block: Mapping[str, Any], device: str) -> Loaded:
+    """The VLM of a `feedback.sources` block, its weights on the device.
+
+    Raises ValueError as `read_block` does, and for a kind that no gradient passes.
+    """
+    if (kind := block.get("kind")) in KINDS and kind not in VLMS:
+        raise ValueError(
+            f"feedback.sources.{name} is of kind {kind}, whose answers have no gradient: that takes a VLM whose "
+            f"weights are in this process, kind {', '.join(VLMS)}. Metrics with one, for recipe reward-gradient: "
+            f"{', '.join(METRICS)}"
+        )
+    _, options = read_block(name, block)
+    return load_model(name, options, device)
+
+
+class VlmJudge:
+    """A frozen VLM that is asked the questions of a clip's prompt, all in one forward pass."""
+
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        asks: Mapping[str, Sequence[Ask]],
+        loss: str,
+        frames: int,
+        clip: Clip,
+        references: Mapping[str, Tensor] | None = None,
+        overlay: Rendered | None = None,
+        augment: Augmentation = NONE,
+        pixels: int | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        """asks: by prompt_id. loss: a name in LOSSES. frames: how many of a clip's are shown, evenly spaced.
+
+        references: by prompt_id, the frames (F, H, W, 3) in [0, 1] of a real clip, as many as are shown.
+        overlay, augment: of the generated clip's frames, in this order, and not of the reference's.
+        pixels: as `feedback.vlm.build_inputs` has it.
+        checkpointing: compute activations again in the backward: less memory, a third slower.
+        Raises ValueError for a loss that is unknown, for more frames than a clip has, for a prompt without questions,
+        for a reference that is missing or has other frames, and as `find_target` does for each question.
+        """
+        if loss not in LOSSES:
+            raise ValueError(f"judge {name}: loss is {loss!r}, known are {sorted(LOSSES)}")
+        if not 1 <= frames <= clip.num_frames:
+            raise ValueError(f"judge {name}: {frames} frames are to be shown of clips that have {clip.num_frames}")
+        self.name, self._processor, self._clip = name, processor, clip
+        self._frames, self._pixel_count = frames, pixels
+        self._asks = {prompt_id: tuple(of_prompt) for prompt_id, of_prompt in asks.items()}
+        self._references = references or {}
+        self._check()
+        self._targets = {
+            prompt_id: [find_target(processor, ask, loss in TEACHER_FORCED) for ask in of_prompt]
+            for prompt_id, of_prompt in self._asks.items()
+        }
+        self._loss, self._overlay, self._augment = LOSSES[loss], overlay, augment
+        self._pixels = make_pixels(processor, pixels)
+        self._model = model.eval().requires_grad_(False)
+        prepare(model)
+        if checkpointing:
+            recompute(model)
+        self._packed = lru_cache(KEPT)(self._pack)
+
+    def _check(self) -> None:
+        if not self._asks:
+            raise ValueError(f"judge {self.name}: no questions")
+        for prompt_id, of_prompt in self._asks.items():
+            if not of_prompt:
+                raise ValueError(f"judge {self.name}: no questions about {prompt_id}")
+            if not any(ask.with_reference for ask in of_prompt):
+                continue
+            if prompt_id not in self._references:
+                raise ValueError(f"judge {self.name}: a question about {prompt_id} shows a reference, and it has none")
+            if (found := len(self._references[prompt_id])) != self._frames:
+                raise ValueError(
+                    f"judge {self.name}: the reference of {prompt_id} has {found} frames, expected as many as are "
+                    f"shown of the clip, {self._frames}"
+                )
+
+    def shown(self, num_frames: int, seed: int) -> list[int]:
+        """Indices of the frames that it looks at, evenly spaced but for the jitter.
+
+        Raises ValueError for a clip of another length than was announced.
+        """
+        if num_frames != self._clip.num_frames:
+            raise ValueError(f"judge {self.name}: a clip of {num_frames} frames, expected {self._clip.num_frames}")
+        return self._augment.shown(num_frames, self._frames, seed)
+
+    def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:
+        """What it answers about a clip, with the gradient of each loss to the frames.
+
+        frames: (F, H, W, 3) in [0, 1], those of `shown`. seed: of the augmentation.
+        A loss may be NaN or infinite; the other questions' are given all the same.
+        Raises ValueError for a prompt without questions.
+        """
+        if prompt_id not in self._asks:
+            raise ValueError(f"judge {self.name}: no questions about {prompt_id}")
+        asked = self._packed(prompt_id, *frames.shape[1:3])
+        logits = packed_logits(self._model, asked.packed, self._shown_pixels(frames, prompt_id, seed), asked.places)
+        told = list(zip(logits, asked.targets, [target.other for target in self._targets[prompt_id]], strict=True))
+        return Answers(
+            questions=tuple(ask.name for ask in self._asks[prompt_id]),
+            loss=torch.stack([self._loss(*one) for one in told]),
+            p_wanted=torch.stack([p_wanted(*one) for one in told]),
+        )
+
+    def _shown_pixels(self, frames: Tensor, prompt_id: str, seed: int) -> dict[str, Tensor]:
+        """The model's input for the clips that a prompt's questions show."""
+        if self._overlay is not None:
+            frames = apply(frames, self.shown(self._clip.num_frames, seed), self._overlay)
+        clips = [self._augment(frames, seed)]
+        if self._videos(prompt_id) > 1:
+            clips.append(self._references[prompt_id].to(frames))
+        inputs = [self._pixels(clip) for clip in clips]
+        return {key: torch.cat([one[key] for one in inputs]).to(self._model.device) for key in inputs[0]}
+
+    def _videos(self, prompt_id: str) -> int:
+        return max(map(videos_of, self._asks[prompt_id]))
+
+    def _pack(self, prompt_id: str, height: int, width: int) -> _Asked:
+        """A prompt's questions as one sequence, for frames of this size."""
+        sequences, positions, places = [], [], []
+        for ask, target in zip(self._asks[prompt_id], self._targets[prompt_id], strict=True):
+            inputs = self._inputs(ask, prompt_id, height, width)
+            asked, forced = inputs["input_ids"].shape[1], target.tokens[:-1]
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([forced], dtype=torch.long)], 1)
+            if "mm_token_type_ids" in inputs:
+                inputs["mm_token_type_ids"] = functional.pad(inputs["mm_token_type_ids"], (0, len(forced)))
+            sequences.append(inputs["input_ids"][0])
+            positions.append(positions_of(self._model, inputs))
+            places.append(torch.arange(asked - 1, asked + len(forced)))
+        device = self._model.device
+        targets = [torch.tensor(target.tokens, device=device) for target in self._targets[prompt_id]]
+        return _Asked(pack(sequences, positions).to(device), targets, places)
+
+    def _inputs(self, ask: Ask, prompt_id: str, height: int, width: int) -> dict[str, Any]:
+        """What the processor makes of a question about black frames: its tokens depend on their size alone.
+
+        It is told the times of evenly spaced frames: how far they are jittered is not for it to know.
+        """
+        black = [np.zeros((self._frames, height, width, 3), np.uint8)]
+        if ask.with_reference:
+            black.append(np.zeros(self._references[prompt_id].shape, np.uint8))
+        indices = sample_frames(self._clip.num_frames, self._frames)
+        rate, videos = sampled_fps(indices, self._clip.fps), len(black)
+        times = [index * rate / self._clip.fps for index in indices]
+        return dict(
+            build_inputs(self._processor, black, [ask.text], [rate] * videos, self._pixel_count, [times] * videos)
+        )

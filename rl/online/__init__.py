@@ -1,0 +1,1 @@
+"""Online fine-tuning: a frozen judge's answers, differentiated into the generator."""

@@ -1,0 +1,85 @@
+"""From noise to clean latents, of which the last part has a gradient: what an online update differentiates.
+
+Both ways sample as inference does, by its solver, schedule and guidance, and differ in what they record.
+
+    variable          Ask-A-Video (§3.2)            Diffusion-DRF (Eq. 2)
+    noise             epsilon = z_{t_0}             z_T
+    times[k]          t_k
+    latents           z_{t_k}, then z~_{t_k}        z_k
+    clean             z~_0^(k)
+    prediction        u^
+    Rollout.latents   z^_0                          z_0
+    gradient_steps                                  K
+"""
+
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from generators.generator import Predict, denoise_steps, solver_times
+from generators.process import NoiseProcess
+
+
+class Asked(NamedTuple):
+    """Where the policy was asked with gradient, and what it said; all without gradient."""
+
+    latents: Tensor  # (B, C, F, h, w) z_t
+    timestep: Tensor  # scalar, in the transformer's unit
+    prediction: Tensor  # (B, C, F, h, w), guided
+
+
+class Rollout(NamedTuple):
+    """Clean latents, and the differentiable forwards that they hang on."""
+
+    latents: Tensor  # (B, C, F, h, w) float32, with graph
+    asked: tuple[Asked, ...]
+
+
+def random_step(
+    predict: Predict, scheduler: Any, process: NoiseProcess, noise: Tensor, k: int, renoise: Tensor | None
+) -> Rollout:
+    """Sample to step k without gradient, and estimate the clean latents from there in one forward with gradient.
+
+    scheduler: with its K timesteps set. noise: (B, C, F, h, w). k: 0 … K - 1; at 0 the forward is of pure noise.
+    renoise: (B, C, F, h, w) what the clean estimate is mixed with again; None goes on from the solver's own latents.
+
+    §3.2 of Ask-A-Video, whose z~_0^(k) = Solver(eps, t_0 -> t_k) is renoised as if it were clean, while a solver's
+    latents at t_k still hold noise. Our reading: z~_0^(k) is the clean latents that the solver's last prediction, the
+    one at t_{k-1}, implies. Euler's own z_{t_k} is that estimate mixed with the same step's noise estimate.
+    """
+    times = solver_times(scheduler, process).to(noise.device, torch.float32)
+    latents = noise
+    with torch.no_grad():
+        clean = noise  # never renoised: k = 0 takes no step
+        for time, step in zip(times, islice(denoise_steps(predict, scheduler, noise), k), strict=False):
+            clean = process.clean_estimate(latents, step.prediction, time.expand(len(noise)))
+            latents = step.latents
+        if k > 0 and renoise is not None:
+            latents = process.noised(clean, renoise, times[k].expand(len(noise)))
+    timestep = scheduler.timesteps[k]
+    prediction = predict(latents, timestep)
+    estimate = process.clean_estimate(latents, prediction, times[k].expand(len(noise)))
+    return Rollout(estimate, (Asked(latents, timestep, prediction.detach()),))
+
+
+def last_steps(predict: Predict, scheduler: Any, noise: Tensor, gradient_steps: int) -> Rollout:
+    """Sample to the end, with gradient through the last `gradient_steps` of the solver's K steps.
+
+    Eq. 2 of Diffusion-DRF. Each recorded step keeps its input latents alone and is computed again in the backward
+    pass ("denoising aware activation checkpointing"), so that memory holds the activations of one. A solver that
+    looks back (UniPC) passes the gradient through its earlier predictions as well.
+    """
+    steps = denoise_steps(partial(checkpoint, predict, use_reentrant=False), scheduler, noise)
+    latents = noise
+    with torch.no_grad():
+        for step in islice(steps, len(scheduler.timesteps) - gradient_steps):
+            latents = step.latents
+    asked = []
+    for step in steps:
+        asked.append(Asked(latents.detach(), step.timestep, step.prediction.detach()))
+        latents = step.latents
+    return Rollout(latents, tuple(asked))

@@ -1,0 +1,173 @@
+"""One prompt, optimised from a terminal: what `python -m stages.online --prompt` does."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.prompts import Prompt
+from online.recipe import Recipe
+from online.run import CheckConfig, Job, run, shifted
+from stages.params import GeneratorConfig, ParamsError, block, section
+from stages.recipes import load_recipe
+from stages.state import stage_state
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+
+    from feedback.differentiable.asks import Ask
+    from feedback.differentiable.overlay import Overlay
+    from generators.generator import Generator
+    from generators.rollout import VideoSize
+
+logger = logging.getLogger(__name__)
+
+PROMPT_ID = "prompt"
+BEFORE, AFTER, CURVE = "before.mp4", "after.mp4", "curve.svg"
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Section `online.prompt`: what the command line leaves open."""
+
+    recipe: str
+    judge: str
+    held_out: str
+    check: CheckConfig
+    changes: dict = field(default_factory=dict)
+
+
+class Order(NamedTuple):
+    """What was said on the command line."""
+
+    prompt: str
+    asks: Sequence[str]
+    marks: Mapping[str, Sequence[str]]  # kind -> texts
+    overlay: Path | None
+    recipe: str | None
+    judge: str | None
+    held_out: str | None
+    changes: Sequence[str]
+
+
+def fulfil(order: Order, start: Path | None, out: Path, device: "torch.device") -> None:
+    """Train for the order's prompt from a policy, else from the generator itself, and show before and after."""
+    from generators import load_generator
+    from generators.rollout import VideoSize
+
+    config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
+    size, sources = section("video", VideoSize), block("feedback.sources")
+    recipe = load_recipe(order.recipe or config.recipe, with_changes(below(order.recipe, config), order.changes))
+    prompt = Prompt(PROMPT_ID, order.prompt, category=PROMPT_ID, split="train", image=None, reference=None)
+    job = Job(
+        recipe=recipe,
+        prompts=[prompt],
+        asks={PROMPT_ID: own_asks(order.asks, recipe)} if order.asks else None,
+        references=None,
+        overlay=overlay_of(order),
+        judge=order.judge or config.judge,
+        held_out=order.held_out or config.held_out,
+        sources=sources,
+        check=config.check,
+        size=size,
+    )
+    for name in (job.judge, job.held_out):
+        if name not in sources:
+            raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
+    inputs = [Path(model.path), *([start] if start else []), *([order.overlay] if order.overlay else [])]
+    judges = (sources[job.judge], sources[job.held_out])
+    with stage_state("online", out, (order, recipe, model, judges, job.check, size), inputs) as work:
+        base = start or base_policy(model, work / "base")
+        load = partial(load_generator, **asdict(model), device=device)
+        report = run(job, load, base, work, out, device)
+        for name, folder in ((BEFORE, base), (AFTER, out)):
+            film(shifted(load(), recipe), folder, prompt, recipe, size, out / name)
+    draw_curve(out)
+    told = ", stopped: " + report.stopped if report.stopped else ""
+    clips = f"{out / BEFORE} and {AFTER}"
+    logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, told, clips)
+
+
+def below(recipe: str | None, config: PromptConfig) -> dict[str, Any]:
+    """The changes of params.yaml that concern a recipe: a metric is shown its own frames and asked nothing."""
+    if recipe is None or load_recipe(recipe, {}).questions is not None:
+        return config.changes
+    return {name: values for name, values in config.changes.items() if name not in ("judge", "questions")}
+
+
+def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Changes by section and key, those of `section.key=value` texts over `below`.
+
+    Raises ParamsError naming the text.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    changes = {name: dict(values) for name, values in below.items()}
+    for text in given:
+        where, equals, value = text.partition("=")
+        name, dot, key = where.strip().partition(".")
+        if not (equals and dot and key):
+            raise ParamsError(f"--set {text}: write section.key=value, such as engine.updates=40")
+        try:
+            changes.setdefault(name, {})[key] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise ParamsError(f"--set {text}: {error}") from error
+    return changes
+
+
+def own_asks(texts: Sequence[str], recipe: Recipe) -> "tuple[Ask, ...]":
+    """The questions of --ask in the recipe's words. Raises ParamsError where the recipe asks none."""
+    from feedback.differentiable.asks import parse_ask
+
+    if recipe.questions is None:
+        raise ParamsError("--ask: this recipe has a metric in the judge's place, which is asked nothing")
+    names = [f"ask_{number}" for number in range(1, len(texts) + 1)]
+    template = recipe.judge.ask_template
+    return tuple(parse_ask(text, name, template=template) for text, name in zip(texts, names, strict=True))
+
+
+def overlay_of(order: Order) -> "Overlay | None":
+    """The marks of the command line over those of the YAML; null where there are none."""
+    from feedback.differentiable.overlay import Overlay, load_overlay, parse_mark
+
+    marks = list(load_overlay(order.overlay).marks) if order.overlay else []
+    marks += [parse_mark(kind, text) for kind, texts in order.marks.items() for text in texts]
+    return Overlay(tuple(marks)) if marks else None
+
+
+def base_policy(model: GeneratorConfig, folder: Path) -> Path:
+    """A policy's folder that is the generator itself."""
+    from generators.identity import identify
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = identify(model.family, model.path, model.revision)
+    (folder / "policy.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def film(
+    generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, size: "VideoSize", path: Path
+) -> None:
+    """Write a clip of the prompt as a policy makes it, on the noise of the recipe's seed."""
+    from data.video import write_video
+    from generators.lora import apply_policy
+
+    apply_policy(generator, policy)
+    embedding, empty = generator.encode_text([prompt.prompt, ""])
+    seed = generator.sample_seed(recipe.engine.seed, prompt.prompt, 0)
+    noise = generator.draw_noise([seed], generator.latent_shape(size.num_frames, size.height, size.width))
+    latents = generator.sample(
+        embedding[None], empty, noise, recipe.sampling.inference_steps, recipe.engine.guidance, recipe.engine.solver
+    )
+    write_video(path, generator.decode(latents)[0].numpy(), size.fps)
+
+
+def draw_curve(out: Path) -> None:
+    """Write curve.svg: the probability of each wanted answer, and the judges that looked on, over the updates."""
+    from report.figures import LIGHT, answer_curves
+
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    (out / CURVE).write_text(answer_curves({out.name: rows}, LIGHT), encoding="utf-8")
