@@ -151,14 +151,15 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
 def film(
     generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, size: "VideoSize", path: Path
 ) -> None:
-    """Write a clip of the prompt as a policy makes it, on the noise of the recipe's seed."""
+    """Write a clip of the prompt as a policy makes it, on the first noise that is trained on where noise is fixed."""
     from data.video import write_video
     from generators.lora import apply_policy
+    from rl.online.trainer import fixed_noise
 
     apply_policy(generator, policy)
     embedding, empty = generator.encode_text([prompt.prompt, ""])
-    seed = generator.sample_seed(recipe.engine.seed, prompt.prompt, 0)
-    noise = generator.draw_noise([seed], generator.latent_shape(size.num_frames, size.height, size.width))
+    shape = generator.latent_shape(size.num_frames, size.height, size.width)
+    noise = fixed_noise(recipe.engine.seed, prompt.prompt_id, 0, shape)[None]
     latents = generator.sample(
         embedding[None], empty, noise, recipe.sampling.inference_steps, recipe.engine.guidance, recipe.engine.solver
     )

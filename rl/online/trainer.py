@@ -256,9 +256,11 @@ def _roll_out(
     def draw(*address: int | str) -> Tensor:
         return torch.randn(*conditions.latent_shape, generator=generator_at(config.seed, *address))
 
-    fixed = config.noise == "fixed"
-    noise = torch.stack([draw("noise", conditions.prompt_ids[row] if fixed else update, p) for p, row in asked.items()])
-    noise = noise.to(generator.device)
+    if config.noise == "fixed":
+        own = [fixed_noise(config.seed, conditions.prompt_ids[r], p, conditions.latent_shape) for p, r in asked.items()]
+    else:
+        own = [draw("noise", update, place) for place in asked]
+    noise = torch.stack(own).to(generator.device)
     scheduler = solver_scheduler(generator.scheduler_config, config.solver)
     scheduler.set_timesteps(config.steps, device=generator.device)
     if config.gradient_steps is not None:
@@ -268,6 +270,11 @@ def _roll_out(
         renoise = torch.stack([draw("renoise", update, place) for place in asked]).to(generator.device)
     k = int(torch.randint(config.steps, (), generator=generator_at(config.seed, "step", update)))
     return random_step(predict, scheduler, generator.process, noise, k, renoise)
+
+
+def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:
+    """(C, F, h, w) the noise that a prompt keeps at a place of the batch in all updates, where `noise` is fixed."""
+    return torch.randn(*shape, generator=generator_at(seed, "noise", prompt_id, place))
 
 
 def _judge(
