@@ -97,7 +97,7 @@ def run(
     generator = shifted(load(), job.recipe)
     conditions = conditions_of(generator, asked.prompts, job.size)
     check = LookOn(job, generator, asked, work / "looks", device) if job.recipe.engine.held_out_every else None
-    origin = {"recipe": asdict_of(job.recipe), "judge": job.judge, "held_out": job.held_out, "prompts_of": CLIP_SET}
+    origin = {"recipe": asdict_of(job.recipe), "judge": job.judge, "held_out": job.held_out}
     decode = partial(decode_frames, generator, decoding=job.recipe.decoding)
     add = partial(keep_what_was_asked, job, asked)
     return train_online(
