@@ -113,25 +113,14 @@ def tiny_qwen_config(
     if vision_head * vision_heads != vision_hidden or vision_head % 4:
         raise ValueError(f"vision_hidden {vision_hidden} must be vision_heads {vision_heads} times a multiple of 4")
     third = head // 2 // 3
-    vocabulary = tokenizer.get_vocab()
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": text_hidden,
-            "intermediate_size": 3 * text_hidden,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_heads,
-            "num_key_value_heads": text_heads,
-            "max_position_embeddings": tokenizer.model_max_length,
-            "initializer_range": initializer_range,
+            **_text_config(tokenizer, text_hidden, text_layers, text_heads, initializer_range),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": rope_theta,
                 "mrope_section": [head // 2 - 2 * third, third, third],  # frequencies for time, height, width
             },
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
             "depth": vision_layers,
@@ -146,10 +135,7 @@ def tiny_qwen_config(
             "initializer_range": initializer_range,
             "rope_parameters": {"rope_type": "axial", "rope_theta": rope_theta},
         },
-        image_token_id=vocabulary["<|image_pad|>"],
-        video_token_id=vocabulary["<|video_pad|>"],
-        vision_start_token_id=vocabulary["<|vision_start|>"],
-        vision_end_token_id=vocabulary["<|vision_end|>"],
+        **_token_ids(tokenizer),
     )
 
 
@@ -195,27 +181,16 @@ def tiny_qwen3_config(
     if head * text_heads != text_hidden or head % 2 or vision_hidden % (4 * vision_heads):
         raise ValueError(f"heads: {text_heads} and {vision_heads} do not divide {text_hidden} and {vision_hidden}")
     third = head // 2 // 3
-    vocabulary = tokenizer.get_vocab()
     return Qwen3VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": text_hidden,
-            "intermediate_size": 3 * text_hidden,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_heads,
-            "num_key_value_heads": text_heads,
+            **_text_config(tokenizer, text_hidden, text_layers, text_heads, initializer_range),
             "head_dim": head,
-            "max_position_embeddings": tokenizer.model_max_length,
-            "initializer_range": initializer_range,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": rope_theta,
                 "mrope_section": [head // 2 - 2 * third, third, third],
                 "mrope_interleaved": True,
             },
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
             "depth": vision_layers,
@@ -230,8 +205,32 @@ def tiny_qwen3_config(
             "deepstack_visual_indexes": [0],
             "initializer_range": initializer_range,
         },
-        image_token_id=vocabulary["<|image_pad|>"],
-        video_token_id=vocabulary["<|video_pad|>"],
-        vision_start_token_id=vocabulary["<|vision_start|>"],
-        vision_end_token_id=vocabulary["<|vision_end|>"],
+        **_token_ids(tokenizer),
     )
+
+
+def _text_config(
+    tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, heads: int, initializer_range: float
+) -> dict[str, Any]:
+    """What the language models of both families call by the same names."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "initializer_range": initializer_range,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Which tokens stand for pictures."""
+    vocabulary = tokenizer.get_vocab()
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {key: vocabulary[f"<|{name}|>"] for key, name in zip(keys, names, strict=True)}
