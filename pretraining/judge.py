@@ -7,16 +7,22 @@ other sizes and of another seed, and shares no weight with the first, so that wh
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 from data.tabletop.scenes import FRAMES, SIZE
 from data.video import sample_frames
@@ -36,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 FPS = 8.0
+SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
 SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
 
 
@@ -54,6 +61,8 @@ class JudgeConfig:
     generated_share: float  # part of a batch from the generator's siblings, after that
     marked_share: float  # part of a batch with a rectangle, likewise
     compare_every: int  # one step in so many is of half a batch of pairs of clips
+    adversary_share: float  # part of a batch from generators that were trained to fool a judge; of the siblings' part
+    perturbation: float  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none is
     families: dict  # of questions: how often each is drawn where a clip has it
     patch: int  # pixels of a vision patch
     merge: int  # patches merged per side into one token
@@ -70,6 +79,8 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family is {self.family!r}, known are {', '.join(FAMILIES)}")
+        if not 0 <= self.adversary_share <= self.generated_share:
+            raise ValueError(f"adversary_share is {self.adversary_share}, of generated_share {self.generated_share}")
 
 
 class Teaching(NamedTuple):
@@ -79,6 +90,7 @@ class Teaching(NamedTuple):
     generated: Lessons
     marked: Lessons
     compared: Lessons
+    adversaries: Lessons | None = None  # clips that fooled a judge
 
 
 class Batch(NamedTuple):
@@ -88,36 +100,69 @@ class Batch(NamedTuple):
     pairs: list[list[Pair]]  # of each row
 
 
-def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path) -> None:
-    """Train a judge and save it as a folder that the `qwen` source loads."""
+def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path, start: Path | None = None) -> None:
+    """Train a judge, from `start` or from fresh weights, and save it as a folder that the `qwen` source loads."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    model, processor = new_judge(config)
+    model, processor = new_judge(config) if start is None else load_judge(start)
     logger.info("judge of %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     encode = Encoder(model, processor)
     optimizer = MuonAdamW(
         model, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
     )
     ema = Ema(model.parameters(), config.ema)
-    start, smooth, right = time.monotonic(), 0.0, 0.5
+    began, smooth, right = time.monotonic(), 0.0, 0.5
     for step in range(config.steps):
-        inputs, lines = encode(draw(config, teaching, step, rng))
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[lines.rows, lines.places])
-        losses = cross_entropy(logits, lines.tokens, reduction="none")
-        # The token that a label is read from counts once more.
-        loss = losses.mean() + losses[lines.first].mean()
-        hits = (logits.argmax(-1) == lines.tokens)[lines.first]
-        right = 0.98 * right + 0.02 * float(hits.float().mean())
+        batch = draw(config, teaching, step, rng)
+        inputs, lines = encode(batch)
+        frames = torch.as_tensor(batch.frames).float()
+        if config.perturbation > 0:
+            frames = perturbed(partial(_loss, model, encode, inputs, lines), frames, config.perturbation, rng)
+        loss, hits = _loss(model, encode, inputs, lines, frames)
+        right = 0.98 * right + 0.02 * hits
         optimizer.step(loss)
         ema.update()
         smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
         if step % 100 == 0:
-            took = time.monotonic() - start
+            took = time.monotonic() - began
             logger.info("judge step %d/%d loss %.3f right %.3f %.0f s", step, config.steps, smooth, right, took)
     ema.swap()
     model.eval().half().save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _loss(model, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor) -> tuple[Tensor, float]:
+    """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255, and how many first tokens are right."""
+    hidden = model.model(**inputs, **encode.seen(frames), use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[lines.rows, lines.places])
+    losses = cross_entropy(logits, lines.tokens, reduction="none")
+    hits = (logits.argmax(-1) == lines.tokens)[lines.first]
+    # The token that a label is read from counts once more.
+    return losses.mean() + losses[lines.first].mean(), float(hits.float().mean())
+
+
+def perturbed(
+    loss: Callable[[Tensor], tuple[Tensor, float]], frames: Tensor, limit: float, rng: np.random.Generator
+) -> Tensor:
+    """The frames, (B, V, F, H, W, 3) in 0 to 255, a little changed towards a greater loss.
+
+    Goodfellow et al., "Explaining and Harnessing Adversarial Examples" (2015), one step of the gradient's sign. Ours:
+    its strength is drawn for each clip, up to `limit` of the pixels' range and 0 for a quarter of them; the gradient is
+    averaged over squares of 1, 2 or 4 pixels, since what a generator draws is smooth; a third of noise is added.
+    A judge so trained has a gradient that points to things and places, and less to what nobody would see.
+    """
+    frames = frames.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(frames)[0], frames)
+    side = SQUARES[int(rng.integers(len(SQUARES)))]
+    if side > 1:
+        pixels = gradient.flatten(0, 2).permute(0, 3, 1, 2)
+        coarse = interpolate(avg_pool2d(pixels, side), scale_factor=side)
+        gradient = coarse.permute(0, 2, 3, 1).view_as(frames)
+    count = len(frames)
+    strength = rng.uniform(0, limit, count) * (rng.random(count) < 0.75) * 255
+    noise = torch.from_numpy(rng.uniform(-0.3, 0.3, frames.shape)).float()
+    change = torch.from_numpy(strength).float().view(-1, 1, 1, 1, 1, 1) * (gradient.sign() + noise)
+    return (frames.detach() + change).clamp(0, 255)
 
 
 def new_judge(config: JudgeConfig):
@@ -136,6 +181,12 @@ def new_judge(config: JudgeConfig):
     return model, qwen3_processor(tokenizer, config.patch, config.merge, SIZE, FRAMES_SEEN)
 
 
+def load_judge(folder: Path):
+    """A saved judge in float32, and its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
 class Lines(NamedTuple):
     """What a step's answers are read from: which hidden states predict which tokens."""
 
@@ -146,7 +197,8 @@ class Lines(NamedTuple):
 
 
 class Encoder:
-    """Turns a Batch into a model's inputs: a row for each clip, its questions and answers packed behind it.
+    """Turns a Batch into a model's inputs: a row for each clip, its questions and answers packed behind it; `seen` adds
+    the frames.
 
     The tokens of a question are the processor's, its positions the model's, as if it had been asked alone.
     """
@@ -185,12 +237,13 @@ class Encoder:
         rows, places, tokens, first = zip(*lines, strict=True)
         inputs = {
             "input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions,
-            "pixel_values_videos": video_patches(
-                torch.as_tensor(batch.frames).flatten(0, 1), self.processor.video_processor
-            ),
             "video_grid_thw": torch.cat([self._question(pairs[0][0], clips)[2] for pairs in batch.pairs]),
         }  # fmt: skip
         return inputs, Lines(torch.tensor(rows), torch.tensor(places), torch.tensor(tokens), torch.tensor(first))
+
+    def seen(self, frames: Tensor) -> dict[str, Tensor]:
+        """The input that holds frames (B, V, F, H, W, 3) in 0 to 255, with gradient."""
+        return {"pixel_values_videos": video_patches(frames.flatten(0, 1), self.processor.video_processor)}
 
     def _question(self, text: str, clips: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (T,), positions (3, T) and the clips' grid (clips, 3) of one question."""
@@ -218,7 +271,7 @@ def _counted(positions: Tensor, count: int) -> Tensor:
 
 
 def video_patches(frames: Tensor, processor) -> Tensor:
-    """What Qwen's video processor makes of uint8 (B, T, H, W, 3) frames of its own size, a whole batch at once.
+    """What Qwen's video processor makes of (B, T, H, W, 3) frames of its own size in 0 to 255, a whole batch at once.
 
     (B * T/2 * H/p * W/p, 3 * 2 * p * p), p the patch size; in its order of merged patches.
     """
@@ -238,12 +291,17 @@ def draw(config: JudgeConfig, teaching: Teaching, step: int, rng: np.random.Gene
     elif step % config.compare_every == 0:
         parts = [(teaching.compared, config.batch // 2, {"compare": 1.0})]
     else:
-        generated, marked = (round(s * config.batch) for s in (config.generated_share, config.marked_share))
+        shares = (config.generated_share, config.marked_share, config.adversary_share)
+        generated, marked, adversaries = (round(share * config.batch) for share in shares)
         parts = [
-            (teaching.generated, generated, config.families),
+            (teaching.generated, generated - adversaries, config.families),
             (teaching.marked, marked, {"inside": 1.0}),
             (teaching.rendered, config.batch - generated - marked, config.families),
         ]
+        if adversaries:
+            if teaching.adversaries is None:
+                raise ValueError(f"adversary_share is {config.adversary_share}, and there are no adversaries")
+            parts.append((teaching.adversaries, adversaries, config.families))
     frames, pairs = [], []
     for lessons, count, families in parts:
         for _ in range(count):

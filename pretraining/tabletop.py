@@ -1,4 +1,4 @@
-"""The whole pretraining of the embedded default: autoencoder, generator, siblings, judge, CLIP. Algorithm 1, line 1.
+"""The whole pretraining of the embedded default: autoencoder, generator, siblings, judges, CLIP. Algorithm 1, line 1.
 
 Each part is kept in `work` when it is done, so that a killed run goes on with the next.
 """
@@ -6,7 +6,7 @@ Each part is kept in `work` when it is done, so that a killed run goes on with t
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from data.tabletop.captions import Claim, all_claims, caption
 from data.tabletop.scenes import FRAMES, SIZE
 from data.video import sample_frames
 from generators import load_generator
+from pretraining.adversaries import Attack, attack
 from pretraining.clip import ClipConfig, all_events, render_events, train_clip
 from pretraining.denoiser import DenoiserConfig, latent_pool, save_half, train_denoiser, train_on
 from pretraining.judge import JudgeConfig, Teaching, train_judge
@@ -65,6 +66,14 @@ class Siblings:
 
 
 @dataclass(frozen=True)
+class Hardening:
+    """What makes a judge hard to fool: courses of lessons on clips that are made harder as they are shown."""
+
+    attack: Attack  # whose clips the courses may use
+    courses: list[dict]  # one after the other: what each changes of the judge's own schedule
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Section `pretrain` of params.yaml."""
 
@@ -75,6 +84,7 @@ class PretrainConfig:
     siblings: Siblings
     judge: JudgeConfig
     second_judge: JudgeConfig
+    hardening: Hardening  # of the second judge
     clip: ClipConfig
 
 
@@ -89,7 +99,10 @@ def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
         _once(sibling, partial(_sibling, config, generator, index))
     _once(work / "clips", lambda folder: _sibling_clips(config, siblings, folder))
     _once(judge, lambda folder: _judge(config.judge, config, work / "vae", work / "clips", folder))
-    _once(second, lambda folder: _judge(config.second_judge, config, work / "vae", work / "clips", folder))
+    first = work / "second_judge-taught"
+    _once(first, lambda folder: _judge(config.second_judge, config, work / "vae", work / "clips", folder))
+    _once(work / "adversaries", lambda folder: _adversaries(config, first, siblings, folder))
+    _once(second, lambda folder: _harden(config, first, work, folder))
     _once(clip, lambda folder: _clip(config.clip, generator / "vae", folder))
     for part in (generator, judge, second, clip):
         shutil.rmtree(out / part.name, ignore_errors=True)
@@ -144,9 +157,7 @@ def _sibling_clips(config: PretrainConfig, siblings: Sequence[Path], folder: Pat
         frames.append(sample_clips(sibling, texts, config, guidance, int(rng.integers(2**31))))
         captions += texts
         logger.info("sampled %d clips of %s at guidance %s", len(texts), sibling.name, guidance)
-    folder.mkdir()
-    np.save(folder / "frames.npy", np.concatenate(frames))
-    (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+    _write_clips(folder, np.concatenate(frames), captions)
 
 
 def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidance: float, seed: int) -> np.ndarray:
@@ -167,10 +178,38 @@ def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidanc
 
 
 def _judge(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path, folder: Path) -> None:
+    train_judge(judge, _teaching(judge, config, vae_folder, clips_folder), folder)
+
+
+def _adversaries(config: PretrainConfig, judge: Path, siblings: Sequence[Path], folder: Path) -> None:
+    order = config.hardening.attack
+    claims = allowed_claims(_rl_prompts(config))
+    _write_clips(folder, *attack(judge, siblings[order.sibling], config.denoiser.tokens, claims, order))
+
+
+def _harden(config: PretrainConfig, judge: Path, work: Path, folder: Path) -> None:
+    lessons = _teaching(config.second_judge, config, work / "vae", work / "clips")
+    allowed = allowed_claims(_rl_prompts(config))
+    adversaries = generated_lessons(*_read_clips(work / "adversaries"), allowed, config.hardening.attack.seed)
+    lessons = lessons._replace(adversaries=adversaries)
+    for number, changes in enumerate(config.hardening.courses):
+        done = judge if number == 0 else folder
+        train_judge(replace(config.second_judge, **changes), lessons, folder, start=done)
+
+
+def _teaching(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path) -> Teaching:
     vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
-    frames = np.load(clips_folder / "frames.npy")
-    captions = (clips_folder / "captions.txt").read_text(encoding="utf-8").split("\n")
-    train_judge(judge, teaching(judge, vae, frames, captions, allowed_claims(_rl_prompts(config))), folder)
+    return teaching(judge, vae, *_read_clips(clips_folder), allowed_claims(_rl_prompts(config)))
+
+
+def _write_clips(folder: Path, frames: np.ndarray, captions: list[str]) -> None:
+    folder.mkdir()
+    np.save(folder / "frames.npy", frames)
+    (folder / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+
+
+def _read_clips(folder: Path) -> tuple[np.ndarray, list[str]]:
+    return np.load(folder / "frames.npy"), (folder / "captions.txt").read_text(encoding="utf-8").split("\n")
 
 
 def teaching(

@@ -14,10 +14,11 @@ from data.tabletop.questions import event_question
 from data.tabletop.render import render
 from data.tabletop.scenes import FRAMES, SIZE, make_scene
 from data.video import sample_frames
-from feedback.vlm import build_inputs
+from feedback.vlm import build_inputs, sampled_fps
+from pretraining.adversaries import Attack, Verdict
 from pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from pretraining.denoiser import DenoiserConfig
-from pretraining.judge import FAMILIES, Batch, Encoder, JudgeConfig, new_judge, video_patches
+from pretraining.judge import FAMILIES, FPS, Batch, Encoder, JudgeConfig, new_judge, perturbed, video_patches
 from pretraining.judge_model import qwen_processor, word_level_tokenizer
 from pretraining.lessons import (
     DESCRIBE,
@@ -33,7 +34,7 @@ from pretraining.lessons import (
     words,
 )
 from pretraining.optimizer import MuonAdamW
-from pretraining.tabletop import PretrainConfig, Siblings, VaeConfig, pretrain
+from pretraining.tabletop import Hardening, PretrainConfig, Siblings, VaeConfig, pretrain
 
 PROMPTS = Path("data/prompt_sets/tabletop.csv")
 SHIPPED_CLIP = Path("models/tabletop/clip")
@@ -51,9 +52,9 @@ def judge_config(**changes) -> JudgeConfig:
         **{
             "family": "qwen2_5_vl", "rendered": 24, "marked": 12, "compared": 12, "steps": 6, "batch": 4,
             "questions": 2, "warmup_describing": 0.25, "generated_share": 0.5, "marked_share": 0.25, "compare_every": 3,
-            "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4}, "patch": 4, "merge": 2, "vision_hidden": 32,
-            "vision_layers": 1, "text_hidden": 48, "text_layers": 1, "heads": 2, "muon_lr": 0.02, "adam_lr": 1e-3,
-            "ema": 0.9, "seed": 0,
+            "adversary_share": 0.0, "perturbation": 0.0, "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4},
+            "patch": 4, "merge": 2, "vision_hidden": 32, "vision_layers": 1, "text_hidden": 48, "text_layers": 1,
+            "heads": 2, "muon_lr": 0.02, "adam_lr": 1e-3, "ema": 0.9, "seed": 0,
         }
         | changes
     )  # fmt: skip
@@ -156,7 +157,8 @@ def test_questions_that_are_packed_in_training_are_predicted_as_each_alone(famil
 
     def predicted(of_clip):
         inputs, lines = encode(Batch(frames, [of_clip]))
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        seen = encode.seen(torch.as_tensor(frames).float())
+        hidden = model.model(**inputs, **seen, use_cache=False).last_hidden_state
         return model.lm_head(hidden[lines.rows, lines.places]), lines
 
     (both, lines), (first, _), (second, alone) = predicted(pairs), predicted(pairs[:1]), predicted(pairs[1:])
@@ -164,6 +166,38 @@ def test_questions_that_are_packed_in_training_are_predicted_as_each_alone(famil
     assert processor.tokenizer.decode(alone.tokens) == "No because nothing jumps <|im_end|>"
     assert alone.first.tolist() == [True, False, False, False, False]
     assert lines.first.sum() == 2
+
+
+def test_a_perturbed_clip_is_harder_to_judge_and_near_what_it_was():
+    weights = torch.randn(8, 1, 2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss(frames):
+        return (frames * weights).sum(), 0.0
+
+    frames, rng = torch.full(weights.shape, 100.0), np.random.default_rng(0)
+    for _ in range(6):  # several sizes of squares
+        changed = perturbed(loss, frames, 0.1, rng) - frames
+        assert float(changed.abs().max()) <= 1.3 * 0.1 * 255 + 1e-3
+        strength = changed.abs().amax((1, 2, 3, 4, 5))
+        harder = (changed * weights).sum((1, 2, 3, 4, 5))
+        assert (harder[strength > 0] > 0).all() and int((strength > 0).sum()) > 0
+    assert torch.equal(perturbed(loss, frames, 0.0, rng), frames)
+    assert perturbed(loss, torch.full(weights.shape, 255.0), 0.5, rng).max() <= 255
+
+
+def test_an_attacked_verdict_is_what_the_judge_is_asked_offline():
+    claims = [Claim("push_right", (RED,)), Claim("closer", (RED, BLUE)), Claim("lift", (BLUE,))]
+    texts = [caption(claim) for claim in claims]
+    frames = np.stack([render(make_scene(claim, np.random.default_rng(1))) for claim in claims])
+    verdict = Verdict(Path("models/tabletop/second_judge"))
+    found = verdict(torch.from_numpy(frames).float() / 255, texts)
+    processor, seen = verdict.encode.processor, sample_frames(FRAMES, FRAMES_SEEN)
+    fps, words = sampled_fps(seen, FPS), processor.tokenizer.get_vocab()
+    for clip, text, margin in zip(frames, texts, found, strict=True):
+        places = [[index * fps / FPS for index in seen]]
+        inputs = build_inputs(processor, [clip[seen]], [verdict_question(text)], [fps], places=places)
+        logits = verdict.model(**inputs).logits[0, -1]
+        assert float(margin) == pytest.approx(float(logits[words["Accept"]] - logits[words["Reject"]]), abs=1e-3)
 
 
 def test_a_near_miss_is_another_event():
@@ -304,6 +338,12 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
         ),
         judge=judge_config(),
         second_judge=judge_config(family="qwen3_vl", seed=1),
+        hardening=Hardening(
+            Attack(
+                sibling=1, updates=2, batch=3, solver_steps=2, gradient_steps=1, lora_rank=2, learning_rate=1e-3, seed=0
+            ),
+            [{"steps": 2, "perturbation": 0.1}, {"steps": 2, "perturbation": 0.2, "adversary_share": 0.25}],
+        ),
         clip=CLIP,
     )
     pretrain(config, tmp_path / "work", tmp_path / "out")
