@@ -89,10 +89,13 @@ def run(
     """Train a policy from `start` on what the job's judges answer, and publish it as `out`.
 
     load: the generator, which is trained. work: resume state.
+    Under torchrun each process takes a part of every update's clips, and of those that are looked at between updates.
     """
     from generators.decoding import decode_frames
+    from rl import devices
     from rl.online.trainer import train_online
 
+    devices.join_group(device)
     asked = prepare_judges(job, device)
     generator = shifted(load(), job.recipe)
     conditions = conditions_of(generator, asked.prompts, job.size)
@@ -133,11 +136,13 @@ def _vlms(job: Job, blocks: Mapping[str, Any], device: str) -> Asked:
     from feedback.differentiable.overlay import render
     from feedback.differentiable.vlm import Clip, VlmJudge, load_judge
     from feedback.questions import write_questions
+    from rl import devices
 
     recipe, size, writing = job.recipe, job.size, job.recipe.questions
     assert writing is not None and recipe.judge.loss is not None  # a recipe has both or neither
     loaded = {name: load_judge(name, block, device) for name, block in blocks.items()}
-    asks = job.asks or write_questions(job.prompts, writing, job.sources, device).asks
+    with devices.first_alone():  # a writer that is paid is asked once: the others find its replies in the ledger
+        asks = job.asks or write_questions(job.prompts, writing, job.sources, device).asks
     real: Mapping[str, RealClip] = {}
     if writing.explanation or writing.with_reference:
         real = real_clips(job)
@@ -249,26 +254,55 @@ def keep_what_was_asked(job: Job, asked: Asked, folder: Path) -> None:
         save_picture(render(job.overlay, job.size.num_frames, job.size.height, job.size.width), None, folder / OVERLAY)
 
 
+class Opinion(NamedTuple):
+    """What both judges say of a clip."""
+
+    sample_id: str
+    training: float
+    held_out: float | None  # null: it could not judge the clip
+
+
 class LookOn:
-    """What the judges say of full samples of the policy, between updates: the trainer's `check`."""
+    """What the judges say of full samples of the policy, between updates: the trainer's `check`.
+
+    Under torchrun each process looks at the clips of its own prompts, in a folder of its own.
+    """
 
     def __init__(self, job: Job, generator: "Generator", asked: Asked, work: Path, device: "torch.device") -> None:
+        from data.prompts import select
         from feedback import make_source
+        from rl import devices
 
-        self.job, self.generator, self.asked, self.work = job, generator, asked, work
+        self.job, self.generator, self.asked = job, generator, asked
         self.held_out = make_source(job.held_out, job.sources[job.held_out], str(device))
+        wanted = job.check.prompts
+        looked_at = select(asked.prompts, "all", None if wanted is None else min(wanted, len(asked.prompts)))
+        self.prompts = looked_at[devices.rank() :: devices.world_size()]
+        self.work = work / f"rank-{devices.rank()}"
 
     def __call__(self, update: int) -> "Point":
         """training: mean p of the wanted answers, or a metric's mean score. held_out: mean p of acceptance, else the
         label's mean, else the score's, of the clips that it could judge."""
+        from rl import devices
         from rl.online.guards import Point
 
+        opinions = sorted(one for mine in devices.gather_over_ranks(self._opinions(update)) for one in mine)
+        return Point(_mean([one.training for one in opinions]), _mean([one.held_out for one in opinions]))
+
+    def _opinions(self, update: int) -> list[Opinion]:
+        """Of this process's clips."""
+        from feedback.label import look_at
+
+        if not self.prompts:
+            return []
         folder = self.work / f"step-{update:06d}"
         clip_set = self._clips(folder / "samples", update)
-        labels = self._labels(clip_set, folder)
-        training = _mean([self._training(clip_set, sample) for sample in clip_set.samples])
+        opinions = [
+            Opinion(look.sample.sample_id, self._training(clip_set, look.sample), _opinion(look.label))
+            for look in look_at(clip_set, self.held_out, len(clip_set.samples))
+        ]
         shutil.rmtree(folder)
-        return Point(training, _mean([_opinion(label) for label in labels]))
+        return opinions
 
     def _clips(self, folder: Path, update: int) -> Any:
         from data.store import ClipSet
@@ -284,17 +318,10 @@ class LookOn:
                 batch_size=check.batch_size,
                 split="all",
                 seed=check.seed,
-                prompts=None if check.prompts is None else min(check.prompts, len(self.asked.prompts)),
             )
             called, work = ClipSetName(CLIP_SET, f"step-{update:06d}"), folder.with_name("work")
-            generate_clip_set(self.generator, self.asked.prompts, self.job.size, sampling, called, work, folder)
+            generate_clip_set(self.generator, self.prompts, self.job.size, sampling, called, work, folder)
         return ClipSet.open(folder)
-
-    def _labels(self, clip_set: Any, folder: Path) -> Any:
-        from feedback.label import label_clip_set, read_labels
-
-        label_clip_set(clip_set, self.held_out, folder / "labelling", folder / "labels", self.job.check.batch_size)
-        return read_labels(folder / "labels")
 
     def _training(self, clip_set: Any, sample: Any) -> float:
         """The training judges' opinion of a clip, weighted."""

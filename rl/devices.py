@@ -137,6 +137,16 @@ def barrier() -> None:
         distributed.barrier()
 
 
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Within it the first process is alone; the others follow when it is through, and find what it kept."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
+
+
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Add up each tensor over the processes, in place, as one message a dtype."""
     if world_size() == 1:

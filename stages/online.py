@@ -33,6 +33,13 @@ logger = logging.getLogger(__name__)
 @out_option
 @click.option("--metrics", type=PATH, help="JSON file for `dvc metrics`.")
 @device_option
+@click.option(
+    "--processes",
+    default="auto",
+    envvar="STAGE_PROCESSES",
+    show_envvar=True,
+    help="How many train an entry together: a number, or auto for one on each accelerator. One prompt takes one.",
+)
 def main(
     entry: str | None,
     start: Path | None,
@@ -50,6 +57,7 @@ def main(
     out: Path,
     metrics: Path | None,
     device: str,
+    processes: str,
 ) -> None:
     """Train a policy on a judge's answers: an entry of params.yaml, or one prompt with its own questions.
 
@@ -58,13 +66,15 @@ def main(
     """
     if (entry is None) == (prompt is None):
         raise click.UsageError("one of --entry and --prompt says what to train for")
-    from rl.devices import pick_device
+    from rl.devices import pick_device, relaunch
 
     marks = {"box": boxes, "point": points, "arrow": arrows}
     if entry is not None:
         if start is None or any([lora, asks, overlay, recipe, judge, held_out, changes, *marks.values()]):
             raise click.UsageError("--entry takes --start, --out, --metrics and --device; the rest is params.yaml's")
-        _entry(entry, start, out, metrics, pick_device(device))
+        place = pick_device(device)
+        relaunch(processes, place)
+        _entry(entry, start, out, metrics, place)
         return
     from stages.online_prompt import Order, fulfil
 
@@ -79,6 +89,7 @@ def _entry(name: str, start: Path, out: Path, metrics: Path | None, device: Any)
     from generators import load_generator
     from generators.rollout import VideoSize
     from online.run import CheckConfig, Job, OnlineEntry, run
+    from rl.devices import rank
     from stages.recipes import load_recipe
 
     entry, model = section(f"online.policies.{name}", OnlineEntry), section("generator", GeneratorConfig)
@@ -103,7 +114,7 @@ def _entry(name: str, start: Path, out: Path, metrics: Path | None, device: Any)
     inputs = [start, Path(model.path), path, *([Path(entry.overlay)] if entry.overlay else [])]
     with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
         report = run(job, partial(load_generator, **asdict(model), device=device), start, work, out, device)
-    if metrics is not None:
+    if metrics is not None and rank() == 0:
         told = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
         write_metrics(metrics, {**told, "question_loss": report.last.get("question_loss")})
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from data.manifest import read_manifest
+from rl.checkpoints import read_log
 from tests.judges import WORDS, build_judge
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +119,24 @@ def test_train_spreads_over_processes_and_learns_the_same(home):
     assert together == pytest.approx(alone, rel=1e-3)
     read_manifest(home / "runs/policies/sft1-by-two", "policy", verify=True)
     assert [path.name for path in (home / ".state/train-runs-policies-sft1-by-two").iterdir()] == ["lock"]
+
+
+def test_online_spreads_over_processes_and_the_judges_see_the_same_clips(home):
+    said = run(
+        home, sys.executable, "-m", "stages.online", "--entry", "ask1", "--start", "runs/policies/rwr1",
+        "--out", "runs/policies/ask1-by-two", "--metrics", "online-two.json", "--processes", "2",
+    )  # fmt: skip
+    alone, together = (read_log(home / "runs/policies" / name) for name in ("ask1", "ask1-by-two"))
+
+    assert "rank 1 of 2" in said
+    assert [line["step"] for line in together] == [line["step"] for line in alone] == [0, 1, 2]
+    for one, two in zip(alone, together, strict=True):
+        for judge in ("training", "held_out"):
+            assert two["held_out"][judge] == pytest.approx(one["held_out"][judge], rel=1e-2)
+        assert two.get("question_loss") == pytest.approx(one.get("question_loss"), rel=1e-2)
+    assert json.loads((home / "online-two.json").read_text())["updates"] == 2
+    read_manifest(home / "runs/policies/ask1-by-two", "policy", verify=True)
+    assert [path.name for path in (home / ".state/online-runs-policies-ask1-by-two").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(
