@@ -20,7 +20,7 @@ from stages.recipes import load_recipe
 FALL = "pushing red ball so that it falls off the table"
 QUICK = (
     "engine.updates=2", "engine.batch_size=2", "engine.steps=2", "engine.held_out_every=1", "engine.checkpoint_every=1",
-    "engine.guidance=1.0", "engine.gradient_steps=1", "sampling.inference_steps=2",
+    "engine.guidance=1.0", "engine.gradient_steps=1", "engine.stop_below=null", "sampling.inference_steps=2",
 )  # fmt: skip
 
 
