@@ -173,7 +173,7 @@ def _weighted(judges: "Sequence[Judge]") -> "list[WeightedJudge]":
 
 
 def members_of(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The blocks of the judges that `name` means: its own, or those of a panel of rule mean, whose losses are added up.
+    """The blocks of the judges that `name` means: its own, or those of a panel of rule mean, whose losses are averaged.
 
     Raises ValueError for an unknown name and a panel of another rule.
     """
@@ -183,7 +183,7 @@ def members_of(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
     if block.get("kind") != "panel":
         return {name: block}
     if block["rule"] != "mean":
-        raise ValueError(f"feedback.sources.{name}.rule is {block['rule']}; losses can be added up: rule mean")
+        raise ValueError(f"feedback.sources.{name}.rule is {block['rule']}; losses can be averaged: rule mean")
     return dict(block["members"])
 
 
@@ -195,12 +195,14 @@ def real_clips(job: Job) -> "Mapping[str, RealClip]":
     from feedback.questions.references import RealClips, rendered_clips
 
     frames = job.recipe.judge.frames or job.size.num_frames
+    if job.references is None:
+        return RealClips([], frames)
     if job.recipe.judge.reference_frames != frames:
         wanted = job.recipe.judge.reference_frames
         raise ValueError(f"judge.reference_frames is {wanted}, expected as many as judge.frames, {frames}")
     if job.references == RENDERED:
         return rendered_clips(job.prompts, frames, job.size.fps)
-    return RealClips(job.prompts if job.references else [], frames)
+    return RealClips(job.prompts, frames)
 
 
 def answered(

@@ -67,10 +67,12 @@ def _check_online(params: Mapping[str, Any]) -> None:
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
         try:
-            load_recipe(entry.recipe, entry.changes)
+            recipe = load_recipe(entry.recipe, entry.changes)
             members_of(entry.judge, sources)
         except (ParamsError, ValueError) as error:
             raise ParamsError(f"online.policies.{name}: {error}") from error
+        if recipe.engine.full and params["generator"]["dtype"] != "float32":
+            raise ParamsError(f"online.policies.{name}: full fine-tuning needs generator.dtype: float32")
     own = section("online.prompt", PromptConfig)
     load_recipe(own.recipe, own.changes)
 

@@ -15,7 +15,7 @@ POLICY = ("start", "round", "objective")
 COMPARED = (*POLICY, "source")
 EXTENDED = ("policy", "prompts", "template")
 ONLINE = ("start", "recipe", "judge", "held_out")
-ONLINE_MORE = ("split", "references", "overlay", "changes")  # which have a default, see stages.online_run.OnlineEntry
+ONLINE_MORE = ("split", "references", "overlay", "changes")  # which have a default, see online.run.OnlineEntry
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 

@@ -610,10 +610,11 @@ def test_calls_start_no_faster_than_the_given_rates(server, clips, rate):
     source = source_at(server, concurrency=CLIPS, **rate)
     (asked,) = source.asked(clips.samples[0], 1, "")
     apart = 0.1 if "requests_per_minute" in rate else asked.tokens / 10_000
+    began = time.monotonic()
     judged(source, clips, 6)
-    _, *at = sorted(attempt["at"] for attempt in server.attempts)  # the first comes late: the client is made for it
-    assert at[-1] - at[0] >= 4 * apart - 0.05
-    assert all(later - earlier >= 3 * apart - 0.05 for earlier, later in zip(at, at[3:], strict=False))
+    at = sorted(attempt["at"] for attempt in server.attempts)
+    # However late the machine is: so many have not come before so many could start.
+    assert len(at) == 6 and all(come - began >= place * apart - 0.01 for place, come in enumerate(at))
 
 
 # What it may cost

@@ -64,6 +64,14 @@ def test_each_question_of_the_command_line_is_logged_with_its_probability(mine):
     ]
 
 
+def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignment_alone(tmp_path):
+    done = quick(tmp_path / "drf", "--recipe", "diffusion-drf", "--set", "engine.full=false")
+    assert done.exit_code == 0, done.output
+    asks = [json.loads(line) for line in (tmp_path / "drf/asks.jsonl").read_text().splitlines()]
+    assert {ask["kind"] for ask in asks} == {"alignment"}
+    assert all(ask["explanation"] is None and not ask["with_reference"] for ask in asks)
+
+
 def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):
     done = quick(tmp_path / "more", "--lora", str(mine), "--ask", "is there a red ball=yes")
     assert done.exit_code == 0, done.output
@@ -116,7 +124,7 @@ def test_a_panel_of_rule_mean_is_its_members_and_another_rule_is_refused():
     sources = {"both": {"kind": "panel", "rule": "mean", "members": blocks}, **blocks}
     assert members_of("both", sources) == blocks
     assert members_of("a", sources) == {"a": blocks["a"]}
-    with pytest.raises(ValueError, match="losses can be added up: rule mean"):
+    with pytest.raises(ValueError, match="losses can be averaged: rule mean"):
         members_of("both", sources | {"both": sources["both"] | {"rule": "all"}})
 
 

@@ -540,3 +540,14 @@ def test_full_fine_tuning_in_bfloat16_is_told_before_anything_is_made(project):
 
     with pytest.raises(ParamsError, match="full fine-tuning needs generator.dtype: float32"):
         check_params()
+
+
+def test_an_online_policy_that_trains_all_weights_is_refused_in_bfloat16(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["generator"]["dtype"] = "bfloat16"
+    full = {"start": "base", "recipe": "vanilla-drf", "judge": "judge", "held_out": "physics"}
+    params["online"]["policies"]["drf1"] = full
+    project(params)
+
+    with pytest.raises(ParamsError, match="online.policies.drf1: full fine-tuning needs generator.dtype: float32"):
+        check_params()
