@@ -83,7 +83,7 @@ def read_section(values: Any, cls: type[T], name: str, path: Path = PARAMS) -> T
             wanted = _type_name(hints[key])
             raise ParamsError(f"{path}: {name}.{key} is {value!r}, expected {wanted}; known keys are {known}")
     for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in values and field.default is MISSING:
+        if field.name not in values and field.default is field.default_factory is MISSING:
             raise ParamsError(f"{path}: {name}.{field.name} is missing; known keys are {known}")
     try:
         return cls(**{key: _as(value, hints[key], f"{name}.{key}", path) for key, value in values.items()})
