@@ -255,7 +255,7 @@ def test_threads_that_want_the_same_answers_begin_each_of_them_once(path):
 
 def test_stages_that_make_the_ledger_in_one_moment_do_not_get_in_each_others_way(path):
     def work(number: int, start: Any) -> None:
-        start.wait(10)
+        start.wait(60)
         Ledger(path.with_name(f"{number}.sqlite")).close()
 
     for number in range(4):
@@ -264,7 +264,7 @@ def test_stages_that_make_the_ledger_in_one_moment_do_not_get_in_each_others_way
         for child in children:
             child.start()
         for child in children:
-            child.join(10)
+            child.join(60)
         assert [child.exitcode for child in children] == [0] * 6
 
 
