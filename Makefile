@@ -9,9 +9,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: repro test lint pretrain env
 
 repro: env
-	python -m stages.base  # checks params.yaml in seconds, where dvc would come to a typo after the clips before it
+	vfrl check  # checks params.yaml in seconds, where dvc would come to a typo after the clips before it
 	dvc repro
-	python -m stages.show
+	vfrl show
 
 test: lint
 	pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

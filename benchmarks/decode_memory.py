@@ -20,10 +20,10 @@ import psutil
 import torch
 from torch import nn
 
+from cluster import devices
 from data.video import sample_frames
-from generators.decoding import Decoding, decode_frames
-from generators.wan import WanGenerator
-from rl import devices
+from generators.core.decoding import Decoding, decode_frames
+from generators.families.wan import WanGenerator
 
 SHOWN = 4  # frames that the judge looks at
 MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once

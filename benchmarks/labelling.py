@@ -22,8 +22,8 @@ import torch
 
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
-from feedback import make_source
-from feedback.label import label_clip_set
+from feedback.core.kinds import make_source
+from feedback.core.label import label_clip_set
 
 PORT = 18231
 PATHS = {"gpt": "/v1", "served": "/v1", "gemini": ""}
@@ -39,7 +39,7 @@ def main(clips: int, latency: float, in_flight: int, kind: str) -> None:
         home = Path(folder)
         os.environ |= {"FEEDBACK_LEDGER": str(home / "ledger.sqlite"), "OPENAI_API_KEY": "x", "GEMINI_API_KEY": "x"}
         behaviour = json.dumps({"latency": latency})
-        server = subprocess.Popen([sys.executable, "-m", "tests.faulty_provider", str(PORT), behaviour])
+        server = subprocess.Popen([sys.executable, "-m", "tests.support.faulty_provider", str(PORT), behaviour])
         try:
             wait_for(f"http://127.0.0.1:{PORT}/truth")
             block = {

@@ -16,8 +16,8 @@ import numpy as np
 from data.records import Sample
 from data.store import read_clip
 from data.video import write_video
-from feedback import make_source
-from feedback.source import Request
+from feedback.core.kinds import make_source
+from feedback.core.source import Request
 
 METRICS = {
     "flickering": {"kind": "temporal_flickering"},

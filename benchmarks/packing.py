@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
-from pretraining.judge_model import tiny_qwen_config, word_level_tokenizer
+from tabletop.pretraining.judge_model import tiny_qwen_config, word_level_tokenizer
 
 PATCH, MERGE = 14, 2  # Qwen2.5-VL's
 TEMPLATE = 4  # tokens before the video

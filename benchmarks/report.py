@@ -20,7 +20,7 @@ from data.video import write_video
 from evaluation.accept import BASE, summarise
 from evaluation.sets import EvaluationSet
 from report.page import write_page
-from tests.browser import browser
+from tests.support.browser import browser
 
 JUDGES = ("physics", "judge")
 SCROLL = """

@@ -1,8 +1,8 @@
 """What a DPO step costs, and what two other ways to write it would: `python -m benchmarks.train_step`.
 
-    ours            rl.trainer.train itself: cached latents and embeddings, one model, its adapters off as reference
-    8 forwards      the ideal: policy and reference over both clips of a pair are 4 forwards, the backward twice 2
-    second model    the same step over the same cached clips, with a frozen second model as reference
+    ours            rl.training.trainer.train itself: cached latents and embeddings, one model, its adapters off as
+    reference 8 forwards      the ideal: policy and reference over both clips of a pair are 4 forwards, the backward
+    twice 2 second model    the same step over the same cached clips, with a frozen second model as reference
     plain           one model, but text and video are encoded in every step
 
 The variants take turns, so that a noisy machine is noisy to all of them; each figure is a median over the rounds.
@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cluster import devices
 from data.records import Pair, Sample
 from data.store import ClipSet, ClipSetWriter
-from generators import lora
-from generators.generator import as_dtype
-from generators.wan import WanGenerator
-from rl import devices
-from rl.config import TrainConfig, configure
+from generators.core import lora
+from generators.core.generator import as_dtype
+from generators.families.wan import WanGenerator
 from rl.objectives import dpo_loss, dpo_margin, get_objective, per_sample_error
-from rl.policies import make_optimizer
-from rl.trainer import train
+from rl.training.config import TrainConfig, configure
+from rl.training.policies import make_optimizer
+from rl.training.trainer import train
 
 BETA = 100.0
 TOKENS = 32  # of a prompt
@@ -121,7 +121,7 @@ def fresh(generator: WanGenerator) -> WanGenerator:
 
 
 def ours(setting: Setting, steps: int) -> float:
-    """Seconds a step of rl.trainer.train, reading, logging and the optimizer included."""
+    """Seconds a step of rl.training.trainer.train, reading, logging and the optimizer included."""
     with tempfile.TemporaryDirectory() as home:
         report = train(
             fresh(setting.generator), [setting.clip_set], setting.pairs, get_objective("dpo"),

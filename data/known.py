@@ -13,10 +13,10 @@ import numpy as np
 from data.prompts import Prompt
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
-from data.tabletop.captions import Claim, all_claims, parse
-from data.tabletop.render import render
-from data.tabletop.scenes import BOTCHES, make_scene
 from data.video import read_fps, read_video
+from tabletop.captions import Claim, all_claims, parse
+from tabletop.render import render
+from tabletop.scenes import BOTCHES, make_scene
 
 FULFILLED = "fulfilled"  # by the renderer's truth; what else a rendered clip can be fails its prompt
 SWAPPED = "swapped"  # fulfils another caption than its prompt

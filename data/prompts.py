@@ -1,6 +1,6 @@
 """Prompt sets: CSV files with the columns prompt_id, prompt, category, split, and optionally image and reference.
 
-The sets that ship lie in `data/prompt_sets/`.
+The sets that ship lie in `configs/prompt_sets/`.
 """
 
 import csv

@@ -59,7 +59,7 @@ def summarise(
         policies.<name>.top_k_scores.<judge>.<split>  mean, low, high, n
         policies.<name>.top_k_minus_base, top_k_minus_start, top_k_score_minus_base, top_k_score_minus_start
 
-    Only where a clip had more than one vote (feedback.agreement says what is computed):
+    Only where a clip had more than one vote (feedback.core.agreement says what is computed):
 
         policies.<name>.agreement.<judge>             label, answers, questions.<question>, each with clips,
         rounds.<name>.agreement                       not_unanimous, observed, kappa

@@ -5,26 +5,23 @@ import logging
 import shutil
 from pathlib import Path
 
-import click
-
-from stages.command import PATH, stage_command
-from stages.params import GeneratorConfig, section
+from pipeline.command import out_option, stage_command
+from pipeline.configs import GeneratorConfig
+from pipeline.params import section
 
 logger = logging.getLogger(__name__)
 
 
 @stage_command
-@click.option("--out", type=PATH, help="Folder to write; without it, params.yaml is checked and nothing written.")
-def main(out: Path | None) -> None:
+@out_option
+def main(out: Path) -> None:
     """Check params.yaml as a whole and write the base policy, which is the generator itself."""
     from data.manifest import write_manifest
-    from generators.identity import identify
-    from stages.check import check_params
+    from generators.core.identity import identify
+    from pipeline.check import check_params
 
     check_params()
     generator = section("generator", GeneratorConfig)
-    if out is None:
-        return
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     found = identify(generator.family, generator.path, generator.revision)

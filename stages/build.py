@@ -1,43 +1,13 @@
 """Stages `build` and `build-compare`: from labels to the rows that training reads."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from stages.command import PATH, metrics_option, out_option, stage_command, write_metrics
-from stages.params import block, read_section
-from stages.state import stage_state
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """Section `build`; params.yaml says what each key means."""
-
-    reward: str
-    scale: float
-    shift: float
-    pairs: str
-    pairs_per_prompt: int
-    min_margin: float
-    seed: int
-    quantile: float = 0.5
-
-    def __post_init__(self) -> None:
-        from rl.pairing import check_pairing
-        from rl.rewards import check_reward, check_shaping
-
-        check_reward(self.reward)
-        check_shaping(self.scale, self.shift)
-        check_pairing(self.pairs, self.pairs_per_prompt, self.min_margin, self.quantile)
-
-
-def build_config(source: str) -> BuildConfig:
-    """What section `build` says of labels of this source: its own keys under `build.sources` come first."""
-    given = block("build")
-    common = {key: value for key, value in given.items() if key != "sources"}
-    own = (given.get("sources") or {}).get(source) or {}
-    return read_section(common | own, BuildConfig, f"build.sources.{source}" if own else "build")
+from pipeline.command import PATH, metrics_option, out_option, stage_command, write_metrics
+from pipeline.configs import build_config
+from pipeline.state import stage_state
 
 
 @stage_command

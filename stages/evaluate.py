@@ -2,41 +2,17 @@
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from evaluation.selection import BestOf, TopK
-from stages.command import PATH, metrics_option, out_option, stage_command, write_metrics
-from stages.graph import SELECTED
-from stages.params import block, section
-from stages.state import stage_state
+from pipeline.command import PATH, metrics_option, out_option, stage_command, write_metrics
+from pipeline.configs import EvaluateConfig
+from pipeline.graph import SELECTED
+from pipeline.params import block, section
+from pipeline.state import stage_state
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Section `evaluate`; `generate` is read by stages.generate."""
-
-    policies: tuple[str, ...]
-    judges: tuple[str, ...]
-    top_k: TopK | None
-    best_of: BestOf | None
-    generate: dict[str, Any]
-    draws: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        asked = {
-            "top_k.by": self.top_k.by if self.top_k else None,
-            "best_of.judge": self.best_of.judge if self.best_of else None,
-        }
-        for key, judge in asked.items():
-            if judge is not None and judge not in self.judges:
-                raise ValueError(f"{key} is {judge!r}, expected one of evaluate.judges: {', '.join(self.judges)}")
 
 
 @stage_command

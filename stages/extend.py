@@ -1,23 +1,14 @@
 """Stage `extend`: a policy that is told more than the prompt, to compare training with; its weights stay."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from stages.command import PATH, out_option, stage_command
-from stages.params import PromptsConfig, section
-from stages.state import stage_state
-
-
-@dataclass(frozen=True)
-class ExtendConfig:
-    """An entry of section `extend`; `policy` is read by dvc.yaml."""
-
-    policy: str
-    prompts: str  # CSV with a text for each prompt_id
-    template: str  # around it
+from pipeline.command import PATH, out_option, stage_command
+from pipeline.configs import ExtendConfig, PromptsConfig
+from pipeline.params import section
+from pipeline.state import stage_state
 
 
 @stage_command
@@ -27,8 +18,8 @@ class ExtendConfig:
 def main(name: str, policy: Path, out: Path) -> None:
     """Write the policy again under another name, with what it is to be told in place of each prompt."""
     from data.manifest import publish, read_manifest, write_manifest
+    from data.policies import copy_policy
     from data.prompts import EXTENDED, extended, load_prompts, write_prompts
-    from rl.checkpoints import copy_policy
 
     config, prompts = section(f"extend.{name}", ExtendConfig), Path(section("prompts", PromptsConfig).path)
     with stage_state("extend", out, config, [policy, prompts, Path(config.prompts)]) as work:

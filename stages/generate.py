@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from stages.params import GeneratorConfig, PromptsConfig, section
-from stages.state import stage_state
+from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.configs import GeneratorConfig, PromptsConfig
+from pipeline.params import section
+from pipeline.state import stage_state
 
 if TYPE_CHECKING:
-    from generators.generator import Generator
+    from generators.core.generator import Generator
 
 
 @stage_command
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 @device_option
 def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Path, metrics: Path, device: str) -> None:
     """Sample a clip set: every prompt of a split, N clips each."""
+    from cluster.devices import pick_device
+    from data.policies import candidates
     from data.prompts import load_prompts, texts_for
-    from generators import load_generator
-    from generators.lora import apply_policy
-    from generators.rollout import ClipSetName, Sampling, VideoSize, generate_checkpoint_set, generate_clip_set
-    from rl.checkpoints import candidates
-    from rl.devices import pick_device
+    from generators.core.load import load_generator
+    from generators.core.lora import apply_policy
+    from generators.core.rollout import ClipSetName, Sampling, VideoSize, generate_checkpoint_set, generate_clip_set
 
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)

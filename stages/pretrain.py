@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from stages.command import out_option, stage_command
-from stages.params import section
-from stages.state import stage_state
+from pipeline.command import out_option, stage_command
+from pipeline.params import section
+from pipeline.state import stage_state
 
 
 @stage_command
 @out_option
 def main(out: Path) -> None:
     """Train the tabletop world's generator, judge and CLIP from rendered clips."""
-    from pretraining.tabletop import PretrainConfig, pretrain
+    from tabletop.pretraining.run import PretrainConfig, pretrain
 
     config = section("pretrain", PretrainConfig)
     with stage_state("pretrain", out, config, [Path(config.prompts)]) as work:

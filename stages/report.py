@@ -2,25 +2,14 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from stages.command import PATH, out_option, stage_command
-from stages.params import section
-from stages.state import stage_state
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Section `report`."""
-
-    samples_per_prompt: int | None  # clips of each prompt and policy in the gallery; null for all
-
-    def __post_init__(self) -> None:
-        if self.samples_per_prompt is not None and self.samples_per_prompt < 1:
-            raise ValueError(f"report.samples_per_prompt: {self.samples_per_prompt}, expected at least 1, or null")
+from pipeline.command import PATH, out_option, stage_command
+from pipeline.configs import ReportConfig
+from pipeline.params import section
+from pipeline.state import stage_state
 
 
 @stage_command

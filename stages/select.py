@@ -3,32 +3,16 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from stages.command import PATH, metrics_option, out_option, stage_command, write_metrics
-from stages.params import block, section
-from stages.state import stage_state
+from pipeline.command import PATH, metrics_option, out_option, stage_command, write_metrics
+from pipeline.configs import SelectConfig
+from pipeline.params import block, section
+from pipeline.state import stage_state
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """Section `select`; `policies` is read by dvc.yaml, `generate` by stages.generate."""
-
-    policies: tuple[str, ...]
-    judges: tuple[str, ...]
-    keep: str
-    generate: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        from evaluation.checkpoints import candidates_of
-
-        candidates_of(self.keep, 1)
 
 
 @stage_command
@@ -41,9 +25,9 @@ class SelectConfig:
 def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metrics: Path) -> None:
     """Keep one checkpoint of a policy, and the curve that tells why."""
     from data.manifest import atomically, publish, write_manifest
+    from data.policies import candidates, copy_policy
     from evaluation.checkpoints import curve as curve_of
     from evaluation.checkpoints import flat, in_words, keep, read_outcomes
-    from rl.checkpoints import candidates, copy_policy
 
     config, draws, seed = section("select", SelectConfig), block("evaluate.draws"), block("evaluate.seed")
     with stage_state("select", out, (config, draws, seed), [policy, samples, labels]) as work:

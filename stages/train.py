@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from stages.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from stages.params import GeneratorConfig, block, section
-from stages.state import stage_state
+from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.configs import GeneratorConfig
+from pipeline.params import block, section
+from pipeline.state import stage_state
 
 
 @stage_command
@@ -38,13 +39,13 @@ def main(
     resume_from: Path | None,
 ) -> None:
     """Train a policy; on several accelerators, each takes a part of every batch."""
+    from cluster.devices import pick_device, rank, relaunch
     from data.store import ClipSet
-    from generators import load_generator
-    from rl.config import configure
-    from rl.devices import pick_device, rank, relaunch
+    from generators.core.load import load_generator
     from rl.objectives import get_objective
     from rl.tables import read_table
-    from rl.trainer import train
+    from rl.training.config import configure
+    from rl.training.trainer import train
 
     model, objective = section("generator", GeneratorConfig), get_objective(name)
     place = pick_device(device)

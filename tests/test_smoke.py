@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from data.manifest import read_manifest
-from rl.checkpoints import read_log
-from tests.judges import WORDS, build_judge
+from data.policies import read_log
+from tests.support.judges import WORDS, build_judge
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 COPIED = (
-    "data", "evaluation", "feedback", "generators", "online", "pretraining", "presets", "recipes", "report", "rl",
-    "stages", "dvc.yaml", "params.yaml", ".dvcignore",
+    "cluster", "commands", "configs", "data", "evaluation", "feedback", "generators", "inspection", "pipeline",
+    "report", "rl", "stages", "tabletop", "dvc.yaml", "params.yaml", ".dvcignore",
 )  # fmt: skip
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -34,11 +34,11 @@ def home(tmp_path_factory, tiny_wan) -> Path:
         copy(ROOT / name, folder / name)
     shutil.copytree(tiny_wan, folder / "models/tabletop/generator")
     shutil.copytree(ROOT / "models/tabletop/clip", folder / "models/tabletop/clip")
-    prompts = (folder / "presets/smoke.csv").read_text().replace(",", " ").split()
+    prompts = (folder / "configs/presets/smoke.csv").read_text().replace(",", " ").split()
     for judge in ("judge", "second_judge"):
         build_judge(folder / "models/tabletop" / judge, words=dict.fromkeys([*WORDS, *prompts]))
     run(folder, *DVC, "init", "--no-scm", "--quiet")
-    run(folder, sys.executable, "-m", "stages.preset", "smoke")
+    run(folder, sys.executable, "-m", "commands", "preset", "smoke")
     slow_down(folder / "params.yaml")
     run(folder, *DVC, "repro")
     return folder
@@ -77,7 +77,7 @@ def test_the_loop_ends_with_a_report(home):
 
 
 def test_the_table_and_the_path_of_the_page_are_printed(home):
-    printed = run(home, sys.executable, "-m", "stages.show")
+    printed = run(home, sys.executable, "-m", "commands", "show")
 
     assert "accepted by judge" in printed
     assert printed.rstrip().endswith("report-out/index.html")

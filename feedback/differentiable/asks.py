@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import atomically
-from feedback.rubric import Rubric
+from feedback.core.rubric import Rubric
 
 ALIGNMENT, PHYSICS, QUALITY, PROCESS, GOAL = "alignment", "physics", "quality", "process", "goal"
 RUBRIC, OWN = "rubric", "own"

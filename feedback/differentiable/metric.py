@@ -1,6 +1,6 @@
 """A metric in the judge's place (VADER's setting, which Diffusion-DRF compares with): CLIP, PickScore, HPSv2.
 
-The metric is the one of feedback/image_text.py, on frames with gradient.
+The metric is the one of feedback/metrics/image_text.py, on frames with gradient.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feedback import read_block
+from feedback.core.kinds import read_block
 from feedback.differentiable.answers import Answers
 from feedback.differentiable.augment import Augmentation
-from feedback.image_text import ImageText
+from feedback.metrics.image_text import ImageText
 
 KINDS = ("clip", "pickscore", "hpsv2")
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from transformers import ProcessorMixin
 
 from feedback.differentiable.asks import Ask
-from feedback.vlm import templated, unknown_words
+from feedback.judges.vlm import templated, unknown_words
 
 
 class Target(NamedTuple):

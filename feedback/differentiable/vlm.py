@@ -1,8 +1,8 @@
 """A local video VLM as a function that torch differentiates: frames to the loss of each question's wanted answer.
 
-What it is shown, asked and told is what `qwen` sends offline (feedback/vlm.py): the same template, the same tokens, the
-same frames, and pixels that equal the processor's. Only the model's input is differentiable now, and its weights are
-frozen.
+What it is shown, asked and told is what `qwen` sends offline (feedback/judges/vlm.py): the same template, the same
+tokens, the same frames, and pixels that equal the processor's. Only the model's input is differentiable now, and its
+weights are frozen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, ProcessorMixin
 
 from data.video import sample_frames
-from feedback import KINDS, read_block
+from feedback.core.kinds import KINDS, read_block
 from feedback.differentiable.answers import Answers
 from feedback.differentiable.asks import Ask
 from feedback.differentiable.augment import Augmentation
@@ -26,7 +26,7 @@ from feedback.differentiable.overlay import Rendered, apply
 from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
 from feedback.differentiable.pixels import make_pixels
 from feedback.differentiable.targets import find_target, videos_of
-from feedback.vlm import Loaded, build_inputs, load_model, sampled_fps
+from feedback.judges.vlm import Loaded, build_inputs, load_model, sampled_fps
 
 VLMS = ("qwen",)
 NONE = Augmentation()
@@ -85,7 +85,7 @@ class VlmJudge:
 
         references: by prompt_id, the frames (F, H, W, 3) in [0, 1] of a real clip, as many as are shown.
         overlay, augment: of the generated clip's frames, in this order, and not of the reference's.
-        pixels: as `feedback.vlm.build_inputs` has it.
+        pixels: as `feedback.judges.vlm.build_inputs` has it.
         checkpointing: compute activations again in the backward: less memory, a third slower.
         Raises ValueError for a loss that is unknown, for more frames than a clip has, for a prompt without questions,
         for a reference that is missing or has other frames, and as `find_target` does for each question.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.prompts import PLACE, Prompt
+from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import ALIGNMENT, RUBRIC, Ask, asks_of_rubric
 from feedback.questions import decomposition, teaching
 from feedback.questions.decomposition import alignment_asks, defect_asks, read_parts
 from feedback.questions.sheet import Decomposition, Sheet, Teaching, load_sheet
 from feedback.questions.teaching import read_rules
-from feedback.rubric import load_rubric
-from feedback.text_model import Message, text_model
+from feedback.questions.text_model import Message, text_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
         rubric = load_rubric(_path(by))
         return _collected(prompts, lambda prompt: asks_of_rubric(rubric, prompt.prompt))
     if by.writer == TEMPLATE:
-        from feedback.questions import template  # the one writer that knows the tabletop
+        from tabletop import writer as template  # the one writer that knows the tabletop
 
         kinds = _kinds(by, template.KINDS)
         return _collected(prompts, lambda prompt: template.template_asks(prompt.prompt, kinds, by.with_reference))

@@ -17,13 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data.prompts import Prompt
-from data.tabletop.captions import parse
-from data.tabletop.render import render
-from data.tabletop.scenes import FRAMES, make_scene
 from data.video import read_fps, read_video, sample_frames
+from feedback.core.rubric import Question
 from feedback.differentiable.asks import Ask
-from feedback.rubric import Question
-from feedback.vlm import QwenSource, Said, sampled_fps
+from feedback.judges.vlm import QwenSource, Said, sampled_fps
+from tabletop.captions import parse
+from tabletop.render import render
+from tabletop.scenes import FRAMES, make_scene
 
 logger = logging.getLogger(__name__)
 

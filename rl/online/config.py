@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from generators.generator import SOLVERS
-from rl.config import (
+from generators.core.generator import SOLVERS
+from rl.training.config import (
     COUNT,
     NOT_NEGATIVE,
     POLICY_RULES,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from generators.generator import Predict
+from generators.core.generator import Predict
 from rl.objectives import per_sample_error
 from rl.online.rollouts import Asked
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rl.policies import NonFiniteLossError
+from rl.training.policies import NonFiniteLossError
 
 Decode = Callable[[Tensor, Sequence[int]], Tensor]
 """Latents (1, C, F, h, w) and frame indices, rising -> those frames (len(indices), H, W, 3) in [0, 1], with graph."""

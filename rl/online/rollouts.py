@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from generators.generator import Predict, denoise_steps, solver_times
-from generators.process import NoiseProcess
+from generators.core.generator import Predict, denoise_steps, solver_times
+from generators.core.process import NoiseProcess
 
 
 class Asked(NamedTuple):

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cluster import devices
 from data.manifest import publish, write_manifest
-from generators.generator import Generator, Predict, solver_scheduler
-from rl import checkpoints, devices, policies
-from rl.batches import generator_at, rows_of_step
+from data.policies import CHECKPOINTS, append_log, name_of, read_log
+from generators.core.generator import Generator, Predict, solver_scheduler
 from rl.online.config import OnlineConfig
 from rl.online.guards import Point, best, fooled, velocity_distance
 from rl.online.judging import Answered, Decode, Judged, WeightedJudge, judge_clip
 from rl.online.rollouts import Rollout, last_steps, random_step
-from rl.policies import NonFiniteLossError, Policy
+from rl.training import policies
+from rl.training.batches import generator_at, rows_of_step
+from rl.training.policies import NonFiniteLossError, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ def train_online(
     folder = work / policies.FOLDER  # becomes `out`
     first = policies.resume(work, resume_from, policy.parameters, optimizer, made_from, config.checkpoint_every)
     devices.barrier()
-    log = checkpoints.read_log(folder)
+    log = read_log(folder)
     curve = {line["step"]: Point(**line["held_out"]) for line in log if "held_out" in line}
     line: dict[str, Any] = log[-1] if log else {}
     stopped, done = line.get("stopped"), first
@@ -124,7 +126,7 @@ def train_online(
         if check and first == 0:
             curve[0] = _checked(check, 0)
             if writes:
-                checkpoints.append_log(folder, {"step": 0, "held_out": curve[0]._asdict()})
+                append_log(folder, {"step": 0, "held_out": curve[0]._asdict()})
                 policies.checkpoint(work, 0, policy, optimizer, made_from)
         for update in range(first, config.updates):
             if stopped:
@@ -174,7 +176,7 @@ def train_online(
                 line["stopped"] = stopped
             # 7. Log and checkpoint
             if writes and (done % config.log_every == 0 or ends or done in curve):
-                checkpoints.append_log(folder, line)
+                append_log(folder, line)
             if writes and done % config.checkpoint_every == 0:
                 policies.checkpoint(work, done, policy, optimizer, made_from)
             progress.set_postfix(_shown(facts, device), refresh=False)
@@ -331,7 +333,7 @@ def _keep(folder: Path, kept: int, done: int, policy: Policy) -> None:
     if kept == done:
         policy.save(folder)
     else:
-        shutil.copytree(folder / checkpoints.CHECKPOINTS / checkpoints.name_of(kept), folder, dirs_exist_ok=True)
+        shutil.copytree(folder / CHECKPOINTS / name_of(kept), folder, dirs_exist_ok=True)
 
 
 def _shown(facts: Mapping[str, Any], device: torch.device) -> dict[str, str]:

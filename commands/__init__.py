@@ -1,0 +1,1 @@
+"""What people type: `vfrl COMMAND`. Each command is a module with `main`, imported when it is called."""

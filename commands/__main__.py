@@ -1,0 +1,50 @@
+"""The console script `vfrl`, also `python -m commands`: a table of commands, each imported when it is called."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+COMMANDS = {  # name -> what it does; the module is commands.<name>
+    "check": "Check params.yaml as a whole, in seconds.",
+    "doctor": "Say what works on this machine, and why the rest does not.",
+    "preset": "Lay a preset over params.yaml.",
+    "judge": "Estimate what a source costs, or ask it about a few clips.",
+    "rate": "Serve the page on which people rate clips.",
+    "inspect": "Show labelled sets, datasets and their clips.",
+    "show": "Print the result table and the path of the report.",
+    "online": "Train for one prompt on a judge's differentiated answers.",
+    "rewrite": "Rewrite a prompt set by a language model.",
+    "export": "Push clips and labels to the Hugging Face Hub, or write a folder for VBench.",
+    "distribution": "Measure FVD, FID and IS.",
+}
+
+
+class Commands(click.Group):
+    """A group that knows its commands' names without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return importlib.import_module(f"commands.{name}").main if name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands)
+def main() -> None:
+    """Look at and steer an RL fine-tuning run. The pipeline itself runs by `dvc repro`."""
+
+
+def script() -> None:
+    """Run from the console script: as under `python -m`, code of the working folder can be imported."""
+    sys.path.insert(0, str(Path.cwd()))
+    main(prog_name="vfrl")
+
+
+if __name__ == "__main__":
+    main(prog_name="vfrl")

@@ -1,0 +1,50 @@
+"""Train online for one prompt, from a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pipeline.command import PATH, device_option, out_option, stage_command
+
+
+@stage_command
+@click.option("--prompt", required=True, help="The prompt to train for; section online.prompt says the rest.")
+@click.option("--start", "--lora", "start", type=PATH, help="Policy to start from; default: the generator itself.")
+@click.option("--ask", "asks", multiple=True, help="'question=answer'; default: the recipe's questions.")
+@click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames: a mark over what the judge sees.")
+@click.option("--point", "points", multiple=True, help="x,y@frames: likewise.")
+@click.option("--arrow", "arrows", multiple=True, help="from x,y,to x,y@frames: likewise.")
+@click.option("--overlay", type=PATH, help="YAML of marks.")
+@click.option("--recipe", help="Name in configs/recipes/; default: online.prompt.recipe.")
+@click.option("--judge", help="Name in feedback.sources; default: online.prompt.judge.")
+@click.option("--held-out", help="Name in feedback.sources; default: online.prompt.held_out.")
+@click.option("--set", "changes", multiple=True, help="section.key=value over the recipe, such as engine.updates=40.")
+@out_option
+@device_option
+def main(
+    prompt: str,
+    start: Path | None,
+    asks: Sequence[str],
+    boxes: Sequence[str],
+    points: Sequence[str],
+    arrows: Sequence[str],
+    overlay: Path | None,
+    recipe: str | None,
+    judge: str | None,
+    held_out: str | None,
+    changes: Sequence[str],
+    out: Path,
+    device: str,
+) -> None:
+    """Train a policy for one prompt on a judge's differentiated answers.
+
+    OUT gets the policy, before.mp4 and after.mp4 (the same noise), curve.svg with the probability of each wanted
+    answer over the updates, and log.jsonl with the numbers.
+    """
+    from cluster.devices import pick_device
+    from commands.online.one_prompt import OnePrompt, train_one_prompt
+
+    marks = {"box": boxes, "point": points, "arrow": arrows}
+    given = OnePrompt(prompt, tuple(asks), marks, overlay, recipe, judge, held_out, tuple(changes))
+    train_one_prompt(given, start, out, pick_device(device))

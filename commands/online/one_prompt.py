@@ -1,0 +1,166 @@
+"""One prompt, optimised from a terminal: what `vfrl online` does."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.prompts import Prompt
+from pipeline.configs import GeneratorConfig, PromptConfig
+from pipeline.online import Job, run, shifted
+from pipeline.params import ParamsError, block, section
+from pipeline.recipe import Recipe
+from pipeline.recipes import load_recipe
+from pipeline.state import stage_state
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+
+    from feedback.differentiable.asks import Ask
+    from feedback.differentiable.overlay import Overlay
+    from generators.core.generator import Generator
+    from generators.core.rollout import VideoSize
+
+logger = logging.getLogger(__name__)
+
+PROMPT_ID = "prompt"
+BEFORE, AFTER, CURVE = "before.mp4", "after.mp4", "curve.svg"
+
+
+class OnePrompt(NamedTuple):
+    """What was said on the command line."""
+
+    prompt: str
+    asks: Sequence[str]
+    marks: Mapping[str, Sequence[str]]  # kind -> texts
+    overlay: Path | None
+    recipe: str | None
+    judge: str | None
+    held_out: str | None
+    changes: Sequence[str]
+
+
+def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "torch.device") -> None:
+    """Train for the prompt from a policy, else from the generator itself, and show before and after."""
+    from generators.core.load import load_generator
+    from generators.core.rollout import VideoSize
+
+    config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
+    size, sources = section("video", VideoSize), block("feedback.sources")
+    recipe = load_recipe(
+        given.recipe or config.recipe, with_changes(config_changes(given.recipe, config), given.changes)
+    )
+    prompt = Prompt(PROMPT_ID, given.prompt, category=PROMPT_ID, split="train", image=None, reference=None)
+    job = Job(
+        recipe=recipe,
+        prompts=[prompt],
+        asks={PROMPT_ID: own_asks(given.asks, recipe)} if given.asks else None,
+        references=None,
+        overlay=overlay_of(given),
+        judge=given.judge or config.judge,
+        held_out=given.held_out or config.held_out,
+        sources=sources,
+        check=config.check,
+        size=size,
+    )
+    for name in (job.judge, job.held_out):
+        if name not in sources:
+            raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
+    inputs = [Path(model.path), *([start] if start else []), *([given.overlay] if given.overlay else [])]
+    judges = (sources[job.judge], sources[job.held_out])
+    with stage_state("online", out, (given, recipe, model, judges, job.check, size), inputs) as work:
+        base = start or base_policy(model, work / "base")
+        load = partial(load_generator, **asdict(model), device=device)
+        report = run(job, load, base, work, out, device)
+        for name, folder in ((BEFORE, base), (AFTER, out)):
+            write_clip(shifted(load(), recipe), folder, prompt, recipe, size, out / name)
+    draw_curve(out)
+    told = ", stopped: " + report.stopped if report.stopped else ""
+    clips = f"{out / BEFORE} and {AFTER}"
+    logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, told, clips)
+
+
+def config_changes(recipe: str | None, config: PromptConfig) -> dict[str, Any]:
+    """The changes of params.yaml that concern a recipe: a metric is shown its own frames and asked nothing."""
+    if recipe is None or load_recipe(recipe, {}).questions is not None:
+        return config.changes
+    return {name: values for name, values in config.changes.items() if name not in ("judge", "questions")}
+
+
+def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Changes by section and key, those of `section.key=value` texts over `below`.
+
+    Raises ParamsError naming the text.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    changes = {name: dict(values) for name, values in below.items()}
+    for text in given:
+        where, equals, value = text.partition("=")
+        name, dot, key = where.strip().partition(".")
+        if not (equals and dot and key):
+            raise ParamsError(f"--set {text}: write section.key=value, such as engine.updates=40")
+        try:
+            changes.setdefault(name, {})[key] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise ParamsError(f"--set {text}: {error}") from error
+    return changes
+
+
+def own_asks(texts: Sequence[str], recipe: Recipe) -> "tuple[Ask, ...]":
+    """The questions of --ask in the recipe's words. Raises ParamsError where the recipe asks none."""
+    from feedback.differentiable.asks import parse_ask
+
+    if recipe.questions is None:
+        raise ParamsError("--ask: this recipe has a metric in the judge's place, which is asked nothing")
+    names = [f"ask_{number}" for number in range(1, len(texts) + 1)]
+    template = recipe.judge.ask_template
+    return tuple(parse_ask(text, name, template=template) for text, name in zip(texts, names, strict=True))
+
+
+def overlay_of(given: OnePrompt) -> "Overlay | None":
+    """The marks of the command line over those of the YAML; null where there are none."""
+    from feedback.differentiable.overlay import Overlay, load_overlay, parse_mark
+
+    marks = list(load_overlay(given.overlay).marks) if given.overlay else []
+    marks += [parse_mark(kind, text) for kind, texts in given.marks.items() for text in texts]
+    return Overlay(tuple(marks)) if marks else None
+
+
+def base_policy(model: GeneratorConfig, folder: Path) -> Path:
+    """A policy's folder that is the generator itself."""
+    from generators.core.identity import identify
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = identify(model.family, model.path, model.revision)
+    (folder / "policy.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_clip(
+    generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, size: "VideoSize", path: Path
+) -> None:
+    """Write a clip of the prompt as a policy makes it, on the first noise that is trained on where noise is fixed."""
+    from data.video import write_video
+    from generators.core.lora import apply_policy
+    from rl.online.trainer import fixed_noise
+
+    apply_policy(generator, policy)
+    embedding, empty = generator.encode_text([prompt.prompt, ""])
+    shape = generator.latent_shape(size.num_frames, size.height, size.width)
+    noise = fixed_noise(recipe.engine.seed, prompt.prompt_id, 0, shape)[None]
+    latents = generator.sample(
+        embedding[None], empty, noise, recipe.sampling.inference_steps, recipe.engine.guidance, recipe.engine.solver
+    )
+    write_video(path, generator.decode(latents)[0].numpy(), size.fps)
+
+
+def draw_curve(out: Path) -> None:
+    """Write curve.svg: the probability of each wanted answer, and the judges that looked on, over the updates."""
+    from report.figures import LIGHT, answer_curves
+
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    (out / CURVE).write_text(answer_curves({out.name: rows}, LIGHT), encoding="utf-8")

@@ -1,0 +1,42 @@
+"""The page on which clips are rated, for sources of kind human."""
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from pipeline.command import PATH, stage_command
+from pipeline.params import block
+
+
+@stage_command
+@click.option("--set", "sets", type=PATH, multiple=True, required=True, help="Folder of a clip set; may be repeated.")
+@click.option("--source", "name", required=True, help="A name in feedback.sources, of kind human.")
+@click.option("--rater", required=True, help="Who rates: one of the source's raters.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
+@click.option("--per-prompt", type=click.IntRange(min=1), help="Only the first clips of each prompt in each set.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order, which differs by rater anyway.")
+def main(sets: tuple[Path, ...], name: str, rater: str, port: int, per_prompt: int | None, seed: int) -> None:
+    """Serve a page on this machine to rate clips with the keys a, r and u. Goes on where it was left; Ctrl-C ends it.
+
+    Clips of several sets are shuffled together, so that policies are compared blind. What was rated counts at the next
+    `dvc repro`; to count a rating that was changed after its clips had been labelled, label them anew with
+    `dvc repro --force --single-item` and the stage.
+    """
+    from commands.rate.server import Ratings, RatingServer, gather, people
+    from feedback.core.rubric import load_rubric
+    from feedback.network.ledger import ledger_path
+
+    options = people(name, block(f"feedback.sources.{name}"), rater)
+    items = gather(sets, load_rubric(Path(options.rubric)), rater, per_prompt, seed)
+    if not items:
+        raise ValueError(f"{', '.join(map(str, sets))}: no clips to rate")
+    ratings = Ratings(items, ledger_path())
+    try:
+        server = RatingServer(ratings, port)
+    except OSError as error:
+        raise ValueError(f"port {port} on 127.0.0.1: {error.strerror}; another one is --port 0") from error
+    click.echo(f"{rater} has rated {ratings.rated} of {len(items)}. Open {server.url} and press Ctrl-C here to end.")
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()
+    click.echo(f"\n{rater} has rated {ratings.rated} of {len(items)}; the same command goes on from there.")

@@ -1,0 +1,315 @@
+"""The page on which a person rates clips: what is asked in which order, and the server of it on this machine alone.
+
+Raters are blind: a page learns a hash, the prompt and the question, never where a clip comes from or what a judge
+said. Clips of several sets are shuffled together by a hash of seed, rater and clip, so each rater sees another order,
+and the same one after a restart or when sets are added. Every rating is committed before the page moves on.
+
+    GET /             the page (rating.html)
+    GET /item         the next clip to rate
+    GET /item/<id>    a clip by the key of its rating, which a page left open over a restart may still name
+    GET /clip/<id>    its mp4
+    GET /frames/<id>  the same as an animated picture: few browsers but Chromium play H.264 with full colour (4:4:4)
+    POST /rate        {"item": id, "answer": "a" | "r" | "u", "seconds": s}; answers with the next clip
+
+Another web page in the rater's browser can reach this server too, so requests must name this machine as their host
+(else a foreign domain could be made to point here), and a rating must come from our own page.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from data.manifest import StoreError, sha256_of
+from data.records import Sample
+from data.store import ClipSet, read_clip
+from data.video import LOSSLESS_UP_TO
+from feedback.core.kinds import read_block
+from feedback.core.rubric import Rubric
+from feedback.judges.human import MEANING, PLACE, Options, Rateable, rated_at, read_reply, write_reply
+from feedback.network.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("rating.html")
+HOSTS = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
+LONGEST_BODY = 1000  # bytes of a rating
+READ = 1 << 16  # bytes of a longer one that are read before it is refused
+LONGEST_LOOK = 86400  # seconds at a clip; more is no measurement
+PACE = 20  # latest ratings whose median pace foretells the time left
+FIRST_PACE = 3  # ratings before it is told
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to be rated."""
+
+    asked: Rateable
+    sample: Sample
+    path: Path  # the mp4
+
+
+def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
+    """The options of the source that this person rates for. Raises ValueError where it asks no people, or others."""
+    where = f"feedback.sources.{name}"
+    if block.get("kind", PLACE) != PLACE:
+        raise ValueError(f"{where}.kind is {block['kind']!r}, which people do not rate: {PLACE}")
+    _, options = read_block(name, block)
+    if rater not in options.raters:
+        raise ValueError(f"{where}.raters is {options.raters}, without {rater!r}; add the name there")
+    return options
+
+
+def gather(folders: Iterable[Path], rubric: Rubric, rater: str, per_prompt: int | None, seed: int) -> list[Item]:
+    """What a person is to rate in these clip sets, in this person's order.
+
+    per_prompt: only so many clips of each prompt in each set, the first ones, which are the same for every rater.
+    A clip that lies in several sets with the same prompt is asked about once. Raises StoreError where a folder is no
+    finished clip set.
+    """
+    clips: dict[tuple[str, str], tuple[Sample, Path]] = {}
+    for folder in folders:
+        clip_set = ClipSet.open(folder)
+        for sample in _first(clip_set.samples, per_prompt):
+            path = clip_set.video(sample)
+            clips.setdefault((sha256_of(path), sample.prompt), (sample, path))
+    items = []
+    for clip, prompt in sorted(clips, key=lambda clip: hashlib.sha256(repr((seed, rater, clip)).encode()).digest()):
+        for question in rubric.questions:
+            asked = Rateable(rater, clip, prompt, rubric, question)
+            items.append(Item(asked, *clips[clip, prompt]))
+    return items
+
+
+def _first(samples: Sequence[Sample], per_prompt: int | None) -> Iterator[Sample]:
+    seen: Counter[str] = Counter()
+    for sample in samples:
+        seen[sample.prompt_id] += 1
+        if per_prompt is None or seen[sample.prompt_id] <= per_prompt:
+            yield sample
+
+
+class Ratings:
+    """A person's ratings of a list of items: what the ledger has, and what is added to it. For any thread."""
+
+    def __init__(self, items: Sequence[Item], ledger: Path) -> None:
+        self.items, self.ledger = {item.asked.key: item for item in items}, ledger
+        with Ledger(ledger) as opened:
+            found = opened.answers(self.items)
+        stored = {key: answer.reply for key, answer in found.items() if read_reply(answer.reply)}
+        # In the order in which they were rated, which is the way back.
+        self._pressed = {key: read_reply(stored[key]) for key in sorted(stored, key=lambda key: rated_at(stored[key]))}
+        self._gaps: list[float] = []  # seconds between the ratings of this session
+        self._last: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def rated(self) -> int:
+        return len(self._pressed)
+
+    def rate(self, key: str, answer: str, seconds: float | None) -> None:
+        """Commit a rating. Raises StoreError where that fails; then nothing has changed."""
+        with self._lock:
+            with Ledger(self.ledger) as opened:
+                opened.write(key, self.items[key].asked.sent, write_reply(answer, seconds))
+            self._pressed[key] = answer
+            now = time.monotonic()
+            if self._last is not None:
+                self._gaps = [*self._gaps, now - self._last][-PACE:]
+            self._last = now
+
+    def view(self, key: str | None = None) -> dict[str, Any]:
+        """What the page shows: this item, or the next one to rate, or that there is none (`item` null)."""
+        with self._lock:
+            if key is None:
+                key = next((other for other in self.items if other not in self._pressed), None)
+            order = list(self._pressed)
+            before = order[: order.index(key)] if key in self._pressed else order
+            progress = {
+                "rater": next(iter(self.items.values())).asked.rater,
+                "rated": len(order),
+                "total": len(self.items),
+                "minutes": self._minutes_left(),
+                "previous": before[-1] if before else None,
+                "item": key,
+            }
+            return progress if key is None else progress | self._question(key)
+
+    def _question(self, key: str) -> dict[str, Any]:
+        item, rubric = self.items[key], self.items[key].asked.rubric
+        prompt, question = item.asked.prompt, item.asked.question
+        # The page shows the prompt by itself, so a line of the instructions that is nothing else would repeat it.
+        lines = [line for line in rubric.instructions.strip().splitlines() if line.strip() != "{prompt}"]
+        return {
+            "prompt": prompt,
+            "ask": question.ask.strip().replace("{prompt}", prompt),
+            "guidance": "\n".join(lines).strip().replace("{prompt}", prompt),
+            "words": {"a": question.affirmative, "r": question.negative, "u": "Unsure"},
+            "given": self._pressed.get(key),
+            "width": item.sample.width,
+            "height": item.sample.height,
+        }
+
+    def _minutes_left(self) -> int | None:
+        if len(self._gaps) < FIRST_PACE:
+            return None
+        return math.ceil((len(self.items) - len(self._pressed)) * median(self._gaps) / 60)
+
+
+def animated(path: Path, sample: Sample) -> bytes:
+    """A clip as an endless animated WebP, without loss where the mp4 has none. Raises as `read_clip` does."""
+    first, *rest = map(Image.fromarray, read_clip(path, sample))
+    lossless = min(sample.height, sample.width) <= LOSSLESS_UP_TO
+    # Whole milliseconds, rounded so that the frames keep the clip's pace on the whole.
+    ends = [round(1000 * (frame + 1) / sample.fps) for frame in range(1 + len(rest))]
+    durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    buffer = io.BytesIO()
+    first.save(
+        buffer, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, lossless=lossless, quality=90
+    )
+    return buffer.getvalue()
+
+
+class RatingServer(ThreadingHTTPServer):
+    """Serves one person's page on 127.0.0.1. port: 0 takes a free one. Raises OSError where it is taken."""
+
+    daemon_threads = True
+
+    def __init__(self, ratings: Ratings, port: int) -> None:
+        self.ratings = ratings
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if isinstance(sys.exception(), ConnectionError):  # the browser went away, as when its page is reloaded
+            return
+        logger.exception("a request failed")
+
+
+class _Refused(Exception):
+    """A request that is not answered."""
+
+    def __init__(self, status: HTTPStatus, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RatingServer
+    timeout = 60  # seconds that a request may take to arrive
+    server_version, sys_version = "rating", ""
+
+    def do_GET(self) -> None:
+        self._respond(self._got)
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        # Read even where it is refused: closing on unread bytes would reset the connection before the answer arrives.
+        body = self.rfile.read(min(int(length), READ)) if re.fullmatch(r"\d{1,9}", length) else b""
+        self._respond(lambda: self._posted(body))
+
+    def _respond(self, handle: Any) -> None:
+        try:
+            if not HOSTS.fullmatch(self.headers.get("Host", "")):
+                raise _Refused(HTTPStatus.FORBIDDEN, f"open {self.server.url}")
+            kind, body = handle()
+            self._send(HTTPStatus.OK, kind, body)
+        except _Refused as refused:
+            self._send(refused.status, "text/plain; charset=utf-8", str(refused).encode())
+        except StoreError as error:
+            logger.error("%s", error)
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(error).encode())
+
+    def _got(self) -> tuple[str, bytes]:
+        if self.path == "/":
+            return "text/html; charset=utf-8", PAGE.read_bytes()
+        if self.path == "/item":
+            return _json(self.server.ratings.view())
+        match = re.fullmatch(r"/(item|clip|frames)/([0-9a-f]{64})", self.path)
+        item = self.server.ratings.items.get(match[2]) if match else None
+        if not match or not item:
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        if match[1] == "item":
+            return _json(self.server.ratings.view(match[2]))
+        try:
+            return ("video/mp4", item.path.read_bytes()) if match[1] == "clip" else _webp(item)
+        except (OSError, ValueError) as error:
+            logger.warning("%s", error)
+            raise _Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "this clip cannot be read") from error
+
+    def _posted(self, body: bytes) -> tuple[str, bytes]:
+        if self.path != "/rate":
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        if self.headers.get("Origin") != f"http://{self.headers['Host']}":
+            raise _Refused(HTTPStatus.FORBIDDEN, "ratings are taken from the rating page alone")
+        if self.headers.get_content_type() != "application/json":
+            raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a rating is application/json")
+        if len(body) > LONGEST_BODY:
+            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a rating is at most {LONGEST_BODY} bytes")
+        self.server.ratings.rate(*_rating(body, self.server.ratings.items))
+        return _json(self.server.ratings.view())
+
+    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+
+# Nothing from elsewhere is loaded, nobody else may show or read the page (a frame could lead clicks astray), and
+# nothing of a set stays behind in the browser.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def _json(view: Mapping[str, Any]) -> tuple[str, bytes]:
+    return "application/json", json.dumps(view).encode()
+
+
+def _webp(item: Item) -> tuple[str, bytes]:
+    return "image/webp", animated(item.path, item.sample)
+
+
+def _rating(body: bytes, items: Container[str]) -> tuple[str, str, float | None]:
+    """Item, answer and seconds of a posted rating."""
+    try:
+        given = json.loads(body)
+        key, answer, seconds = given["item"], given["answer"], given.get("seconds")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _Refused(HTTPStatus.BAD_REQUEST, "a rating is an object with item, answer and seconds") from error
+    if not isinstance(key, str) or key not in items:
+        raise _Refused(HTTPStatus.NOT_FOUND, "this clip is not asked about any more; reload the page")
+    if not isinstance(answer, str) or answer not in MEANING:
+        raise _Refused(HTTPStatus.BAD_REQUEST, "the answer of a rating is a, r or u")
+    return key, answer, float(seconds) if type(seconds) in (int, float) and 0 <= seconds < LONGEST_LOOK else None

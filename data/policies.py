@@ -1,0 +1,89 @@
+"""A policy's folder: its log, its checkpoints, and how both are kept whole when a run is killed.
+
+log.jsonl                     a line for each logged step
+checkpoints/step-000100/ …    each a policy of its own
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.manifest import MANIFEST, atomically
+
+LOG_FILE = "log.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def name_of(step: int) -> str:
+    """Folder name of the checkpoint after that many steps."""
+    return f"step-{step:06d}"
+
+
+def append_log(folder: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to log.jsonl, on disk before this returns: the state must never be ahead of the log."""
+    with open(folder / LOG_FILE, "a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl; a last one torn by a kill is left out."""
+    path = folder / LOG_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def is_whole(folder: Path, done: int, checkpoint_every: int) -> bool:
+    """Whether the folder has every checkpoint that a run writes in its first `done` steps."""
+    written = range(checkpoint_every, done + 1, checkpoint_every)
+    return all((folder / CHECKPOINTS / name_of(step)).is_dir() for step in written)
+
+
+def keep_until(folder: Path, done: int) -> None:
+    """Drop from the folder whatever a killed run wrote after its first `done` steps; at 0, all of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = range(done + 1) if done else range(0)
+    kept = {LOG_FILE, CHECKPOINTS} | {name_of(step) for step in steps}
+    for path in [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]:
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    lines = [line for line in read_log(folder) if line["step"] in steps]
+    with atomically(folder / LOG_FILE) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Checkpoint(NamedTuple):
+    """A trained policy as it was after some step; the folder is a policy of its own."""
+
+    name: str  # step-000100
+    step: int
+    folder: Path
+
+
+def candidates(policy: Path) -> list[Checkpoint]:
+    """A finished policy after each step that it was kept at, the first step first, its last step last.
+
+    Raises ValueError for a folder that is no trained policy, and for one kept at a single step, where nothing is to
+    be chosen.
+    """
+    path = policy / "policy.json"
+    last = json.loads(path.read_text(encoding="utf-8")).get("step") if path.is_file() else None
+    if last is None:
+        raise ValueError(f"{policy}: not a trained policy, so it has no checkpoints")
+    folders = {int(folder.name.removeprefix("step-")): folder for folder in (policy / CHECKPOINTS).glob("step-*")}
+    found = [Checkpoint(name_of(step), step, folder) for step, folder in sorted(({last: policy} | folders).items())]
+    if len(found) == 1:
+        raise ValueError(
+            f"{policy}: kept at step {last} alone, so there is nothing to choose from; lower "
+            f"checkpoint_every in the section train"
+        )
+    return found
+
+
+def copy_policy(folder: Path, out: Path) -> None:
+    """Copy what makes a folder a policy, without the run's log, checkpoints and manifest."""
+    shutil.copytree(folder, out, ignore=lambda _, names: {LOG_FILE, CHECKPOINTS, MANIFEST} & set(names))

@@ -1,0 +1,110 @@
+"""Reads one of two answer words out of what a judge wrote, strictly: what might mean either is nobody's answer.
+
+    a JSON object with "answer", one of the two words, and perhaps "reason"
+    the word alone, in any case, with punctuation or quotes around it
+    the word first, then a reason in which the other word does not occur
+
+All else is null, with why. `word_masses` reads the same two words out of the probabilities of one token.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from feedback.core.rubric import Question
+from feedback.core.source import UNREADABLE_ANSWER
+
+SHOWN = 80  # characters of an unreadable reply that its error repeats; `raw` keeps them all
+
+
+class Masses(NamedTuple):
+    """Probability that one token begins the affirmative word, and the negative one, in any spelling."""
+
+    affirmative: float
+    negative: float
+
+    @property
+    def p_yes(self) -> float | None:
+        """Share of the affirmative word in what both hold; null where neither was among the tokens."""
+        both = self.affirmative + self.negative
+        return self.affirmative / both if both else None
+
+
+def read_answer(text: str, question: Question) -> dict[str, Any]:
+    """Fields of a Verdict: answer and reason, or error."""
+    given = _object(text)
+    if given is not None:
+        return _of_object(given, question)
+    bare = text.strip().strip("\"'`*_.,:;!()[]{}").strip()
+    if (answer := _word(bare, question)) is not None:
+        return {"answer": answer, "reason": None}
+    first = re.match(r"[\"'`*_]*(\w+)[\"'`*_]*\s*[.,:;!\-–—(\n]\s*(?P<reason>.+)", text.strip(), re.DOTALL)
+    if first and (answer := _word(first[1], question)) is not None:
+        other = question.negative if answer else question.affirmative
+        if not re.search(rf"\b{re.escape(other)}\b", first["reason"], re.IGNORECASE):
+            return {"answer": answer, "reason": first["reason"].strip()}
+    wanted = f"{question.affirmative} or {question.negative}"
+    return {"error": f"{UNREADABLE_ANSWER}neither {wanted} alone, but {_shown(text)}"}
+
+
+def verdict_schema(question: Question) -> dict[str, Any]:
+    """JSON schema of a structured answer. The answer comes before the reason, so that nothing is read into it."""
+    words = {"type": "string", "enum": [question.affirmative, question.negative]}
+    return {
+        "type": "object",
+        "properties": {"answer": words, "reason": {"type": "string"}},
+        "required": ["answer", "reason"],
+        "additionalProperties": False,
+    }
+
+
+def probable(p_yes: float) -> dict[str, Any]:
+    """Fields of a Verdict from a probability alone. One half, which rounding makes common, is no answer."""
+    if isinstance(p_yes, bool) or not 0 <= p_yes <= 1 or p_yes == 0.5:
+        return {"error": f"{UNREADABLE_ANSWER}a probability of {p_yes!r} decides nothing"}
+    return {"answer": p_yes > 0.5, "p_yes": float(p_yes)}
+
+
+def _of_object(given: Mapping[str, Any], question: Question) -> dict[str, Any]:
+    word, reason = given.get("answer"), given.get("reason")
+    answer = _word(word.strip(), question) if isinstance(word, str) else None
+    if answer is None:
+        wanted = f"{question.affirmative} or {question.negative}"
+        return {"error": f"{UNREADABLE_ANSWER}`answer` is {_shown(repr(word))}, neither {wanted}"}
+    return {"answer": answer, "reason": reason.strip() or None if isinstance(reason, str) else None}
+
+
+def _word(word: str, question: Question) -> bool | None:
+    words = {question.affirmative.casefold(): True, question.negative.casefold(): False}
+    return words.get(word.casefold())
+
+
+def _object(text: str) -> Mapping[str, Any] | None:
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    try:
+        given = json.loads(fenced[1] if fenced else text)
+    except ValueError:
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def word_masses(top: Mapping[str, float], question: Question) -> Masses:
+    """What the most probable tokens at one position say. top: token -> log probability (nats).
+
+    A token speaks for a word when it begins it, whatever its case and the space or quote before it, and does not begin
+    the other word too.
+    """
+    words = question.affirmative.casefold(), question.negative.casefold()
+    masses = [0.0, 0.0]
+    for token, log_probability in top.items():
+        plain = token.strip(" \t\n\"'`*_▁Ġ").casefold()
+        begins = [bool(plain) and word.startswith(plain) for word in words]
+        if sum(begins) == 1:
+            masses[begins.index(True)] += math.exp(log_probability)
+    return Masses(*masses)

@@ -1,0 +1,98 @@
+"""Asks a source about known-answer clips: once for its labels, again for how stable they are."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.records import Label, Sample, Verdict
+from data.store import ClipSet
+from data.video import sample_frames
+from feedback.core.agreement import vote_agreement
+from feedback.core.label import label_clip_set, read_verdicts, requests_for
+from feedback.core.rubric import combine
+from feedback.core.source import LabelError, Source, votes_of
+
+
+class Judged(NamedTuple):
+    """Clips and what a source said of them, in one order; the verdicts by clip, question and vote."""
+
+    samples: list[Sample]
+    labels: list[Label]
+    verdicts: list[Verdict]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How clips are judged. Each set of answers is kept as a label folder `out/<what>`; resume state is in `work`."""
+
+    work: Path
+    out: Path
+    batch_size: int
+    votes: int  # that a label is made of, of a source that samples its answer
+    max_failed: float
+
+    def judge(self, clip_set: ClipSet, source: Source, what: str, votes: int = 1) -> Judged:
+        """The source's labels, made of `self.votes` votes as in stage `label`, though `votes` may be asked.
+
+        Raises as label_clip_set does, such as ValueError for a source that answers about no clip.
+        """
+        asked = 1 if source.repeatable else max(self.votes, votes)
+        counted = votes_of(source, 1 if source.repeatable else self.votes)
+        work, out = self.work / what, self.out / what
+        label_clip_set(clip_set, source, work, out, self.batch_size, asked, self.max_failed)
+        verdicts = read_verdicts(out)
+        of_clip: dict[str, list[Verdict]] = {sample.sample_id: [] for sample in clip_set.samples}
+        for row in verdicts:
+            if row.vote < counted:
+                of_clip[row.sample_id].append(row)
+        labels = [combine(of_clip[sample.sample_id], source.rubric) for sample in clip_set.samples]
+        return Judged(clip_set.samples, labels, verdicts)
+
+
+def vote_stability(judged: Judged, source: Source) -> dict[str, Any] | str:
+    """How far the labels agree that each vote would make alone (feedback.core.agreement), or why that is not known."""
+    if source.repeatable:
+        return f"{source.name} answers the same however often it is asked"
+    if all(row.vote == 0 for row in judged.verdicts):
+        return "one vote was asked for: audit.votes is 1"
+    return asdict(vote_agreement(judged.verdicts, source.rubric).label)
+
+
+def shown_other_frames(source: Source, options: object, samples: Sequence[Sample], frames: int | None) -> Source | str:
+    """The source, showing `frames` frames in place of its rubric's, or why that cannot be.
+
+    options: its block. The rubric's words stay, also where they tell a number of frames.
+    """
+    shown = source.rubric.frames
+    if frames is None:
+        return "audit.frames is null"
+    if hasattr(source, "raters"):
+        return f"{source.name} are people, who are shown the clip"
+    if getattr(options, "clip", "frames") == "video":
+        return f"{source.name} is sent whole clips"
+    if shown is None:
+        return f"{source.name} chooses no frames: the rubric {source.rubric.name} shows all"
+    if all(sample_frames(one.num_frames, shown) == sample_frames(one.num_frames, frames) for one in samples):
+        return f"{frames} frames of these clips are those that the rubric shows already"
+    other = copy.copy(source)
+    other.rubric = replace(source.rubric, frames=frames)
+    return other
+
+
+def frame_stability(before: Judged, after: Judged) -> dict[str, Any]:
+    """changed: part of the clips labelled both times that got another label (null without any); n: those clips."""
+    pairs = [(one.label, two.label) for one, two in zip(before.labels, after.labels, strict=True)]
+    known = [one != two for one, two in pairs if one is not None and two is not None]
+    return {"changed": sum(known) / len(known) if known else None, "n": len(known)}
+
+
+def rated(people: Source, clip_set: ClipSet) -> list[Label]:
+    """The labels of those clips of a set that every rater of a `human` source has rated."""
+    labels = []
+    for request in requests_for(clip_set, 1):
+        with contextlib.suppress(LabelError):  # not rated yet
+            labels += [combine(rows, people.rubric) for rows in people.judge([request])]
+    return labels

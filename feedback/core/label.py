@@ -1,0 +1,344 @@
+"""Labels a clip set: asks a source about every clip, keeps each answer as it comes, combines them into labels."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from data.manifest import MANIFEST, atomically, publish, read_manifest, write_manifest
+from data.records import Label, Sample, Verdict, read_rows, write_rows
+from data.store import ClipSet
+from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
+from feedback.core.rubric import Question, Rubric, combine
+from feedback.core.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, votes_of
+
+logger = logging.getLogger(__name__)
+SHOWN = 240  # characters of a raw reply; an OpenAI-compatible server's answer stands within them
+
+
+class LabelCounts(NamedTuple):
+    """How a clip set was labelled, in clips. The unreadable and failed ones are among the unlabelled."""
+
+    accepted: int
+    rejected: int
+    unlabelled: int
+    unreadable: int  # their mp4 could not be decoded, so no source saw them
+    failed: int  # no reply could be had
+
+
+def label_clip_set(
+    clip_set: ClipSet, source: Source, work: Path, out: Path, batch_size: int, votes: int = 1, max_failed: float = 0.0
+) -> LabelCounts:
+    """Judge every clip `votes` times and publish verdicts.parquet, labels.parquet and a manifest as the folder `out`.
+
+    work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only
+        what is missing and ends with the same bytes. The caller deletes it on success, and gives another folder
+        to another source, rubric or clip set.
+    votes: independent askings of every clip. People answer once each, whatever it is, and a source that always answers
+        the same is asked once.
+    max_failed: part of the clips of which no reply need be had. They get null verdicts, and are asked about again by
+        the next run.
+    A clip that cannot be decoded gets null verdicts with the error. Raises LabelError when more clips failed,
+    ValueError when no clip at all got an answer, and when `work` holds verdicts of something else.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} must be at least 1")
+    work.mkdir(parents=True, exist_ok=True)
+    votes = votes_of(source, votes)
+    requests = requests_for(clip_set, votes)
+    found = _committed(work, source, clip_set.samples, votes)
+    missing = [request for request in requests if request.sample.sample_id not in found]
+    found |= _judge(source, missing, max_failed, _Commits(work, batch_size), len(found))
+    verdicts, labels, counts = _combined(source, clip_set.samples, found)
+    agreed = _agreed(source, verdicts, votes)
+    facts = {
+        "votes": votes,
+        "agreement": asdict(agreed) if agreed else None,
+        "measures": list(getattr(source, "metrics", ())),
+        "clip_set": clip_set.fingerprint(),
+        **counts._asdict(),
+    }
+    _publish(work / "out", out, source, verdicts, labels, facts)
+    return counts
+
+
+class Look(NamedTuple):
+    """A clip, what was said about it, and what that amounts to."""
+
+    sample: Sample
+    label: Label
+    verdicts: list[Verdict]
+
+    def in_words(self, rubric: Rubric) -> str:
+        """For the author of the rubric: the prompt, the label, and the answer to each question with its reason."""
+        outcome = {True: "accepted", False: "rejected", None: "unlabelled"}[self.label.label]
+        chance = "" if self.label.p_accept is None else f", p_accept {self.label.p_accept:.2f}"
+        lines = [f"{self.sample.file_name}: {self.sample.prompt}", f"    {outcome}{chance}"]
+        questions = {question.name: question for question in rubric.questions}
+        for one in self.verdicts:
+            vote = f" (vote {one.vote})" if self.label.votes > 1 else ""
+            lines.append(f"    {one.question}{vote}: {_in_a_line(one, questions[one.question])}")
+        return "\n".join(lines)
+
+
+def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> list[Look]:
+    """Judge some clips of a set only, and keep nothing but what the source itself keeps."""
+    votes = votes_of(source, votes)
+    requests = spread(requests_for(clip_set, votes), limit)
+    found = _judge(source, requests, max_failed, None, 0)
+    samples = [request.sample for request in requests]
+    looks = [Look(one, combine(found[one.sample_id], source.rubric), found[one.sample_id]) for one in samples]
+    verdicts = [verdict for look in looks for verdict in look.verdicts]
+    counts = _count([look.label for look in looks], verdicts)
+    logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
+    _agreed(source, verdicts, votes)
+    return looks
+
+
+def spread(requests: Sequence[Request], limit: int) -> list[Request]:
+    """So many of these, evenly spread and the first among them: a set lists its clips prompt after prompt."""
+    count = min(limit, len(requests))
+    return [requests[place * len(requests) // count] for place in range(count)]
+
+
+def who(source: Source, block: Mapping[str, Any]) -> dict[str, str | None]:
+    """What an audit is true of: the source, its block in params.yaml as a hash, and what answers which question."""
+    written = json.dumps(block, sort_keys=True, default=str)
+    return {
+        "source": source.name,
+        "block": hashlib.sha256(written.encode()).hexdigest()[:12],
+        "model": source.model,
+        "model_version": source.model_version,
+        "rubric_hash": source.rubric.hash,
+    }
+
+
+def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -> None:
+    """Log a warning where the audit in `folder` found the judge right less often than `least`; no audit is no warning.
+
+    judge: from `who`. An audit of another one says nothing about this one, and that is logged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    facts = read_manifest(folder, "audit")["facts"]
+    if other := [key for key, value in judge.items() if facts[key] != value]:
+        told = "%s: the audit in %s is of another %s, so it does not count here; audit this one by `dvc repro audit@%s`"
+        logger.info(told, judge["source"], folder, " and ".join(other), judge["source"])
+    elif facts["accuracy"] < least:
+        told = "%s: right on %.1f %% by its audit of %d clips (%s), less than label.min_audited_accuracy: %g asks for"
+        logger.warning(told, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)
+
+
+def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
+    """A request for each clip of a set, in its order."""
+    purpose, hashes = clip_set.fingerprint(), {one["path"]: one["sha256"] for one in clip_set.manifest["files"]}
+    return [
+        Request(sample, clip_set.video(sample), votes, purpose, hashes.get(sample.file_name))
+        for sample in clip_set.samples
+    ]
+
+
+def read_labels(folder: Path) -> list[Label]:
+    """The labels of a finished label folder, in the order of its clip set."""
+    read_manifest(folder, "labels")
+    return read_rows(folder / "labels.parquet", Label)
+
+
+def read_verdicts(folder: Path) -> list[Verdict]:
+    """The verdicts of a finished label folder, by clip in the order of its clip set, then question, then vote."""
+    read_manifest(folder, "labels")
+    return read_rows(folder / "verdicts.parquet", Verdict)
+
+
+def _committed(work: Path, source: Source, samples: Sequence[Sample], votes: int) -> dict[str, list[Verdict]]:
+    """The verdicts that earlier runs committed, by sample_id."""
+    known = {sample.sample_id for sample in samples}
+    found: dict[str, list[Verdict]] = {}
+    for path in sorted(work.glob("verdicts-*.parquet")):
+        of_clip: dict[str, list[Verdict]] = {}
+        for row in read_rows(path, Verdict):
+            of_clip.setdefault(row.sample_id, []).append(row)
+        if foreign := of_clip.keys() - known:
+            raise ValueError(f"{path}: verdicts on {sorted(foreign)[:3]}, which are not in the clip set")
+        found |= {sample: _in_order(rows, sample, source, votes, str(path)) for sample, rows in of_clip.items()}
+    return found
+
+
+class _Commits:
+    """Writes judged clips to resume state, a batch at a time."""
+
+    def __init__(self, work: Path, batch_size: int) -> None:
+        self.work, self.batch_size = work, batch_size
+        self._rows: list[Verdict] = []
+        self._clips, self._next = 0, len(list(work.glob("verdicts-*.parquet")))
+
+    def add(self, rows: Sequence[Verdict]) -> None:
+        self._rows, self._clips = [*self._rows, *rows], self._clips + 1
+        if self._clips == self.batch_size:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            with atomically(self.work / f"verdicts-{self._next:05d}.parquet") as partial:
+                write_rows(partial, self._rows, Verdict)
+            self._rows, self._clips, self._next = [], 0, self._next + 1
+
+
+def _judge(
+    source: Source, requests: Sequence[Request], max_failed: float, commits: _Commits | None, before: int
+) -> dict[str, list[Verdict]]:
+    """The source's verdicts on all requests by sample_id, committed on the way.
+
+    before: clips judged by earlier runs.
+    """
+    votes = {request.sample.sample_id: request.votes for request in requests}
+    found: dict[str, list[Verdict]] = {}
+    nulls, failed, started, total = 0, 0, time.monotonic(), before + len(requests)
+    with contextlib.ExitStack() as ending:
+        progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
+        if commits:
+            ending.callback(commits.flush)  # also when the source gives up half-way
+        answers = source.judge(iter(requests))
+        ending.callback(getattr(answers, "close", lambda: None))  # what is in flight ends before the caller goes on
+        for rows in answers:
+            sample = rows[0].sample_id if rows else "no clip"
+            if sample not in votes or sample in found:
+                raise ValueError(f"{source.name} answered about {sample} unasked, or twice")
+            found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
+            nulls += any(row.error is not None for row in rows)
+            if _failed(rows):
+                failed += 1
+                _stop_at(failed, max_failed, total, rows, source)
+            elif commits:  # what failed is not committed, so that the next run asks again
+                commits.add(found[sample])
+            progress.set_postfix({"null": nulls} | source.status(), refresh=False)
+            progress.update()
+    if missing := sorted(votes.keys() - found.keys()):
+        raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
+    if requests:
+        seconds = time.monotonic() - started
+        told = "%s: %d clips in %.1f s, %.1f ms a clip"
+        logger.info(told, source.name, len(requests), seconds, 1000 * seconds / len(requests))
+    return found
+
+
+def _combined(
+    source: Source, samples: Sequence[Sample], found: Mapping[str, Sequence[Verdict]]
+) -> tuple[list[Verdict], list[Label], LabelCounts]:
+    """All verdicts in the order of the samples, their labels, and how many there are of each."""
+    verdicts = [verdict for sample in samples for verdict in found[sample.sample_id]]
+    if all(one.error is not None for one in verdicts):
+        first = verdicts[0].error if verdicts else "the clip set is empty"
+        raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")
+    labels = [combine(found[sample.sample_id], source.rubric) for sample in samples]
+    counts = _count(labels, verdicts)
+    logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
+    if counts.unreadable:
+        logger.warning("%s: %d of %d clips could not be decoded", source.name, counts.unreadable, len(samples))
+    if counts.failed:
+        logger.warning("%s: no reply about %d of %d clips", source.name, counts.failed, len(samples))
+    return verdicts, labels, counts
+
+
+def _in_a_line(verdict: Verdict, question: Question) -> str:
+    """An answer with its probability, and why it was given or is missing; the raw reply where no reason is told."""
+    words = {True: question.affirmative, False: question.negative, None: "no answer"}
+    said = words[verdict.answer] if verdict.score is None else f"score {verdict.score:g}"
+    chance = "" if verdict.p_yes is None else f" ({verdict.p_yes:.2f} {question.affirmative})"
+    raw = " ".join((verdict.raw or "").split())[:SHOWN]
+    why = "; ".join(text for text in (verdict.error, verdict.reason or raw) if text)
+    return f"{said}{chance}{f': {why}' if why else ''}"
+
+
+def _agreed(source: Source, verdicts: Sequence[Verdict], votes: int) -> VoteAgreement | None:
+    """How far the votes agree; null where there is one."""
+    if votes == 1:
+        return None
+    found = vote_agreement(verdicts, source.rubric)
+    several = {"all answers": found.answers, **found.questions} if len(found.questions) > 1 else {}
+    for what, of in {"the label": found.label, **several}.items():
+        logger.info("%s: votes agree on %s: %s", source.name, what, _in_words(of))
+    return found
+
+
+def _in_words(found: Agreement) -> str:
+    if found.observed is None:
+        return "no clip has two answered votes"
+    kappa = "undefined, all are the same" if found.kappa is None else f"{found.kappa:.2f}"
+    return (
+        f"{found.observed:.1%} of the pairs (kappa {kappa}), "
+        f"{found.not_unanimous} of {found.clips} clips are not unanimous"
+    )
+
+
+def _failed(rows: Iterable[Verdict]) -> bool:
+    return any((row.error or "").startswith(FAILED) for row in rows)
+
+
+def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict], source: Source) -> None:
+    if failed > max_failed * total:
+        error = next(row.error for row in rows if (row.error or "").startswith(FAILED))
+        raise LabelError(
+            f"{source.name}: no reply about {failed} of {total} clips, more than label.max_failed "
+            f"({max_failed:.1%}) allows; the last error: {error}. The answers so far are kept: run it again to go on"
+        )
+
+
+def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
+    """One clip's verdicts by question and vote. Raises ValueError if they are not exactly those asked for."""
+    asked = [(sample, question.name, vote) for question in source.rubric.questions for vote in range(votes)]
+    found = {(row.sample_id, row.question, row.vote): row for row in rows}
+    if len(found) != len(rows) or found.keys() != set(asked):
+        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(asked)} asked for")
+    known = (source.name, source.model, source.rubric.hash)
+    for row in rows:
+        stated = (row.source, row.model, row.rubric_hash)
+        if stated != known or source.model_version not in (None, row.model_version):
+            raise ValueError(
+                f"{where}: {sample} was judged by {stated} of version {row.model_version}, "
+                f"expected {known} of version {source.model_version}"
+            )
+        if row.answer is None and row.score is None and not row.error:
+            raise ValueError(f"{where}: {source.name} left {sample} unanswered without saying why")
+    return [found[key] for key in asked]
+
+
+def _publish(
+    folder: Path, out: Path, source: Source, verdicts: Sequence[Verdict], labels: Sequence[Label], facts: dict
+) -> None:
+    """Write the tables and their manifest to `folder`, afresh, and move it to `out`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_rows(folder / "verdicts.parquet", verdicts, Verdict)
+    write_rows(folder / "labels.parquet", labels, Label)
+    write_manifest(
+        folder,
+        "labels",
+        source=source.name,
+        rubric=source.rubric.name,
+        rubric_hash=source.rubric.hash,
+        model=source.model,
+        model_versions=sorted({verdict.model_version for verdict in verdicts}),
+        **facts,
+    )
+    publish(folder, out)
+
+
+def _count(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> LabelCounts:
+    def clips(beginning: str) -> int:
+        return len({one.sample_id for one in verdicts if (one.error or "").startswith(beginning)})
+
+    return LabelCounts(
+        accepted=sum(label.label is True for label in labels),
+        rejected=sum(label.label is False for label in labels),
+        unlabelled=sum(label.label is None for label in labels),
+        unreadable=clips(UNREADABLE_CLIP),
+        failed=clips(FAILED),
+    )

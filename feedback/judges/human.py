@@ -1,0 +1,159 @@
+"""People as a source: what they rated on the page of `vfrl rate` (commands/rate/server.py).
+
+A rating is kept in the ledger under the clip's bytes, its prompt, the rubric and the rater, so it counts in every clone
+and every clip set with that very clip. Nothing is served or waited for here: what was rated is read, and where ratings
+are missing labelling stops and says which command asks for them.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.manifest import sha256_of
+from data.records import Verdict
+from feedback.core.rubric import Question, Rubric, load_rubric
+from feedback.core.source import UNREADABLE_ANSWER, LabelError, Request, verdict
+from feedback.network.ledger import Ledger, ledger_path, request_key
+
+PLACE = "human"
+MEANING = {"a": True, "r": False, "u": None}  # key pressed -> the affirmative answer, the negative one, neither
+UNSURE = "unsure"  # the error of a verdict whose rater could not tell
+NAMED = 3  # sample ids in an error
+
+
+@dataclass(frozen=True)
+class Options:
+    """A `human` block of params.yaml."""
+
+    rubric: str  # YAML file
+    raters: list  # names of the people whose ratings count, one vote each, in this order
+
+    def __post_init__(self) -> None:
+        if not self.raters:
+            raise ValueError("raters is [], expected the name of at least one person")
+        for rater in self.raters:
+            if not isinstance(rater, str) or not rater or rater != rater.strip():
+                raise ValueError(f"raters: {rater!r} is no name")
+        if len(set(self.raters)) != len(self.raters):
+            raise ValueError(f"raters: a name stands twice in {self.raters}")
+
+
+class Rateable(NamedTuple):
+    """One question to one person about one clip. Two clips of the same bytes and prompt are the same clip."""
+
+    rater: str
+    clip: str  # sha256 of the mp4
+    prompt: str
+    rubric: Rubric
+    question: Question
+
+    @property
+    def sent(self) -> dict[str, str]:
+        """All that determines the rating, as the ledger keeps it."""
+        return {
+            "place": PLACE,
+            "rater": self.rater,
+            "clip": self.clip,
+            "prompt": self.prompt,
+            "rubric": self.rubric.hash,
+            "question": self.question.name,
+        }
+
+    @property
+    def key(self) -> str:
+        return request_key(self.sent)
+
+
+def write_reply(answer: str, seconds: float | None) -> str:
+    """A rating as the ledger keeps it. answer: a key of MEANING. seconds: how long the rater looked."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"answer": answer, "at": at, "seconds": seconds if seconds is None else round(seconds, 1)})
+
+
+def read_reply(reply: str) -> str | None:
+    """Which key of MEANING was pressed; null for a reply that this code did not write."""
+    try:
+        answer = json.loads(reply)["answer"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return answer if answer in MEANING else None
+
+
+def rated_at(reply: str) -> str:
+    """When a reply was written; texts in the order of their times."""
+    return str(json.loads(reply)["at"])
+
+
+def load(name: str, options: Options, device: str) -> "HumanSource":
+    """The people of this block; no device is used."""
+    return HumanSource(name, load_rubric(Path(options.rubric)), options.raters)
+
+
+class HumanSource:
+    """Reads ratings, a vote each rater. Raises LabelError before the first verdict where any rating is missing."""
+
+    model = "human"
+    model_version: str | None = None  # each verdict names its rater
+    repeatable = False
+
+    def __init__(self, name: str, rubric: Rubric, raters: Sequence[str]) -> None:
+        self.name, self.rubric, self.raters = name, rubric, tuple(raters)
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        asked = [(request, self._asked(request)) for request in requests]
+        with Ledger(ledger_path()) as ledger:
+            found = ledger.answers(one.key for _, ones in asked for one in ones)
+        missing = {rater: [r for r, ones in asked if _lacks(ones, rater, found)] for rater in self.raters}
+        if any(missing.values()):
+            raise LabelError(self._what_to_do(missing, len(asked)))
+        for request, ones in asked:
+            yield [self._verdict(request, one, found[one.key].reply) for one in ones]
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    def _asked(self, request: Request) -> list[Rateable]:
+        clip, prompt = sha256_of(request.path), request.sample.prompt
+        return [Rateable(who, clip, prompt, self.rubric, q) for q in self.rubric.questions for who in self.raters]
+
+    def _verdict(self, request: Request, one: Rateable, reply: str) -> Verdict:
+        pressed = read_reply(reply)
+        if pressed is None:
+            told: dict[str, Any] = {"error": f"{UNREADABLE_ANSWER}{reply}"}
+        elif MEANING[pressed] is None:
+            told = {"error": UNSURE}
+        else:
+            told = {"answer": MEANING[pressed]}
+        vote, frames = self.raters.index(one.rater), range(request.sample.num_frames)
+        return verdict(self, request.sample, vote, one.question, frames, raw=reply, model_version=one.rater, **told)
+
+    def _what_to_do(self, missing: dict[str, list[Request]], clips: int) -> str:
+        """Which ratings are missing and which commands ask for them.
+
+        missing: by rater, the clips without a rating. clips: how many there are.
+        """
+        lines, commands = [], []
+        for rater, requests in ((rater, requests) for rater, requests in missing.items() if requests):
+            ids = [request.sample.sample_id for request in requests]
+            lines.append(f"{len(ids)} of {clips} by {rater} ({', '.join(ids[:NAMED])}{', …' * (len(ids) > NAMED)})")
+            sets = dict.fromkeys(_set_of(request) for request in requests)
+            words = [word for folder in sets for word in ("--set", folder)] + ["--source", self.name, "--rater", rater]
+            commands.append(f"  {shlex.join(['vfrl', 'rate', *words])}")
+        return (
+            f"{self.name}: clips without a rating in {ledger_path()}: {'; '.join(lines)}. Rate them with\n"
+            + "\n".join(commands)
+            + "\nand run this again; what was rated is kept"
+        )
+
+
+def _lacks(ones: Sequence[Rateable], rater: str, found: dict) -> bool:
+    return any(one.rater == rater and one.key not in found for one in ones)
+
+
+def _set_of(request: Request) -> str:
+    """The folder of a request's clip set."""
+    return str(request.path.parents[len(Path(request.sample.file_name).parts) - 1])

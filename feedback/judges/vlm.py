@@ -1,0 +1,349 @@
+"""What `qwen` runs: a video VLM, its inputs, and the answer in its logits (see feedback/judges/qwen.py)."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+from transformers.video_utils import VideoMetadata
+
+from data.records import Sample, Verdict
+from data.video import sample_frames
+from feedback.core.rubric import Question, Rubric, load_rubric
+from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
+from feedback.judges.qwen import Options
+
+COUNT_IN_PIXELS = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor)  # their `size` is not of an edge
+DECIDES = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*")
+
+
+class Shown(NamedTuple):
+    """What a judge is shown of a clip."""
+
+    sample: Sample
+    indices: list[int]  # of the frames in the clip
+    frames: np.ndarray  # (F, H, W, 3) uint8, those frames
+
+
+class Answer(NamedTuple):
+    """A judge's answer: the probability of the affirmative word, and of either word being said at all."""
+
+    p_yes: float
+    mass: float
+
+
+class Said(NamedTuple):
+    """What a judge said, in its own words."""
+
+    answer: bool | None  # whether the affirmative word; null where it said neither
+    words: str  # its whole reply, without special tokens; max_new_tokens of it at most
+    error: str | None  # why there is no answer
+
+
+class AnswerTokens(NamedTuple):
+    """Ids of the first tokens of the two answer words, in the spellings that the tokenizer tells apart."""
+
+    affirmative: list[int]
+    negative: list[int]
+
+
+class Loaded(NamedTuple):
+    """A judge of a `qwen` block, ready to be asked."""
+
+    model: PreTrainedModel  # on its device, in eval mode
+    processor: ProcessorMixin
+    version: str
+
+
+def load_model(name: str, options: Options, device: str) -> Loaded:
+    """The model and the processor of this block, the weights on the device.
+
+    Raises ValueError naming the option where its processor takes no videos, or does not count in pixels.
+    """
+    revision = options.revision or "main"
+    processor = AutoProcessor.from_pretrained(options.path, revision=revision)
+    if getattr(processor, "video_processor", None) is None:
+        raise ValueError(f"feedback.sources.{name}.path: {options.path} takes no videos")
+    if options.pixels is not None and not isinstance(processor.video_processor, COUNT_IN_PIXELS):
+        kind = type(processor.video_processor).__name__
+        raise ValueError(f"feedback.sources.{name}.pixels is {options.pixels}, but {kind} has a size of its own: null")
+    model = AutoModelForImageTextToText.from_pretrained(
+        options.path, revision=revision, use_safetensors=True, dtype=getattr(torch, options.dtype)
+    )
+    version = fingerprint(Path(options.path)) if options.local else options.revision or model.config._commit_hash
+    return Loaded(model.to(device).eval(), processor, version)
+
+
+def load_vlm(name: str, options: Options, device: str) -> "QwenSource":
+    """The judge of this block as a source. Raises ValueError as `load_model` does."""
+    loaded = load_model(name, options, device)
+    return QwenSource(name, load_rubric(Path(options.rubric)), *loaded, options)
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hex digits of everything in a judge's folder that decides its verdicts: weights, configs, tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in DECIDES for path in folder.glob(pattern) if path.is_file()}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+class QwenSource:
+    """Asks a VLM in this process, batch_size clips at a time, a rubric's questions one after the other."""
+
+    repeatable = True
+
+    def __init__(
+        self,
+        name: str,
+        rubric: Rubric,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        model_version: str,
+        options: Options,
+    ) -> None:
+        self.name, self.rubric, self.processor, self.options = name, rubric, processor, options
+        self.vlm = model
+        self.model, self.model_version = options.path, model_version
+        self.answers = {question.name: answer_tokens(processor.tokenizer, question) for question in rubric.questions}
+        for question in rubric.questions:
+            if unknown := unknown_words(processor.tokenizer, rubric.text(question, "")):
+                raise ValueError(f"rubric {rubric.name}: {options.path} does not know its words {unknown}")
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        window: list[tuple[Request, np.ndarray | str]] = []
+        for one in decoded(requests, 2 * self.options.batch_size):
+            window.append(one)
+            if len(window) == self.options.batch_size:
+                yield from self._judge_window(window)
+                window = []
+        yield from self._judge_window(window)
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    @torch.no_grad()
+    def say(self, question: Question, clips: Sequence[np.ndarray], fps: float) -> Said:
+        """Its answer to one question about some clips, shown one after the other; the rubric's instructions left out.
+
+        clips: uint8 (F, H, W, 3) each, F the same for all: the frames that are shown. fps: their own rate.
+        """
+        if problem := unreadable(self.processor, question.ask):
+            return Said(None, "", problem)
+        inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self.options.pixels)
+        logits, (reply,) = self._reply(inputs.to(self.vlm.device))
+        (answer,) = read_answers(logits, answer_tokens(self.processor.tokenizer, question))
+        told = self._told(question, answer, reply)
+        words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
+        return Said(told.get("answer"), words, told.get("error"))
+
+    def _judge_window(self, window: Sequence[tuple[Request, np.ndarray | str]]) -> Iterator[list[Verdict]]:
+        """The verdicts on some consecutive clips, those with equally many frames to show in one batch.
+
+        Which clips meet in a batch changes the last digits of p_yes, so no clip waits for those of the next window:
+        a run that is resumed between windows forms the same batches.
+        """
+        batches: dict[int, list[Shown]] = {}
+        for request, frames in window:
+            if isinstance(frames, str):
+                yield without_answer(self, request, frames)
+            elif problem := unreadable(self.processor, request.sample.prompt):
+                yield without_answer(self, request, problem)
+            else:
+                indices = sample_frames(len(frames), self.rubric.frames or len(frames))
+                batches.setdefault(len(indices), []).append(Shown(request.sample, indices, frames[indices]))
+        for batch in batches.values():
+            yield from map(list, zip(*(self._ask(question, batch) for question in self.rubric.questions), strict=True))
+
+    @torch.no_grad()
+    def _ask(self, question: Question, batch: Sequence[Shown]) -> list[Verdict]:
+        """One question about each clip of a batch, in one forward pass."""
+        fps = [sampled_fps(shown.indices, shown.sample.fps) for shown in batch]
+        inputs = build_inputs(
+            self.processor,
+            [shown.frames for shown in batch],
+            [self.rubric.text(question, shown.sample.prompt) for shown in batch],
+            fps,
+            self.options.pixels,
+            [[i * rate / shown.sample.fps for i in shown.indices] for shown, rate in zip(batch, fps, strict=True)],
+        ).to(self.vlm.device)
+        logits, replies = self._reply(inputs)
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        answers = read_answers(logits, self.answers[question.name])
+        verdicts = []
+        for shown, answer, reply, length in zip(batch, answers, replies, lengths, strict=True):
+            told = self._told(question, answer, reply) | {"tokens": length + len(reply)}
+            verdicts.append(verdict(self, shown.sample, 0, question, shown.indices, **told))
+        return verdicts
+
+    def _reply(self, inputs: BatchFeature) -> tuple[Tensor, list[list[int]]]:
+        """Logits (B, V) of the first answer token, and each clip's most probable continuation, at least that token."""
+        padding = self.processor.tokenizer.pad_token_id
+        out = self.vlm.generate(  # for one token as well: it alone knows each model's positions beside padding
+            **inputs,
+            do_sample=False,
+            repetition_penalty=1.0,  # or a checkpoint's own keeps it from the words of the question
+            max_new_tokens=max(1, self.options.max_new_tokens),
+            pad_token_id=padding,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        return out.logits[0], [row[:1] + [token for token in row[1:] if token != padding] for row in new]
+
+    def _told(self, question: Question, answer: Answer, reply: list[int]) -> dict[str, Any]:
+        raw = self.processor.tokenizer.decode(reply).strip()
+        if not answer.mass >= self.options.min_answer_mass:  # also when it is not a number
+            least = f"at least {self.options.min_answer_mass:g} is asked for"
+            words = f"{question.affirmative} or {question.negative}"
+            return {"raw": raw, "error": f"{UNREADABLE_ANSWER}{words} has a probability of {answer.mass:.3g}, {least}"}
+        said = answer.p_yes > 0.5
+        word = question.affirmative if said else question.negative
+        words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
+        reason = words.removeprefix(word).strip(" .,:;-\n") if self.options.max_new_tokens else None
+        return {"answer": said, "p_yes": answer.p_yes, "raw": raw, "reason": reason or None}
+
+
+def build_inputs(
+    processor: ProcessorMixin,
+    frames_list: Sequence[np.ndarray],
+    texts: Sequence[str],
+    fps: Sequence[float],
+    pixels: int | None = None,
+    places: Sequence[Sequence[float]] | None = None,
+) -> BatchFeature:
+    """A video VLM's inputs for a batch of texts: a user's message of the video and then the text, answer to come.
+
+    frames_list: uint8 (F, H, W, 3) each, the frames that are shown, all of them and no other; F the same for all.
+        As many for each text, which shows them one after the other: first all of the first text, then the next one's.
+    fps: their own rate, not that of the clip. places: when each is shown, in units of 1 / fps; None is 0, 1, 2...
+    pixels: scale each frame to about this many, keeping its shape; None is what the processor's configuration says.
+    Padded on the left, so that the answer is predicted at the last position of every row. Qwen's hold
+    `mm_token_type_ids`, without which its positions silently degrade.
+    """
+    (num_frames,) = {len(frames) for frames in frames_list}
+    order = frame_order(processor, num_frames)
+    videos = [torch.from_numpy(np.ascontiguousarray(frames[order])).permute(0, 3, 1, 2) for frames in frames_list]
+    metadata = [
+        VideoMetadata(total_num_frames=len(order), fps=rate, frames_indices=[place[index] for index in order])
+        for place, rate in zip(places or [range(num_frames)] * len(videos), fps, strict=True)
+    ]
+    return processor(
+        text=[templated(processor, text, len(videos) // len(texts)) for text in texts],
+        videos=videos,
+        video_metadata=metadata,
+        do_sample_frames=False,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        **sizes(processor, pixels, len(order)),
+    )
+
+
+def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: bool = True) -> str:
+    """A user's message of some videos and a text in the judge's chat template, each video one placeholder as yet.
+
+    answering: with the words that begin the judge's turn, where the template has such.
+    """
+    content: list = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
+    message = [{"role": "user", "content": content}]
+    told = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
+    if not isinstance(processor, Qwen3VLProcessor):
+        return told
+    # The processor brackets each pair of frames, and transformers 5 leaves the template's brackets around them all;
+    # Qwen's own code, in transformers 4.57, takes those away.
+    bracketed = f"{processor.vision_start_token}{processor.video_token}{processor.vision_end_token}"
+    return told.replace(bracketed, processor.video_token)
+
+
+def frame_order(processor: ProcessorMixin, num_frames: int) -> list[int]:
+    """Indices of the frames that the processor is given of `num_frames`: each, and a lone one as often as it must be.
+
+    Qwen3-VL's processor refuses a lone frame; the others repeat it themselves, as all do with an odd one.
+    """
+    least = getattr(processor.video_processor, "temporal_patch_size", 1)
+    return [min(index, num_frames - 1) for index in range(max(num_frames, least))]
+
+
+def sizes(processor: ProcessorMixin, pixels: int | None, num_frames: int) -> dict[str, Any]:
+    """Arguments of the processor's call that scale each frame to about `pixels`."""
+    if pixels is None:
+        return {}
+    if isinstance(processor.video_processor, Qwen3VLVideoProcessor):
+        pixels *= num_frames  # it counts those of a clip, not of a frame
+    size = {"shortest_edge": pixels, "longest_edge": pixels}
+    return {"size": size, "do_resize": True, "cap_pixels_per_frame": False}
+
+
+def sampled_fps(indices: Sequence[int], fps: float) -> float:
+    """Frames per second of the frames at these indices of a clip of `fps`: Qwen2.5-VL places them in time by it."""
+    span = indices[-1] - indices[0]
+    return (len(indices) - 1) / span * fps if span else fps
+
+
+def answer_tokens(tokenizer: Any, question: Question) -> AnswerTokens:
+    """First tokens of a question's two answer words, each as written, in other cases, and after a space.
+
+    Raises ValueError where a word is unknown to the vocabulary, or both begin with the same token.
+    """
+    first = {}
+    for word in (question.affirmative, question.negative):
+        plain = tokenizer.encode(word, add_special_tokens=False)
+        if not plain or tokenizer.unk_token_id in plain:
+            raise ValueError(f"question {question.name}: the vocabulary does not hold the answer {word!r}")
+        first[word] = plain[0]
+    if len(set(first.values())) == 1:
+        words = f"{question.affirmative!r} and {question.negative!r}"
+        raise ValueError(f"question {question.name}: the answers {words} begin with the same token")
+    affirmative = _first_tokens(tokenizer, question.affirmative)
+    negative = _first_tokens(tokenizer, question.negative)
+    # What both can begin with, such as a lone space, speaks for neither.
+    return AnswerTokens(sorted(affirmative - negative), sorted(negative - affirmative))
+
+
+def _first_tokens(tokenizer: Any, word: str) -> set[int]:
+    cases = {word, word.lower(), word.upper(), word.capitalize()}
+    spellings = [tokenizer.encode(space + case, add_special_tokens=False) for case in cases for space in ("", " ")]
+    return {spelling[0] for spelling in spellings if spelling} - {tokenizer.unk_token_id}
+
+
+def read_answers(logits: Tensor, tokens: AnswerTokens) -> list[Answer]:
+    """What the logits (B, V) of the first answer token say."""
+    logs = logits.float().log_softmax(-1)
+    yes = logs[:, tokens.affirmative].logsumexp(-1)
+    no = logs[:, tokens.negative].logsumexp(-1)
+    masses = torch.logaddexp(yes, no).exp()
+    return [Answer(p, mass) for p, mass in zip((yes - no).sigmoid().tolist(), masses.tolist(), strict=True)]
+
+
+def unreadable(processor: ProcessorMixin, prompt: str) -> str | None:
+    """Why a judge cannot be asked about this prompt; null if it can."""
+    tokens = dict.fromkeys([*processor.tokenizer.all_special_tokens, *processor.all_special_multimodal_tokens])
+    if control := [token for token in tokens if token in prompt]:
+        return f"the prompt holds control tokens {control}"
+    if unknown := unknown_words(processor.tokenizer, prompt):
+        return f"the prompt holds words outside the judge's vocabulary: {unknown}"
+    return None
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """Words of a text that the tokenizer does not know; none for tokenizers that spell out whatever they meet."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in tokenizer.encode(text, add_special_tokens=False):
+        return []
+    return [word for word in text.split() if unknown in tokenizer.encode(word, add_special_tokens=False)]

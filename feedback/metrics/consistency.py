@@ -1,0 +1,117 @@
+"""How alike the frames of a clip are to a picture model: what VBench (Huang et al. 2024) calls consistency.
+
+    score = mean over frames i > 0 of (max(0, cos(f_i, f_{i-1})) + max(0, cos(f_i, f_0))) / 2
+
+with f the model's embedding of a frame. VBench-style: the formula is VBench's, the models are transformers' copies of
+the ones it loads, and pictures are shrunk with antialiasing.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as images
+from transformers import CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTModel
+
+from feedback.judges.vlm import fingerprint
+from feedback.metrics.image_text import TOGETHER, Pixels
+from feedback.metrics.rounding import WHITE
+
+EDGE = 224  # pixels of the shorter side, as DINO sees it
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
+
+
+class Consistency:
+    """Scores clips by the embeddings of their frames."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prepare: Callable[[np.ndarray], Tensor],
+        embed: Callable[[Tensor], Tensor],
+        *,
+        name: str,
+        version: str,
+    ) -> None:
+        """prepare: uint8 (F, H, W, 3) to what `embed` takes; embed: (F, 3, H', W') to (F, D)."""
+        self._model, self._prepare, self._embed = model.eval().requires_grad_(False), prepare, embed
+        self.model, self.model_version = name, version
+        self.definition = (
+            f"VBench-style consistency: how alike each frame is to the one before and to the first ({name})."
+        )
+
+    @torch.inference_mode()
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
+        """A number for each clip, uint8 (F, H, W, 3); nan for one of a single frame."""
+        return [consistency(self._embeddings(clip)) for clip in clips]
+
+    def _embeddings(self, clip: np.ndarray) -> Tensor:
+        parts = (part.to(self._model.device) for part in self._prepare(clip).split(TOGETHER))
+        return torch.cat([self._embed(part).float().cpu() for part in parts])
+
+
+def consistency(embeddings: Tensor) -> float:
+    """The formula above for (F, D) embeddings; nan for a single frame."""
+    if len(embeddings) < 2:
+        return float("nan")
+    unit = functional.normalize(embeddings, dim=-1)
+    to_previous = (unit[1:] * unit[:-1]).sum(-1).clamp(min=0)
+    to_first = (unit[1:] @ unit[0]).clamp(min=0)
+    return float(((to_previous + to_first) / 2).mean())
+
+
+def subject(name: str, options: Any, device: str) -> Consistency:
+    """By DINO (Caron et al. 2021), a ViT whose embedding follows the subject of a picture.
+
+    name, options: a block's name, and its path and revision. Raises ValueError naming the path where no model is there.
+    """
+    given = _given(options)
+    with _told(name, options):
+        model = ViTModel.from_pretrained(**given, add_pooling_layer=False, dtype=torch.float32).to(device)
+
+    def embed(pixels: Tensor) -> Tensor:
+        return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+    return Consistency(model, shorter_edge, embed, name=options.path, version=_version(options, model))
+
+
+def background(name: str, options: Any, device: str) -> Consistency:
+    """By CLIP, whose embedding of a picture follows the scene; otherwise as above."""
+    given = _given(options)
+    with _told(name, options):
+        model = CLIPModel.from_pretrained(**given, dtype=torch.float32).to(device)
+        pixels = Pixels(CLIPImageProcessor.from_pretrained(**given))
+
+    def embed(batch: Tensor) -> Tensor:
+        return model.get_image_features(pixel_values=batch).pooler_output
+
+    return Consistency(model, pixels, embed, name=options.path, version=_version(options, model))
+
+
+def shorter_edge(frames: np.ndarray) -> Tensor:
+    """(F, 3, H', W') float32 for DINO: the shorter side 224, the other in proportion, normalised as ImageNet."""
+    whole = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = images.resize(whole, [EDGE], images.InterpolationMode.BILINEAR, antialias=True)
+    return images.normalize(resized / WHITE, MEAN, STD)
+
+
+def _given(options: Any) -> dict[str, str]:
+    return {"pretrained_model_name_or_path": options.path, "revision": options.revision or "main"}
+
+
+@contextlib.contextmanager
+def _told(name: str, options: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"feedback.sources.{name}.path: no model could be had from {options.path}: {error}") from error
+
+
+def _version(options: Any, model: PreTrainedModel) -> str:
+    path = Path(options.path)
+    return fingerprint(path) if path.is_dir() else options.revision or model.config._commit_hash

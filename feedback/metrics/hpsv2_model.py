@@ -1,0 +1,121 @@
+"""What `hpsv2` runs: a CLIP of people's preferences, given frames and prompts as its authors prepare them."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+from torchvision.transforms.v2 import functional as images
+from transformers import AutoTokenizer, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
+
+from feedback.judges.vlm import fingerprint
+from feedback.metrics.hpsv2 import PAGE, Options
+from feedback.metrics.hpsv2_checkpoint import converted
+from feedback.metrics.image_text import ImageText, channels_first, how_reduced
+from feedback.metrics.rounding import WHITE
+
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+
+
+def load_hpsv2(name: str, options: Options, device: str) -> ImageText:
+    """The metric of a block, its weights on the device.
+
+    Raises ValueError naming feedback.sources.<name>.path or .processor where there is no such model or tokenizer.
+    """
+    source, folder, version = _found(name, options)
+    try:
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=getattr(torch, options.dtype))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"feedback.sources.{name}.path: no CLIP could be had from {folder}: {error}") from error
+    formula = "the cosine of their embeddings, the frame whole and padded with black"
+    return ImageText(
+        model.to(device),
+        Tokens(_tokenizer(name, options, model)),
+        Whole(model.config.vision_config.image_size),
+        name=source,
+        version=version,
+        definition=f"HPSv2 of a frame for the prompt ({source}): {formula}, {how_reduced(options)}.",
+        reduce=options.reduce,
+        frames=options.frames,
+    )
+
+
+class Whole:
+    """HPSv2's image preprocessing: the longer side to `edge` pixels, bicubic, and black around the rest.
+
+    Its authors' `preprocess_val` resizes float values, which may leave [0, 1] beside an edge and stay so, and
+    antialiases since torchvision 0.17. Where the longer side is `edge` already it does not pad, and a picture that is
+    not square then fails; here it is padded.
+    """
+
+    def __init__(self, edge: int) -> None:
+        self._edge = edge
+
+    def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
+        """(F, 3, edge, edge) float32 from uint8 (F, H, W, 3), or from float32 in [0, 255] with their gradient."""
+        whole = channels_first(frames) / WHITE
+        scale = self._edge / max(whole.shape[-2:])
+        height, width = (round(side * scale) for side in whole.shape[-2:])
+        resized = images.resize(whole, [height, width], images.InterpolationMode.BICUBIC, antialias=True)
+        down, right = self._edge - height, self._edge - width
+        padded = images.pad(resized, [right // 2, down // 2, right - right // 2, down - down // 2], fill=0)
+        return images.normalize(padded, MEAN, STD)
+
+
+class Tokens:
+    """CLIP's tokenizer on prompts cleaned as OpenCLIP cleans them: mended by ftfy, HTML entities read."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, prompts: Sequence[str], **settings: Any) -> BatchEncoding:
+        """As the tokenizer itself."""
+        cleaned = [html.unescape(html.unescape(ftfy.fix_text(prompt))) for prompt in prompts]
+        return self._tokenizer(cleaned, **settings)
+
+
+def _found(name: str, options: Options) -> tuple[str, Path, str]:
+    """What the numbers come from, a folder that CLIPModel reads, and the version of it."""
+    where = f"feedback.sources.{name}.path"
+    path = Path(options.path)
+    if path.is_dir():
+        return options.path, path, fingerprint(path)
+    source = options.path if path.is_file() else f"{options.path}/{options.file}"
+    try:
+        checkpoint = path if path.is_file() else _download(options)
+        folder, sha256 = converted(checkpoint, Path(options.cache) if options.cache else None)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return source, folder, sha256[:12]
+
+
+def _download(options: Options) -> Path:
+    """The checkpoint of a hub id, from the hub or its cache; ValueError saying what to do where there is none."""
+    revision = options.revision or "main"
+    try:
+        return Path(hf_hub_download(options.path, options.file, revision=revision))
+    except (OSError, ValueError) as error:
+        page = PAGE.format(path=options.path, revision=revision, file=options.file)
+        raise ValueError(f"no download ({error}). Get {page} by hand, put it anywhere and give it as path") from error
+
+
+def _tokenizer(name: str, options: Options, model: CLIPModel) -> PreTrainedTokenizerBase:
+    where = f"feedback.sources.{name}.processor"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.processor)
+    except (OSError, ValueError) as error:
+        files = "tokenizer.json, tokenizer_config.json, vocab.json and merges.txt"
+        raise ValueError(
+            f"{where}: no tokenizer could be had from {options.processor} ({error}). "
+            f"Get {files} of https://huggingface.co/{Options.processor} by hand, and give their folder"
+        ) from error
+    end = model.config.text_config.eos_token_id
+    if tokenizer.eos_token_id != end:
+        ends = f"ends a text with token {tokenizer.eos_token_id}, and the model with {end}"
+        raise ValueError(f"{where}: {options.processor} {ends}")
+    return tokenizer

@@ -1,0 +1,152 @@
+"""What `clip`, `pickscore` and `hpsv2` run: a CLIP model that scores each frame of a clip against its prompt."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as images
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from data.video import sample_frames
+from feedback.judges.vlm import fingerprint
+from feedback.metrics.rounding import WHITE, rounding
+
+TOGETHER = 256  # frames of a forward pass
+
+
+class ImageText:
+    """A CLIP model with its own preprocessing. score: as `definition` says."""
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: Callable[..., Mapping[str, Tensor]],
+        pixels: Callable[[np.ndarray | Tensor], Tensor],
+        *,
+        name: str,
+        version: str,
+        definition: str,
+        reduce: str,
+        frames: int | None,
+        temperature: float = 1.0,
+    ) -> None:
+        """tokenizer: a PreTrainedTokenizer, or what is called as one. pixels: uint8 (F, H, W, 3), or float32 in
+            [0, 255] with their gradient, to the model's input.
+
+        temperature: what the cosine is multiplied by. name, version, definition, reduce, frames: see the options.
+        """
+        self._model, self._tokenizer, self._pixels = model.eval().requires_grad_(False), tokenizer, pixels
+        self.model, self.model_version, self.definition = name, version, definition
+        self._reduce, self.frames, self._temperature = reduce, frames, temperature
+
+    @torch.inference_mode()
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
+        """A number for each clip, from its frames, uint8 (F, H, W, 3), and its prompt."""
+        return self.scores(clips, prompts).tolist()
+
+    def scores(self, clips: Sequence[np.ndarray] | Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """The same as (N,) float64 on the CPU, with the gradient of clips that are float32 tensors in [0, 1]."""
+        chosen = [clip[sample_frames(len(clip), min(self.frames or len(clip), len(clip)))] for clip in clips]
+        counts = torch.tensor([len(clip) for clip in chosen])
+        texts = self._text_embeddings(prompts).repeat_interleave(counts, 0)
+        alike = self._temperature * (self._image_embeddings(chosen) * texts).sum(-1)
+        totals = torch.stack([of_clip.double().sum() for of_clip in alike.split(counts.tolist())])
+        return totals if self._reduce == "sum" else totals / counts
+
+    def _image_embeddings(self, clips: Sequence[np.ndarray | Tensor]) -> Tensor:
+        """(sum of F, D) float32 of unit length, on the CPU."""
+        pixels = torch.cat([self._prepared(clip) for clip in clips])
+        parts = (part.to(self._model.device, self._model.dtype) for part in pixels.split(TOGETHER))
+        return torch.cat([_unit(self._model.get_image_features(pixel_values=part)) for part in parts])
+
+    def _prepared(self, clip: np.ndarray | Tensor) -> Tensor:
+        if isinstance(clip, np.ndarray):
+            return self._pixels(clip)
+        return self._pixels(clip * WHITE) + rounding(self._pixels, clip)
+
+    def _text_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """(N, D) float32 of unit length, on the CPU. A prompt longer than CLIP's context is cut, as CLIP does."""
+        unlike = sorted(set(prompts))
+        context = int(self._model.config.text_config.max_position_embeddings)
+        tokens = self._tokenizer(unlike, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
+        features = self._model.get_text_features(
+            input_ids=tokens["input_ids"].to(self._model.device),
+            attention_mask=tokens["attention_mask"].to(self._model.device),
+        )
+        return _unit(features)[[unlike.index(prompt) for prompt in prompts]]
+
+
+class Pixels:
+    """A CLIP's image preprocessing as tensor operations, with the values of its own config."""
+
+    def __init__(self, processor: CLIPImageProcessor) -> None:
+        """Raises ValueError for a config that resizes otherwise than CLIP: the shorter edge, then the middle of it."""
+        if not (processor.size.shortest_edge and processor.do_center_crop and processor.do_normalize):
+            raise ValueError(f"it prepares images otherwise than CLIP: {dict(processor.size)}, expected shortest_edge")
+        self._edge = int(processor.size.shortest_edge)
+        self._crop = [int(processor.crop_size.height), int(processor.crop_size.width)]
+        self._mean, self._std = list(processor.image_mean), list(processor.image_std)
+
+    def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
+        """(F, 3, crop, crop) float32 from uint8 (F, H, W, 3), as CLIPImageProcessor makes it.
+
+        From float32 in [0, 255] the same, but for what the resize rounds, with their gradient.
+        """
+        resized = images.resize(channels_first(frames), [self._edge], images.InterpolationMode.BICUBIC, antialias=True)
+        top, left = ((size - crop) // 2 for size, crop in zip(resized.shape[-2:], self._crop, strict=True))
+        return images.normalize(images.crop(resized, top, left, *self._crop) / WHITE, self._mean, self._std)
+
+
+def channels_first(frames: np.ndarray | Tensor) -> Tensor:
+    """(F, 3, H, W) of frames (F, H, W, 3), in their own dtype."""
+    whole = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
+    return whole.permute(0, 3, 1, 2)
+
+
+def load_image_text(name: str, options: Any, device: str, definition: str, scaled: bool) -> ImageText:
+    """The CLIP of a block, its weights on the device.
+
+    options: feedback.metrics.clip.Options, or another's with the same fields. definition: the formula, as a sentence.
+    scaled: whether cosines are multiplied by the model's own temperature.
+    Raises ValueError naming feedback.sources.<name>.path where there is no such model.
+    """
+    revision = options.revision or "main"
+    try:
+        model = CLIPModel.from_pretrained(
+            options.path, revision=revision, use_safetensors=True, dtype=getattr(torch, options.dtype)
+        )
+        other = {"revision": revision} if options.processor is None else {}
+        tokenizer = AutoTokenizer.from_pretrained(options.processor or options.path, **other)
+        pixels = Pixels(CLIPImageProcessor.from_pretrained(options.processor or options.path, **other))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"feedback.sources.{name}.path: no CLIP could be had from {options.path}: {error}") from error
+    prepared = f", prepared by {options.processor}" if options.processor else ""
+    local = Path(options.path).is_dir()
+    version = fingerprint(Path(options.path)) if local else options.revision or model.config._commit_hash
+    return ImageText(
+        model.to(device),
+        tokenizer,
+        pixels,
+        name=options.path,
+        version=version,
+        definition=f"{definition}{prepared}, {how_reduced(options)}.",
+        reduce=options.reduce,
+        frames=options.frames,
+        temperature=model.logit_scale.exp().item() if scaled else 1.0,
+    )
+
+
+def how_reduced(options: Any) -> str:
+    """The end of a definition: over which frames, how, and in which precision, as FrameOptions say."""
+    seen = f"{options.frames} evenly spaced frames" if options.frames else "all frames"
+    return f"{options.reduce} over {seen}, in {options.dtype}"
+
+
+def _unit(features: BaseModelOutputWithPooling) -> Tensor:
+    """Projected embeddings, of unit length, float32 on the CPU."""
+    return functional.normalize(features.pooler_output.float(), dim=-1).cpu()

@@ -1,0 +1,114 @@
+"""Metrics as sources: a number for a clip by a fixed function of its frames and its prompt.
+
+A metric's number is the verdict's `score`, as the metric defines it, and nothing shapes it here: what a loss is
+weighted with is made of it by `build`. It says neither yes nor no, so the label is null, unless the block gives a
+`threshold`: then the clip is accepted where the score lies above it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.records import Verdict
+from feedback.core.rubric import Question, Rubric
+from feedback.core.source import Request, decoded, verdict, without_answer
+
+REDUCTIONS = ("sum", "mean")
+
+
+class Metric(Protocol):
+    """A function of clips."""
+
+    model: str  # folder, hub id or library that the numbers come from
+    model_version: str  # revision or fingerprint of it
+    definition: str  # a sentence that says what the number is, with every value it depends on
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> Sequence[float]:
+        """A number for each clip, from all its frames, uint8 (F, H, W, 3), F as it may be.
+
+        A clip that the metric is not defined for, such as one of a single frame, has nan.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """What the blocks of all metrics may say."""
+
+    batch_size: int = 8  # clips whose frames go through together
+    threshold: float | None = None  # accept above it; null: a number and no label
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1 clip")
+
+
+class MetricSource:
+    """Measures clips, `batch_size` at a time. Each clip is decoded once, however many metrics there are.
+
+    metrics: by name. The first is the one that a label's `score` and `label` are of; all have a verdict.
+    """
+
+    repeatable = True
+
+    def __init__(
+        self, name: str, metrics: Mapping[str, Metric], batch_size: int, threshold: float | None = None
+    ) -> None:
+        self.name, self.metrics, self.batch_size, self.threshold = name, metrics, batch_size, threshold
+        self.model = " + ".join(dict.fromkeys(metric.model for metric in metrics.values()))
+        self.model_version = " + ".join(dict.fromkeys(metric.model_version for metric in metrics.values()))
+        first = next(iter(metrics))
+        above = "" if threshold is None else f" Accepted above {threshold}."
+        self.rubric = Rubric(
+            name="metric",
+            frames=None,
+            rule="all",
+            instructions="{prompt}",
+            questions=tuple(
+                Question(
+                    name=key,
+                    ask=metric.definition + (above if key == first else ""),
+                    affirmative="above",
+                    negative="below",
+                    wanted=True,
+                    required=key == first,
+                )
+                for key, metric in metrics.items()
+            ),
+        )
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        """As the protocol says, in the order of the requests."""
+        waiting = decoded(requests, 2 * self.batch_size)
+        while batch := list(islice(waiting, self.batch_size)):
+            seen = [(request, frames) for request, frames in batch if not isinstance(frames, str)]
+            clips, prompts = [frames for _, frames in seen], [request.sample.prompt for request, _ in seen]
+            scores = [metric.score(clips, prompts) for metric in self.metrics.values()] if seen else []
+            of_clips = zip(*scores, strict=True)
+            for request, frames in batch:
+                if isinstance(frames, str):
+                    yield without_answer(self, request, frames)
+                else:
+                    pairs = zip(self.rubric.questions, next(of_clips), strict=True)
+                    yield [self._verdict(request, question, float(score), len(frames)) for question, score in pairs]
+
+    def status(self) -> dict[str, Any]:
+        """Nothing beside the counts."""
+        return {}
+
+    def _verdict(self, request: Request, question: Question, score: float, frames: int) -> Verdict:
+        told: dict[str, Any] = {"score": score}
+        if not math.isfinite(score):
+            told = {"error": f"{question.name} is not defined for this clip, or not finite: {score}"}
+        elif question.required and self.threshold is not None:
+            told["answer"] = score > self.threshold
+        return verdict(self, request.sample, 0, question, range(frames), **told)
+
+
+def reduced(of_frames: Sequence[float], how: str) -> float:
+    """One number for a clip from one for each frame: their sum, as Furuta et al. take (§3.2), or their mean."""
+    total = math.fsum(of_frames)
+    return total if how == "sum" else total / len(of_frames)

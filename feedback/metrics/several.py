@@ -1,0 +1,39 @@
+"""Several metrics as one source: every clip is decoded once for all of them.
+
+    metrics: {kind: metrics, of: {clip: {kind: clip, …}, flow: {kind: optical_flow_dis}}}
+
+Each has a verdict on every clip; a label's score is the first one's. Meant for `evaluate.judges`, where one stage then
+measures everything; a metric that is trained on is a source of its own.
+"""
+
+from dataclasses import dataclass
+
+from feedback.core.kinds import read_block
+from feedback.metrics.metric import MetricOptions, MetricSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(MetricOptions):
+    """A block of kind `metrics` in params.yaml."""
+
+    of: dict  # a name and the whole block of each metric, the first one's score being the label's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.of:
+            raise ValueError("of is empty, expected at least one metric")
+        for name, block in self.of.items():
+            if not isinstance(block, dict):
+                raise ValueError(f"of.{name} is {block!r}, expected a metric's whole block")
+            module, _ = read_block(f"of.{name}", block)
+            if not hasattr(module, "measure"):
+                raise ValueError(f"of.{name}.kind is {block['kind']!r}, which is no metric")
+
+
+def load(name: str, options: Options, device: str) -> MetricSource:
+    """The metrics of this block as one source, their weights on the device."""
+    metrics = {}
+    for key, block in options.of.items():
+        module, own = read_block(f"{name}.of.{key}", block)
+        metrics[key] = module.measure(f"{name}.of.{key}", own, device)
+    return MetricSource(name, metrics, options.batch_size, options.threshold)

@@ -1,0 +1,295 @@
+"""What of the transformer is trained: a LoRA adapter (peft), or all of it; and the reference policy beside it.
+
+    start is base      adapter `policy` alone; the reference is the base, adapters off
+    start is a LoRA    adapter `policy` continues it; the reference is `reference`, its frozen second copy
+    full               every weight; the reference is the weights as they were, held aside
+
+Either way one adapter (or one set of weights) is the whole change from the base, so what is saved loads as it is
+in plain diffusers. All functions take the bare transformer, not a DDP or compile wrapper around it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from generators.core.generator import Generator
+
+logger = logging.getLogger(__name__)
+
+POLICY, REFERENCE = "policy", "reference"  # peft adapter names
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
+FULL_FOLDER = "transformer"  # as in a pipeline folder
+PREFIX = "transformer."  # of the component, in front of every key, as diffusers stores LoRA
+
+
+class LoraError(ValueError):
+    """An adapter that would train nothing, or a policy folder that does not hold what it should."""
+
+
+# LoRA
+
+
+def attach(transformer: Any, rank: int, alpha: float, targets: Sequence[str], seed: int, dropout: float = 0.0) -> None:
+    """Freeze the transformer and add the trainable adapter `policy`, which changes nothing yet.
+
+    W + alpha/rank · B A, B zero, A drawn on the CPU from `seed`, the same on any device; float32 whatever W is.
+    targets: suffixes of module names, e.g. attn1.to_q. Raises LoraError for one that matches no linear layer.
+    """
+    from peft import LoraConfig
+
+    _check_targets(transformer, targets)
+    transformer.requires_grad_(False)
+    _add_adapter(
+        transformer,
+        LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(targets), lora_dropout=dropout),
+        POLICY,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(_adapter_parameters(transformer, POLICY).items()):
+        values = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)  # peft's own initialisation
+        parameter.data.copy_(values)
+
+
+def load_start(transformer: Any, folder: Path) -> None:
+    """Freeze the transformer, continue the folder's adapter as `policy` and hold its frozen copy as `reference`.
+
+    Rank, alpha and targets are the start's. Raises LoraError as `load_adapter` does.
+    """
+    transformer.requires_grad_(False)
+    load_adapter(transformer, folder, REFERENCE, trainable=False)
+    load_adapter(transformer, folder, POLICY, trainable=True)
+
+
+def load_adapter(transformer: Any, folder: Path, name: str = POLICY, trainable: bool = False) -> None:
+    """Add the folder's LoRA under that adapter name and make it the active one, in float32.
+
+    Raises LoraError where the file is missing, lacks rank and alpha, or does not fit this transformer.
+    """
+    from peft import LoraConfig, set_peft_model_state_dict
+    from peft.utils import get_peft_model_state_dict
+
+    path = Path(folder) / LORA_FILE
+    weights, config = _read_lora(path)
+    _check_targets(transformer, config["target_modules"])
+    _add_adapter(transformer, LoraConfig(**config), name)
+    expected = {key: value.shape for key, value in get_peft_model_state_dict(transformer, adapter_name=name).items()}
+    found = {key: value.shape for key, value in weights.items()}
+    if found != expected:
+        differing = sorted({key for key, _ in found.items() ^ expected.items()})
+        raise LoraError(f"{path}: does not fit this transformer; {len(differing)} keys differ, such as {differing[0]}")
+    set_peft_model_state_dict(transformer, weights, adapter_name=name)
+    for parameter in _adapter_parameters(transformer, name).values():
+        parameter.requires_grad_(trainable)
+
+
+def save(transformer: Any, folder: Path) -> None:
+    """Write the adapter `policy` as pytorch_lora_weights.safetensors, for stock `pipe.load_lora_weights(folder)`.
+
+    Rank, alpha and targets go into the file's metadata, where diffusers looks for them: without, it would take
+    alpha for rank. Equal adapters give equal bytes. Atomic.
+    """
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = transformer.peft_config[POLICY]
+    facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    facts |= {"lora_dropout": config.lora_dropout}
+    weights = get_peft_model_state_dict(transformer, adapter_name=POLICY)
+    path = Path(folder) / LORA_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One metadata entry alone: safetensors writes several in an order of chance, so the bytes would differ.
+    save_file(
+        {PREFIX + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
+        path.with_suffix(".tmp"),
+        metadata={LORA_ADAPTER_METADATA_KEY: json.dumps({PREFIX + k: v for k, v in facts.items()}, sort_keys=True)},
+    )
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:
+    """What an optimizer should hold. Raises LoraError where nothing is trainable."""
+    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise LoraError("the transformer has no trainable parameter: attach a LoRA, load a start or train it in full")
+    return parameters
+
+
+def fuse(transformer: Any) -> None:
+    """Add the active adapter to the weights and drop it: the same predictions to float tolerance, faster.
+
+    Exact enough in float32 alone; bfloat16 weights would round most of a small change away.
+    """
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    del transformer.tuner_layers
+
+
+# Full fine-tuning
+
+
+def train_full(transformer: Any) -> None:
+    """Make every weight trainable and hold a copy of all as they are now, the reference.
+
+    Raises LoraError unless the weights are float32: in bfloat16 most optimizer steps would round to nothing.
+    """
+    if wrong := {p.dtype for p in transformer.parameters()} - {torch.float32}:
+        raise LoraError(f"full fine-tuning needs generator.dtype: float32; the transformer has {wrong}")
+    transformer.requires_grad_(True)
+    # A tuple is no submodule, so neither state_dict nor parameters() sees the copy.
+    transformer.reference_weights = tuple(parameter.detach().clone() for parameter in transformer.parameters())
+
+
+def save_full(transformer: Any, folder: Path) -> None:
+    """Write the whole transformer as folder/transformer, for `WanTransformer3DModel.from_pretrained`."""
+    transformer.save_pretrained(Path(folder) / FULL_FOLDER, safe_serialization=True)
+
+
+def load_full(transformer: Any, folder: Path) -> None:
+    """Replace every weight by the folder's. Raises LoraError where they do not fit."""
+    path = Path(folder) / FULL_FOLDER
+    if not path.is_dir():
+        raise LoraError(f"{path}: no such folder, so no fully trained transformer")
+    loaded = type(transformer).from_pretrained(path, use_safetensors=True)
+    try:
+        transformer.load_state_dict(loaded.state_dict())
+    except RuntimeError as error:
+        raise LoraError(f"{path}: does not fit this transformer ({error})") from error
+
+
+# The reference, and whole policies
+
+
+@contextlib.contextmanager
+def reference(transformer: Any) -> Iterator[None]:
+    """Within it the transformer answers as the reference policy does; afterwards as the policy, trainable as before.
+
+    Call backward outside: a graph that the policy recorded holds the weights that are swapped here.
+    """
+    if hasattr(transformer, "reference_weights"):
+        switch = _full_reference(transformer)
+    elif REFERENCE in getattr(transformer, "peft_config", {}):
+        switch = _adapter_reference(transformer)
+    else:
+        switch = _base_reference(transformer)
+    with switch:
+        yield
+
+
+def apply_policy(generator: Generator, folder: Path) -> None:
+    """Make the generator sample as the policy in runs/policies/<name>: the base, a LoRA or full weights.
+
+    A LoRA over float32 weights is fused. Raises LoraError for a folder without policy.json, or for a trained
+    policy (its policy.json names a start) without weights.
+    """
+    folder = Path(folder)
+    if not (folder / "policy.json").is_file():
+        raise LoraError(f"{folder}: no policy.json, so no policy")
+    if (folder / LORA_FILE).is_file():
+        load_adapter(generator.transformer, folder)
+        if generator.dtype == torch.float32:
+            fuse(generator.transformer)
+        logger.info("policy %s: LoRA applied", folder.name)
+    elif (folder / FULL_FOLDER).is_dir():
+        load_full(generator.transformer, folder)
+        logger.info("policy %s: full weights loaded", folder.name)
+    elif "start" in json.loads((folder / "policy.json").read_text()):
+        raise LoraError(f"{folder}: a trained policy, but with neither {LORA_FILE} nor {FULL_FOLDER}/")
+
+
+@contextlib.contextmanager
+def _base_reference(transformer: Any) -> Iterator[None]:
+    for layer in transformer.tuner_layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in transformer.tuner_layers:
+            layer.enable_adapters(True)  # the active adapter, which is the policy, is trainable again
+
+
+@contextlib.contextmanager
+def _adapter_reference(transformer: Any) -> Iterator[None]:
+    for layer in transformer.tuner_layers:
+        layer.set_adapter(REFERENCE)
+    try:
+        yield
+    finally:
+        for layer in transformer.tuner_layers:
+            layer.set_adapter(POLICY)  # trainable again, and the reference not
+
+
+@contextlib.contextmanager
+def _full_reference(transformer: Any) -> Iterator[None]:
+    _swap_reference_weights(transformer)
+    try:
+        yield
+    finally:
+        _swap_reference_weights(transformer)
+
+
+def _swap_reference_weights(transformer: Any) -> None:
+    for parameter, held in zip(transformer.parameters(), transformer.reference_weights, strict=True):
+        parameter.data, held.data = held.data, parameter.data
+
+
+def _add_adapter(transformer: Any, config: Any, name: str) -> None:
+    """Inject and activate an adapter with float32 parameters; peft would give them the base's dtype."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    with warnings.catch_warnings():  # a second adapter is meant: the reference
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        transformer.add_adapter(config, adapter_name=name)
+    for parameter in _adapter_parameters(transformer, name).values():
+        parameter.data = parameter.data.float()
+    # Kept, because a training step switches them twice and a walk over all modules costs as much as a small layer.
+    # A tuple is no submodule.
+    transformer.tuner_layers = tuple(layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer))
+
+
+def _adapter_parameters(transformer: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    return {key: value for key, value in transformer.named_parameters() if f".{name}." in key and ".lora_" in key}
+
+
+def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> None:
+    linear = [
+        name.removesuffix(".base_layer")  # where an adapter wraps it already
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
+    suffixes = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in linear})
+    unmatched = [t for t in targets if not any(name == t or name.endswith("." + t) for name in linear)]
+    if unmatched or not targets:
+        found = ", ".join(unmatched) or "none given"
+        raise LoraError(f"LoRA target matches no linear layer: {found}; this transformer has {', '.join(suffixes)}")
+
+
+def _read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and peft config of a LoRA file as diffusers stores it, the component's prefix taken off."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise LoraError(f"{path}: no such file, so no LoRA to load")
+    try:
+        weights = {key.removeprefix(PREFIX): value for key, value in load_file(path).items()}
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    except SafetensorError as error:
+        raise LoraError(f"{path}: not a readable safetensors file ({error})") from error
+    config = {key.removeprefix(PREFIX): value for key, value in facts.items()}
+    if missing := {"r", "lora_alpha", "target_modules"} - config.keys():
+        raise LoraError(f"{path}: its metadata lacks {', '.join(sorted(missing))}, so its scale is unknown")
+    return weights, config

@@ -1,0 +1,129 @@
+"""What stage `audit` puts together: clips of known truth, a judge's labels of them, and how far they agree."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.configs import TABLETOP, AuditConfig
+
+if TYPE_CHECKING:
+    from data.known import Known
+    from data.prompts import Prompt
+    from feedback.core.audit import Asking, Judged
+    from feedback.core.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def check_known(config: AuditConfig, prompts: "Sequence[Prompt]") -> None:
+    """Raises ValueError saying what is needed where no clip's right verdict is known."""
+    from data.known import foreign
+
+    needed = "a column reference in the prompt set and audit.set: a round's clips, such as runs/r1/samples"
+    if config.set == TABLETOP and (texts := foreign(prompts)):
+        raise ValueError(
+            f"audit.set is {TABLETOP}, but {len(texts)} of {len(prompts)} prompts are none of its captions, such as "
+            f"{texts[0]!r}. To audit a judge on these prompts takes {needed}. To audit none: audit.sources: []"
+        )
+    if config.set != TABLETOP and not any(prompt.reference for prompt in prompts):
+        raise ValueError(
+            f"audit.set is {config.set}, but none of {len(prompts)} prompts has a reference clip to compare its clips "
+            f"with. It takes {needed}. To audit none: audit.sources: []"
+        )
+
+
+Found = tuple["Known", "Judged", dict[str, Any]]
+
+
+def by_renderer(
+    asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, fps: float
+) -> Found:
+    from data.known import FULFILLED, rendered_clips
+    from evaluation.accuracy import against_truth
+
+    known = rendered_clips(asking.out / "samples", prompts, config.clips, config.seed, fps)
+    judged = asking.judge(known.clip_set, source, "labels", config.votes)
+    figures = against_truth(judged.samples, judged.labels, known.made, FULFILLED, config.draws, config.seed)
+    truth = "the renderer's: half of the clips fulfil their prompt, a quarter is botched, a quarter shows another event"
+    return known, judged, figures | {"truth": truth}
+
+
+def by_references(
+    asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, base: Path | None
+) -> Found:
+    from data.known import first_clips, reference_clips
+    from data.store import ClipSet
+    from evaluation.accuracy import against_generated
+
+    clips = ClipSet.open(Path(config.set))
+    maker = clips.manifest["facts"].get("policy")
+    if base and maker != base.name:
+        raise ValueError(f"audit.set {config.set} is of the policy {maker}; wanted are clips of {base.name}")
+    ids = [prompt.prompt_id for prompt in prompts if prompt.reference]
+    generated = first_clips(clips, ids, max(1, config.clips // len(ids) - 1))
+    known = reference_clips(asking.out / "samples", prompts)
+    judged = asking.judge(known.clip_set, source, "labels", config.votes)
+    other = asking.judge(generated, source, "generated")
+    figures = against_generated(judged.samples, judged.labels, other.samples, other.labels, config.draws, config.seed)
+    truth = f"the reference clip of each of {len(ids)} prompts is better than the clips of its prompt in {config.set}"
+    return known, judged, figures | {"truth": truth}
+
+
+def stability(
+    asking: "Asking",
+    source: "Source",
+    source_block: dict[str, Any],
+    known: "Known",
+    judged: "Judged",
+    config: AuditConfig,
+    notes: dict[str, str],
+) -> dict[str, Any]:
+    """votes and frames, each null where `notes` says why."""
+    from feedback.core.audit import frame_stability, shown_other_frames, vote_stability
+    from feedback.core.kinds import read_block
+
+    _, options = read_block(source.name, source_block)
+    votes = vote_stability(judged, source)
+    other = shown_other_frames(source, options, judged.samples, config.frames)
+    notes |= {key: reason for key, reason in (("votes", votes), ("frames", other)) if isinstance(reason, str)}
+    frames = None
+    if not isinstance(other, str):
+        again = asking.judge(known.clip_set, other, "labels-other-frames")
+        frames = frame_stability(judged, again) | {"frames": config.frames}
+    return {"votes": None if isinstance(votes, str) else votes, "frames": frames}
+
+
+def beside_people(
+    asking: "Asking", source: "Source", config: AuditConfig, people: dict[str, Any] | None, notes: dict[str, str]
+) -> dict[str, Any] | None:
+    """Agreement with people on the clips of audit.human.set that they have rated; null where `notes` says why."""
+    from dataclasses import replace
+
+    from data.store import ClipSet
+    from evaluation.accuracy import agreement
+    from feedback.core.audit import rated
+    from feedback.core.kinds import make_source
+
+    if config.human is None or people is None:
+        notes["human"] = "audit.human is null"
+        return None
+    clips, name = ClipSet.open(Path(config.human["set"])), config.human["source"]
+    labels = rated(make_source(name, people), clips)
+    if not labels:
+        rate = f"vfrl rate --set {clips.folder} --source {name} --rater NAME"
+        notes["human"] = f"no clip of {clips.folder} is rated by all raters of {name}; {rate}"
+        logger.warning(notes["human"])
+        return None
+    both = replace(clips, samples=[clips.by_id[label.sample_id] for label in labels])
+    return agreement(asking.judge(both, source, "rated").labels, labels)
+
+
+def write_rows(path: Path, known: "Known", judged: "Judged") -> None:
+    """A line for each known-answer clip: what it is and what the judge said."""
+    rows = [
+        {"sample_id": one.sample_id, "made": known.made[one.sample_id], "label": one.label, "p_accept": one.p_accept}
+        for one in judged.labels
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

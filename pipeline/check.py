@@ -1,0 +1,153 @@
+"""Whether all of params.yaml can be read, before anything is made from a part of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.prompts import Prompt, extended, load_prompts
+from feedback.core.kinds import KINDS, read_block
+from generators.core.load import FAMILIES
+from generators.core.rollout import Sampling, VideoSize
+from pipeline.audit import check_known
+from pipeline.configs import (
+    AuditConfig,
+    CheckConfig,
+    EvaluateConfig,
+    ExtendConfig,
+    GeneratorConfig,
+    LabelConfig,
+    OnlineEntry,
+    PromptConfig,
+    PromptsConfig,
+    ReportConfig,
+    SelectConfig,
+    build_config,
+)
+from pipeline.graph import trained_policies, validate_graph
+from pipeline.online import members_of
+from pipeline.params import ParamsError, block, load_params, section
+from pipeline.recipes import load_recipe
+from rl.objectives import OBJECTIVES
+from rl.training.config import TrainConfig, configure
+
+SECTIONS = {
+    "generator": GeneratorConfig,
+    "prompts": PromptsConfig,
+    "video": VideoSize,
+    "generate": Sampling,
+    "label": LabelConfig,
+    "audit": AuditConfig,
+    "evaluate": EvaluateConfig,
+    "evaluate.generate": Sampling,
+    "report": ReportConfig,
+    "select": SelectConfig,
+    "select.generate": Sampling,
+    "online.check": CheckConfig,
+    "online.prompt": PromptConfig,
+}
+
+
+def check_params() -> None:
+    """Raises ParamsError or ValueError where a later stage would, so that a typo does not cost the clips before it."""
+    for name, cls in SECTIONS.items():
+        section(name, cls)
+    _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
+    params = load_params()
+    validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
+    _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
+    prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
+    _check_sources(params, [prompt.prompt for prompt in prompts])
+    for name in params["extend"]:
+        _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
+    _check_online(params)
+    _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
+    for objective in {entry["objective"] for entry in trained_policies(params).values()}:
+        config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
+        if config.full and params["generator"]["dtype"] != "float32":
+            raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
+        _check_checkpoints(params, objective, config)
+
+
+def _check_online(params: Mapping[str, Any]) -> None:
+    """Every online policy's recipe with its changes, and its judges."""
+    sources = params["feedback"]["sources"]
+    for name in params["online"]["policies"]:
+        entry = section(f"online.policies.{name}", OnlineEntry)
+        try:
+            recipe = load_recipe(entry.recipe, entry.changes)
+            members_of(entry.judge, sources)
+        except (ParamsError, ValueError) as error:
+            raise ParamsError(f"online.policies.{name}: {error}") from error
+        if recipe.engine.full and params["generator"]["dtype"] != "float32":
+            raise ParamsError(f"online.policies.{name}: full fine-tuning needs generator.dtype: float32")
+    own = section("online.prompt", PromptConfig)
+    load_recipe(own.recipe, own.changes)
+
+
+def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt]) -> None:
+    try:
+        extended(prompts, load_prompts(Path(config.prompts)), config.template)
+    except (ValueError, OSError) as error:
+        raise ParamsError(f"extend.{name}: {error}") from error
+
+
+def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainConfig) -> None:
+    """Whether the policies of this objective that stage select is to look at are kept more often than at their end."""
+    trained = trained_policies(params)
+    for name in set(params["select"]["policies"]) & trained.keys():
+        if trained[name]["objective"] == objective and config.checkpoint_every >= config.steps:
+            raise ParamsError(
+                f"select.policies: {name} is trained for {config.steps} steps and kept every {config.checkpoint_every},"
+                f" so there is nothing to choose from; lower checkpoint_every in train.{objective} or train.common"
+            )
+
+
+def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
+    """Whether every prompt gets as many clips as are chosen from."""
+    top_k, best_of = evaluate.top_k, evaluate.best_of
+    wanted = {"top_k.k": top_k.k if top_k else None, "best_of.n": best_of.n if best_of else None}
+    for key, clips in wanted.items():
+        if clips is not None and clips > sampled.samples_per_prompt:
+            raise ParamsError(
+                f"evaluate.{key} is {clips}, but a prompt has {sampled.samples_per_prompt} clips "
+                "(evaluate.generate.samples_per_prompt)"
+            )
+
+
+def _check_build(own: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+    """What section `build` says of every source."""
+    for name in own:
+        if name not in sources:
+            raise ParamsError(f"build.sources.{name}: no such source; feedback.sources has {', '.join(sources)}")
+    for name in sources:
+        build_config(name)
+
+
+def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
+    """Every source's block, and whether those that this run asks can judge these prompts."""
+    asked = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    asked |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
+    asked |= set(params["audit"]["sources"])
+    for name, given in params["feedback"]["sources"].items():
+        _check_source(name, given, prompts if name in asked else None)
+
+
+def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+    """Whether the sources to audit and the people beside them are there, and some clips' right verdict is known."""
+    people = config.human["source"] if config.human else None
+    for key, name in [*(("sources", name) for name in config.sources), *([("human.source", people)] if people else [])]:
+        if name not in sources:
+            raise ParamsError(f"audit.{key}: {name!r} is unknown; known are {', '.join(sources)}")
+    if people and sources[people]["kind"] != "human":
+        raise ParamsError(f"audit.human.source is {people}, of kind {sources[people]['kind']}; wanted is kind human")
+    if config.sources:
+        check_known(config, prompts)
+
+
+def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
+    """A source's block and, of a panel, its members'. prompts: what it is to judge; null where it is not asked."""
+    module, options = read_block(name, given)
+    if prompts is not None and hasattr(module, "check_prompts"):
+        module.check_prompts(prompts)
+    for member, inner in getattr(options, "members", {}).items():
+        _check_source(f"{name}.members.{member}", inner, prompts)

@@ -1,0 +1,217 @@
+"""Whether the rounds, policies, sources, selection and evaluation of params.yaml make a graph."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from pipeline.params import ParamsError
+
+BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
+SELECTED = "-selected"  # ends the name of a policy that stage select makes of another's checkpoint
+TAKEN = ("audit", "policies", "eval", "evaluation", "select")  # folders under runs/ that are no round's
+ROUND = ("policy",)
+POLICY = ("start", "round", "objective")
+COMPARED = (*POLICY, "source")
+EXTENDED = ("policy", "prompts", "template")
+ONLINE = ("start", "recipe", "judge", "held_out")
+ONLINE_MORE = ("split", "references", "overlay", "changes")  # which have a default, see pipeline.online.OnlineEntry
+POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
+
+
+def validate_graph(
+    params: Mapping[str, Any], families: Collection[str], kinds: Collection[str], objectives: Collection[str]
+) -> None:
+    """Raises ParamsError listing everything in params.yaml that does not fit together.
+
+    families, kinds, objectives: the generator families, kinds of source and objectives that the libraries know.
+    """
+    problems = list(_entry_problems(params))
+    if not problems:
+        problems = [
+            *_name_problems(params),
+            *_unknown("generator.family", params["generator"]["family"], families),
+            *_source_problems(params, kinds),
+            *_round_problems(params),
+            *_policy_problems(params, objectives),
+            *_online_problems(params),
+            *_selection_problems(params),
+            *_extension_problems(params),
+            *_cycle_problems(params),
+            *_evaluation_problems(params),
+        ]
+    if problems:
+        raise ParamsError("\n  ".join(["params.yaml does not fit together:", *problems]))
+
+
+def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The entries of `policies` and `comparison.policies` by name: what is trained on the clips of a round."""
+    return {**params["policies"], **params["comparison"]["policies"]}
+
+
+def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of `online.policies` by name: what is trained on a judge's answers, without a round."""
+    return params["online"]["policies"]
+
+
+def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
+    """The policies that stage select makes, by name, each with the one that it is a checkpoint of."""
+    return {f"{name}{SELECTED}": name for name in params["select"]["policies"]}
+
+
+def _all_policies(params: Mapping[str, Any]) -> list[str]:
+    return [BASE, *trained_policies(params), *online_policies(params), *selected_policies(params)]
+
+
+def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    groups = (
+        ("rounds", params["rounds"], ROUND, ()),
+        ("policies", params["policies"], POLICY, ()),
+        ("comparison.policies", params["comparison"]["policies"], COMPARED, ()),
+        ("online.policies", params["online"]["policies"], ONLINE, ONLINE_MORE),
+        ("extend", params["extend"], EXTENDED, ()),
+    )
+    for group, entries, keys, more in groups:
+        for name, entry in entries.items():
+            given = entry if isinstance(entry, dict) else {}
+            for key in given.keys() - {*keys, *more}:
+                yield f"{group}.{name}.{key} ({given[key]!r}) is unknown; known keys are {', '.join([*keys, *more])}"
+            for key in keys:
+                if not isinstance(given.get(key), str):
+                    yield f"{group}.{name}.{key} is {given.get(key)!r}, expected a name; keys are {', '.join(keys)}"
+
+
+def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    named = {
+        "policies": params["policies"],
+        "comparison.policies": params["comparison"]["policies"],
+        "online.policies": online_policies(params),
+    }
+    groups = {
+        "rounds": params["rounds"],
+        **named,
+        "extend": params["extend"],
+        "feedback.sources": params["feedback"]["sources"],
+    }
+    for group, names in groups.items():
+        for name in names:
+            if not re.fullmatch(r"[a-z0-9_-]+", str(name)):
+                yield f"{group}.{name}: a name is made of a-z, 0-9, - and _"
+    if any(BASE in policies for policies in named.values()):
+        yield f"policies.{BASE}: this name is the untrained generator's"
+    for name in TAKEN:
+        if name in params["rounds"]:
+            yield f"rounds.{name}: runs/{name}/ is no round's; taken are {', '.join(TAKEN)}"
+    for one, other in combinations(named, 2):
+        for name in sorted(named[one].keys() & named[other].keys()):
+            yield f"{name} stands in {one} and in {other}; one of the two needs another name"
+
+
+def _source_problems(params: Mapping[str, Any], kinds: Collection[str]) -> Iterator[str]:
+    sources = params["feedback"]["sources"]
+    yield from _unknown("feedback.source", params["feedback"]["source"], sources)
+    for name, source in sources.items():
+        yield from _unknown(f"feedback.sources.{name}.kind", (source or {}).get("kind"), kinds)
+    for name in params["comparison"]["sources"]:
+        yield from _unknown("comparison.sources", name, sources)
+
+
+def _round_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in params["rounds"].items():
+        yield from _unknown(f"rounds.{name}.policy", entry["policy"], _all_policies(params))
+    for name in params["comparison"]["rounds"]:
+        yield from _unknown("comparison.rounds", name, params["rounds"])
+
+
+def _policy_problems(params: Mapping[str, Any], objectives: Collection[str]) -> Iterator[str]:
+    comparison, rounds = params["comparison"], params["rounds"]
+    for name, entry in trained_policies(params).items():
+        compared = name in comparison["policies"]
+        where = f"comparison.policies.{name}" if compared else f"policies.{name}"
+        yield from _unknown(f"{where}.objective", entry["objective"], objectives)
+        yield from _unknown(f"{where}.round", entry["round"], comparison["rounds"] if compared else rounds)
+        yield from _unknown(f"{where}.start", entry["start"], _all_policies(params))
+        maker = rounds.get(entry["round"], {}).get("policy", entry["start"])
+        if entry["start"] != maker:
+            yield f"{where}.start is {entry['start']}, but {maker} made its round {entry['round']}: start from {maker}"
+        if compared:
+            yield from _unknown(f"{where}.source", entry["source"], comparison["sources"])
+
+
+def _online_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    sources = params["feedback"]["sources"]
+    for name, entry in online_policies(params).items():
+        where = f"online.policies.{name}"
+        yield from _unknown(f"{where}.start", entry["start"], _all_policies(params))
+        for key in ("judge", "held_out"):
+            yield from _unknown(f"{where}.{key}", entry[key], sources)
+    for key in ("judge", "held_out"):
+        yield from _unknown(f"online.prompt.{key}", params["online"]["prompt"][key], sources)
+
+
+def _selection_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    select, trained = params["select"], trained_policies(params) | online_policies(params)
+    for name in select["policies"]:
+        yield from _unknown("select.policies", name, trained)
+    for name in sorted(selected_policies(params).keys() & trained.keys()):
+        yield f"{name} stands in policies, but is the name that select gives to a checkpoint; rename it"
+    for name in select["judges"]:
+        yield from _unknown("select.judges", name, params["feedback"]["sources"])
+        if name in POINT:
+            yield f"select.judges: {name} is a name that the curve has for something else; rename this source"
+    if select["policies"] and not select["judges"]:
+        yield "select.judges is empty; the first of them chooses the checkpoint"
+    for key in ("policies", "judges"):
+        for twice in sorted({name for name in select[key] if select[key].count(name) > 1}):
+            yield f"select.{key}: {twice} stands there twice"
+
+
+def _extension_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    known = _all_policies(params)
+    for name, entry in params["extend"].items():
+        yield from _unknown(f"extend.{name}.policy", entry["policy"], known)
+        if name in known:
+            yield f"extend.{name}: there is a policy of this name already; rename one"
+
+
+def _cycle_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    """Each cycle once: a policy comes after the one that made its round, an online one after its start."""
+    selected, rounds = selected_policies(params), params["rounds"]
+    made_by = {name: rounds.get(entry["round"], {}).get("policy") for name, entry in trained_policies(params).items()}
+    made_by |= {name: entry["start"] for name, entry in online_policies(params).items()}
+    before = {name: selected.get(other, other) for name, other in made_by.items()}
+    seen: set[str] = set()
+    for first in before:
+        path: list[str] = []
+        name: str | None = first
+        while name in before and name not in seen:
+            seen.add(name)
+            path.append(name)
+            name = before[name]
+        if name in path:
+            steps = (_comes_after(name, made_by[name], params) for name in path[path.index(name) :])
+            yield f"a cycle: {'; '.join(steps)}"
+
+
+def _comes_after(name: str, other: str | None, params: Mapping[str, Any]) -> str:
+    if name in online_policies(params):
+        return f"{name} starts from {other}"
+    return f"{name} is trained on {trained_policies(params)[name]['round']}, which {other} makes"
+
+
+def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    evaluate = params["evaluate"]
+    for name in evaluate["policies"]:
+        yield from _unknown("evaluate.policies", name, [*_all_policies(params), *params["extend"]])
+    for name in evaluate["judges"]:
+        yield from _unknown("evaluate.judges", name, params["feedback"]["sources"])
+    if BASE not in evaluate["policies"]:
+        yield f"evaluate.policies lacks {BASE}, which every policy is compared with"
+    stages = [f"{policy}-{judge}" for policy in evaluate["policies"] for judge in evaluate["judges"]]
+    for twice in sorted({stage for stage in stages if stages.count(stage) > 1}):
+        yield f"evaluate: {twice} would name two stages; list each policy and judge once, or rename one"
+
+
+def _unknown(where: str, name: Any, known: Collection[str]) -> Iterator[str]:
+    if name not in known:
+        yield f"{where}: {name!r} is unknown; known are {', '.join(known) or 'none'}"

@@ -1,0 +1,86 @@
+"""Recipes of online training: YAML files in configs/recipes/, each a published method by its own values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.command import ROOT
+from pipeline.params import ParamsError, load_params, read_section
+from pipeline.recipe import JudgeSettings, Recipe, SamplingSettings
+
+FOLDER = ROOT / "configs/recipes"
+COMMON = "common"  # the file whose values stand below those of every recipe
+
+
+def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> Recipe:
+    """A recipe of the folder, with an entry's changes over its values, and its values over those of common.yaml.
+
+    changes: by section and key, such as {engine: {updates: 40}}.
+    Raises ParamsError naming the file, the section and the key that is unknown, missing or has a wrong value.
+    """
+    from feedback.differentiable.asks import QUESTION
+    from feedback.differentiable.augment import Augmentation
+    from feedback.differentiable.losses import LOSSES
+    from feedback.questions import Writing
+    from generators.core.decoding import Decoding
+    from rl.online.config import OnlineConfig
+
+    classes: dict[str, type] = {
+        "engine": OnlineConfig, "judge": JudgeSettings, "questions": Writing, "decoding": Decoding,
+        "augment": Augmentation, "sampling": SamplingSettings,
+    }  # fmt: skip
+    known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != COMMON)
+    if name not in known:
+        raise ParamsError(f"recipe {name!r} is unknown; known are {', '.join(known)}")
+    path = folder / f"{name}.yaml"
+    _check_changes(changes, classes)
+    given = merged(merged(load_params(folder / f"{COMMON}.yaml"), load_params(path)), changes)
+    if unknown := sorted(set(given) - set(classes)):
+        raise ParamsError(f"{path}: section {unknown[0]} is unknown; known are {', '.join(classes)}")
+    read: dict[str, Any] = {
+        section: read_section(given.get(section), cls, section, path)
+        for section, cls in classes.items()
+        if section != "questions" or given.get(section) is not None
+    }
+    recipe = Recipe(**{"questions": None, **read})
+    if problem := _problem(recipe, QUESTION, sorted(LOSSES)):
+        raise ParamsError(f"{path}: {problem}")
+    return recipe
+
+
+def _check_changes(changes: Mapping[str, Any], classes: Mapping[str, type]) -> None:
+    """Raises ParamsError naming a section or a key that no recipe has."""
+    for section, values in changes.items():
+        if section not in classes:
+            raise ParamsError(f"changes.{section} is unknown; known are {', '.join(classes)}")
+        if values is not None and not isinstance(values, Mapping):
+            raise ParamsError(f"changes.{section} is {values!r}, expected keys of that section")
+        keys = [field.name for field in fields(classes[section])]
+        if unknown := [key for key in values or {} if key not in keys]:
+            raise ParamsError(f"changes.{section}.{unknown[0]} is unknown; known are {', '.join(keys)}")
+
+
+def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
+    """What does not fit together; null if nothing. place: what a template holds for the question."""
+    judge, questions = recipe.judge, recipe.questions
+    if place not in judge.ask_template:
+        return f"judge.ask_template is {judge.ask_template!r}, expected a text with {place} in it"
+    if (questions is None) != (judge.loss is None):
+        return "judge.loss and questions are null together, for a metric; else neither is"
+    if judge.loss is not None and judge.loss not in losses:
+        return f"judge.loss is {judge.loss!r}; known are {', '.join(losses)}"
+    if judge.loss is not None and judge.frames is None:
+        return "judge.frames is null, but a judge that is asked questions is shown some"
+    if questions is not None and questions.with_reference and judge.reference_frames is None:
+        return "questions.with_reference is true, but judge.reference_frames is null"
+    return None
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two levels of sections: what `above` says of a section's key goes before what `below` says of it."""
+    sections = {**below}
+    for section, values in above.items():
+        both = isinstance(values, Mapping) and isinstance(sections.get(section), Mapping)
+        sections[section] = {**sections[section], **values} if both else values
+    return sections

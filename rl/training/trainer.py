@@ -1,0 +1,238 @@
+"""One training loop for every objective; what differs between objectives is in rl.objectives."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cluster import devices
+from data.manifest import publish, write_manifest
+from data.policies import append_log, read_log
+from data.store import ClipSet
+from generators.core.generator import Generator
+from rl.objectives import Errors, Objective, per_sample_error
+from rl.training import policies, timesteps
+from rl.training.batches import ClipReader, Draws, draw, rows_of_step
+from rl.training.config import TrainConfig
+from rl.training.policies import Policy
+
+logger = logging.getLogger(__name__)
+
+
+class TrainReport(NamedTuple):
+    """What a run measured, for the metrics file; steps, times and memory are this process's, since its last start."""
+
+    steps: int
+    samples_per_step: int  # clips, counting both of a pair, and those of weight 0
+    seconds: float
+    cpu_seconds: float  # of all threads: what it cost, also on a machine that others use
+    samples_per_second: float
+    peak_memory_bytes: int
+    parameters: int  # trainable
+    last: dict[str, float]  # the last line of log.jsonl
+
+
+def train(
+    generator: Generator,
+    clip_sets: Sequence[ClipSet],
+    rows: Sequence[Any],
+    objective: Objective,
+    config: TrainConfig,
+    start: Path,
+    work: Path,
+    out: Path,
+    origin: Mapping[str, Any],
+    resume_from: Path | None = None,
+) -> TrainReport:
+    """Train a policy from `start` on rows over the clips of `clip_sets`, and publish its folder as `out`.
+
+    rows: `objective.row_type`, of one or more rounds. start: a policy's folder, the reference of DPO.
+    origin: plain JSON for policy.json: where the rows come from (round, source, base …); nothing volatile.
+    work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
+    resume_from: `work` of an earlier run to go on from, its settings the same; copied where `work` has no state.
+
+    Latents and embeddings come from the clip sets alone. Under torchrun each process takes a slice of every batch.
+    Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
+    NonFiniteLossError before a step that is not finite is applied; the last checkpoint stays.
+    """
+    reader = ClipReader(clip_sets)
+    _check_rows(objective, rows, reader)
+    device = generator.device
+    devices.join_group(device)
+    writes = devices.rank() == 0
+    policy = policies.prepare(generator, config, start)
+    parameters = list(policy.parameters.values())
+    optimizer = policies.make_optimizer(parameters, config)
+    draw_timesteps = timesteps.make(**config.timesteps)
+    settings = {name: getattr(config, name) for name in objective.settings}
+    made_from = _made_from(objective, config, start, clip_sets, rows, origin)
+    folder = work / policies.FOLDER  # becomes `out`
+    first = policies.resume(work, resume_from, policy.parameters, optimizer, made_from, config.checkpoint_every)
+    last: dict[str, float] = {}
+    began, cpu_began = time.perf_counter(), time.process_time()
+
+    with (
+        devices.deterministic(device),
+        tqdm(total=config.steps, initial=first, desc=objective.name, unit="step", disable=not writes) as progress,
+    ):
+        for step in range(first, config.steps):
+            # 1. This process's slice of the step's batch
+            batch = rows_of_step(step, config.batch_size, len(rows), config.seed)
+            totals = torch.zeros(1 + len(objective.facts), device=device)  # loss and facts, summed over rows
+            for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation):
+                # A row of weight 0 has no gradient: it counts in the mean and need not be run.
+                weights = {place: objective.weight(rows[batch[place]]) for place in places}
+                running = [place for place in places if weights[place] != 0]
+                if not running:
+                    continue
+                # 2. Errors of policy and reference, on the same noise, timestep and caption for all clips of a row
+                draws = draw(config.seed, step, running, reader.latent_shape, draw_timesteps, config.caption_dropout)
+                sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
+                errors = _errors(generator, policy, objective, config, reader, sides, draws)
+                # 3. Loss and gradient, over the size of the whole batch
+                weight = torch.tensor([weights[place] for place in running], device=device)
+                loss = objective.loss(Errors(*errors, weight), **settings)
+                (loss.value.sum() / config.batch_size).backward()
+                totals += torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
+            # 4. The gradient of the whole batch, clipped, and one optimizer step
+            devices.sum_over_ranks([*policies.gradients(policy), totals])
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            facts = dict(zip(("loss", *objective.facts), (totals / config.batch_size).tolist(), strict=True))
+            policies.check_finite(step + 1, facts["loss"], norm.item(), folder)
+            rate = learning_rate(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+            # 5. Log and checkpoint
+            done = step + 1
+            last = {"step": done, **facts, "learning_rate": rate, "gradient_norm": norm.item()}
+            if writes and (done % config.log_every == 0 or done == config.steps):
+                append_log(folder, last)
+            if writes and done % config.checkpoint_every == 0:
+                policies.checkpoint(work, done, policy, optimizer, made_from)
+            progress.set_postfix(loss=f"{facts['loss']:.4f}", refresh=False)
+            progress.update()
+    devices.synchronize(device)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+
+    if writes:
+        last = read_log(folder)[-1]
+        policy.save(folder)
+        policies.describe(folder, {**made_from, "step": config.steps})
+        write_manifest(folder, "policy", objective=objective.name, steps=config.steps)
+        publish(folder, out)
+    devices.barrier()
+    report = _report(objective, config, rows, policy, device, config.steps - first, seconds, cpu_seconds, last)
+    logger.info("%s: %s", objective.name, report)
+    return report
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of the step-th optimizer step, counted from 0.
+
+    Rises linearly over `warmup_steps`, reaching learning_rate at the last of them; then stays ("constant") or falls
+    linearly, to reach 0 one step after the end ("linear").
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (config.steps - step) / (config.steps - config.warmup_steps)
+
+
+def _errors(
+    generator: Generator,
+    policy: Policy,
+    objective: Objective,
+    config: TrainConfig,
+    reader: ClipReader,
+    sides: Sequence[Sequence[str]],
+    draws: Draws,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Per-sample errors (B,) of policy, with gradient, and reference, for each side of the rows.
+
+    sides: sample_ids, B a side; all sides go through one forward, with the draws repeated.
+    """
+    device, process, count = generator.device, generator.process, len(sides)
+    clips = reader.read([sample_id for side in sides for sample_id in side], draws.dropped.repeat(count))
+    clean = clips.latents.to(device)
+    noise, t = draws.noise.to(device).repeat(count, 1, 1, 1, 1), draws.t.to(device).repeat(count)
+    noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
+
+    def errors() -> tuple[Tensor, ...]:
+        with devices.autocast(device, config.precision):
+            prediction = generator.predict(noised, t, clips.embeddings, clips.conditioning)
+        return per_sample_error(prediction, target).chunk(count)
+
+    reference: tuple[Tensor, ...] = ()
+    if objective.uses_reference:  # before the policy, whose graph the reference must not disturb
+        with torch.no_grad(), policy.reference():
+            reference = errors()
+    return errors(), reference
+
+
+def _report(
+    objective: Objective,
+    config: TrainConfig,
+    rows: Sequence[Any],
+    policy: Policy,
+    device: torch.device,
+    steps: int,
+    seconds: float,
+    cpu_seconds: float,
+    last: dict[str, float],
+) -> TrainReport:
+    samples = config.batch_size * len(objective.sample_ids(rows[0]))
+    return TrainReport(
+        steps=steps,
+        samples_per_step=samples,
+        seconds=round(seconds, 3),
+        cpu_seconds=round(cpu_seconds, 3),
+        samples_per_second=round(samples * steps / seconds, 3),
+        peak_memory_bytes=devices.peak_memory(device),
+        parameters=sum(parameter.numel() for parameter in policy.parameters.values()),
+        last=last,
+    )
+
+
+def _check_rows(objective: Objective, rows: Sequence[Any], reader: ClipReader) -> None:
+    kind = objective.row_type.__name__
+    if not rows:
+        raise ValueError(
+            f"{objective.name}: the table of {kind} rows is empty, there is nothing to train on;"
+            f" composition.json beside it says why"
+        )
+    if missing := [i for row in rows for i in objective.sample_ids(row) if i not in reader]:
+        raise ValueError(f"{objective.name}: {len(missing)} clips of the {kind} rows are in no clip set: {missing[:3]}")
+    if all(objective.weight(row) == 0 for row in rows):
+        raise ValueError(
+            f"{objective.name}: every one of the {len(rows)} rows has weight 0, so nothing would be learned"
+        )
+
+
+def _made_from(
+    objective: Objective,
+    config: TrainConfig,
+    start: Path,
+    clip_sets: Sequence[ClipSet],
+    rows: Sequence[Any],
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the policy is made from, as policy.json holds it; what a resumed run must share."""
+    return {
+        **origin,
+        **policies.made_from(start, config),
+        "objective": objective.name,
+        "clip_sets": [clip_set.fingerprint() for clip_set in clip_sets],
+        "rows": len(rows),
+        "rows_sha256": hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest(),
+    }

@@ -1,0 +1,85 @@
+"""The tabletop world's own physics as a source: it reads all frames, and gives its reason."""
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.records import Verdict
+from feedback.core.rubric import Question, Rubric
+from feedback.core.source import Request, decoded, verdict, without_answer
+from tabletop import captions, physics, scenes
+
+AHEAD = 64  # clips that lie decoded in memory at once
+
+RUBRIC = Rubric(
+    name="physics",
+    frames=None,
+    rule="all",
+    instructions="{prompt}",
+    questions=(
+        Question(
+            name="fulfilled",
+            ask="Does the clip fulfil its caption?",
+            affirmative="yes",
+            negative="no",
+            wanted=True,
+            required=True,
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Nothing to choose."""
+
+
+def check_prompts(texts: Sequence[str]) -> None:
+    """Raises ValueError naming the prompts that are no captions of the tabletop world."""
+    foreign = []
+    for text in texts:
+        try:
+            captions.parse(text)
+        except ValueError:
+            foreign.append(text)
+    if foreign:
+        told = f"not {len(foreign)} of these prompts: {foreign[:3]}"
+        raise ValueError(f"physics knows the tabletop world alone, and {told}")
+
+
+def load(name: str, options: Options, device: str) -> "PhysicsSource":
+    """The physics check as a source; no device is used."""
+    return PhysicsSource(name)
+
+
+class PhysicsSource:
+    """Answers yes or no with certainty; null for captions and frame sizes outside the tabletop world."""
+
+    rubric = RUBRIC
+    model = "tabletop.physics"
+    repeatable = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        code = "".join(inspect.getsource(module) for module in (captions, scenes, physics))
+        self.model_version = hashlib.sha256(code.encode()).hexdigest()[:12]
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        for request, frames in decoded(requests, AHEAD):
+            yield without_answer(self, request, frames) if isinstance(frames, str) else [self._verdict(request, frames)]
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    def _verdict(self, request: Request, frames: np.ndarray) -> Verdict:
+        try:
+            check = physics.check(frames, request.sample.prompt)
+            told: dict[str, Any] = {"answer": check.ok, "reason": check.reason}
+        except ValueError as error:
+            told = {"error": f"cannot be checked: {error}"}
+        (question,) = self.rubric.questions
+        return verdict(self, request.sample, 0, question, range(len(frames)), **told)

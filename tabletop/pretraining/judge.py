@@ -1,0 +1,330 @@
+"""The tabletop's judges: a small Qwen2.5-VL that labels, and a small Qwen3-VL, each of which can be held out where the
+other is trained on. (The shipped Qwen2.5-VL is older than most of these lessons: docs/progress.md.)
+
+Both learn the same lessons (tabletop/pretraining/lessons.py), from other draws of them: the second is of another
+family, of other sizes and of another seed, and shares no weight with the first, so that what fools one need not fool
+the other.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
+
+from data.video import sample_frames
+from feedback.differentiable.packing import pack, positions_of
+from feedback.judges.vlm import build_inputs, sampled_fps
+from tabletop.pretraining.judge_model import (
+    qwen3_processor,
+    qwen_processor,
+    tiny_qwen3_config,
+    tiny_qwen_config,
+    word_level_tokenizer,
+)
+from tabletop.pretraining.lessons import FRAMES_SEEN, Lessons, Pair, words
+from tabletop.pretraining.optimizer import Ema, MuonAdamW
+from tabletop.scenes import FRAMES, SIZE
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FPS = 8.0
+SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
+SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Sizes and schedule of a judge's pretraining."""
+
+    family: str  # qwen2_5_vl | qwen3_vl
+    rendered: int  # clips with the renderer's truth
+    marked: int  # clips with a rectangle, at most
+    compared: int  # pairs of a generated and a rendered clip, at most
+    steps: int
+    batch: int  # clips
+    questions: int  # of a clip in a step, at most
+    warmup_describing: float  # part of the steps that only describe
+    generated_share: float  # part of a batch from the generator's siblings, after that
+    marked_share: float  # part of a batch with a rectangle, likewise
+    compare_every: int  # one step in so many is of half a batch of pairs of clips
+    adversary_share: float  # part of a batch from generators that were trained to fool a judge; of the siblings' part
+    perturbation: float  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none is
+    families: dict  # of questions: how often each is drawn where a clip has it
+    patch: int  # pixels of a vision patch
+    merge: int  # patches merged per side into one token
+    vision_hidden: int
+    vision_layers: int
+    text_hidden: int
+    text_layers: int
+    heads: int
+    muon_lr: float
+    adam_lr: float
+    ema: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family is {self.family!r}, known are {', '.join(FAMILIES)}")
+        if not 0 <= self.adversary_share <= self.generated_share:
+            raise ValueError(f"adversary_share is {self.adversary_share}, of generated_share {self.generated_share}")
+
+
+class Teaching(NamedTuple):
+    """All lessons of a judge."""
+
+    rendered: Lessons
+    generated: Lessons
+    marked: Lessons
+    compared: Lessons
+    adversaries: Lessons | None = None  # clips that fooled a judge
+
+
+class Batch(NamedTuple):
+    """What one step teaches. frames: uint8 (B, V, F, H, W, 3), V clips shown one after the other."""
+
+    frames: np.ndarray
+    pairs: list[list[Pair]]  # of each row
+
+
+def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path, start: Path | None = None) -> None:
+    """Train a judge, from `start` or from fresh weights, and save it as a folder that the `qwen` source loads."""
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    model, processor = new_judge(config) if start is None else load_judge(start)
+    logger.info("judge of %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    encode = Encoder(model, processor)
+    optimizer = MuonAdamW(
+        model, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
+    )
+    ema = Ema(model.parameters(), config.ema)
+    began, smooth, right = time.monotonic(), 0.0, 0.5
+    for step in range(config.steps):
+        batch = draw(config, teaching, step, rng)
+        inputs, lines = encode(batch)
+        frames = torch.as_tensor(batch.frames).float()
+        if config.perturbation > 0:
+            frames = perturbed(partial(_loss, model, encode, inputs, lines), frames, config.perturbation, rng)
+        loss, hits = _loss(model, encode, inputs, lines, frames)
+        right = 0.98 * right + 0.02 * hits
+        optimizer.step(loss)
+        ema.update()
+        smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
+        if step % 100 == 0:
+            took = time.monotonic() - began
+            logger.info("judge step %d/%d loss %.3f right %.3f %.0f s", step, config.steps, smooth, right, took)
+    ema.swap()
+    model.eval().half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _loss(model, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor) -> tuple[Tensor, float]:
+    """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255, and how many first tokens are right."""
+    hidden = model.model(**inputs, **encode.seen(frames), use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[lines.rows, lines.places])
+    losses = cross_entropy(logits, lines.tokens, reduction="none")
+    hits = (logits.argmax(-1) == lines.tokens)[lines.first]
+    # The token that a label is read from counts once more.
+    return losses.mean() + losses[lines.first].mean(), float(hits.float().mean())
+
+
+def perturbed(
+    loss: Callable[[Tensor], tuple[Tensor, float]], frames: Tensor, limit: float, rng: np.random.Generator
+) -> Tensor:
+    """The frames, (B, V, F, H, W, 3) in 0 to 255, a little changed towards a greater loss.
+
+    Goodfellow et al., "Explaining and Harnessing Adversarial Examples" (2015), one step of the gradient's sign. Ours:
+    its strength is drawn for each clip, up to `limit` of the pixels' range and 0 for a quarter of them; the gradient is
+    averaged over squares of 1, 2 or 4 pixels, since what a generator draws is smooth; a third of noise is added.
+    A judge so trained has a gradient that points to things and places, and less to what nobody would see.
+    """
+    frames = frames.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(frames)[0], frames)
+    side = SQUARES[int(rng.integers(len(SQUARES)))]
+    if side > 1:
+        pixels = gradient.flatten(0, 2).permute(0, 3, 1, 2)
+        coarse = interpolate(avg_pool2d(pixels, side), scale_factor=side)
+        gradient = coarse.permute(0, 2, 3, 1).view_as(frames)
+    count = len(frames)
+    strength = rng.uniform(0, limit, count) * (rng.random(count) < 0.75) * 255
+    noise = torch.from_numpy(rng.uniform(-0.3, 0.3, frames.shape)).float()
+    change = torch.from_numpy(strength).float().view(-1, 1, 1, 1, 1, 1) * (gradient.sign() + noise)
+    return (frames.detach() + change).clamp(0, 255)
+
+
+def new_judge(config: JudgeConfig):
+    """A model with fresh weights and its processor."""
+    sizes = {
+        "patch": config.patch, "merge": config.merge, "vision_hidden": config.vision_hidden,
+        "vision_layers": config.vision_layers, "vision_heads": config.heads, "text_hidden": config.text_hidden,
+        "text_layers": config.text_layers, "text_heads": config.heads,
+    }  # fmt: skip
+    if config.family == "qwen2_5_vl":
+        tokenizer = word_level_tokenizer(words())
+        model = Qwen2_5_VLForConditionalGeneration(tiny_qwen_config(tokenizer, **sizes))
+        return model, qwen_processor(tokenizer, config.patch, config.merge, SIZE)
+    tokenizer = word_level_tokenizer([*words(), *SECONDS])
+    model = Qwen3VLForConditionalGeneration(tiny_qwen3_config(tokenizer, SIZE, **sizes))
+    return model, qwen3_processor(tokenizer, config.patch, config.merge, SIZE, FRAMES_SEEN)
+
+
+def load_judge(folder: Path):
+    """A saved judge in float32, and its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+class Lines(NamedTuple):
+    """What a step's answers are read from: which hidden states predict which tokens."""
+
+    rows: Tensor  # (M,) of the batch
+    places: Tensor  # (M,) in the row
+    tokens: Tensor  # (M,) that come next
+    first: Tensor  # (M,) bool: whether it is an answer's first
+
+
+class Encoder:
+    """Turns a Batch into a model's inputs: a row for each clip, its questions and answers packed behind it; `seen` adds
+    the frames.
+
+    The tokens of a question are the processor's, its positions the model's, as if it had been asked alone.
+    """
+
+    def __init__(self, model, processor) -> None:
+        self.model, self.processor = model, processor
+        self.cache: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self.dummy = np.zeros((FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
+        self.indices = sample_frames(FRAMES, FRAMES_SEEN)
+
+    def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], Lines]:
+        tokenizer, clips = self.processor.tokenizer, batch.frames.shape[1]
+        packs, lines = [], []
+        for row, pairs in enumerate(batch.pairs):
+            asked = [self._question(question, clips) for question, _ in pairs]
+            told = [self._ids(answer + " <|im_end|>") for _, answer in pairs]
+            packed = pack(
+                [torch.cat([ids, answer]) for (ids, _, _), answer in zip(asked, told, strict=True)],
+                [torch.cat([at, _counted(at, len(answer))], 1) for (_, at, _), answer in zip(asked, told, strict=True)],
+            )
+            packs.append(packed)
+            for path, answer in zip(packed.paths, told, strict=True):
+                before = path[len(path) - len(answer) - 1 : -1].tolist()
+                for place, (at, token) in enumerate(zip(before, answer.tolist(), strict=True)):
+                    lines.append((row, at, token, place == 0))
+        length = max(packed.input_ids.shape[1] for packed in packs)
+        ids = torch.full((len(packs), length), tokenizer.pad_token_id)
+        positions = torch.zeros((3, len(packs), length), dtype=torch.long)
+        mask = torch.eye(length, dtype=torch.bool).repeat(len(packs), 1, 1)
+        for row, packed in enumerate(packs):
+            own = packed.input_ids.shape[1]
+            ids[row, :own], positions[:, row, :own] = packed.input_ids[0], packed.position_ids[:, 0]
+            seen = torch.ones(own, own, dtype=torch.bool).tril()
+            seen[own - packed.mask.shape[2] :] = packed.mask[0, 0]
+            mask[row, :own, :own] = seen
+        rows, places, tokens, first = zip(*lines, strict=True)
+        inputs = {
+            "input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions,
+            "video_grid_thw": torch.cat([self._question(pairs[0][0], clips)[2] for pairs in batch.pairs]),
+        }  # fmt: skip
+        return inputs, Lines(torch.tensor(rows), torch.tensor(places), torch.tensor(tokens), torch.tensor(first))
+
+    def seen(self, frames: Tensor) -> dict[str, Tensor]:
+        """The input that holds frames (B, V, F, H, W, 3) in 0 to 255, with gradient."""
+        return {"pixel_values_videos": video_patches(frames.flatten(0, 1), self.processor.video_processor)}
+
+    def _question(self, text: str, clips: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids (T,), positions (3, T) and the clips' grid (clips, 3) of one question."""
+        if (text, clips) not in self.cache:
+            fps = sampled_fps(self.indices, FPS)
+            places = [index * fps / FPS for index in self.indices]
+            shown = [self.dummy] * clips
+            inputs = build_inputs(self.processor, shown, [text], [fps] * clips, places=[places] * clips)
+            if self.processor.tokenizer.unk_token_id in inputs["input_ids"]:
+                raise ValueError(f"the judge's vocabulary lacks a word of {text!r}")
+            at = positions_of(self.model, inputs)
+            self.cache[text, clips] = inputs["input_ids"][0], at, inputs["video_grid_thw"]
+        return self.cache[text, clips]
+
+    def _ids(self, answer: str) -> Tensor:
+        ids = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if self.processor.tokenizer.unk_token_id in ids:
+            raise ValueError(f"the judge's vocabulary lacks a word of {answer!r}")
+        return torch.tensor(ids)
+
+
+def _counted(positions: Tensor, count: int) -> Tensor:
+    """(3, count) positions of text that follows."""
+    return (int(positions.max()) + 1 + torch.arange(count)).expand(3, count)
+
+
+def video_patches(frames: Tensor, processor) -> Tensor:
+    """What Qwen's video processor makes of (B, T, H, W, 3) frames of its own size in 0 to 255, a whole batch at once.
+
+    (B * T/2 * H/p * W/p, 3 * 2 * p * p), p the patch size; in its order of merged patches.
+    """
+    mean = torch.tensor(processor.image_mean).view(3, 1, 1) * 255
+    std = torch.tensor(processor.image_std).view(3, 1, 1) * 255
+    x = (frames.permute(0, 1, 4, 2, 3).float() - mean) / std
+    b, t, c, h, w = x.shape
+    p, m = processor.patch_size, processor.merge_size
+    x = x.view(b, t // 2, 2, c, h // p // m, m, p, w // p // m, m, p).permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
+    return x.reshape(b * (t // 2) * (h // p) * (w // p), c * 2 * p * p)
+
+
+def draw(config: JudgeConfig, teaching: Teaching, step: int, rng: np.random.Generator) -> Batch:
+    """The batch of a step: first descriptions alone, then everything, pairs of clips in steps of their own."""
+    if step < config.warmup_describing * config.steps:
+        parts = [(teaching.rendered, config.batch, {"describe": 1.0})]
+    elif step % config.compare_every == 0:
+        parts = [(teaching.compared, config.batch // 2, {"compare": 1.0})]
+    else:
+        shares = (config.generated_share, config.marked_share, config.adversary_share)
+        generated, marked, adversaries = (round(share * config.batch) for share in shares)
+        parts = [
+            (teaching.generated, generated - adversaries, config.families),
+            (teaching.marked, marked, {"inside": 1.0}),
+            (teaching.rendered, config.batch - generated - marked, config.families),
+        ]
+        if adversaries:
+            if teaching.adversaries is None:
+                raise ValueError(f"adversary_share is {config.adversary_share}, and there are no adversaries")
+            parts.append((teaching.adversaries, adversaries, config.families))
+    frames, pairs = [], []
+    for lessons, count, families in parts:
+        for _ in range(count):
+            index, of_clip = _draw_pairs(lessons, config.questions, families, rng)
+            shown = [lessons.frames[index]]
+            frames.append(np.stack(shown if lessons.reference is None else [*shown, lessons.reference[index]]))
+            pairs.append(of_clip)
+    return Batch(np.stack(frames), pairs)
+
+
+def _draw_pairs(
+    lessons: Lessons, count: int, families: Mapping[str, float], rng: np.random.Generator
+) -> tuple[int, list[Pair]]:
+    """A clip that has pairs of these families, and up to `count` of its pairs with different questions."""
+    while True:
+        index = int(rng.integers(len(lessons)))
+        of_clip = {name: lessons.pairs[index][name] for name in families if lessons.pairs[index].get(name)}
+        if not of_clip:
+            continue
+        weights = np.array([families[name] for name in of_clip])
+        picked: dict[str, Pair] = {}
+        for name in rng.choice(list(of_clip), count, p=weights / weights.sum()):
+            pair = of_clip[name][int(rng.integers(len(of_clip[name])))]
+            picked[pair[0]] = pair
+        return index, list(picked.values())

@@ -1,0 +1,248 @@
+"""What the doctor says of a machine and of a params.yaml."""
+
+import contextlib
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository
+from commands.doctor.usable import PATIENCE, generator, keeps_answers, key_variables, sources
+from feedback.network.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+BLOCKS = PARAMS["feedback"]["sources"]
+SHEET = str(ROOT / "feedback/rubrics/review.yaml")
+SECRET = "sk-of-the-test-alone"
+
+
+def found(blocks: dict, needed: set[str] = frozenset(), prompts: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+    """State and words by source."""
+    return {name: (one.state, one.told) for name, one in zip(blocks, sources(blocks, needed, prompts), strict=True)}
+
+
+# Sources
+
+
+def test_the_shipped_sources_here_without_keys(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    blocks = {name: BLOCKS[name] for name in ("judge", "physics", "gpt", "gemini", "people", "panel")}
+    states = found(blocks, {"judge", "physics", "gpt"}, ("lifting red ball up",))
+
+    assert {name: state for name, (state, _) in states.items()} == {
+        "judge": OK, "physics": OK, "gpt": BROKEN, "gemini": NOTE, "people": OK, "panel": OK,
+    }  # fmt: skip
+    assert "OPENAI_API_KEY is not set" in states["gpt"][1]
+
+
+def test_a_key_makes_a_source_usable_and_is_not_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    state, told = found({"gpt": BLOCKS["gpt"] | {"rubric": SHEET}})["gpt"]
+
+    assert state == OK
+    assert SECRET not in told
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET} and a space")
+    state, told = found({"gpt": BLOCKS["gpt"] | {"rubric": SHEET}})["gpt"]
+    assert (state, SECRET in told) == (NOTE, False)
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        (BLOCKS["judge"] | {"path": "/no/such/judge"}, "/no/such/judge is neither a folder nor a hub id"),
+        (BLOCKS["judge"] | {"rubric": "none.yaml"}, "none.yaml: not a readable rubric"),
+        (BLOCKS["judge"] | {"colour": 1}, "feedback.sources.one.colour is not an option"),
+        ({"kind": "oracle"}, "feedback.sources.one.kind is 'oracle'"),
+        (None, "feedback.sources.one.kind is missing"),
+        (BLOCKS["physics"], "physics knows the tabletop world alone, and not 1 of"),
+        (BLOCKS["panel"] | {"members": {"a": BLOCKS["physics"], "b": BLOCKS["gpt"]}}, "a: physics knows"),
+    ],
+)
+def test_why_a_source_is_not_usable(block, told, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for needed, wanted in (({"one"}, BROKEN), (set(), NOTE)):
+        state, said = found({"one": block}, needed, ("a horse on the moon",))["one"]
+        assert state == wanted
+        assert told in said
+
+
+def test_a_model_folder_without_weights_is_no_judge(tmp_path):
+    block = BLOCKS["judge"] | {"path": str(tmp_path), "rubric": SHEET}
+    told = found({"one": block}, {"one"})["one"][1]
+
+    assert "no config.json in this folder" in told
+    assert "no weights (*.safetensors)" in told
+
+
+def test_a_hub_id_that_is_not_in_the_cache_is_a_note_even_where_it_is_needed():
+    block = BLOCKS["judge"] | {"path": "nobody/no-such-judge", "rubric": SHEET}
+    state, told = found({"one": block}, {"one"})["one"]
+
+    assert state == NOTE
+    assert "downloaded at first use" in told
+
+
+class Wants(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(401 if self.path == "/v1/models" else 500)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def server():
+    with HTTPServer(("127.0.0.1", 0), Wants) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+        running.shutdown()
+
+
+@contextlib.contextmanager
+def silence():
+    """The address of a server that takes calls and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        yield f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+
+
+def test_servers_are_asked_side_by_side_and_not_waited_for(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with server() as answers, silence() as mute:
+        at = {"here": answers, "mute": mute, "mute2": mute, "mute3": mute, "odd": "nonsense"}
+        blocks = {name: BLOCKS["served"] | {"base_url": url, "rubric": SHEET} for name, url in at.items()}
+        started = time.monotonic()
+        states = found(blocks)
+        took = time.monotonic() - started
+
+    assert {name: state for name, (state, _) in states.items()} == dict.fromkeys(at, NOTE) | {"here": OK}
+    assert "does not answer within 2 s (timed out)" in states["mute"][1]
+    assert took < 2 * PATIENCE  # of three that each take PATIENCE
+
+
+def test_which_keys_and_whether_the_ledger_is_wanted():
+    inner = BLOCKS["gemini"] | {"key_variable": "OTHER_KEY"}
+    panel = {"kind": "panel", "rule": "all", "members": {"a": inner, "b": BLOCKS["physics"]}}
+
+    assert key_variables(BLOCKS | {"both": panel}) == ["OPENAI_API_KEY", "GEMINI_API_KEY", "OTHER_KEY"]
+    assert {name: keeps_answers(name, block) for name, block in (BLOCKS | {"both": panel}).items()} == {
+        "judge": False, "physics": False, "gpt": True, "gemini": True, "served": True, "people": True, "panel": False,
+        "both": True, "clip": False, "flow": False, "metrics": False, "second": False,
+    }  # fmt: skip
+
+
+def test_generators(tiny_wan, tmp_path):
+    assert generator("wan", str(tiny_wan), None, ["wan"]) == (OK, "generator", f"wan, {tiny_wan}")
+    assert generator("svd", str(tiny_wan), None, ["wan"]).told == "family svd is unknown; known are wan"
+    assert generator("wan", str(tmp_path), None, ["wan"]).state == BROKEN
+    assert "no such folder, and no hub id" in generator("wan", "./models/none", None, ["wan"]).told
+
+
+# The machine
+
+
+def test_libx264_writes_and_reads_a_clip():
+    assert [one.state for one in codecs()] == [OK, OK]
+
+
+def test_a_library_of_another_version_is_a_note_and_a_missing_one_is_broken(tmp_path, monkeypatch):
+    (tmp_path / "constraints.txt").write_text("torch==0.1\n")
+    monkeypatch.setattr("commands.doctor.machine.LIBRARIES", ("torch", "pyarrow", "no-such-library"))
+    states = {one.what: one for one in libraries(tmp_path / "constraints.txt")}
+
+    assert [states[name].state for name in ("torch", "pyarrow", "no-such-library")] == [NOTE, OK, BROKEN]
+    assert states["torch"].told.endswith("; tested with 0.1")
+
+
+def test_a_ledger_is_counted_and_one_that_cannot_be_used_is_broken_only_where_it_is_needed(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    assert ledger(path, True).told.endswith("none yet, made when a judge is first asked")
+    assert not path.exists()
+    with Ledger(path) as open_:
+        open_.write("key", {"sent": 1}, "yes")
+    assert ledger(path, True) == (OK, "ledger", f"{path}: 1 answers, writable")
+    other = tmp_path / "other.sqlite"
+    with contextlib.closing(sqlite3.connect(other)) as strange:
+        strange.execute("CREATE TABLE cats (name TEXT)")
+    assert [ledger(other, needed).state for needed in (True, False)] == [BROKEN, NOTE]
+    assert "no such table: answers" in ledger(other, True).told
+
+
+def test_the_state_of_a_repository(tmp_path):
+    states = {one.what: one for one in repository(tmp_path)}
+    assert (states["git"].state, states["dvc"].state) == (NOTE, BROKEN)
+
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  base:\n    cmd: a\n  train@rwr1:\n    cmd: b\n")
+    (tmp_path / ".state/label-runs-r1/abc").mkdir(parents=True)
+    states = {one.what: one for one in repository(tmp_path)}
+    assert states["git"].told.startswith("main at ")
+    assert states["git"].told.endswith(", files that differ from it: 1")  # dvc.lock; git knows no empty folders
+    assert states["dvc"].told.startswith("2 stages recorded in dvc.lock")
+    assert states["unfinished"].told.startswith("label-runs-r1: ")
+
+
+# The command
+
+
+def doctor(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY") and name != "HF_TOKEN"}
+    kept |= {"PYTHONPATH": str(ROOT), "FEEDBACK_LEDGER": str(folder / "ledger.sqlite")} | environment
+    command = [sys.executable, "-m", "commands", "doctor"]
+    return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with our files and a params.yaml of the test; returns what writes the latter."""
+    for name in ("data", "feedback", "models"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".dvc").mkdir()
+    return lambda params: (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_the_default_params_are_ready_and_no_key_is_shown(project, tmp_path):
+    project(PARAMS)
+    done = doctor(tmp_path, OPENAI_API_KEY=SECRET)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "Ready: nothing that params.yaml asks for is broken here."
+    assert SECRET not in done.stdout + done.stderr
+    lines = {line.split()[1]: line.split() for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert lines["OPENAI_API_KEY"] == ["ok", "OPENAI_API_KEY", "set"]
+    assert lines["GEMINI_API_KEY"] == ["–", "GEMINI_API_KEY", "not", "set"]
+    assert lines["device"][0] == lines["generator"][0] == "ok"
+
+
+def test_what_the_params_ask_for_and_is_not_there_ends_with_1_and_its_names(project, tmp_path):
+    asked = PARAMS | {"feedback": PARAMS["feedback"] | {"source": "gemini"}}
+    project(asked | {"generator": PARAMS["generator"] | {"path": "models/tabletop/none"}})
+    done = doctor(tmp_path)
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "Not ready: gemini (in use), generator."
+
+
+def test_a_params_file_that_cannot_be_read_does_not_hide_the_machine(project, tmp_path):
+    (tmp_path / "params.yaml").write_text("rounds: [")
+    done = doctor(tmp_path)
+
+    assert done.returncode == 1
+    assert "not readable: params.yaml: not readable" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Not ready: params."
+    assert "device" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,156 @@
+"""`python -m stages.online`: what an entry and a command line amount to, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from commands.online import main as online_command
+from commands.online.one_prompt import with_changes
+from data.prompts import Prompt
+from data.video import read_video
+from feedback.questions.references import rendered_clips
+from generators.core.generator import solver_scheduler
+from generators.core.load import load_generator
+from pipeline.configs import OnlineEntry
+from pipeline.online import members_of
+from pipeline.params import ParamsError
+from pipeline.recipes import load_recipe
+
+FALL = "pushing red ball so that it falls off the table"
+QUICK = (
+    "engine.updates=2", "engine.batch_size=2", "engine.steps=2", "engine.held_out_every=1", "engine.checkpoint_every=1",
+    "engine.guidance=1.0", "engine.gradient_steps=1", "engine.stop_below=null", "sampling.inference_steps=2",
+)  # fmt: skip
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(online_command, arguments)
+
+
+def quick(out: Path, *arguments: str):
+    changes = [part for change in QUICK for part in ("--set", change)]
+    return run("--prompt", FALL, *changes, "--out", str(out), *arguments)
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """An optimised prompt with a question and a box of its own."""
+    out = tmp_path_factory.mktemp("online") / "mine"
+    asked = ("--ask", "does the red ball fall off the table=yes", "--ask", "is the red ball inside the rectangle=no")
+    done = quick(out, *asked, "--box", "8,8,20,20@0-4", "--set", "engine.held_out_every=null")
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_one_prompt_gets_its_clips_its_lora_its_curve_and_a_picture_of_the_overlay(mine):
+    before, after = (read_video(mine / name) for name in ("before.mp4", "after.mp4"))
+    assert before.shape == after.shape == (9, 32, 32, 3)
+    assert (before != after).any()
+    assert (mine / "pytorch_lora_weights.safetensors").is_file()
+    assert (mine / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (mine / "curve.svg").read_text()
+
+
+def test_each_question_of_the_command_line_is_logged_with_its_probability(mine):
+    rows = [json.loads(line) for line in (mine / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert set(rows[-1]["questions"]) == {"second/ask_1", "second/ask_2"}
+    assert all(0 < question["p"] < 1 for question in rows[-1]["questions"].values())
+    asks = [json.loads(line) for line in (mine / "asks.jsonl").read_text().splitlines()]
+    assert [(ask["text"], ask["wanted"], ask["author"]) for ask in asks] == [
+        ("does the red ball fall off the table", "Yes", "own"),
+        ("is the red ball inside the rectangle", "No", "own"),
+    ]
+
+
+def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignment_alone(tmp_path):
+    done = quick(tmp_path / "drf", "--recipe", "diffusion-drf", "--set", "engine.full=false")
+    assert done.exit_code == 0, done.output
+    asks = [json.loads(line) for line in (tmp_path / "drf/asks.jsonl").read_text().splitlines()]
+    assert {ask["kind"] for ask in asks} == {"alignment"}
+    assert all(ask["explanation"] is None and not ask["with_reference"] for ask in asks)
+
+
+def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):
+    done = quick(tmp_path / "more", "--lora", str(mine), "--ask", "is there a red ball=yes")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "more/policy.json").read_text())["start"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--judge", "gemini", "--ask", "is there a red ball=yes"), "weights are in this process, kind qwen"),
+        (("--judge", "nobody"), "judge 'nobody' is unknown"),
+        (("--ask", "is there a red ball"), "names no wanted answer"),
+        (("--ask", "is there a red ball=maybe"), "the wanted answer 'maybe' is unknown"),
+        (("--ask", "is there a purple ball=yes"), "purple"),
+        (("--box", "8,8,20,20"), "without frames"),
+        (("--box", "8,8,20,40@0"), "outside the picture"),
+        (("--box", "8,8,20,20@9"), r"frames \[9\] of a clip of 9"),
+        (("--set", "judge.frames=10"), "10 frames are to be shown of clips that have 9"),
+        (("--set", "engine.updats=3"), "engine.updats"),
+        (("--set", "updates=3"), "write section.key=value"),
+        (("--recipe", "asking"), "recipe 'asking' is unknown"),
+        (("--recipe", "reward-gradient", "--judge", "clip", "--ask", "is it red=yes"), "which is asked nothing"),
+    ],
+)
+def test_a_wrong_order_is_refused_in_words(tmp_path, arguments, told):
+    done = quick(tmp_path / "out", *arguments)
+    assert done.exit_code == 1
+    assert pytest.raises(AssertionError, match=told).matches(AssertionError(done.output))
+    assert not (tmp_path / "out").exists()
+
+
+def test_changes_of_the_command_line_go_over_those_of_params():
+    below = {"engine": {"updates": 60, "steps": 8}, "judge": {"frames": 8}}
+    changed = with_changes(below, ["engine.updates=3", "augment.crop=0.1", "questions.kinds=[alignment]"])
+    assert changed == {
+        "engine": {"updates": 3, "steps": 8}, "judge": {"frames": 8}, "augment": {"crop": 0.1},
+        "questions": {"kinds": ["alignment"]},
+    }  # fmt: skip
+    assert below["engine"]["updates"] == 60
+
+
+def test_a_panel_of_rule_mean_is_its_members_and_another_rule_is_refused():
+    blocks = {"a": {"kind": "qwen", "path": "x"}, "b": {"kind": "qwen", "path": "y"}}
+    sources = {"both": {"kind": "panel", "rule": "mean", "members": blocks}, **blocks}
+    assert members_of("both", sources) == blocks
+    assert members_of("a", sources) == {"a": blocks["a"]}
+    with pytest.raises(ValueError, match="losses can be averaged: rule mean"):
+        members_of("both", sources | {"both": sources["both"] | {"rule": "all"}})
+
+
+def test_an_entry_names_where_real_clips_come_from():
+    with pytest.raises(ValueError, match="references is 'disk'; known are data/tabletop, prompts, or null"):
+        OnlineEntry("base", "ask-a-video", "judge", "second", references="disk")
+
+
+def test_a_rendered_reference_is_the_same_every_time_and_another_for_another_prompt():
+    texts = {"a": FALL, "b": "lifting red ball up"}
+    prompts = [Prompt(name, text, "x", "train", None, None) for name, text in texts.items()]
+    once, again = rendered_clips(prompts, 8, 8.0), rendered_clips(prompts[:1], 8, 8.0)
+    assert (once["a"].frames == again["a"].frames).all()
+    assert (once["a"].frames != once["b"].frames).any()
+    assert once["a"].frames.shape == (8, 32, 32, 3)
+
+
+def test_a_recipe_takes_an_entrys_changes_over_the_papers_values():
+    recipe = load_recipe("ask-a-video", {"engine": {"updates": 7}})
+    assert (recipe.engine.updates, recipe.engine.steps) == (7, 25)
+    with pytest.raises(ParamsError, match="engine.steps is 'many'"):
+        load_recipe("ask-a-video", {"engine": {"steps": "many"}})
+
+
+def test_a_flow_shift_changes_the_schedule_and_no_module():
+    generator = load_generator("wan", "models/tabletop/generator", max_prompt_tokens=16, parts=("transformer",))
+    before = generator.process.shift
+    shifted = generator.with_shift(5.0)
+    assert shifted.process.shift == 5.0 != before == generator.process.shift
+    assert shifted.transformer is generator.transformer
+    times = [solver_scheduler(one.scheduler_config, "euler") for one in (generator, shifted)]
+    for scheduler in times:
+        scheduler.set_timesteps(4)
+    assert times[1].timesteps[1] > times[0].timesteps[1]  # nearer to noise

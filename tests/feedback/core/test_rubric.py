@@ -1,0 +1,295 @@
+import itertools
+import random
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.records import Verdict
+from feedback.core.rubric import RULES, Question, Rubric, combine, load_rubric
+
+RUBRICS = sorted(Path("feedback/rubrics").glob("*.yaml"))
+
+
+def question(name: str = "accept", wanted: bool = True, required: bool = True) -> Question:
+    return Question(name, "Accept or Reject", "Accept", "Reject", wanted, required)
+
+
+def rubric(*questions: Question, rule: str = "all") -> Rubric:
+    return Rubric("test", 8, rule, "judge {prompt}", questions or (question(),))
+
+
+def said(answer: bool | None, p_yes: float | None = None, vote: int = 0, name: str = "accept", **told) -> Verdict:
+    error = "refused" if answer is None else None
+    facts = {"score": None, "reason": None, "raw": None, "tokens": None, "cost": None, "error": error} | told
+    return Verdict(
+        "clip", "judge", name, vote, answer, p_yes, model="m", model_version="1", rubric_hash="h", frames=[0], **facts
+    )
+
+
+def test_a_single_vote_is_the_label_and_its_probability_is_p_accept():
+    label = combine([said(True, 0.8, reason="it falls")], rubric())
+    assert (label.label, label.p_accept, label.votes, label.nulls, label.reason) == (True, 0.8, 1, 0, "it falls")
+
+
+def test_the_majority_of_votes_decides_and_p_accept_is_their_mean():
+    # 0.9, 0.6 and 0.3 affirm twice and deny once; their mean is 1.8 / 3.
+    label = combine([said(True, 0.9), said(True, 0.6, vote=1), said(False, 0.3, vote=2)], rubric())
+    assert label.label is True
+    assert label.p_accept == pytest.approx(0.6)
+
+
+def test_an_answer_without_probability_counts_as_one_or_zero():
+    label = combine([said(True), said(False, vote=1), said(True, vote=2)], rubric())
+    assert label.p_accept == pytest.approx(2 / 3)
+
+
+def test_tied_votes_leave_the_label_null_with_its_reason():
+    label = combine([said(True, 0.9), said(False, 0.3, vote=1)], rubric())
+    assert label.label is None
+    assert label.p_accept == pytest.approx(0.6)
+    assert "tied" in label.reason
+
+
+def test_a_failed_vote_is_counted_and_is_neither_a_rejection_nor_half_a_tie():
+    label = combine([said(True, 0.9), said(None, vote=1)], rubric())
+    assert (label.label, label.p_accept, label.votes, label.nulls) == (True, 0.9, 2, 1)
+
+
+def test_no_answer_at_all_is_null_everywhere_and_says_why():
+    label = combine([said(None), said(None, vote=1)], rubric())
+    assert (label.label, label.p_accept, label.score, label.votes, label.nulls) == (None, None, None, 2, 2)
+    assert "refused" in label.reason
+
+
+def test_all_required_questions_must_get_their_wanted_answer():
+    sheet = rubric(question("done"), question("glitch", wanted=False))
+    clean = combine([said(True, 0.8, name="done"), said(False, 0.1, name="glitch")], sheet)
+    flawed = combine([said(True, 0.8, name="done"), said(True, 0.7, name="glitch", reason="it melts")], sheet)
+    # p_accept: 0.8 * (1 - 0.1) and 0.8 * (1 - 0.7)
+    assert (clean.label, clean.p_accept) == (True, pytest.approx(0.72))
+    assert (flawed.label, flawed.p_accept, flawed.reason) == (False, pytest.approx(0.24), "it melts")
+
+
+def test_null_in_a_required_question_leaves_the_label_null_even_if_another_one_failed():
+    sheet = rubric(question("done"), question("glitch", wanted=False))
+    label = combine([said(False, 0.2, name="done"), said(None, name="glitch")], sheet)
+    assert (label.label, label.p_accept, label.nulls) == (None, None, 1)
+
+
+def test_a_question_that_is_not_required_changes_nothing():
+    sheet = rubric(question("done"), question("pretty", required=False))
+    label = combine([said(True, 0.8, name="done"), said(None, name="pretty")], sheet)
+    assert (label.label, label.p_accept, label.nulls) == (True, 0.8, 0)
+
+
+def three(rule: str) -> Rubric:
+    """Done is wanted, glitch and blur are not."""
+    return rubric(question("done"), question("glitch", wanted=False), question("blur", wanted=False), rule=rule)
+
+
+def answers(done: float | None, glitch: float | None, blur: float | None) -> list[Verdict]:
+    """A vote on each question by the probability of yes."""
+    given = {"done": done, "glitch": glitch, "blur": blur}
+    return [said(None if p is None else p > 0.5, p, name=name) for name, p in given.items()]
+
+
+@pytest.mark.parametrize(
+    ("given", "label", "p_accept"),
+    [
+        # Chances of the wanted answers: 0.9, 1 - 0.2 and 1 - 0.9; two of three as wanted; mean (0.9 + 0.8 + 0.1) / 3.
+        (answers(0.9, 0.2, 0.9), True, 0.6),
+        # 0.3, 0.2 and 0.7: one of three; mean 1.2 / 3.
+        (answers(0.3, 0.8, 0.3), False, 0.4),
+        # 0.6, 0.6 and 0: two of three say yes, though the mean is 0.4.
+        (answers(0.6, 0.4, 1.0), True, 0.4),
+        # 0.9 and 0.8, of two that answered.
+        (answers(0.9, 0.2, None), True, 0.85),
+        # 0.9 and 0.3: one for, one against.
+        (answers(0.9, 0.7, None), None, 0.6),
+        # One of three is fewer than half.
+        (answers(0.9, None, None), None, None),
+        (answers(None, None, None), None, None),
+    ],
+)
+def test_majority_is_what_more_than_half_of_the_answered_questions_say(given, label, p_accept):
+    found = combine(given, three("majority"))
+    assert (found.label, found.p_accept) == (label, p_accept if p_accept is None else pytest.approx(p_accept))
+
+
+@pytest.mark.parametrize(
+    ("given", "label", "p_accept"),
+    [
+        (answers(0.9, 0.2, 0.9), True, 0.6),  # as above
+        (answers(0.6, 0.4, 1.0), False, 0.4),  # two of three as wanted, and rejected all the same
+        (answers(0.9, 0.7, None), True, 0.6),
+        (answers(0.75, 0.75, None), None, 0.5),  # 0.75 and 1 - 0.75
+        (answers(0.9, None, None), None, None),
+    ],
+)
+def test_mean_is_whether_the_mean_probability_of_the_wanted_answers_is_above_a_half(given, label, p_accept):
+    found = combine(given, three("mean"))
+    assert (found.label, found.p_accept) == (label, p_accept if p_accept is None else pytest.approx(p_accept))
+
+
+@pytest.mark.parametrize("rule", ["majority", "mean"])
+def test_half_of_the_questions_answered_is_enough_and_a_null_is_no_vote_against(rule):
+    found = combine(
+        [said(True, 0.9, name="done"), said(None, name="sharp")], rubric(question("done"), question("sharp"), rule=rule)
+    )
+    assert (found.label, found.p_accept, found.nulls) == (True, 0.9, 1)
+
+
+@pytest.mark.parametrize("rule", ["majority", "mean"])
+def test_a_question_whose_votes_tie_has_a_chance_but_no_answer(rule):
+    # done: one yes at 0.9, one no at 0.3, so chance 0.6 and no answer; sharp: chance 0.2. Mean 0.4.
+    given = [
+        said(True, 0.9, name="done"),
+        said(False, 0.3, vote=1, name="done"),
+        *(said(False, 0.2, vote=v, name="sharp") for v in (0, 1)),
+    ]
+    found = combine(given, rubric(question("done"), question("sharp"), rule=rule))
+    assert (found.label, found.p_accept) == (False, pytest.approx(0.4))
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "told"),
+    [
+        (
+            "majority",
+            answers(0.9, 0.7, None),
+            "1 for and 1 against, of 3 required questions; blur: no answer (refused)",
+        ),
+        (
+            "majority",
+            answers(0.9, None, None),
+            "1 for and 0 against, of 3 required questions; glitch: no answer (refused)",
+        ),
+        ("mean", answers(0.75, 0.75, None), "1 for and 1 against, of 3 required questions; blur: no answer (refused)"),
+        ("all", answers(0.9, 0.2, None), "blur: no answer (refused)"),
+    ],
+)
+def test_a_missing_label_says_how_the_answers_stand_and_which_are_missing(rule, given, told):
+    assert combine(given, three(rule)).reason.startswith(told)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_order_of_verdicts_changes_nothing(rule):
+    rng = random.Random(0)
+    for _ in range(50):
+        rows = []
+        for name, vote in itertools.product(("done", "glitch", "blur"), range(3)):
+            answer = rng.choice((True, False, None))
+            p_yes = None if answer is None else rng.random()
+            rows.append(said(answer, p_yes, vote, name, reason=f"{name} {vote}", score=rng.random()))
+        label = combine(rows, three(rule))
+        assert combine(rng.sample(rows, len(rows)), three(rule)) == label
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_with_one_question_and_one_vote_all_rules_say_the_same(rule):
+    for answer, p_yes in ((True, 0.8), (False, 0.1), (None, None)):
+        label = combine([said(answer, p_yes)], rubric(rule=rule))
+        assert (label.label, label.p_accept) == (answer, p_yes)
+
+
+def test_scores_are_averaged_over_votes():
+    assert combine([said(True, score=1.0), said(True, score=2.0, vote=1)], rubric()).score == 1.5
+
+
+def test_a_missing_verdict_is_an_error_and_not_a_null():
+    with pytest.raises(ValueError, match="clip.*glitch"):
+        combine([said(True, name="done")], rubric(question("done"), question("glitch", wanted=False)))
+
+
+@pytest.mark.parametrize("path", RUBRICS, ids=lambda path: path.stem)
+def test_the_shipped_rubrics_load_and_send_the_prompt(path):
+    sheet = load_rubric(path)
+    assert sheet.frames in (8, None)  # null: people see the whole clip
+    assert all("pushing a {cup}" in sheet.text(one, "pushing a {cup}") for one in sheet.questions)
+
+
+def test_aspects_wants_alignment_and_no_defect():
+    sheet = load_rubric(Path("feedback/rubrics/aspects.yaml"))
+    wanted = {(one.name.split("_")[0], one.wanted) for one in sheet.questions}
+    assert wanted == {("alignment", True), ("physics", False), ("quality", False)}
+    assert {one.name.split("_")[0] for one in sheet.questions if one.required} == {"alignment", "physics", "quality"}
+    assert {(one.affirmative, one.negative) for one in sheet.questions} == {("Yes", "No")}
+
+
+def test_review_asks_for_one_word_about_four_points():
+    sheet = load_rubric(Path("feedback/rubrics/review.yaml"))
+    (only,) = sheet.questions
+    text = sheet.text(only, "pushing a cup")
+    assert (only.affirmative, only.negative, only.wanted) == ("Accept", "Reject", True)
+    words = ("Coherence:", "Physics:", "Completion:", "Inconsistencies:", "single word")
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("name", ["review", "aspects"])
+def test_what_is_asked_of_clips_and_of_their_frames_alike_counts_no_frames(name):
+    sheet = load_rubric(Path(f"feedback/rubrics/{name}.yaml"))
+    assert "some of its frames" in sheet.instructions  # a judge that is sent the mp4 takes others than `frames` says
+    assert not any(re.search(r"eight|8", sheet.text(one, "")) for one in sheet.questions)
+
+
+def test_the_hash_is_of_what_is_sent_and_not_of_how_answers_combine():
+    sent = rubric(question())
+    assert rubric(question(wanted=False)).hash == sent.hash
+    assert rubric(question(), rule="mean").hash == sent.hash
+    assert Rubric("renamed", 8, "all", "judge {prompt}", (question(),)).hash == sent.hash
+    assert Rubric("test", 4, "all", "judge {prompt}", (question(),)).hash != sent.hash
+    assert Rubric("test", 8, "all", "Judge {prompt}", (question(),)).hash != sent.hash
+
+
+def edited(tmp_path: Path, **changes) -> Path:
+    block = yaml.safe_load(Path("tabletop/rubric.yaml").read_text()) | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in block.items() if value != "leave out"}))
+    return path
+
+
+ACCEPT = yaml.safe_load(Path("tabletop/rubric.yaml").read_text())["questions"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"temperature": 1}, "temperature is not a key"),
+        ({"rule": "leave out"}, "rule is missing"),
+        ({"rule": "most"}, "rule is 'most'"),
+        ({"rule": ["all"]}, r"rule is \['all'\]"),
+        ({"frames": "8"}, "frames is '8'"),
+        ({"frames": True}, "frames is True"),
+        ({"questions": []}, "questions is"),
+        ({"questions": [{"name": "accept"}]}, r"questions\[0\].affirmative is missing"),
+        (
+            {"questions": [ACCEPT | {"affirmative": True}]},
+            r"questions\[0\].affirmative is True, expected a text; put Yes and No in quotes",
+        ),
+        ({"questions": [ACCEPT | {"negative": 7}]}, r"questions\[0\].negative is 7, expected a text$"),
+        ({"instructions": "judge the video"}, r"questions\[0\].ask: neither"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_file(tmp_path, changes, told):
+    with pytest.raises(ValueError, match=f"mine.yaml: {told}"):
+        load_rubric(edited(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", r"questions\[0\].wanted is missing"),
+        ("wanted:", r"questions\[0\].wanted is None, expected yes or no"),
+        ("wanted: 'yes'", r"questions\[0\].wanted is 'yes', expected yes or no without quotes"),
+        ("wanted: Accept", r"questions\[0\].wanted is 'Accept', expected yes or no"),
+    ],
+)
+def test_no_question_goes_without_a_wanted_answer(tmp_path, line, told):
+    text = Path("tabletop/rubric.yaml").read_text()
+    assert "wanted: yes" in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("wanted: yes", line))
+    with pytest.raises(ValueError, match=f"mine.yaml: {told}"):
+        load_rubric(path)

@@ -1,0 +1,676 @@
+"""People's ratings: the page that asks for them over real HTTP, and the source that reads them."""
+
+import contextlib
+import dataclasses
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+import stages.label
+from commands.rate import main
+from commands.rate import server as rating
+from commands.rate.server import Ratings, RatingServer, gather, people
+from data.manifest import StoreError
+from data.records import Sample
+from data.store import ClipSet, ClipSetWriter
+from feedback.core.kinds import make_source
+from feedback.core.label import label_clip_set, read_labels, read_verdicts, requests_for
+from feedback.core.rubric import Question, Rubric, load_rubric
+from feedback.core.source import LabelError
+from feedback.judges.human import Rateable
+from feedback.network.ledger import VARIABLE, Ledger
+from tests.conftest import hear_ctrl_c
+from tests.support.browser import browser, needs_chromium
+
+ROOT = Path(__file__).parents[3]
+RUBRIC = ROOT / "feedback" / "rubrics" / "people.yaml"
+PROMPTS, SEEDS = 3, 2
+CLIPS = PROMPTS * SEEDS
+
+
+def make_clips(folder: Path, policy: str = "rwr1", shade: int = 0) -> ClipSet:
+    """Two clips of each of three prompts, all of different brightness, each brighter from frame to frame."""
+    names = [f"eval-{policy}-p{prompt}-{seed:03d}" for prompt in range(PROMPTS) for seed in range(SEEDS)]
+    samples = [
+        Sample(
+            name, f"p{i // SEEDS}", f"pushing ball {i // SEEDS} off the table", "falling", "test", policy, i % SEEDS,
+            3, 8.0, 32, 32, f"videos/{name}.mp4",
+        )
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    shades = shade + 10 * np.arange(CLIPS)[:, None] + 3 * np.arange(3)
+    frames = np.broadcast_to(shades[..., None, None, None], (CLIPS, 3, 32, 32, 3)).astype(np.uint8)
+    writer = ClipSetWriter(folder)
+    writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 4, 3, 4, 4))
+    writer.finish({f"p{prompt}": torch.zeros(2, 2) for prompt in range(PROMPTS)}, torch.zeros(2, 2), {})
+    return ClipSet.open(folder)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> ClipSet:
+    return make_clips(tmp_path_factory.mktemp("set") / "samples")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> ClipSet:
+    """Other clips of the same prompts by another policy."""
+    return make_clips(tmp_path_factory.mktemp("set") / "samples", "base", shade=100)
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "ledger.sqlite"))
+    return tmp_path / "ledger.sqlite"
+
+
+def block(*raters: str) -> dict[str, Any]:
+    return {"kind": "human", "rubric": str(RUBRIC), "raters": list(raters)}
+
+
+def ratings_of(
+    ledger: Path, *sets: ClipSet, rater: str = "anna", per_prompt: int | None = None, seed: int = 0
+) -> Ratings:
+    return Ratings(gather([one.folder for one in sets], load_rubric(RUBRIC), rater, per_prompt, seed), ledger)
+
+
+class Visitor:
+    """Talks to a rating server as a browser would, unless told otherwise."""
+
+    def __init__(self, url: str) -> None:
+        self.host = urlsplit(url).netloc
+        self.seen = b""  # all that came back
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        own = {"Origin": f"http://{self.host}", "Content-Type": "application/json"} if method == "POST" else {}
+        sent = None if body is None else json.dumps(body)
+        connection.request(method, path, sent, own | {name.replace("_", "-"): text for name, text in headers.items()})
+        response = connection.getresponse()
+        found = response.read()
+        connection.close()
+        self.seen += found
+        return response.status, found
+
+    def view(self, path: str = "/item") -> dict[str, Any]:
+        status, found = self.ask("GET", path)
+        assert status == 200, found
+        return json.loads(found)
+
+    def rate(self, item: str, answer: str) -> dict[str, Any]:
+        status, found = self.ask("POST", "/rate", {"item": item, "answer": answer, "seconds": 1.25})
+        assert status == 200, found
+        return json.loads(found)
+
+    def rate_all(self, answer: str = "a") -> None:
+        view = self.view()
+        while view["item"]:
+            view = self.rate(view["item"], answer)
+
+
+@contextlib.contextmanager
+def serving(ratings: Ratings, port: int = 0) -> Iterator[Visitor]:
+    with RatingServer(ratings, port) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds between looks for the end
+        thread.start()
+        try:
+            yield Visitor(server.url)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def labelled(clips: ClipSet, tmp_path: Path, *raters: str, name: str = "people") -> tuple[list, list]:
+    """Verdicts and labels of a set, made afresh."""
+    out = tmp_path / "labels"
+    source = make_source(name, block(*(raters or ("anna",))))
+    work = tmp_path / f"work{len(list(tmp_path.iterdir()))}"
+    label_clip_set(clips, source, work, out, batch_size=4, votes=max(1, len(raters)))
+    return read_verdicts(out), read_labels(out)
+
+
+# Rating and labelling
+
+
+def test_a_set_that_was_rated_over_http_is_labelled_by_what_was_pressed(clips, ledger, tmp_path):
+    pressed = {}
+    with serving(ratings_of(ledger, clips)) as visitor:
+        view = visitor.view()
+        assert (view["rated"], view["total"], view["previous"]) == (0, CLIPS, None)
+        while view["item"]:
+            _, mp4 = visitor.ask("GET", f"/clip/{view['item']}")
+            pressed[mp4] = "aru"[len(pressed) % 3]
+            view = visitor.rate(view["item"], pressed[mp4])
+        assert view["rated"] == view["total"] == CLIPS
+
+    verdicts, labels = labelled(clips, tmp_path)
+
+    assert len(pressed) == CLIPS
+    for sample, verdict, label in zip(clips.samples, verdicts, labels, strict=True):
+        answer = pressed[clips.video(sample).read_bytes()]
+        assert label.label is verdict.answer is {"a": True, "r": False, "u": None}[answer]
+        assert verdict.error == ("unsure" if answer == "u" else None)
+        assert (verdict.model, verdict.model_version, verdict.vote) == ("human", "anna", 0)
+        assert verdict.frames == [0, 1, 2]
+        reply = json.loads(verdict.raw)
+        assert (reply["answer"], reply["seconds"]) == (answer, 1.2)
+    assert {label.reason for label in labels if label.label is None} == {"accept: no answer (unsure)"}
+
+
+def test_a_clip_that_was_rated_once_counts_in_every_set_that_holds_it(clips, ledger, tmp_path):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        visitor.rate_all("r")
+
+    copied = make_clips(tmp_path / "elsewhere", "dpo1")  # the same bytes and prompts under other names
+
+    assert ratings_of(ledger, copied).rated == CLIPS
+    assert [label.label for label in labelled(copied, tmp_path)[1]] == [False] * CLIPS
+
+
+def test_the_same_clip_of_another_prompt_rubric_or_rater_is_asked_about_anew():
+    rubric = Rubric("r", None, "all", "{prompt}", (Question("accept", "?", "Accept", "Reject", True, True),))
+    asked = Rateable("anna", "c0ffee", "a ball", rubric, rubric.questions[0])
+    reworded = dataclasses.replace(rubric, instructions="Look well: {prompt}")
+    others = [
+        asked._replace(rater="ben"), asked._replace(clip="decaf"), asked._replace(prompt="a cube"),
+        asked._replace(rubric=reworded),
+    ]  # fmt: skip
+
+    assert len({one.key for one in [asked, *others]}) == 5
+    assert asked.sent == {  # what years of ratings are found by
+        "place": "human", "rater": "anna", "clip": "c0ffee", "prompt": "a ball", "rubric": rubric.hash,
+        "question": "accept",
+    }  # fmt: skip
+
+
+def test_every_rater_has_one_vote_and_a_tie_is_null(clips, ledger, tmp_path):
+    with (
+        serving(ratings_of(ledger, clips, rater="anna")) as anna,
+        serving(ratings_of(ledger, clips, rater="ben")) as ben,
+    ):
+        threads = [threading.Thread(target=anna.rate_all, args="a"), threading.Thread(target=ben.rate_all, args="r")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    verdicts, labels = labelled(clips, tmp_path, "anna", "ben")
+
+    assert [(v.vote, v.model_version, v.answer) for v in verdicts[:2]] == [(0, "anna", True), (1, "ben", False)]
+    assert {(label.label, label.p_accept, label.votes, label.nulls) for label in labels} == {(None, 0.5, 2, 0)}
+
+
+def test_the_metrics_of_a_stage_tell_how_far_raters_agree(clips, ledger, tmp_path, monkeypatch):
+    for rater, presses in (("anna", "aaarra"), ("ben", "aarrru")):
+        ratings = ratings_of(ledger, clips, rater=rater)
+        with serving(ratings) as visitor:
+            view, pressed = visitor.view(), dict(zip(sorted(clip_bytes(clips)), presses, strict=True))
+            while view["item"]:
+                view = visitor.rate(view["item"], pressed[visitor.ask("GET", f"/clip/{view['item']}")[1]])
+    params = {
+        "label": {"batch_size": 4, "votes": 1, "max_failed": 0.0},
+        "feedback": {"sources": {"people": block("anna", "ben")}},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+
+    options = ["--set", str(clips.folder), "--source", "people", "--out", "labels", "--metrics", "metrics/r1.json"]
+    done = CliRunner().invoke(stages.label.main, options)
+
+    assert done.exit_code == 0, done.output
+    # Both rated five clips and differ on one: 4/5. Yes: 1, 1, 1/2, 0, 0, on average 1/2, and by chance 1/2.
+    # kappa = (4/5 - 1/2) / (1/2) = 3/5.
+    both = {"clips": 5, "not_unanimous": 1, "observed": 0.8, "kappa": pytest.approx(0.6)}
+    metrics = json.loads((tmp_path / "metrics/r1.json").read_text())
+    assert metrics["samples"] == CLIPS
+    assert metrics["agreement"] == {"label": both, "answers": both, "questions": {"accept": both}}
+
+
+def clip_bytes(clips: ClipSet) -> list[bytes]:
+    return [clips.video(sample).read_bytes() for sample in clips.samples]
+
+
+def test_a_person_may_go_back_and_change_their_mind(clips, ledger, tmp_path):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        first = visitor.view()["item"]
+        second = visitor.rate(first, "a")["item"]
+        after = visitor.rate(second, "a")
+        assert after["previous"] == second
+        assert visitor.view(f"/item/{second}")["previous"] == first
+        again = visitor.view(f"/item/{first}")
+        assert (again["given"], again["previous"], again["rated"]) == ("a", None, 2)
+        changed = visitor.rate(first, "r")
+        assert (changed["item"], changed["rated"], changed["previous"]) == (after["item"], 2, second)
+        visitor.rate_all("a")
+
+    labels = labelled(clips, tmp_path)[1]
+
+    assert sorted(label.label for label in labels) == [False] + [True] * (CLIPS - 1)
+
+
+def test_the_way_back_leads_over_a_restart(clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        first = visitor.view()["item"]
+        second = visitor.rate(first, "a")["item"]
+        visitor.rate(second, "u")
+        visitor.rate(first, "r")
+
+    view = ratings_of(ledger, clips).view()
+
+    assert (view["rated"], view["previous"]) == (2, first)  # the latest
+
+
+def test_time_left_is_told_at_the_median_pace(clips, ledger, monkeypatch):
+    ratings, now = ratings_of(ledger, clips), [0.0]
+    monkeypatch.setattr(rating.time, "monotonic", lambda: now[0])
+    for item, seconds in zip(list(ratings.items)[:4], (0, 30, 30, 3000), strict=True):
+        assert ratings.view()["minutes"] is None
+        now[0] += seconds
+        ratings.rate(item, "a", None)
+    assert ratings.view()["minutes"] == 1  # two clips of 30 s, whatever the coffee took
+
+
+# Order and choice
+
+
+def test_raters_see_different_orders_that_never_change(clips, others, ledger):
+    def order(*sets: ClipSet, **of) -> list[str]:
+        return [item.sample.sample_id for item in ratings_of(ledger, *sets, **of).items.values()]
+
+    alone, both = order(clips), order(clips, others)
+    assert sorted(alone) == sorted(sample.sample_id for sample in clips.samples) != alone
+    assert alone == order(clips)
+    assert alone != order(clips, rater="ben")
+    assert alone != order(clips, seed=1)
+    assert [name for name in both if name in alone] == alone
+    assert both == order(others, clips)
+    policies = [name.split("-")[1] for name in both]
+    assert policies not in (["base"] * CLIPS + ["rwr1"] * CLIPS, ["rwr1"] * CLIPS + ["base"] * CLIPS)
+
+
+def test_per_prompt_takes_the_first_clips_of_each_prompt_in_each_set(clips, others, ledger):
+    chosen = ratings_of(ledger, clips, others, per_prompt=1).items.values()
+
+    assert sorted((item.sample.policy, item.sample.prompt_id, item.sample.seed) for item in chosen) == sorted(
+        (policy, f"p{prompt}", 0) for policy in ("base", "rwr1") for prompt in range(PROMPTS)
+    )
+
+
+# Killed between two ratings
+
+
+@contextlib.contextmanager
+def command(folder: Path, clips: ClipSet) -> Iterator[tuple[subprocess.Popen, Visitor]]:
+    """`vfrl rate` in a folder with a params.yaml, as a process of its own."""
+    (folder / "params.yaml").write_text(yaml.safe_dump({"feedback": {"sources": {"people": block("anna")}}}))
+    words = ["--set", str(clips.folder), "--source", "people", "--rater", "anna", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "commands", "rate", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
+    )
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        assert url, process.wait()
+        yield process, Visitor(url[0])
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_server_killed_between_two_ratings_loses_none_and_goes_on(clips, tmp_path):
+    with command(tmp_path, clips) as (process, visitor):
+        first = visitor.view()["item"]
+        second = visitor.rate(first, "r")["item"]
+        third = visitor.rate(second, "a")["item"]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    with command(tmp_path, clips) as (process, visitor):
+        view = visitor.view()
+        assert (view["item"], view["rated"], view["previous"]) == (third, 2, second)
+        visitor.rate_all()
+        assert visitor.view()["item"] is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert f"anna has rated {CLIPS} of {CLIPS}" in process.stdout.read()
+
+    assert [label.label for label in labelled(clips, tmp_path)[1]].count(False) == 1
+
+
+def test_a_rating_that_could_not_be_written_is_told_and_the_page_stays(clips, ledger, monkeypatch):
+    def full(*_: Any) -> None:
+        raise StoreError("ledger.sqlite: the disk is full")
+
+    with serving(ratings_of(ledger, clips)) as visitor:
+        before = visitor.view()
+        with monkeypatch.context() as broken:
+            broken.setattr(Ledger, "write", full)
+            status, told = visitor.ask("POST", "/rate", {"item": before["item"], "answer": "a", "seconds": 1})
+        assert (status, told) == (500, b"ledger.sqlite: the disk is full")
+        assert visitor.view() == before
+
+
+# Blind and closed
+
+
+def test_the_page_and_its_answers_tell_nothing_of_where_a_clip_comes_from(clips, others, ledger):
+    with serving(ratings_of(ledger, clips, others)) as visitor:
+        visitor.ask("GET", "/")
+        view = visitor.view()
+        while view["item"]:
+            visitor.view(f"/item/{view['item']}")
+            view = visitor.rate(view["item"], "r")
+        visitor.ask("GET", "/item/nothing")
+        visitor.ask("POST", "/rate", {"item": "nothing", "answer": "a"})
+
+    told = visitor.seen.decode().lower()
+    names = [sample.sample_id for one in (clips, others) for sample in one.samples]
+    for word in [
+        "policy",
+        "policies",
+        "source",
+        "sample",
+        "verdict",
+        "judge",
+        "label",
+        "rwr1",
+        "base",
+        "split",
+        *names,
+    ]:
+        assert not re.search(rf"\b{word}", told), word
+    assert str(clips.folder) not in told
+
+
+def test_the_page_loads_nothing_from_elsewhere():
+    assert "://" not in rating.PAGE.read_text()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil", ""])
+@pytest.mark.parametrize("path", ["/", "/item", "/clip/{item}", "/rate"])
+def test_a_request_by_a_foreign_host_is_refused(host, path, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        item = visitor.view()["item"]
+        rated = {"item": item, "answer": "a"} if path == "/rate" else None
+        status, told = visitor.ask("POST" if rated else "GET", path.format(item=item), rated, Host=host)
+        assert status == 403 and item.encode() not in told
+        assert visitor.view()["rated"] == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:3000"},  # another server of this machine
+        {"Origin": ""},
+        {"Content_Type": "text/plain"},  # a form of another page could send it
+    ],
+)
+def test_a_rating_from_another_page_is_refused(headers, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        item = visitor.view()["item"]
+        assert visitor.ask("POST", "/rate", {"item": item, "answer": "a"}, **headers)[0] in (403, 415)
+        assert visitor.view()["rated"] == 0
+
+
+def test_the_page_may_be_opened_as_localhost(clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        host = f"localhost:{visitor.host.split(':')[1]}"
+        rated = {"item": visitor.view()["item"], "answer": "a"}
+        assert visitor.ask("POST", "/rate", rated, Host=host, Origin=f"http://{host}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../params.yaml", "/clip/../../params.yaml", "/clip/%2e%2e/params.yaml", "//etc/passwd", "/clip//etc/passwd",
+        "/rating.html", "/clip/0", "/clip/", "/frames/" + "0" * 64, "/clip/{item}/../../manifest.json",
+    ],
+)  # fmt: skip
+def test_no_other_file_can_be_read(path, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        status, told = visitor.ask("GET", path.format(item=visitor.view()["item"]))
+        assert (status, told) == (404, b"there is nothing here")
+
+
+@pytest.mark.parametrize(
+    "rated",
+    [
+        [], 7, None, {}, {"item": 0, "answer": "a"}, {"item": "{item}", "answer": "x"},
+        {"item": "{item}", "answer": None}, {"item": ["{item}"], "answer": "a"},
+        {"item": "{item}", "answer": "a" * 2000},
+    ],
+)  # fmt: skip
+def test_a_malformed_rating_is_refused(rated, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        body = json.loads(json.dumps(rated).replace("{item}", visitor.view()["item"]))
+        assert visitor.ask("POST", "/rate", body)[0] in (400, 404, 413)
+        assert visitor.view()["rated"] == 0
+
+
+def test_browsers_are_told_to_show_the_page_to_nobody_else(clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        connection = http.client.HTTPConnection(visitor.host)
+        connection.request("GET", "/")
+        headers = connection.getresponse().headers
+        connection.close()
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Access-Control-Allow-Origin"] is None
+
+
+def test_the_animated_picture_has_the_frames_and_the_pace_of_the_clip(clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        item = visitor.view()["item"]
+        _, mp4 = visitor.ask("GET", f"/clip/{item}")
+        status, webp = visitor.ask("GET", f"/frames/{item}")
+    assert status == 200
+    sample = next(sample for sample in clips.samples if clips.video(sample).read_bytes() == mp4)
+    shown, durations = [], []
+    with Image.open(io.BytesIO(webp)) as picture:
+        assert picture.info["loop"] == 0  # endless
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            shown.append(np.array(picture.convert("RGB")))
+            durations.append(picture.info["duration"])
+    assert durations == [125] * 3  # 8 frames a second
+    assert np.array_equal(shown, clips.frames(sample))
+
+
+# What labelling says
+
+
+def test_labelling_stops_before_the_first_verdict_and_says_which_clips_miss_and_what_to_run(clips, ledger, tmp_path):
+    with serving(ratings_of(ledger, clips, rater="anna")) as visitor:
+        visitor.rate_all()
+    with serving(ratings_of(ledger, clips, rater="ben d")) as visitor:
+        visitor.rate(visitor.view()["item"], "a")
+
+    with pytest.raises(LabelError) as stopped:
+        labelled(clips, tmp_path, "anna", "ben d")
+
+    told = str(stopped.value)
+    lacking = ratings_of(ledger, clips, rater="ben d")
+    unrated = [s.sample_id for s in clips.samples if s.sample_id not in {
+        item.sample.sample_id for key, item in lacking.items.items() if key in lacking._pressed
+    }]  # fmt: skip
+    assert f"{CLIPS - 1} of {CLIPS} by ben d ({', '.join(unrated[:3])}, …)" in told
+    assert f"\n  vfrl rate --set {clips.folder} --source people --rater 'ben d'\n" in told
+    assert str(ledger) in told and "anna" not in told
+    assert not list(tmp_path.glob("work*/verdicts-*"))
+
+    with serving(lacking) as visitor:
+        visitor.rate_all()
+    assert len(labelled(clips, tmp_path, "anna", "ben d")[1]) == CLIPS
+
+
+def test_the_command_in_the_error_names_the_set_as_the_stage_was_given_it(clips, monkeypatch):
+    monkeypatch.chdir(clips.folder.parent)
+    with pytest.raises(LabelError, match=r"--set samples --source people --rater anna\n"):
+        next(make_source("people", block("anna")).judge(requests_for(ClipSet.open(Path("samples")), 1)))
+
+
+@pytest.mark.parametrize(
+    ("raters", "told"),
+    [
+        ([], "feedback.sources.people.raters is [], expected the name of at least one person"),
+        (["anna", "anna"], "feedback.sources.people.raters: a name stands twice"),
+        (["anna", 7], "feedback.sources.people.raters: 7 is no name"),
+        ([" "], "feedback.sources.people.raters: ' ' is no name"),
+        ("anna", "feedback.sources.people.raters is 'anna', expected a list"),
+    ],
+)
+def test_wrong_raters_are_an_error_that_names_the_key(raters, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        make_source("people", block() | {"raters": raters})
+
+
+# What the command says
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, clips):
+    """Runs the command in a folder with a params.yaml; what it printed."""
+    sources = {"people": block("anna"), "physics": {"kind": "physics"}, "nobody": block()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"feedback": {"sources": sources}}))
+    monkeypatch.chdir(tmp_path)
+
+    def run(source: str = "people", rater: str = "anna", folder: Path = clips.folder, *words: str) -> str:
+        given = ["--set", str(folder), "--source", source, "--rater", rater, "--port", "0", *words]
+        result = CliRunner().invoke(main, given)
+        assert result.exit_code == 1
+        return result.output
+
+    return run
+
+
+def test_unknown_names_are_errors_that_say_what_is_known(run, tmp_path):
+    assert "feedback.sources.folk is missing; in feedback.sources there is: " in run("folk")
+    assert "feedback.sources.physics.kind is 'physics', which people do not rate: human" in run("physics")
+    assert "feedback.sources.nobody.raters is [], expected the name of at least one person" in run("nobody")
+    assert "feedback.sources.people.raters is ['anna'], without 'bob'; add the name there" in run(rater="bob")
+    assert f"{tmp_path / 'none'}: no such folder" in run(folder=tmp_path / "none")
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_another(run, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        taken = visitor.host.split(":")[1]
+        told = run("people", "anna", clips.folder, "--port", taken)
+    assert f"port {taken} on 127.0.0.1: Address already in use; another one is --port 0" in told
+
+
+def test_people_of_a_source_are_looked_up_without_loading_another_kind():
+    with pytest.raises(ValueError, match="feedback.sources.judge.kind is 'qwen'"):
+        people("judge", {"kind": "qwen"}, "anna")
+
+
+# In a browser
+
+READY = "document.readyState == 'complete' && !busy && view !== null"
+
+
+@needs_chromium
+def test_real_keys_rate_go_back_and_finish(others, ledger, tmp_path):
+    with serving(ratings_of(ledger, others)) as visitor, browser() as tab:
+        tab.open(f"http://{visitor.host}/")
+        tab.wait(READY)
+        first = visitor.view()
+        assert tab.value("document.querySelector('h1').innerText") == first["prompt"]
+        assert tab.value("document.querySelector('#stage').innerText") == ""
+        video = "document.querySelector('#stage video')"
+        assert tab.value(f"[{video}.loop, {video}.videoWidth, {video}.error]") == [True, 32, None]
+        tab.wait(f"{video}.currentTime > 0")
+        assert tab.value(f"getComputedStyle({video}).imageRendering") == "pixelated"
+        assert tab.value(f"{video}.getBoundingClientRect().width % 32") == 0
+        assert tab.value("document.documentElement.scrollHeight <= innerHeight")
+
+        for count, key in enumerate("aru", start=1):
+            tab.press(key)
+            tab.wait(f"{READY} && view.rated == {count}")
+        tab.press("x")
+        assert tab.value("document.getElementById('progress').innerText").startswith(f"3 of {CLIPS}")
+        for key in ("b", "Backspace", "b"):
+            before = tab.value("view.previous")
+            tab.press(key)
+            tab.wait(f"{READY} && view.item == '{before}'")
+        assert tab.value("view.item") == first["item"]
+        assert tab.value("document.querySelector('.given').dataset.answer") == "a"
+        tab.press("r")
+        tab.wait(f"{READY} && !view.given")
+        for count in range(4, CLIPS + 1):
+            tab.value("document.querySelector('[data-answer=a]').click()")
+            tab.wait(f"{READY} && view.rated == {count}")
+        tab.wait("!document.getElementById('finished').hidden")
+        assert "All clips are rated" in tab.value("document.body.innerText")
+
+    order = list(ratings_of(ledger, others).items.values())
+    answers = {label.sample_id: label.label for label in labelled(others, tmp_path)[1]}
+    assert [answers[item.sample.sample_id] for item in order] == [False, False, None] + [True] * (CLIPS - 3)
+
+
+@needs_chromium
+def test_a_clip_that_does_not_play_can_only_be_unsure(ledger, tmp_path):
+    broken = make_clips(tmp_path / "broken")
+    for sample in broken.samples:
+        path = broken.video(sample)
+        path.write_bytes(bytes(path.stat().st_size - 1) + bytes([sample.seed]))
+    with serving(ratings_of(ledger, broken)) as visitor, browser() as tab:
+        tab.open(f"http://{visitor.host}/")
+        tab.wait(READY)
+        assert tab.value("document.querySelector('#stage').innerText") == "This clip cannot be played. Press U."
+        tab.press("a")
+        tab.press("u")
+        tab.wait(f"{READY} && view.rated == 1")
+        assert tab.value("view.previous") and ratings_of(ledger, broken).view()["rated"] == 1
+
+
+@needs_chromium
+def test_a_page_whose_server_ended_says_so_and_rates_on_when_it_is_there_again(clips, ledger, tmp_path):
+    ratings = ratings_of(ledger, clips)
+    with browser() as tab:
+        with serving(ratings) as visitor:
+            tab.open(f"http://{visitor.host}/")
+            tab.wait(READY)
+        shown = tab.value("view.item")
+        tab.press("a")
+        tab.wait(f"{READY} && !document.getElementById('trouble').hidden")
+        assert "The server does not answer" in tab.value("document.body.innerText")
+        assert tab.value("view.item") == shown
+        with serving(ratings_of(ledger, clips), int(visitor.host.split(":")[1])):
+            tab.press("a")
+            tab.wait(f"{READY} && view.rated == 1 && document.getElementById('trouble').hidden")
+
+
+@needs_chromium
+def test_a_browser_without_the_codec_is_shown_the_animated_picture(clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor, browser() as tab:
+        tab.open(f"http://{visitor.host}/")
+        tab.wait(READY)
+        tab.value("URL.createObjectURL = () => 'data:video/mp4;base64,AAAA'; 0")
+        tab.press("a")
+        tab.wait(f"{READY} && view.rated == 1")
+        assert tab.value("document.querySelector('#stage img').naturalWidth") == 32
+        tab.press("r")
+        tab.wait(f"{READY} && view.rated == 2")

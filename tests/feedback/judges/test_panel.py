@@ -1,0 +1,427 @@
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.records import Sample, Verdict
+from feedback.core.kinds import make_source, read_block
+from feedback.core.label import label_clip_set, read_labels, read_verdicts
+from feedback.core.rubric import Question, Rubric, combine
+from feedback.core.source import FAILED, REFUSED, UNREADABLE_CLIP, LabelError, Request, verdict
+from feedback.judges import panel
+from feedback.judges.panel import PanelSource
+from tests.feedback.core.test_label import CLIPS, contents, make_clips
+
+GOOD = Question("good", "Is it good?", "yes", "no", True, True)
+GLITCH = Question("glitch", "Is there a glitch?", "yes", "no", False, True)
+
+
+def sheet(*questions: Question, rule: str = "all") -> Rubric:
+    return Rubric("sheet", 8, rule, "{prompt}", questions or (GOOD,))
+
+
+class Member:
+    """Says what `opinion` returns for a sample, a vote and a question: fields of a Verdict. Notes what it is asked."""
+
+    def __init__(
+        self, name: str, opinion: Callable[..., dict], rubric: Rubric | None = None, repeatable: bool = True
+    ) -> None:
+        self.name, self.opinion, self.rubric, self.repeatable = name, opinion, rubric or sheet(), repeatable
+        self.model: str = f"model of {name}"
+        self.model_version: str | None = "1"
+        self.asked: list[str] = []
+        self.random = random.Random(0)
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        requests = list(requests)
+        self.random.shuffle(requests)
+        for request in requests:
+            self.asked.append(request.sample.sample_id)
+            rows = [
+                verdict(
+                    self, request.sample, vote, question, [0, vote + 1], **self.opinion(request.sample, vote, question)
+                )
+                for question in self.rubric.questions
+                for vote in range(request.votes)
+            ]
+            yield self.random.sample(rows, len(rows))
+
+    def status(self) -> dict:
+        return {"asked": len(self.asked)}
+
+
+def steady(name: str, p_yes: float | None, **told) -> Member:
+    """A member of one opinion: null where p_yes is."""
+    fields = {"answer": None, "error": f"{REFUSED}no"} if p_yes is None else {"answer": p_yes > 0.5, "p_yes": p_yes}
+    return Member(name, lambda sample, vote, question: fields | {"reason": f"{name} says so"} | told)
+
+
+def of(*members: Member, rule: str = "majority", votes: int = 1) -> PanelSource:
+    return PanelSource("panel", {member.name: member for member in members}, rule, votes)
+
+
+def requests(count: int = 1) -> list[Request]:
+    facts = ("p", "a ball", "c", "train", "base", 0, 9, 8.0, 32, 32, "v.mp4")
+    return [Request(Sample(f"clip{index}", *facts), Path("v.mp4")) for index in range(count)]
+
+
+def rows_of(source: PanelSource) -> list[Verdict]:
+    """Its verdicts on one clip."""
+    (rows,) = source.judge(requests())
+    return rows
+
+
+def label_of(*opinions: float | None, rule: str = "majority"):
+    source = of(*(steady(f"m{index}", p_yes) for index, p_yes in enumerate(opinions)), rule=rule)
+    return combine(rows_of(source), source.rubric)
+
+
+# What a panel says
+
+
+def test_a_panel_says_what_each_member_says_in_a_row_of_its_own():
+    rows = rows_of(of(steady("bold", 0.9, tokens=3, cost=0.5), steady("shy", 0.2), steady("mute", None)))
+    assert [(row.question, row.answer, row.p_yes, row.reason) for row in rows] == [
+        ("bold", True, 0.9, "bold says so"),
+        ("shy", False, 0.2, "shy says so"),
+        ("mute", None, None, None),
+    ]
+    assert rows[2].error == f"{REFUSED}no"
+    assert {(row.source, row.vote, row.model) for row in rows} == {
+        ("panel", 0, "model of bold + model of shy + model of mute")
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "label", "p_accept"),
+    [
+        ("all", False, 0.9 * 0.8 * 0.1),
+        ("majority", True, 0.6),  # (0.9 + 0.8 + 0.1) / 3
+        ("mean", True, 0.6),
+    ],
+)
+def test_a_rule_makes_one_label_of_the_members(rule, label, p_accept):
+    found = label_of(0.9, 0.8, 0.1, rule=rule)
+    assert (found.label, found.p_accept) == (label, pytest.approx(p_accept))
+
+
+def metric(name: str, score: float | None) -> Member:
+    """A member that measures, and neither accepts nor rejects; null where the score is."""
+    told = {"error": "not finite"} if score is None else {"score": score}
+    return Member(name, lambda sample, vote, question: told)
+
+
+SHAPING = {"judge": {"scale": 0.5}, "flow": {"scale": 0.1, "shift": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "p_yes", "flow", "label", "score"),
+    [
+        # the judge's 0.8 becomes 0.4, the flow's 5 becomes 0.75, the second metric's 2 stays
+        ("mean", 0.8, 5.0, True, (0.4 + 0.75 + 2) / 3),
+        ("majority", 0.8, 5.0, True, (0.4 + 0.75 + 2) / 3),
+        ("product", 0.8, 5.0, True, 0.4 * 0.75 * 2),
+        ("lexicographic", 0.8, 5.0, True, (0.75 + 2) / 2),
+        ("mean", 0.2, 5.0, False, (0.1 + 0.75 + 2) / 3),
+        ("product", 0.2, 5.0, False, 0.1 * 0.75 * 2),
+        ("lexicographic", 0.2, 5.0, False, 0.0),
+        ("mean", None, 5.0, None, None),
+        ("product", None, 5.0, None, None),
+        ("lexicographic", None, 5.0, None, None),
+        ("lexicographic", 0.8, None, None, None),
+        ("product", 0.8, None, None, None),
+    ],
+)
+def test_judges_and_metrics_make_one_score(rule, p_yes, flow, label, score):
+    members = {"judge": steady("judge", p_yes), "flow": metric("flow", flow), "other": metric("other", 2.0)}
+    source = PanelSource("panel", members, rule, shaping=SHAPING)
+    found = combine(rows_of(source), source.rubric)
+    assert found.label is label
+    assert found.score == (None if score is None else pytest.approx(score))
+
+
+def test_metrics_alone_score_and_label_nothing():
+    source = PanelSource("panel", {"a": metric("a", 3.0), "b": metric("b", 4.0)}, "product")
+    found = combine(rows_of(source), source.rubric)
+    assert (found.label, found.p_accept, found.score, found.nulls, found.reason) == (None, None, 12.0, 0, None)
+
+
+def test_shaping_is_in_the_hash_of_a_panel():
+    members = {"a": metric("a", 3.0), "b": metric("b", 4.0)}
+    plain, shaped = PanelSource("p", members, "mean"), PanelSource("p", members, "mean", shaping={"a": {"scale": 2.0}})
+    assert plain.rubric.hash == PanelSource("p", members, "mean", shaping={"a": {}}).rubric.hash != shaped.rubric.hash
+
+
+def test_a_sure_member_outweighs_two_that_waver_by_mean_and_not_by_majority():
+    # (0.6 + 0.6 + 0) / 3 is 0.4
+    assert label_of(0.6, 0.6, 0.0, rule="mean").label is False
+    assert label_of(0.6, 0.6, 0.0, rule="majority").label is True
+
+
+def test_a_member_without_a_label_is_no_vote_against():
+    assert label_of(0.9, 0.8, None).label is True
+    assert label_of(0.9, None).label is True  # half of the members is enough
+    assert label_of(0.9, None, None).label is None
+    assert label_of(0.9, 0.8, None, rule="all").label is None
+
+
+def test_members_that_disagree_evenly_leave_the_clip_unlabelled_and_it_says_so():
+    found = label_of(0.9, 0.2, None)
+    assert (found.label, found.p_accept) == (None, pytest.approx(0.55))
+    assert found.reason == f"1 for and 1 against, of 3 required questions; m2: no answer ({REFUSED}no)"
+
+
+def test_a_rejection_gives_the_reasons_of_those_who_reject():
+    assert label_of(0.1, 0.2, 0.9).reason == "m0 says so; m1 says so"
+
+
+def test_a_member_speaks_by_its_own_rubric():
+    # good 0.9 and glitch 0.2 are both as wanted: 0.9 * (1 - 0.2); their mean would be 0.85
+    chances = {"good": 0.9, "glitch": 0.2}
+    member = Member(
+        "careful",
+        lambda sample, vote, question: {"answer": chances[question.name] > 0.5, "p_yes": chances[question.name]},
+        sheet(GOOD, GLITCH),
+    )
+    row = rows_of(of(member, steady("other", 0.5)))[0]
+    assert (row.answer, row.p_yes) == (True, pytest.approx(0.72))
+
+
+def test_tokens_and_cost_are_summed_and_the_members_own_words_are_kept():
+    member = Member(
+        "two",
+        lambda sample, vote, question: {
+            "answer": question is GOOD,
+            "raw": f"«{question.name}»",
+            "tokens": 3,
+            "cost": 0.25,
+        },
+        sheet(GOOD, GLITCH),
+    )
+    row, free = rows_of(of(member, steady("free", 0.9)))
+    assert (row.tokens, row.cost, free.tokens, free.cost) == (6, 0.5, None, None)
+    assert (row.frames, row.model_version) == ([0, 1], "1")
+    assert [(one["question"], one["raw"]) for one in json.loads(row.raw)] == [
+        ("good", "«good»"),
+        ("glitch", "«glitch»"),
+    ]
+    assert {one["rubric_hash"] for one in json.loads(row.raw)} == {member.rubric.hash}
+
+
+# Votes
+
+
+def test_only_members_that_sample_their_answer_are_asked_more_than_once():
+    # Yes, no, yes: the majority says yes, at 2/3.
+    wavering = Member("wavering", lambda sample, vote, question: {"answer": vote != 1}, repeatable=False)
+    rows = rows_of(of(wavering, steady("firm", 0.9), votes=3))
+    assert [(row.question, row.vote, row.answer) for row in rows] == [("wavering", 0, True), ("firm", 0, True)]
+    assert rows[0].p_yes == pytest.approx(2 / 3)
+    assert [len(json.loads(row.raw)) for row in rows] == [3, 1]
+    assert rows[0].frames == [0, 1, 2, 3]
+
+
+def test_a_member_whose_votes_tie_has_no_label():
+    torn = Member("torn", lambda sample, vote, question: {"answer": vote == 0}, repeatable=False)
+    row = rows_of(of(torn, steady("firm", 0.9), votes=2))[0]
+    assert (row.answer, row.error) == (None, "good: 2 votes tied")
+
+
+def test_votes_of_members_that_never_change_their_mind_are_an_error():
+    with pytest.raises(ValueError, match="panel: votes is 2, but all of its members answer the same"):
+        of(steady("a", 0.9), steady("b", 0.9), votes=2)
+
+
+# Failure
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return make_clips(tmp_path_factory.mktemp("set") / "samples")
+
+
+def unreachable(name: str, *seeds: int) -> Member:
+    """No reply about the clips of these seeds, in the second of its two votes."""
+
+    def opinion(sample: Sample, vote: int, question: Question) -> dict:
+        return {"error": f"{FAILED}timed out"} if vote and sample.seed in seeds else {"answer": True}
+
+    return Member(name, opinion, repeatable=False)
+
+
+def test_a_clip_on_which_a_members_call_failed_is_asked_again_by_the_next_run(clips, tmp_path):
+    work, out = tmp_path / "work", tmp_path / "labels"
+    with pytest.raises(LabelError, match="panel: no reply about 1 of 10 clips.*failed: timed out"):
+        label_clip_set(clips, of(unreachable("far", 3, 7), steady("near", 0.9), votes=2), work, out, 2)
+    again = [unreachable("far"), steady("near", 0.9)]
+    label_clip_set(clips, of(*again, votes=2), work, out, 2)
+    assert [sorted(member.asked) for member in again] == 2 * [[f"clip{index}" for index in range(3, CLIPS)]]
+    assert [label.label for label in read_labels(out)] == [True] * CLIPS
+
+
+def test_what_may_fail_is_null_and_the_other_members_decide(clips, tmp_path):
+    source = of(unreachable("far", 3), steady("near", 0.1), votes=2)
+    counts = label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", 2, max_failed=0.1)
+    assert (counts.failed, counts.rejected) == (1, 1)  # elsewhere one accepts and one rejects
+    row = next(row for row in read_verdicts(tmp_path / "labels") if (row.sample_id, row.question) == ("clip3", "far"))
+    assert (row.answer, row.p_yes, row.error) == (None, None, f"{FAILED}timed out")
+
+
+def test_a_clip_that_no_member_could_see_is_counted_as_unreadable(clips, tmp_path):
+    def blind(sample: Sample, vote: int, question: Question) -> dict:
+        return {"error": f"{UNREADABLE_CLIP}torn"} if sample.seed == 5 else {"answer": True}
+
+    source = of(Member("a", blind), Member("b", blind))
+    counts = label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", 2)
+    assert counts == (CLIPS - 1, 0, 1, 1, 0)
+
+
+class Quitting(Member):
+    """Stops with an error when it is to judge the clip of `at`."""
+
+    at = "clip5"
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        for rows in super().judge(requests):
+            if rows[0].sample_id == self.at:
+                raise LabelError("the money is spent")
+            yield rows
+
+
+def test_a_stop_costs_a_chunk_at_most_and_the_rest_ends_with_the_same_bytes(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(panel, "CHUNK", 4)
+
+    def bright(sample: Sample, vote: int, question: Question) -> dict:
+        return {"answer": sample.seed > 4}
+
+    first, work = Member("local", bright), tmp_path / "work"
+    with pytest.raises(LabelError, match="money"):
+        label_clip_set(clips, of(first, Quitting("paid", bright)), work, tmp_path / "labels", 2)
+    assert len(first.asked) == 8  # two chunks, of which the first is kept
+    second = Member("local", bright)
+    label_clip_set(clips, of(second, Member("paid", bright)), work, tmp_path / "labels", 3)
+    assert sorted(second.asked) == [f"clip{index}" for index in range(4, CLIPS)]
+    whole = of(Member("local", bright), Member("paid", bright))
+    label_clip_set(clips, whole, tmp_path / "other", tmp_path / "whole", 5)
+    assert contents(tmp_path / "labels") == contents(tmp_path / "whole")
+
+
+def test_members_take_turns_by_the_chunk_and_clips_are_drawn_as_they_are_needed(monkeypatch):
+    monkeypatch.setattr(panel, "CHUNK", 2)
+    turns: list[str] = []
+
+    def noted(name: str) -> Member:
+        return Member(
+            name, lambda sample, vote, question: turns.append(f"{name} {sample.sample_id}") or {"answer": True}
+        )
+
+    source, drawn = of(noted("a"), noted("b")), []
+    answers = source.judge(drawn.append(one) or one for one in requests(5))
+    assert next(answers)[0].sample_id == "clip0"
+    assert len(drawn) == 2
+    assert [turn.split()[0] for turn in turns] == ["a", "a", "b", "b"]
+    assert [rows[0].sample_id for rows in answers] == ["clip1", "clip2", "clip3", "clip4"]
+    assert source.status() == {"a asked": 5, "b asked": 5}
+
+
+class Forgetful(Member):
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        yield from list(super().judge(requests))[1:]
+
+
+class Repetitive(Member):
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        yield from 2 * list(super().judge(requests))
+
+
+class Incomplete(Member):
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        yield from ([row for row in rows if row.question == "good"] for rows in super().judge(requests))
+
+
+@pytest.mark.parametrize(
+    ("cls", "told"),
+    [
+        (Forgetful, "odd left out 1 clips"),
+        (Repetitive, "odd answered about clip0 unasked, or twice"),
+        (Incomplete, r"odd: verdicts on clip0 are \[\('good', 0\)\], expected"),
+    ],
+)
+def test_a_member_that_breaks_the_protocol_is_named(cls, told):
+    odd = cls("odd", lambda sample, vote, question: {"answer": True}, sheet(GOOD, GLITCH))
+    with pytest.raises(ValueError, match=told):
+        rows_of(of(steady("fine", 0.9), odd))
+
+
+# What was asked
+
+
+def test_the_hash_covers_the_rule_and_each_members_model_and_rubric():
+    def hash_of(rule: str = "majority", votes: int = 1, **changes) -> str:
+        members = [steady("a", 0.9), Member("b", lambda *_: {}, repeatable=False)]
+        for key, value in changes.items():
+            setattr(members[1], key, value)
+        return of(*members, rule=rule, votes=votes).rubric.hash
+
+    others = [
+        hash_of(rule="mean"),
+        hash_of(votes=2),
+        hash_of(model="another"),
+        hash_of(model_version="2"),
+        hash_of(rubric=sheet(replace(GOOD, ask="Is it very good?"))),
+        hash_of(rubric=sheet(replace(GOOD, wanted=False))),
+        hash_of(rubric=sheet(rule="mean")),
+    ]
+    assert hash_of() == hash_of()
+    assert len({hash_of(), *others}) == 1 + len(others)
+
+
+# Its block in params.yaml
+
+PHYSICS = {"kind": "physics"}
+
+
+def test_a_panel_is_made_of_whole_blocks():
+    block = {"kind": "panel", "rule": "all", "members": {"one": PHYSICS, "two": PHYSICS}}
+    source = make_source("panel", block)
+    assert [member.name for member in source.members.values()] == ["panel.members.one", "panel.members.two"]
+    assert source.repeatable
+    assert source.rubric.rule == "all"
+    assert "{prompt}" in source.rubric.text(source.rubric.questions[0], "{prompt}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"shaping": {"c": {"scale": 2.0}}}, r"panel.shaping.c is of no member; members are \['a', 'b'\]"),
+        ({"shaping": {"a": {"eta": 2.0}}}, "panel.shaping.a.eta is unknown; known are scale, shift"),
+        ({"shaping": {"a": {"scale": 0.0}}}, "panel.shaping.a is scale 0.0, shift 0.0; expected a scale > 0"),
+        ({"shaping": {"a": {"shift": -1.0}}}, "panel.shaping.a is scale 1.0, shift -1.0; expected a scale > 0"),
+        ({"rule": "most"}, "panel.rule is 'most', known are .*'product', 'lexicographic'"),
+        ({"votes": 0}, "panel.votes is 0, expected at least 1"),
+        ({"members": ["judge"]}, r"panel.members is \['judge'\], expected a section"),
+        ({"members": {"judge": PHYSICS}}, r"panel.members are \['judge'\], expected at least two"),
+        (
+            {"members": {"a": PHYSICS, "b": "judge"}},
+            r"panel.members.b is 'judge', expected a source's whole block: \{b: \*b\}",
+        ),
+        ({"members": {"a": PHYSICS, "My B": PHYSICS}}, "panel.members.My B: a name is made of"),
+        (
+            {"members": {"a": PHYSICS, "b": {"kind": "panel"}}},
+            "panel.members.b.kind is 'panel'; a panel's members are no panels themselves",
+        ),
+    ],
+)
+def test_a_wrong_block_is_named(changes, told):
+    block = {"kind": "panel", "rule": "all", "members": {"a": PHYSICS, "b": PHYSICS}} | changes
+    with pytest.raises(ValueError, match=f"feedback.sources.{told}"):
+        read_block("panel", block)
+
+
+def test_a_members_wrong_block_is_named():
+    block = {"kind": "panel", "rule": "all", "members": {"a": PHYSICS, "b": {"kind": "physics", "votes": 1}}}
+    with pytest.raises(ValueError, match="feedback.sources.panel.members.b.votes is not an option"):
+        make_source("panel", block)

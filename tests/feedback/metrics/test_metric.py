@@ -1,0 +1,242 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from data.records import Pair, Sample, Weighted, read_rows
+from data.store import ClipSet, ClipSetWriter, read_clip
+from feedback.core.kinds import make_source, read_block
+from feedback.core.label import label_clip_set, read_labels, read_verdicts
+from feedback.metrics.image_text import Pixels
+from feedback.metrics.metric import Metric, MetricSource, reduced
+from stages.build import main
+from tabletop.pretraining.judge_model import word_level_tokenizer
+
+WORDS = ("pushing", "lifting", "red", "blue", "ball")
+EDGE = 32  # pixels that the tiny CLIP sees a side
+
+
+class Mean:
+    """The mean brightness of a clip in one colour channel; nan for the clips of one prompt."""
+
+    model = "brightness"
+    model_version = "1"
+
+    def __init__(self, channel: int) -> None:
+        self.channel, self.asked = channel, 0
+        self.definition = f"Mean of channel {channel}."
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
+        self.asked += 1
+        means = [float(clip[..., self.channel].mean()) for clip in clips]
+        return [math.nan if prompt == "nothing" else mean for mean, prompt in zip(means, prompts, strict=True)]
+
+
+@pytest.fixture
+def clips(tmp_path) -> ClipSet:
+    """Five clips of 5 frames of 40 x 48: 10, 20 … bright in red, 100 less in blue; the last has another prompt."""
+    writer = ClipSetWriter(tmp_path / "set")
+    samples = [
+        Sample(f"clip{n}", "p", "pushing red ball" if n < 4 else "nothing", "c", "train", "base", n, 5, 8.0, 40, 48,
+               f"videos/clip{n}.mp4")
+        for n in range(5)
+    ]  # fmt: skip
+    frames = np.zeros((5, 5, 40, 48, 3), np.uint8)
+    for n in range(5):
+        frames[n] = 100 + 10 * n, 50, 10 * n
+    writer.add_batch(0, samples, frames, torch.zeros(5, 1, 1, 1, 1))
+    writer.finish({"p": torch.zeros(1, 1)}, torch.zeros(1, 1), {"set": "r1"})
+    return ClipSet.open(tmp_path / "set")
+
+
+def labelled(clips: ClipSet, tmp_path: Path, metrics: dict[str, Metric], **options):
+    source = MetricSource("m", metrics, **{"batch_size": 2} | options)
+    label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", batch_size=4)
+    return read_labels(tmp_path / "labels"), read_verdicts(tmp_path / "labels")
+
+
+def test_a_metric_scores_clips_and_neither_accepts_nor_rejects(clips, tmp_path):
+    red = Mean(0)
+    labels, verdicts = labelled(clips, tmp_path, {"red": red})
+    assert [label.score for label in labels] == [pytest.approx(100 + 10 * n, abs=1) for n in range(4)] + [None]
+    assert [label.label for label in labels] == [None] * 5
+    assert [(label.nulls, label.reason) for label in labels[:4]] == [(0, None)] * 4
+    assert "red is not defined for this clip, or not finite: nan" in labels[4].reason
+    assert verdicts[0].frames == [0, 1, 2, 3, 4] and verdicts[0].model_version == "1"
+    assert red.asked == 3  # two clips at a time
+
+
+def test_a_threshold_makes_a_label(clips, tmp_path):
+    labels, _ = labelled(clips, tmp_path, {"red": Mean(0)}, threshold=115.0)
+    assert [label.label for label in labels] == [False, False, True, True, None]
+
+
+def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_label(clips, tmp_path, monkeypatch):
+    import feedback.core.source
+
+    read, decoded = feedback.core.source.read_clip, []
+    monkeypatch.setattr(feedback.core.source, "read_clip", lambda *given: decoded.append(given) or read(*given))
+    labels, verdicts = labelled(clips, tmp_path, {"red": Mean(0), "blue": Mean(2)})
+    assert len(decoded) == 5
+    assert [label.score for label in labels[:4]] == [pytest.approx(100 + 10 * n, abs=1) for n in range(4)]
+    of_blue = [row.score for row in verdicts if row.question == "blue"]
+    assert of_blue == [pytest.approx(10 * n, abs=1) for n in range(4)] + [None]
+
+
+def test_an_unreadable_clip_is_null_and_its_neighbours_keep_their_scores(clips, tmp_path):
+    clips.video(clips.samples[1]).write_bytes(b"no mp4")
+    labels, verdicts = labelled(clips, tmp_path, {"red": Mean(0)})
+    assert [label.score for label in labels] == [pytest.approx(v, abs=1) if v else None for v in (100, 0, 120, 130, 0)]
+    assert verdicts[1].error.startswith("unreadable clip")
+
+
+def test_the_hash_of_a_verdict_holds_the_definition_and_the_threshold():
+    hashes = {
+        MetricSource("m", {"x": Mean(channel)}, 1, threshold).rubric.hash
+        for channel in (0, 1)
+        for threshold in (None, 0.5)
+    }
+    assert len(hashes) == 4
+
+
+def test_sum_and_mean_over_frames_by_hand():
+    assert reduced([0.5, 0.25, 1.0], "sum") == 1.75
+    assert reduced([0.5, 0.25, 1.5], "mean") == 0.75
+
+
+def test_build_makes_weights_and_pairs_of_scores_as_the_source_own_block_says(clips, tmp_path, monkeypatch):
+    labelled(clips, tmp_path, {"red": Mean(0)})
+    build = {
+        "reward": "label", "scale": 1.0, "shift": 0.0, "pairs": "balanced", "pairs_per_prompt": 8, "min_margin": 0.0,
+        "seed": 1, "sources": {"m": {"reward": "score", "scale": 0.1, "shift": 0.5, "pairs": "quantile"}},
+    }  # fmt: skip
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"build": build}))
+    monkeypatch.chdir(tmp_path)
+    options = ["--set", "set", "--labels", "labels", "--out", "datasets", "--metrics", "metrics.json"]
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 0, done.output
+    weighted = read_rows(tmp_path / "datasets" / "rwr" / "weighted.parquet", Weighted)
+    assert [row.weight for row in weighted] == [pytest.approx(0.1 * (100 + 10 * n) + 0.5, abs=0.15) for n in range(4)]
+    pairs = read_rows(tmp_path / "datasets" / "dpo" / "paired.parquet", Pair)
+    # the better half of the prompt's four clips that have a score with the worse one
+    assert {(row.chosen, row.rejected) for row in pairs} == {
+        (better, worse) for better in ("clip2", "clip3") for worse in ("clip0", "clip1")
+    }
+
+
+# clip
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory) -> Path:
+    """A folder with a random CLIP of the real class, its tokenizer and its image preprocessing."""
+    return build_clip(tmp_path_factory.mktemp("clip"))
+
+
+def build_clip(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = word_level_tokenizer(WORDS)
+    tower = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
+    config = CLIPConfig(
+        text_config=tower
+        | {
+            "vocab_size": len(tokenizer), "max_position_embeddings": 8, "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config=tower | {"image_size": EDGE, "patch_size": 8},
+        projection_dim=16,
+    )  # fmt: skip
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    crop = {"height": EDGE, "width": EDGE}
+    CLIPImageProcessor(size={"shortest_edge": EDGE}, crop_size=crop).save_pretrained(folder)
+    return folder
+
+
+def clip_block(folder: Path, **changes) -> dict:
+    return {"kind": "clip", "path": str(folder), "batch_size": 3} | changes
+
+
+@pytest.mark.parametrize("size", [(32, 32), (240, 320), (97, 41), (32, 33)])
+def test_preprocessing_equals_the_processors_own(tiny_clip, size):
+    processor = CLIPImageProcessor.from_pretrained(tiny_clip)
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    theirs = processor(list(frames), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(Pixels(processor)(frames), theirs, atol=1e-5)
+
+
+def test_the_clip_score_is_the_sum_of_the_frames_cosines(tiny_clip, clips, tmp_path):
+    label_clip_set(clips, make_source("clip", clip_block(tiny_clip)), tmp_path / "w", tmp_path / "labels", 4)
+    scores = [label.score for label in read_labels(tmp_path / "labels")]
+    model, processor = CLIPModel.from_pretrained(tiny_clip).eval(), CLIPImageProcessor.from_pretrained(tiny_clip)
+    tokenizer = word_level_tokenizer(WORDS)
+    for sample, score in zip(clips.samples, scores, strict=True):
+        pixels = processor(list(read_clip(clips.video(sample), sample)), return_tensors="pt")
+        tokens = tokenizer([sample.prompt], padding="max_length", max_length=8, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], **pixels)
+        cosines = logits.logits_per_image[:, 0] / model.logit_scale.exp()
+        assert score == pytest.approx(cosines.sum().item(), abs=1e-4)
+
+
+def test_fewer_frames_and_the_mean_are_options(tiny_clip, clips, tmp_path):
+    for name, changes in {"all": {"reduce": "mean"}, "three": {"frames": 3}, "many": {"frames": 99}, "sum": {}}.items():
+        source = make_source("clip", clip_block(tiny_clip, **changes))
+        label_clip_set(clips, source, tmp_path / f"w-{name}", tmp_path / name, 4)
+    by = {name: [label.score for label in read_labels(tmp_path / name)] for name in ("all", "three", "many", "sum")}
+    assert by["all"] == pytest.approx([score / 5 for score in by["sum"]], abs=1e-6)
+    assert by["three"] == pytest.approx([3 * score / 5 for score in by["sum"]], abs=1e-4)  # its frames are all alike
+    assert by["many"] == by["sum"]
+
+
+def test_scores_do_not_depend_on_the_batch(tiny_clip, clips, tmp_path):
+    for size in (1, 5):
+        source = make_source("clip", clip_block(tiny_clip, batch_size=size))
+        label_clip_set(clips, source, tmp_path / f"w{size}", tmp_path / f"l{size}", 4)
+    one, five = ([label.score for label in read_labels(tmp_path / f"l{size}")] for size in (1, 5))
+    assert one == pytest.approx(five, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reduce": "max"}, r"feedback.sources.c.reduce is 'max', known are \['sum', 'mean'\]"),
+        ({"dtype": "int8"}, r"feedback.sources.c.dtype is 'int8'"),
+        ({"frames": 0}, r"feedback.sources.c.frames is 0, expected at least 1"),
+        ({"batch_size": 0}, r"feedback.sources.c.batch_size is 0, expected at least 1 clip"),
+        ({"path": "nowhere"}, r"feedback.sources.c.path: nowhere is neither a folder nor a hub id"),
+        ({"shaping": {}}, r"feedback.sources.c.shaping is not an option of this kind"),
+    ],
+)
+def test_wrong_options_are_named(tiny_clip, changes, told):
+    with pytest.raises(ValueError, match=told):
+        read_block("c", clip_block(tiny_clip, **changes))
+
+
+def test_a_folder_without_a_clip_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ValueError, match=r"feedback.sources.c.path: no CLIP could be had from"):
+        make_source("c", clip_block(tmp_path))
+
+
+# pickscore
+
+
+def test_pickscore_is_the_same_with_the_models_temperature_and_another_processor(tiny_clip, clips, tmp_path):
+    bare = tmp_path / "bare"  # as the published one: weights alone
+    CLIPModel.from_pretrained(tiny_clip).save_pretrained(bare)
+    blocks = {
+        "clip": clip_block(tiny_clip),
+        "pickscore": {"kind": "pickscore", "path": str(bare), "processor": str(tiny_clip)},
+    }
+    for name, block in blocks.items():
+        label_clip_set(clips, make_source(name, block), tmp_path / f"w-{name}", tmp_path / name, 4)
+    cosines, scores = ([label.score for label in read_labels(tmp_path / name)] for name in blocks)
+    temperature = CLIPModel.from_pretrained(tiny_clip).logit_scale.exp().item()
+    assert temperature > 10
+    assert scores == pytest.approx([temperature * cosine for cosine in cosines], rel=1e-4)

@@ -1,0 +1,478 @@
+"""Who writes a judge's questions: sheets, text models behind three kinds of API and in this process, the template."""
+
+import base64
+import json
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from data.prompts import Prompt
+from feedback.core.source import LabelError
+from feedback.network.ledger import Ledger
+from feedback.questions import Writing, write_questions
+from feedback.questions.decomposition import alignment_asks, defect_asks, read_parts
+from feedback.questions.sheet import load_sheet
+from feedback.questions.teaching import read_rules
+from feedback.questions.text_model import Message, text_model
+from tabletop.captions import all_claims, caption, vocabulary
+from tabletop.pretraining.judge_model import CHAT_TEMPLATE, word_level_tokenizer
+from tests.support.faulty_provider import serving
+from tests.support.judges import build_judge, text_config
+
+SHEET = "feedback/questions/diffusion-drf.yaml"
+TEACHER = "feedback/questions/vlm-as-teacher.yaml"
+DRF, TEACH = load_sheet(Path(SHEET)), load_sheet(Path(TEACHER))
+NOTHING = dict.fromkeys(DRF.parts, [])
+STATED = NOTHING | {"objects": ["two cats", "a ball"], "camera": ["it looks down"]}
+RULES = [
+    {"kind": "process", "question": "Does the ball touch a wall?", "wanted": "No"},
+    {"kind": "goal", "question": "Is the ball at the exit?", "wanted": "yes"},
+    {"kind": "process", "question": "Is there one ball?", "wanted": "Yes"},
+]
+BY = Writing("writer", SHEET, ("alignment", "physics", "quality"), explanation=True, with_reference=True)
+
+
+def prompt(prompt_id: str, text: str, image: Path | None = None) -> Prompt:
+    return Prompt(prompt_id, text, "c", "train", str(image) if image else None, None)
+
+
+# Diffusion-DRF's sheet
+
+
+def test_what_a_caption_does_not_state_is_not_asked_about():
+    stated = read_parts(json.dumps(STATED), list(DRF.parts))
+    asks = alignment_asks(DRF, stated, "gpt (m)", explain=True)
+
+    assert stated == {"objects": ["two cats", "a ball"], "camera": ["it looks down"]}
+    assert [ask.name for ask in asks] == ["alignment_objects", "alignment_camera"]
+    assert "about what is to be seen: two cats; a ball. Is it so in the video?" in asks[0].text
+    assert asks[0].text.endswith("Begin with Yes or No. Then say in fewer than 50 words what to see decided it.")
+    assert {(a.kind, a.wanted, a.other, a.with_reference, a.author) for a in asks} == {
+        ("alignment", "Yes", "No", False, "gpt (m)")
+    }
+
+
+def test_a_reply_in_a_code_block_is_read():
+    assert read_parts(f"```json\n{json.dumps(STATED)}\n```", list(DRF.parts))["camera"] == ["it looks down"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ("Two cats and a ball.", "the reply is not JSON .*'Two cats and a ball.'"),
+        (json.dumps(STATED)[:-1], "the reply is not JSON"),
+        (f"Here it is: {json.dumps(STATED)}", "the reply is not JSON"),
+        (json.dumps([STATED]), "the reply is no object with the keys environment, objects"),
+        (json.dumps({"objects": ["a cat"]}), "the reply is no object with the keys"),
+        (json.dumps(STATED | {"mood": []}), "the reply is no object with the keys"),
+        (json.dumps(STATED | {"motion": "they run"}), "motion in the reply is no list of texts: 'they run'"),
+        (json.dumps(STATED | {"motion": [" "]}), "motion in the reply is no list of texts"),
+        (json.dumps(STATED | {"motion": [{"cat": "runs"}]}), "motion in the reply is no list of texts"),
+        (json.dumps(NOTHING), "the reply finds nothing in the caption that could be asked about"),
+    ],
+)
+def test_a_reply_of_another_shape_is_an_error_in_words(reply, told):
+    with pytest.raises(ValueError, match=told):
+        read_parts(reply, list(DRF.parts))
+
+
+def test_each_defect_is_a_question_of_its_own_where_no_is_wanted():
+    physics = defect_asks(DRF, "physics", "a cup falls", with_reference=True, explain=True)
+    quality = defect_asks(DRF, "quality", "a cup falls", with_reference=True, explain=True)
+
+    # The five facets of Fig. 16; the eight of Fig. 17, both kinds of blur in one, and the three of compression.
+    assert [ask.name.removeprefix("physics_") for ask in physics] == [
+        "liquid", "deformation", "texture", "motion", "interpenetration",
+    ]  # fmt: skip
+    assert len(quality) == 8 and len({ask.text for ask in physics + quality}) == 13
+    assert {(ask.wanted, ask.other, ask.with_reference, ask.author) for ask in physics + quality} == {
+        ("No", "Yes", True, "diffusion-drf")
+    }
+    assert all("caption: a cup falls\n" in ask.text and "two videos" in ask.text for ask in physics + quality)
+
+
+def test_without_a_real_clip_nothing_is_said_of_a_second_video():
+    (ask, *_) = defect_asks(DRF, "physics", "a cup falls", with_reference=False, explain=False)
+
+    assert not ask.with_reference and "second" not in ask.text and "a cup falls" in ask.text
+    assert ask.text.endswith("Reply with Yes or No and nothing else.")
+
+
+def test_braces_of_a_caption_are_no_places():
+    odd = "a {defect} of {prompt}, {part}"
+    (ask, *_) = defect_asks(DRF, "physics", odd, with_reference=True, explain=True)
+    (stated,) = alignment_asks(DRF, {"text": [odd, "{stated}"]}, "w", explain=True)
+
+    assert ask.text.count("a liquid moves") == 1 and f"caption: {odd}\n" in ask.text
+    assert f"what is to be read: {odd}; {{stated}}. Is it so" in stated.text
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "told"),
+    [
+        (SHEET, {"method": "guess"}, r"method is 'guess', known are \['decompose', 'teach'\]"),
+        (SHEET, {"alone": None}, "alone is None, expected a text"),
+        (SHEET, {"parts": {}}, "parts is {}, expected texts by name"),
+        (SHEET, {"physics": {"liquid": ""}}, "physics is .*expected texts by name"),
+        (SHEET, {"decompose": "Take it apart."}, "decompose has no {prompt} in it"),
+        (SHEET, {"alignment": "Is {stated} so?"}, "alignment has no {part} in it"),
+        (SHEET, {"mood": "calm"}, "mood is not a key of this sheet"),
+        (TEACHER, {"most": 0}, "most is 0, expected a whole number, at least 1"),
+        (TEACHER, {"ask": "Yes or No?"}, "ask has no {question} in it"),
+    ],
+)
+def test_a_wrong_sheet_is_named_with_its_key(tmp_path, path, change, told):
+    (tmp_path / "sheet.yaml").write_text(yaml.safe_dump(yaml.safe_load(Path(path).read_text()) | change))
+    with pytest.raises(ValueError, match=f"sheet.yaml: {told}"):
+        load_sheet(tmp_path / "sheet.yaml")
+
+
+def test_a_sheet_that_lacks_a_key_or_is_no_sheet_is_named(tmp_path):
+    block = yaml.safe_load(Path(SHEET).read_text())
+    del block["quality"]
+    (tmp_path / "sheet.yaml").write_text(yaml.safe_dump(block))
+    with pytest.raises(ValueError, match="sheet.yaml: quality is missing"):
+        load_sheet(tmp_path / "sheet.yaml")
+    with pytest.raises(ValueError, match="match.yaml: method is None"):
+        load_sheet(Path("feedback/rubrics/match.yaml"))
+    with pytest.raises(ValueError, match="none.yaml: not a readable question sheet"):
+        load_sheet(tmp_path / "none.yaml")
+
+
+# VLM-as-Teacher's sheet
+
+
+def test_rules_and_goals_are_numbered_in_their_order_with_their_wanted_answers():
+    asks = read_rules(json.dumps(RULES), TEACH, "judge (m)", explain=False)
+
+    assert [(ask.name, ask.kind, ask.wanted, ask.other) for ask in asks] == [
+        ("process_1", "process", "No", "Yes"), ("goal_1", "goal", "Yes", "No"), ("process_2", "process", "Yes", "No"),
+    ]  # fmt: skip
+    assert asks[0].text == (
+        "Does the ball touch a wall? Judge by what the video shows alone. Reply with Yes or No and nothing else."
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ("Is the ball at the exit?", "the reply is not JSON"),
+        (json.dumps(RULES[1]), "the reply is no list of 1 to 8 questions"),
+        ("[]", "the reply is no list of 1 to 8 questions"),
+        (json.dumps(RULES * 3), "the reply is no list of 1 to 8 questions"),
+        (json.dumps([*RULES, "and that is all"]), "a question in the reply has not the keys kind, question, wanted"),
+        (json.dumps([{"kind": "goal", "question": "Is it there?"}]), "has not the keys"),
+        (json.dumps([RULES[1] | {"wanted": True}]), "has not the keys"),
+        (json.dumps([RULES[1] | {"wanted": "maybe"}]), "is none of process, goal; Yes, No; a text"),
+        (json.dumps([RULES[1] | {"kind": "end"}]), "is none of process, goal"),
+        (json.dumps([RULES[1] | {"question": " "}]), "is none of process, goal"),
+        (json.dumps(RULES[:1]), "no question in the reply is a goal"),
+    ],
+)
+def test_rules_of_another_shape_are_an_error_in_words(reply, told):
+    with pytest.raises(ValueError, match=told):
+        read_rules(reply, TEACH, "w", explain=True)
+
+
+# Over the network
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "ledger.sqlite"
+    monkeypatch.setenv("FEEDBACK_LEDGER", str(path))
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    monkeypatch.setenv("GEMINI_API_KEY", "a-key")
+    monkeypatch.setattr("feedback.network.pace.FIRST_REST", 0.02)
+    return path
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        yield running
+
+
+def sources(server, kind: str, **more) -> dict:
+    base = server.base + ("" if kind == "gemini" else "/v1")
+    facts = {"model": "m", "rubric": "feedback/rubrics/review.yaml", "timeout": 10.0, "concurrency": 2}
+    return {"writer": {"kind": kind, "base_url": base} | facts | more}
+
+
+def answers(server, kind: str, texts: dict[str, str]) -> None:
+    """The server replies to a request with the text that stands beside a part of it."""
+    server.behaviour.script = []
+    for of, text in texts.items():
+        body = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}  # fmt: skip
+        if kind == "gemini":
+            body = {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}],
+                    "usageMetadata": {"promptTokenCount": 1000, "candidatesTokenCount": 500}}  # fmt: skip
+        server.behaviour.script.append({"of": of, "times": 99, "body": body})
+
+
+EVERY_API = pytest.mark.parametrize("kind", ["gpt", "served", "gemini"])
+CATS, CUP = prompt("p1", "three dogs run"), prompt("p2", "a blue cup")
+
+
+@EVERY_API
+def test_any_api_takes_captions_apart_and_is_paid_once(server, ledger, kind):
+    price = {"input": 1.0, "output": 4.0, "cached_input": 0.1, "batch": 0.5, "as_of": "2026-11-21"}
+    blocks = sources(server, kind, price=price, budget_usd=1.0)
+    answers(server, kind, {"three dogs": json.dumps(STATED), "blue cup": json.dumps(NOTHING | {"color": ["blue"]})})
+
+    written = write_questions([CATS, CUP], BY, blocks, "cpu")
+    again = write_questions([CATS, CUP], BY, blocks, "cpu")
+
+    assert again == written and not written.unwritten and len(server.attempts) == 2
+    names = {prompt_id: [ask.name for ask in asks] for prompt_id, asks in written.asks.items()}
+    assert names["p1"][:3] == ["alignment_objects", "alignment_camera", "physics_liquid"]
+    assert names["p2"][0] == "alignment_color" and len(names["p2"]) == 1 + 5 + 8
+    assert {ask.author for ask in written.asks["p1"]} == {"writer (m)", "diffusion-drf"}
+    with Ledger(ledger) as open_ledger:  # 2 replies of 1000 tokens at $1 and 500 at $4 a million
+        assert open_ledger.spent("questions writer (m)").dollars == pytest.approx(2 * 0.003)
+
+
+def test_a_model_reads_the_instructions_with_the_caption_and_the_parameters_of_its_block(server):
+    answers(server, "gpt", {"three dogs": json.dumps(STATED)})
+    write_questions([CATS], BY, sources(server, "gpt", parameters={"reasoning_effort": "none"}), "cpu")
+
+    (body,) = server.bodies
+    assert body["messages"][0]["content"].endswith("The request: three dogs run\n")
+    assert body["reasoning_effort"] == "none" and "response_format" not in body
+
+
+@EVERY_API
+def test_a_prompt_whose_reply_cannot_be_read_is_counted_and_told(server, kind, caplog):
+    answers(server, kind, {"three dogs": json.dumps(STATED), "blue cup": "I see a cup."})
+
+    with caplog.at_level(logging.WARNING):
+        written = write_questions([CATS, CUP], BY, sources(server, kind), "cpu")
+
+    assert list(written.asks) == ["p1"] and list(written.unwritten) == ["p2"]
+    assert "the reply is not JSON" in written.unwritten["p2"]
+    assert "1 of 2 prompts have no question and are left out: p2: the reply is not JSON" in caplog.text
+
+
+def test_no_readable_reply_at_all_is_an_error(server):
+    answers(server, "gpt", {"": "Certainly!"})
+    with pytest.raises(ValueError, match="none of 2 prompts has a question: p1: the reply is not JSON"):
+        write_questions([CATS, CUP], BY, sources(server, "gpt"), "cpu")
+
+
+def test_a_refusal_is_the_reason(server):
+    answers(server, "gpt", {"three dogs": json.dumps(STATED)})
+    refusal = {"choices": [{"message": {"refusal": "No cups.", "content": None}, "finish_reason": "stop"}]}
+    server.behaviour.script.append({"of": "blue cup", "body": refusal})
+
+    assert write_questions([CATS, CUP], BY, sources(server, "gpt"), "cpu").unwritten == {"p2": "refused: No cups."}
+
+
+def test_a_budget_that_a_run_would_exceed_stops_it(server):
+    answers(server, "gpt", {"": json.dumps(STATED)})
+    price = {"input": 1.0, "output": 4.0, "cached_input": 0.1, "batch": 0.5, "as_of": "2026-11-21"}
+    with pytest.raises(LabelError, match="budget_usd"):
+        write_questions([CATS, CUP], BY, sources(server, "gpt", price=price, budget_usd=0.0001), "cpu")
+    assert server.attempts == []
+
+
+@EVERY_API
+def test_the_teacher_sees_the_picture_that_the_video_starts_from(server, tmp_path, kind):
+    picture, by = tmp_path / "first.png", replace(BY, rubric=TEACHER, kinds=("process", "goal"))
+    picture.write_bytes(b"a picture")
+    answers(server, kind, {"maze": json.dumps(RULES)})
+    task = prompt("p1", "leave the maze", picture)
+
+    written = write_questions([task], by, sources(server, kind), "cpu")
+
+    assert [ask.name for ask in written.asks["p1"]] == ["process_1", "goal_1", "process_2"]
+    sent = json.dumps(server.bodies[0])
+    assert base64.b64encode(b"a picture").decode() in sent and "image/png" in sent
+    picture.write_bytes(b"another picture")
+    write_questions([task], by, sources(server, kind), "cpu")
+    assert len(server.attempts) == 2  # another picture is another call
+
+
+def test_only_the_kinds_asked_for_are_kept(server):
+    answers(server, "gpt", {"three dogs": json.dumps(STATED), "maze": json.dumps(RULES)})
+
+    for kinds, count in ((("alignment",), 2), (("alignment", "physics"), 7), (BY.kinds, 15)):  # Table 4
+        written = write_questions([CATS], replace(BY, kinds=kinds), sources(server, "gpt"), "cpu")
+        assert len(written.asks["p1"]) == count
+    by = replace(BY, rubric=TEACHER, kinds=("goal",))
+    (ask,) = write_questions([prompt("p1", "leave the maze")], by, sources(server, "gpt"), "cpu").asks["p1"]
+    assert ask.name == "goal_1"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"writer": "oracle"}, "writer is 'oracle', known are ['rubric', 'template', 'writer', 'check']"),
+        ({"writer": "check"}, "feedback.sources.check.kind is 'physics', which writes no texts"),
+        ({"rubric": None}, "writer is writer, but rubric, a YAML file, is null"),
+        ({"writer": "rubric", "rubric": None}, "writer is rubric, but rubric, a YAML file, is null"),
+        (
+            {"kinds": ("alignment", "taste")},
+            "kinds is ('alignment', 'taste'), expected some of ['alignment', 'physics'",
+        ),
+        ({"kinds": ("goal",)}, "kinds is ('goal',), expected some of ['alignment', 'physics', 'quality']"),
+        ({"kinds": None}, "kinds is None, expected some of"),
+        ({"rubric": TEACHER}, "expected some of ['goal', 'process']"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_sent(server, change, told):
+    blocks = sources(server, "gpt") | {"check": {"kind": "physics"}}
+    with pytest.raises(ValueError, match=re.escape(told)):
+        write_questions([CATS], replace(BY, **change), blocks, "cpu")
+    assert server.attempts == []
+
+
+def test_a_rubric_asks_every_prompt_the_same():
+    by = Writing("rubric", "feedback/rubrics/match.yaml", None, explanation=False, with_reference=False)
+    written = write_questions([CATS, CUP], by, {}, "cpu")
+
+    assert [ask.name for asks in written.asks.values() for ask in asks] == ["match", "match"]
+    assert "a blue cup? Answer with one word, Yes or No." in written.asks["p2"][0].text
+
+
+# In this process
+
+REPLY = json.dumps(
+    NOTHING | {"objects": ["ball"]}, separators=(",", ":")
+)  # one word of a tokenizer that splits at spaces
+
+
+def taught(model, tokenizer, prompt_text: str) -> None:
+    """Train a model until REPLY is its reply to a prompt."""
+    asked = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+    told = tokenizer(f"{REPLY} <|im_end|>", add_special_tokens=False)["input_ids"]
+    ids, labels = torch.tensor([asked + told]), torch.tensor([[-100] * len(asked) + told])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(30):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def sheet_for(folder: Path) -> str:
+    """Diffusion-DRF's sheet, with instructions that a tiny model reads."""
+    block = yaml.safe_load(Path(SHEET).read_text()) | {"decompose": "take apart {prompt}"}
+    (folder / "sheet.yaml").write_text(yaml.safe_dump(block))
+    return str(folder / "sheet.yaml")
+
+
+WORDS = ["take", "apart", "red", "ball", REPLY]
+
+
+def build_llm(folder: Path) -> None:
+    """A tiny Llama that was taught one reply, as a folder. A Qwen2 would be given its own tokenizer by transformers."""
+    tokenizer = word_level_tokenizer(WORDS)
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        CHAT_TEMPLATE[CHAT_TEMPLATE.index("{% for part") : CHAT_TEMPLATE.index("<|im_end|>")], "{{ message.content }} "
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**text_config(tokenizer)))
+    message = [{"role": "user", "content": "take apart red ball"}]
+    taught(model, tokenizer, tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_vlm(folder: Path) -> None:
+    """A tiny Qwen2.5-VL that was taught one reply, as a folder."""
+    build_judge(folder, WORDS)
+    model, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    taught(model, tokenizer, "<|im_start|>user take apart red ball <|im_end|> <|im_start|>assistant")
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("build", [build_llm, build_vlm])
+def test_a_model_in_this_process_takes_captions_apart(tmp_path, build):
+    build(tmp_path / "model")
+    block = {"kind": "qwen", "path": str(tmp_path / "model"), "revision": None, "batch_size": 1, "dtype": "float32",
+             "rubric": "tabletop/rubric.yaml"}  # fmt: skip
+    by = replace(BY, rubric=sheet_for(tmp_path), kinds=("alignment",))
+
+    written = write_questions([prompt("p1", "red ball"), prompt("p2", "blue ball")], by, {"writer": block}, "cpu")
+
+    (ask,) = written.asks["p1"]
+    assert (ask.name, ask.author) == ("alignment_objects", f"writer ({tmp_path / 'model'})")
+    assert written.unwritten == {"p2": "the message holds words outside the model's vocabulary: blue"}
+
+
+def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    for name, build in (("llm", build_llm), ("vlm", build_vlm)):
+        build(tmp_path / name)
+    block = {
+        "kind": "qwen",
+        "revision": None,
+        "batch_size": 1,
+        "dtype": "float32",
+        "rubric": "tabletop/rubric.yaml",
+    }
+    message = Message("take apart red ball", tmp_path / "red.png")
+
+    (blind,) = text_model("w", block | {"path": str(tmp_path / "llm")}, "cpu").replies([message], "questions")
+    model = text_model("w", block | {"path": str(tmp_path / "vlm")}, "cpu")
+    shown = []
+    model.model.model.visual.register_forward_hook(lambda *_: shown.append(1))
+    model.replies([message], "questions")
+
+    assert blind.error == f"w ({tmp_path / 'llm'}) takes no pictures, and the message has one"
+    assert shown == [1]
+
+
+# The template
+
+
+def test_the_template_asks_in_words_that_the_tabletops_judges_know():
+    from tabletop import questions
+
+    known = {*vocabulary(), *questions.vocabulary()}
+    kinds = ("alignment", "physics", "quality", "process", "goal")
+    prompts = [prompt(f"p{i}", caption(claim)) for i, claim in enumerate(all_claims())]
+    written = write_questions(prompts, Writing("template", None, kinds, False, True), {}, "cpu")
+
+    assert len(written.asks) == len(all_claims()) and not written.unwritten
+    assert {word for asks in written.asks.values() for ask in asks for word in ask.text.split()} <= known
+
+
+def test_the_template_wants_what_the_caption_says_and_no_defects():
+    by = Writing("template", None, ("alignment", "physics", "quality"), explanation=False, with_reference=True)
+    asks = write_questions([prompt("p1", "lifting red ball up")], by, {}, "cpu").asks["p1"]
+
+    assert {(ask.kind, ask.wanted, ask.with_reference) for ask in asks} == {
+        ("alignment", "Yes", False), ("physics", "No", True), ("quality", "No", True),
+    }  # fmt: skip
+    texts = {ask.name: ask.text for ask in asks}
+    assert texts["alignment_object"] == "is there a red ball"
+    assert texts["alignment_event"] == "does the red ball move up"
+    assert texts["physics_jump"] == "does anything jump in the first video"
+    alone = write_questions([prompt("p1", "lifting red ball up")], replace(by, with_reference=False), {}, "cpu")
+    assert {ask.name: ask.text for ask in alone.asks["p1"]}["physics_jump"] == "does anything jump"
+
+
+def test_the_template_writes_rules_and_goals_too():
+    by = Writing("template", None, ("process", "goal"), explanation=False, with_reference=False)
+    asks = write_questions([prompt("p1", "lifting red ball up")], by, {}, "cpu").asks["p1"]
+
+    wanted = {ask.name: ask.wanted for ask in asks}
+    assert wanted["process_jump"] == "No" and wanted["goal_event"] == "Yes"
+    assert {ask.kind for ask in asks} == {"process", "goal"} and not any(ask.with_reference for ask in asks)
+
+
+def test_a_caption_of_another_world_has_no_template():
+    by = Writing("template", None, ("alignment",), explanation=False, with_reference=False)
+    written = write_questions([prompt("p1", "lifting red ball up"), CUP], by, {}, "cpu")
+
+    assert list(written.asks) == ["p1"]
+    assert "'a blue cup' is no caption of the tabletop world" in written.unwritten["p2"]

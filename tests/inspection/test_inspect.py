@@ -1,0 +1,339 @@
+"""Looking into labels and datasets from the shell."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from commands.inspect import main
+from data.records import Sample, read_rows, write_rows
+from inspection.difference import difference
+from inspection.text import aligned, histogram
+from inspection.view import disagreeing, of_prompt, open_view, shown, sort, where
+from tests.support.labelled import JUDGE, make_labels, make_round
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def round_(tmp_path_factory) -> Path:
+    """Do not write into it."""
+    return make_round(tmp_path_factory.mktemp("runs") / "r1")
+
+
+@pytest.fixture(scope="module")
+def judge(round_):
+    return open_view(round_ / "labels/judge")
+
+
+def ids(view) -> list[str]:
+    return list(view.rows["sample_id"])
+
+
+def run(*words) -> str:
+    """What the command prints when it succeeds."""
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def told_by(*words) -> str:
+    """The error that a command ends with, in a line."""
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the first line that begins with a word."""
+    return next(line.split() for line in text.splitlines() if line.startswith(first))[1:]
+
+
+# Filters
+
+
+@pytest.mark.parametrize(
+    ("condition", "chosen"),
+    [
+        ("p_accept < 0.3", ["roll1", "drop2"]),  # null is not below
+        ("category == 'drop' and label", ["drop0", "drop1"]),
+        ("label == False", ["roll1", "drop2"]),
+        ("not label", ["roll1", "drop2"]),
+        ("label.isna()", ["roll2"]),
+        ("split == 'test' or seed == 0", ["roll0", "drop0", "drop1", "drop2"]),
+        ("prompt.str.contains('ball')", ["roll0", "roll1", "roll2"]),
+        ("seed in [1, 2] and 0.9 <= p_accept <= 1", ["drop1"]),
+        ("error.str.startswith('refused')", ["roll2"]),  # a column of the verdicts
+        ("verdict_reason.notna() and question == 'fulfilled' and p_yes > 0.5", ["roll0", "drop0", "drop1"]),
+    ],
+)
+def test_a_condition_chooses_clips_by_any_column(judge, condition, chosen):
+    assert ids(where(judge, condition)) == chosen
+
+
+def test_an_unknown_column_lists_those_there_are(judge):
+    with pytest.raises(ValueError, match=r"--where: name 'accept' is not defined; columns are sample_id, .*p_yes"):
+        where(judge, "accept > 0.5")
+
+
+@pytest.mark.parametrize(
+    "condition", ["category = 'roll'", "p_accept", "p_accept >", "seed + 1", "label == 'yes' +", ""]
+)
+def test_what_is_no_condition_is_told(judge, condition):
+    with pytest.raises(ValueError, match="--where"):
+        where(judge, condition)
+
+
+def test_a_condition_reaches_no_variable_of_ours(judge):
+    with pytest.raises(ValueError, match="not defined"):
+        where(judge, "@pd.isna(label)")
+
+
+def test_an_empty_filter_says_so(judge):
+    with pytest.raises(ValueError, match="none of 6 clips meet --where 'p_accept > 2'"):
+        where(judge, "p_accept > 2")
+    with pytest.raises(ValueError, match="none of 6 clips have the prompt id, or 'horse' in their prompt"):
+        of_prompt(judge, "horse")
+
+
+def test_a_prompt_is_found_by_its_id_or_its_words(judge):
+    assert ids(of_prompt(judge, "p-roll")) == ids(of_prompt(judge, "BALL roll")) == ["roll0", "roll1", "roll2"]
+    assert ids(of_prompt(judge, "<b>cup")) == ["drop0", "drop1", "drop2"]  # text, not a pattern
+
+
+def test_sources_disagree_where_both_have_a_label_and_it_is_another(judge):
+    found = disagreeing(judge, "judge", "gpt")  # roll2 and drop2 have one label each
+
+    assert ids(found) == ["roll1", "drop0"]
+    assert ids(where(found, "label_gpt")) == ["roll1"]
+
+
+def test_a_source_that_labelled_nothing_here_is_told_with_those_that_did(judge):
+    with pytest.raises(ValueError, match="no labels by gemini; there are labels by gpt, judge"):
+        disagreeing(judge, "judge", "gemini")
+
+
+def test_rows_are_sorted_either_way_with_nulls_last(judge):
+    assert ids(sort(judge, "p_accept")) == ["drop2", "roll1", "drop0", "roll0", "drop1", "roll2"]
+    assert ids(sort(judge, "-p_accept")) == ["drop1", "roll0", "drop0", "roll1", "drop2", "roll2"]
+    with pytest.raises(ValueError, match="no column 'p'; columns are"):
+        sort(judge, "p")
+
+
+def test_a_pair_shows_its_chosen_clip_before_its_rejected_one(round_):
+    rolls = where(open_view(round_ / "datasets/dpo"), "category == 'roll'")
+
+    assert [(one.heading, one.said) for one in shown(rolls)] == [
+        ("roll0, chosen", "margin 0.7"),
+        ("roll1, rejected", "margin 0.7"),
+    ]
+
+
+# Folders that do not fit
+
+
+def test_labels_of_other_clips_are_refused(round_, tmp_path):
+    other = make_round(tmp_path / "r2")  # equal bytes but for the fact that is changed here
+    manifest = other / "samples/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"set": "r1"', '"set": "r2"'))
+    with pytest.raises(ValueError, match="labels of another clip set than"):
+        open_view(round_ / "labels/judge", other / "samples")
+    with pytest.raises(ValueError, match="clips, such as roll0, are not in"):
+        make_labels(tmp_path / "r3/labels/judge", "judge", JUDGE, other / "samples")
+        shutil.copytree(other / "samples", tmp_path / "r3/samples")
+        drop_rows(tmp_path / "r3/samples/metadata.parquet", "roll")
+        open_view(tmp_path / "r3/labels/judge")
+
+
+def drop_rows(path: Path, beginning: str) -> None:
+    write_rows(path, [row for row in read_rows(path, Sample) if not row.sample_id.startswith(beginning)], Sample)
+
+
+def test_what_is_no_finished_folder_is_told(round_, tmp_path):
+    assert "no such folder" in told_by(tmp_path / "none")
+    assert "no manifest.json" in told_by(round_ / "labels")
+    assert "has no table of clips; within it there is dpo, rwr" in told_by(round_ / "datasets")
+    (tmp_path / "alone").mkdir()
+    shutil.copytree(round_ / "labels/judge", tmp_path / "alone/judge")
+    assert "no clip set `samples` beside it or above it; name it with --set" in told_by(tmp_path / "alone/judge")
+    assert "6 clips" in run(tmp_path / "alone/judge", "--set", round_ / "samples")
+
+
+# What is printed
+
+
+def test_the_composition_counts_labels_by_category_and_says_why_some_are_missing(round_):
+    text = run(round_ / "labels/judge")
+
+    assert "6 clips of" in text
+    assert "labelled by judge (some-model, v1), rubric sheet 0123456789ab, votes: 1" in text
+    assert cells(text, "roll") == ["3", "1", "1", "1", "50.0"]
+    assert cells(text, "drop") == ["3", "2", "1", "0", "66.7"]
+    assert cells(text, "all") == ["6", "3", "2", "1", "60.0"]
+    assert "unlabelled, by reason\n1  refused" in text
+    assert "1  every vote answered, and the rule decides nothing" in run(round_ / "compare/gpt/labels")
+    # p_accept is 0.9, 0.2, null, 0.6, 0.95, 0.05
+    bins = [int(line.split()[3]) for line in text.splitlines() if re.match(r" *[\d.]+  to", line)]
+    assert bins == [1, 0, 1, 0, 0, 0, 1, 0, 0, 2]
+
+
+def test_a_filter_is_counted_and_its_clips_are_listed(round_):
+    text = run(round_ / "labels/judge", "--disagree", "judge", "gpt", "--where", "label_judge", "--sort", "-p_accept")
+
+    assert "of these, 1 clips were chosen" in text
+    assert "drop0  judge: accepted 0.60 (It shows: <drop0>); gpt: rejected 0.40 (It shows:…  a <b>cup" in text
+    assert "roll1" not in text
+
+
+def test_datasets_are_told_by_their_weights_and_pairs(round_):
+    rows, pairs = run(round_ / "datasets/rwr"), run(round_ / "datasets/dpo")
+
+    assert cells(rows, "roll") == ["1", "1", "1"]
+    assert "weight: 1 in all 1" in rows
+    assert cells(pairs, "all") == ["2", "2", "2", "2", "0.8"]
+    assert "prompts without a pair: 3 (2 all accepted, 1 all rejected)" in pairs
+    assert cells(run(round_ / "samples"), "all") == ["6", "2", "3", "3"]
+
+
+def test_a_histogram_puts_a_bound_into_the_upper_bin_and_shows_a_single_value_beside_many():
+    lines = histogram("p", np.array([0.1] * 1000 + [0.2, 1.0]), 0.0, 1.0).splitlines()
+
+    assert [line.split()[3] for line in lines[1:]] == ["0", "1000", "1", "0", "0", "0", "0", "0", "0", "1"]
+    assert [line.count("█") for line in lines[1:]] == [0, 40, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert histogram("p", np.array([2.0, 2.0]), 2.0, 2.0) == "p: 2 in all 2"
+
+
+def test_columns_are_flush_on_the_side_that_is_asked_for():
+    assert aligned([["a", "b"], ["cc", "dd"]], "lr") == "a    b\ncc  dd"
+
+
+# Two label sets
+
+
+def test_a_difference_is_told_by_kind_and_category(round_):
+    found = difference(round_ / "labels/judge", round_ / "compare/gpt/labels")
+    text = run("diff", round_ / "labels/judge", round_ / "compare/gpt/labels", "--first", 1)
+
+    assert list(found.changed["sample_id"]) == ["roll1", "roll2", "drop0", "drop2"]
+    assert found.kappa == pytest.approx(-1 / 3)
+    assert "4 of 6 labels differ" in text
+    assert "Cohen's kappa -0.333" in text
+    assert "category  clips  changed  accepted → rejected  rejected → accepted  rejected → unlabelled" in text
+    assert cells(text, "all") == ["6", "4", "1", "1", "1", "1"]
+    assert cells(text, "drop") == ["3", "2", "1", "0", "1", "0"]
+    assert "rejected → accepted: 1\n  roll1" in text
+
+
+def test_no_difference_and_what_cannot_be_compared(round_, tmp_path):
+    judged = round_ / "labels/judge"
+    assert "0 of 6 labels differ" in run("diff", judged, judged)
+    assert "holds weighted; diff compares two folders of labels" in told_by("diff", judged, round_ / "datasets/rwr")
+    other = make_round(tmp_path / "r2") / "samples/manifest.json"
+    other.write_text(other.read_text().replace('"set": "r1"', '"set": "r2"'))
+    make_labels(tmp_path / "r2/labels/judge", "judge", JUDGE, tmp_path / "r2/samples")
+    assert "not the same clips" in told_by("diff", judged, tmp_path / "r2/labels/judge")
+
+
+# Other tools
+
+
+def test_datasets_reads_clips_with_their_columns_by_the_recipe_though_their_names_hold_a_split(round_, tmp_path):
+    from datasets import Video, load_dataset
+
+    samples = [
+        replace(one, sample_id=f"r1-train-{one.sample_id}", file_name=f"videos/r1-train-{one.sample_id}.mp4")
+        for one in read_rows(round_ / "samples/metadata.parquet", Sample)
+    ]
+    write_rows(tmp_path / "samples/metadata.parquet", samples, Sample)
+    (tmp_path / "samples/videos").mkdir()
+    for one in samples:
+        shutil.copyfile(round_ / "samples/videos/drop0.mp4", tmp_path / "samples" / one.file_name)
+
+    files, cache = ["metadata.parquet", "videos/*.mp4"], str(tmp_path / "cache")
+    clips = load_dataset(str(tmp_path / "samples"), data_files=files, split="train", cache_dir=cache)
+    clips = clips.cast_column("video", Video(decode=False))
+    assert clips["sample_id"][:] == [one.sample_id for one in samples]
+    assert clips["split"][:] == ["train"] * 3 + ["test"] * 3
+    assert clips[5]["video"]["path"].endswith("videos/r1-train-drop2.mp4")
+
+
+# Pictures
+
+
+def test_a_sheet_holds_the_chosen_clips(round_, tmp_path):
+    text = run(round_ / "labels/judge", "--where", "label", "--sheet", tmp_path / "sheet.png")
+
+    assert "3 clips drawn" in text
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))
+    # A clip is as grey as 40 + 20 times its place, give or take 1: roll0, drop0 and drop1 are at 0, 3 and 4.
+    for value, there in ((40, True), (60, False), (80, False), (100, True), (120, True), (140, False)):
+        assert ((np.abs(picture.astype(int) - value).max(-1) <= 1).sum() >= 9 * 96 * 96) == there, value
+    assert "ends in .png" in told_by(round_ / "labels/judge", "--sheet", tmp_path / "sheet.pdf")
+
+
+def torn(root: Path, clip: str) -> Path:
+    """A round with a clip cut short."""
+    video = make_round(root) / f"samples/videos/{clip}.mp4"
+    video.write_bytes(video.read_bytes()[:200])
+    return root
+
+
+def test_a_corrupt_clip_is_named_and_does_not_stop(tmp_path, caplog):
+    judged = torn(tmp_path / "r1", "roll1") / "labels/judge"
+
+    assert "5 clips drawn" in run(judged, "--sheet", tmp_path / "sheet.png")
+    assert "roll1 is left out" in caplog.text
+    assert "roll1.mp4: not a readable video" in caplog.text
+    assert "none of the clips can be decoded" in told_by(
+        judged, "--where", "seed == 1 and category == 'roll'", "--sheet", "s.png"
+    )
+
+
+class Page(HTMLParser):
+    """Sources of a page's videos, the tags in it and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.videos: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.videos += [dict(attrs)["src"]] if tag == "video" else []
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_open_writes_a_page_of_the_chosen_clips_and_hands_it_to_the_browser(tmp_path):
+    judged = torn(tmp_path / "r1", "drop1") / "labels/judge"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/address\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "commands", "inspect", judged, "--prompt", "cup", "--sort", "-p_accept", "--open"]
+    environment = os.environ | {"BROWSER": str(browser), "TMPDIR": str(tmp_path)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+
+    index = Path((tmp_path / "address").read_text().strip().removeprefix("file://"))
+    page = Page(index)
+    assert str(index) in told.stdout
+    assert "drop1 is left out" in told.stderr
+    assert page.videos == ["media/drop0.mp4", "media/drop2.mp4"]
+    copied = index.parent / "media/drop0.mp4"
+    assert copied.read_bytes() == (judged.parents[1] / "samples/videos/drop0.mp4").read_bytes()
+    assert "judge: accepted 0.60 (It shows: <drop0>)" in page.text  # escaped, for it was read back as text
+    assert "fulfilled, vote 0: yes, p 0.600" in page.text
+    assert "raw drop0" in page.text
+    assert "drop0" not in page.tags

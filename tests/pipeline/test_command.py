@@ -1,0 +1,55 @@
+"""How a stage command ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from data.manifest import StoreError, read_manifest
+from pipeline.command import stage_command
+from pipeline.params import ParamsError, section
+
+
+def run(body):
+    """The outcome of a command that does this."""
+
+    @stage_command
+    def main():
+        body()
+
+    return CliRunner().invoke(main)
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (lambda: raise_(ValueError("beta is -1")), "Error: beta is -1"),
+        (lambda: raise_(StoreError("runs/r1: no manifest")), "Error: runs/r1: no manifest"),
+        (lambda: raise_(ParamsError("train.lr is unknown")), "Error: train.lr is unknown"),
+        (lambda: read_manifest(Path("no/such"), "clip_set"), "Error: no/such: no such folder"),
+        (lambda: section("train", dict, Path("no/such.yaml")), "Error: no/such.yaml: not readable"),
+        (lambda: Path("no/such").read_text(), "No such file or directory: 'no/such'"),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_a_line_and_exits_1(body, told):
+    result = run(body)
+
+    assert result.exit_code == 1
+    assert told in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_librarys_complaint_within_our_code_is_a_bug_and_keeps_its_traceback():
+    result = run(lambda: json.loads("{"))
+
+    assert isinstance(result.exception, json.JSONDecodeError)
+    assert result.exit_code == 1
+
+
+def test_a_command_that_succeeds_exits_0():
+    assert run(lambda: None).exit_code == 0

@@ -1,0 +1,142 @@
+"""The recipes of online training: what stands in the papers, and an entry's changes over it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from feedback.core.rubric import load_rubric
+from feedback.differentiable.asks import asks_of_rubric
+from feedback.questions.sheet import load_sheet
+from pipeline.params import ParamsError
+from pipeline.recipe import Recipe
+from pipeline.recipes import COMMON, FOLDER, load_recipe, merged
+
+NAMES = ["ask-a-video", "ask-a-video-test-time", "diffusion-drf", "reward-gradient", "vanilla-drf", "vlm-as-teacher"]
+
+
+def test_every_recipe_in_the_folder_loads():
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != COMMON)
+
+    assert found == NAMES
+    assert all(isinstance(load_recipe(name, {}), Recipe) for name in found)
+
+
+# The papers' values
+
+
+@pytest.mark.parametrize("name", ["ask-a-video", "ask-a-video-test-time"])
+def test_ask_a_video_is_as_its_section_4_1_says(name):
+    recipe = load_recipe(name, {})
+    engine = recipe.engine
+
+    assert (engine.rollout, engine.renoise, engine.solver, engine.steps) == ("random_step", "fresh", "unipc", 25)
+    assert (engine.learning_rate, engine.weight_decay, engine.full) == (5e-5, 0.0, False)  # Adam, LoRA
+    assert engine.lora_targets is None and engine.max_grad_norm > 0
+    assert (recipe.judge.frames, recipe.judge.loss) == (4, "logit")
+    assert recipe.decoding.mode == "windowed" and recipe.decoding.overlap and recipe.decoding.tile_overlap
+
+
+@pytest.mark.parametrize("name", ["vanilla-drf", "diffusion-drf"])
+def test_diffusion_drf_is_as_its_section_4_1_and_appendix_say(name):
+    recipe = load_recipe(name, {})
+    engine = recipe.engine
+
+    assert (engine.rollout, engine.gradient_steps, engine.steps) == ("last_steps", 4, 25)
+    assert (engine.full, engine.learning_rate, engine.batch_size) == (True, 1e-5, 32)
+    assert engine.weight_decay > 0  # AdamW
+    assert (recipe.sampling.inference_steps, recipe.sampling.shift) == (30, 5.0)
+    assert recipe.judge.frames == 10
+
+
+def test_vanilla_drf_asks_one_question_and_diffusion_drf_many_with_explanations():
+    vanilla, rich = (load_recipe(name, {}) for name in ("vanilla-drf", "diffusion-drf"))
+
+    assert (vanilla.judge.loss, vanilla.questions.writer) == ("logprob", "rubric")
+    (ask,) = asks_of_rubric(load_rubric(Path(vanilla.questions.rubric)), "a cup falls")
+    assert ask.wanted == "Yes" and "a cup falls" in ask.text
+    assert (rich.judge.loss, rich.judge.reference_frames) == ("sequence", 10)
+    assert rich.questions.kinds == ("alignment", "physics", "quality")
+    assert rich.questions.explanation and rich.questions.with_reference
+    assert load_sheet(Path(rich.questions.rubric)).name == "diffusion-drf"
+
+
+def test_vlm_as_teacher_is_as_its_summary_says():
+    recipe = load_recipe("vlm-as-teacher", {})
+
+    assert (recipe.engine.updates, recipe.engine.learning_rate, recipe.engine.stop_below) == (50, 5e-5, 0.1)
+    assert recipe.judge.frames == 16 and recipe.engine.steps == 4 and not recipe.engine.full
+    assert recipe.questions.kinds == ("process", "goal")
+    assert load_sheet(Path(recipe.questions.rubric)).name == "vlm-as-teacher"
+
+
+def test_a_metric_is_asked_nothing():
+    recipe = load_recipe("reward-gradient", {})
+
+    assert recipe.questions is None and recipe.judge.loss is None
+    assert (recipe.engine.learning_rate, recipe.engine.lora_rank) == (2e-4, 16)
+
+
+# Changes
+
+
+def test_an_entrys_changes_go_before_the_paper_and_the_paper_before_what_is_common():
+    changes = {"engine": {"updates": 40, "velocity_weight": 1}, "questions": {"kinds": ["alignment"]}}
+    recipe = load_recipe("diffusion-drf", changes | {"decoding": {"mode": "plain"}})
+
+    assert (recipe.engine.updates, recipe.engine.velocity_weight, recipe.engine.gradient_steps) == (40, 1.0, 4)
+    assert recipe.questions.kinds == ("alignment",) and recipe.questions.explanation
+    assert (recipe.decoding.mode, recipe.decoding.straight_through) == ("plain", True)
+
+
+def test_merging_leaves_what_it_merges_as_it_was():
+    below, above = {"a": {"x": 1, "y": 2}, "b": {"z": 3}}, {"a": {"y": 4}, "b": None}
+
+    assert merged(below, above) == {"a": {"x": 1, "y": 4}, "b": None}
+    assert below == {"a": {"x": 1, "y": 2}, "b": {"z": 3}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"engin": {"updates": 1}}, "changes.engin is unknown; known are engine, judge, questions"),
+        ({"engine": {"update": 1}}, "changes.engine.update is unknown; known are "),
+        ({"engine": 5}, "changes.engine is 5, expected keys of that section"),
+        ({"engine": {"updates": "many"}}, "engine.updates is 'many', expected int"),
+        ({"engine": {"updates": 0}}, "engine: updates must be a whole number >= 1, found 0"),
+        ({"engine": {"gradient_steps": 26}}, "gradient_steps must be at most steps"),
+        ({"decoding": {"mode": "fast"}}, "decoding: mode: found 'fast'"),
+        ({"augment": {"crop": 0.5}}, "augment: crop is 0.5"),
+        ({"judge": {"loss": "hinge"}}, "judge.loss is 'hinge'; known are logit, logit_difference, logprob"),
+        ({"judge": {"frames": 0}}, "judge: frames is 0, expected at least 1, or null"),
+        ({"judge": {"ask_template": "Well?"}}, "judge.ask_template is 'Well?', expected a text with {question} in it"),
+        ({"judge": {"reference_frames": None}}, "questions.with_reference is true, but judge.reference_frames is null"),
+        ({"questions": None}, "judge.loss and questions are null together"),
+    ],
+)
+def test_a_wrong_change_is_named(changes, told):
+    with pytest.raises(ParamsError) as error:
+        load_recipe("diffusion-drf", changes)
+    assert told in error.value.message
+
+
+def test_a_recipe_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(ParamsError) as error:
+        load_recipe("common", {})
+    assert error.value.message == f"recipe 'common' is unknown; known are {', '.join(NAMES)}"
+
+
+def test_a_recipe_of_ones_own_is_read_beside_the_common_values(tmp_path):
+    (tmp_path / "common.yaml").write_text((FOLDER / "common.yaml").read_text())
+    mine = yaml.safe_load((FOLDER / "vanilla-drf.yaml").read_text())
+    mine["engine"] = {**mine["engine"], "learning_rate": 0.003, "full": False}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+
+    engine = load_recipe("mine", {}, tmp_path).engine
+
+    assert (engine.learning_rate, engine.full, engine.lora_rank) == (0.003, False, 16)
+    del mine["engine"]["steps"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    with pytest.raises(ParamsError) as error:
+        load_recipe("mine", {}, tmp_path)
+    assert f"{tmp_path / 'mine.yaml'}: engine.steps is missing" in error.value.message

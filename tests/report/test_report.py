@@ -1,0 +1,623 @@
+"""The pages, figures and tables that people read."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.records import Label, Sample, Verdict, write_rows
+from data.video import read_video, write_video
+from evaluation.accept import summarise
+from evaluation.sets import EvaluationSet
+from report.gallery import as_script, copy_playable, rows_of
+from report.lineage import layout
+from report.page import read_logs, read_measured, read_selected, read_trained, write_page
+from report.table import (
+    BETTER,
+    OPEN,
+    WORSE,
+    accept_table,
+    agreement_table,
+    as_text,
+    audit_table,
+    findings,
+    further_tables,
+    overview,
+    select_table,
+    verdict,
+)
+from tests.support.browser import browser, needs_chromium
+
+HOSTILE = '<script>alert("x")</script> & "quoted"'
+
+
+def make_sets(folder, prompts=8, prompt=HOSTILE, colours=((0, 0, 0), (100, 100, 100))) -> dict[str, EvaluationSet]:
+    """base and rwr1, rwr1 accepted everywhere and base nowhere by `judge`; `physics` knows nothing.
+
+    Clip i is of one colour, its policy's plus i, and has a verdict by `judge`.
+    """
+    found = {}
+    for policy, answer, colour in (("base", False, colours[0]), ("rwr1", True, colours[1])):
+        home = folder / policy / "samples"
+        (home / "videos").mkdir(parents=True)
+        samples, verdicts, labels = [], [], {"judge": [], "physics": []}
+        for i in range(prompts):
+            name = f"eval-p{i}-000"
+            split, category = ("train", "test")[i % 2], ("falling", "bouncing")[2 * i // prompts]
+            frames = np.broadcast_to(np.uint8(colour) + np.uint8(i), (9, 32, 32, 3))
+            write_video(home / "videos" / f"{name}.mp4", frames, 8.0)
+            file_name = f"videos/{name}.mp4"
+            samples.append(Sample(name, f"p{i}", prompt, category, split, policy, i, 9, 8.0, 32, 32, file_name))
+            p = (1 + i) / (2 + prompts)
+            labels["judge"].append(Label(name, "judge", answer, p, None, 1, 0, f"because {HOSTILE}"))
+            labels["physics"].append(Label(name, "physics", None, None, None, 1, 1, None))
+            said = {"reason": f"because {HOSTILE}", "raw": f"raw words {i} {HOSTILE}", "error": None}
+            asked = {"model": "m", "model_version": "v1", "rubric_hash": "r", "frames": [0, 4, 8]}
+            spent = {"tokens": 85, "cost": 0.25}
+            verdicts.append(Verdict(name, "judge", "accept", 0, answer, p, None, **said, **asked, **spent))
+        write_rows(home.parent / "labels/judge/verdicts.parquet", verdicts, Verdict)
+        found[policy] = EvaluationSet(home, tuple(samples), {judge: tuple(of) for judge, of in labels.items()})
+    return found
+
+
+COUNTS = {"samples": 10, "accepted": 4, "rejected": 5, "unlabelled": 1}
+TRAINED = {
+    "base": dict.fromkeys(("start", "round", "objective", "source")),
+    "rwr1": {"start": "base", "round": "r1", "objective": "rwr", "source": "judge"},
+}
+
+
+def summary_of(sets) -> dict:
+    return summarise(sets, {"rwr1": "base"}, {"r1": COUNTS}, draws=50, seed=1)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    return make_sets(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def summary(sets):
+    return summary_of(sets)
+
+
+ATTRIBUTES = {
+    "lang", "charset", "name", "content", "class", "rel", "href", "id", "srcset", "media", "src", "alt",
+}  # fmt: skip
+LOGS = {"rwr1": [{"step": step, "loss": 1 / step} for step in range(1, 30)]}
+
+
+@pytest.fixture(scope="module")
+def page(sets, summary, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    write_page(summary | {"trained": TRAINED}, sets, LOGS, None, out)
+    return out
+
+
+class Tags(HTMLParser):
+    """What a page refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def attributes(self, tag, name):
+        return [attrs[name] for found, attrs in self.found if found == tag and name in attrs]
+
+
+def test_everything_that_the_pages_show_lies_in_their_folder(page):
+    for name in ("index.html", "gallery.html"):
+        tags = Tags((page / name).read_text())
+        shown = [
+            *(path for tag in ("img", "script") for path in tags.attributes(tag, "src")),
+            *tags.attributes("source", "srcset"),
+            *(path.split("#")[0] for path in tags.attributes("a", "href") if not path.startswith("#")),
+            *(path for path in tags.attributes("link", "href") if path != "data:,"),
+        ]
+
+        assert all((page / path).is_file() for path in shown), shown
+        assert len(shown) >= 3
+    figures = {"accept", "categories", "rounds", "lineage", "training"}
+    assert {path.name for path in (page / "media").glob("*.svg")} == {
+        f"{name}-{theme}.svg" for name in figures for theme in ("light", "dark")
+    }
+
+
+def test_prompts_and_judges_words_are_shown_as_text(sets, summary, tmp_path):
+    warned = summary | {"warnings": [HOSTILE]}
+    write_page(warned, sets, {}, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert {name for tag, attributes in Tags(text).found for name in attributes} <= ATTRIBUTES  # none sprang from words
+    for path in (tmp_path / "out/data").iterdir():
+        assert "<" not in path.read_text()
+
+
+def test_what_is_written_into_a_script_can_end_neither_it_nor_its_line():
+    written = as_script({"prompt": "</script><!-- \u2028 \u2029 & é"})
+
+    assert not set("<>\u2028\u2029") & set(written)
+    assert json.loads(written) == {"prompt": "</script><!-- \u2028 \u2029 & é"}
+
+
+def test_the_gallery_holds_every_clip_of_every_policy(page):
+    clips = json.loads((page / "data/clips.js").read_text().removeprefix("window.CLIPS = ").rstrip(";\n"))
+
+    for policy in ("base", "rwr1"):
+        assert sorted(path.name for path in (page / "clips" / policy).iterdir()) == clips["clips"][policy]["files"]
+        assert len(clips["clips"][policy]["files"]) == 8
+    assert clips["clips"]["rwr1"]["labels"] == {"judge": [True] * 8, "physics": [None] * 8}
+    assert clips["clips"]["base"]["p"]["judge"][:2] == [0.1, 0.2]
+
+
+def test_a_small_clip_becomes_one_that_phones_play_in_the_same_colours(tmp_path):
+    left, right = np.uint8([200, 40, 60]), np.uint8([40, 90, 200])
+    frames = np.broadcast_to(np.where(np.arange(32)[:, None] < 16, left, right), (9, 32, 32, 3)).astype(np.uint8)
+    write_video(tmp_path / "stored.mp4", frames, 8.0)
+    sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 9, 8.0, 32, 32, "stored.mp4")
+
+    copy_playable(tmp_path / "stored.mp4", tmp_path / "shown.mp4", sample)
+    with av.open(str(tmp_path / "shown.mp4")) as container:
+        assert container.streams.video[0].pix_fmt == "yuv420p"
+    error = abs(read_video(tmp_path / "shown.mp4")[:, ::2, ::2].astype(int) - frames)
+
+    assert error.shape == frames.shape
+    assert error[:, :, :15].max() <= 4 and error[:, :, 17:].max() <= 4  # all but the two columns at the edge
+
+
+def test_a_large_clip_is_linked_and_takes_no_disk(tmp_path):
+    source = tmp_path / "stored.mp4"
+    source.write_bytes(b"not read")
+    sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 9, 8.0, 480, 832, "stored.mp4")
+
+    copy_playable(source, tmp_path / "shown.mp4", sample)
+
+    assert (tmp_path / "shown.mp4").stat().st_ino == source.stat().st_ino
+
+
+def test_rows_join_policies_by_prompt_and_seed_and_keep_the_first_clips_of_each_prompt(sets):
+    one = sets["base"]
+    twice = [replace(sample, seed=100 + sample.seed, sample_id=f"{sample.sample_id}b") for sample in one.samples]
+    longer = EvaluationSet(one.folder, (*one.samples, *twice), {})
+
+    rows = rows_of({"base": one, "more": longer}, None)
+    assert [row.places for row in rows[:2]] == [{"base": 0, "more": 0}, {"more": 8}]
+    assert len(rows) == 16
+    assert [row.sample.prompt_id for row in rows_of({"more": longer}, 1)] == [f"p{i}" for i in range(8)]
+
+
+def test_equal_inputs_give_the_same_bytes(page, sets, summary, tmp_path):
+    write_page(summary | {"trained": TRAINED}, sets, LOGS, None, tmp_path / "again")
+
+    def contents(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert contents(page) == contents(tmp_path / "again")
+
+
+def test_the_summary_lies_beside_the_page_with_all_that_it_says(page, summary):
+    written = json.loads((page / "summary.json").read_text())
+
+    turned = {"policy": "rwr1", "judge": "judge", "clips": 8, "gained": 8, "lost": 0}
+    assert written == summary | {"trained": TRAINED, "turned": turned, "gallery": {"clips": 16}}
+    assert "Look at all 16 clips" in (page / "index.html").read_text()
+
+
+def test_a_run_without_training_logs_has_no_training_figure(sets, summary, tmp_path):
+    write_page(summary, sets, {}, None, tmp_path / "out")
+
+    assert "Training" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
+    (tmp_path / "rwr1").mkdir()
+    (tmp_path / "rwr1" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+
+    assert read_logs(tmp_path, ["base", "rwr1"]) == {"rwr1": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]}
+
+
+def test_how_a_policy_was_trained_is_read_from_its_folder(tmp_path):
+    for name, facts in (("base", {"family": "wan"}), ("rwr1", TRAINED["rwr1"] | {"rows": 3})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "policy.json").write_text(json.dumps(facts))
+
+    assert read_trained(tmp_path, ["base", "rwr1", "best-of-4"]) == TRAINED
+
+
+def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
+    (tmp_path / "judge.json").write_text('{"auc": 0.9}')
+    (tmp_path / "select").mkdir()
+    point = {
+        "judge": 0.5,
+        "judge_low": 0.4,
+        "judge_high": 0.6,
+        "physics": None,
+        "physics_low": None,
+        "physics_high": None,
+    }
+    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "curve": [{"step": 100} | point]}))
+    unknown = {"rate": None, "low": None, "high": None}
+    curve = [{"step": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "others": {"physics": unknown}}]
+
+    assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
+    found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}
+    assert read_selected(tmp_path / "select") == {"rwr1": found}
+    assert read_measured(tmp_path / "nowhere") == read_selected(tmp_path / "nowhere") == {}
+
+
+def agreement(observed: float | None, kappa: float | None, clips: int, not_unanimous: int) -> dict:
+    return {"label": {"clips": clips, "not_unanimous": not_unanimous, "observed": observed, "kappa": kappa}}
+
+
+def cells_of(text: str, row: str) -> list[list[str]]:
+    """Texts of the table rows of a page that begin with this cell."""
+    lines = re.findall(r"<tr>.*?</tr>", text, re.DOTALL)
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", line, re.DOTALL) for line in lines]
+    return [cells for cells in found if cells and cells[0] == row]
+
+
+def test_the_agreement_of_several_votes_is_shown_and_lies_in_the_summary(sets, tmp_path):
+    judged = {
+        "base": replace(sets["base"], agreement={"judge": agreement(0.875, 0.746, 8, 1)}),
+        "rwr1": replace(sets["rwr1"], agreement={"judge": agreement(1.0, None, 8, 0)}),
+    }
+    counts = {"samples": 10, "accepted": 4, "rejected": 5, "unlabelled": 1}
+    rounds = {"r1": counts | {"agreement": agreement(0.6, -0.1, 9, 4)}, "r2": counts}
+    summary = summarise(judged, {"rwr1": "base"}, rounds, draws=50, seed=1)
+    write_page(summary, judged, {}, None, tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+
+    r1, r2 = cells_of(text, "r1") + cells_of(text, "r2")
+    assert (r1[-2:], r2[-2:]) == (["60.0 (-0.10)", "4 of 9"], ["", ""])
+    _, judge, physics, *_ = cells_of(text, "base")  # after the overview, and before other tables
+    assert judge[-2:] == ["87.5 (0.75)", "1 of 8"]
+    assert len(physics) == len(judge) - 2
+    assert cells_of(text, "rwr1")[1][-2:] == ["100.0 (–)", "0 of 8"]
+    assert "Votes agree:" in text
+    assert written["rounds"]["r1"]["agreement"] == agreement(0.6, -0.1, 9, 4)
+    assert written["policies"]["base"]["agreement"]["judge"] == agreement(0.875, 0.746, 8, 1)
+    assert re.search(r"base .* 87\.5 \(0\.75\) +1 of 8", as_text(summary))
+
+
+def test_a_single_vote_has_no_agreement_on_the_page(page):
+    assert "otes agree" not in (page / "index.html").read_text()
+
+
+# What training turned
+
+
+def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
+    text = " ".join((page / "index.html").read_text().split())
+    picture = np.asarray(Image.open(page / "media/turned.png").convert("RGB"))
+
+    assert "Of 8 clips judge rejects 8 as base makes them and accepts them as rwr1 does; 0 go the other way" in text
+    for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
+        assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
+
+
+def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
+    swapped = {"base": sets["rwr1"], "rwr1": sets["base"]}
+    summary = summary_of(swapped)
+    write_page(summary, swapped, LOGS, None, tmp_path / "out")
+
+    assert not (tmp_path / "out/media/turned.png").exists()
+    assert "training turned" not in (tmp_path / "out/index.html").read_text()
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.01, 0.2, BETTER), (-0.2, -0.01, WORSE), (-0.01, 0.2, OPEN), (0.0, 0.2, OPEN), (None, None, OPEN)],
+)
+def test_better_and_worse_are_said_only_when_the_interval_is_clear_of_zero(low, high, said):
+    assert verdict(low, high) == said
+
+
+def test_a_clear_gain_is_marked_and_the_unknown_is_not(summary):
+    judged, unknown = (dict(accept_table(summary, judge).rows)["rwr1"] for judge in ("judge", "physics"))
+
+    assert judged["− base"] == ("+100.0 [+100.0, +100.0]", BETTER)
+    assert unknown["− base"] == ("–", OPEN)
+    assert unknown["all"].text == "–"
+
+
+def test_a_sentence_says_which_policies_are_better_and_which_cannot_be_told_apart():
+    def gap(low, diff, high):
+        rate = {"rate": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+        return {
+            "accept": {"judge": {"all": rate}},
+            "minus_base": {"judge": {"all": {"diff": diff, "low": low, "high": high}}},
+        }
+
+    base = {"accept": gap(0, 0, 0)["accept"]}
+    policies = {"base": base, "a": gap(0.01, 0.1, 0.2), "b": gap(0.1, 0.2, 0.3), "c": gap(-0.2, -0.1, -0.01)}
+    policies |= {"d": gap(-0.1, 0.0, 0.1), "e": gap(None, None, None)}
+
+    assert findings({"policies": policies}) == [
+        "judge: better than base: b (+20.0), a (+10.0); worse than base: c (-10.0); not told apart from base: d (+0.0)."
+    ]
+    assert findings({"policies": {"base": base}}) == ["judge: no policy to compare with base."]
+
+
+def test_a_baseline_stands_in_the_tables_without_clips_of_its_own(sets, summary, tmp_path):
+    rate = {"rate": 0.25, "low": 0.125, "high": 0.5, "n": 8}
+    how = {"kind": "best_of", "of": "base", "judge": "judge", "n": 4, "samples_per_clip": 4}
+    best = {"start": None, "accept": {"judge": {"all": rate}}, "baseline": how}
+    with_baseline = summary | {"policies": summary["policies"] | {"best-of-4": best}}
+    write_page(with_baseline, sets, {}, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+
+    assert cells_of(text, "best-of-4")[0] == ["best-of-4", "25.0 [12.5, 50.0]", "", "–", ""]
+    assert "best-of-4 is a baseline: of every 4 clips of base the one that judge scores highest; each costs 4" in text
+    assert dict(overview(with_baseline).rows)["best-of-4"]["physics"].text == "–"
+
+
+AUDIT = {
+    "clips": 100, "labelled": 98, "accuracy": 0.847, "low": 0.8, "high": 0.9, "auc": 0.912, "false_accepts": 7,
+    "false_rejects": 8, "truth": f"known {HOSTILE}",
+    "categories": {"falling": {"clips": 50, "accuracy": 0.8, "false_accept_rate": 0.1, "false_reject_rate": None}},
+    "calibration": {"ece": 0.0412, "bins": [{"low": 0, "high": 1, "mean_p": 0.4, "accepted_by_truth": 0.5, "n": 98}]},
+    "votes": None, "frames": {"changed": 0.031, "n": 98}, "human": None,
+    "threshold": {"current": 0.5, "suggested": 0.55, "accuracy_now": 0.847, "accuracy_then": 0.853},
+}  # fmt: skip
+POINT = {"low": 0.3, "high": 0.5, "n": 8}
+CURVE = [
+    {"step": 100, "rate": 0.4, "others": {"physics": {"rate": 0.4, "low": 0.3, "high": 0.5}}} | POINT,
+    {"step": 200, "rate": 0.45, "others": {"physics": {"rate": None, "low": None, "high": None}}} | POINT,
+]
+MEASURED = {
+    "agreement": {
+        "clips": {"judge|physics": {"kappa": 0.714, "agree": 0.855, "n": 16}},
+        "policies": {"judge|physics": {"pearson": None, "p_value": None, "n": 2}},
+        "prompts": {"judge|physics": {"pearson": 0.881, "p_value": 0.00001, "n": 16}},
+    },
+    "audit": {"judge": AUDIT},
+    "select": {"rwr1": {"judge": "judge", "kept": 100, "curve": CURVE}},
+}
+
+
+def texts(table) -> list[dict[str, str]]:
+    return [{title: cell.text for title, cell in row.cells.items()} for row in table.rows]
+
+
+def test_what_was_measured_of_judges_and_checkpoints_is_shown(sets, summary, tmp_path):
+    write_page(summary | MEASURED, sets, {}, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+
+    assert {"reliability-light.svg", "select-dark.svg"} <= {path.name for path in (tmp_path / "out/media").iterdir()}
+    assert "known &lt;script&gt;" in text
+    assert cells_of(text, "judge")[0] == [
+        "judge", "98", "84.7 [80.0, 90.0]", "0.91", "7", "8", "0.041", "3.1", "0.50 → 0.55", "84.7 → 85.3",
+    ]  # fmt: skip
+    assert cells_of(text, "falling") == [["falling", "50", "80.0", "10.0", "–"]]
+    assert cells_of(text, "judge and physics") == [
+        ["judge and physics", "16", "85.5", "0.71", "0.88 (n = 16)", "&lt; 0.001", "– (n = 2)", "–"]
+    ]
+    assert texts(select_table(MEASURED))[0]["its accept rate, % (or score)"] == "40.0 [30.0, 50.0]"
+    (policy,) = MEASURED["select"]
+    by_metric = MEASURED["select"][policy] | {"measured": [MEASURED["select"][policy]["judge"]]}
+    by_score = select_table({"select": {policy: by_metric}})
+    assert texts(by_score)[0]["its accept rate, % (or score)"] == "0.4 [0.3, 0.5]"
+    assert json.loads((tmp_path / "out/summary.json").read_text())["audit"] == {"judge": AUDIT}
+    said = as_text(summary | MEASURED | {"warnings": ["judge left 6 % unlabelled"]})
+    assert said.rstrip().endswith("Warning: judge left 6 % unlabelled")
+
+
+def test_what_was_not_measured_has_no_section(page, summary):
+    text = (page / "index.html").read_text()
+    unmeasured = {name: policy | {"scores": {}} for name, policy in summary["policies"].items()}
+    bare = summary | {"agreement": {}, "policies": unmeasured}
+
+    assert agreement_table(bare) is audit_table(bare) is select_table(bare) is None
+    assert further_tables(bare) == []
+    assert "Over-optimisation" not in text and "No judge was audited" in text
+
+
+def test_scores_and_the_top_k_have_tables_of_their_own(summary):
+    scored = json.loads(json.dumps(summary))
+    for place, policy in enumerate(scored["policies"].values()):
+        policy["scores"] = {"judge": {"all": {"mean": 0.5 + place, "low": 0.25, "high": 2.0, "n": 8}}}
+        policy["top_k"] = {"judge": {"all": {"rate": 0.75, "low": 0.5, "high": 1.0, "n": 4}}}
+    gap = {"judge": {"all": {"diff": 1.0, "low": 0.5, "high": 1.5}}}
+    scored["policies"]["rwr1"]["score_minus_base"] = gap
+    best, means = further_tables(scored)
+
+    assert texts(best) == [{"all": "75.0 [50.0, 100.0]"}] * 2
+    assert texts(means)[1] == {"all": "1.5 [0.25, 2]", "− base": "+1 [+0.5, +1.5]"}
+    assert means.rows[1].cells["− base"].verdict == BETTER
+
+
+# The graph of rounds
+
+
+def test_policies_hang_on_their_rounds_and_rounds_on_the_policy_that_made_them():
+    def trained(start, round):
+        return {"start": start, "round": round, "objective": "rwr", "source": "judge"}
+
+    nodes = layout(
+        {
+            "base": trained(None, None),
+            "rwr1": trained("base", "r1"),
+            "dpo1": trained("base", "r1"),
+            "rwr2": trained("rwr1", "r2"),
+            "ask": trained("base", None),
+        }
+    )
+    above = {node.name: nodes[node.parent].name if node.parent is not None else None for node in nodes}
+    heights = {node.name: node.height for node in nodes}
+
+    assert above == {"base": None, "r1": "base", "rwr1": "r1", "r2": "rwr1", "rwr2": "r2", "dpo1": "r1", "ask": "base"}
+    assert [node.depth for node in nodes] == [0, 1, 2, 3, 4, 2, 1]
+    assert heights["rwr2"] == heights["rwr1"] == 0 and heights["dpo1"] == 1 and heights["ask"] == 2
+    assert heights["r1"] == 0.5 and heights["base"] == 1.25
+
+
+def test_a_policy_whose_start_was_not_evaluated_still_has_its_place():
+    names = [node.name for node in layout({"rwr2": {"start": "rwr1", "round": "r2", "objective": "rwr"}})]
+
+    assert names == ["rwr1", "r2", "rwr2"]
+
+
+# In a browser
+
+RED, BLUE = (180, 20, 40), (20, 60, 190)
+COUNT = "document.getElementById('count').innerText"
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory) -> str:
+    """Address of a gallery whose base is red and whose rwr1 is blue."""
+    home = tmp_path_factory.mktemp("gallery")
+    found = make_sets(home, 12, colours=(RED, BLUE))
+    torn = home / "rwr1/samples/videos/eval-p1-000.mp4"
+    torn.write_bytes(bytes(torn.stat().st_size))
+    (home / "rwr1/samples/videos/eval-p2-000.mp4").unlink()
+    write_page(summary_of(found), found, {}, None, home / "out")
+    return (home / "out/gallery.html").as_uri()
+
+
+def colour_of(tab, selector: str, path: Path) -> np.ndarray:
+    """Mean colour of what an element looks like."""
+    tab.screenshot(path)
+    inside = [edge + margin for edge, margin in zip(tab.box(selector), (8, 8, -8, -8), strict=True)]
+    return np.asarray(Image.open(path).convert("RGB").crop(inside)).mean((0, 1))
+
+
+def tile(policy: str, row: int) -> str:
+    return f'[data-clip="{policy}/{row}"] .film'
+
+
+def choose(tab, name: str, value: str) -> None:
+    field = f"document.forms[0].elements[{name!r}]"
+    tab.value(f"{field}.value = {value!r}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+
+
+@needs_chromium
+def test_clips_play_where_the_mouse_is_in_their_own_colours(gallery, tmp_path):
+    with browser() as tab:
+        tab.open(gallery)
+        tab.wait(f"document.querySelector('{tile('rwr1', 0)} canvas').width == 64")
+        assert tab.value("document.querySelectorAll('video').length") == 0
+
+        tab.hover(tile("base", 0))
+        for policy, colour in (("base", RED), ("rwr1", BLUE)):
+            video = f"document.querySelector('{tile(policy, 0)} video')"
+            tab.wait(f"{video}?.currentTime > 0")
+            assert tab.value(f"{video}.error") is None
+            assert abs(colour_of(tab, tile(policy, 0), tmp_path / "page.png") - colour).max() < 8
+        tab.hover("#count")
+        tab.wait("document.querySelectorAll('video').length == 0")
+        assert abs(colour_of(tab, tile("rwr1", 0), tmp_path / "page.png") - BLUE).max() < 8  # its first frame stays
+
+
+@needs_chromium
+def test_filters_leave_what_fits_and_say_when_nothing_does(gallery):
+    with browser() as tab:
+        tab.open(gallery)
+        assert tab.value(COUNT) == "24 of 24 clips"
+        choose(tab, "judge", "judge")
+        choose(tab, "verdict", "true")
+        assert tab.value(COUNT) == "12 of 24 clips"
+        choose(tab, "category", "falling")
+        choose(tab, "split", "test")
+        assert tab.value(COUNT) == "3 of 24 clips"
+        choose(tab, "text", "p3 ALERT")
+        assert tab.value(COUNT) == "1 of 24 clips"
+        tab.click('[name="policy:rwr1"]')
+        assert tab.value(COUNT) == "0 of 24 clips"
+        assert "No clip fits these filters." in tab.value("document.getElementById('clips').innerText")
+
+        tab.open(tab.value("location.href").replace("gallery.html", "gallery.html?again"))  # the address keeps them
+        assert tab.value(COUNT) == "0 of 24 clips"
+        tab.click("#empty button")
+        tab.wait(f"{COUNT} == '24 of 24 clips'")
+        choose(tab, "sort", "down")
+        assert tab.value("document.querySelector('.row h3 span').innerText").endswith("eval-p11-000")
+        tab.click("[name=disagree]")
+        assert tab.value(COUNT) == "0 of 24 clips"  # physics says nothing, so it contradicts nobody
+
+
+@needs_chromium
+def test_a_click_shows_the_judges_own_words_as_words(gallery):
+    with browser() as tab:
+        tab.open(gallery, height=1600)
+        tab.value("window.alert = () => { window.alarmed = true }; 0")
+        tab.click(tile("rwr1", 3))  # p11, after p0, p1 and p10
+        tab.wait("document.querySelector('dialog[open] dl') !== null")
+        said = tab.value("document.querySelector('dialog').innerText")
+
+        assert f"raw words 11 {HOSTILE}" in said
+        assert f"because {HOSTILE}" in said
+        for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
+            assert words in said
+        tab.wait("document.querySelector('dialog video').currentTime > 0")
+        assert tab.value("document.querySelectorAll('script:not([src])').length") == 0
+        assert not tab.value("window.alarmed")
+        assert tab.value("document.querySelector('.row h3').innerText").startswith(HOSTILE)
+
+        tab.value("document.querySelector('dialog button').click()")
+        assert not tab.value("document.querySelector('dialog').open")
+
+
+@needs_chromium
+def test_a_clip_that_cannot_be_played_says_so_and_leaves_the_others_alone(gallery):
+    with browser() as tab:
+        tab.open(gallery, height=1600)
+        for row in (1, 4):  # p1 is torn, p2 is missing: p10 and p11 stand between them
+            tab.wait(f"document.querySelector('{tile('rwr1', row)}').innerText == 'This clip cannot be played.'")
+        tab.wait("[...document.querySelectorAll('.film:not(:has(em)) canvas')].every(canvas => canvas.width == 64)")
+        assert tab.value("document.querySelectorAll('.film em').length") == 2
+        tab.hover(tile("base", 1))
+        tab.wait(f"document.querySelector('{tile('base', 1)} video')?.currentTime > 0")
+
+
+@needs_chromium
+def test_on_a_phone_a_tap_plays_and_a_second_one_opens(gallery):
+    with browser() as tab:
+        tab.open(gallery, width=390, height=844)
+        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
+        assert not tab.value("document.getElementById('filters').open")
+        tab.tap(tile("base", 0))
+        tab.wait(f"document.querySelector('{tile('base', 0)} video')?.currentTime > 0")
+        assert not tab.value("document.querySelector('dialog').open")
+        tab.tap(tile("base", 0))
+        tab.wait("document.querySelector('dialog[open] dl') !== null")
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_report_fits_a_phone_in_both_themes(page, dark):
+    with browser() as tab:
+        tab.open((page / "index.html").as_uri(), width=390, height=844, dark=dark)
+
+        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
+        theme = "dark" if dark else "light"
+        shown = tab.value(
+            "[...document.querySelectorAll('picture img')].map(img => [img.currentSrc, img.naturalWidth])"
+        )
+        assert shown and all(source.endswith(f"-{theme}.svg") and width > 0 for source, width in shown)
+
+
+def test_the_text_table_lines_up(summary):
+    *tables, found, warned = as_text(summary).split("\n\n")
+
+    assert len(tables) == 4  # of two judges, of p_accept's means, of how far the judges agree
+    for table in tables:
+        assert len({len(line) for line in table.split("\n")}) == 1
+    assert re.search(r"rwr1 +100\.0 \[100\.0, 100\.0\].*\+100\.0 \[\+100\.0, \+100\.0\] ▲", tables[0])
+    assert "better than base: rwr1" in found and warned.startswith("Warning: ")

@@ -1,0 +1,509 @@
+"""Claims about the training loop, on tiny models of the real classes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cluster import devices
+from commands.preset import overlay
+from data.policies import CHECKPOINTS
+from data.records import Pair, Weighted
+from generators.core import lora
+from generators.core.load import load_generator
+from rl.objectives import OBJECTIVES, get_objective
+from rl.training import state as resume_state
+from rl.training import trainer
+from rl.training.batches import ClipReader, draw, rows_of_step
+from rl.training.config import configure
+from rl.training.policies import NonFiniteLossError, make_optimizer
+from rl.training.state import STATE_FILE, ResumeError
+from rl.training.timesteps import uniform
+from rl.training.trainer import learning_rate
+from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, write_base, write_clip_set
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def clip_set(tmp_path_factory):
+    return write_clip_set(tmp_path_factory.mktemp("clips") / "samples")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("policies") / "base")
+
+
+@pytest.fixture
+def generator(tiny_wan):
+    return load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes by its relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def log(home: Path) -> list[dict]:
+    return [json.loads(line) for line in (home / "out" / "log.jsonl").read_text().splitlines()]
+
+
+def adapter(home: Path) -> dict[str, torch.Tensor]:
+    return load_file(home / "out" / lora.LORA_FILE)
+
+
+def predicted_batches(generator) -> list[tuple[torch.Tensor, ...]]:
+    """The arguments of every `predict` from now on, as it is called."""
+    calls, predict = [], generator.predict
+
+    def spy(latents, t, embeddings, conditioning=None):
+        calls.append((latents, t, embeddings))
+        return predict(latents, t, embeddings, conditioning)
+
+    generator.predict = spy
+    return calls
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_a_policy_folder(objective, generator, clip_set, base, tmp_path):
+    report = run(objective, generator, clip_set, base, tmp_path)
+    files = set(contents(tmp_path / "out"))
+    assert files == {
+        "pytorch_lora_weights.safetensors", "policy.json", "log.jsonl", "manifest.json",
+        "checkpoints/step-000002/pytorch_lora_weights.safetensors", "checkpoints/step-000002/policy.json",
+        "checkpoints/step-000004/pytorch_lora_weights.safetensors", "checkpoints/step-000004/policy.json",
+    }  # fmt: skip
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    facts = {"step", "loss", "learning_rate", "gradient_norm", *OBJECTIVES[objective].facts}
+    assert all(set(line) == facts for line in lines)
+    assert report.last == lines[-1] and report.samples_per_step == (8 if objective == "dpo" else 4)
+    assert any(value.abs().max() > 0 for key, value in adapter(tmp_path).items() if ".lora_B." in key)
+
+
+def test_policy_json_says_what_the_policy_was_made_from(generator, clip_set, base, tmp_path):
+    run("dpo", generator, clip_set, base, tmp_path)
+    facts = json.loads((tmp_path / "out" / "policy.json").read_text())
+    assert (facts["objective"], facts["start"], facts["set"], facts["rows"]) == ("dpo", "base", "r1", 4)
+    assert facts["clip_sets"] == [clip_set.fingerprint()] and facts["config"]["beta"] == 100.0
+
+
+def test_a_trained_policy_and_its_checkpoints_are_policies_to_sample_from(tiny_wan, clip_set, base, tmp_path):
+    run("sft", tiny_wan, clip_set, base, tmp_path)
+    for folder in (tmp_path / "out", tmp_path / "out" / CHECKPOINTS / "step-000002"):
+        sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+        before = sampler.transformer.blocks[0].attn1.to_q.weight.clone()
+        lora.apply_policy(sampler, folder)
+        assert not torch.equal(sampler.transformer.blocks[0].attn1.to_q.weight, before)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(objective, tiny_wan, clip_set, base, tmp_path):
+    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+        run(objective, tiny_wan, clip_set, base, tmp_path / name, seed=seed)
+    assert contents(tmp_path / "one" / "out") == contents(tmp_path / "two" / "out")
+    weights = (tmp_path / name / "out" / lora.LORA_FILE for name in ("one", "other"))
+    assert len({path.read_bytes() for path in weights}) == 2
+
+
+def test_training_lowers_the_error(generator, clip_set, base, tmp_path):
+    run("sft", generator, clip_set, base, tmp_path, steps=60, checkpoint_every=60)
+    losses = [line["loss"] for line in log(tmp_path)]
+    assert sum(losses[-20:]) < 0.95 * sum(losses[:20])
+
+
+def test_dpo_comes_to_prefer_the_chosen_clips(generator, clip_set, base, tmp_path):
+    run("dpo", generator, clip_set, base, tmp_path, steps=40, checkpoint_every=40)
+    last = log(tmp_path)[-10:]
+    assert sum(line["implicit_reward_accuracy"] for line in last) / 10 > 0.8
+    assert all(line["implicit_reward_margin"] > 0 for line in last)
+
+
+# What a step sees
+
+
+def test_the_first_dpo_step_finds_policy_and_reference_equal(generator, clip_set, base, tmp_path):
+    run("dpo", generator, clip_set, base, tmp_path, steps=1)
+    first = log(tmp_path)[0]
+    assert first["loss"] == pytest.approx(0.693147, rel=1e-6)
+    assert (first["implicit_reward_margin"], first["implicit_reward_accuracy"]) == (0.0, 0.5)
+
+
+def test_a_later_round_starts_from_its_start_and_is_compared_with_it(tiny_wan, clip_set, base, tmp_path):
+    run("rwr", tiny_wan, clip_set, base, tmp_path / "rwr1")
+    run("dpo", tiny_wan, clip_set, tmp_path / "rwr1" / "out", tmp_path / "dpo2", steps=1, learning_rate=1e-12)
+    assert log(tmp_path / "dpo2")[0]["implicit_reward_margin"] == 0.0
+    first, second = adapter(tmp_path / "rwr1"), adapter(tmp_path / "dpo2")
+    assert all(torch.allclose(first[key], second[key], atol=1e-9) for key in first)
+
+
+def test_chosen_and_rejected_share_noise_timestep_and_caption(generator, clip_set, base, tmp_path):
+    calls = predicted_batches(generator)
+    run("dpo", generator, clip_set, base, tmp_path, steps=1, caption_dropout=0.5)
+    (latents, t, embeddings), policy_call = calls[0], calls[1]
+    assert torch.equal(latents, policy_call[0])  # the reference sees what the policy sees
+    pairs = [rows("dpo", clip_set)[row] for row in rows_of_step(0, 4, 4, seed=1)]
+    clean = clip_set.latents([p.chosen for p in pairs] + [p.rejected for p in pairs])
+    noise = (latents - (1 - t.view(-1, 1, 1, 1, 1)) * clean) / t.view(-1, 1, 1, 1, 1)
+    assert torch.equal(t[:4], t[4:]) and torch.equal(embeddings[:4], embeddings[4:])
+    torch.testing.assert_close(noise[:4], noise[4:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_dpo_step_is_two_batched_forwards_of_which_one_has_a_graph(generator, clip_set, base, tmp_path):
+    forwards, predict = [], generator.predict
+    generator.predict = lambda *args: forwards.append((len(args[0]), torch.is_grad_enabled())) or predict(*args)
+    run("dpo", generator, clip_set, base, tmp_path, steps=1)
+    assert forwards == [(8, False), (8, True)]  # four chosen and four rejected clips, reference before policy
+
+
+@pytest.mark.parametrize("dropout, empty", [(0.0, 0), (1.0, 4)])
+def test_caption_dropout_trains_the_empty_caption(dropout, empty, generator, clip_set, base, tmp_path):
+    calls = predicted_batches(generator)
+    run("sft", generator, clip_set, base, tmp_path, steps=1, caption_dropout=dropout)
+    assert sum(torch.equal(embedding, clip_set.empty_embedding) for embedding in calls[0][2]) == empty
+
+
+def test_clips_of_weight_zero_are_not_run_and_still_count_in_the_mean(generator, clip_set, base, tmp_path):
+    """Of a batch of all eight clips, four have weight 1: the loss is half of theirs alone."""
+    calls = predicted_batches(generator)
+    run("rwr", generator, clip_set, base, tmp_path, steps=1, batch_size=8, caption_dropout=0.0)
+    latents, t, embeddings = calls[0]
+    assert len(latents) == 4
+    table = rows("rwr", clip_set)
+    order = rows_of_step(0, 8, 8, seed=1)
+    places = [place for place in range(8) if table[order[place]].weight]
+    draws = draw(1, 0, places, LATENT_SHAPE, uniform, 0.0)
+    clean = clip_set.latents([table[order[place]].sample_id for place in places])
+    with torch.no_grad():
+        generator.transformer.disable_adapters()
+        prediction = generator.predict(latents, t, embeddings)
+    errors = ((prediction - (draws.noise - clean)) ** 2).mean((1, 2, 3, 4))
+    assert log(tmp_path)[0]["loss"] == pytest.approx(errors.sum().item() / 8, rel=1e-5)
+
+
+def test_a_batch_without_any_weight_moves_nothing(generator, clip_set, base, tmp_path):
+    table = [Weighted(s.sample_id, s.prompt_id, 0.0, 0.0) for s in clip_set.samples[:7]]
+    table.append(Weighted(clip_set.samples[7].sample_id, "p1", 1.0, 1.0))
+    run("rwr", generator, clip_set, base, tmp_path, table=table, steps=2, batch_size=4)
+    assert sorted(line["gradient_norm"] > 0 for line in log(tmp_path)) == [False, True]
+
+
+def test_every_pass_visits_every_row_once():
+    visited = [row for step in range(5) for row in rows_of_step(step, 4, 10, seed=3)]
+    assert sorted(visited[:10]) == sorted(visited[10:]) == list(range(10))
+    assert visited[:10] != visited[10:]
+
+
+def test_draws_depend_on_the_place_in_the_batch_alone():
+    together = draw(1, 7, range(6), LATENT_SHAPE, uniform, 0.5)
+    apart = [draw(1, 7, [place], LATENT_SHAPE, uniform, 0.5) for place in range(6)]
+    for index, values in enumerate(together):
+        assert torch.equal(values, torch.cat([one[index] for one in apart]))
+    assert not torch.equal(together.noise, draw(1, 8, range(6), LATENT_SHAPE, uniform, 0.5).noise)
+
+
+# Optimisation
+
+# Adam divides by the gradient's own size: at its usual eps an element whose gradient is mere rounding steps anywhere.
+FLOAT_ORDER = {"eps": 1e-6}
+
+
+def test_micro_batches_change_the_adapter_by_float_order_alone(tiny_wan, clip_set, base, tmp_path):
+    for name, pieces in (("whole", 1), ("split", 3)):
+        run("dpo", tiny_wan, clip_set, base, tmp_path / name, gradient_accumulation=pieces, **FLOAT_ORDER)
+    whole, split = adapter(tmp_path / "whole"), adapter(tmp_path / "split")
+    assert all(torch.allclose(whole[key], split[key], atol=1e-5) for key in whole)
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing(generator, tiny_wan, clip_set, base, tmp_path):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "plain")
+    calls = []
+    generator.transformer.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    run("sft", generator, clip_set, base, tmp_path / "recomputed", gradient_checkpointing=True)
+    assert len(calls) == 2 * 5  # once forward and once backward a step
+    plain, recomputed = adapter(tmp_path / "plain"), adapter(tmp_path / "recomputed")
+    assert all(torch.allclose(plain[key], recomputed[key], atol=1e-6) for key in plain)
+
+
+def test_bfloat16_autocast_trains(generator, clip_set, base, tmp_path):
+    run("dpo", generator, clip_set, base, tmp_path, precision="bf16")
+    assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in adapter(tmp_path).values())
+
+
+def test_learning_rate_by_hand():
+    """Warm-up over 4 of 12 steps to 1: quarters; then constant, or eighths down."""
+    constant = config("sft", learning_rate=1.0, warmup_steps=4, steps=12)
+    linear = config("sft", learning_rate=1.0, warmup_steps=4, steps=12, schedule="linear")
+    assert [learning_rate(step, constant) for step in (0, 1, 3, 4, 11)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    assert [learning_rate(step, linear) for step in (0, 3, 4, 8, 11)] == [0.25, 1.0, 1.0, 0.5, 0.125]
+
+
+def test_weight_decay_is_decoupled():
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    assert type(make_optimizer(parameters, config("sft"))) is torch.optim.Adam
+    assert type(make_optimizer(parameters, config("sft", weight_decay=0.1))) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("objective", ["rwr", "dpo"])
+def test_full_fine_tuning_keeps_the_whole_transformer(objective, generator, clip_set, base, tmp_path, tiny_wan):
+    report = run(objective, generator, clip_set, base, tmp_path, full=True, steps=2, learning_rate=1e-3)
+    assert report.parameters == sum(p.numel() for p in generator.transformer.parameters())
+    sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+    lora.apply_policy(sampler, tmp_path / "out")
+    trained, loaded = generator.transformer.state_dict(), sampler.transformer.state_dict()
+    assert all(torch.equal(trained[key], loaded[key]) for key in trained)
+    if objective == "dpo":
+        assert log(tmp_path)[0]["implicit_reward_margin"] == 0.0
+
+
+# Killed, and started again
+
+
+def start_child(tiny_wan: Path, clip_set, base: Path, home: Path, changes: dict, pause: float = 0.0, **environment):
+    command = [sys.executable, "-m", "tests.support.training", "--objective", "dpo", "--changes", json.dumps(changes)]
+    command += ["--generator", tiny_wan, "--clips", clip_set.folder, "--start", base, "--home", home, "--pause", pause]
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | environment)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, clip_set, base, tmp_path):
+    changes = {"steps": 30, "checkpoint_every": 3}
+    run("dpo", tiny_wan, clip_set, base, tmp_path / "whole", **changes)
+    child = start_child(tiny_wan, clip_set, base, tmp_path / "killed", changes, pause=0.05)
+    state = tmp_path / "killed" / "work" / STATE_FILE
+    while not state.is_file():
+        assert child.poll() is None, "ended before it wrote a state"
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
+    report = run("dpo", tiny_wan, clip_set, base, tmp_path / "killed", **changes)
+    assert report.steps < 30  # it did not start afresh
+    assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
+
+
+class Killed(BaseException):
+    """Stands for a kill at a chosen line, which a signal cannot be aimed at."""
+
+
+@pytest.mark.parametrize("moment", ["write_state", "append_log", "write_manifest", "publish"])
+def test_no_moment_to_be_killed_at_changes_the_bytes(moment, tiny_wan, clip_set, base, tmp_path, monkeypatch):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
+    home = resume_state if hasattr(resume_state, moment) else trainer
+    original, calls = getattr(home, moment), []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == (2 if moment in ("write_state", "append_log") else 1):
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, moment, killed)
+        with pytest.raises(Killed):
+            run("sft", tiny_wan, clip_set, base, tmp_path / "killed")
+    run("sft", tiny_wan, clip_set, base, tmp_path / "killed")
+    assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
+
+
+def run_until_publishing(tiny_wan, clip_set, base, home, monkeypatch):
+    """Train to the last step, and be killed before the policy is published."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "publish", lambda work, out: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run("sft", tiny_wan, clip_set, base, home)
+
+
+def test_a_torn_log_line_and_a_half_written_checkpoint_are_dropped(tiny_wan, clip_set, base, tmp_path, monkeypatch):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path / "killed", monkeypatch)
+    folder = tmp_path / "killed" / "work" / "policy"
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')
+    (folder / CHECKPOINTS / ".unfinished").mkdir()
+    (folder / CHECKPOINTS / ".unfinished" / "torn").write_text("")
+    run("sft", tiny_wan, clip_set, base, tmp_path / "killed")
+    assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
+
+
+def test_killed_right_after_publishing_it_starts_afresh_with_the_same_bytes(tiny_wan, clip_set, base, tmp_path):
+    """The state is still there, but the checkpoints have moved with the policy, which DVC deletes before a new run."""
+    run("sft", tiny_wan, clip_set, base, tmp_path)
+    published = contents(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "gone")
+    assert run("sft", tiny_wan, clip_set, base, tmp_path).steps == 5
+    assert contents(tmp_path / "out") == published
+
+
+def test_resume_from_another_folder(tiny_wan, clip_set, base, tmp_path, monkeypatch):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path / "old", monkeypatch)
+    report = run("sft", tiny_wan, clip_set, base, tmp_path / "new", resume_from=tmp_path / "old" / "work")
+    assert report.steps == 1  # of five, the last state being that of step 4
+    assert contents(tmp_path / "new" / "out") == contents(tmp_path / "whole" / "out")
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.02}, {"seed": 2}, {"timesteps": {"name": "shifted", "shift": 3}}]
+)
+def test_resuming_another_configuration_names_the_key_that_differs(change, tiny_wan, clip_set, base, tmp_path):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "old")
+    with pytest.raises(ResumeError, match=rf"config\.{next(iter(change))} was .* and is .* now"):
+        run("sft", tiny_wan, clip_set, base, tmp_path / "new", resume_from=tmp_path / "old" / "work", **change)
+
+
+def test_resuming_from_nothing_is_an_error(tiny_wan, clip_set, base, tmp_path):
+    with pytest.raises(ResumeError, match=r"no state\.safetensors to resume from"):
+        run("sft", tiny_wan, clip_set, base, tmp_path, resume_from=tmp_path / "nowhere")
+
+
+def test_a_loss_that_is_not_finite_stops_before_its_step(generator, clip_set, base, tmp_path):
+    predict, calls = generator.predict, []
+
+    def diverging(*args):
+        calls.append(1)
+        return predict(*args) * (float("nan") if len(calls) == 4 else 1.0)
+
+    generator.predict = diverging
+    with pytest.raises(NonFiniteLossError, match="step 4: loss nan.*last good checkpoint is .*step-000002"):
+        run("sft", generator, clip_set, base, tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "work" / "policy" / CHECKPOINTS / "step-000002" / lora.LORA_FILE).is_file()
+    parameters = lora.trainable_parameters(generator.transformer)
+    assert all(torch.isfinite(parameter).all() for parameter in parameters)
+
+
+# Many processes
+
+
+def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_path):
+    changes = {"steps": 4, "batch_size": 3, **FLOAT_ORDER}
+    run("dpo", tiny_wan, clip_set, base, tmp_path / "one", **changes)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        start_child(tiny_wan, clip_set, base, tmp_path / "two", changes, RANK=rank, LOCAL_RANK=rank, **group)
+        for rank in "01"
+    ]
+    assert [child.wait() for child in children] == [0, 0]
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+    assert len(log(tmp_path / "two")) == 4
+
+
+@pytest.mark.parametrize("count, pieces, ranks", [(10, 1, 3), (2, 4, 1), (7, 2, 2)])
+def test_the_slices_of_all_ranks_are_the_batch_in_its_order(count, pieces, ranks, monkeypatch):
+    monkeypatch.setattr(devices, "world_size", lambda: ranks)
+    covered = []
+    for rank in range(ranks):
+        monkeypatch.setattr(devices, "rank", lambda rank=rank: rank)
+        covered += [place for piece in devices.slice_of_rank(count, pieces) for place in piece]
+    assert covered == list(range(count))
+
+
+def test_devices_are_picked_by_name():
+    assert devices.pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'gpu' is unknown; known: auto, cpu, cuda, tpu"):
+        devices.pick_device("gpu")
+    if not torch.accelerator.is_available():
+        assert devices.pick_device("auto") == torch.device("cpu")
+        with pytest.raises(ValueError, match="'cuda' needs a CUDA GPU that torch can see; this machine has: cpu"):
+            devices.pick_device("cuda")
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    "objective, table, error",
+    [
+        ("dpo", [], "dpo: the table of Pair rows is empty, there is nothing to train on"),
+        (
+            "dpo",
+            [Pair("p0", "p0-0", "elsewhere", 1.0)],
+            r"1 clips of the Pair rows are in no clip set: \['elsewhere'\]",
+        ),
+        ("rwr", [Weighted("p0-0", "p0", 0.0, 0.0)], "every one of the 1 rows has weight 0"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_an_error(objective, table, error, generator, clip_set, base, tmp_path):
+    with pytest.raises(ValueError, match=error):
+        run(objective, generator, clip_set, base, tmp_path, table=table)
+
+
+def test_clip_sets_that_do_not_go_together_are_an_error(clip_set, tmp_path):
+    with pytest.raises(ValueError, match="p0-0 stands in two of the 2 clip sets"):
+        ClipReader([clip_set, clip_set])
+    larger = write_clip_set(tmp_path / "larger", prefix="q", shape=(4, 3, 8, 8))
+    with pytest.raises(ValueError, match="latents differ in shape"):
+        ClipReader([clip_set, larger])
+
+
+def test_clips_of_several_rounds_are_read_together(clip_set, tmp_path):
+    other = write_clip_set(tmp_path / "r2", prefix="q")
+    clips = ClipReader([clip_set, other]).read(["q1-2", "p0-1"], torch.tensor([False, True]))
+    assert torch.equal(clips.latents, torch.cat([other.latents(["q1-2"]), clip_set.latents(["p0-1"])]))
+    assert torch.equal(clips.embeddings[0], other.embeddings(["q1"])[0])
+    assert torch.equal(clips.embeddings[1], clip_set.empty_embedding)
+
+
+def test_a_start_of_another_rank_is_an_error(tiny_wan, clip_set, base, tmp_path):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "one", steps=1)
+    with pytest.raises(ValueError, match="lora_rank is 8, but .* is continued, whose adapter has 4"):
+        run("sft", tiny_wan, clip_set, tmp_path / "one" / "out", tmp_path / "two", lora_rank=8)
+
+
+def test_a_lora_over_a_fully_trained_start_is_an_error(tiny_wan, clip_set, base, tmp_path):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "one", steps=1, full=True)
+    with pytest.raises(ValueError, match="fully trained, so a LoRA is not the whole change from the base"):
+        run("sft", tiny_wan, clip_set, tmp_path / "one" / "out", tmp_path / "two")
+
+
+def test_a_start_that_is_no_policy_is_an_error(generator, clip_set, tmp_path):
+    with pytest.raises(lora.LoraError, match=r"no policy\.json, so no policy to start from"):
+        run("sft", generator, clip_set, tmp_path, tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "objective, values, error",
+    [
+        ("rwr", CONFIG | {"learning_rte": 1.0}, r"unknown key in train\.rwr: learning_rte; known: full, lora_rank"),
+        ("rwr", CONFIG | DPO, r"key that rwr does not read in train\.rwr: beta, chosen_error_weight"),
+        ("dpo", CONFIG | {"beta": 100.0}, r"missing key in train\.dpo \(or train\.common\): chosen_error_weight"),
+        ("dpo", CONFIG | DPO | {"beta": 0}, "beta must be a number > 0, found 0"),
+        ("sft", CONFIG | {"learning_rate": "high"}, "learning_rate must be a number > 0, found 'high'"),
+        ("sft", CONFIG | {"steps": 1.5}, r"steps must be a whole number >= 1, found 1\.5"),
+        ("sft", CONFIG | {"schedule": "cosine"}, "schedule must be constant or linear, found 'cosine'"),
+        ("sft", CONFIG | {"timesteps": {"name": "beta"}}, "'beta' is unknown; known: uniform, logit_normal, shifted"),
+        ("sft", CONFIG | {"lora_targets": "to_q"}, "lora_targets must be a list of module name endings, or null"),
+    ],
+)
+def test_a_wrong_setting_is_named(objective, values, error):
+    with pytest.raises(ValueError, match=error):
+        configure(get_objective(objective), values)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_papers_preset_laid_over_params_trains_as_the_paper_does(objective):
+    """Appendix A of Furuta et al."""
+    params, preset = (
+        yaml.safe_load((ROOT / path).read_text()) for path in ("params.yaml", "configs/presets/paper.yaml")
+    )
+    overlay(params, preset)
+    paper = configure(get_objective(objective), params["train"]["common"] | params["train"][objective])
+    assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
+    assert (paper.warmup_steps, paper.max_grad_norm, paper.checkpoint_every) == (10_000, 1.0, 500)
+    assert (paper.beta, paper.chosen_error_weight) == ((5000, 0.0) if objective == "dpo" else (None, None))

@@ -1,0 +1,122 @@
+"""A tiny online run, for the tests and for the processes that they start and kill: `python -m tests.support.online`."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from generators.core.load import load_generator
+from rl.online.config import OnlineConfig
+from rl.online.guards import Point
+from rl.online.judging import WeightedJudge
+from rl.online.trainer import Conditions, OnlineReport, train_online
+
+CONFIG = {
+    "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.02, "betas": [0.9, 0.999],
+    "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0, "batch_size": 2, "gradient_accumulation": 1,
+    "gradient_checkpointing": False, "precision": "fp32", "checkpoint_every": 2, "log_every": 1, "seed": 1,
+    "rollout": "random_step", "renoise": "fresh", "gradient_steps": None, "noise": "fresh", "steps": 3,
+    "solver": "unipc", "guidance": 1.0, "updates": 5, "warmup_updates": 0, "velocity_weight": 0.1,
+    "held_out_every": None, "held_out_tolerance": 0.0, "stop_below": None,
+}  # fmt: skip
+LAST_STEPS = {"rollout": "last_steps", "renoise": None, "gradient_steps": 2}
+
+
+def config(**changes) -> OnlineConfig:
+    return OnlineConfig(**CONFIG | changes)
+
+
+class Answers(NamedTuple):
+    """What rl.online.judging calls by this name."""
+
+    questions: tuple[str, ...]
+    loss: Tensor
+    p_wanted: Tensor
+
+
+class ColourJudge:
+    """Asks of three frames whether there is more of a colour than of the others, and whether they are bright."""
+
+    def __init__(self, name: str = "red", channel: int = 0, pause: float = 0.0) -> None:
+        self.name, self.channel, self.pause = name, channel, pause
+
+    def shown(self, num_frames: int, seed: int) -> list[int]:
+        return [0, num_frames // 2, num_frames - 1]
+
+    def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:
+        time.sleep(self.pause)
+        mean = frames.mean((0, 1, 2))
+        # two-way logits: their difference is what softplus takes
+        logits = torch.stack([20 * (mean[self.channel] - mean.mean()), 4 * (mean.mean() - 0.5)])
+        return Answers((self.name, "bright"), softplus(-logits), logits.detach().sigmoid())
+
+
+def conditions(prompts: int = 3, **changes) -> Conditions:
+    """Random embeddings for clips of 5 frames of 16 x 16 under tests/conftest.py's tiny Wan."""
+    generator = torch.Generator().manual_seed(0)
+    return Conditions(
+        tuple(f"p{index}" for index in range(prompts)),
+        torch.randn(prompts, 6, 16, generator=generator),
+        torch.full((6, 16), 0.5),
+        (4, 3, 4, 4),
+        num_frames=5,
+    )._replace(**changes)
+
+
+def load(folder: Path):
+    return load_generator("wan", folder, max_prompt_tokens=6, parts=("transformer", "vae"))
+
+
+def run(
+    generator,
+    start: Path,
+    home: Path,
+    judges: Sequence[WeightedJudge] = (WeightedJudge(ColourJudge(), 1.0),),
+    check=None,
+    given: Conditions | None = None,
+    resume_from: Path | None = None,
+    **changes,
+) -> OnlineReport:
+    """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
+    generator = load(generator) if isinstance(generator, Path) else generator
+    return train_online(
+        generator, given or conditions(), judges, lambda latents, indices: generator.decode_float(latents)[0][indices],
+        config(**changes), start, home / "work", home / "out", {"recipe": "test"}, check,
+        resume_from=resume_from,
+    )  # fmt: skip
+
+
+def probability(generator, channel: int) -> float:
+    """Mean p of a colour judge on full samples by the policy of the moment, on noise and prompts of their own."""
+    given = conditions(2)
+    noise = generator.draw_noise([10, 11], given.latent_shape)
+    latents = generator.sample(given.embeddings, given.empty_embedding, noise, steps=3, guidance=1.0, solver="unipc")
+    judge = ColourJudge(channel=channel)
+    return sum(judge(clip[[0, 2, 4]], "p0", 0).p_wanted[0].item() for clip in generator.decode_float(latents)) / 2
+
+
+def check_of(generator):
+    """A check whose training judge wants red, and whose held-out one green."""
+    return lambda _: Point(probability(generator, 0), probability(generator, 1), {"blue": probability(generator, 2)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("generator", "start", "home"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--changes", type=json.loads)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each answer")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    run(options.generator, options.start, options.home, [WeightedJudge(ColourJudge(pause=options.pause), 1.0)],
+        **options.changes)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A tiny training run for tests and the processes that they start and kill: `python -m tests.support.training`."""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.records import Pair, Sample, Weighted
+from data.store import ClipSet, ClipSetWriter
+from generators.core.load import load_generator
+from rl.objectives import get_objective
+from rl.training.config import TrainConfig, configure
+from rl.training.trainer import TrainReport, train
+
+LATENT_SHAPE = (4, 3, 4, 4)  # of 5 frames of 16 x 16 under tests/conftest.py's tiny Wan
+CONFIG = {
+    "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.01, "warmup_steps": 2,
+    "schedule": "constant", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
+    "steps": 5, "batch_size": 4, "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "fp32",
+    "timesteps": {"name": "uniform"}, "caption_dropout": 0.25, "checkpoint_every": 2, "log_every": 1, "seed": 1,
+}  # fmt: skip
+DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
+
+
+def config(objective: str, **changes) -> TrainConfig:
+    return replace(configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {})), **changes)
+
+
+def write_clip_set(folder: Path, prompts: int = 2, clips: int = 4, prefix: str = "p", shape=LATENT_SHAPE) -> ClipSet:
+    """Random latents and embeddings; every other clip of a prompt counts as accepted, see `rows`."""
+    generator = torch.Generator().manual_seed(0)
+    writer = ClipSetWriter(folder)
+    names = [f"{prefix}{prompt}" for prompt in range(prompts)]
+    for index, name in enumerate(names):
+        ids = [f"{name}-{clip}" for clip in range(clips)]
+        samples = [Sample(i, name, "a cup", "c", "train", "base", 1, 5, 8.0, 16, 16, f"videos/{i}.mp4") for i in ids]
+        frames = np.zeros((clips, 5, 16, 16, 3), np.uint8)
+        writer.add_batch(index, samples, frames, torch.randn(clips, *shape, generator=generator))
+    embeddings = {name: torch.randn(6, 16, generator=generator) for name in names}
+    writer.finish(embeddings, torch.full((6, 16), 0.5), {})
+    return ClipSet.open(folder)
+
+
+def rows(objective: str, clip_set: ClipSet) -> list[Weighted] | list[Pair]:
+    """Even clips accepted, odd ones rejected, paired in their order."""
+    samples = clip_set.samples
+    if objective == "dpo":
+        pairs = zip(samples[::2], samples[1::2], strict=True)
+        return [Pair(chosen.prompt_id, chosen.sample_id, rejected.sample_id, 1.0) for chosen, rejected in pairs]
+    return [Weighted(sample.sample_id, sample.prompt_id, 1.0 - i % 2, 1.0 - i % 2) for i, sample in enumerate(samples)]
+
+
+def write_base(folder: Path) -> Path:
+    """The policy `base`: nothing but its policy.json."""
+    folder.mkdir(parents=True)
+    (folder / "policy.json").write_text("{}")
+    return folder
+
+
+def run(
+    objective: str,
+    generator,
+    clip_set: ClipSet,
+    start: Path,
+    home: Path,
+    resume_from: Path | None = None,
+    table: list | None = None,
+    **changes,
+) -> TrainReport:
+    """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
+    if isinstance(generator, Path):
+        generator = load_generator("wan", generator, max_prompt_tokens=6, parts=("transformer",))
+    return train(
+        generator, [clip_set], rows(objective, clip_set) if table is None else table, get_objective(objective),
+        config(objective, **changes), start, home / "work", home / "out", {"set": "r1"}, resume_from,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("generator", "clips", "start", "home"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--objective")
+    parser.add_argument("--changes", type=json.loads)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each forward")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    generator = load_generator("wan", options.generator, max_prompt_tokens=6, parts=("transformer",))
+    predict = generator.predict
+    generator.predict = lambda *args: time.sleep(options.pause) or predict(*args)
+    run(options.objective, generator, ClipSet.open(options.clips), options.start, options.home, **options.changes)
+
+
+if __name__ == "__main__":
+    main()
