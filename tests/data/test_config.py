@@ -1,0 +1,64 @@
+"""Sections as strict dataclasses: what is taken, and how errors name what is wrong."""
+
+from typing import Literal
+
+import pytest
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, ConfigError, Count, Positive, read_config
+
+
+@dataclass(frozen=True, config=STRICT)
+class Inner:
+    steps: Count
+    solver: Literal["euler", "unipc"] = "unipc"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Outer:
+    rate: Positive
+    names: tuple[str, ...]
+    inner: Inner | None
+    extra: dict
+
+    def __post_init__(self) -> None:
+        if len(self.names) > 2:
+            raise ValueError(f"names are {len(self.names)}, expected at most 2")
+
+
+GIVEN = {"rate": 1, "names": ["a"], "inner": {"steps": 3}, "extra": {"free": [1]}}
+
+
+def test_lists_become_tuples_sections_dataclasses_and_whole_numbers_floats():
+    assert read_config(Outer, GIVEN, "outer") == Outer(1.0, ("a",), Inner(3), {"free": [1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rat": 1}, "outer.rat (1) is unknown; known keys are rate, names, inner, extra"),
+        ({"rate": 0}, "outer.rate is 0, expected greater than 0; known keys are rate"),
+        ({"rate": None}, "outer.rate is null, expected a valid number; known"),
+        ({"rate": True}, "outer.rate is True, expected a valid number"),
+        ({"names": ["a", 2]}, "outer.names[1] is 2, expected a valid string"),
+        ({"inner": {"steps": "3"}}, "outer.inner.steps is '3', expected a valid integer; known keys are steps, solver"),
+        ({"inner": {}}, "outer.inner.steps is missing; known keys are steps, solver"),
+        ({"inner": {"steps": 1, "solver": "ddim"}}, "outer.inner.solver is 'ddim', expected 'euler' or 'unipc'"),
+        ({"names": ["a", "b", "c"]}, "outer: names are 3, expected at most 2"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_right(change, message):
+    with pytest.raises(ConfigError) as error:
+        read_config(Outer, GIVEN | change, "outer")
+    assert message in str(error.value)
+
+
+def test_every_wrong_key_has_a_line_of_its_own():
+    with pytest.raises(ConfigError) as error:
+        read_config(Outer, GIVEN | {"rate": -1, "rat": 2}, "outer")
+    assert [line.split()[0] for line in str(error.value).splitlines()] == ["outer.rate", "outer.rat"]
+
+
+def test_what_is_no_section_is_named_with_the_keys_of_one():
+    with pytest.raises(ConfigError, match=r"outer is 7, expected a section with the keys rate, names, inner, extra"):
+        read_config(Outer, 7, "outer")
