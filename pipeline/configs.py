@@ -6,7 +6,7 @@ from typing import Any
 from evaluation.selection import BestOf, TopK
 from pipeline.params import block, read_section
 
-TABLETOP = "data/tabletop"  # `audit.set` and `references`: its renderer's clips and truth
+TABLETOP = "tabletop"  # `audit.set` and `references`: its renderer's clips and truth
 REFERENCES = (TABLETOP, "prompts")
 
 
@@ -136,7 +136,7 @@ class OnlineEntry:
     judge: str  # a source that torch can differentiate, or a panel of such
     held_out: str  # a source of any kind, which looks on
     split: str = "train"  # of the prompts
-    references: str | None = None  # of real clips: data/tabletop | prompts, their column; null: there are none
+    references: str | None = None  # of real clips: tabletop | prompts, their column; null: there are none
     overlay: str | None = None  # a YAML of marks that are laid over what the judge sees
     changes: dict = field(default_factory=dict)  # by the recipe's section and key, over its values
 

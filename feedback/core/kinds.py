@@ -54,6 +54,24 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
     return module.load(name, options, device)
 
 
+def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """The block of `feedback.sources.<name>`, complete: a mapping of name to block where it lists sources by name.
+
+    A panel lists its `members`, kind metrics the metrics that it computes (`of`). Raises ValueError for a name that
+    `feedback.sources` does not have.
+    """
+    if name not in sources:
+        raise ValueError(f"feedback.sources.{name} is missing; there is: {', '.join(sources)}")
+    block = dict(sources[name])
+    for key in ("members", "of"):
+        if isinstance(listed := block.get(key), list):
+            if unknown := [one for one in listed if one not in sources]:
+                where = f"feedback.sources.{name}.{key}"
+                raise ValueError(f"{where}: {unknown[0]!r} is unknown; feedback.sources has {', '.join(sources)}")
+            block[key] = {one: dict(sources[one]) for one in listed}
+    return block
+
+
 def needs_device(block: Mapping[str, Any]) -> bool:
     """Whether a source's block, or a member's, is of a kind that runs a model in this process."""
     blocks = [block, *(block.get("members") or {}).values(), *(block.get("of") or {}).values()]

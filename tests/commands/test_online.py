@@ -124,7 +124,7 @@ def test_a_panel_of_rule_mean_is_its_members_and_another_rule_is_refused():
 
 
 def test_an_entry_names_where_real_clips_come_from():
-    with pytest.raises(ValueError, match="references is 'disk'; known are data/tabletop, prompts, or null"):
+    with pytest.raises(ValueError, match="references is 'disk'; known are tabletop, prompts, or null"):
         OnlineEntry("base", "ask-a-video", "judge", "second", references="disk")
 
 

@@ -335,7 +335,7 @@ def test_where_frames_cannot_be_chosen_the_reason_is_told(source, options, frame
 # The stage
 
 AUDIT = {
-    "sources": ["physics"], "set": "data/tabletop", "clips": 20, "votes": 3, "frames": 6, "human": None,
+    "sources": ["physics"], "set": "tabletop", "clips": 20, "votes": 3, "frames": 6, "human": None,
     "draws": 100, "seed": 1,
 }  # fmt: skip
 
