@@ -106,7 +106,7 @@ def _vlms(job: Job, blocks: Mapping[str, Any], device: str) -> Asked:
     from cluster import devices
     from feedback.differentiable.augment import Augmentation
     from feedback.differentiable.overlay import render
-    from feedback.differentiable.vlm import Clip, VlmJudge, load_judge
+    from feedback.differentiable.vlm import ClipShape, VlmJudge, load_judge
     from feedback.questions import write_questions
 
     recipe, size, writing = job.recipe, job.size, job.recipe.questions
@@ -125,7 +125,7 @@ def _vlms(job: Job, blocks: Mapping[str, Any], device: str) -> Asked:
         _weighted([
             VlmJudge(
                 name, one.model, one.processor, asks, recipe.judge.loss, recipe.judge.frames or size.num_frames,
-                Clip(size.num_frames, size.fps), shown, overlay, augment, blocks[name].get("pixels"),
+                ClipShape(size.num_frames, size.fps), shown, overlay, augment, blocks[name].get("pixels"),
                 checkpointing=recipe.engine.gradient_checkpointing,
             )
             for name, one in loaded.items()
@@ -299,7 +299,7 @@ class LookOn:
         frames = _in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
         for judge, weight in self.asked.looking:
-            answers = judge(frames[judge.shown(len(frames), 0)], sample.prompt_id, 0)
+            answers = judge(frames[judge.frame_indices(len(frames), 0)], sample.prompt_id, 0)
             metric = bool(answers.p_wanted.isnan().all())
             total += weight * float((-answers.loss if metric else answers.p_wanted).mean())
         return total

@@ -37,13 +37,13 @@ class Judge(Protocol):
 
     name: str
 
-    def shown(self, num_frames: int, seed: int) -> list[int]:
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
         """Indices of the clip's frames that it looks at. seed: of its frame jitter."""
 
     def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:
         """Its answers on one clip.
 
-        frames: (F, H, W, 3) float32 in [0, 1], those of `shown` in its order. seed: as given to `shown`.
+        frames: (F, H, W, 3) float32 in [0, 1], those of `frame_indices`, in that order. seed: as given to it.
         """
 
 
@@ -86,7 +86,7 @@ def judge_clip(
     Eq. 3 of Diffusion-DRF sums over tokens and questions; weights over several judges are ours.
     Raises NonFiniteLossError naming the prompt, judge and question; ValueError for a judge that asks nothing.
     """
-    shown = [judge.shown(num_frames, seed) for (judge, _), seed in zip(judges, seeds, strict=True)]
+    shown = [judge.frame_indices(num_frames, seed) for (judge, _), seed in zip(judges, seeds, strict=True)]
     indices = sorted({index for looked_at in shown for index in looked_at})
     clip = latents.detach().requires_grad_()
     decoded = decode(clip, indices)
