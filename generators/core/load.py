@@ -1,19 +1,13 @@
 """What makes videos: one interface over diffusers pipelines, one file a family."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 
+from data.doors import find
 from generators.core.generator import PARTS, Generator, as_dtype, check_parts
 
-
-def _wan(*args, **kwargs) -> Generator:
-    from generators.families.wan import load_wan
-
-    return load_wan(*args, **kwargs)
-
-
-FAMILIES: dict[str, Callable[..., Generator]] = {"wan": _wan}  # each imports its pipeline only when asked
+FAMILIES = {"wan": "generators.families.wan"}  # name -> module with `load`, imported when it is used
 
 
 def load_generator(
@@ -32,7 +26,6 @@ def load_generator(
     parts: what to load of transformer, text_encoder and vae; training needs ("transformer",) alone.
     Reads safetensors only, never a pickle. Raises ValueError naming the argument that is wrong.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"generator family: found {family!r}; known are {', '.join(FAMILIES)}")
+    load = find(family, FAMILIES, "generator.family", "load")
     check_parts(parts)
-    return FAMILIES[family](str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts)
+    return load(str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts)

@@ -108,7 +108,7 @@ class WanGenerator(Generator):
         return mean, std
 
 
-def load_wan(
+def load(
     path: str,
     revision: str | None,
     dtype: torch.dtype,
