@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def files_of(module: str) -> Iterator[Path]:
 
 
 def imported_by(path: Path) -> set[Path]:
-    """Files of ours that a file imports, at its top or within a function, or by name where it uses importlib."""
+    """Files of ours that a file imports, at its top or within a function, or by name where it uses importlib or data.doors."""
     tree = ast.parse((ROOT / path).read_text())
     modules: set[str] = set()
     for node in ast.walk(tree):
@@ -89,7 +90,7 @@ def imported_by(path: Path) -> set[Path]:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    if "importlib" in modules:
+    if {"importlib", "data.doors"} & modules:
         constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
         modules |= {text for text in map(str, constants) if re.fullmatch(r"\w+(\.\w+)+", text)}
     return {found for module in modules for found in files_of(module)}
@@ -181,9 +182,11 @@ def option(cmd: str, name: str) -> str:
 
 
 def params_read_by(name: str) -> set[str]:
-    """Sections that a stage's module asks for, what hangs on the stage as *."""
+    """Sections and whole files that a stage's module reads, what depends on the stage's arguments as *."""
     tree, read = ast.parse((ROOT / command_of(name)).read_text()), set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_params":
+            read.add(node.args[0].args[0].value)  # of load_params(Path("file"))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("section", "block"):
             asked = node.args[0]
             if isinstance(asked, ast.Constant):
@@ -197,9 +200,11 @@ def params_read_by(name: str) -> set[str]:
 
 @EACH_STAGE
 def test_a_stage_declares_the_params_that_it_reads_and_no_others(name):
-    declared = {re.sub(r"\$\{.*?\}", "*", param) for param in STAGES[name].get("params", [])}
+    entries = STAGES[name].get("params", [])
+    params = (param for entry in entries for param in (entry if isinstance(entry, dict) else [entry]))
+    declared = {re.sub(r"\$\{.*?\}", "*", param) for param in params}
     # base checks all that is used, but another source's block may change without any stage running
-    checked = PARAMS - {"pretrain", "feedback"} | {"feedback.source", "feedback.sources.*"}
+    checked = PARAMS - {"feedback"} | {"feedback.source", "feedback.sources.*"}
 
     assert declared == (checked if name == "base" else params_read_by(name))
 
@@ -333,6 +338,7 @@ def swapping(tmp_path_factory):
     for model in MODELS:
         (folder / "models/tabletop" / model).mkdir(parents=True)
     (folder / "stand_in.py").write_text(STAND_IN)
+    shutil.copy(ROOT / "pretrain.yaml", folder)
     (folder / "dvc.yaml").write_text(yaml.safe_dump(with_stand_ins(), sort_keys=False))
     dvc = [sys.executable, "-m", "dvc"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
