@@ -184,11 +184,13 @@ def option(cmd: str, name: str) -> str:
 
 
 def params_read_by(name: str) -> set[str]:
-    """Sections that a stage's module asks for, what hangs on the stage as *."""
+    """Sections and whole files that a stage's module reads, what depends on the stage's arguments as *."""
     tree, read = ast.parse((ROOT / command_of(name)).read_text()), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "build_config":
             read.add("build")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_params":
+            read.add(node.args[0].args[0].value)  # of load_params(Path("file"))
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
@@ -209,7 +211,9 @@ def params_read_by(name: str) -> set[str]:
 
 def test_a_stage_declares_the_params_that_it_reads_and_no_others():
     for name in set(STAGES) - {"base"}:  # base runs always
-        declared = {re.sub(r"\$\{.*?\}", "*", param) for param in STAGES[name].get("params", [])}
+        entries = STAGES[name].get("params", [])
+        params = (param for entry in entries for param in (entry if isinstance(entry, dict) else [entry]))
+        declared = {re.sub(r"\$\{.*?\}", "*", param) for param in params}
         assert declared == params_read_by(name), name
 
 
@@ -356,6 +360,7 @@ def swapping(tmp_path_factory):
     for model in MODELS:
         (folder / "models/tabletop" / model).mkdir(parents=True)
     (folder / "stand_in.py").write_text(STAND_IN)
+    shutil.copy(ROOT / "pretrain.yaml", folder)
     (folder / "dvc.yaml").write_text(yaml.safe_dump(with_stand_ins(), sort_keys=False))
     dvc = [sys.executable, "-m", "dvc"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -20,7 +20,8 @@ from tests.support.judges import WORDS, build_judge
 ROOT = Path(__file__).parents[1]
 COPIED = (
     "cluster", "commands", "configs", "data", "evaluation", "feedback", "generators", "inspection", "pipeline",
-    "report", "rl", "stages", "tabletop", "dvc.yaml", "params.yaml", ".dvcignore",
+    "report", "rl", "stages", "tabletop", "dvc.yaml", "params.yaml",
+    "pretrain.yaml", ".dvcignore",
 )  # fmt: skip
 DVC = [sys.executable, "-m", "dvc"]
 
