@@ -15,10 +15,10 @@ WHOLE = ("rounds", "policies", "timesteps", "sft", "rwr", "dpo")  # a preset rep
 @stage_command
 @click.argument("name")
 def main(name: str) -> None:
-    """Lay configs/presets/NAME.yaml over params.yaml: what it says replaces what stands there, the rest and all
-    comments stay.
+    """Lay configs/presets/NAME.yaml over params.yaml.
 
-    `git checkout params.yaml` undoes it.
+    Values of the preset replace those of params.yaml; all other values and all comments stay. `git checkout
+    params.yaml` undoes it.
     """
     from ruamel.yaml import YAML
 
