@@ -6,9 +6,6 @@ from typing import Any
 from evaluation.selection import BestOf, TopK
 from pipeline.params import block, read_section
 
-TABLETOP = "tabletop"  # `audit.set` and `references`: its renderer's clips and truth
-REFERENCES = (TABLETOP, "prompts")
-
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -52,7 +49,7 @@ class AuditConfig:
     """Section `audit`."""
 
     sources: tuple[str, ...]  # dvc.yaml makes a stage of each
-    set: str  # TABLETOP, or the folder of a clip set of the base policy
+    set: str  # a world, by its name in pipeline.audit.WORLDS or a dotted path; or the folder of the base policy's clips
     clips: int
     votes: int
     frames: int | None
@@ -136,13 +133,9 @@ class OnlineEntry:
     judge: str  # a source that torch can differentiate, or a panel of such
     held_out: str  # a source of any kind, which looks on
     split: str = "train"  # of the prompts
-    references: str | None = None  # of real clips: tabletop | prompts, their column; null: there are none
+    references: str | None = None  # of real clips: pipeline.online.REFERENCES or a dotted path; null: none
     overlay: str | None = None  # a YAML of marks that are laid over what the judge sees
     changes: dict = field(default_factory=dict)  # by the recipe's section and key, over its values
-
-    def __post_init__(self) -> None:
-        if self.references not in (None, *REFERENCES):
-            raise ValueError(f"references is {self.references!r}; known are {', '.join(REFERENCES)}, or null")
 
 
 @dataclass(frozen=True)

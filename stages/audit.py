@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from pipeline.configs import TABLETOP, AuditConfig, PromptsConfig
+from pipeline.configs import AuditConfig, PromptsConfig
 from pipeline.params import block, section
 from pipeline.state import stage_state
 
@@ -27,7 +27,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     from feedback.core.audit import Asking
     from feedback.core.kinds import make_source, needs_device
     from feedback.core.label import who
-    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, write_rows
+    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, world_of, write_rows
 
     config, source_block = section("audit", AuditConfig), block(f"feedback.sources.{name}")
     human = config.human or {}
@@ -40,12 +40,13 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))
-    inputs = [path, *(Path(folder) for folder in (config.set, human.get("set")) if folder)]
+    world = world_of(config)
+    inputs = [path, *(Path(folder) for folder in (None if world else config.set, human.get("set")) if folder)]
     with stage_state("audit", out, (name, config, source_block, people, fps, how), inputs) as work:
         source, folder = make_source(name, source_block, device), work / "audit"
         asking, notes = Asking(work, folder, *how), dict[str, str]()
-        if config.set == TABLETOP:
-            known, judged, figures = by_renderer(asking, source, prompts, config, fps)
+        if world:
+            known, judged, figures = by_renderer(asking, source, prompts, config, world, fps)
         else:
             known, judged, figures = by_references(asking, source, prompts, config, base)
         figures |= stability(asking, source, source_block, known, judged, config, notes)
