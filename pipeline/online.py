@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.doors import find
 from data.prompts import Prompt
-from pipeline.configs import TABLETOP, CheckConfig
+from pipeline.configs import CheckConfig
 from pipeline.recipes import Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 ASKS, OVERLAY = "asks.jsonl", "overlay.png"  # in the policy's folder
 CLIP_SET = "online"  # name of the clip sets that judges look at between updates
+REFERENCES = {  # `references` -> the module whose real_clips(prompts, frames, fps) finds them
+    "tabletop": "tabletop.references",
+    "prompts": "feedback.questions.references",
+}
 
 
 class Job(NamedTuple):
@@ -163,7 +168,7 @@ def real_clips(job: Job) -> "Mapping[str, RealClip]":
 
     Raises ValueError where the recipe wants another number.
     """
-    from feedback.questions.references import RealClips, rendered_clips
+    from feedback.questions.references import RealClips
 
     frames = job.recipe.judge.frames or job.size.num_frames
     if job.references is None:
@@ -171,9 +176,15 @@ def real_clips(job: Job) -> "Mapping[str, RealClip]":
     if job.recipe.judge.reference_frames != frames:
         wanted = job.recipe.judge.reference_frames
         raise ValueError(f"judge.reference_frames is {wanted}, expected as many as judge.frames, {frames}")
-    if job.references == TABLETOP:
-        return rendered_clips(job.prompts, frames, job.size.fps)
-    return RealClips(job.prompts, frames)
+    of_prompts = find(job.references, REFERENCES, "references", "real_clips")
+    found: Mapping[str, RealClip] = of_prompts(job.prompts, frames, job.size.fps)
+    return found
+
+
+def check_references(name: str | None) -> None:
+    """Raises ValueError for a name that is neither in REFERENCES nor a dotted path, without importing anything."""
+    if name is not None and name not in REFERENCES and "." not in name:
+        raise ValueError(f"references is {name!r}; known are {', '.join(REFERENCES)}, a dotted path, or null")
 
 
 def answered(
