@@ -5,33 +5,29 @@ Between equal scores the earlier clip comes first: clips lie in the order of the
 and is one order for all policies.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TopK:
     """Section `evaluate.top_k`."""
 
-    k: int  # clips of each prompt
-    by: str | None  # the judge whose scores rank them; null: the judge that is reported
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}, expected at least 1")
+    k: Count  # clips of each prompt
+    by: str | None  # the judge whose scores rank them; None: the judge that is reported
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class BestOf:
     """Section `evaluate.best_of`."""
 
     judge: str  # whose scores choose
-    n: int  # clips that are sampled for each that counts
-
-    def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"n is {self.n}, expected at least 2: the best of one clip is that clip")
+    n: Annotated[int, Ge(2)]  # clips that are sampled for each that counts; the best of one clip is that clip
 
 
 def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from pydantic.dataclasses import is_pydantic_dataclass
+
+from data.config import ConfigError, read_config
 
 PARAMS = Path("params.yaml")
 
@@ -54,6 +57,11 @@ def section(name: str, cls: type[T], path: Path = PARAMS) -> T:
 
 def read_section(values: Any, cls: type[T], name: str, path: Path = PARAMS) -> T:
     """These values as `cls`, as `section` reads them. name: what errors call them."""
+    if is_pydantic_dataclass(cls):
+        try:
+            return read_config(cls, values, name)
+        except ConfigError as error:
+            raise ParamsError(f"{path}: {error}") from error
     hints = typing.get_type_hints(cls)
     known = ", ".join(hints)
     if not isinstance(values, dict):

@@ -1,19 +1,24 @@
-"""What makes videos: one interface over diffusers pipelines, one file a family."""
+"""A generator by the name of its family."""
 
 from collections.abc import Callable, Collection
+from typing import Any, cast
 
 import torch
 
+from data.doors import find
 from generators.core.generator import PARTS, Generator, as_dtype, check_parts
 
-
-def _wan(*args, **kwargs) -> Generator:
-    from generators.families.wan import load_wan
-
-    return load_wan(*args, **kwargs)
+# The only place of generators/core that names families; a user's own is given by its dotted path.
+FAMILIES = {"wan": "generators.families.wan"}
 
 
-FAMILIES: dict[str, Callable[..., Generator]] = {"wan": _wan}  # each imports its pipeline only when asked
+def find_family(name: Any) -> Callable[..., Generator]:
+    """The family's `load`, see `generators.core.generator`; imports the family's module.
+
+    name: a key of FAMILIES, or the dotted path of a module, such as my_lab.generators.ltx. Raises ValueError for
+    another.
+    """
+    return cast(Callable[..., Generator], find(name, FAMILIES, "generator.family", "load"))
 
 
 def load_generator(
@@ -27,12 +32,11 @@ def load_generator(
 ) -> Generator:
     """A generator ready to sample, its modules frozen and in eval mode.
 
-    path: a local diffusers folder or a hub id; revision: a hub id's commit, tag or branch.
+    family: see `find_family`. path: a local diffusers folder or a hub id; revision: a hub id's commit, tag or branch.
     dtype: float32 or bfloat16, of transformer and text encoder; the VAE is always float32.
-    parts: what to load of transformer, text_encoder and vae; training needs ("transformer",) alone.
+    parts: the modules to load, of transformer, text_encoder and vae; training needs ("transformer",) alone.
     Reads safetensors only, never a pickle. Raises ValueError naming the argument that is wrong.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"generator family: found {family!r}; known are {', '.join(FAMILIES)}")
+    load = find_family(family)
     check_parts(parts)
-    return FAMILIES[family](str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts)
+    return load(str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts)
