@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 REQUIRED = ("prompt_id", "prompt", "category", "split")
 OPTIONAL = ("image", "reference")
 SPLITS = ("train", "test")
-EXTENDED = "prompts.csv"  # in the folder of a policy that is told another text than the prompt
+EXTENDED = "prompts.csv"  # in the folder of a policy whose generator gets another text than the prompt
 PLACE = "{prompt}"  # in a template, for the text
 
 
@@ -50,8 +50,8 @@ def load_prompts(path: Path) -> list[Prompt]:
         raise ValueError(f"{path}: no prompts; wanted at least one row below the header")
     leaked = leaks(prompts)
     if leaked:
-        told = "%s: %d texts stand in both train and test, so the test split is not held out for them: %s"
-        logger.warning(told, path, len(leaked), "; ".join(leaked))
+        message = "%s: %d texts stand in both train and test, so the test split is not held out for them: %s"
+        logger.warning(message, path, len(leaked), "; ".join(leaked))
     return prompts
 
 
@@ -68,7 +68,7 @@ def select(prompts: Sequence[Prompt], split: str, count: int | None = None) -> l
     if count is None:
         return chosen
     if count > len(chosen):
-        raise ValueError(f"{count} prompts are asked for, split {split!r} has {len(chosen)}")
+        raise ValueError(f"{count} prompts are wanted, split {split!r} has {len(chosen)}")
     return [chosen[place * len(chosen) // count] for place in range(count)]
 
 
@@ -94,7 +94,7 @@ def extended(prompts: Sequence[Prompt], rewritten: Sequence[Prompt], template: s
 
 
 def texts_for(policy: Path, prompts: Sequence[Prompt]) -> dict[str, str] | None:
-    """What a policy's generator is told in place of each prompt, by prompt_id; null where it is told the prompt.
+    """The texts that a policy's generator gets in place of the prompts, by prompt_id; None where it gets the prompts.
 
     Raises ValueError where the policy's folder has texts of other prompts.
     """

@@ -34,21 +34,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one source answered to one question about one clip, in one vote, with its own words."""
+    """A source's answer to one question about one clip, in one vote, with its own words."""
 
     sample_id: str
     source: str
     question: str
     vote: int
-    answer: bool | None  # null: unreadable, refused, blocked or failed; `error` says which
-    p_yes: float | None  # probability of the affirmative answer, where the source tells
+    answer: bool | None  # null: unreadable, refused, blocked or failed; `error` holds which
+    p_yes: float | None  # probability of the affirmative answer, where the source gives one
     score: float | None  # raw metric value, for sources that measure
     reason: str | None
     raw: str | None  # the reply as it came
     model: str
     model_version: str
     rubric_hash: str
-    frames: list[int]  # indices of the frames that the source saw
+    frames: list[int]  # indices of the clip's frames that the source judged
     tokens: int | None
     cost: float | None  # US dollars
     error: str | None
@@ -131,7 +131,7 @@ def read_rows(path: Path, row_type: type[R]) -> list[R]:
 
 
 def _check_whole_numbers(path: Path, cells: Sequence[dict], row_type: type) -> None:
-    """Arrow cuts 1.5 to 1 in an integer column without a word."""
+    """Raises ValueError for 1.5 in an integer column, which Arrow would cut to 1 silently."""
     whole = [column.name for column in schema(row_type) if pa.types.is_integer(column.type)]
     for number, row in enumerate(cells):
         for name in whole:

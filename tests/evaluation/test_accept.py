@@ -550,7 +550,7 @@ def test_a_set_tells_the_agreement_of_judges_with_several_votes(tmp_path, agreem
 def test_labels_of_other_clips_are_refused(tmp_path):
     folder = write_set(tmp_path, [clip("a", 1)], [label(clip("z", 1), True)])
 
-    with pytest.raises(ValueError, match="labels/judge: 1 labels are not of the 1 clips"):
+    with pytest.raises(ValueError, match="labels/judge: its 1 labels are not of the 1 clips beside them"):
         load_set(folder, ["judge"])
 
 
