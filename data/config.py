@@ -43,7 +43,7 @@ def read_config(cls: type[T], values: Any, where: str) -> T:
         raise ConfigError(f"{where} is {values!r}, expected a section with the keys {', '.join(_keys(cls))}")
     try:
         # By way of JSON, whose strict rules take a list for a tuple and a whole number for a float.
-        return TypeAdapter(cls).validate_json(json.dumps(values, default=str))
+        return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=True, extra="forbid")
     except ValidationError as error:
         problems = [_problem(cls, one, where) for one in error.errors()]
         raise ConfigError("\n  ".join(dict.fromkeys(problems))) from error

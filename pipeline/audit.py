@@ -109,7 +109,7 @@ def beside_people(
     if config.human is None or people is None:
         notes["human"] = "audit.human is null"
         return None
-    clips, name = ClipSet.open(Path(config.human["set"])), config.human["source"]
+    clips, name = ClipSet.open(Path(config.human.set)), config.human.source
     labels = rated(make_source(name, people), clips)
     if not labels:
         rate = f"vfrl rate --set {clips.folder} --source {name} --rater NAME"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.prompts import Prompt
 from pipeline.configs import TABLETOP, CheckConfig
-from pipeline.recipe import JudgeSettings, Recipe
+from pipeline.recipes import JudgeSettings, Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch

@@ -41,7 +41,7 @@ class NoiseProcess(Protocol):
         """Clean latents that the prediction implies; exact when the prediction is the target."""
 
     def noise_estimate(self, noised: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """Noise that the prediction implies; exact when the prediction is the target. For tests: nothing else needs it."""
+        """Noise that the prediction implies; exact when the prediction is the target. Only tests use it."""
 
     def model_timestep(self, t: Tensor) -> Tensor:
         """(B,) timestep in the unit that the transformer was trained on."""
