@@ -1,14 +1,15 @@
 """Prompt sets: CSV files with the columns prompt_id, prompt, category, split, and optionally image and reference.
 
-The sets that ship lie in `configs/prompt_sets/`.
+The shipped sets are in `configs/prompt_sets/`.
 """
 
 import csv
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data.manifest import atomically
 
@@ -23,7 +24,7 @@ PLACE = "{prompt}"  # in a template, for the text
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a prompt set. `image` and `reference` are paths, taken from the folder that the CSV lies in."""
+    """One row of a prompt set. `image` and `reference` are paths, relative to the folder of the CSV."""
 
     prompt_id: str  # letters, digits, dot, dash, underscore: it becomes part of file names
     prompt: str
@@ -139,7 +140,7 @@ def _prompts(path: Path, reader: csv.DictReader) -> list[Prompt]:
     return prompts
 
 
-def _check_row(where: str, cells: dict) -> None:
+def _check_row(where: str, cells: Mapping[Any, Any]) -> None:
     if None in cells:
         raise ValueError(f"{where}: more cells than columns; a prompt with a comma in it must stand in quotes")
     if None in cells.values():

@@ -89,6 +89,7 @@ class Pair:
 
 
 R = typing.TypeVar("R")
+WithId = typing.TypeVar("WithId", Sample, Verdict, Label, Weighted)
 Row = Sample | Verdict | Label | Weighted | Pair
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int64())}
@@ -130,7 +131,7 @@ def read_rows(path: Path, row_type: type[R]) -> list[R]:
     return [row_type(**row) for row in table.to_pylist()]
 
 
-def _check_whole_numbers(path: Path, cells: Sequence[dict], row_type: type) -> None:
+def _check_whole_numbers(path: Path, cells: Sequence[dict[str, typing.Any]], row_type: type) -> None:
     """Raises ValueError for 1.5 in an integer column, which Arrow would cut to 1 silently."""
     whole = [column.name for column in schema(row_type) if pa.types.is_integer(column.type)]
     for number, row in enumerate(cells):
@@ -139,7 +140,7 @@ def _check_whole_numbers(path: Path, cells: Sequence[dict], row_type: type) -> N
                 raise ValueError(f"{path}: row {number}: {name} is {row[name]!r}, expected a whole number")
 
 
-def by_id(rows: Sequence) -> dict:
+def by_id(rows: Sequence[WithId]) -> dict[str, WithId]:
     """Rows keyed by their sample_id. Raises ValueError on a duplicate."""
     keyed = {row.sample_id: row for row in rows}
     if len(keyed) != len(rows):

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ EMBEDDINGS = "embeddings.safetensors"
 class ClipSetWriter:
     """Writes a clip set batch by batch into `work`, which may be left over from a killed run.
 
-    A batch counts as done once its rows lie in `.batches/`, which are written after its videos and its latents; a batch
+    A batch counts as done once its rows are in `.batches/`, which are written after its videos and its latents; a batch
     torn by a kill is simply written again. The same calls end with the same bytes, killed in between or not.
     """
 
@@ -76,7 +76,9 @@ class ClipSetWriter:
         _write_tensors(self.work / _shard_name(index), tensors)
         _write_rows(self._markers / f"{index:05d}.parquet", samples)
 
-    def finish(self, embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor, facts: Mapping) -> None:
+    def finish(
+        self, embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor, facts: Mapping[str, Any]
+    ) -> None:
         """Turn the batches into a clip set: metadata, embeddings, manifest last.
 
         embeddings: prompt_id -> (L, D). empty_embedding: (L, D), of the unconditional prompt.
@@ -126,9 +128,9 @@ class ClipSet:
     """A finished clip set. Latents and embeddings are memory-mapped and read on access."""
 
     folder: Path
-    manifest: dict
+    manifest: dict[str, Any]
     samples: list[Sample]
-    _open: dict = field(default_factory=dict, repr=False)
+    _open: dict[str, safe_open] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path, verify: bool = False) -> ClipSet:
@@ -204,7 +206,7 @@ class ClipSet:
 def read_clip(path: Path, sample: Sample) -> np.ndarray:
     """(F, H, W, 3) uint8 frames of a sample's mp4.
 
-    Raises ValueError naming the file when it is corrupt or holds other frames than the sample's row says.
+    Raises ValueError naming the file when it is corrupt or holds other frames than the sample's row.
     """
     frames = read_video(path)
     wanted = (sample.num_frames, sample.height, sample.width, 3)

@@ -15,7 +15,7 @@ from evaluation.sets import EvaluationSet, check_paired, scores
 
 BASE = "base"
 ROUND_COUNTS = ("samples", "accepted", "rejected", "unlabelled")
-MAX_UNLABELLED = 0.05  # part of a policy's clips; above it a rate says little of those that were left out
+MAX_UNLABELLED = 0.05  # share of a policy's clips; above it a rate may differ much from that of all clips
 
 
 class Bootstrap(NamedTuple):

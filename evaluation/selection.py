@@ -1,8 +1,8 @@
 """Which of a prompt's clips count: its best k, or the best of every N, by one judge's scores.
 
 Scores are (N,), the higher the better and nan where the judge gave none; prompts (N,) say which prompt each clip is of.
-Between equal scores the earlier clip comes first: clips lie in the order of their seeds, which says nothing of quality
-and is one order for all policies.
+Between equal scores the earlier clip comes first: clips are in the order of their seeds, which is unrelated to quality
+and the same for all policies.
 """
 
 from typing import Annotated
@@ -45,8 +45,8 @@ def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:
 def take_best_of(scores: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
     """(N,) bool, the clip of the highest score in each n consecutive clips of a prompt.
 
-    What is left over of a prompt's clips makes no choice and counts for none. Clips without a score come after those
-    with one; where none has one the first is taken, because someone who samples n clips shows one of them.
+    The clips of an incomplete last group are never taken. Clips without a score come after those
+    with one; where none has one the first is taken, because whoever samples n clips uses one of them.
     Raises ValueError naming a prompt that has fewer than n clips.
     """
     names, index, counts = np.unique(prompts, return_inverse=True, return_counts=True)

@@ -1,9 +1,9 @@
-"""From labels to what training reads: weighted rows, pairs, and what they are composed of. rl.tables writes them."""
+"""From labels to training rows: weighted rows, pairs, and counts of what they are made of. rl.tables writes them."""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.labels import match_labels
 from data.records import Label, Pair, Sample, Weighted
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class Datasets(NamedTuple):
-    """What `build` makes of a labelled clip set."""
+    """The rows that `build` makes from a labelled clip set."""
 
     weighted: list[Weighted]
     paired: list[Pair]
-    composition: dict  # plain JSON
+    composition: dict[str, Any]  # plain JSON
 
 
 def build(

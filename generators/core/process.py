@@ -140,7 +140,7 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
     """The noise process that a diffusers scheduler's config describes.
 
     scheduler_config: as saved, so with its _class_name, which the `.config` of a scheduler in memory lacks.
-    Raises ValueError where its prediction type is none of ours, or its shift hinges on the resolution.
+    Raises ValueError where its prediction type is none of ours, or its shift depends on the resolution.
     """
     prediction_type = scheduler_config.get("prediction_type")
     if _class_name(scheduler_config).startswith("FlowMatch") or prediction_type == "flow_prediction":

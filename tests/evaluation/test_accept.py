@@ -445,7 +445,7 @@ def test_the_summary_tells_how_far_judges_agree():
     # The same label on 4 of base's six clips and on 4 of rwr1's.
     assert agreement["clips"]["judge|physics"]["agree"] == pytest.approx(8 / 12)
     assert agreement["policies"]["judge|physics"] == {"pearson": None, "p_value": None, "n": 2}
-    assert agreement["prompts"]["judge|physics"]["n"] == 4
+    assert agreement["prompts"]["judge|physics"]["n"] == 2  # prompts, however many policies
 
 
 def test_one_judge_agrees_with_nobody():

@@ -377,5 +377,5 @@ def test_more_prompts_than_there_are_is_told(project):
 
     done = generate_clips()
 
-    assert "4 prompts are asked for, split 'train' has 3" in done.output
+    assert "4 prompts are wanted, split 'train' has 3" in done.output
     assert not SAMPLES.exists()

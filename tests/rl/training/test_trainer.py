@@ -481,7 +481,7 @@ def test_a_wrong_setting_is_named_with_section_key_value_and_known_keys():
         ("sft", {"timesteps": {"name": "beta"}}, "train.sft.timesteps.name is 'beta', expected one of uniform, logit"),
         ("sft", {"timesteps": {"name": "shifted", "shift": 0}}, "train.sft.timesteps.shift is 0, expected greater"),
         ("sft", {"timesteps": {"name": "uniform", "std": 1}}, "train.sft.timesteps.std (1) is unknown; known keys are"),
-        ("sft", {"lora_targets": "to_q"}, "train.sft.lora_targets is 'to_q', expected a valid list"),
+        ("sft", {"lora_targets": "to_q"}, "train.sft.lora_targets is 'to_q', expected a list"),
     )
     for objective, change, error in cases:
         with pytest.raises(ConfigError) as raised:
