@@ -114,7 +114,7 @@ def beside_people(
     from dataclasses import replace
 
     from data.store import ClipSet
-    from evaluation.accuracy import agreement
+    from evaluation.agreement import cohen_of_labels
     from feedback.core.audit import rated
     from feedback.core.kinds import make_source
 
@@ -129,7 +129,7 @@ def beside_people(
         logger.warning(notes["human"])
         return None
     both = replace(clips, samples=[clips.by_id[label.sample_id] for label in labels])
-    return agreement(asking.judge(both, source, "rated").labels, labels)
+    return cohen_of_labels(asking.judge(both, source, "rated").labels, labels)
 
 
 def write_rows(path: Path, known: "Known", judged: "Judged") -> None:

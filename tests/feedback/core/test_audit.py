@@ -25,12 +25,12 @@ from data.video import read_video, write_video
 from evaluation.accuracy import (
     against_generated,
     against_truth,
-    agreement,
     auc,
     best_threshold,
     calibration,
     suggested_threshold,
 )
+from evaluation.agreement import cohen_of_labels
 from feedback.core.audit import Asking, frame_stability, shown_other_frames, vote_stability
 from feedback.core.label import warn_of_audit
 from feedback.core.rubric import Question, Rubric, load_rubric
@@ -116,9 +116,9 @@ def test_kappa_is_agreement_beyond_chance_on_what_both_labelled():
     one = [label(c, answer) for c, answer in zip(clips, [True, True, False, False, None, True], strict=True)]
     two = [label(c, answer) for c, answer in zip(clips[:5], [True, False, False, False, True], strict=True)]
 
-    assert agreement(one, two) == {"kappa": 0.5, "agree": 0.75, "n": 4}
-    assert agreement(one[:2], one[:2]) == {"kappa": None, "agree": 1.0, "n": 2}
-    assert agreement(one, []) == {"kappa": None, "agree": None, "n": 0}
+    assert cohen_of_labels(one, two) == {"kappa": 0.5, "agree": 0.75, "n": 4}
+    assert cohen_of_labels(one[:2], one[:2]) == {"kappa": None, "agree": 1.0, "n": 2}
+    assert cohen_of_labels(one, []) == {"kappa": None, "agree": None, "n": 0}
 
 
 def test_a_judge_against_the_truth():
