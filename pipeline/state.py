@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 STATE = Path(".state")
 POLL = 0.5  # seconds between looks at the processes that this one belongs to
-PACKAGES = ("cluster", "data", "evaluation", "feedback", "generators", "pipeline", "report", "rl", "stages", "tabletop")
 ROOT = Path(__file__).parent.parent
 
 
@@ -80,10 +79,15 @@ def fingerprint(path: Path) -> str:
     return repr([(str(name), stat.st_size, stat.st_mtime_ns) for name, stat in files]) if files else str(path)
 
 
+def packages(root: Path = ROOT) -> list[str]:
+    """Names of our packages: the folders at the root with an __init__.py, without the tests."""
+    return sorted(path.parent.name for path in root.glob("*/__init__.py") if path.parent.name != "tests")
+
+
 def code_version(root: Path = ROOT) -> str:
     """Hash of every Python and YAML file of our packages: work that other code began is not continued."""
     digest = hashlib.sha256()
-    sources = (path for package in PACKAGES for path in (root / package).rglob("*"))
+    sources = (path for package in packages(root) for path in (root / package).rglob("*"))
     for path in sorted(path for path in sources if path.suffix in (".py", ".yaml")):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())

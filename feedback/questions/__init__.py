@@ -1,4 +1,4 @@
-"""Writers of a judge's questions: a rubric, the tabletop's own template, or a text model with a question sheet."""
+"""Writers of a judge's questions: a rubric, a text model with a question sheet, or a module such as the tabletop's."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT
+from data.doors import find
 from data.prompts import PLACE, Prompt
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import ALIGNMENT, RUBRIC, Ask, asks_of_rubric
@@ -20,9 +21,9 @@ from feedback.questions.texts import TextRequest
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = "template"
-OWN_WRITERS = (RUBRIC, TEMPLATE)  # any other is a source of feedback.sources
+WRITERS = {"template": "tabletop.writer"}  # `writer` -> a module with write_asks(caption, kinds, with_reference)
 TASK = "questions"  # under which the ledger files the calls of text models
+WriteAsks = Callable[[str, Sequence[str], bool], list[Ask]]  # of a caption, kinds of questions, and with_reference
 NAMED = 3  # prompts without questions that a message names
 
 
@@ -30,8 +31,8 @@ NAMED = 3  # prompts without questions that a message names
 class Writing:
     """The writer of questions, and which questions it writes."""
 
-    writer: str  # rubric | template | a source of feedback.sources that writes texts
-    rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: template
+    writer: str  # rubric | a source of feedback.sources that writes texts | a name in WRITERS or a dotted path
+    rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: a module
     kinds: tuple[str, ...] | None  # kinds of the writer's questions to use; null for a rubric, which has no kinds
     explanation: bool  # whether answers are followed by an explanation, which `reference_answers` fills in
     with_reference: bool  # whether questions about defects compare with a real clip
@@ -53,13 +54,10 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
     if by.writer == RUBRIC:
         rubric = load_rubric(_path(by))
         return _collected(prompts, lambda prompt: asks_of_rubric(rubric, prompt.prompt))
-    if by.writer == TEMPLATE:
-        from tabletop import writer as template  # the one writer that knows the tabletop
-
-        kinds = _kinds(by, template.KINDS)
-        return _collected(prompts, lambda prompt: template.template_asks(prompt.prompt, kinds, by.with_reference))
+    if not is_source(by.writer):
+        return _collected(prompts, _asks_of_module(by))
     if by.writer not in sources:
-        known = [*OWN_WRITERS, *sources]
+        known = [RUBRIC, *WRITERS, *sources]
         raise ValueError(f"writer is {by.writer!r}, known are {known}, the last of them feedback.sources")
     sheet = load_sheet(_path(by))
     kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, DecompositionSheet) else teaching.KINDS)
@@ -83,6 +81,20 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
         return asks
 
     return _collected(prompts, write)
+
+
+def is_source(writer: str) -> bool:
+    """Whether a writer is the name of a source of feedback.sources: it is none of ours and no dotted path."""
+    return writer != RUBRIC and writer not in WRITERS and "." not in writer
+
+
+def _asks_of_module(by: Writing) -> Callable[[Prompt], Sequence[Ask]]:
+    """Writes the questions about a prompt by `write_asks` of the module that `writer` names."""
+    write_asks: WriteAsks = find(by.writer, WRITERS, "writer", "write_asks")
+    if not by.kinds:
+        raise ValueError(f"kinds is {by.kinds}, expected some kinds of questions that {by.writer} writes")
+    kinds = tuple(by.kinds)
+    return lambda prompt: write_asks(prompt.prompt, kinds, by.with_reference)
 
 
 def _path(by: Writing) -> Path:

@@ -1,5 +1,6 @@
 """The pages, figures and tables that people read."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -10,10 +11,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Locator, Page, expect
 
 from data.records import Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
+from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, copy_playable, rows_of
 from report.lineage import layout
@@ -32,7 +35,7 @@ from report.table import (
     select_table,
     verdict,
 )
-from tests.support.browser import browser, needs_chromium
+from tests.support.browser import PHONE, wait_until
 
 HOSTILE = '<script>alert("x")</script> & "quoted"'
 
@@ -239,17 +242,10 @@ def test_how_a_policy_was_trained_is_read_from_its_folder(tmp_path):
 def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     (tmp_path / "judge.json").write_text('{"auc": 0.9}')
     (tmp_path / "select").mkdir()
-    point = {
-        "judge": 0.5,
-        "judge_low": 0.4,
-        "judge_high": 0.6,
-        "physics": None,
-        "physics_low": None,
-        "physics_high": None,
-    }
-    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "curve": [{"step": 100} | point]}))
-    unknown = {"rate": None, "low": None, "high": None}
-    curve = [{"step": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "others": {"physics": unknown}}]
+    known, unknown = dict(zip(RATE, (0.5, 0.4, 0.6, 8), strict=True)), dict.fromkeys(RATE)
+    rows = plot_rows([{"step": 100, **known, "physics": unknown}], ["judge", "physics"])
+    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "measured": [], "curve": rows}))
+    curve = [{"step": 100, **known, "others": {"physics": unknown}}]
 
     assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
     found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}
@@ -476,7 +472,6 @@ def test_a_policy_whose_start_was_not_evaluated_still_has_its_place():
 # In a browser
 
 RED, BLUE = (180, 20, 40), (20, 60, 190)
-COUNT = "document.getElementById('count').innerText"
 
 
 @pytest.fixture(scope="module")
@@ -491,126 +486,123 @@ def gallery(tmp_path_factory) -> str:
     return (home / "out/gallery.html").as_uri()
 
 
-def colour_of(tab, selector: str, path: Path) -> np.ndarray:
-    """Mean colour of what an element looks like."""
-    tab.screenshot(path)
-    inside = [edge + margin for edge, margin in zip(tab.box(selector), (8, 8, -8, -8), strict=True)]
-    return np.asarray(Image.open(path).convert("RGB").crop(inside)).mean((0, 1))
+def colour_of(film: Locator) -> np.ndarray:
+    """Mean colour of what an element looks like, without its edge."""
+    picture = Image.open(io.BytesIO(film.screenshot())).convert("RGB")
+    return np.asarray(picture)[8:-8, 8:-8].mean((0, 1))
 
 
-def tile(policy: str, row: int) -> str:
-    return f'[data-clip="{policy}/{row}"] .film'
+def film(tab: Page, policy: str, row: int) -> Locator:
+    return tab.locator(f'[data-clip="{policy}/{row}"] .film')
 
 
-def choose(tab, name: str, value: str) -> None:
-    field = f"document.forms[0].elements[{name!r}]"
-    tab.value(f"{field}.value = {value!r}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+def wait_until_playing(tab: Page, selector: str) -> None:
+    wait_until(tab, f"document.querySelector('{selector} video')?.currentTime > 0")
 
 
-@needs_chromium
-def test_clips_play_where_the_mouse_is_in_their_own_colours(gallery, tmp_path):
-    with browser() as tab:
-        tab.open(gallery)
-        tab.wait(f"document.querySelector('{tile('rwr1', 0)} canvas').width == 64")
-        assert tab.value("document.querySelectorAll('video').length") == 0
+def test_clips_play_where_the_mouse_is_in_their_own_colours(chromium, gallery):
+    tab = chromium.new_page()
+    tab.goto(gallery)
+    expect(film(tab, "rwr1", 0).locator("canvas")).to_have_attribute("width", "64")
+    expect(tab.locator("video")).to_have_count(0)
 
-        tab.hover(tile("base", 0))
-        for policy, colour in (("base", RED), ("rwr1", BLUE)):
-            video = f"document.querySelector('{tile(policy, 0)} video')"
-            tab.wait(f"{video}?.currentTime > 0")
-            assert tab.value(f"{video}.error") is None
-            assert abs(colour_of(tab, tile(policy, 0), tmp_path / "page.png") - colour).max() < 8
-        tab.hover("#count")
-        tab.wait("document.querySelectorAll('video').length == 0")
-        assert abs(colour_of(tab, tile("rwr1", 0), tmp_path / "page.png") - BLUE).max() < 8  # its first frame stays
+    film(tab, "base", 0).hover()
+    for policy, colour in (("base", RED), ("rwr1", BLUE)):
+        wait_until_playing(tab, f'[data-clip="{policy}/0"]')
+        assert abs(colour_of(film(tab, policy, 0)) - colour).max() < 8
+    tab.hover("#count")
+    expect(tab.locator("video")).to_have_count(0)
+    assert abs(colour_of(film(tab, "rwr1", 0)) - BLUE).max() < 8  # its first frame stays
 
 
-@needs_chromium
-def test_filters_leave_what_fits_and_say_when_nothing_does(gallery):
-    with browser() as tab:
-        tab.open(gallery)
-        assert tab.value(COUNT) == "24 of 24 clips"
-        choose(tab, "judge", "judge")
-        choose(tab, "verdict", "true")
-        assert tab.value(COUNT) == "12 of 24 clips"
-        choose(tab, "category", "falling")
-        choose(tab, "split", "test")
-        assert tab.value(COUNT) == "3 of 24 clips"
-        choose(tab, "text", "p3 ALERT")
-        assert tab.value(COUNT) == "1 of 24 clips"
-        tab.click('[name="policy:rwr1"]')
-        assert tab.value(COUNT) == "0 of 24 clips"
-        assert "No clip fits these filters." in tab.value("document.getElementById('clips').innerText")
+def test_filters_leave_what_fits_and_say_when_nothing_does(chromium, gallery):
+    tab = chromium.new_page()
+    tab.goto(gallery)
+    count = tab.locator("#count")
+    expect(count).to_have_text("24 of 24 clips")
+    tab.select_option("[name=judge]", "judge")
+    tab.select_option("[name=verdict]", "true")
+    expect(count).to_have_text("12 of 24 clips")
+    tab.select_option("[name=category]", "falling")
+    tab.select_option("[name=split]", "test")
+    expect(count).to_have_text("3 of 24 clips")
+    tab.fill("[name=text]", "p3 ALERT")
+    expect(count).to_have_text("1 of 24 clips")
+    tab.uncheck('[name="policy:rwr1"]')
+    expect(count).to_have_text("0 of 24 clips")
+    expect(tab.locator("#clips")).to_contain_text("No clip fits these filters.")
 
-        tab.open(tab.value("location.href").replace("gallery.html", "gallery.html?again"))  # the address keeps them
-        assert tab.value(COUNT) == "0 of 24 clips"
-        tab.click("#empty button")
-        tab.wait(f"{COUNT} == '24 of 24 clips'")
-        choose(tab, "sort", "down")
-        assert tab.value("document.querySelector('.row h3 span').innerText").endswith("eval-p11-000")
-        tab.click("[name=disagree]")
-        assert tab.value(COUNT) == "0 of 24 clips"  # physics says nothing, so it contradicts nobody
-
-
-@needs_chromium
-def test_a_click_shows_the_judges_own_words_as_words(gallery):
-    with browser() as tab:
-        tab.open(gallery, height=1600)
-        tab.value("window.alert = () => { window.alarmed = true }; 0")
-        tab.click(tile("rwr1", 3))  # p11, after p0, p1 and p10
-        tab.wait("document.querySelector('dialog[open] dl') !== null")
-        said = tab.value("document.querySelector('dialog').innerText")
-
-        assert f"raw words 11 {HOSTILE}" in said
-        assert f"because {HOSTILE}" in said
-        for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
-            assert words in said
-        tab.wait("document.querySelector('dialog video').currentTime > 0")
-        assert tab.value("document.querySelectorAll('script:not([src])').length") == 0
-        assert not tab.value("window.alarmed")
-        assert tab.value("document.querySelector('.row h3').innerText").startswith(HOSTILE)
-
-        tab.value("document.querySelector('dialog button').click()")
-        assert not tab.value("document.querySelector('dialog').open")
+    tab.goto(tab.url.replace("gallery.html", "gallery.html?again"))  # the address keeps them
+    expect(count).to_have_text("0 of 24 clips")
+    tab.click("#empty button")
+    expect(count).to_have_text("24 of 24 clips")
+    tab.select_option("[name=sort]", "down")
+    expect(tab.locator(".row h3 span").first).to_have_text(re.compile("eval-p11-000$"))
+    tab.check("[name=disagree]")
+    expect(count).to_have_text("0 of 24 clips")  # physics labels nothing, so it contradicts no judge
 
 
-@needs_chromium
-def test_a_clip_that_cannot_be_played_says_so_and_leaves_the_others_alone(gallery):
-    with browser() as tab:
-        tab.open(gallery, height=1600)
-        for row in (1, 4):  # p1 is torn, p2 is missing: p10 and p11 stand between them
-            tab.wait(f"document.querySelector('{tile('rwr1', row)}').innerText == 'This clip cannot be played.'")
-        tab.wait("[...document.querySelectorAll('.film:not(:has(em)) canvas')].every(canvas => canvas.width == 64)")
-        assert tab.value("document.querySelectorAll('.film em').length") == 2
-        tab.hover(tile("base", 1))
-        tab.wait(f"document.querySelector('{tile('base', 1)} video')?.currentTime > 0")
+def test_a_click_shows_the_judges_own_words_as_words(chromium, gallery):
+    tab = chromium.new_page(viewport={"width": 1280, "height": 1600})
+    alarms = []
+    tab.on("dialog", lambda alert: alarms.append(alert.dismiss()))
+    tab.goto(gallery)
+    film(tab, "rwr1", 3).click()  # p11, after p0, p1 and p10
+    dialog = tab.locator("dialog[open]")
+    expect(dialog.locator("dl").first).to_be_visible()
+    text = dialog.inner_text()
+
+    assert f"raw words 11 {HOSTILE}" in text
+    assert f"because {HOSTILE}" in text
+    for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
+        assert words in text
+    wait_until_playing(tab, "dialog")
+    expect(tab.locator("script:not([src])")).to_have_count(0)
+    assert not alarms
+    assert tab.locator(".row h3").first.inner_text().startswith(HOSTILE)
+
+    dialog.locator("button").first.click()
+    expect(tab.locator("dialog[open]")).to_have_count(0)
 
 
-@needs_chromium
-def test_on_a_phone_a_tap_plays_and_a_second_one_opens(gallery):
-    with browser() as tab:
-        tab.open(gallery, width=390, height=844)
-        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-        assert not tab.value("document.getElementById('filters').open")
-        tab.tap(tile("base", 0))
-        tab.wait(f"document.querySelector('{tile('base', 0)} video')?.currentTime > 0")
-        assert not tab.value("document.querySelector('dialog').open")
-        tab.tap(tile("base", 0))
-        tab.wait("document.querySelector('dialog[open] dl') !== null")
+def test_a_clip_that_cannot_be_played_says_so_and_leaves_the_others_alone(chromium, gallery):
+    tab = chromium.new_page(viewport={"width": 1280, "height": 1600})
+    tab.goto(gallery)
+    for row in (1, 4):  # p1 is torn, p2 is missing: p10 and p11 stand between them
+        expect(film(tab, "rwr1", row)).to_have_text("This clip cannot be played.")
+    wait_until(tab, "[...document.querySelectorAll('.film:not(:has(em)) canvas')].every(canvas => canvas.width == 64)")
+    expect(tab.locator(".film em")).to_have_count(2)
+    film(tab, "base", 1).hover()
+    wait_until_playing(tab, '[data-clip="base/1"]')
 
 
-@needs_chromium
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_report_fits_a_phone_in_both_themes(page, dark):
-    with browser() as tab:
-        tab.open((page / "index.html").as_uri(), width=390, height=844, dark=dark)
+def fits(tab: Page) -> bool:
+    """Whether the page is no wider than the window."""
+    return tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
-        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-        theme = "dark" if dark else "light"
-        shown = tab.value(
-            "[...document.querySelectorAll('picture img')].map(img => [img.currentSrc, img.naturalWidth])"
+
+def test_on_a_phone_a_tap_plays_and_a_second_one_opens(chromium, gallery):
+    tab = chromium.new_page(viewport=PHONE, has_touch=True)
+    tab.goto(gallery)
+    assert fits(tab)
+    assert not tab.evaluate("document.getElementById('filters').open")
+    film(tab, "base", 0).tap()
+    wait_until_playing(tab, '[data-clip="base/0"]')
+    expect(tab.locator("dialog[open]")).to_have_count(0)
+    film(tab, "base", 0).tap()
+    expect(tab.locator("dialog[open] dl").first).to_be_visible()
+
+
+def test_the_report_fits_a_phone_in_both_themes(chromium, page):
+    for theme in ("light", "dark"):
+        tab = chromium.new_page(viewport=PHONE, color_scheme=theme)
+        tab.goto((page / "index.html").as_uri())
+
+        assert fits(tab)
+        pictures = tab.evaluate(
+            "[...document.querySelectorAll('picture img')].map(i => [i.currentSrc, i.naturalWidth])"
         )
-        assert shown and all(source.endswith(f"-{theme}.svg") and width > 0 for source, width in shown)
+        assert pictures and all(source.endswith(f"-{theme}.svg") and width > 0 for source, width in pictures)
 
 
 def test_the_text_table_lines_up(summary):

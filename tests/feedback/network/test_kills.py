@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from data.labels import read_verdicts
 from feedback.core.kinds import make_source
-from feedback.core.label import read_verdicts, requests_for
+from feedback.core.label import requests_for
 from feedback.network.ledger import Ledger
 from tests.conftest import hear_ctrl_c
 from tests.support.faulty_provider import NULL, meant, odd_of

@@ -11,9 +11,10 @@ import av
 import pytest
 import yaml
 
+from data.labels import read_verdicts
 from data.records import Sample
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, read_verdicts, requests_for
+from feedback.core.label import label_clip_set, requests_for
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER, UNREADABLE_CLIP, Request
 from feedback.network.ledger import StoredAnswer
 from tests.support.faulty_provider import NULL, ODD, meant, reply

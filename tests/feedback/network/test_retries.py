@@ -118,10 +118,10 @@ def test_an_error_of_any_shape_is_an_error(server, clips, kind):
     ]
     rows = judged(source_at(server, kind, attempts=3), clips)
     for n, body in enumerate(bodies):
-        start = (
+        expected = (
             ("HTTP 400", "an error page that is no UTF-8 after 3 attempts") if body == b"\xe9\xff" else "HTTP 400"
         )
-        assert rows[f"clip{n}"].error.removeprefix(FAILED).startswith(beginning), body
+        assert rows[f"clip{n}"].error.removeprefix(FAILED).startswith(expected), body
     assert answered_as_meant(server, {name: row for name, row in rows.items() if row.raw})
     assert sum(attempt["billed"] for attempt in server.attempts) == CLIPS - len(bodies)
 

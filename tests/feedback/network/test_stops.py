@@ -9,9 +9,10 @@ import yaml
 from click.testing import CliRunner
 
 import stages.label
+from data.labels import read_verdicts
 from data.manifest import StoreError
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, read_verdicts
+from feedback.core.label import label_clip_set
 from feedback.core.source import LabelError
 from feedback.network.ledger import Ledger
 from tests.support.network import (
