@@ -7,6 +7,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import is_pydantic_dataclass
+
+from data.config import read_config
 from feedback.core.rubric import load_rubric
 from feedback.core.source import Source
 
@@ -90,11 +93,14 @@ def read_block(name: str, block: Mapping[str, Any]) -> tuple[Any, Any]:
         raise ValueError(f"{where}.kind is {block['kind']!r}; known kinds are {sorted(KINDS)}")
     module = importlib.import_module(KINDS[block["kind"]])
     given = {key: value for key, value in block.items() if key != "kind"}
-    _check(given, module.Options, where)
-    try:
-        options = module.Options(**given)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
+    if is_pydantic_dataclass(module.Options):
+        options = read_config(module.Options, given, where)
+    else:
+        _check(given, module.Options, where)
+        try:
+            options = module.Options(**given)
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
     if hasattr(options, "rubric"):
         _check_rubric(options.rubric, where)
     return module, options

@@ -239,6 +239,13 @@ def test_a_model_reads_the_instructions_with_the_caption_and_the_parameters_of_i
     assert body["reasoning_effort"] == "none" and "response_format" not in body
 
 
+def test_the_key_of_a_text_is_the_one_under_which_it_was_paid_for():
+    # Pinned: with another key every stored text would be requested, and paid for, again.
+    block = {"kind": "gpt", "model": "m", "rubric": "feedback/rubrics/review.yaml", "base_url": "http://h"}
+    call = text_model("writer", block, "cpu")._call(TextRequest("hello"), "questions")
+    assert call.key.startswith("5f19fc84b128f208")
+
+
 @EVERY_API
 def test_a_prompt_whose_reply_cannot_be_read_is_counted_and_logged(server, kind, caplog):
     answers(server, kind, {"three dogs": json.dumps(STATED), "blue cup": "I see a cup."})
