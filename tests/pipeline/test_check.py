@@ -86,7 +86,7 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"template": "filmed up close"}, r"extend.more: template is 'filmed up close', expected a text with {prompt}"),
         ({"prompts": "configs/presets/smoke.csv"}, "extend.more: 52 of 58 prompts have no text to extend: "),
@@ -95,7 +95,7 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
         ({"model": "gpt"}, r"extend.more.model \('gpt'\) is unknown; known keys are policy, prompts, template"),
     ],
 )
-def test_a_wrong_extension_is_named(change, told, project):
+def test_a_wrong_extension_is_named(change, message, project):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     more = {"policy": "base", "prompts": "configs/prompt_sets/tabletop.csv", "template": "{prompt}, up close"}
     params["extend"], params["evaluate"]["policies"] = {"more": more}, ["base", "more"]
@@ -104,7 +104,7 @@ def test_a_wrong_extension_is_named(change, told, project):
 
     more |= change
     project(params)
-    with pytest.raises(ParamsError, match=told):
+    with pytest.raises(ParamsError, match=message):
         check_params()
 
 

@@ -96,7 +96,7 @@ def test_merging_leaves_what_it_merges_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"engin": {"updates": 1}}, "changes.engin is unknown; known are engine, judge, questions"),
         ({"engine": {"update": 1}}, "changes.engine.update is unknown; known are "),
@@ -113,10 +113,10 @@ def test_merging_leaves_what_it_merges_as_it_was():
         ({"questions": None}, "judge.loss and questions are null together"),
     ],
 )
-def test_a_wrong_change_is_named(changes, told):
+def test_a_wrong_change_is_named(changes, message):
     with pytest.raises(ParamsError) as error:
         load_recipe("diffusion-drf", changes)
-    assert told in error.value.message
+    assert message in error.value.message
 
 
 def test_a_recipe_that_is_not_there_is_named_with_those_that_are():
