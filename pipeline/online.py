@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.doors import find
 from data.prompts import Prompt
-from pipeline.configs import TABLETOP, CheckConfig
+from pipeline.configs import CheckConfig
 from pipeline.recipes import JudgeSettings, Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 ASKS, OVERLAY = "asks.jsonl", "overlay.png"  # in the policy's folder
 CLIP_SET = "online"  # name of the clip sets that the check samples
+REFERENCES = {  # `references` -> the module whose real_clips(prompts, frames, fps) finds them
+    "tabletop": "tabletop.references",
+    "prompts": "feedback.questions.references",
+}
 
 
 class Job(NamedTuple):
@@ -194,17 +199,23 @@ def real_clips(
 
     Raises ValueError where the recipe wants another number.
     """
-    from feedback.questions.references import RealClips, rendered_clips
+    from feedback.questions.references import RealClips
 
     frames = judge.frames or size.num_frames
     if references is None:
         return RealClips([], frames)
     if judge.reference_frames != frames:
-        found = judge.reference_frames
-        raise ValueError(f"judge.reference_frames is {found}, expected as many as judge.frames, {frames}")
-    if references == TABLETOP:
-        return rendered_clips(prompts, frames, size.fps)
-    return RealClips(prompts, frames)
+        wanted = judge.reference_frames
+        raise ValueError(f"judge.reference_frames is {wanted}, expected as many as judge.frames, {frames}")
+    of_prompts = find(references, REFERENCES, "references", "real_clips")
+    found: Mapping[str, RealClip] = of_prompts(prompts, frames, size.fps)
+    return found
+
+
+def check_references(name: str | None) -> None:
+    """Raises ValueError for a name that is neither in REFERENCES nor a dotted path, without importing anything."""
+    if name is not None and name not in REFERENCES and "." not in name:
+        raise ValueError(f"references is {name!r}; known are {', '.join(REFERENCES)}, a dotted path, or null")
 
 
 def answered(
