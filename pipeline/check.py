@@ -25,7 +25,7 @@ from pipeline.configs import (
     build_config,
 )
 from pipeline.graph import trained_policies, validate_graph
-from pipeline.online import members_of
+from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, block, load_params, section
 from pipeline.recipes import load_recipe
 from rl.objectives import OBJECTIVES
@@ -87,6 +87,7 @@ def _check_online(params: Mapping[str, Any]) -> None:
         try:
             recipe = load_recipe(entry.recipe, entry.changes)
             members_of(entry.judge, {entry.judge: resolve(entry.judge, sources)})
+            check_references(entry.references)
         except (ParamsError, ValueError) as error:
             raise ParamsError(f"online.policies.{name}: {error}") from error
         if recipe.engine.full and params["generator"]["dtype"] != "float32":

@@ -10,9 +10,6 @@ from data.config import STRICT, Count, NotNegative, Positive, Probability
 from evaluation.selection import BestOf, TopK
 from pipeline.params import block, read_section
 
-TABLETOP = "tabletop"  # `audit.set` and `references`: its renderer's clips and truth
-REFERENCES = (TABLETOP, "prompts")
-
 
 @dataclass(frozen=True, config=STRICT)
 class GeneratorConfig:
@@ -78,7 +75,7 @@ class AuditConfig:
     """Section `audit`."""
 
     sources: tuple[str, ...]  # dvc.yaml makes a stage of each
-    set: str  # TABLETOP, or the folder of a clip set of the base policy
+    set: str  # the package folder of a world (pipeline.audit.world_of), or the folder of the base policy's clips
     clips: Count
     votes: Count
     frames: Count | None
@@ -163,13 +160,9 @@ class OnlineEntry:
     judge: str  # a source that torch can differentiate, or a panel of such
     held_out: str  # a source of any kind that judges samples between updates
     split: str = "train"  # of the prompts
-    references: str | None = None  # real clips: tabletop | prompts (their column); null: none
+    references: str | None = None  # real clips: a name in pipeline.online.REFERENCES or a dotted path; null: none
     overlay: str | None = None  # YAML of marks, drawn over what the judge sees
     changes: dict[str, Any] = Field(default_factory=dict)  # by the recipe's section and key, over its values
-
-    def __post_init__(self) -> None:
-        if self.references not in (None, *REFERENCES):
-            raise ValueError(f"references is {self.references!r}; known are {', '.join(REFERENCES)}, or null")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from pipeline.configs import TABLETOP, AuditConfig, PromptsConfig
+from pipeline.configs import AuditConfig, PromptsConfig
 from pipeline.params import block, section, source_block
 from pipeline.state import stage_state
 
@@ -27,7 +27,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     from feedback.core.audit import Asking
     from feedback.core.kinds import make_source, needs_device
     from feedback.core.label import who
-    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, write_rows
+    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, world_of, write_rows
 
     config, given = section("audit", AuditConfig), source_block(name)
     people = source_block(config.human.source) if config.human else None
@@ -39,12 +39,16 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))
-    inputs = [path, *(Path(folder) for folder in (config.set, config.human and config.human.set) if folder)]
+    world = world_of(config)
+    inputs = [
+        path,
+        *(Path(folder) for folder in (None if world else config.set, config.human and config.human.set) if folder),
+    ]
     with stage_state("audit", out, (name, config, given, people, fps, how), inputs) as work:
         source, folder = make_source(name, given, device), work / "audit"
         asking, notes = Asking(work, folder, *how), dict[str, str]()
-        if config.set == TABLETOP:
-            known, judged, figures = by_renderer(asking, source, prompts, config, fps)
+        if world:
+            known, judged, figures = by_renderer(asking, source, prompts, config, world, fps)
         else:
             known, judged, figures = by_references(asking, source, prompts, config, base)
         figures |= stability(asking, source, given, known, judged, config, notes)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from data.config import STRICT, Count, Positive, Probability, WholeNotNegative
-from tabletop.captions import Claim, all_claims, caption, vocabulary
+from tabletop.captions import Claim, Thing, all_claims, caption, vocabulary
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
 from tabletop.render import random_clip
 from tabletop.scenes import FRAMES, SIZE
@@ -122,10 +122,10 @@ def _widths(hidden: int, layers: int, projection: int) -> dict[str, int]:
 
 def all_events() -> list[Claim]:
     """Every claim once: two things closer to each other are the same event in either order."""
-    seen: dict[tuple[str, frozenset], Claim] = {}
+    events: dict[tuple[str, frozenset[Thing]], Claim] = {}
     for claim in all_claims():
-        seen.setdefault((claim.kind, frozenset(claim.things)), claim)
-    return list(seen.values())
+        events.setdefault(claim.event, claim)
+    return list(events.values())
 
 
 def render_events(events: list[Claim], clips: int, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 from data.records import Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
+from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, copy_playable, rows_of
 from report.lineage import layout
@@ -241,17 +242,10 @@ def test_how_a_policy_was_trained_is_read_from_its_folder(tmp_path):
 def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     (tmp_path / "judge.json").write_text('{"auc": 0.9}')
     (tmp_path / "select").mkdir()
-    point = {
-        "judge": 0.5,
-        "judge_low": 0.4,
-        "judge_high": 0.6,
-        "physics": None,
-        "physics_low": None,
-        "physics_high": None,
-    }
-    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "curve": [{"step": 100} | point]}))
-    unknown = {"rate": None, "low": None, "high": None}
-    curve = [{"step": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "others": {"physics": unknown}}]
+    known, unknown = dict(zip(RATE, (0.5, 0.4, 0.6, 8), strict=True)), dict.fromkeys(RATE)
+    rows = plot_rows([{"step": 100, **known, "physics": unknown}], ["judge", "physics"])
+    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "measured": [], "curve": rows}))
+    curve = [{"step": 100, **known, "others": {"physics": unknown}}]
 
     assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
     found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}

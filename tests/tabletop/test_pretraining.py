@@ -16,6 +16,7 @@ from data.video import sample_frames
 from feedback.judges.vlm import build_inputs, sampled_fps
 from pipeline.params import load_params
 from tabletop.captions import COLORS, Claim, Thing, all_claims, caption, parse
+from tabletop.near_misses import near_miss
 from tabletop.pretraining.adversaries import Attack, Verdict
 from tabletop.pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from tabletop.pretraining.denoiser import DenoiserConfig
@@ -28,9 +29,7 @@ from tabletop.pretraining.lessons import (
     compared_lessons,
     generated_lessons,
     marked_lessons,
-    near_miss,
     rendered_lessons,
-    same_event,
     verdict_question,
     words,
 )
@@ -92,7 +91,7 @@ def rl_prompts() -> list[str]:
 
 def test_the_judge_is_kept_from_every_rl_prompt_in_either_order_of_its_things():
     taught = allowed_claims(["moving red cube and blue ball closer to each other"])
-    assert not any(same_event(claim, Claim("closer", (BLUE, RED))) for claim in taught)
+    assert not any(claim.event == Claim("closer", (BLUE, RED)).event for claim in taught)
     assert not {caption(claim) for claim in allowed_claims(rl_prompts())} & set(rl_prompts())
 
 
@@ -229,7 +228,7 @@ def test_an_attacked_verdict_is_what_the_judge_is_asked_offline():
 def test_a_near_miss_is_another_event():
     allowed, rng = allowed_claims([]), np.random.default_rng(0)
     claim = Claim("closer", (RED, BLUE))
-    assert not any(same_event(near_miss(claim, allowed, rng), claim) for _ in range(200))
+    assert not any(near_miss(claim, allowed, rng).event == claim.event for _ in range(200))
 
 
 def test_training_patches_are_those_of_the_judges_own_processor():
