@@ -19,7 +19,8 @@ class ParamsError(click.ClickException):
 
 def load_params(path: Path = PARAMS) -> dict[str, Any]:
     """params.yaml as DVC reads it: YAML 1.2, where 1e-4 is a number."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         params = YAML(typ="safe", pure=True).load(path)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     online = {name: rows for name, rows in logs.items() if any("questions" in row for row in rows)}
     offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
-    drawn = []
-    for name, draw, wanted in (
+    candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [
         ("accept", lambda theme: figures.accept_rates(summary, theme), True),
         ("categories", lambda theme: figures.by_category(summary, theme), True),
         ("rounds", lambda theme: figures.by_round(summary, theme), trained),
@@ -112,7 +111,9 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         ("answers", lambda theme: figures.answer_curves(online, theme), online),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
         ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
-    ):
+    ]
+    drawn = []
+    for name, draw, wanted in candidates:
         if wanted:
             drawn.append(name)
             for theme in figures.THEMES:

@@ -95,7 +95,8 @@ def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
 
     Raises ParamsError naming the text.
     """
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     changes = {name: dict(values) for name, values in below.items()}
     for text in given:

@@ -69,7 +69,7 @@ def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
     where = f"feedback.sources.{name}"
     if block.get("kind", PLACE) != PLACE:
         raise ValueError(f"{where}.kind is {block['kind']!r}, which people do not rate: {PLACE}")
-    _, options = read_block(name, block)
+    options: Options = read_block(name, block)[1]
     if rater not in options.raters:
         raise ValueError(f"{where}.raters is {options.raters}, without {rater!r}; add the name there")
     return options
