@@ -1,4 +1,4 @@
-"""Ask a source before `dvc repro` does: what labelling costs, or its answers about a few clips."""
+"""What labelling with a source costs, or its answers about a few clips, before `dvc repro`."""
 
 from pathlib import Path
 from typing import Any

@@ -29,6 +29,7 @@ from pipeline.graph import trained_policies, validate_graph
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
+from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
 from rl.training.config import TrainConfig
 
@@ -51,6 +52,7 @@ SECTIONS = {
 
 def check_params() -> None:
     """Raises ParamsError or ValueError where a later stage would: a typo must not cost the clips before it."""
+    check_outputs(Path())
     for name, cls in SECTIONS.items():
         section(name, cls)
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))

@@ -23,11 +23,22 @@ logger = logging.getLogger(__name__)
 
 STATE = Path(".state")
 POLL = 0.5  # seconds between checks of the parent processes
+OUTPUTS = ("runs", "metrics", "report-out")  # folders that the stages write into
 ROOT = Path(__file__).parent.parent
 
 
 class StateError(click.ClickException):
     """Why a stage cannot start; the command ends with this message and exit code 1."""
+
+
+def check_outputs(root: Path) -> None:
+    """Raises StateError where a folder of outputs is a symbolic link: DVC refuses it only after the stage has run."""
+    for name in OUTPUTS:
+        if (root / name).is_symlink():
+            raise StateError(
+                f"{name} is a symbolic link to {(root / name).readlink()}, and DVC refuses outputs behind one; to use a"
+                f" larger disk, clone the repository there, or mount it at {name} (mount --bind)"
+            )
 
 
 @contextlib.contextmanager

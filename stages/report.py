@@ -9,7 +9,7 @@ import click
 from pipeline.command import PATH, out_option, stage_command
 from pipeline.configs import ReportConfig
 from pipeline.params import section
-from pipeline.state import stage_state
+from pipeline.state import STATE, stage_state
 
 
 @stage_command
@@ -38,7 +38,8 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
         summary |= {key: found for key, found in measured.items() if found}
         folder = work / "report"
         shutil.rmtree(folder, ignore_errors=True)
-        write_page(summary, evaluated, read_logs(policies, names), config.samples_per_prompt, folder)
+        logs = read_logs(policies, names)
+        write_page(summary, evaluated, logs, config.samples_per_prompt, folder, encoded=STATE / "report-clips")
         write_manifest(folder, "report")
         publish(folder, out)
 
