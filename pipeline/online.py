@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.core.source import Source
     from feedback.differentiable.asks import Ask
     from feedback.differentiable.augment import Augmentation
-    from feedback.differentiable.overlay import Overlay, Rendered
+    from feedback.differentiable.overlay import Overlay
     from feedback.questions import Writing
     from feedback.questions.references import RealClip
     from generators.core.generator import Generator
@@ -135,13 +135,13 @@ def vlm_judges(
     blocks: Mapping[str, Any],
     asks: "Mapping[str, tuple[Ask, ...]]",
     real: "Mapping[str, RealClip]",
-    overlay: "Rendered | None",
+    overlay: "RenderedOverlay | None",
     recipe: Recipe,
     size: "VideoSize",
 ) -> Judges:
     """VLMs as judges. loaded, blocks: by name. asks, real: each prompt's questions and real clip, by prompt_id."""
     from feedback.differentiable.augment import Augmentation
-    from feedback.differentiable.vlm import Clip, VlmJudge
+    from feedback.differentiable.vlm import ClipShape, VlmJudge
 
     assert recipe.judge.loss is not None  # a recipe has both questions and a loss, or neither
     references = {prompt_id: _in_unit(real[prompt_id].frames) for prompt_id in asks if prompt_id in real}
@@ -149,7 +149,7 @@ def vlm_judges(
         _weighted([
             VlmJudge(
                 name, one.model, one.processor, asks, recipe.judge.loss, recipe.judge.frames or size.num_frames,
-                Clip(size.num_frames, size.fps), references, overlay, augment, blocks[name].get("pixels"),
+                ClipShape(size.num_frames, size.fps), references, overlay, augment, blocks[name].get("pixels"),
                 checkpointing=recipe.engine.gradient_checkpointing,
             )
             for name, one in loaded.items()
@@ -259,7 +259,7 @@ def conditions_of(generator: "Generator", prompts: Sequence[Prompt], size: "Vide
     )
 
 
-def keep_inputs(asks: "Mapping[str, Sequence[Ask]]", overlay: "Rendered | None", folder: Path) -> None:
+def keep_inputs(asks: "Mapping[str, Sequence[Ask]]", overlay: "RenderedOverlay | None", folder: Path) -> None:
     """Write the questions, and the overlay as a picture, into the policy's folder."""
     from feedback.differentiable.asks import write_asks
     from feedback.differentiable.overlay import save_picture
@@ -368,7 +368,7 @@ class HeldOutCheck:
         frames = _in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
         for judge, weight in self.judges:
-            answers = judge(frames[judge.shown(len(frames), 0)], sample.prompt_id, 0)
+            answers = judge(frames[judge.frame_indices(len(frames), 0)], sample.prompt_id, 0)
             metric = bool(answers.p_wanted.isnan().all())
             total += weight * float((-answers.loss if metric else answers.p_wanted).mean())
         return total

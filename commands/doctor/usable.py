@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
 from feedback.core.kinds import read_block, resolve
-from feedback.network.api import key_from
+from feedback.network.calls import key_from
 
 PATIENCE = 2.0  # seconds for a server's answer
 

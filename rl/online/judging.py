@@ -40,13 +40,13 @@ class Judge(Protocol):
 
     name: str
 
-    def shown(self, num_frames: int, seed: int) -> list[int]:
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
         """Indices of the clip's frames that it sees. seed: of its frame jitter."""
 
     def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> JudgeAnswers:
         """Its answers about one clip.
 
-        frames: (F, H, W, 3) float32 in [0, 1], those of `shown` in its order. seed: as given to `shown`.
+        frames: (F, H, W, 3) float32 in [0, 1], those of `frame_indices`, in that order. seed: as given to it.
         """
 
 
@@ -89,7 +89,7 @@ def judge_clip(
     Eq. 3 of Diffusion-DRF sums over tokens and questions; weights over several judges are ours.
     Raises NonFiniteLossError naming the prompt, judge and question; ValueError for a judge without a question.
     """
-    frames_of = [judge.shown(num_frames, seed) for (judge, _), seed in zip(judges, seeds, strict=True)]
+    frames_of = [judge.frame_indices(num_frames, seed) for (judge, _), seed in zip(judges, seeds, strict=True)]
     indices = sorted({index for own in frames_of for index in own})
     clip = latents.detach().requires_grad_()
     decoded = decode(clip, indices)

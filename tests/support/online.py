@@ -48,7 +48,7 @@ class ColourJudge:
     def __init__(self, name: str = "red", channel: int = 0, pause: float = 0.0) -> None:
         self.name, self.channel, self.pause = name, channel, pause
 
-    def shown(self, num_frames: int, seed: int) -> list[int]:
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
         return [0, num_frames // 2, num_frames - 1]
 
     def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:

@@ -216,7 +216,7 @@ def test_several_judges_of_a_clip_by_hand():
         def __init__(self, name, frames, factor):
             self.name, self.frames, self.factor, self.seen = name, frames, factor, []
 
-        def shown(self, num_frames, seed):
+        def frame_indices(self, num_frames, seed):
             assert num_frames == 4
             return self.frames
 
