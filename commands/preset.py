@@ -30,7 +30,6 @@ def main(name: str) -> None:
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     params = yaml.load(PARAMS)
     overlay(params, yaml.load(PRESETS / f"{name}.yaml"))
-    keep_anchors(params)
     with PARAMS.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
 
@@ -45,11 +44,3 @@ def overlay(params: MutableMapping[str, Any], preset: MutableMapping[str, Any], 
             raise ParamsError(f"preset: params.yaml has no {where}{key}; beside it there is {', '.join(params)}")
         else:
             params[key] = value
-
-
-def keep_anchors(params: Any) -> None:
-    """Have all anchors written, also those that nothing refers to yet: a panel's members are named by them."""
-    if isinstance(params, MutableMapping):
-        params.anchor.always_dump = True  # type: ignore[attr-defined]
-        for inner in params.values():
-            keep_anchors(inner)

@@ -36,7 +36,7 @@ _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BIT
 def write_video(path: Path, frames: np.ndarray, fps: float, lossless: bool | None = None) -> None:
     """Write frames as an H.264 mp4; equal frames give equal bytes on one machine.
 
-    lossless: None means yes when min(H, W) <= 256, so that what a judge sees does not hinge on the codec.
+    lossless: None means yes when min(H, W) <= 256, so that a judge's frames do not depend on the codec.
         Lossless is yuv444p at qp 0 in full-range BT.709: only the rounding to 8-bit YCbCr is lost. Measured over all
         2^24 colours and over random noise, a pixel comes back within 1 of 255 (mean 0.33). RGB in H.264 (gbrp)
         would lose nothing, but browsers do not play it; Chromium plays this, within 2 of 255.
@@ -69,11 +69,11 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def read_fps(path: Path) -> float:
-    """Frames per second of a video, on average. Raises ValueError where it does not say."""
+    """Frames per second of a video, on average. Raises ValueError for a file without a rate."""
     with av.open(str(path)) as container:
         rate = container.streams.video[0].average_rate
     if not rate:
-        raise ValueError(f"{path}: does not say how many frames per second it has")
+        raise ValueError(f"{path}: has no frame rate")
     return float(rate)
 
 

@@ -12,7 +12,7 @@ torn clip must not hide the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,10 @@ import pandas as pd
 import pyarrow as pa
 from pandas.errors import UndefinedVariableError
 
-from data.manifest import MANIFEST, StoreError, read_manifest, sha256_of
+from data.labels import open_labels
+from data.manifest import MANIFEST, StoreError, read_manifest
 from data.records import Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
+from data.store import METADATA
 
 TABLES = {"labels.parquet": Label, "weighted.parquet": Weighted, "paired.parquet": Pair, "metadata.parquet": Sample}
 KINDS = {Label: "labels", Weighted: "weighted", Pair: "paired", Sample: "clip_set"}
@@ -86,9 +88,13 @@ def open_view(folder: Path, clips: Path | None = None) -> View:
         raise StoreError(f"{folder}: a {found.kind!r}, which has no table of clips{there}")
     row_type = TABLES[name]
     clips = folder if row_type is Sample else clips or clips_of(folder)
-    rows: list[Any] = read_rows(folder / name, row_type)
-    samples = by_id(read_rows(clips / "metadata.parquet", Sample))
-    _check_same_clips(folder, found.facts, clips, samples, rows)
+    samples = by_id(read_rows(clips / METADATA, Sample))
+    rows: list[Any]
+    if row_type is Label:
+        rows = open_labels(folder, clips, list(samples.values())).labels
+    else:
+        rows = read_rows(folder / name, row_type)
+        _check_same_clips(folder, clips, samples, rows)
     table = frame(rows, row_type)
     if row_type is Pair:
         of_prompts = frame(samples.values(), Sample)[OF_THE_PROMPT].drop_duplicates("prompt_id")
@@ -240,12 +246,8 @@ def _of_source(name: str, label: Any, p_accept: Any, reason: Any) -> str:
     return f"{name}: {word(label, p_accept)}" + ("" if pd.isna(reason) else f" ({reason})")
 
 
-def _check_same_clips(
-    folder: Path, facts: dict[str, Any], clips: Path, samples: dict[str, Sample], rows: list[Any]
-) -> None:
-    """Raises ValueError where labels or rows are of other clips than those of the clip set."""
-    if "clip_set" in facts and facts["clip_set"] != sha256_of(clips / MANIFEST):
-        raise ValueError(f"{folder}: labels of another clip set than {clips}; name theirs with --set")
+def _check_same_clips(folder: Path, clips: Path, samples: Mapping[str, Sample], rows: Sequence[Any]) -> None:
+    """Raises ValueError where rows are of other clips than those of the clip set."""
     used = {getattr(row, name) for row in rows for name in ("sample_id", "chosen", "rejected") if hasattr(row, name)}
     if foreign := sorted(used - samples.keys()):
         raise ValueError(f"{folder}: {len(foreign)} clips, such as {foreign[0]}, are not in {clips}")

@@ -73,25 +73,20 @@ def read_measured(folder: Path) -> dict[str, Any]:
 
 
 def read_selected(folder: Path) -> dict[str, Any]:
-    """By policy, what stage `select` wrote: judge, measured (the judges that are metrics), kept (step), and curve.
+    """By policy, the result of stage `select`: judge, measured (the judges that are metrics), kept (step), and curve.
 
-    It writes each judge's rate under the judge's name, the one that selects first, and its interval under <judge>_low
-    and <judge>_high. Here a point has that one's step, rate, low and high, and the further judges' under `others`.
+    A point of the curve has step, rate, low, high and n of the judge that selects, and those of the others in `others`.
     """
-    return {name: _unfolded(document) for name, document in read_measured(folder).items()}
+    return {name: _selected(document) for name, document in read_measured(folder).items()}
 
 
-def _unfolded(document: Mapping[str, Any]) -> dict[str, Any]:
-    points = []
-    judges: list[str] = []
-    for row in document["curve"]:
-        judges = [name for name in row if f"{name}_low" in row]
-        rates = [{"rate": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]} for name in judges]
-        others = dict(zip(judges[1:], rates[1:], strict=True))
-        points.append({"step": row["step"], **rates[0], "others": others})
-    return {
-        "judge": judges[0], "measured": document.get("measured", []), "kept": document["kept"], "curve": points
-    }  # fmt: skip
+def _selected(document: Mapping[str, Any]) -> dict[str, Any]:
+    judge, *others = document["curve"][0]["rates"]
+    points = [
+        {"step": row["step"], **row["rates"][judge], "others": {name: row["rates"][name] for name in others}}
+        for row in document["curve"]
+    ]
+    return {"judge": judge, "measured": document["measured"], "kept": document["kept"], "curve": points}
 
 
 def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:

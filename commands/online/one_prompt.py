@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
-from pipeline.online import Job, run, shifted
-from pipeline.params import ParamsError, block, section
-from pipeline.recipe import Recipe
-from pipeline.recipes import load_recipe
+from pipeline.online import Job, run, with_recipe_shift
+from pipeline.params import ParamsError, block, section, source_block
+from pipeline.recipes import Recipe, load_recipe
 from pipeline.state import stage_state
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -49,7 +48,7 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     from generators.core.rollout import VideoSize
 
     config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
-    size, sources = section("video", VideoSize), block("feedback.sources")
+    size, sources = section("video", VideoSize), {name: source_block(name) for name in block("feedback.sources")}
     recipe = load_recipe(
         given.recipe or config.recipe, with_changes(config_changes(given.recipe, config), given.changes)
     )
@@ -76,7 +75,7 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
         load = partial(load_generator, **asdict(model), device=device)
         report = run(job, load, base, work, out, device)
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            write_clip(shifted(load(), recipe), folder, prompt, recipe, size, out / name)
+            write_clip(with_recipe_shift(load(), recipe), folder, prompt, recipe, size, out / name)
     draw_curve(out)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     clips = f"{out / BEFORE} and {AFTER}"

@@ -1,4 +1,4 @@
-"""Who writes a judge's questions: a rubric, the tabletop's own template, or a text model by a question sheet."""
+"""Who writes a judge's questions: a rubric, a text model by a question sheet, or a module such as the tabletop's."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.doors import find
 from data.prompts import PLACE, Prompt
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import ALIGNMENT, RUBRIC, Ask, asks_of_rubric
@@ -17,9 +18,9 @@ from feedback.questions.text_model import Message, text_model
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = "template"
-OWN_WRITERS = (RUBRIC, TEMPLATE)  # any other is a source of feedback.sources
+WRITERS = {"template": "tabletop.writer"}  # `writer` -> a module with write_asks(caption, kinds, with_reference)
 TASK = "questions"  # under which the ledger files the calls of text models
+WriteAsks = Callable[[str, Sequence[str], bool], list[Ask]]  # of a caption, kinds of questions, and with_reference
 SHOWN = 3  # prompts without questions that a message names
 
 
@@ -27,8 +28,8 @@ SHOWN = 3  # prompts without questions that a message names
 class Writing:
     """Who writes which questions."""
 
-    writer: str  # rubric | template | a source of feedback.sources that writes texts
-    rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: template
+    writer: str  # rubric | a source of feedback.sources that writes texts | a name in WRITERS or a dotted path
+    rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: a module
     kinds: tuple[str, ...] | None  # which of the writer's kinds are asked; null for a rubric, whose questions have none
     explanation: bool  # whether the judge is to explain its answers, which `reference_answers` fills in
     with_reference: bool  # whether defects are asked about beside a real clip
@@ -50,13 +51,10 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
     if by.writer == RUBRIC:
         rubric = load_rubric(_path(by))
         return _collected(prompts, lambda prompt: asks_of_rubric(rubric, prompt.prompt))
-    if by.writer == TEMPLATE:
-        from tabletop import writer as template  # the one writer that knows the tabletop
-
-        kinds = _kinds(by, template.KINDS)
-        return _collected(prompts, lambda prompt: template.template_asks(prompt.prompt, kinds, by.with_reference))
+    if not is_source(by.writer):
+        return _collected(prompts, _asks_of_module(by))
     if by.writer not in sources:
-        known = [*OWN_WRITERS, *sources]
+        known = [RUBRIC, *WRITERS, *sources]
         raise ValueError(f"writer is {by.writer!r}, known are {known}, the last of them feedback.sources")
     sheet = load_sheet(_path(by))
     kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, Decomposition) else teaching.KINDS)
@@ -79,6 +77,20 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
         return asks
 
     return _collected(prompts, write)
+
+
+def is_source(writer: str) -> bool:
+    """Whether a writer is the name of a source of feedback.sources: it is none of ours and no dotted path."""
+    return writer != RUBRIC and writer not in WRITERS and "." not in writer
+
+
+def _asks_of_module(by: Writing) -> Callable[[Prompt], Sequence[Ask]]:
+    """Writes the questions about a prompt by `write_asks` of the module that `writer` names."""
+    write_asks: WriteAsks = find(by.writer, WRITERS, "writer", "write_asks")
+    if not by.kinds:
+        raise ValueError(f"kinds is {by.kinds}, expected some kinds of questions that {by.writer} writes")
+    kinds = tuple(by.kinds)
+    return lambda prompt: write_asks(prompt.prompt, kinds, by.with_reference)
 
 
 def _path(by: Writing) -> Path:

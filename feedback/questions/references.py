@@ -5,7 +5,6 @@ prompt of whose real clip the judge denies the wanted answer to any question is 
 what it is asked about, or the caption is wrong.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,6 @@ from data.video import read_fps, read_video, sample_frames
 from feedback.core.rubric import Question
 from feedback.differentiable.asks import Ask
 from feedback.judges.vlm import QwenSource, Said, sampled_fps
-from tabletop.captions import parse
-from tabletop.render import render
-from tabletop.scenes import FRAMES, make_scene
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +65,9 @@ class RealClips(Mapping[str, RealClip]):
         return len(self.paths)
 
 
-def rendered_clips(prompts: Sequence[Prompt], frames: int, fps: float) -> dict[str, RealClip]:
-    """What stands for real clips in the tabletop world: one of its renderer's for each prompt, the same every time.
-
-    Raises ValueError for a prompt of another world.
-    """
-    indices, clips = sample_frames(FRAMES, frames), {}
-    for prompt in prompts:
-        seed = int.from_bytes(hashlib.sha256(prompt.prompt.encode()).digest()[:8], "big")
-        clip = render(make_scene(parse(prompt.prompt), np.random.default_rng(seed)))
-        clips[prompt.prompt_id] = RealClip(clip[indices], sampled_fps(indices, fps))
-    return clips
+def real_clips(prompts: Sequence[Prompt], frames: int, fps: float) -> RealClips:
+    """The reference clips of the prompt set: `references: prompts`. fps is not used, since each file has its own."""
+    return RealClips(prompts, frames)
 
 
 AskVlm = Callable[[Ask, RealClip], Said]

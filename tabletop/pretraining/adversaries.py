@@ -5,14 +5,15 @@ captions are those that a judge may be taught.
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from data.config import STRICT, Count, Positive, WholeNotNegative
 from data.video import sample_frames
 from generators.core import lora
 from generators.core.generator import solver_scheduler
@@ -26,18 +27,18 @@ from tabletop.scenes import FRAMES, SIZE
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Attack:
     """How a sibling is trained on a judge's verdict, without any guard, so that it finds what fools it."""
 
-    sibling: int  # which of them
-    updates: int
-    batch: int  # clips of an update, all of which are kept
-    solver_steps: int  # of unipc, unguided
-    gradient_steps: int  # the last of them, through which the gradient passes
-    lora_rank: int
-    learning_rate: float
-    seed: int
+    sibling: WholeNotNegative  # which of them
+    updates: Count
+    batch: Count  # clips of an update, all of which are kept
+    solver_steps: Count  # of unipc, unguided
+    gradient_steps: Count  # the last of them, through which the gradient passes
+    lora_rank: Count
+    learning_rate: Positive
+    seed: WholeNotNegative
 
 
 def attack(

@@ -8,11 +8,12 @@ verdict of physics. And like every CLIP it sees one frame at a time: a lift and 
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -20,7 +21,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from tabletop.captions import Claim, all_claims, caption, vocabulary
+from data.config import STRICT, Count, Positive, Probability, WholeNotNegative
+from tabletop.captions import Claim, Thing, all_claims, caption, vocabulary
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
 from tabletop.render import random_clip
 from tabletop.scenes import FRAMES, SIZE
@@ -33,22 +35,22 @@ MAX_LOGIT_SCALE = math.log(100)  # as in the CLIP paper, section 2.5
 PAD, BOS, UNKNOWN, EOS = "<pad>", "<|startoftext|>", "<unk>", "<|endoftext|>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClipConfig:
     """Sizes and schedule of the CLIP's pretraining."""
 
-    clips: int  # rendered of each event
-    steps: int
-    pairs: int  # of things in a batch, beside every event of one thing
-    vision_hidden: int
-    vision_layers: int
-    text_hidden: int
-    text_layers: int
-    projection: int
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    seed: int
+    clips: Count  # rendered of each event
+    steps: Count
+    pairs: Count  # of things in a batch, beside every event of one thing
+    vision_hidden: Count
+    vision_layers: Count
+    text_hidden: Count
+    text_layers: Count
+    projection: Count
+    muon_lr: Positive
+    adam_lr: Positive
+    ema: Probability
+    seed: WholeNotNegative
 
 
 def clip_tokenizer() -> PreTrainedTokenizerFast:
@@ -120,10 +122,10 @@ def _widths(hidden: int, layers: int, projection: int) -> dict[str, int]:
 
 def all_events() -> list[Claim]:
     """Every claim once: two things closer to each other are the same event in either order."""
-    seen: dict[tuple[str, frozenset], Claim] = {}
+    events: dict[tuple[str, frozenset[Thing]], Claim] = {}
     for claim in all_claims():
-        seen.setdefault((claim.kind, frozenset(claim.things)), claim)
-    return list(seen.values())
+        events.setdefault(claim.event, claim)
+    return list(events.values())
 
 
 def render_events(events: list[Claim], clips: int, seed: int) -> np.ndarray:

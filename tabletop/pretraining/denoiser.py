@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -19,6 +20,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from data.config import STRICT, Count, Positive, Probability, WholeNotNegative
 from generators.core.process import FlowMatching, shift_time
 from tabletop.captions import all_claims, caption, vocabulary
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
@@ -28,25 +30,25 @@ from tabletop.render import random_clip
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class DenoiserConfig:
     """Sizes and schedule of the generator's pretraining."""
 
-    clips: int  # rendered clips
-    botched: float  # part of them that fails its caption
-    steps: int
-    batch: int
-    heads: int  # of 32 dimensions each
-    layers: int
-    ffn: int
-    text_dim: int
-    tokens: int  # length of a padded prompt
-    caption_dropout: float
-    shift: float  # of the flow's time, in training and sampling
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    seed: int
+    clips: Count  # rendered clips
+    botched: Probability  # part of them that fails its caption
+    steps: Count
+    batch: Count
+    heads: Count  # of 32 dimensions each
+    layers: Count
+    ffn: Count
+    text_dim: Count
+    tokens: Count  # length of a padded prompt
+    caption_dropout: Probability
+    shift: Positive  # of the flow's time, in training and sampling
+    muon_lr: Positive
+    adam_lr: Positive
+    ema: Probability
+    seed: WholeNotNegative
 
 
 def text_tokenizer() -> PreTrainedTokenizerFast:

@@ -9,13 +9,13 @@ the other.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative
 from data.video import sample_frames
 from feedback.differentiable.packing import pack, positions_of
 from feedback.judges.vlm import build_inputs, sampled_fps
@@ -41,47 +42,45 @@ from tabletop.scenes import FRAMES, SIZE
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+Family = Literal["qwen2_5_vl", "qwen3_vl"]
 FPS = 8.0
 SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
 SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class JudgeConfig:
     """Sizes and schedule of a judge's pretraining."""
 
-    family: str  # qwen2_5_vl | qwen3_vl
-    rendered: int  # clips with the renderer's truth
-    marked: int  # clips with a rectangle, at most
-    compared: int  # pairs of a generated and a rendered clip, at most
-    steps: int
-    batch: int  # clips
-    questions: int  # of a clip in a step, at most
-    warmup_describing: float  # part of the steps that only describe
-    generated_share: float  # part of a batch from the generator's siblings, after that
-    marked_share: float  # part of a batch with a rectangle, likewise
-    compare_every: int  # one step in so many is of half a batch of pairs of clips
-    adversary_share: float  # part of a batch from generators that were trained to fool a judge; of the siblings' part
-    perturbation: float  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none is
-    families: dict  # of questions: how often each is drawn where a clip has it
-    patch: int  # pixels of a vision patch
-    merge: int  # patches merged per side into one token
-    vision_hidden: int
-    vision_layers: int
-    text_hidden: int
-    text_layers: int
-    heads: int
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    seed: int
+    family: Family
+    rendered: Count  # clips with the renderer's truth
+    marked: Count  # clips with a rectangle, at most
+    compared: Count  # pairs of a generated and a rendered clip, at most
+    steps: Count
+    batch: Count  # clips
+    questions: Count  # of a clip in a step, at most
+    warmup_describing: Probability  # part of the steps that only describe
+    generated_share: Probability  # part of a batch from the generator's siblings, after that
+    marked_share: Probability  # part of a batch with a rectangle, after that
+    compare_every: Count  # every so many steps, the step is half a batch of pairs of clips
+    adversary_share: Probability  # part of a batch from generators trained to fool a judge; of the siblings' part
+    perturbation: Probability  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none
+    families: dict[str, NotNegative]  # of questions: how often each is drawn where a clip has it
+    patch: Count  # pixels of a vision patch
+    merge: Count  # patches merged per side into one token
+    vision_hidden: Count
+    vision_layers: Count
+    text_hidden: Count
+    text_layers: Count
+    heads: Count
+    muon_lr: Positive
+    adam_lr: Positive
+    ema: Probability
+    seed: WholeNotNegative
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family is {self.family!r}, known are {', '.join(FAMILIES)}")
-        if not 0 <= self.adversary_share <= self.generated_share:
-            raise ValueError(f"adversary_share is {self.adversary_share}, of generated_share {self.generated_share}")
+        if self.adversary_share > self.generated_share:
+            raise ValueError(f"adversary_share is {self.adversary_share}, above generated_share {self.generated_share}")
 
 
 class Teaching(NamedTuple):

@@ -28,6 +28,7 @@ from feedback.differentiable.overlay import Overlay, apply, parse_mark
 from feedback.differentiable.overlay import render as render_overlay
 from tabletop import questions as asked_of
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
+from tabletop.near_misses import near_miss, pick
 from tabletop.physics import Blob, check, find_blobs, shape_of
 from tabletop.render import PIXEL, render
 from tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
@@ -100,21 +101,6 @@ def verdict_question(text: str) -> str:
     return rubric.text(rubric.questions[0], text)
 
 
-def same_event(one: Claim, other: Claim) -> bool:
-    return one.kind == other.kind and set(one.things) == set(other.things)
-
-
-def near_miss(claim: Claim, allowed: list[Claim], rng: np.random.Generator) -> Claim:
-    """Another allowed claim; mostly one that shares the kind or a thing, which is the harder to tell apart."""
-    others = [c for c in allowed if not same_event(c, claim)]
-    near = [c for c in others if c.kind == claim.kind or set(c.things) & set(claim.things)]
-    return _pick(near if near and rng.random() < 0.7 else others, rng)
-
-
-def _pick(claims: list[Claim], rng: np.random.Generator) -> Claim:
-    return claims[int(rng.integers(len(claims)))]
-
-
 class Rendered(NamedTuple):
     """Rendered clips and what may be said of them."""
 
@@ -130,7 +116,7 @@ def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> Rendered:
     frames, pairs = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8), []
     captions: list[str | None] = []
     for i in range(count):
-        claim = _pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
+        claim = pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
         botch = str(rng.choice(BOTCHES[claim.kind])) if rng.random() < 0.5 else None
         scene = make_scene(claim, rng, botch)
         frames[i] = render(scene)
@@ -336,5 +322,5 @@ def _seen(clip: np.ndarray) -> str:
 
 def allowed_claims(rl_prompts: list[str]) -> list[Claim]:
     """Claims that the judge may be taught: none of the RL prompts, in either order of their things."""
-    taken = [parse(prompt) for prompt in rl_prompts]
-    return [claim for claim in all_claims() if not any(same_event(claim, other) for other in taken)]
+    taken = {parse(prompt).event for prompt in rl_prompts}
+    return [claim for claim in all_claims() if claim.event not in taken]

@@ -10,13 +10,12 @@ from commands.online import main as online_command
 from commands.online.one_prompt import with_changes
 from data.prompts import Prompt
 from data.video import read_video
-from feedback.questions.references import rendered_clips
 from generators.core.generator import solver_scheduler
 from generators.core.load import load_generator
-from pipeline.configs import OnlineEntry
-from pipeline.online import members_of
+from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
+from tabletop.references import real_clips
 
 FALL = "pushing red ball so that it falls off the table"
 QUICK = (
@@ -121,14 +120,16 @@ def test_a_panel_of_rule_mean_is_its_members_and_another_rule_is_refused():
 
 
 def test_an_entry_names_where_real_clips_come_from():
-    with pytest.raises(ValueError, match="references is 'disk'; known are tabletop, prompts, or null"):
-        OnlineEntry("base", "ask-a-video", "judge", "second", references="disk")
+    for name in (None, "tabletop", "prompts", "my_lab.clips"):
+        check_references(name)
+    with pytest.raises(ValueError, match="references is 'disk'; known are tabletop, prompts"):
+        check_references("disk")
 
 
 def test_a_rendered_reference_is_the_same_every_time_and_another_for_another_prompt():
     texts = {"a": FALL, "b": "lifting red ball up"}
     prompts = [Prompt(name, text, "x", "train", None, None) for name, text in texts.items()]
-    once, again = rendered_clips(prompts, 8, 8.0), rendered_clips(prompts[:1], 8, 8.0)
+    once, again = real_clips(prompts, 8, 8.0), real_clips(prompts[:1], 8, 8.0)
     assert (once["a"].frames == again["a"].frames).all()
     assert (once["a"].frames != once["b"].frames).any()
     assert once["a"].frames.shape == (8, 32, 32, 3)

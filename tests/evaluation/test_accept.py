@@ -445,7 +445,7 @@ def test_the_summary_tells_how_far_judges_agree():
     # The same label on 4 of base's six clips and on 4 of rwr1's.
     assert agreement["clips"]["judge|physics"]["agree"] == pytest.approx(8 / 12)
     assert agreement["policies"]["judge|physics"] == {"pearson": None, "p_value": None, "n": 2}
-    assert agreement["prompts"]["judge|physics"]["n"] == 4
+    assert agreement["prompts"]["judge|physics"]["n"] == 2  # prompts, however many policies
 
 
 def test_one_judge_agrees_with_nobody():
@@ -550,7 +550,7 @@ def test_a_set_tells_the_agreement_of_judges_with_several_votes(tmp_path, agreem
 def test_labels_of_other_clips_are_refused(tmp_path):
     folder = write_set(tmp_path, [clip("a", 1)], [label(clip("z", 1), True)])
 
-    with pytest.raises(ValueError, match="labels/judge: 1 labels are not of the 1 clips"):
+    with pytest.raises(ValueError, match="labels/judge: its 1 labels are not of the 1 clips beside them"):
         load_set(folder, ["judge"])
 
 

@@ -143,9 +143,9 @@ def test_labels_of_other_clips_are_refused(round_, tmp_path):
     other = make_round(tmp_path / "r2")  # equal bytes but for the fact that is changed here
     manifest = other / "samples/manifest.json"
     manifest.write_text(manifest.read_text().replace('"set": "r1"', '"set": "r2"'))
-    with pytest.raises(ValueError, match="labels of another clip set than"):
+    with pytest.raises(ValueError, match="labels are of another clip set than"):
         open_view(round_ / "labels/judge", other / "samples")
-    with pytest.raises(ValueError, match="clips, such as roll0, are not in"):
+    with pytest.raises(ValueError, match="its 6 labels are not of the 3 clips beside them"):
         make_labels(tmp_path / "r3/labels/judge", "judge", JUDGE, other / "samples")
         shutil.copytree(other / "samples", tmp_path / "r3/samples")
         drop_rows(tmp_path / "r3/samples/metadata.parquet", "roll")

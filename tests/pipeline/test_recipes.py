@@ -9,8 +9,7 @@ from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import asks_of_rubric
 from feedback.questions.sheet import load_sheet
 from pipeline.params import ParamsError
-from pipeline.recipe import Recipe
-from pipeline.recipes import COMMON, FOLDER, load_recipe, merged
+from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged
 
 NAMES = ["ask-a-video", "ask-a-video-test-time", "diffusion-drf", "reward-gradient", "vanilla-drf", "vlm-as-teacher"]
 
@@ -102,13 +101,13 @@ def test_merging_leaves_what_it_merges_as_it_was():
         ({"engin": {"updates": 1}}, "changes.engin is unknown; known are engine, judge, questions"),
         ({"engine": {"update": 1}}, "changes.engine.update is unknown; known are "),
         ({"engine": 5}, "changes.engine is 5, expected keys of that section"),
-        ({"engine": {"updates": "many"}}, "engine.updates is 'many', expected int"),
+        ({"engine": {"updates": "many"}}, "engine.updates is 'many', expected a valid integer"),
         ({"engine": {"updates": 0}}, "engine: updates must be a whole number >= 1, found 0"),
         ({"engine": {"gradient_steps": 26}}, "gradient_steps must be at most steps"),
         ({"decoding": {"mode": "fast"}}, "decoding: mode: found 'fast'"),
         ({"augment": {"crop": 0.5}}, "augment: crop is 0.5"),
         ({"judge": {"loss": "hinge"}}, "judge.loss is 'hinge'; known are logit, logit_difference, logprob"),
-        ({"judge": {"frames": 0}}, "judge: frames is 0, expected at least 1, or null"),
+        ({"judge": {"frames": 0}}, "judge.frames is 0, expected greater than or equal to 1"),
         ({"judge": {"ask_template": "Well?"}}, "judge.ask_template is 'Well?', expected a text with {question} in it"),
         ({"judge": {"reference_frames": None}}, "questions.with_reference is true, but judge.reference_frames is null"),
         ({"questions": None}, "judge.loss and questions are null together"),

@@ -16,6 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 from data.records import Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
+from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, rows_of
 from report.lineage import layout
@@ -259,17 +260,10 @@ def test_how_a_policy_was_trained_is_read_from_its_folder(tmp_path):
 def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     (tmp_path / "judge.json").write_text('{"auc": 0.9}')
     (tmp_path / "select").mkdir()
-    point = {
-        "judge": 0.5,
-        "judge_low": 0.4,
-        "judge_high": 0.6,
-        "physics": None,
-        "physics_low": None,
-        "physics_high": None,
-    }
-    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "curve": [{"step": 100} | point]}))
-    unknown = {"rate": None, "low": None, "high": None}
-    curve = [{"step": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "others": {"physics": unknown}}]
+    known, unknown = dict(zip(RATE, (0.5, 0.4, 0.6, 8), strict=True)), dict.fromkeys(RATE)
+    rows = plot_rows([{"step": 100, **known, "physics": unknown}], ["judge", "physics"])
+    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "measured": [], "curve": rows}))
+    curve = [{"step": 100, **known, "others": {"physics": unknown}}]
 
     assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
     found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}
@@ -316,14 +310,14 @@ def test_a_single_vote_has_no_agreement_on_the_page(page):
     assert "otes agree" not in (page / "index.html").read_text()
 
 
-# What training turned
+# What training changed
 
 
 def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
     text = " ".join((page / "index.html").read_text().split())
     picture = np.asarray(Image.open(page / "media/turned.png").convert("RGB"))
 
-    assert "Of 8 clips judge rejects 8 as base makes them and accepts them as rwr1 does; 0 go the other way" in text
+    assert "For 8 of 8 clips, judge rejects the base's and accepts rwr1's; for 0 it is the other way round." in text
     for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
         assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
 
@@ -334,7 +328,7 @@ def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
     write_page(summary, swapped, LOGS, None, tmp_path / "out")
 
     assert not (tmp_path / "out/media/turned.png").exists()
-    assert "training turned" not in (tmp_path / "out/index.html").read_text()
+    assert "training changed" not in (tmp_path / "out/index.html").read_text()
 
 
 # Tables

@@ -6,20 +6,20 @@ import pytest
 
 from data.records import Label, Pair, Sample, Weighted
 from rl.datasets import build
-from rl.pairing import STRATEGIES, Judged, pair
+from rl.pairing import STRATEGIES, RewardedClip, pair
 
 
-def clips(pattern: str, prompt_id: str = "p") -> list[Judged]:
+def clips(pattern: str, prompt_id: str = "p") -> list[RewardedClip]:
     """One clip a letter: a accepted, r rejected, ? unlabelled."""
     verdicts = {"a": (True, 1.0), "r": (False, 0.0), "?": (None, None)}
-    return [Judged(f"{prompt_id}-{i}", prompt_id, *verdicts[letter]) for i, letter in enumerate(pattern)]
+    return [RewardedClip(f"{prompt_id}-{i}", prompt_id, *verdicts[letter]) for i, letter in enumerate(pattern)]
 
 
-def scored(*rewards: float | None) -> list[Judged]:
-    return [Judged(f"s{i}", "p", None, reward) for i, reward in enumerate(rewards)]
+def scored(*rewards: float | None) -> list[RewardedClip]:
+    return [RewardedClip(f"s{i}", "p", None, reward) for i, reward in enumerate(rewards)]
 
 
-def paired(found: list[Judged], strategy: str, k: int = 8, min_margin: float = 0.0, seed: int = 0) -> list[Pair]:
+def paired(found: list[RewardedClip], strategy: str, k: int = 8, min_margin: float = 0.0, seed: int = 0) -> list[Pair]:
     return pair(found, strategy, k, min_margin, seed).pairs
 
 
@@ -191,6 +191,6 @@ def test_no_pair_at_all_is_recorded_and_no_error():
 
 def test_labels_of_other_clips_are_an_error():
     (sample, label), (other, _) = labelled("ar")
-    with pytest.raises(ValueError, match=r"1 samples without a label row \['p-1'\]"):
+    with pytest.raises(ValueError, match=r"r1/judge: .* 1 clips without a label row \['p-1'\]"):
         build([sample, other], [label], name="r1/judge", reward="label", scale=1.0, shift=0.0, pairs="all",
               pairs_per_prompt=8, min_margin=0.0, seed=1)  # fmt: skip

@@ -15,7 +15,7 @@ from data.manifest import read_manifest, write_manifest
 from data.policies import candidates
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
-from evaluation.checkpoints import candidates_of, curve, flat, keep, read_outcomes
+from evaluation.checkpoints import candidates_of, curve, keep, plot_rows, read_outcomes
 from generators.core.load import load_generator
 from generators.core.lora import LORA_FILE, apply_policy
 from stages import generate, select
@@ -96,14 +96,10 @@ def test_clips_of_other_checkpoints_are_refused():
 def test_rows_for_dvc_have_a_column_a_judge():
     rates = {"rate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 
-    rows = flat([{"step": 100, **rates, "physics": rates | {"rate": 0.375}}], ["judge", "physics"])
+    (row,) = plot_rows([{"step": 100, **rates, "physics": rates | {"rate": 0.375}}], ["judge", "physics"])
 
-    assert rows == [
-        {
-            "step": 100, "judge": 0.5, "judge_low": 0.25, "judge_high": 0.75,
-            "physics": 0.375, "physics_low": 0.25, "physics_high": 0.75,
-        }
-    ]  # fmt: skip
+    own = {"judge": rates, "physics": rates | {"rate": 0.375}}
+    assert row == {"step": 100, "judge": 0.5, "physics": 0.375, "rates": own}
 
 
 # The checkpoints of a policy
@@ -348,7 +344,7 @@ def test_labels_of_other_clips_are_refused(project):
     write_rows(LABELS / "physics/labels.parquet", rows[1:], Label)
     write_manifest(LABELS / "physics", "labels")
 
-    with pytest.raises(ValueError, match="physics: 11 labels are not of the 12 clips in runs/select/rwr1/samples"):
+    with pytest.raises(ValueError, match="physics: its 11 labels are not of the 12 clips beside them"):
         read_outcomes(SAMPLES, LABELS, ["judge", "physics"])
     done = select_one()
     assert done.exit_code == 1
@@ -381,5 +377,5 @@ def test_more_prompts_than_there_are_is_told(project):
 
     done = generate_clips()
 
-    assert "4 prompts are asked for, split 'train' has 3" in done.output
+    assert "4 prompts are wanted, split 'train' has 3" in done.output
     assert not SAMPLES.exists()

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from data.config import read_config
 from generators.core.load import load_generator
 from rl.online.config import OnlineConfig
-from rl.online.guards import Point
+from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
-from rl.online.trainer import Conditions, OnlineReport, train_online
+from rl.online.trainer import Conditions, train_online
+from rl.training.run import TrainReport
 
 CONFIG = {
     "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.02, "betas": [0.9, 0.999],
@@ -29,11 +31,11 @@ LAST_STEPS = {"rollout": "last_steps", "renoise": None, "gradient_steps": 2}
 
 
 def config(**changes) -> OnlineConfig:
-    return OnlineConfig(**CONFIG | changes)
+    return read_config(OnlineConfig, CONFIG | changes, "engine")
 
 
 class Answers(NamedTuple):
-    """What rl.online.judging calls by this name."""
+    """An rl.online.judging.JudgeAnswers."""
 
     questions: tuple[str, ...]
     loss: Tensor
@@ -82,7 +84,7 @@ def run(
     given: Conditions | None = None,
     resume_from: Path | None = None,
     **changes,
-) -> OnlineReport:
+) -> TrainReport:
     """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
     generator = load(generator) if isinstance(generator, Path) else generator
     return train_online(
@@ -103,7 +105,9 @@ def probability(generator, channel: int) -> float:
 
 def check_of(generator):
     """A check whose training judge wants red, and whose held-out one green."""
-    return lambda _: Point(probability(generator, 0), probability(generator, 1), {"blue": probability(generator, 2)})
+    return lambda _: CurvePoint(
+        probability(generator, 0), probability(generator, 1), {"blue": probability(generator, 2)}
+    )
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from data.store import ClipSet, ClipSetWriter
 from generators.core.load import load_generator
 from rl.objectives import get_objective
 from rl.training.config import TrainConfig, configure
-from rl.training.trainer import TrainReport, train
+from rl.training.run import TrainReport
+from rl.training.trainer import train
 
 LATENT_SHAPE = (4, 3, 4, 4)  # of 5 frames of 16 x 16 under tests/conftest.py's tiny Wan
 CONFIG = {
@@ -27,7 +27,7 @@ DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 
 
 def config(objective: str, **changes) -> TrainConfig:
-    return replace(configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {})), **changes)
+    return configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {}) | changes)
 
 
 def write_clip_set(folder: Path, prompts: int = 2, clips: int = 4, prefix: str = "p", shape=LATENT_SHAPE) -> ClipSet:

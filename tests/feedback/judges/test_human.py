@@ -28,11 +28,12 @@ import stages.label
 from commands.rate import main
 from commands.rate import server as rating
 from commands.rate.server import Ratings, RatingServer, gather, people
+from data.labels import read_labels, read_verdicts
 from data.manifest import StoreError
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, read_labels, read_verdicts, requests_for
+from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import LabelError
 from feedback.judges.human import Rateable

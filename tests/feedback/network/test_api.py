@@ -27,11 +27,12 @@ from click.testing import CliRunner
 import feedback.network.ledger
 import feedback.network.pace
 import stages.label
+from data.labels import read_verdicts
 from data.manifest import StoreError
 from data.records import Sample, Verdict
 from data.store import ClipSet, ClipSetWriter
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, read_verdicts, requests_for
+from feedback.core.label import label_clip_set, requests_for
 from feedback.core.source import FAILED, REFUSED, UNREADABLE_ANSWER, UNREADABLE_CLIP, LabelError, Request
 from feedback.network.api import ApiSource
 from feedback.network.ledger import Ledger
