@@ -23,14 +23,15 @@ from pipeline.configs import (
     ReportConfig,
     SelectConfig,
     build_config,
+    train_config,
 )
 from pipeline.graph import needed_sources, trained_policies, validate_graph
 from pipeline.online import check_references, members_of
-from pipeline.params import ParamsError, block, load_params, section
+from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
-from rl.training.config import TrainConfig, configure
+from rl.training.config import TrainConfig
 
 SECTIONS = {
     "generator": GeneratorConfig,
@@ -66,7 +67,7 @@ def check_params() -> None:
     _check_online(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
-        config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
+        config = train_config(OBJECTIVES[objective])
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
