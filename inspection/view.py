@@ -12,7 +12,7 @@ torn clip must not hide the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,7 +246,7 @@ def _of_source(name: str, label: Any, p_accept: Any, reason: Any) -> str:
     return f"{name}: {word(label, p_accept)}" + ("" if pd.isna(reason) else f" ({reason})")
 
 
-def _check_same_clips(folder: Path, clips: Path, samples: dict[str, Sample], rows: list[Any]) -> None:
+def _check_same_clips(folder: Path, clips: Path, samples: Mapping[str, Sample], rows: Sequence[Any]) -> None:
     """Raises ValueError where rows are of other clips than those of the clip set."""
     used = {getattr(row, name) for row in rows for name in ("sample_id", "chosen", "rejected") if hasattr(row, name)}
     if foreign := sorted(used - samples.keys()):

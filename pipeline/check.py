@@ -25,7 +25,7 @@ from pipeline.configs import (
     build_config,
     train_config,
 )
-from pipeline.graph import trained_policies, validate_graph
+from pipeline.graph import needed_sources, trained_policies, validate_graph
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
@@ -71,15 +71,6 @@ def check_params() -> None:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
-
-
-def needed_sources(params: Mapping[str, Any]) -> set[str]:
-    """The sources that a run of these params uses: for labels, comparison, evaluation, selection, audit and online."""
-    needed = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
-    needed |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
-    needed |= set(params["audit"]["sources"])
-    needed |= {entry[key] for entry in params["online"]["policies"].values() for key in ("judge", "held_out")}
-    return needed
 
 
 def _check_online(params: Mapping[str, Any]) -> None:

@@ -36,6 +36,15 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
         raise ParamsError("\n  ".join(["params.yaml does not fit together:", *problems]))
 
 
+def needed_sources(params: Mapping[str, Any]) -> set[str]:
+    """The sources that a run of these params uses: for labels, comparison, evaluation, selection, audit and online."""
+    needed = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    needed |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
+    needed |= set(params["audit"]["sources"])
+    needed |= {entry[key] for entry in params["online"]["policies"].values() for key in ("judge", "held_out")}
+    return needed
+
+
 def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The entries of `policies` and `comparison.policies` by name: what is trained on the clips of a round."""
     return {**params["policies"], **params["comparison"]["policies"]}

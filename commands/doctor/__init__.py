@@ -63,10 +63,10 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
 def _to_check(params: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
     """The blocks of all sources, the names of those that this run uses, and the prompts that they judge."""
     from data.prompts import load_prompts
+    from pipeline.graph import needed_sources
 
-    feedback = params["feedback"]
-    needed = {feedback["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
-    return feedback["sources"], needed, [one.prompt for one in load_prompts(Path(params["prompts"]["path"]))]
+    prompts = [one.prompt for one in load_prompts(Path(params["prompts"]["path"]))]
+    return params["feedback"]["sources"], needed_sources(params), prompts
 
 
 def _keys(names: Iterable[str]) -> Iterator["Finding"]:
@@ -83,13 +83,12 @@ def _checked(params: dict[str, Any]) -> Iterator["Finding"]:
 
     try:
         from commands.doctor.usable import check_generator
-        from generators.core.load import FAMILIES
         from pipeline.check import check_params
         from pipeline.configs import GeneratorConfig
         from pipeline.params import section
 
         config = section("generator", GeneratorConfig)
-        yield check_generator(config.family, config.path, config.revision, list(FAMILIES))
+        yield check_generator(config.family, config.path, config.revision)
         check_params()
     except (click.ClickException, ValueError, OSError, ImportError) as error:
         yield Finding(BROKEN, str(PARAMS), _message(error))

@@ -75,11 +75,9 @@ def check_sources(sources: Sequence[SourceBlock], needed: Collection[str], promp
         return list(pool.map(found, sources))
 
 
-def check_generator(family: str, path: str, revision: str | None, known: Sequence[str]) -> Finding:
-    """Whether the generator can be loaded. known: families."""
-    doubts = [] if family in known else [Doubt(f"family {family} is unknown; known are {', '.join(known)}")]
-    doubts += _model_doubts(path, revision, "model_index.json")
-    return as_finding("generator", doubts, True, f"{family}, {path}")
+def check_generator(family: str, path: str, revision: str | None) -> Finding:
+    """Whether the generator's model can be found here."""
+    return as_finding("generator", list(_model_doubts(path, revision, "model_index.json")), True, f"{family}, {path}")
 
 
 def as_finding(what: str, doubts: Sequence[Doubt], needed: bool, detail: str) -> Finding:

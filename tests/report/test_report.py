@@ -310,14 +310,14 @@ def test_a_single_vote_has_no_agreement_on_the_page(page):
     assert "otes agree" not in (page / "index.html").read_text()
 
 
-# What training turned
+# What training changed
 
 
 def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
     text = " ".join((page / "index.html").read_text().split())
     picture = np.asarray(Image.open(page / "media/turned.png").convert("RGB"))
 
-    assert "Of 8 clips judge rejects 8 as base makes them and accepts them as rwr1 does; 0 go the other way" in text
+    assert "For 8 of 8 clips, judge rejects the base's and accepts rwr1's; for 0 it is the other way round." in text
     for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
         assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
 
@@ -328,7 +328,7 @@ def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
     write_page(summary, swapped, LOGS, None, tmp_path / "out")
 
     assert not (tmp_path / "out/media/turned.png").exists()
-    assert "training turned" not in (tmp_path / "out/index.html").read_text()
+    assert "training changed" not in (tmp_path / "out/index.html").read_text()
 
 
 # Tables
