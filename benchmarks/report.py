@@ -67,8 +67,8 @@ def make_set(home: Path, policy: str, prompts: int, samples: int) -> EvaluationS
         for judge in JUDGES:
             p = float(generator.random())
             labels[judge].append(Label(name, judge, p > 0.5, p, None, 1, 0, "a reason of some length " * 5))
-            said = ("a reason of some length " * 5, "a raw reply of some length " * 10, "model", "v1", "rubric")
-            verdicts[judge].append(Verdict(name, judge, "accept", 0, p > 0.5, p, None, *said, [0, 4, 8], 85, 0.0, None))
+            text = ("a reason of some length " * 5, "a raw reply of some length " * 10, "model", "v1", "rubric")
+            verdicts[judge].append(Verdict(name, judge, "accept", 0, p > 0.5, p, None, *text, [0, 4, 8], 85, 0.0, None))
     for judge in JUDGES:
         write_rows(home / "labels" / judge / "verdicts.parquet", verdicts[judge], Verdict)
     return EvaluationSet(home / "samples", tuple(clips), {judge: tuple(of) for judge, of in labels.items()})

@@ -1,4 +1,4 @@
-"""Ask a source before `dvc repro` does: what labelling costs, or its answers about a few clips."""
+"""What labelling with a source costs, or its answers about a few clips, before `dvc repro`."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def main(
 
 
 def unbatched(given: dict[str, Any]) -> dict[str, Any]:
-    """A source's block, and its members' where it is a panel, with `batch: false`: a first look must not take a day."""
+    """A source's block and those of a panel's members with `batch: false`, because a batch may take a day."""
     changes: dict[str, Any] = {"batch": False} if "batch" in given else {}
     if members := given.get("members"):
         changes["members"] = {name: unbatched(inner) for name, inner in members.items()}

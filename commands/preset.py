@@ -35,7 +35,7 @@ def main(name: str) -> None:
 
 
 def overlay(params: MutableMapping[str, Any], preset: MutableMapping[str, Any], where: str = "") -> None:
-    """Change `params` in place to say what `preset` says. Raises ParamsError for a section that params lack."""
+    """Overwrite `params` in place with the values of `preset`. Raises ParamsError for a section that params lack."""
     for key, value in preset.items():
         inside = isinstance(value, dict) and isinstance(params.get(key), MutableMapping) and key not in WHOLE
         if inside:

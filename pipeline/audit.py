@@ -133,7 +133,7 @@ def beside_people(
 
 
 def write_rows(path: Path, known: "Known", judged: "Judged") -> None:
-    """A line for each known-answer clip: what it is and what the judge said."""
+    """A line for each known-answer clip: what it is, and the judge's label."""
     rows = [
         {"sample_id": one.sample_id, "made": known.made[one.sample_id], "label": one.label, "p_accept": one.p_accept}
         for one in judged.labels

@@ -23,13 +23,15 @@ from pipeline.configs import (
     ReportConfig,
     SelectConfig,
     build_config,
+    train_config,
 )
-from pipeline.graph import trained_policies, validate_graph
+from pipeline.graph import needed_sources, trained_policies, validate_graph
 from pipeline.online import check_references, members_of
-from pipeline.params import ParamsError, block, load_params, section
+from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
+from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
-from rl.training.config import TrainConfig, configure
+from rl.training.config import TrainConfig
 
 SECTIONS = {
     "generator": GeneratorConfig,
@@ -50,6 +52,7 @@ SECTIONS = {
 
 def check_params() -> None:
     """Raises ParamsError or ValueError where a later stage would: a typo must not cost the clips before it."""
+    check_outputs(Path())
     for name, cls in SECTIONS.items():
         section(name, cls)
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
@@ -64,19 +67,10 @@ def check_params() -> None:
     _check_online(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
-        config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
+        config = train_config(OBJECTIVES[objective])
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
-
-
-def needed_sources(params: Mapping[str, Any]) -> set[str]:
-    """The sources that a run of these params uses: for labels, comparison, evaluation, selection, audit and online."""
-    needed = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
-    needed |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
-    needed |= set(params["audit"]["sources"])
-    needed |= {entry[key] for entry in params["online"]["policies"].values() for key in ("judge", "held_out")}
-    return needed
 
 
 def _check_online(params: Mapping[str, Any]) -> None:

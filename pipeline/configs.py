@@ -1,14 +1,18 @@
 """The sections of params.yaml as frozen dataclasses, but for those that a library defines itself."""
 
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, Count, NotNegative, Positive, Probability
+from data.config import STRICT, ConfigError, Count, NotNegative, Positive, Probability
 from evaluation.selection import BestOf, TopK
-from pipeline.params import block, read_section
+from pipeline.params import PARAMS, ParamsError, block, read_section
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from rl.objectives import Objective
+    from rl.training.config import TrainConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -195,3 +199,13 @@ def build_config(source: str) -> BuildConfig:
     common = {key: value for key, value in given.items() if key != "sources"}
     own = (given.get("sources") or {}).get(source) or {}
     return read_section(common | own, BuildConfig, f"build.sources.{source}" if own else "build")
+
+
+def train_config(objective: "Objective") -> "TrainConfig":
+    """Section `train.<objective>` over `train.common`. Raises ParamsError naming section, key, value and known keys."""
+    from rl.training.config import configure
+
+    try:
+        return configure(objective, block("train.common") | block(f"train.{objective.name}"))
+    except ConfigError as error:
+        raise ParamsError(f"{PARAMS}: {error}") from error

@@ -1,4 +1,4 @@
-"""What labelling would take and cost, before anything is asked."""
+"""Calls, tokens and dollars that labelling takes, before any call."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +84,7 @@ def assumed_sample(shape: str, prompts: Sequence[Prompt]) -> Sample:
 def _lines(
     name: str, block: Mapping[str, Any], clips: int, votes: int, estimate: Callable[[ApiSource, int], CostEstimate]
 ) -> str:
-    if members := block.get("members"):  # a panel says itself how often its members are asked
+    if members := block.get("members"):  # a panel has its own number of votes
         votes = block.get("votes", 1)
         return "\n".join(_lines(f"{name}.members.{key}", one, clips, votes, estimate) for key, one in members.items())
     module, _ = read_block(name, block)

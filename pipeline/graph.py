@@ -9,7 +9,7 @@ from pipeline.configs import NAME, ComparedEntry, ExtendConfig, OnlineEntry, Pol
 from pipeline.params import ParamsError
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
-SELECTED = "-selected"  # ends the name of a policy that stage select makes of another's checkpoint
+SELECTED = "-selected"  # suffix of a policy that stage select makes from a checkpoint
 TAKEN = ("audit", "policies", "eval", "evaluation", "select")  # folders under runs/ that are no round's
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
@@ -36,6 +36,15 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
         raise ParamsError("\n  ".join(["params.yaml does not fit together:", *problems]))
 
 
+def needed_sources(params: Mapping[str, Any]) -> set[str]:
+    """The sources that a run of these params uses: for labels, comparison, evaluation, selection, audit and online."""
+    needed = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    needed |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
+    needed |= set(params["audit"]["sources"])
+    needed |= {entry[key] for entry in params["online"]["policies"].values() for key in ("judge", "held_out")}
+    return needed
+
+
 def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The entries of `policies` and `comparison.policies` by name: what is trained on the clips of a round."""
     return {**params["policies"], **params["comparison"]["policies"]}
@@ -47,7 +56,7 @@ def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
-    """The policies that stage select makes, by name, each with the one that it is a checkpoint of."""
+    """The policies that stage select makes, by name, each with the policy whose checkpoint it is."""
     return {f"{name}{SELECTED}": name for name in params["select"]["policies"]}
 
 
@@ -166,7 +175,7 @@ def _extension_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cycle_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    """Each cycle once: a policy comes after the one that made its round, an online one after its start."""
+    """Each cycle once: a policy comes after the one that sampled its round, an online one after its start."""
     selected, rounds = selected_policies(params), params["rounds"]
     made_by = {name: rounds.get(entry["round"], {}).get("policy") for name, entry in trained_policies(params).items()}
     made_by |= {name: entry["start"] for name, entry in online_policies(params).items()}

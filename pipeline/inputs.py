@@ -6,7 +6,7 @@
     online/<name>.json     the files that an entry of online.policies names
 
 Stage `base` writes them at every `dvc repro`; the other stages depend on those that they use. So a changed rubric runs
-the stages that use it, in whatever folder it lies, and no others.
+the stages that use it, in any folder, and no others.
 """
 
 import ast
@@ -21,7 +21,7 @@ from data.prompts import load_prompts
 from feedback.core.kinds import KINDS, resolve
 from generators.core.load import FAMILIES
 
-# Code that dvc.yaml lists for the stages that use it; what lies elsewhere is found from its module.
+# Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators/core", "feedback", "rl")
 CACHE = Path(".state/hashes.json")  # path -> size, mtime in ns, sha256: a large model is read once
 
@@ -47,7 +47,7 @@ def write_inputs(params: Mapping[str, Any], out: Path) -> None:
 def module_files(dotted: str) -> list[Path]:
     """The files of the working folder that a module's import runs, as paths from that folder, sorted.
 
-    Files under LISTED are left out. A module that lies elsewhere, in the environment, has none.
+    Files under LISTED are left out. A module of the environment has none.
     """
     found, todo = set[Path](), [dotted]
     while todo:

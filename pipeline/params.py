@@ -29,7 +29,8 @@ def load_params(path: Path = PARAMS) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)  # by text: a changed file is parsed again
 def _parsed(text: str, path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         params = YAML(typ="safe", pure=True).load(text)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from rl.online.config import OnlineConfig
 
 FOLDER = ROOT / "configs/recipes"
-COMMON = "common"  # the file whose values stand below those of every recipe
+COMMON = "common"  # its values are the defaults of every recipe
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -27,7 +27,7 @@ class JudgeSettings:
 
     loss: str | None  # a name in feedback.differentiable.losses; null: a metric, whose loss is minus its score
     frames: Count | None  # of the generated clip; null: a metric's own
-    reference_frames: Count | None  # of the real clip; null: none is shown
+    reference_frames: Count | None  # of the real clip; null: the judge sees none
     ask_template: str  # the words around a question of `vfrl online --ask`, with {question} in it
 
 

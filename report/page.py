@@ -2,34 +2,40 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.accept import as_json
 from evaluation.sets import EvaluationSet
 from report import figures, lineage, table
 from report.gallery import write_gallery
+from report.html import render
+from report.playable import Encoded
 from report.turned import write_turned
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = "page.html.j2"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 HOW_TRAINED = ("start", "round", "objective", "source")  # of policy.json; null where a policy was not trained
 
 Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def write_page(
-    summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], logs: Logs, per_prompt: int | None, out: Path
+    summary: Mapping[str, Any],
+    sets: Mapping[str, EvaluationSet],
+    logs: Logs,
+    per_prompt: int | None,
+    out: Path,
+    encoded: Path | None = None,
 ) -> None:
     """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
     summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `audit` and `select`
         (`read_measured`, `read_selected`). sets: evaluation sets by policy; a baseline that is only computed has none.
     logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
+    encoded: folder that keeps the gallery's encoded clips for the next report; None keeps none.
     Equal inputs give equal bytes.
     """
     media = out / "media"
@@ -37,11 +43,11 @@ def write_page(
     turned = write_turned(summary, sets, media / "turned.png")
     summary = {**summary, **({"turned": turned._asdict()} if turned else {})}
     drawn = _draw(summary, logs, media)
-    shown = write_gallery(table.judges(summary), sets, per_prompt, out)
-    summary["gallery"] = {"clips": shown}
+    clips = write_gallery(table.judges(summary), sets, per_prompt, out, Encoded(encoded) if encoded else None)
+    summary["gallery"] = {"clips": clips}
     (out / "summary.json").write_text(as_json(summary), encoding="utf-8")
     (out / "index.html").write_text(_render(summary, drawn), encoding="utf-8")
-    logger.info("%d policies, %d clips: %s", len(sets), shown, out / "index.html")
+    logger.info("%d policies, %d clips: %s", len(sets), clips, out / "index.html")
 
 
 def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
@@ -91,8 +97,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     online = {name: rows for name, rows in logs.items() if any("questions" in row for row in rows)}
     offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
-    drawn = []
-    for name, draw, wanted in (
+    candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [
         ("accept", lambda theme: figures.accept_rates(summary, theme), True),
         ("categories", lambda theme: figures.by_category(summary, theme), True),
         ("rounds", lambda theme: figures.by_round(summary, theme), trained),
@@ -101,7 +106,9 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         ("answers", lambda theme: figures.answer_curves(online, theme), online),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
         ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
-    ):
+    ]
+    drawn = []
+    for name, draw, wanted in candidates:
         if wanted:
             drawn.append(name)
             for theme in figures.THEMES:
@@ -110,13 +117,11 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
 
 
 def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
-    """The page. Prompts and judges' words come from outside, so everything is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    """The page's HTML."""
     accept_tables = [table.accept_table(summary, judge) for judge in table.judges(summary)]
     round_votes = {name: table.votes(one.get("agreement")) for name, one in summary["rounds"].items()}
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         summary=summary,
         warnings=summary.get("warnings", []),
         findings=table.findings(summary),
@@ -134,5 +139,5 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         turned=summary.get("turned"),
         drawn=drawn,
         judges=table.judges(summary),
-        shown=summary["gallery"]["clips"],
+        clips=summary["gallery"]["clips"],
     )

@@ -59,9 +59,9 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
     write_metrics(metrics, figures)
-    told = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips, %d of them labelled"
+    message = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips, %d of them labelled"
     percent = (100 * figures[key] for key in ("accuracy", "low", "high"))
-    logger.info(told, name, *percent, figures["clips"], figures["labelled"])
+    logger.info(message, name, *percent, figures["clips"], figures["labelled"])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pipeline.configs import LabelConfig
 from pipeline.params import section, source_block
 from pipeline.state import stage_state
 
-# Where stage `audit` puts its results. It is read for a warning alone and is no dependency in dvc.yaml: else an audit
-# that ran again would have all clips labelled again, to the same labels.
+# Where stage `audit` puts its results. It is read for a warning only and is no dependency in dvc.yaml: otherwise a
+# new audit would label all clips again, to the same labels.
 AUDITS = Path("runs/audit")
 
 
@@ -35,8 +35,8 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
         device = str(pick_device(device))
     blocks = [given, *given.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
-    asked = replace(config, min_audited_accuracy=None)  # which shapes no label
-    with stage_state("label", out, (name, asked, given), inputs) as work:
+    shaping = replace(config, min_audited_accuracy=None)  # what shapes a label
+    with stage_state("label", out, (name, shaping, given), inputs) as work:
         source = make_source(name, given, device)
         if config.min_audited_accuracy is not None:
             warn_of_audit(AUDITS / name, who(source, given), config.min_audited_accuracy)

@@ -66,8 +66,8 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
         report = run(job, partial(load_generator, **asdict(model), device=place), start, work, out, place)
     if rank() == 0:
-        told = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
-        write_metrics(metrics, {**told, "question_loss": report.last.get("question_loss")})
+        facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
+        write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})
 
 
 if __name__ == "__main__":

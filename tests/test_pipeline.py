@@ -196,16 +196,16 @@ def params_read_by(name: str) -> set[str]:
             and isinstance(node.func, ast.Name)
             and node.func.id in ("section", "block", "source_block")
         ):
-            asked = node.args[0]
+            argument = node.args[0]
             if node.func.id == "source_block":
                 read.add("feedback.sources.*")
                 continue
-            if isinstance(asked, ast.Constant):
-                read.add(asked.value)
-            elif isinstance(asked, ast.JoinedStr):
-                read.add("".join(part.value if isinstance(part, ast.Constant) else "*" for part in asked.values))
+            if isinstance(argument, ast.Constant):
+                read.add(argument.value)
+            elif isinstance(argument, ast.JoinedStr):
+                read.add("".join(part.value if isinstance(part, ast.Constant) else "*" for part in argument.values))
             else:  # an option of that name
-                read.add(option(STAGES[name]["cmd"], asked.id))
+                read.add(option(STAGES[name]["cmd"], argument.id))
     return read
 
 

@@ -1,18 +1,17 @@
 """Which sources and which generator of params.yaml are usable on this machine, and why others are not.
 
-Nobody is asked anything that costs: of a provider only its key is looked for, of a server whether it answers at all.
+No call that costs is made: the key of a provider is only looked for, and a server need only answer at all.
 """
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
-from feedback.core.kinds import read_block
-from feedback.core.rubric import load_rubric
+from feedback.core.kinds import read_block, resolve
 from feedback.network.calls import key_from
 
 PATIENCE = 2.0  # seconds for a server's answer
@@ -21,76 +20,97 @@ PATIENCE = 2.0  # seconds for a server's answer
 class Doubt(NamedTuple):
     """Why something may not be usable."""
 
-    told: str
-    surely: bool = True  # false: it may yet be, as what is downloaded on first use
+    reason: str
+    certain: bool = True  # false: it may be usable, as a model that is downloaded on first use
 
 
-def sources(blocks: Mapping[str, Any], needed: set[str], prompts: Sequence[str]) -> list[Finding]:
-    """A line for each block of feedback.sources. needed: those that a run asks. prompts: texts that they judge.
+class SourceBlock(NamedTuple):
+    """A block of feedback.sources as its kind reads it, with its members' where it is a panel."""
 
-    Servers are asked side by side, so that all together take little more than PATIENCE.
+    name: str
+    block: Mapping[str, Any]
+    module: Any = None  # of the kind; None where `error` says why the block cannot be read
+    options: Any = None
+    error: str = ""
+    members: tuple["SourceBlock", ...] = ()
+
+
+def read_sources(blocks: Mapping[str, Any]) -> list[SourceBlock]:
+    """Every block, read once."""
+    return [_read(name, _resolved(name, blocks)) for name in blocks]
+
+
+def _resolved(name: str, blocks: Mapping[str, Any]) -> Mapping[str, Any] | ValueError:
+    try:
+        return resolve(name, blocks) if isinstance(blocks[name], Mapping) else {}
+    except ValueError as error:
+        return error
+
+
+def _read(name: str, block: Mapping[str, Any] | ValueError) -> SourceBlock:
+    if isinstance(block, ValueError):
+        return SourceBlock(name, {}, error=str(block))
+    try:
+        module, options = read_block(name, block)
+    except (ValueError, ImportError) as error:
+        return SourceBlock(name, block, error=str(error))
+    inner = getattr(options, "members", {})
+    members = tuple(_read(f"{name}.members.{member}", inner[member]) for member in inner)
+    return SourceBlock(name, block, module, options, members=members)
+
+
+def check_sources(sources: Sequence[SourceBlock], needed: Collection[str], prompts: Sequence[str]) -> list[Finding]:
+    """A line for each source. needed: names of those that a run uses. prompts: texts that they judge.
+
+    Servers are called side by side, so that all together take little more than PATIENCE.
     """
 
-    def found(name: str) -> Finding:
-        block, use = blocks[name], " (in use)" if name in needed else ""
-        doubts = list(_doubts(name, block, prompts))
-        what, kind = f"{name}{use}", block.get("kind") if isinstance(block, dict) else None
-        model = str(block.get("path") or block.get("model") or "") if isinstance(block, dict) else ""
-        return judged(what, doubts, name in needed, ", ".join(part for part in (kind, model) if part))
+    def found(source: SourceBlock) -> Finding:
+        use = " (in use)" if source.name in needed else ""
+        model = str(source.block.get("path") or source.block.get("model") or "")
+        kind_and_model = ", ".join(part for part in (source.block.get("kind"), model) if part)
+        return as_finding(f"{source.name}{use}", list(_doubts(source, prompts)), source.name in needed, kind_and_model)
 
-    with ThreadPoolExecutor(max(1, len(blocks))) as pool:
-        return list(pool.map(found, blocks))
-
-
-def generator(family: str, path: str, revision: str | None, known: Sequence[str]) -> Finding:
-    """Whether the generator can be loaded. known: families."""
-    doubts = [] if family in known else [Doubt(f"family {family} is unknown; known are {', '.join(known)}")]
-    return judged("generator", [*doubts, *_model_doubts(path, revision, "model_index.json")], True, f"{family}, {path}")
+    with ThreadPoolExecutor(max(1, len(sources))) as pool:
+        return list(pool.map(found, sources))
 
 
-def judged(what: str, doubts: Sequence[Doubt], needed: bool, told: str) -> Finding:
-    """The line that these doubts amount to. told: what stands there when there are none."""
+def check_generator(family: str, path: str, revision: str | None) -> Finding:
+    """Whether the generator's model can be found here."""
+    return as_finding("generator", list(_model_doubts(path, revision, "model_index.json")), True, f"{family}, {path}")
+
+
+def as_finding(what: str, doubts: Sequence[Doubt], needed: bool, detail: str) -> Finding:
+    """The line for these doubts. detail: what the line says when there are none."""
     if not doubts:
-        return Finding(OK, what, told)
-    broken = needed and any(doubt.surely for doubt in doubts)
-    return Finding(BROKEN if broken else NOTE, what, "; ".join(doubt.told for doubt in doubts))
+        return Finding(OK, what, detail)
+    broken = needed and any(doubt.certain for doubt in doubts)
+    return Finding(BROKEN if broken else NOTE, what, "; ".join(doubt.reason for doubt in doubts))
 
 
-def key_variables(blocks: Mapping[str, Any]) -> list[str]:
+def key_variables(sources: Iterable[SourceBlock]) -> list[str]:
     """Names of the environment variables that hold the keys of these sources and their members, each once."""
     names: dict[str, None] = {}
-    for name, block in blocks.items():
-        try:
-            _, options = read_block(name, block)
-        except (ValueError, ImportError):  # what is wrong with it stands in the source's own line
-            continue
-        if variable := getattr(options, "key_variable", None):
+    for source in sources:
+        if variable := getattr(source.options, "key_variable", None):
             names[variable] = None
-        names |= dict.fromkeys(key_variables(getattr(options, "members", {})))
+        names |= dict.fromkeys(key_variables(source.members))
     return list(names)
 
 
-def keeps_answers(name: str, block: Mapping[str, Any]) -> bool:
+def keeps_answers(source: SourceBlock) -> bool:
     """Whether a source, or a member of it, keeps its answers in the ledger: those over the network, and people."""
-    try:
-        module, options = read_block(name, block)
-    except (ValueError, ImportError):
-        return False
-    inner = getattr(options, "members", {})
-    itself = getattr(module, "NETWORK", False) or hasattr(options, "raters")
-    return itself or any(keeps_answers(f"{name}.members.{member}", inner[member]) for member in inner)
+    itself = getattr(source.module, "NETWORK", False) or hasattr(source.options, "raters")
+    return itself or any(map(keeps_answers, source.members))
 
 
-def _doubts(name: str, block: Any, prompts: Sequence[str]) -> Iterator[Doubt]:
-    """What keeps a source from judging here, read off the options that kinds share by name."""
-    try:
-        module, options = read_block(name, block if isinstance(block, dict) else {})
-    except (ValueError, ImportError) as error:
-        yield Doubt(str(error))
+def _doubts(source: SourceBlock, prompts: Sequence[str]) -> Iterator[Doubt]:
+    """What keeps a source from judging here, from the options that kinds share by name."""
+    if source.error:
+        yield Doubt(source.error)
         return
+    module, options = source.module, source.options
     try:
-        if hasattr(options, "rubric"):
-            load_rubric(Path(options.rubric))
         if hasattr(module, "check_prompts"):
             module.check_prompts(prompts)
         if variable := getattr(options, "key_variable", None):
@@ -101,13 +121,13 @@ def _doubts(name: str, block: Any, prompts: Sequence[str]) -> Iterator[Doubt]:
         yield from _model_doubts(path, options.revision, "config.json")
     if url := getattr(options, "base_url", None):
         yield from _server_doubts(url)
-    for member, inner in getattr(options, "members", {}).items():
-        for doubt in _doubts(f"{name}.members.{member}", inner, prompts):
-            yield doubt._replace(told=f"{member}: {doubt.told}")
+    for member in source.members:
+        for doubt in _doubts(member, prompts):
+            yield doubt._replace(reason=f"{member.name.rpartition('.')[2]}: {doubt.reason}")
 
 
 def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doubt]:
-    """About a model: a local folder with its config and weights, or a hub id that lies in the cache."""
+    """About a model: a local folder with its config and weights, or a Hub id that is in the cache."""
     folder = Path(path)
     if folder.is_dir():
         if not (folder / config).is_file():
@@ -115,21 +135,23 @@ def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doub
         if not any(folder.rglob("*.safetensors")):
             yield Doubt(f"{path}: no weights (*.safetensors) in this folder")
     elif path.count("/") != 1 or path.startswith(("/", ".")):
-        yield Doubt(f"{path}: no such folder, and no hub id")
+        yield Doubt(f"{path}: no such folder, and no Hub id")
     else:
         from huggingface_hub import try_to_load_from_cache
 
         if not isinstance(try_to_load_from_cache(path, config, revision=revision or "main"), str):
-            yield Doubt(f"{path} is no folder here and not in the Hub's cache: downloaded at first use", surely=False)
+            yield Doubt(
+                f"{path} is no folder here, and not in the Hub's cache: it is downloaded at first use", certain=False
+            )
 
 
 def _server_doubts(url: str) -> Iterator[Doubt]:
-    """Any reply will do, also one that wants a key."""
-    asked = f"{url.rstrip('/')}/models"
+    """About a server: any reply will do, also one that demands a key."""
+    models = f"{url.rstrip('/')}/models"
     try:
-        with urllib.request.urlopen(asked, timeout=PATIENCE):
+        with urllib.request.urlopen(models, timeout=PATIENCE):
             return
     except urllib.error.HTTPError as error:
         error.close()
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; a malformed URL is a ValueError
-        yield Doubt(f"{asked} does not answer within {PATIENCE:g} s ({getattr(error, 'reason', error)})")
+        yield Doubt(f"{models} does not answer within {PATIENCE:g} s ({getattr(error, 'reason', error)})")

@@ -23,7 +23,7 @@ from data.labels import LabelSet, open_labels, read_samples
 from data.manifest import read_manifest
 from data.records import Label, Sample, Verdict, schema
 from data.store import METADATA
-from inspection.text import aligned
+from report.text import aligned
 
 MERGED = ("label", "p_accept", "score", "reason")  # columns of Label that stand beside the clip
 FOLDERS = ("train/", "test/", "verdicts/")
@@ -80,7 +80,7 @@ def listing(parts: Sequence[Part]) -> str:
 def card(
     facts: Mapping[str, Any], samples: Sequence[Sample], sets: Sequence[LabelSet], repo: str, licence: str | None = None
 ) -> str:
-    """README.md of the dataset: what the clips are, who judged them and how, what the columns mean, how to load it."""
+    """README.md of the dataset: the clips, the judges, the columns, and how to load it."""
     from huggingface_hub import DatasetCardData
 
     splits = sorted({sample.split for sample in samples})
@@ -93,7 +93,7 @@ def card(
     )
     shapes = sorted({(s.num_frames, s.width, s.height, s.fps) for s in samples})
     prompts = {split: len({s.prompt_id for s in samples if s.split == split}) for split in splits}
-    told = "; ".join(
+    formats = "; ".join(
         f"{frames} frames of {width} x {height} at {fps:g} per second" for frames, width, height, fps in shapes
     )
     lines = [
@@ -101,9 +101,9 @@ def card(
         f"# {repo.split('/')[-1]}\n",
         f"{len(samples)} generated clips with the labels of {_listed([one.source for one in sets])}.\n",
         f"- Set: {facts['set']}, sampled from the policy {facts['policy']}",
-        f"- Clips: {told}",
+        f"- Clips: {formats}",
         f"- Prompts: {', '.join(f'{count} {split}' for split, count in prompts.items())}\n",
-        *(line for one in sets for line in _told(one, samples)),
+        *(line for one in sets for line in _labels_section(one, samples)),
         "## Columns\n",
         "A row is a clip: its prompt, category, split of the prompt, policy that made it and noise seed. Of each",
         "source `label_`, `p_accept_` (probability of acceptance), `score_` (raw value of a metric) and `reason_`.",
@@ -123,7 +123,7 @@ def card(
 def push(repo: str, parts: Sequence[Part], token: str, private: bool) -> str:
     """Make the dataset repository hold these files, and no others in their folders, in one commit; its address.
 
-    Raises ValueError with the Hub's words where it declines or cannot be reached.
+    Raises ValueError with the Hub's message where it refuses or cannot be reached.
     """
     import httpx2
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
@@ -145,16 +145,16 @@ def push(repo: str, parts: Sequence[Part], token: str, private: bool) -> str:
 
 
 def token_from_environment() -> str:
-    """Raises ValueError naming the variable where it is not set."""
+    """The token for the Hub. Raises ValueError naming the variable where it is not set."""
     if token := os.environ.get(TOKEN, "").strip():
         return token
-    raise ValueError(f"the environment variable {TOKEN} is not set; it holds a token of the Hub that may write")
+    raise ValueError(f"the environment variable {TOKEN} is not set; set it to a token of the Hub with write access")
 
 
 def check_repo(repo: str) -> None:
-    """Raises ValueError where this is no name of a repository of someone's."""
+    """Raises ValueError where this is no name of a repository, user/name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
@@ -165,7 +165,7 @@ def check_repo(repo: str) -> None:
 
 
 def _name(sample: Sample) -> str:
-    """A clip's path from the folder of its split: a folder a prompt, for the Hub wants few files in one."""
+    """A clip's path from the folder of its split: a folder a prompt, because the Hub limits the files in one."""
     return f"{sample.prompt_id}/{sample.sample_id}.mp4"
 
 
@@ -194,7 +194,7 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _told(one: LabelSet, samples: Sequence[Sample]) -> list[str]:
+def _labels_section(one: LabelSet, samples: Sequence[Sample]) -> list[str]:
     """A source's part of the card."""
     facts = one.facts
     agreement = (facts.get("agreement") or {}).get("label") or {}
@@ -209,7 +209,7 @@ def _told(one: LabelSet, samples: Sequence[Sample]) -> list[str]:
         "| category | clips | accepted | rejected | unlabelled |",
         "|---|---|---|---|---|",
     ]
-    counts: dict[str, Counter] = {}
+    counts: dict[str, Counter[bool | None]] = {}
     for sample in samples:
         for group in (sample.category, "all"):
             counts.setdefault(group, Counter())[one.by_id[sample.sample_id].label] += 1

@@ -25,7 +25,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ from generators.core.process import FlowMatching, NoiseProcess, VariancePreservi
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("transformer", "text_encoder", "vae")  # what may be loaded; training needs the first alone
-SOLVERS = ("euler", "unipc")
+Solver = Literal["euler", "unipc"]
+SOLVERS = get_args(Solver)
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, scheduler timestep) -> prediction
 

@@ -17,7 +17,7 @@ from data.manifest import publish
 from data.prompts import Prompt, select
 from data.records import Sample
 from data.store import ClipSetWriter
-from generators.core.generator import Generator
+from generators.core.generator import Generator, Solver
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Sampling:
 
     steps: Count
     guidance: Annotated[float, Ge(1)]  # 1 is off
-    solver: Literal["euler", "unipc"]
+    solver: Solver
     samples_per_prompt: Count
     batch_size: Count  # clips per forward; another one changes clips within float tolerance
     split: Literal["train", "test", "all"]

@@ -6,6 +6,7 @@ from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, WholeNotNegative
+from generators.core.generator import Solver
 from rl.training.config import PolicyConfig
 
 ROLLOUTS = {"random_step": "renoise", "last_steps": "gradient_steps"}  # by name, the setting that it alone reads
@@ -27,7 +28,7 @@ class OnlineConfig(PolicyConfig):
     gradient_steps: Count | None
     noise: Literal["fresh", "fixed"]
     steps: Count
-    solver: Literal["euler", "unipc"]
+    solver: Solver
     guidance: Annotated[float, Ge(1)]  # 1 is off
     updates: Count
     warmup_updates: WholeNotNegative

@@ -55,12 +55,12 @@ def _prepare_lora(generator: Generator, config: PolicyConfig, start: Path) -> No
         lora.attach(generator.transformer, config.lora_rank, config.lora_alpha, targets, config.seed)
         return
     lora.load_start(generator.transformer, start)
-    continued = generator.transformer.peft_config[lora.POLICY]
-    targets = sorted(continued.target_modules)
+    adapter = generator.transformer.peft_config[lora.POLICY]
+    found = sorted(adapter.target_modules)
     for key, wanted, value in (
-        ("lora_rank", config.lora_rank, continued.r),
-        ("lora_alpha", config.lora_alpha, continued.lora_alpha),
-        ("lora_targets", targets if config.lora_targets is None else sorted(config.lora_targets), targets),
+        ("lora_rank", config.lora_rank, adapter.r),
+        ("lora_alpha", config.lora_alpha, adapter.lora_alpha),
+        ("lora_targets", found if config.lora_targets is None else sorted(config.lora_targets), found),
     ):
         if value != wanted:
             raise ValueError(f"{key} is {wanted}, but {start} is continued, whose adapter has {value}")

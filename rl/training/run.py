@@ -60,7 +60,7 @@ class TrainReport(NamedTuple):
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A training run: its policy, optimizer and folders, and how far it is."""
 
     name: str  # of the objective
@@ -194,7 +194,7 @@ def begin(
     resume_from: Path | None,
     origin: Mapping[str, Any],
     inputs: Mapping[str, Any],
-) -> Run:
+) -> TrainingRun:
     """A run of the objective `name` from the policy `start`, or the one that `work` holds as far as it came.
 
     Joins the other processes of a torchrun launch.
@@ -218,7 +218,7 @@ def begin(
     devices.barrier()
     log = read_log(work / FOLDER)
     last = log[-1] if log else {}
-    return Run(name, config, policy, optimizer, made_from, work, generator.device, done, done, last)
+    return TrainingRun(name, config, policy, optimizer, made_from, work, generator.device, done, done, last)
 
 
 def _resume(

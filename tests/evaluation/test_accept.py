@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.manifest import StoreError, write_manifest
+from data.manifest import write_manifest
 from data.records import Label, Sample, Verdict, write_rows
 from evaluation.accept import as_json, headline, plot_rows, summarise
 from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
@@ -231,20 +231,17 @@ def test_categories_have_rates_and_differences_of_their_own():
     assert categories["bouncing"]["minus_base"]["judge"]["all"]["diff"] == 0.5
 
 
-@pytest.mark.parametrize(
-    ("other", "told"),
-    [
+def test_clips_of_another_seed_prompt_or_size_are_not_paired():
+    for other, told in (
         (clip("a", 2), r"rwr1's clip a-2 was made from .*seed 2.*base's a-1 from .*seed 1"),
         (clip("b", 1), r"prompt b"),
         (replace(clip("a", 1), num_frames=17), "17 frames"),
         (replace(clip("a", 1), width=64), "32x64"),
-    ],
-)
-def test_clips_of_another_seed_prompt_or_size_are_not_paired(other, told):
-    sets = {"base": evaluated([True], [clip("a", 1)]), "rwr1": evaluated([True], [other])}
+    ):
+        sets = {"base": evaluated([True], [clip("a", 1)]), "rwr1": evaluated([True], [other])}
 
-    with pytest.raises(ValueError, match=told):
-        summary_of(sets)
+        with pytest.raises(ValueError, match=told):
+            summary_of(sets)
 
 
 def test_sets_of_another_size_are_not_paired():
@@ -545,21 +542,6 @@ def test_a_set_tells_the_agreement_of_judges_with_several_votes(tmp_path, agreem
     folder = write_set(tmp_path, [sample], [label(sample, True)], agreement=agreement)
 
     assert load_set(folder, ["judge"]).agreement == found
-
-
-def test_labels_of_other_clips_are_refused(tmp_path):
-    folder = write_set(tmp_path, [clip("a", 1)], [label(clip("z", 1), True)])
-
-    with pytest.raises(ValueError, match="labels/judge: its 1 labels are not of the 1 clips beside them"):
-        load_set(folder, ["judge"])
-
-
-def test_half_written_labels_are_refused(tmp_path):
-    folder = write_set(tmp_path, [clip("a", 1)], [label(clip("a", 1), True)])
-    (folder / "labels" / "judge" / "manifest.json").unlink()
-
-    with pytest.raises(StoreError, match="labels/judge"):
-        load_set(folder, ["judge"])
 
 
 def test_a_policy_that_was_not_evaluated_is_told_with_the_stage_that_does(tmp_path):

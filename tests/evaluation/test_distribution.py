@@ -202,23 +202,23 @@ def test_i3d_is_given_all_of_the_clip_from_0_to_255(i3d):
 
 
 @with_the_extra
-@pytest.mark.parametrize("load", [load_inception, load_i3d])
-def test_a_file_that_is_no_network_is_named(tmp_path, load):
-    path = tmp_path / "weights.pth"
-    path.write_text("not found")
+def test_a_file_that_is_no_network_is_named(tmp_path):
+    for load in (load_inception, load_i3d):
+        path = tmp_path / "weights.pth"
+        path.write_text("not found")
 
-    with pytest.raises(ValueError, match=r"weights\.pth: not "):
-        load(path, ["fid"], CPU)
+        with pytest.raises(ValueError, match=r"weights\.pth: not "):
+            load(path, ["fid"], CPU)
 
 
 @with_the_extra
-@pytest.mark.parametrize("holds", [{"fc.weight": torch.zeros(2)}, torch.zeros(2)])
-def test_weights_of_another_network_are_refused(tmp_path, holds):
-    path = tmp_path / "weights.pth"
-    torch.save(holds, path)
+def test_weights_of_another_network_are_refused(tmp_path):
+    for holds in ({"fc.weight": torch.zeros(2)}, torch.zeros(2)):
+        path = tmp_path / "weights.pth"
+        torch.save(holds, path)
 
-    with pytest.raises(ValueError, match="not weights of torch-fidelity's InceptionV3"):
-        load_inception(path, ["fid"], CPU)
+        with pytest.raises(ValueError, match="not weights of torch-fidelity's InceptionV3"):
+            load_inception(path, ["fid"], CPU)
 
 
 @with_the_extra
@@ -288,19 +288,20 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch,
 # Sizes
 
 
-@pytest.mark.parametrize(
-    ("metric", "enough", "told"),
-    [
+def test_each_metric_says_what_it_lacks_one_below_its_minimum():
+    for metric, enough, told in (
         ("fid", 2049, "2,048 clips in the set, 2,049 wanted: the covariance"),
         ("fvd", 2048, "2,047 clips in the set, 2,048 wanted: figures are commonly"),
         ("is", 12_500, "49,996 frames in the set, 50,000 wanted: Salimans"),  # 4 frames a clip
-    ],
-)
-def test_each_metric_says_what_it_lacks_one_below_its_minimum(metric, enough, told):
-    reference = 100_000
+    ):
+        reference = 100_000
 
-    assert shortfalls([metric], {"set": enough, "reference": reference}, 4)[metric] is None
-    assert shortfalls([metric], {"set": enough - 1, "reference": reference}, 4)[metric].startswith(told)
+        assert shortfalls([metric], {"set": enough, "reference": reference}, 4)[metric] is None, (metric, enough, told)
+        assert shortfalls([metric], {"set": enough - 1, "reference": reference}, 4)[metric].startswith(told), (
+            metric,
+            enough,
+            told,
+        )
 
 
 def test_a_small_reference_is_as_bad_as_a_small_set_but_not_for_is():
@@ -334,10 +335,10 @@ def test_figures_of_too_few_are_marked_and_of_enough_are_not(tmp_path, monkeypat
     assert enough["metrics"]["fvd"] == few["metrics"]["fvd"] | {"few": None}
 
 
-@pytest.mark.parametrize(("metric", "clips", "frames"), [("fid", 1, 9), ("fvd", 1, 9), ("is", 3, 3)])
-def test_some_are_too_few_for_any_figure(metric, clips, frames):
-    with pytest.raises(ValueError, match=f"{metric}: .* in the set; no figure below"):
-        shortfalls([metric], {"set": clips, "reference": 5}, frames)
+def test_some_are_too_few_for_any_figure():
+    for metric, clips, frames in (("fid", 1, 9), ("fvd", 1, 9), ("is", 3, 3)):
+        with pytest.raises(ValueError, match=f"{metric}: .* in the set; no figure below"):
+            shortfalls([metric], {"set": clips, "reference": 5}, frames)
 
 
 # Clips

@@ -34,15 +34,15 @@ def test_params_fit_together_under_every_preset(preset, project):
 
 JUDGE = "feedback.sources.judge"
 WRONG = {
-    "generate.solver": ("heun", "generate: solver is 'heun'; known are euler, unipc"),
-    "evaluate.generate.split": ("val", "evaluate.generate: split is 'val'; known are train, test, all"),
+    "generate.solver": ("heun", "generate.solver is 'heun', expected 'euler' or 'unipc'"),
+    "evaluate.generate.split": ("val", "evaluate.generate.split is 'val', expected 'train', 'test' or 'all'"),
     "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin' or 'quantile'"),
     "build.reward": ("accept", "build.reward is 'accept', expected 'label', 'p_accept' or 'score'"),
     "build.shift": (-1, "build.shift is -1, expected greater than or equal to 0"),
     "build.sources.clip.scale": (0, "build.sources.clip.scale is 0, expected greater than 0"),
     "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, scale"),
     "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
-    "train.rwr.steps": (0, "steps must be a whole number"),
+    "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
     f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
     f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold is not an option"),
     f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
@@ -53,7 +53,7 @@ WRONG = {
     "label.votes": (0, "label.votes is 0, expected greater than or equal to 1"),
     "label.batch_size": (0, "label.batch_size is 0, expected greater than or equal to 1"),
     "select.keep": ("best-of-last-0", "select: keep is 'best-of-last-0'; known are last, best, or best-of-last-N"),
-    "select.generate.prompts": (0, "select.generate: prompts is 0, expected at least 1"),
+    "select.generate.prompts": (0, "select.generate.prompts is 0, expected greater than or equal to 1"),
     "prompts.path": ("configs/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
 }
 
@@ -86,7 +86,7 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"template": "filmed up close"}, r"extend.more: template is 'filmed up close', expected a text with {prompt}"),
         ({"prompts": "configs/presets/smoke.csv"}, "extend.more: 52 of 58 prompts have no text to extend: "),
@@ -95,7 +95,7 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
         ({"model": "gpt"}, r"extend.more.model \('gpt'\) is unknown; known keys are policy, prompts, template"),
     ],
 )
-def test_a_wrong_extension_is_named(change, told, project):
+def test_a_wrong_extension_is_named(change, message, project):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     more = {"policy": "base", "prompts": "configs/prompt_sets/tabletop.csv", "template": "{prompt}, up close"}
     params["extend"], params["evaluate"]["policies"] = {"more": more}, ["base", "more"]
@@ -104,7 +104,7 @@ def test_a_wrong_extension_is_named(change, told, project):
 
     more |= change
     project(params)
-    with pytest.raises(ParamsError, match=told):
+    with pytest.raises(ParamsError, match=message):
         check_params()
 
 

@@ -18,9 +18,10 @@ from data.video import read_video, write_video
 from evaluation.accept import summarise
 from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
-from report.gallery import as_script, copy_playable, rows_of
+from report.gallery import as_script, rows_of
 from report.lineage import layout
 from report.page import read_logs, read_measured, read_selected, read_trained, write_page
+from report.playable import Encoded, copy_playable
 from report.table import (
     BETTER,
     OPEN,
@@ -60,10 +61,10 @@ def make_sets(folder, prompts=8, prompt=HOSTILE, colours=((0, 0, 0), (100, 100, 
             p = (1 + i) / (2 + prompts)
             labels["judge"].append(Label(name, "judge", answer, p, None, 1, 0, f"because {HOSTILE}"))
             labels["physics"].append(Label(name, "physics", None, None, None, 1, 1, None))
-            said = {"reason": f"because {HOSTILE}", "raw": f"raw words {i} {HOSTILE}", "error": None}
-            asked = {"model": "m", "model_version": "v1", "rubric_hash": "r", "frames": [0, 4, 8]}
+            words = {"reason": f"because {HOSTILE}", "raw": f"raw words {i} {HOSTILE}", "error": None}
+            judge = {"model": "m", "model_version": "v1", "rubric_hash": "r", "frames": [0, 4, 8]}
             spent = {"tokens": 85, "cost": 0.25}
-            verdicts.append(Verdict(name, "judge", "accept", 0, answer, p, None, **said, **asked, **spent))
+            verdicts.append(Verdict(name, "judge", "accept", 0, answer, p, None, **words, **judge, **spent))
         write_rows(home.parent / "labels/judge/verdicts.parquet", verdicts, Verdict)
         found[policy] = EvaluationSet(home, tuple(samples), {judge: tuple(of) for judge, of in labels.items()})
     return found
@@ -118,29 +119,30 @@ class Tags(HTMLParser):
         return [attrs[name] for found, attrs in self.found if found == tag and name in attrs]
 
 
-def test_everything_that_the_pages_show_lies_in_their_folder(page):
+def test_all_files_that_the_pages_refer_to_are_in_their_folder(page):
     for name in ("index.html", "gallery.html"):
         tags = Tags((page / name).read_text())
-        shown = [
+        files = [
             *(path for tag in ("img", "script") for path in tags.attributes(tag, "src")),
             *tags.attributes("source", "srcset"),
             *(path.split("#")[0] for path in tags.attributes("a", "href") if not path.startswith("#")),
             *(path for path in tags.attributes("link", "href") if path != "data:,"),
         ]
 
-        assert all((page / path).is_file() for path in shown), shown
-        assert len(shown) >= 3
+        assert all((page / path).is_file() for path in files), files
+        assert len(files) >= 3
     figures = {"accept", "categories", "rounds", "lineage", "training"}
     assert {path.name for path in (page / "media").glob("*.svg")} == {
         f"{name}-{theme}.svg" for name in figures for theme in ("light", "dark")
     }
 
 
-def test_prompts_and_judges_words_are_shown_as_text(sets, summary, tmp_path):
+def test_prompts_and_judges_words_are_text_on_the_page(sets, summary, tmp_path):
     warned = summary | {"warnings": [HOSTILE]}
     write_page(warned, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()
 
+    assert "Training" not in text  # there are no logs
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert {name for tag, attributes in Tags(text).found for name in attributes} <= ATTRIBUTES  # none sprang from words
@@ -180,6 +182,28 @@ def test_a_small_clip_becomes_one_that_phones_play_in_the_same_colours(tmp_path)
     assert error[:, :, :15].max() <= 4 and error[:, :, 17:].max() <= 4  # all but the two columns at the edge
 
 
+def test_a_clip_is_encoded_once_and_its_encoding_kept_while_a_page_uses_it(tmp_path):
+    write_video(tmp_path / "a.mp4", np.full((5, 32, 32, 3), 90, np.uint8), 8.0)
+    write_video(tmp_path / "b.mp4", np.full((5, 32, 32, 3), 91, np.uint8), 8.0)
+    sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 5, 8.0, 32, 32, "stored.mp4")
+    copy_playable(tmp_path / "a.mp4", tmp_path / "plain.mp4", sample)
+
+    first = Encoded(tmp_path / "encoded")
+    copy_playable(tmp_path / "a.mp4", tmp_path / "first.mp4", sample, first)
+    second = Encoded(tmp_path / "encoded")
+    copy_playable(tmp_path / "a.mp4", tmp_path / "second.mp4", sample, second)
+    copy_playable(tmp_path / "b.mp4", tmp_path / "other.mp4", sample, second)
+    (kept,) = first._used
+
+    assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+    assert (tmp_path / "second.mp4").samefile(kept)
+    assert (tmp_path / "other.mp4").read_bytes() != kept.read_bytes()
+    third = Encoded(tmp_path / "encoded")
+    copy_playable(tmp_path / "b.mp4", tmp_path / "third.mp4", sample, third)
+    third.prune()
+    assert [path.read_bytes() for path in (tmp_path / "encoded").iterdir()] == [(tmp_path / "other.mp4").read_bytes()]
+
+
 def test_a_large_clip_is_linked_and_takes_no_disk(tmp_path):
     source = tmp_path / "stored.mp4"
     source.write_bytes(b"not read")
@@ -216,12 +240,6 @@ def test_the_summary_lies_beside_the_page_with_all_that_it_says(page, summary):
     turned = {"policy": "rwr1", "judge": "judge", "clips": 8, "gained": 8, "lost": 0}
     assert written == summary | {"trained": TRAINED, "turned": turned, "gallery": {"clips": 16}}
     assert "Look at all 16 clips" in (page / "index.html").read_text()
-
-
-def test_a_run_without_training_logs_has_no_training_figure(sets, summary, tmp_path):
-    write_page(summary, sets, {}, None, tmp_path / "out")
-
-    assert "Training" not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
@@ -264,7 +282,7 @@ def cells_of(text: str, row: str) -> list[list[str]]:
     return [cells for cells in found if cells and cells[0] == row]
 
 
-def test_the_agreement_of_several_votes_is_shown_and_lies_in_the_summary(sets, tmp_path):
+def test_the_agreement_of_several_votes_is_on_the_page_and_in_the_summary(sets, tmp_path):
     judged = {
         "base": replace(sets["base"], agreement={"judge": agreement(0.875, 0.746, 8, 1)}),
         "rwr1": replace(sets["rwr1"], agreement={"judge": agreement(1.0, None, 8, 0)}),
@@ -292,14 +310,14 @@ def test_a_single_vote_has_no_agreement_on_the_page(page):
     assert "otes agree" not in (page / "index.html").read_text()
 
 
-# What training turned
+# What training changed
 
 
 def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
     text = " ".join((page / "index.html").read_text().split())
     picture = np.asarray(Image.open(page / "media/turned.png").convert("RGB"))
 
-    assert "Of 8 clips judge rejects 8 as base makes them and accepts them as rwr1 does; 0 go the other way" in text
+    assert "For 8 of 8 clips, judge rejects the base's and accepts rwr1's; for 0 it is the other way round." in text
     for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
         assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
 
@@ -310,18 +328,16 @@ def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
     write_page(summary, swapped, LOGS, None, tmp_path / "out")
 
     assert not (tmp_path / "out/media/turned.png").exists()
-    assert "training turned" not in (tmp_path / "out/index.html").read_text()
+    assert "training changed" not in (tmp_path / "out/index.html").read_text()
 
 
 # Tables
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(0.01, 0.2, BETTER), (-0.2, -0.01, WORSE), (-0.01, 0.2, OPEN), (0.0, 0.2, OPEN), (None, None, OPEN)],
-)
-def test_better_and_worse_are_said_only_when_the_interval_is_clear_of_zero(low, high, said):
-    assert verdict(low, high) == said
+def test_a_policy_is_better_or_worse_only_when_the_interval_is_clear_of_zero():
+    intervals = [(0.01, 0.2, BETTER), (-0.2, -0.01, WORSE), (-0.01, 0.2, OPEN), (0.0, 0.2, OPEN), (None, None, OPEN)]
+    for low, high, expected in intervals:
+        assert verdict(low, high) == expected, (low, high)
 
 
 def test_a_clear_gain_is_marked_and_the_unknown_is_not(summary):
@@ -345,7 +361,8 @@ def test_a_sentence_says_which_policies_are_better_and_which_cannot_be_told_apar
     policies |= {"d": gap(-0.1, 0.0, 0.1), "e": gap(None, None, None)}
 
     assert findings({"policies": policies}) == [
-        "judge: better than base: b (+20.0), a (+10.0); worse than base: c (-10.0); not told apart from base: d (+0.0)."
+        "judge: better than base: b (+20.0), a (+10.0); worse than base: c (-10.0); "
+        "cannot be told apart from base: d (+0.0)."
     ]
     assert findings({"policies": {"base": base}}) == ["judge: no policy to compare with base."]
 
@@ -391,7 +408,7 @@ def texts(table) -> list[dict[str, str]]:
     return [{title: cell.text for title, cell in row.cells.items()} for row in table.rows]
 
 
-def test_what_was_measured_of_judges_and_checkpoints_is_shown(sets, summary, tmp_path):
+def test_audits_agreement_and_checkpoints_have_tables_and_figures(sets, summary, tmp_path):
     write_page(summary | MEASURED, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()
 
@@ -410,8 +427,8 @@ def test_what_was_measured_of_judges_and_checkpoints_is_shown(sets, summary, tmp
     by_score = select_table({"select": {policy: by_metric}})
     assert texts(by_score)[0]["its accept rate, % (or score)"] == "0.4 [0.3, 0.5]"
     assert json.loads((tmp_path / "out/summary.json").read_text())["audit"] == {"judge": AUDIT}
-    said = as_text(summary | MEASURED | {"warnings": ["judge left 6 % unlabelled"]})
-    assert said.rstrip().endswith("Warning: judge left 6 % unlabelled")
+    printed = as_text(summary | MEASURED | {"warnings": ["judge left 6 % unlabelled"]})
+    assert printed.rstrip().endswith("Warning: judge left 6 % unlabelled")
 
 
 def test_what_was_not_measured_has_no_section(page, summary):
@@ -441,7 +458,7 @@ def test_scores_and_the_top_k_have_tables_of_their_own(summary):
 # The graph of rounds
 
 
-def test_policies_hang_on_their_rounds_and_rounds_on_the_policy_that_made_them():
+def test_the_parent_of_a_policy_is_its_round_and_of_a_round_the_policy_that_made_it():
     def trained(start, round):
         return {"start": start, "round": round, "objective": "rwr", "source": "judge"}
 
@@ -605,11 +622,12 @@ def test_the_report_fits_a_phone_in_both_themes(chromium, page):
         assert pictures and all(source.endswith(f"-{theme}.svg") and width > 0 for source, width in pictures)
 
 
-def test_the_text_table_lines_up(summary):
+def test_the_columns_of_a_text_table_end_below_their_titles(summary):
     *tables, found, warned = as_text(summary).split("\n\n")
 
     assert len(tables) == 4  # of two judges, of p_accept's means, of how far the judges agree
-    for table in tables:
-        assert len({len(line) for line in table.split("\n")}) == 1
+    titles, _, rwr1 = tables[0].split("\n")
+    first = rwr1.index("100.0 [100.0, 100.0]") + len("100.0 [100.0, 100.0]")
+    assert titles[:first].endswith(" all") and len(titles.split("−")[0]) < len(rwr1)
     assert re.search(r"rwr1 +100\.0 \[100\.0, 100\.0\].*\+100\.0 \[\+100\.0, \+100\.0\] ▲", tables[0])
     assert "better than base: rwr1" in found and warned.startswith("Warning: ")

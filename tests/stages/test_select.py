@@ -299,11 +299,11 @@ def test_the_curve_and_the_metrics_tell_why(project):
 
     select_one()
 
-    told = json.loads(CURVE.read_text())
-    assert (told["judge"], told["rule"], told["kept"]) == ("judge", "best-of-last-5", 4)
-    assert [(point["step"], point["rate"], point["n"]) for point in told["curve"]] == [(2, 0, 4), (4, 1, 4), (5, 0, 4)]
-    assert [point["physics"]["rate"] for point in told["curve"]] == [1.0, 0.0, 0.0]
-    assert told["curve"][0]["physics"]["n"] == 2
+    found = json.loads(CURVE.read_text())
+    assert (found["judge"], found["rule"], found["kept"]) == ("judge", "best-of-last-5", 4)
+    assert [(point["step"], point["rate"], point["n"]) for point in found["curve"]] == [(2, 0, 4), (4, 1, 4), (5, 0, 4)]
+    assert [point["physics"]["rate"] for point in found["curve"]] == [1.0, 0.0, 0.0]
+    assert found["curve"][0]["physics"]["n"] == 2
     metrics = json.loads(Path("metrics.json").read_text())
     assert metrics["kept"] == 4
     rates = [(row["step"], row["judge"], row["physics"]) for row in metrics["curve"]]
@@ -365,11 +365,11 @@ def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project):
 
     assert select_one().exit_code == 0
 
-    told = json.loads(CURVE.read_text())
-    assert (told["judge"], told["measured"]) == ("clip", ["clip"])
-    assert [point["rate"] for point in told["curve"]] == [7.5, *[6.0] * (len(told["curve"]) - 1)]
-    assert told["kept"] == told["curve"][0]["step"]
-    assert told["curve"][0]["physics"]["rate"] == 1.0
+    found = json.loads(CURVE.read_text())
+    assert (found["judge"], found["measured"]) == ("clip", ["clip"])
+    assert [point["rate"] for point in found["curve"]] == [7.5, *[6.0] * (len(found["curve"]) - 1)]
+    assert found["kept"] == found["curve"][0]["step"]
+    assert found["curve"][0]["physics"]["rate"] == 1.0
 
 
 def test_more_prompts_than_there_are_is_told(project):

@@ -580,7 +580,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_another(run, clips, ledger)
     with serving(ratings_of(ledger, clips)) as visitor:
         taken = visitor.host.split(":")[1]
         told = run("people", "anna", clips.folder, "--port", taken)
-    assert f"port {taken} on 127.0.0.1: Address already in use; another one is --port 0" in told
+    assert f"port {taken} on 127.0.0.1: Address already in use; --port 0 takes a free one" in told
 
 
 def test_people_of_a_source_are_looked_up_without_loading_another_kind():
