@@ -147,11 +147,11 @@ def test_dvc_plots_the_accept_rates_of_every_policy_and_judge(evaluate):
 
     figure = next(name for plot in document["plots"] for name in plot if "accept rates" in name)
     drawn = subprocess.run([*DVC, "plots", "show", "--show-vega", figure], check=True, capture_output=True, text=True)
-    shown = json.loads(drawn.stdout)
+    plot = json.loads(drawn.stdout)
 
-    assert shown["facet"]["column"]["field"] == "judge"
-    assert {(row["policy"], row["judge"], row["rate"]) for row in shown["data"]["values"]} == {
+    assert plot["facet"]["column"]["field"] == "judge"
+    assert {(row["policy"], row["judge"], row["rate"]) for row in plot["data"]["values"]} == {
         ("base", "judge", 0.5), ("base", "physics", 0.5), ("rwr1", "judge", 1.0), ("rwr1", "physics", 1.0),
         ("base best of 2 by judge", "judge", 1.0), ("base best of 2 by judge", "physics", 1.0),
     }  # fmt: skip
-    assert "<DVC_METRIC" not in json.dumps(shown)
+    assert "<DVC_METRIC" not in json.dumps(plot)
