@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.core.source import Source
     from feedback.differentiable.asks import Ask
     from feedback.differentiable.augment import Augmentation
-    from feedback.differentiable.overlay import Overlay
+    from feedback.differentiable.overlay import Overlay, RenderedOverlay
     from feedback.questions import Writing
     from feedback.questions.references import RealClip
     from generators.core.generator import Generator
