@@ -111,7 +111,9 @@ def _source_problems(params: Mapping[str, Any], kinds: Collection[str]) -> Itera
     sources = params["feedback"]["sources"]
     yield from _unknown("feedback.source", params["feedback"]["source"], sources)
     for name, source in sources.items():
-        yield from _unknown(f"feedback.sources.{name}.kind", (source or {}).get("kind"), kinds)
+        kind = (source or {}).get("kind")
+        if not isinstance(kind, str) or "." not in kind:  # else a user's own, which is imported when its block is read
+            yield from _unknown(f"feedback.sources.{name}.kind", kind, kinds)
     for name in params["comparison"]["sources"]:
         yield from _unknown("comparison.sources", name, sources)
 

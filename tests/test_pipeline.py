@@ -81,7 +81,7 @@ def files_of(module: str) -> Iterator[Path]:
 
 
 def imported_by(path: Path) -> set[Path]:
-    """Files of ours that a file imports, at its top or within a function, or by name where it uses importlib."""
+    """Files of ours that a file imports, at its top, within a function, or by a name for importlib or data.doors."""
     tree = ast.parse((ROOT / path).read_text())
     modules: set[str] = set()
     for node in ast.walk(tree):
@@ -89,7 +89,7 @@ def imported_by(path: Path) -> set[Path]:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    if "importlib" in modules:
+    if modules & {"importlib", "data.doors"}:
         constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
         modules |= {text for text in map(str, constants) if re.fullmatch(r"\w+(\.\w+)+", text)}
     return {found for module in modules for found in files_of(module)}

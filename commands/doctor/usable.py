@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
 from feedback.core.kinds import read_block
-from feedback.core.rubric import load_rubric
 from feedback.network.api import key_from
 
 PATIENCE = 2.0  # seconds for a server's answer
@@ -61,49 +60,47 @@ def key_variables(blocks: Mapping[str, Any]) -> list[str]:
     names: dict[str, None] = {}
     for name, block in blocks.items():
         try:
-            _, options = read_block(name, block)
+            needs = read_block(name, block).needs
         except (ValueError, ImportError):  # what is wrong with it stands in the source's own line
             continue
-        if variable := getattr(options, "key_variable", None):
-            names[variable] = None
-        names |= dict.fromkeys(key_variables(getattr(options, "members", {})))
+        if needs.key_variable:
+            names[needs.key_variable] = None
+        names |= dict.fromkeys(key_variables(needs.inner))
     return list(names)
 
 
 def keeps_answers(name: str, block: Mapping[str, Any]) -> bool:
     """Whether a source, or a member of it, keeps its answers in the ledger: those over the network, and people."""
     try:
-        module, options = read_block(name, block)
+        read = read_block(name, block)
     except (ValueError, ImportError):
         return False
-    inner = getattr(options, "members", {})
-    itself = getattr(module, "NETWORK", False) or hasattr(options, "raters")
-    return itself or any(keeps_answers(f"{name}.members.{member}", inner[member]) for member in inner)
+    inner = read.needs.inner
+    return read.kind.keeps_answers or any(keeps_answers(f"{name}.{key}", inner[key]) for key in inner)
 
 
 def _doubts(name: str, block: Any, prompts: Sequence[str]) -> Iterator[Doubt]:
-    """What keeps a source from judging here, read off the options that kinds share by name."""
+    """What keeps a source from judging here, by what its kind says it needs."""
     try:
-        module, options = read_block(name, block if isinstance(block, dict) else {})
+        read = read_block(name, block if isinstance(block, dict) else {})
+        needs = read.needs
     except (ValueError, ImportError) as error:
         yield Doubt(str(error))
         return
     try:
-        if hasattr(options, "rubric"):
-            load_rubric(Path(options.rubric))
-        if hasattr(module, "check_prompts"):
-            module.check_prompts(prompts)
-        if variable := getattr(options, "key_variable", None):
-            key_from(variable)
+        if read.kind.check_prompts:
+            read.kind.check_prompts(prompts)
+        if needs.key_variable:
+            key_from(needs.key_variable)
     except ValueError as error:
         yield Doubt(str(error))
-    if path := getattr(options, "path", None):
-        yield from _model_doubts(path, options.revision, "config.json")
-    if url := getattr(options, "base_url", None):
-        yield from _server_doubts(url)
-    for member, inner in getattr(options, "members", {}).items():
-        for doubt in _doubts(f"{name}.members.{member}", inner, prompts):
-            yield doubt._replace(told=f"{member}: {doubt.told}")
+    if needs.model:
+        yield from _model_doubts(needs.model, needs.revision, "config.json")
+    if needs.server:
+        yield from _server_doubts(needs.server)
+    for key, inner in needs.inner.items():
+        for doubt in _doubts(f"{name}.{key}", inner, prompts):
+            yield doubt._replace(told=f"{key.rpartition('.')[2]}: {doubt.told}")
 
 
 def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doubt]:
