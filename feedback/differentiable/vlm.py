@@ -58,7 +58,7 @@ def load_judge(name: str, block: Mapping[str, Any], device: str) -> Loaded:
             f"{', '.join(METRICS)}"
         )
     _, options = read_block(name, block)
-    return load_model(name, options, device)
+    return load_model(name, options.path, options.revision, options.dtype, options.pixels, device)
 
 
 class VlmJudge:

@@ -19,6 +19,7 @@ import numpy as np
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema
+from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.api import REASONED, ApiSource
@@ -40,7 +41,6 @@ from feedback.network.provider import (
     is_loopback,
 )
 
-NETWORK = True
 MODES = ("text", "decision")
 CLIPS = ("video", "frames")
 RESOLUTIONS = ("low", "medium", "high")
@@ -86,6 +86,16 @@ class Options(ApiOptions):
 def load(name: str, options: Options, device: str) -> ApiSource:
     """The judge of this block; no device is used. Its key is read before the first call."""
     return ApiSource(name, Gemini(options), options, REASONED if options.mode == "text" else "")
+
+
+KIND = Kind(
+    Options,
+    load,
+    network=True,
+    needs=lambda given: Needs(
+        given.rubric, server=given.base_url, key_variable=given.key_variable, whole_clips=given.clip == "video"
+    ),
+)
 
 
 class Gemini:
