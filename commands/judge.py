@@ -38,7 +38,7 @@ def main(
     from feedback.core.kinds import make_source, needs_device
     from feedback.core.label import look_at
 
-    source = make_source(name, given, str(pick_device(device)) if needs_device(given) else device)
+    source = make_source(name, given, str(pick_device(device)) if needs_device(name, given) else device)
     for look in look_at(ClipSet.open(clips), source, limit, votes, max_failed):
         click.echo(look.in_words(source.rubric))
 

@@ -71,9 +71,12 @@ def match_labels(samples: Sequence[Sample], labels: Sequence[Label], where: str)
     where: names the labels in errors. Raises ValueError for an empty clip set, and where samples and labels are not of
     the same clips.
     """
-    sample_ids, label_of = records.by_id(samples), records.by_id(labels)
-    if not sample_ids:
+    if not samples:
         raise ValueError(f"{where}: the clip set has no clip")
+    try:
+        sample_ids, label_of = records.by_id(samples), records.by_id(labels)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     unlabelled = [sample_id for sample_id in sample_ids if sample_id not in label_of]
     unknown = [sample_id for sample_id in label_of if sample_id not in sample_ids]
     if unlabelled or unknown:

@@ -151,8 +151,8 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
 
 def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
     """A source's block and, of a panel, its members'. prompts: what it judges; None where it is not needed."""
-    module, options = read_block(name, given)
-    if prompts is not None and hasattr(module, "check_prompts"):
-        module.check_prompts(prompts)
-    for member, inner in getattr(options, "members", {}).items():
-        _check_source(f"{name}.members.{member}", inner, prompts)
+    read = read_block(name, given)
+    if prompts is not None and read.kind.check_prompts:
+        read.kind.check_prompts(prompts)
+    for key, inner in read.needs.inner.items():
+        _check_source(f"{name}.{key}", inner, prompts)

@@ -228,13 +228,11 @@ def answered(
 ) -> "dict[str, tuple[Ask, ...]]":
     """The questions with the judge's own answers about the real clips, of the prompts whose clips it affirms."""
     from feedback.core.kinds import read_block
-    from feedback.core.rubric import load_rubric
-    from feedback.judges.vlm import QwenSource
+    from feedback.judges.qwen import source_of
     from feedback.questions.references import MOST_TOKENS, asking, reference_answers
 
     options = replace(read_block(name, block)[1], max_new_tokens=MOST_TOKENS)
-    judge = QwenSource(name, load_rubric(Path(options.rubric)), loaded.model, loaded.processor, loaded.version, options)
-    return reference_answers(asks, real, asking(judge), explain).asks
+    return reference_answers(asks, real, asking(source_of(name, options, loaded)), explain).asks
 
 
 # The generator's side

@@ -35,7 +35,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     how = (block("label.batch_size"), block("label.votes"), block("label.max_failed"))
     prompts = load_prompts(path)
     check_known(config, prompts)
-    if needs_device(given):
+    if needs_device(name, given):
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))

@@ -29,7 +29,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     from feedback.core.label import label_clip_set, warn_of_audit, who
 
     config, given = section("label", LabelConfig), source_block(name)
-    if needs_device(given):
+    if needs_device(name, given):
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))

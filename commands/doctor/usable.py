@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
-from feedback.core.kinds import read_block, resolve
+from feedback.core.kinds import SourceBlock, read_block, resolve
 from feedback.network.calls import key_from
 from feedback.network.provider import is_loopback
 
@@ -25,18 +25,17 @@ class Doubt(NamedTuple):
     certain: bool = True  # false: it may be usable, as a model that is downloaded on first use
 
 
-class SourceBlock(NamedTuple):
-    """A block of feedback.sources as its kind reads it, with its members' where it is a panel."""
+class Configured(NamedTuple):
+    """A source of feedback.sources, with its members where it is a panel."""
 
     name: str
     block: Mapping[str, Any]
-    module: Any = None  # of the kind; None where `error` says why the block cannot be read
-    options: Any = None
+    read: SourceBlock | None = None  # None where `error` says why the block cannot be read
     error: str = ""
-    members: tuple["SourceBlock", ...] = ()
+    members: tuple["Configured", ...] = ()
 
 
-def read_sources(blocks: Mapping[str, Any]) -> list[SourceBlock]:
+def read_sources(blocks: Mapping[str, Any]) -> list[Configured]:
     """Every block, read once."""
     return [_read(name, _resolved(name, blocks)) for name in blocks]
 
@@ -48,25 +47,24 @@ def _resolved(name: str, blocks: Mapping[str, Any]) -> Mapping[str, Any] | Value
         return error
 
 
-def _read(name: str, block: Mapping[str, Any] | ValueError) -> SourceBlock:
+def _read(name: str, block: Mapping[str, Any] | ValueError) -> Configured:
     if isinstance(block, ValueError):
-        return SourceBlock(name, {}, error=str(block))
+        return Configured(name, {}, error=str(block))
     try:
-        module, options = read_block(name, block)
+        read = read_block(name, block)
     except (ValueError, ImportError) as error:
-        return SourceBlock(name, block, error=str(error))
-    inner = getattr(options, "members", {})
-    members = tuple(_read(f"{name}.members.{member}", inner[member]) for member in inner)
-    return SourceBlock(name, block, module, options, members=members)
+        return Configured(name, block, error=str(error))
+    members = tuple(_read(f"{name}.{key}", inner) for key, inner in read.needs.inner.items())
+    return Configured(name, block, read, members=members)
 
 
-def check_sources(sources: Sequence[SourceBlock], needed: Collection[str], prompts: Sequence[str]) -> list[Finding]:
+def check_sources(sources: Sequence[Configured], needed: Collection[str], prompts: Sequence[str]) -> list[Finding]:
     """A line for each source. needed: names of those that a run uses. prompts: texts that they judge.
 
     Servers are called side by side, so that all together take little more than PATIENCE.
     """
 
-    def found(source: SourceBlock) -> Finding:
+    def found(source: Configured) -> Finding:
         use = " (in use)" if source.name in needed else ""
         model = str(source.block.get("path") or source.block.get("model") or "")
         kind_and_model = ", ".join(part for part in (source.block.get("kind"), model) if part)
@@ -89,39 +87,39 @@ def as_finding(what: str, doubts: Sequence[Doubt], needed: bool, detail: str) ->
     return Finding(BROKEN if broken else NOTE, what, "; ".join(doubt.reason for doubt in doubts))
 
 
-def key_variables(sources: Iterable[SourceBlock]) -> list[str]:
+def key_variables(sources: Iterable[Configured]) -> list[str]:
     """Names of the environment variables that hold the keys of these sources and their members, each once."""
     names: dict[str, None] = {}
     for source in sources:
-        if variable := getattr(source.options, "key_variable", None):
-            names[variable] = None
+        if source.read and source.read.needs.key_variable:
+            names[source.read.needs.key_variable] = None
         names |= dict.fromkeys(key_variables(source.members))
     return list(names)
 
 
-def keeps_answers(source: SourceBlock) -> bool:
+def keeps_answers(source: Configured) -> bool:
     """Whether a source, or a member of it, keeps its answers in the ledger: those over the network, and people."""
-    itself = getattr(source.module, "NETWORK", False) or hasattr(source.options, "raters")
+    itself = source.read is not None and source.read.kind.keeps_answers
     return itself or any(map(keeps_answers, source.members))
 
 
-def _doubts(source: SourceBlock, prompts: Sequence[str]) -> Iterator[Doubt]:
-    """What keeps a source from judging here, from the options that kinds share by name."""
-    if source.error:
+def _doubts(source: Configured, prompts: Sequence[str]) -> Iterator[Doubt]:
+    """What keeps a source from judging here, by what its kind needs."""
+    if source.read is None:
         yield Doubt(source.error)
         return
-    module, options = source.module, source.options
+    kind, needs = source.read.kind, source.read.needs
     try:
-        if hasattr(module, "check_prompts"):
-            module.check_prompts(prompts)
-        if variable := getattr(options, "key_variable", None):
-            key_from(variable)
+        if kind.check_prompts:
+            kind.check_prompts(prompts)
+        if needs.key_variable:
+            key_from(needs.key_variable)
     except ValueError as error:
         yield Doubt(str(error))
-    if path := getattr(options, "path", None):
-        yield from _model_doubts(path, options.revision, "config.json")
-    if url := getattr(options, "base_url", None):
-        yield from _server_doubts(url)
+    if needs.model:
+        yield from _model_doubts(needs.model, needs.revision, "config.json")
+    if needs.server:
+        yield from _server_doubts(needs.server)
     for member in source.members:
         for doubt in _doubts(member, prompts):
             yield doubt._replace(reason=f"{member.name.rpartition('.')[2]}: {doubt.reason}")

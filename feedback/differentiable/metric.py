@@ -48,5 +48,8 @@ def load_metric(name: str, block: Mapping[str, Any], device: str) -> ImageText:
     if block.get("kind") not in KINDS:
         known = ", ".join(KINDS)
         raise ValueError(f"feedback.sources.{name}.kind is {block.get('kind')!r}: no gradient; {known} have one")
-    module, options = read_block(name, block)
-    return module.measure(name, options, device)
+    kind, options = read_block(name, block)
+    assert kind.measure is not None
+    metric = kind.measure(name, options, device)
+    assert isinstance(metric, ImageText)
+    return metric

@@ -22,6 +22,7 @@ from data.config import STRICT, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema
+from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.api import REASONED, ApiSource
@@ -43,7 +44,6 @@ from feedback.network.provider import (
     is_loopback,
 )
 
-NETWORK = True
 MOST_FPS = 24.0  # frames per second: the most that Gemini samples of a video
 GOOGLE = "https://generativelanguage.googleapis.com/"
 OVER = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED", "FAILED")  # states of a batch, after JOB_STATE_
@@ -80,6 +80,16 @@ class Options(ApiOptions):
 def load(name: str, options: Options, device: str) -> ApiSource:
     """The judge of this block; no device is used. Its key is read before the first call."""
     return ApiSource(name, Gemini(options), options, REASONED if options.mode == "text" else "")
+
+
+KIND = Kind(
+    Options,
+    load,
+    network=True,
+    needs=lambda given: Needs(
+        given.rubric, server=given.base_url, key_variable=given.key_variable, whole_clips=given.clip == "video"
+    ),
+)
 
 
 class Gemini:

@@ -20,6 +20,7 @@ from data.config import STRICT, NotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema, word_masses
+from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.api import REASONED, ApiSource
@@ -38,7 +39,6 @@ from feedback.network.pictures import PictureFormat, data_urls
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Progress, Reading
 
-NETWORK = True
 PATCH = 32  # pixels a side of the patches that a picture is billed by
 OVER = ("completed", "expired", "cancelled", "failed")  # states of a batch
 TOKEN = "label_batch"  # key of our name for a batch in its metadata
@@ -64,6 +64,14 @@ class Options(ApiOptions):
 def load(name: str, options: Options, device: str) -> ApiSource:
     """The judge of this block; no device is used. Its key is read before the first call."""
     return ApiSource(name, Gpt(options), options, REASONED if options.mode == "text" else "")
+
+
+KIND = Kind(
+    Options,
+    load,
+    network=True,
+    needs=lambda given: Needs(given.rubric, server=given.base_url, key_variable=given.key_variable),
+)
 
 
 class Gpt:

@@ -17,6 +17,7 @@ from data.config import STRICT, Count, Probability, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import Masses, probable, read_answer, word_masses
+from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Rubric
 from feedback.core.source import UNREADABLE_ANSWER
 from feedback.network.api import ApiSource
@@ -26,7 +27,6 @@ from feedback.network.pictures import PictureFormat, data_urls, mp4_url
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Reading
 
-NETWORK = True
 NO_KEY = "none"  # sent to a server that requires no key, since the client requires one
 
 
@@ -53,6 +53,16 @@ class Options(ApiOptions):
 def load(name: str, options: Options, device: str) -> ApiSource:
     """The judge of this block; no device is used here. Its key is read before the first call."""
     return ApiSource(name, Served(options), options)
+
+
+KIND = Kind(
+    Options,
+    load,
+    network=True,
+    needs=lambda given: Needs(
+        given.rubric, server=given.base_url, key_variable=given.key_variable, whole_clips=given.clip == "video"
+    ),
+)
 
 
 class Served:

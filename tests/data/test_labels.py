@@ -30,7 +30,7 @@ def test_labels_that_are_not_exactly_of_the_clips_are_refused(round_):
     for rows, message in (
         (labels[1:], r"labels/judge: its 5 labels are not of the 6 clips .* 1 clips without a label row \['roll0'\]"),
         ([*labels, replace(labels[0], sample_id="z")], r"its 7 labels .* 1 labels without a clip \['z'\]"),
-        ([*labels, labels[0]], "1 duplicate sample_id among 7 rows"),
+        ([*labels, labels[0]], "labels/judge: 1 duplicate sample_id among 7 rows"),
     ):
         write_rows(folder / "labels.parquet", rows, Label)
         write_manifest(folder, "labels")

@@ -81,7 +81,7 @@ def test_a_clip_set_holds_what_was_written(clip_set):
     ]
 
 
-def test_latents_come_in_the_order_they_are_asked_for(clip_set):
+def test_latents_come_in_the_order_of_the_ids(clip_set):
     found = clip_set.latents(["push-0", "lift-1", "push-0", "lift-0"])
     assert found.shape == (4, 4, 2, 2, 2)
     assert found[:, 0, 0, 0, 0].tolist() == [10, 1, 10, 0]

@@ -242,7 +242,7 @@ def test_a_torchscript_of_another_network_is_refused(tmp_path):
 # Weights
 
 
-def test_only_weights_that_the_metrics_need_are_asked_for(i3d):
+def test_only_the_weights_that_the_metrics_need_are_wanted(i3d):
     assert find_weights({"i3d": str(i3d)}, ["fvd"]) == {"i3d": i3d}
 
 
@@ -289,19 +289,15 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch,
 
 
 def test_each_metric_says_what_it_lacks_one_below_its_minimum():
-    for metric, enough, told in (
+    for metric, enough, sentence in (
         ("fid", 2049, "2,048 clips in the set, 2,049 wanted: the covariance"),
         ("fvd", 2048, "2,047 clips in the set, 2,048 wanted: figures are commonly"),
         ("is", 12_500, "49,996 frames in the set, 50,000 wanted: Salimans"),  # 4 frames a clip
     ):
         reference = 100_000
 
-        assert shortfalls([metric], {"set": enough, "reference": reference}, 4)[metric] is None, (metric, enough, told)
-        assert shortfalls([metric], {"set": enough - 1, "reference": reference}, 4)[metric].startswith(told), (
-            metric,
-            enough,
-            told,
-        )
+        assert shortfalls([metric], {"set": enough, "reference": reference}, 4)[metric] is None, metric
+        assert shortfalls([metric], {"set": enough - 1, "reference": reference}, 4)[metric].startswith(sentence), metric
 
 
 def test_a_small_reference_is_as_bad_as_a_small_set_but_not_for_is():

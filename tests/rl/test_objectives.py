@@ -180,7 +180,7 @@ def test_a_beta_on_noise_errors_is_another_on_velocity_errors():
         torch.testing.assert_close(noise_error, factor * velocity_error)
 
 
-def test_dpo_adds_the_chosen_error_only_when_told_to():
+def test_dpo_adds_the_chosen_error_by_its_weight():
     """Log 2 at margin 0, plus 5 times the chosen error .5."""
     both = torch.tensor([0.5]), torch.tensor([0.7])
     errors = Errors(policy=both, reference=both, weight=torch.ones(1))

@@ -292,18 +292,22 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     assert json.loads((tmp_path / "next/out/policy.json").read_text())["start"] == "rwr1-selected"
 
 
-def test_the_curve_and_the_metrics_tell_why(project):
+def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     generate_clips()
     label_as("judge", lambda sample: "step-000004" in sample.policy)
     label_as("physics", lambda sample: None if sample.prompt_id == "p1" else "step-000002" in sample.policy)
 
     select_one()
 
-    found = json.loads(CURVE.read_text())
-    assert (found["judge"], found["rule"], found["kept"]) == ("judge", "best-of-last-5", 4)
-    assert [(point["step"], point["rate"], point["n"]) for point in found["curve"]] == [(2, 0, 4), (4, 1, 4), (5, 0, 4)]
-    assert [point["physics"]["rate"] for point in found["curve"]] == [1.0, 0.0, 0.0]
-    assert found["curve"][0]["physics"]["n"] == 2
+    document = json.loads(CURVE.read_text())
+    assert (document["judge"], document["rule"], document["kept"]) == ("judge", "best-of-last-5", 4)
+    assert [(point["step"], point["rate"], point["n"]) for point in document["curve"]] == [
+        (2, 0, 4),
+        (4, 1, 4),
+        (5, 0, 4),
+    ]
+    assert [point["physics"]["rate"] for point in document["curve"]] == [1.0, 0.0, 0.0]
+    assert document["curve"][0]["physics"]["n"] == 2
     metrics = json.loads(Path("metrics.json").read_text())
     assert metrics["kept"] == 4
     rates = [(row["step"], row["judge"], row["physics"]) for row in metrics["curve"]]
@@ -365,14 +369,14 @@ def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project):
 
     assert select_one().exit_code == 0
 
-    found = json.loads(CURVE.read_text())
-    assert (found["judge"], found["measured"]) == ("clip", ["clip"])
-    assert [point["rate"] for point in found["curve"]] == [7.5, *[6.0] * (len(found["curve"]) - 1)]
-    assert found["kept"] == found["curve"][0]["step"]
-    assert found["curve"][0]["physics"]["rate"] == 1.0
+    document = json.loads(CURVE.read_text())
+    assert (document["judge"], document["measured"]) == ("clip", ["clip"])
+    assert [point["rate"] for point in document["curve"]] == [7.5, *[6.0] * (len(document["curve"]) - 1)]
+    assert document["kept"] == document["curve"][0]["step"]
+    assert document["curve"][0]["physics"]["rate"] == 1.0
 
 
-def test_more_prompts_than_there_are_is_told(project):
+def test_more_prompts_than_there_are_is_refused(project):
     project(generate=PARAMS["select"]["generate"] | {"prompts": 4})
 
     done = generate_clips()

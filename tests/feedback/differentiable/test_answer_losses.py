@@ -7,7 +7,6 @@ from torch import Tensor
 from feedback.differentiable.asks import Ask
 from feedback.differentiable.losses import LOSSES, logit, logit_difference, logprob, logprob_two_way, p_wanted, sequence
 from feedback.differentiable.targets import find_target
-from feedback.judges.qwen import Options
 from feedback.judges.vlm import Loaded, load_model
 from tests.support.judges import FAMILIES, WORDS, build_judge
 from tests.support.refusals import assert_refused
@@ -100,7 +99,7 @@ def judges(tmp_path_factory) -> dict[str, Loaded]:
 
 
 def load(folder) -> Loaded:
-    return load_model("judge", Options(str(folder), None, "", 1, "float32"), "cpu")
+    return load_model("judge", str(folder), None, "float32", None, "cpu")
 
 
 @pytest.fixture

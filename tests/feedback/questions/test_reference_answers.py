@@ -12,8 +12,8 @@ from data.video import write_video
 from feedback.core.rubric import Question, load_rubric
 from feedback.differentiable.asks import Ask, asks_of_rubric
 from feedback.differentiable.targets import find_target
-from feedback.judges.qwen import Options
-from feedback.judges.vlm import Said, build_inputs, load_vlm
+from feedback.judges.qwen import Options, load
+from feedback.judges.vlm import Said, build_inputs
 from feedback.questions.references import RealClip, RealClips, asking, explanation_of, reference_answers
 from tabletop.captions import parse
 from tabletop.render import render
@@ -138,7 +138,7 @@ def options(path: Path, **more) -> Options:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_real_clip_stands_in_both_places_where_a_question_compares(tmp_path, monkeypatch, family):
-    judge = load_vlm("judge", options(FAMILIES[family](tmp_path), max_new_tokens=3), "cpu")
+    judge = load("judge", options(FAMILIES[family](tmp_path), max_new_tokens=3), "cpu")
     clip = RealClip(np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8), 8.0)
     ask = Ask("q", "physics", "judge the video", "Accept", "Reject", None, False, "w")
     counts: list[int] = []
@@ -155,7 +155,7 @@ def test_the_real_clip_stands_in_both_places_where_a_question_compares(tmp_path,
 
 
 def test_the_judge_says_the_same_as_when_it_labels(tmp_path):
-    judge = load_vlm("judge", options(FAMILIES["qwen2.5"](tmp_path)), "cpu")
+    judge = load("judge", options(FAMILIES["qwen2.5"](tmp_path)), "cpu")
     frames = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
     text = "judge the red ball"
     one = Question("q", text, "Accept", "Reject", True, True)
@@ -168,7 +168,7 @@ def test_the_judge_says_the_same_as_when_it_labels(tmp_path):
 
 
 def test_answer_and_explanation_are_forced_in_the_judges_own_words(tmp_path):
-    judge = load_vlm("judge", options(FAMILIES["qwen2.5"](tmp_path)), "cpu")
+    judge = load("judge", options(FAMILIES["qwen2.5"](tmp_path)), "cpu")
     judge.processor.tokenizer.add_tokens(["because", "falls", ","])
     ask = Ask("q", "alignment", "judge the video", "Accept", "Reject", None, False, "w")
     for words in ("Accept because the red ball falls", "Accept , the red ball falls", "Accept"):
@@ -184,7 +184,7 @@ def rendered(text: str, seed: int, botch: str | None = None) -> RealClip:
 
 
 def test_the_shipped_judge_keeps_prompts_of_fulfilled_clips_and_gives_its_reasons():
-    judge = load_vlm("judge", options(Path("models/tabletop/judge"), max_new_tokens=8), "cpu")
+    judge = load("judge", options(Path("models/tabletop/judge"), max_new_tokens=8), "cpu")
     rubric = load_rubric(Path("tabletop/rubric.yaml"))
     texts = {"p1": "lifting red ball up", "p2": "pushing blue cube from left to right"}
     asks = {prompt_id: asks_of_rubric(rubric, text) for prompt_id, text in texts.items()}

@@ -114,7 +114,7 @@ def test_one_window_over_everything_equals_plain(case):
 
 
 @pytest.mark.parametrize("decoding", [PLAIN, EXACT, windowed(tile=5, tile_overlap=2)], ids=lambda d: d.mode)
-def test_frames_come_in_the_order_asked_for_and_as_often(tabletop, clip, decoding):
+def test_frames_come_in_the_order_of_the_indices_and_as_often(tabletop, clip, decoding):
     everything = decode_frames(tabletop, clip, range(29), decoding)
     assert everything.shape == (29, 32, 32, 3) and everything.dtype == torch.float32
     assert everything.min() >= 0 and everything.max() <= 1
@@ -241,12 +241,12 @@ def test_no_seam_between_windows(tabletop, clip):
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_no_seam_between_tiles(tabletop, clip, axis):
-    shown = [0, 5, 14]
-    plain = decode_frames(tabletop, clip, shown, PLAIN)
+    wanted = [0, 5, 14]
+    plain = decode_frames(tabletop, clip, wanted, PLAIN)
     sharpest = jumps(plain, axis).max()  # an edge of the cube or the table
-    blended = decode_frames(tabletop, clip, shown, windowed(window=15, tile=6, tile_overlap=4)) - plain
+    blended = decode_frames(tabletop, clip, wanted, windowed(window=15, tile=6, tile_overlap=4)) - plain
     assert jumps(blended, axis).max() < 0.1 * sharpest
-    cut = decode_frames(tabletop, clip, shown, windowed(window=15, tile=4, tile_overlap=0)) - plain
+    cut = decode_frames(tabletop, clip, wanted, windowed(window=15, tile=4, tile_overlap=0)) - plain
     assert jumps(cut, axis).max() > 0.8 * sharpest
     assert jumps(cut, axis).argmax() in (15, 16)  # between the tiles, pixels 0 to 15 and 16 to 31
 
@@ -295,8 +295,8 @@ def bright(generator, latents):
     leaf = latents.clone().requires_grad_()
     decoder, state, frames = generator.frame_decoder(), (), []
     for latent in leaf.split(1, dim=2):
-        shown, state = decoder.step(latent, state)
-        frames.append(shown)
+        decoded, state = decoder.step(latent, state)
+        frames.append(decoded)
     torch.cat(frames).sum().backward()
     return torch.cat(frames).detach(), leaf.grad
 

@@ -104,8 +104,8 @@ def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, genera
     pipe = diffusers.WanPipeline.from_pretrained(tiny_wan)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(tmp_path / "out")
-    shown = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 1.0}
-    found = pipe(prompt_embeds=given.embeddings[:1], latents=noise, output_type="latent", **shown).frames
+    size = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 1.0}
+    found = pipe(prompt_embeds=given.embeddings[:1], latents=noise, output_type="latent", **size).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
     lora.apply_policy(sampler, tmp_path / "out" / CHECKPOINTS / "step-000002")
@@ -248,7 +248,7 @@ def test_several_judges_of_a_clip_by_hand():
 
 
 class Diverging(ColourJudge):
-    """Not finite from the third clip on, in its second question or, where asked, in its gradient alone."""
+    """Not finite from the third clip on, in its second question or, with `gradient`, in its gradient alone."""
 
     def __init__(self, gradient: bool = False) -> None:
         super().__init__("diverging")
@@ -287,7 +287,7 @@ def test_a_metric_without_a_probability_has_null_in_the_log(generator, base, tmp
 
 
 def test_a_prompts_questions_are_its_own(generator, base, tmp_path):
-    """Means are over the clips that were asked, of which each prompt has as many."""
+    """Means are over the clips with the question; each prompt has as many clips."""
 
     class Own(ColourJudge):
         def __call__(self, frames, prompt_id, seed):
@@ -389,7 +389,7 @@ def test_a_policy_that_only_got_worse_is_its_start(generator, base, tmp_path):
     assert all(not value.any() for key, value in adapter(tmp_path / "out").items() if ".lora_B." in key)
 
 
-def test_the_last_update_is_asked_about_and_kept_where_it_is_best(generator, base, tmp_path):
+def test_the_last_update_is_checked_and_kept_where_it_is_best(generator, base, tmp_path):
     check, calls = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.6), CurvePoint(0.6, 0.7), CurvePoint(0.7, 0.8)])
     report = run(generator, base, tmp_path, check=check, **HELD_OUT | {"updates": 5, "log_every": 5})
     assert calls == [0, 2, 4, 5] and report.kept == 5
