@@ -428,7 +428,7 @@ def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
 def test_the_template_asks_in_words_that_the_tabletops_judges_know():
     from tabletop import questions
 
-    known = {*vocabulary(), *questions.vocabulary()}
+    known = {*vocabulary(), *questions.question_words()}
     kinds = ("alignment", "physics", "quality", "process", "goal")
     prompts = [prompt(f"p{i}", caption(claim)) for i, claim in enumerate(all_claims())]
     written = write_questions(prompts, Writing("template", None, kinds, False, True), {}, "cpu")
