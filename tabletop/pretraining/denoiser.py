@@ -1,7 +1,7 @@
 """The tabletop's generator: a small WanTransformer3DModel and the UMT5 encoder that it reads, trained together.
 
-Flow matching on latents of rendered clips, a stated part of which is botched, so that the base model has
-something to unlearn. Text is dropped in a tenth of the cases, for classifier-free guidance.
+Flow matching on latents of rendered clips, a stated part of which is botched, so that RL has defects to remove. Text
+is dropped in a tenth of the cases, for classifier-free guidance.
 """
 
 import logging
@@ -13,17 +13,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from tokenizers import Tokenizer, processors
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from data.config import STRICT, Count, Positive, Probability, WholeNotNegative
 from generators.core.process import FlowMatching, shift_time
-from tabletop.captions import all_claims, caption, vocabulary
+from tabletop.captions import all_claims, caption
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
+from tabletop.pretraining.tokenizers import caption_tokenizer
 from tabletop.pretraining.vae import to_unit
 from tabletop.render import random_clip
 
@@ -53,14 +50,7 @@ class DenoiserConfig:
 
 def text_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the tabletop's captions, ending prompts with </s> as T5 does."""
-    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.normalizer = Lowercase()
-    core.pre_tokenizer = WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
-    )
+    return caption_tokenizer(("<pad>", "</s>", "<unk>"), "$A </s>", "<pad>", "<unk>", "</s>", None, max_length=64)
 
 
 def tiny_pipeline(vae: AutoencoderKLWan, config: DenoiserConfig) -> WanPipeline:
@@ -95,7 +85,10 @@ def tiny_pipeline(vae: AutoencoderKLWan, config: DenoiserConfig) -> WanPipeline:
 
 @dataclass(frozen=True)
 class LatentPool:
-    """Rendered clips as the transformer sees them. latents: (N, C, F, h, w) float16; caption: (N,) into captions."""
+    """Rendered clips, encoded and normalised for the transformer.
+
+    latents: (N, C, F, h, w) float16. caption: (N,) indices into captions.
+    """
 
     latents: Tensor
     caption: Tensor

@@ -1,6 +1,6 @@
 """The whole pretraining of the embedded default: autoencoder, generator, siblings, judges, CLIP. Algorithm 1, line 1.
 
-Each part is kept in `work` when it is done, so that a killed run goes on with the next.
+Each part is kept in `work` when it is done, so that a run that was killed continues with the next part.
 """
 
 import logging
@@ -25,7 +25,7 @@ from tabletop.captions import Claim, all_claims, caption
 from tabletop.pretraining.adversaries import Attack, attack
 from tabletop.pretraining.clip import ClipConfig, all_events, render_events, train_clip
 from tabletop.pretraining.denoiser import DenoiserConfig, latent_pool, save_half, train_denoiser, train_on
-from tabletop.pretraining.judge import JudgeConfig, Teaching, train_judge
+from tabletop.pretraining.judge import Curriculum, JudgeConfig, train_judge
 from tabletop.pretraining.lessons import (
     FRAMES_SEEN,
     Lessons,
@@ -141,9 +141,9 @@ def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder under another name and rename it when it is whole; one that is there is kept."""
+    """Make a folder under another name and rename it when it is whole; one that exists is kept."""
     if folder.exists():
-        logger.info("%s is there from an earlier run", folder)
+        logger.info("%s exists from an earlier run", folder)
         return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -160,7 +160,7 @@ def _vae(config: VaeConfig, folder: Path) -> None:
 
 def _generator(config: PretrainConfig, vae_folder: Path, folder: Path) -> None:
     vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
-    vae.register_to_config(_name_or_path="")  # where it lay is nobody's business
+    vae.register_to_config(_name_or_path="")  # do not record the local path
     denoiser = config.denoiser
     pool = latent_pool(vae, denoiser.clips, denoiser.botched, denoiser.seed + 1)
     save_half(train_denoiser(vae, denoiser, pool), folder)
@@ -175,7 +175,7 @@ def _sibling(config: PretrainConfig, generator: Path, index: int, folder: Path) 
 
 
 def _sibling_clips(config: PretrainConfig, siblings: Sequence[Path], folder: Path) -> None:
-    """Sample every sibling on captions that the judge may see. Writes frames.npy and captions.txt."""
+    """Sample every sibling on captions that a judge may learn from. Writes frames.npy and captions.txt."""
     claims = allowed_claims(_rl_prompts(config))
     kinds = sorted({claim.kind for claim in claims})
     rng = np.random.default_rng(config.siblings.seed)
@@ -209,17 +209,17 @@ def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidanc
 
 
 def _judge(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path, folder: Path) -> None:
-    train_judge(judge, _teaching(judge, config, vae_folder, clips_folder), folder)
+    train_judge(judge, _curriculum(judge, config, vae_folder, clips_folder), folder)
 
 
 def _adversaries(config: PretrainConfig, judge: Path, siblings: Sequence[Path], folder: Path) -> None:
-    order = config.hardening.attack
+    settings = config.hardening.attack
     claims = allowed_claims(_rl_prompts(config))
-    _write_clips(folder, *attack(judge, siblings[order.sibling], config.denoiser.tokens, claims, order))
+    _write_clips(folder, *attack(judge, siblings[settings.sibling], config.denoiser.tokens, claims, settings))
 
 
 def _harden(config: PretrainConfig, judge: Path, work: Path, folder: Path) -> None:
-    lessons = _teaching(config.second, config, work / "vae", work / "clips")
+    lessons = _curriculum(config.second, config, work / "vae", work / "clips")
     allowed = allowed_claims(_rl_prompts(config))
     adversaries = generated_lessons(*_read_clips(work / "adversaries"), allowed, config.hardening.attack.seed)
     lessons = lessons._replace(adversaries=adversaries)
@@ -227,9 +227,9 @@ def _harden(config: PretrainConfig, judge: Path, work: Path, folder: Path) -> No
         train_judge(course, lessons, folder, start=judge if number == 0 else folder)
 
 
-def _teaching(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path) -> Teaching:
+def _curriculum(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path) -> Curriculum:
     vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
-    return teaching(judge, vae, *_read_clips(clips_folder), allowed_claims(_rl_prompts(config)))
+    return curriculum(judge, vae, *_read_clips(clips_folder), allowed_claims(_rl_prompts(config)))
 
 
 def _write_clips(folder: Path, frames: np.ndarray, captions: list[str]) -> None:
@@ -242,9 +242,9 @@ def _read_clips(folder: Path) -> tuple[np.ndarray, list[str]]:
     return np.load(folder / "frames.npy"), (folder / "captions.txt").read_text(encoding="utf-8").split("\n")
 
 
-def teaching(
+def curriculum(
     judge: JudgeConfig, vae: AutoencoderKLWan, frames: np.ndarray, captions: list[str], allowed: list[Claim]
-) -> Teaching:
+) -> Curriculum:
     """A judge's lessons from rendered clips of all captions and from siblings' clips of allowed ones.
 
     frames: uint8 (N, F, H, W, 3), of `captions`.
@@ -255,12 +255,12 @@ def teaching(
     drawn[:half] = round_trip(vae, drawn[:half])
     order = np.random.default_rng(judge.seed).permutation(len(frames))
     compared, marked = order[: judge.compared], order[judge.compared :][: judge.marked // 2]
-    shown = [(clip, text) for clip, text in zip(drawn, rendered.captions, strict=True) if text][: judge.marked // 2]
-    shown += [(frames[index], captions[index]) for index in marked]
-    return Teaching(
+    to_mark = [(clip, text) for clip, text in zip(drawn, rendered.captions, strict=True) if text][: judge.marked // 2]
+    to_mark += [(frames[index], captions[index]) for index in marked]
+    return Curriculum(
         rendered=Lessons(drawn[:, sample_frames(FRAMES, FRAMES_SEEN)], rendered.pairs),
         generated=generated_lessons(frames, captions, allowed, judge.seed),
-        marked=marked_lessons(np.stack([clip for clip, _ in shown]), [text for _, text in shown], judge.seed),
+        marked=marked_lessons(np.stack([clip for clip, _ in to_mark]), [text for _, text in to_mark], judge.seed),
         compared=compared_lessons(frames[compared], [captions[index] for index in compared], allowed, judge.seed),
     )
 

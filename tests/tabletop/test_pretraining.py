@@ -17,10 +17,10 @@ from feedback.judges.vlm import build_inputs, sampled_fps
 from pipeline.params import load_params
 from tabletop.captions import COLORS, Claim, Thing, all_claims, caption, parse
 from tabletop.near_misses import near_miss
-from tabletop.pretraining.adversaries import Attack, Verdict
+from tabletop.pretraining.adversaries import Attack, VerdictMargin
 from tabletop.pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from tabletop.pretraining.denoiser import DenoiserConfig
-from tabletop.pretraining.judge import FPS, Batch, Encoder, JudgeConfig, new_judge, perturbed, video_patches
+from tabletop.pretraining.judge import FPS, Encoder, JudgeConfig, LessonBatch, new_judge, perturbed, video_patches
 from tabletop.pretraining.judge_model import qwen_processor, word_level_tokenizer
 from tabletop.pretraining.lessons import (
     DESCRIBE,
@@ -181,8 +181,8 @@ def test_questions_that_are_packed_in_training_are_predicted_as_each_alone(famil
     encode = Encoder(model.eval(), processor)
 
     def predicted(of_clip):
-        inputs, lines = encode(Batch(frames, [of_clip]))
-        seen = encode.seen(torch.as_tensor(frames).float())
+        inputs, lines = encode(LessonBatch(frames, [of_clip]))
+        seen = encode.pixels(torch.as_tensor(frames).float())
         hidden = model.model(**inputs, **seen, use_cache=False).last_hidden_state
         return model.lm_head(hidden[lines.rows, lines.places]), lines
 
@@ -214,14 +214,14 @@ def test_an_attacked_verdict_is_what_the_judge_is_asked_offline():
     claims = [Claim("push_right", (RED,)), Claim("closer", (RED, BLUE)), Claim("lift", (BLUE,))]
     texts = [caption(claim) for claim in claims]
     frames = np.stack([render(make_scene(claim, np.random.default_rng(1))) for claim in claims])
-    verdict = Verdict(Path("models/tabletop/second_judge"))
-    found = verdict(torch.from_numpy(frames).float() / 255, texts)
-    processor, seen = verdict.encode.processor, sample_frames(FRAMES, FRAMES_SEEN)
+    margin_of = VerdictMargin(Path("models/tabletop/second_judge"))
+    found = margin_of(torch.from_numpy(frames).float() / 255, texts)
+    processor, seen = margin_of.encode.processor, sample_frames(FRAMES, FRAMES_SEEN)
     fps, words = sampled_fps(seen, FPS), processor.tokenizer.get_vocab()
     for clip, text, margin in zip(frames, texts, found, strict=True):
         places = [[index * fps / FPS for index in seen]]
         inputs = build_inputs(processor, [clip[seen]], [verdict_question(text)], [fps], places=places)
-        logits = verdict.model(**inputs).logits[0, -1]
+        logits = margin_of.model(**inputs).logits[0, -1]
         assert float(margin) == pytest.approx(float(logits[words["Accept"]] - logits[words["Reject"]]), abs=1e-3)
 
 
