@@ -173,10 +173,10 @@ def test_a_small_clip_becomes_one_that_phones_play_in_the_same_colours(tmp_path)
     write_video(tmp_path / "stored.mp4", frames, 8.0)
     sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 9, 8.0, 32, 32, "stored.mp4")
 
-    copy_playable(tmp_path / "stored.mp4", tmp_path / "shown.mp4", sample)
-    with av.open(str(tmp_path / "shown.mp4")) as container:
+    copy_playable(tmp_path / "stored.mp4", tmp_path / "copy.mp4", sample)
+    with av.open(str(tmp_path / "copy.mp4")) as container:
         assert container.streams.video[0].pix_fmt == "yuv420p"
-    error = abs(read_video(tmp_path / "shown.mp4")[:, ::2, ::2].astype(int) - frames)
+    error = abs(read_video(tmp_path / "copy.mp4")[:, ::2, ::2].astype(int) - frames)
 
     assert error.shape == frames.shape
     assert error[:, :, :15].max() <= 4 and error[:, :, 17:].max() <= 4  # all but the two columns at the edge
@@ -209,9 +209,9 @@ def test_a_large_clip_is_linked_and_takes_no_disk(tmp_path):
     source.write_bytes(b"not read")
     sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 9, 8.0, 480, 832, "stored.mp4")
 
-    copy_playable(source, tmp_path / "shown.mp4", sample)
+    copy_playable(source, tmp_path / "copy.mp4", sample)
 
-    assert (tmp_path / "shown.mp4").stat().st_ino == source.stat().st_ino
+    assert (tmp_path / "copy.mp4").stat().st_ino == source.stat().st_ino
 
 
 def test_rows_join_policies_by_prompt_and_seed_and_keep_the_first_clips_of_each_prompt(sets):
