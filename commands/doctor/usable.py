@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
 from feedback.core.kinds import SourceBlock, read_block, resolve
 from feedback.network.calls import key_from
+from feedback.network.provider import is_loopback
 
 PATIENCE = 2.0  # seconds for a server's answer
 
@@ -146,8 +147,9 @@ def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doub
 def _server_doubts(url: str) -> Iterator[Doubt]:
     """About a server: any reply will do, also one that demands a key."""
     models = f"{url.rstrip('/')}/models"
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)  # None: those of the environment
     try:
-        with urllib.request.urlopen(models, timeout=PATIENCE):
+        with urllib.request.build_opener(proxies).open(models, timeout=PATIENCE):
             return
     except urllib.error.HTTPError as error:
         error.close()

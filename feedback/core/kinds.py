@@ -5,6 +5,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
+from pydantic.dataclasses import is_pydantic_dataclass
+
+from data.config import read_config
 from data.doors import find
 from feedback.core.rubric import load_rubric
 from feedback.core.source import Metric, Source
@@ -134,11 +137,14 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
     if not isinstance(kind, Kind):
         raise ValueError(f"{where}.kind is {block['kind']!r}, which is no feedback.core.kinds.Kind but {kind!r}")
     given = {key: value for key, value in block.items() if key != "kind"}
-    _check(given, kind.options, where)
-    try:
-        read = SourceBlock(kind, kind.options(**given))
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
+    if is_pydantic_dataclass(kind.options):
+        read = SourceBlock(kind, read_config(kind.options, given, where))
+    else:
+        _check(given, kind.options, where)
+        try:
+            read = SourceBlock(kind, kind.options(**given))
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
     if (rubric := read.needs.rubric) is not None:
         _check_rubric(rubric, where)
     return read

@@ -53,8 +53,8 @@ def load_judge(name: str, block: Mapping[str, Any], device: str) -> Loaded:
     """
     if (kind := block.get("kind")) in KINDS and kind not in VLMS:
         raise ValueError(
-            f"feedback.sources.{name} is of kind {kind}, whose answers have no gradient. VLMs with one have their "
-            f"weights in this process, kind {', '.join(VLMS)}. Metrics with one, for recipe reward-gradient: "
+            f"feedback.sources.{name} is of kind {kind}, whose answers have no gradient: only a VLM has one whose "
+            f"weights are in this process, kind {', '.join(VLMS)}, and for recipe reward-gradient a metric, kind "
             f"{', '.join(METRICS)}"
         )
     _, options = read_block(name, block)

@@ -21,7 +21,7 @@ from feedback.core.source import FAILED, UNREADABLE_CLIP, Request, verdict, with
 from feedback.network.batches import fill
 from feedback.network.calls import ApiOptions, Call, CallRun, Stopped
 from feedback.network.ledger import GroupCommit, Ledger, StoredAnswer, ledger_path, request_key
-from feedback.network.price import CostEstimate, read_price
+from feedback.network.price import CostEstimate
 from feedback.network.provider import Fault, Media, Provider, UnreadableClip
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class ApiSource:
         rubric = load_rubric(Path(options.rubric))
         questions = tuple(replace(q, ask=f"{q.ask.strip()} {also}".strip()) for q in rubric.questions)
         self.rubric = replace(rubric, questions=questions)
-        self.price = read_price(options.price)
+        self.price = options.price
         self._status: dict[str, Any] = {}
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:

@@ -4,14 +4,17 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
 from feedback.core.source import LabelError
 from feedback.network.ledger import Attempt, GroupCommit, Ledger, StoredAnswer
 from feedback.network.pace import Pace, retry, waits_too_long
-from feedback.network.price import Price, read_price
+from feedback.network.price import Price
 from feedback.network.provider import Fault, Media, Plan, Remedy, Sender
 
 logger = logging.getLogger(__name__)
@@ -20,38 +23,28 @@ LOGGED_REST = 1.0  # seconds; shorter rests are not logged
 POLL = 1.0  # seconds between looks at a request that another stage has in flight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ApiOptions:
     """The options that the blocks of all network sources share."""
 
     model: str
     rubric: str  # YAML file
-    concurrency: int = 16  # calls in flight
-    requests_per_minute: float | None = None  # null: as fast as the calls in flight allow
-    tokens_per_minute: float | None = None  # of input
-    timeout: float = 120.0  # seconds for one reply
-    attempts: int = 8  # at one call, before it counts as failed
-    longest_wait: float = 600.0  # seconds; the run stops where a provider asks for a longer wait
-    budget_usd: float | None = None  # for labelling one clip set, all runs together; null: no bound
-    price: dict | None = None  # input, output, cached_input, batch, as_of; null: unknown
-    output_tokens: int = 60  # expected of an answer, for estimates before there are answers
-    parameters: dict = field(default_factory=dict)  # sent with every call as they are, such as {temperature: 1.0}
+    concurrency: Count = 16  # calls in flight
+    requests_per_minute: Positive | None = None  # null: as fast as the calls in flight allow
+    tokens_per_minute: Positive | None = None  # of input
+    timeout: Positive = 120.0  # seconds for one reply
+    attempts: Count = 8  # at one call, before it counts as failed
+    longest_wait: Positive = 600.0  # seconds; the run stops where a provider asks for a longer wait
+    budget_usd: NotNegative | None = None  # for labelling one clip set, all runs together; null: no bound
+    price: Price | None = None  # null: unknown
+    output_tokens: WholeNotNegative = 60  # expected of an answer, for estimates before there are answers
+    parameters: dict[str, Any] = field(default_factory=dict)  # sent with every call, such as {temperature: 1.0}
     batch: bool = False  # true: by the provider's batch endpoint, at price.batch, within a day
-    poll_seconds: float = 60.0  # between looks at a batch
+    poll_seconds: Positive = 60.0  # between looks at a batch
 
     def __post_init__(self) -> None:
-        positive = (
-            "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "attempts", "longest_wait",
-            "poll_seconds",
-        )  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}, expected more than 0")
-        if self.budget_usd is not None and self.budget_usd < 0:
-            raise ValueError(f"budget_usd is {self.budget_usd}, expected dollars, or null for no bound")
-        if read_price(self.price) is None and self.budget_usd is not None:
-            raise ValueError(f"budget_usd is {self.budget_usd}, but price is null, so that it could not be kept")
+        if self.price is None and self.budget_usd is not None:
+            raise ValueError(f"budget_usd is {self.budget_usd}, but price is null, so the budget could not be kept")
 
 
 def key_from(variable: str) -> str:

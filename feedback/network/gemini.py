@@ -10,12 +10,15 @@ import json
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema
@@ -26,7 +29,7 @@ from feedback.network.api import REASONED, ApiSource
 from feedback.network.calls import ApiOptions, key_from
 from feedback.network.openai_protocol import ReplyMessage, count, mapping, mappings, parsed, string
 from feedback.network.pace import LIMITS, retry_after
-from feedback.network.pictures import FORMATS, data_urls
+from feedback.network.pictures import PictureFormat, data_urls
 from feedback.network.price import text_tokens
 from feedback.network.provider import (
     ATTEMPT_HEADER,
@@ -41,9 +44,6 @@ from feedback.network.provider import (
     is_loopback,
 )
 
-MODES = ("text", "decision")
-CLIPS = ("video", "frames")
-RESOLUTIONS = ("low", "medium", "high")
 MOST_FPS = 24.0  # frames per second: the most that Gemini samples of a video
 GOOGLE = "https://generativelanguage.googleapis.com/"
 OVER = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED", "FAILED")  # states of a batch, after JOB_STATE_
@@ -57,28 +57,22 @@ FILTERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gemini` block of params.yaml."""
 
-    mode: str = "text"  # text | decision
-    clip: str = "video"  # video: the whole mp4 | frames: the rubric's, as pictures
-    fps: float | None = None  # frames per second that Gemini samples of a video; null: all, up to 24
-    picture: str = "png"  # of frames: png | jpeg
-    resolution: str | None = None  # low | medium | high: tokens a frame; null: the model's own choice
-    frame_tokens: int = 70  # tokens of one frame, for estimates: Gemini 3 takes 70 of a video, 2.5 258
+    mode: Literal["text", "decision"] = "text"
+    clip: Literal["video", "frames"] = "video"  # video: the whole mp4 | frames: the rubric's, as pictures
+    # Frames per second that Gemini samples of a video; null: all, up to 24. A whole number stays one: it is in the key.
+    fps: Annotated[int | float, Interval(gt=0, le=MOST_FPS)] | None = None
+    picture: PictureFormat = "png"  # of frames
+    resolution: Literal["low", "medium", "high"] | None = None  # tokens a frame; null: the model's own choice
+    frame_tokens: WholeNotNegative = 70  # tokens of one frame, for estimates: Gemini 3 takes 70 of a video, 2.5 258
     base_url: str | None = None  # null: Google's
     key_variable: str = "GEMINI_API_KEY"  # environment variable that holds the key
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("mode", MODES), ("clip", CLIPS), ("picture", FORMATS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, known are {list(known)}")
-        if self.resolution is not None and self.resolution not in RESOLUTIONS:
-            raise ValueError(f"resolution is {self.resolution!r}, known are {list(RESOLUTIONS)} and null")
-        if self.fps is not None and not 0 < self.fps <= MOST_FPS:
-            raise ValueError(f"fps is {self.fps}, Gemini takes more than 0 and up to {MOST_FPS:g}")
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but Gemini's batch endpoint does not take mode {self.mode}: false")
 

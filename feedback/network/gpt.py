@@ -10,12 +10,13 @@ import json
 import math
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT, NotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema, word_masses
@@ -34,35 +35,28 @@ from feedback.network.openai_protocol import (
     string,
     top_of,
 )
-from feedback.network.pictures import FORMATS, data_urls
+from feedback.network.pictures import PictureFormat, data_urls
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Progress, Reading
 
 PATCH = 32  # pixels a side of the patches that a picture is billed by
-MODES = ("text", "decision")
 OVER = ("completed", "expired", "cancelled", "failed")  # states of a batch
 TOKEN = "label_batch"  # key of our name for a batch in its metadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gpt` block of params.yaml."""
 
-    mode: str = "text"  # text | decision
-    picture: str = "png"  # png | jpeg: how the frames are sent
+    mode: Literal["text", "decision"] = "text"
+    picture: PictureFormat = "png"  # in which the frames are sent
     detail: str = "auto"  # low | high | auto: how closely the model looks at a picture
-    patch_tokens: float = (
-        1.2  # that 32 x 32 pixels of a frame take, for estimates: GPT-5.6 and 6 1.2, GPT-5.4 mini 1.62
-    )
+    patch_tokens: NotNegative = 1.2  # of 32 x 32 pixels of a frame, for estimates: GPT-5.6 and 6 1.2, GPT-5.4 mini 1.62
     base_url: str | None = None  # null: api.openai.com
     key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}, known are {list(MODES)}")
-        if self.picture not in FORMATS:
-            raise ValueError(f"picture is {self.picture!r}, known are {list(FORMATS)}")
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but OpenAI's batch endpoint does not take mode {self.mode}: false")
 

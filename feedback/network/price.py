@@ -2,53 +2,31 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any, NamedTuple
+
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, NotNegative
 
 MILLION = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Price:
     """US dollars per million tokens, as a provider's page stated on a date."""
 
-    input: float
-    output: float
-    cached_input: float  # input that the provider has cached from an earlier call
-    batch: float  # price at the batch endpoint as a part of the price: 0.5 is half
-    as_of: str  # when it was looked up, as 2026-11-21
+    input: NotNegative
+    output: NotNegative
+    cached_input: NotNegative  # input that the provider has cached from an earlier call
+    batch: NotNegative  # price at the batch endpoint as a part of the price: 0.5 is half
+    as_of: date  # day on which it was looked up, as 2026-11-21
 
     def of(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, batch: bool = False) -> float:
         """US dollars. cached_tokens are among the input tokens."""
         fresh = input_tokens - cached_tokens
         dollars = fresh * self.input + cached_tokens * self.cached_input + output_tokens * self.output
         return dollars / MILLION * (self.batch if batch else 1.0)
-
-
-def read_price(block: Mapping[str, Any] | None) -> Price | None:
-    """A `price` block of params.yaml; null is an unknown price. Raises ValueError naming the key that is wrong."""
-    if block is None:
-        return None
-    names = [field.name for field in fields(Price)]
-    if unknown := block.keys() - set(names):
-        raise ValueError(f"price.{sorted(unknown)[0]} is unknown; known keys are {names}")
-    values: dict[str, Any] = {}
-    for name in names:
-        if name not in block:
-            raise ValueError(f"price.{name} is missing; a price has {names}")
-        value = block[name]
-        if name == "as_of":
-            try:
-                values[name] = date.fromisoformat(str(value)).isoformat()
-            except ValueError as error:
-                raise ValueError(f"price.as_of is {value!r}, expected a date such as 2026-11-21") from error
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"price.{name} is {value!r}, expected US dollars per million tokens (batch: a part of 1)")
-        else:
-            values[name] = float(value)
-    return Price(**values)
 
 
 def text_tokens(sent: Any) -> int:

@@ -8,11 +8,12 @@ as `qwen` reads it in this process. Where a server sends no probabilities, the w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT, Count, Probability, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import Masses, probable, read_answer, word_masses
@@ -22,35 +23,31 @@ from feedback.core.source import UNREADABLE_ANSWER
 from feedback.network.api import ApiSource
 from feedback.network.calls import ApiOptions, key_from
 from feedback.network.openai_protocol import LOGPROBS, OpenAIClient, parsed, read_message, read_usage, string, top_of
-from feedback.network.pictures import FORMATS, data_urls, mp4_url
+from feedback.network.pictures import PictureFormat, data_urls, mp4_url
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Reading
 
-CLIPS = ("video", "frames")
 NO_KEY = "none"  # sent to a server that requires no key, since the client requires one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `served` block of params.yaml."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    clip: str = "video"  # video: the whole mp4, from which the server takes frames | frames: the rubric's, as pictures
-    server_frames: int | None = None  # frames that the server takes of a video, by its own settings; null: the rubric's
-    picture: str = "png"  # of frames: png | jpeg
-    picture_tokens: int = 0  # tokens of one frame; 0: as Qwen2.5-VL, one for each 28 x 28 pixels
-    min_answer_mass: float = 0.05  # least probability of both answer words together; below it the answer is null
-    max_tokens: int = 8  # of a reply
+    # video: the whole mp4, from which the server takes frames | frames: the rubric's, as pictures
+    clip: Literal["video", "frames"] = "video"
+    server_frames: Count | None = None  # frames that the server takes of a video; null: the rubric's
+    picture: PictureFormat = "png"  # of frames
+    picture_tokens: WholeNotNegative = 0  # tokens of one frame; 0: as Qwen2.5-VL, one for each 28 x 28 pixels
+    min_answer_mass: Probability = 0.05  # least probability of both answer words together; below it the answer is null
+    max_tokens: Count = 8  # of a reply
     key_variable: str | None = None  # environment variable that holds the server's key; null: it requires none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch:
             raise ValueError("batch is true, but a server of this kind has no batch endpoint: false")
-        if self.clip not in CLIPS:
-            raise ValueError(f"clip is {self.clip!r}, known are {list(CLIPS)}")
-        if self.picture not in FORMATS:
-            raise ValueError(f"picture is {self.picture!r}, known are {list(FORMATS)}")
 
 
 def load(name: str, options: Options, device: str) -> ApiSource:

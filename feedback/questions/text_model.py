@@ -21,7 +21,7 @@ from feedback.network.calls import ApiOptions, Call, CallRun, Stopped, key_from
 from feedback.network.gemini import Gemini, read_candidate, usage
 from feedback.network.ledger import GroupCommit, Ledger, StoredAnswer, ledger_path, request_key
 from feedback.network.openai_protocol import OPENAI, OpenAIClient, parsed, read_message, read_usage
-from feedback.network.price import read_price, text_tokens
+from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Sender
 from feedback.network.served import NO_KEY
 from feedback.questions.texts import TextModel, TextReply, TextRequest
@@ -73,7 +73,7 @@ class ApiText:
 
     def __init__(self, name: str, provider: TextProvider, options: ApiOptions) -> None:
         self.name, self.provider, self.options = name, provider, replace(options, output_tokens=REPLY_TOKENS)
-        self.price = read_price(options.price)
+        self.price = options.price
 
     def replies(self, requests: Sequence[TextRequest], task: str) -> list[TextReply]:
         """As feedback.questions.texts.TextModel says."""

@@ -117,7 +117,8 @@ def silence():
 
 
 def test_servers_are_called_side_by_side_and_not_waited_for(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there, and no proxy is wanted here
+    monkeypatch.delenv("no_proxy", raising=False)
     with server() as answers, silence() as mute:
         at = {"here": answers, "mute": mute, "mute2": mute, "mute3": mute, "odd": "nonsense"}
         blocks = {name: BLOCKS["served"] | {"base_url": url, "rubric": SHEET} for name, url in at.items()}

@@ -105,7 +105,7 @@ def test_merging_leaves_what_it_merges_as_it_was():
         ({"engine": {"updates": 0}}, "engine.updates is 0, expected greater than or equal to 1"),
         ({"engine": {"gradient_steps": 26}}, "gradient_steps must be at most steps"),
         ({"decoding": {"mode": "fast"}}, "decoding.mode is 'fast', expected 'plain', 'windowed' or 'exact'"),
-        ({"augment": {"crop": 0.5}}, "crop"),
+        ({"augment": {"crop": 0.5}}, "augment.crop is 0.5, expected less than 0.5"),
         ({"judge": {"loss": "hinge"}}, "judge.loss is 'hinge'; known are logit, logit_difference, logprob"),
         ({"judge": {"frames": 0}}, "judge.frames is 0, expected greater than or equal to 1"),
         ({"judge": {"ask_template": "Well?"}}, "judge.ask_template is 'Well?', expected a text with {question} in it"),

@@ -287,7 +287,7 @@ def test_clips_of_another_length_and_prompts_without_questions_are_errors(make_q
 
 def test_a_source_without_gradient_is_an_error_that_names_those_with_one():
     kinds = ("gpt", "gemini", "served", "human", "physics", "panel", "clip")
-    message = "feedback.sources.mine is of kind {}, .*weights in this process, kind qwen.*clip, pickscore, hpsv2"
+    message = "feedback.sources.mine is of kind {}, .*weights are in this process, kind qwen.*clip, pickscore, hpsv2"
     cases = [({"kind": kind}, message.format(kind)) for kind in kinds]
     assert_refused(lambda block: load_judge("mine", block, "cpu"), cases)
 

@@ -1,5 +1,7 @@
 """What judging costs: prices, estimates before it, and the budget that bounds it."""
 
+from datetime import date
+
 import pytest
 
 from feedback.core.kinds import make_source
@@ -63,14 +65,14 @@ def test_a_budget_holds_where_replies_cost_more_than_estimated(server, clips, le
 
 
 def test_cached_input_and_halves_of_batches_are_paid_at_their_price():
-    price = Price(input=2.0, output=10.0, cached_input=0.5, batch=0.5, as_of="2026-11-21")
+    price = Price(input=2.0, output=10.0, cached_input=0.5, batch=0.5, as_of=date(2026, 11, 21))
     # 600 fresh at 2, 400 cached at 0.5 and 20 out at 10 dollars a million: 1200 + 200 + 200 millionths.
     assert price.of(1000, 20, 400) == pytest.approx(0.0016)
     assert price.of(1000, 20, 400, batch=True) == pytest.approx(0.0008)
 
 
 def test_a_budget_without_a_price_is_an_error():
-    with pytest.raises(ValueError, match=r"feedback.sources.j.budget_usd is 5.0, but price is null"):
+    with pytest.raises(ValueError, match=r"feedback.sources.j: budget_usd is 5.0, but price is null"):
         make_source("j", block_of("gpt", "http://127.0.0.1:9", budget_usd=5.0))
 
 

@@ -224,3 +224,23 @@ def test_a_clip_that_cannot_be_read_is_null_with_its_error_and_not_sent(server, 
         assert row.answer is None
         assert row.error.startswith(UNREADABLE_CLIP) and f"{name}.mp4" in row.error
     assert len(rows) == 4 and len(server.attempts) == 1
+
+
+def test_request_keys_are_those_under_which_answers_were_paid_for(tmp_path):
+    # Pinned: with another key every stored answer would be requested, and paid for, again.
+    question = {"name": "accept", "ask": "Reply with one word.", "affirmative": "Accept", "negative": "Reject"}
+    rubric = {"name": "pinned", "frames": 4, "rule": "all", "instructions": "The request: {prompt}"}
+    rubric["questions"] = [question | {"wanted": True, "required": True}]
+    path = tmp_path / "rubric.yaml"
+    path.write_text(yaml.safe_dump(rubric, sort_keys=False))
+    sample = Sample("s", "p", "a ball rolls.", "c", "train", "base", 0, 9, 8.0, 32, 32, "s.mp4")
+    more = {"gpt": {"parameters": {"temperature": 1}}, "gemini": {"fps": 2}, "served": {"server_frames": 4}}
+    keys = {}
+    for kind in KINDS:
+        source = make_source("j", block_of(kind, "http://host", rubric=str(path), **more.get(kind, {})))
+        (call,) = source.calls_about(sample, 1, "0" * 64)
+        keys[kind] = call.key[:16]
+    assert keys == {
+        "gpt": "2c90c7b0970b712e", "gpt-decision": "d322530e1f2d19fa", "served": "14b71aded0fa5495",
+        "gemini": "a4614b11d250404d", "gemini-decision": "183c22bc11f40a36",
+    }  # fmt: skip

@@ -176,7 +176,7 @@ def test_a_source_that_is_unknown_is_an_error_that_lists_the_known_ones(home, mo
     monkeypatch.chdir(home)
     done = CliRunner().invoke(stages.label.main, ["--set", "x", "--source", "oracle", "--out", "o", "--metrics", "m"])
     assert done.exit_code == 1
-    assert "feedback.sources.oracle is missing; in feedback.sources there is: gpt, served, gemini" in done.output
+    assert "feedback.sources.oracle is missing" in done.output and "gpt, served, gemini" in done.output
 
 
 def test_a_full_disk_stops_the_run_with_an_error_and_keeps_the_answers(server, clips, ledger, monkeypatch):

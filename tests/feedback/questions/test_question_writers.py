@@ -239,6 +239,13 @@ def test_a_model_reads_the_instructions_with_the_caption_and_the_parameters_of_i
     assert body["reasoning_effort"] == "none" and "response_format" not in body
 
 
+def test_the_key_of_a_text_is_the_one_under_which_it_was_paid_for():
+    # Pinned: with another key every stored text would be requested, and paid for, again.
+    block = {"kind": "gpt", "model": "m", "rubric": "feedback/rubrics/review.yaml", "base_url": "http://h"}
+    call = text_model("writer", block, "cpu")._call(TextRequest("hello"), "questions")
+    assert call.key.startswith("5f19fc84b128f208")
+
+
 @EVERY_API
 def test_a_prompt_whose_reply_cannot_be_read_is_counted_and_logged(server, kind, caplog):
     answers(server, kind, {"three dogs": json.dumps(STATED), "blue cup": "I see a cup."})
@@ -421,7 +428,7 @@ def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
 def test_the_template_asks_in_words_that_the_tabletops_judges_know():
     from tabletop import questions
 
-    known = {*vocabulary(), *questions.vocabulary()}
+    known = {*vocabulary(), *questions.question_words()}
     kinds = ("alignment", "physics", "quality", "process", "goal")
     prompts = [prompt(f"p{i}", caption(claim)) for i, claim in enumerate(all_claims())]
     written = write_questions(prompts, Writing("template", None, kinds, False, True), {}, "cpu")
