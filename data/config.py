@@ -51,7 +51,7 @@ def read_config(cls: type[T], values: Any, where: str) -> T:
 
 def _problem(cls: type, error: Any, where: str) -> str:
     """One of pydantic's errors in a line that names the key."""
-    name, owner = _located(cls, error["loc"], where)
+    name, owner, hint = _located(cls, error["loc"], where)
     context = error.get("ctx", {})
     if error["type"] == "value_error" and "error" in context:
         return f"{name}: {context['error']}"
@@ -59,6 +59,8 @@ def _problem(cls: type, error: Any, where: str) -> str:
         key = context["discriminator"].strip("'")
         found = f"is {context['tag']!r}" if "tag" in context else "is missing"
         return f"{name}.{key} {found}, expected one of {', '.join(_tagged(owner))}"
+    if is_dataclass(hint) and error["type"] == "dataclass_type":
+        return f"{name} is {_yaml(error['input'])}, expected a section with the keys {', '.join(_keys(hint))}"
     known = f"known keys are {', '.join(_keys(owner) or _tagged(owner))}"
     if error["type"] == "unexpected_keyword_argument":
         return f"{name} ({error['input']!r}) is unknown; {known}"
@@ -69,8 +71,8 @@ def _problem(cls: type, error: Any, where: str) -> str:
     return f"{name} is {_yaml(error['input'])}, expected {expected}; {known}"
 
 
-def _located(cls: Any, location: Sequence[int | str], where: str) -> tuple[str, Any]:
-    """The name of a value, such as panel.members[2], and the innermost dataclass or tagged union that it belongs to."""
+def _located(cls: Any, location: Sequence[int | str], where: str) -> tuple[str, Any, Any]:
+    """A value's name, such as panel.members[2], the innermost dataclass or tagged union around it, and its type."""
     name, owner, hint = where, cls, cls
     for key in location:
         if choices := _tagged(hint):  # pydantic puts the tag into the location, where params.yaml has no key
@@ -81,7 +83,7 @@ def _located(cls: Any, location: Sequence[int | str], where: str) -> tuple[str, 
             owner, hint = hint, _without_none(typing.get_type_hints(hint, include_extras=True).get(str(key)))
         else:
             hint = None
-    return name, hint if _tagged(hint) else owner
+    return name, hint if _tagged(hint) else owner, hint
 
 
 def _without_none(hint: Any) -> Any:

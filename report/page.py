@@ -86,7 +86,8 @@ def _selected(document: Mapping[str, Any]) -> dict[str, Any]:
         {"step": row["step"], **row["rates"][judge], "others": {name: row["rates"][name] for name in others}}
         for row in document["curve"]
     ]
-    return {"judge": judge, "measured": document["measured"], "kept": document["kept"], "curve": points}
+    measured = [name for name, is_metric in document["measured"].items() if is_metric]
+    return {"judge": judge, "measured": measured, "kept": document["kept"], "curve": points}
 
 
 def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:

@@ -47,7 +47,9 @@ def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metr
     first, is_metric = config.judges[0], config.judges[0] in measured
     what = "mean score of" if is_metric else "accepted by"
     logger.info("%s: kept step %d; %s %s: %s", policy.name, kept, what, first, in_words(points, is_metric))
-    write_metrics(metrics, {"kept": kept, "measured": measured, "curve": plot_rows(points, config.judges)})
+    # `dvc plots` fails on a file with a second list, so `measured` is a mapping.
+    is_measured = {judge: judge in measured for judge in config.judges}
+    write_metrics(metrics, {"kept": kept, "measured": is_measured, "curve": plot_rows(points, config.judges)})
 
 
 if __name__ == "__main__":

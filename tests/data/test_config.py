@@ -43,6 +43,7 @@ def test_a_wrong_value_is_named_with_what_is_right():
         ({"names": ["a", 2]}, "outer.names[1] is 2, expected a valid string"),
         ({"inner": {"steps": "3"}}, "outer.inner.steps is '3', expected a valid integer; known keys are steps, solver"),
         ({"inner": {}}, "outer.inner.steps is missing; known keys are steps, solver"),
+        ({"inner": 8}, "outer.inner is 8, expected a section with the keys steps, solver"),
         ({"inner": {"steps": 1, "solver": "ddim"}}, "outer.inner.solver is 'ddim', expected 'euler' or 'unipc'"),
         ({"names": ["a", "b", "c"]}, "outer: names are 3, expected at most 2"),
     ):

@@ -171,7 +171,7 @@ def test_fid_and_is_are_torch_fidelitys_own_of_the_frames(tmp_path, inception, m
     layer_of = FeatureExtractorInceptionV3.get_default_feature_layer_for_metric
     small = staticmethod(lambda metric: "64" if metric == "fid" else layer_of(metric))
     monkeypatch.setattr(FeatureExtractorInceptionV3, "get_default_feature_layer_for_metric", small)
-    clips, reference = write_clips(tmp_path / "a", 5, frames=2), write_clips(tmp_path / "b", 6, seed=1, frames=2)
+    clips, reference = write_clips(tmp_path / "a", 5, frames=2), write_clips(tmp_path / "b", 2, seed=1, frames=2)
     found = measured(clips, reference, ["fid", "is"], inception=inception)["metrics"]
     theirs = calculate_metrics(
         input1=Frames(clips), input2=Frames(reference), fid=True, isc=True, cuda=False, cache=False, verbose=False,
@@ -503,4 +503,4 @@ def test_the_command_says_how_weights_are_named(tmp_path):
     code, output = run("--set", tmp_path, "--weights", "weights.pth", "--out", tmp_path / "found.json")
 
     assert code == 1
-    assert "--weights weights.pth: wanted NETWORK=FILE" in output
+    assert "--weights weights.pth: expected NETWORK=FILE" in output

@@ -262,11 +262,13 @@ def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     (tmp_path / "select").mkdir()
     known, unknown = dict(zip(RATE, (0.5, 0.4, 0.6, 8), strict=True)), dict.fromkeys(RATE)
     rows = plot_rows([{"step": 100, **known, "physics": unknown}], ["judge", "physics"])
-    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "measured": [], "curve": rows}))
+    (tmp_path / "select/rwr1.json").write_text(
+        json.dumps({"kept": 200, "measured": {"judge": False, "physics": True}, "curve": rows})
+    )
     curve = [{"step": 100, **known, "others": {"physics": unknown}}]
 
     assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
-    found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}
+    found = {"judge": "judge", "measured": ["physics"], "kept": 200, "curve": curve}
     assert read_selected(tmp_path / "select") == {"rwr1": found}
     assert read_measured(tmp_path / "nowhere") == read_selected(tmp_path / "nowhere") == {}
 

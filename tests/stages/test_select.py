@@ -309,7 +309,8 @@ def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     assert [point["physics"]["rate"] for point in document["curve"]] == [1.0, 0.0, 0.0]
     assert document["curve"][0]["physics"]["n"] == 2
     metrics = json.loads(Path("metrics.json").read_text())
-    assert metrics["kept"] == 4
+    assert metrics["kept"] == 4 and metrics["measured"] == {"judge": False, "physics": False}
+    assert [key for key, value in metrics.items() if isinstance(value, list)] == ["curve"]  # else dvc plots fails
     rates = [(row["step"], row["judge"], row["physics"]) for row in metrics["curve"]]
     assert rates == [(2, 0.0, 1.0), (4, 1.0, 0.0), (5, 0.0, 0.0)]
 

@@ -1,11 +1,9 @@
-"""A tiny online run, for the tests and for the processes that they start and kill: `python -m tests.support.online`."""
+"""A tiny online run, for tests and the processes that they start and kill."""
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,17 +108,7 @@ def check_of(generator):
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("generator", "start", "home"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--changes", type=json.loads)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each answer")
-    options = parser.parse_args()
+def run_slowly(generator: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
+    """`run` in a process of its own, with a pause of so many seconds before each answer."""
     torch.set_num_threads(1)
-    run(options.generator, options.start, options.home, [WeightedJudge(ColourJudge(pause=options.pause), 1.0)],
-        **options.changes)  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+    run(generator, start, home, [WeightedJudge(ColourJudge(pause=pause), 1.0)], **changes)

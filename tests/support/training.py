@@ -1,9 +1,8 @@
-"""A tiny training run for tests and the processes that they start and kill: `python -m tests.support.training`."""
+"""A tiny training run, for tests and the processes that they start and kill."""
 
-import argparse
-import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,20 +79,10 @@ def run(
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("generator", "clips", "start", "home"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--objective")
-    parser.add_argument("--changes", type=json.loads)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each forward")
-    options = parser.parse_args()
+def run_slowly(generator: Path, clips: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
+    """`run` of objective dpo in a process of its own, with a pause of so many seconds before each forward."""
     torch.set_num_threads(1)
-    generator = load_generator("wan", options.generator, max_prompt_tokens=6, parts=("transformer",))
-    predict = generator.predict
-    generator.predict = lambda *args: time.sleep(options.pause) or predict(*args)
-    run(options.objective, generator, ClipSet.open(options.clips), options.start, options.home, **options.changes)
-
-
-if __name__ == "__main__":
-    main()
+    loaded = load_generator("wan", generator, max_prompt_tokens=6, parts=("transformer",))
+    predict = loaded.predict
+    loaded.predict = lambda *args: time.sleep(pause) or predict(*args)
+    run("dpo", loaded, ClipSet.open(clips), start, home, **changes)

@@ -3,11 +3,8 @@
 import contextlib
 import json
 import math
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +24,19 @@ from rl.training import run as frame
 from rl.training import state as resume_state
 from rl.training.run import NonFiniteLossError
 from rl.training.state import STATE_FILE, ResumeError
-from tests.support.online import LAST_STEPS, Answers, ColourJudge, check_of, conditions, config, load, probability, run
+from tests.support.children import start
+from tests.support.online import (
+    LAST_STEPS,
+    Answers,
+    ColourJudge,
+    check_of,
+    conditions,
+    config,
+    load,
+    probability,
+    run,
+    run_slowly,
+)
 from tests.support.training import write_base
 
 ROOT = Path(__file__).parents[3]
@@ -414,9 +423,7 @@ def test_a_run_stops_when_its_answers_are_good_enough(generator, base, tmp_path)
 
 
 def start_child(tiny_wan: Path, base: Path, home: Path, changes: dict, pause: float = 0.0, **environment):
-    command = [sys.executable, "-m", "tests.support.online", "--changes", json.dumps(changes), "--pause", pause]
-    command += ["--generator", tiny_wan, "--start", base, "--home", home]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | environment)
+    return start(run_slowly, tiny_wan, base, home, changes, pause, **environment)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, base, tmp_path):
@@ -425,10 +432,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, base, tm
     child = start_child(tiny_wan, base, tmp_path / "killed", changes, pause=0.1)
     state = tmp_path / "killed" / "work" / STATE_FILE
     while not state.is_file():
-        assert child.poll() is None, "ended before it wrote a state"
+        assert child.is_alive(), "ended before it wrote a state"
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
     report = run(tiny_wan, base, tmp_path / "killed", **changes)
     assert report.steps < 12  # it did not start afresh
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
@@ -498,7 +506,9 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, base, tmp_path):
     children = [
         start_child(tiny_wan, base, tmp_path / "two", changes, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"
     ]
-    assert [child.wait() for child in children] == [0, 0]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
     one, two = adapter(tmp_path / "one" / "out"), adapter(tmp_path / "two" / "out")
     assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
     first, second = log(tmp_path / "one")[0], log(tmp_path / "two")[0]

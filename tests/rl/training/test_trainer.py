@@ -1,11 +1,8 @@
 """Claims about the training loop, on tiny models of the real classes."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,7 +28,8 @@ from rl.training.run import NonFiniteLossError
 from rl.training.state import STATE_FILE, ResumeError
 from rl.training.timesteps import Uniform
 from rl.training.trainer import learning_rate
-from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, write_base, write_clip_set
+from tests.support.children import start
+from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, run_slowly, write_base, write_clip_set
 
 ROOT = Path(__file__).parents[3]
 
@@ -275,9 +273,7 @@ def test_full_fine_tuning_keeps_the_whole_transformer(objective, generator, clip
 
 
 def start_child(tiny_wan: Path, clip_set, base: Path, home: Path, changes: dict, pause: float = 0.0, **environment):
-    command = [sys.executable, "-m", "tests.support.training", "--objective", "dpo", "--changes", json.dumps(changes)]
-    command += ["--generator", tiny_wan, "--clips", clip_set.folder, "--start", base, "--home", home, "--pause", pause]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | environment)
+    return start(run_slowly, tiny_wan, clip_set.folder, base, home, changes, pause, **environment)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, clip_set, base, tmp_path):
@@ -286,10 +282,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, clip_set
     child = start_child(tiny_wan, clip_set, base, tmp_path / "killed", changes, pause=0.05)
     state = tmp_path / "killed" / "work" / STATE_FILE
     while not state.is_file():
-        assert child.poll() is None, "ended before it wrote a state"
+        assert child.is_alive(), "ended before it wrote a state"
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
     report = run("dpo", tiny_wan, clip_set, base, tmp_path / "killed", **changes)
     assert report.steps < 20  # it did not start afresh
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
@@ -399,7 +396,9 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_pa
         start_child(tiny_wan, clip_set, base, tmp_path / "two", changes, RANK=rank, LOCAL_RANK=rank, **group)
         for rank in "01"
     ]
-    assert [child.wait() for child in children] == [0, 0]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
     assert len(log(tmp_path / "two")) == 4
