@@ -144,7 +144,8 @@ FLOORS = (  # each may import those before it, and itself
     {"cluster"},
     {"generators"},
     {"feedback", "rl", "evaluation"},
-    {"inspection", "report", "pipeline"},
+    {"report"},
+    {"inspection", "pipeline"},
     {"stages", "commands", "tabletop"},
 )
 
