@@ -17,19 +17,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-WORLDS = {"tabletop": "tabletop.known"}  # `audit.set` -> the module whose WORLD renders clips of known truth
-
-
 def world_of(config: AuditConfig) -> "World | None":
-    """The world that `audit.set` names, by a name in WORLDS or a dotted path; None for the folder of a clip set.
+    """The world that `audit.set` names: WORLD of the module `known` in a package folder; None for a clip set's folder.
 
-    What holds a dot and no slash is taken for a dotted path, so a folder my.clips must be written ./my.clips.
+    A folder, since DVC waits for it and follows its content in both cases. Raises ValueError where it has no WORLD.
     """
-    if config.set not in WORLDS and ("/" in config.set or "." not in config.set):
+    if not (Path(config.set) / "known.py").is_file():
         return None
     from data.doors import find
 
-    world: World = find(config.set, WORLDS, "audit.set", "WORLD")
+    world: World = find(f"{'.'.join(Path(config.set).parts)}.known", {}, "audit.set", "WORLD")
     return world
 
 
@@ -68,6 +65,7 @@ def by_renderer(
 def by_references(
     asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, base: Path | None
 ) -> Found:
+    """The judge's labels of reference clips and of generated clips, and how often it prefers the reference."""
     from data.known import first_clips, reference_clips
     from data.store import ClipSet
     from evaluation.accuracy import against_generated
@@ -117,14 +115,14 @@ def beside_people(
     from dataclasses import replace
 
     from data.store import ClipSet
-    from evaluation.accuracy import agreement
+    from evaluation.agreement import cohen_of_labels
     from feedback.core.audit import rated
     from feedback.core.kinds import make_source
 
     if config.human is None or people is None:
         notes["human"] = "audit.human is null"
         return None
-    clips, name = ClipSet.open(Path(config.human["set"])), config.human["source"]
+    clips, name = ClipSet.open(Path(config.human.set)), config.human.source
     labels = rated(make_source(name, people), clips)
     if not labels:
         rate = f"vfrl rate --set {clips.folder} --source {name} --rater NAME"
@@ -132,11 +130,11 @@ def beside_people(
         logger.warning(notes["human"])
         return None
     both = replace(clips, samples=[clips.by_id[label.sample_id] for label in labels])
-    return agreement(asking.judge(both, source, "rated").labels, labels)
+    return cohen_of_labels(asking.judge(both, source, "rated").labels, labels)
 
 
 def write_rows(path: Path, known: "Known", judged: "Judged") -> None:
-    """A line for each known-answer clip: what it is and what the judge said."""
+    """A line for each known-answer clip: what it is, and the judge's label."""
     rows = [
         {"sample_id": one.sample_id, "made": known.made[one.sample_id], "label": one.label, "p_accept": one.p_accept}
         for one in judged.labels

@@ -5,9 +5,17 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from pipeline.configs import GeneratorConfig
-from pipeline.params import block, section
+from pipeline.command import (
+    PATH,
+    device_option,
+    metrics_option,
+    out_option,
+    processes_option,
+    stage_command,
+    write_metrics,
+)
+from pipeline.configs import GeneratorConfig, train_config
+from pipeline.params import section
 from pipeline.state import stage_state
 
 
@@ -19,13 +27,7 @@ from pipeline.state import stage_state
 @out_option
 @metrics_option
 @device_option
-@click.option(
-    "--processes",
-    default="auto",
-    envvar="STAGE_PROCESSES",
-    show_envvar=True,
-    help="How many train together: a number, or auto for one on each accelerator.",
-)
+@processes_option
 @click.option("--resume-from", type=PATH, help="State folder of an earlier run with the same settings.")
 def main(
     name: str,
@@ -44,13 +46,12 @@ def main(
     from generators.core.load import load_generator
     from rl.objectives import get_objective
     from rl.tables import read_table
-    from rl.training.config import configure
     from rl.training.trainer import train
 
     model, objective = section("generator", GeneratorConfig), get_objective(name)
     place = pick_device(device)
     relaunch(processes, place)
-    config = configure(objective, block("train.common") | block(f"train.{name}"))
+    config = train_config(objective)
     inputs = [start, Path(model.path), clips, rows]
     with stage_state("train", out, (name, model, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.records import Verdict
+from feedback.core.kinds import Kind
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import Request, decoded, verdict, without_answer
 from tabletop import captions, physics, scenes
@@ -78,3 +79,6 @@ class PhysicsSource:
             outcome = {"error": f"cannot be checked: {error}"}
         (question,) = self.rubric.questions
         return verdict(self, request.sample, 0, question, range(len(frames)), **outcome)
+
+
+KIND = Kind(Options, load, check_prompts=check_prompts)

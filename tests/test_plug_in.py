@@ -68,7 +68,9 @@ def lab(tmp_path, monkeypatch):
     """A module my_lab.world of the working folder."""
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab/world.py").write_text(LAB)
+    (tmp_path / "my_lab/known.py").write_text("from my_lab.world import WORLD")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     yield "my_lab.world"
     for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
         del sys.modules[name]
@@ -83,12 +85,12 @@ def audit(of: str) -> AuditConfig:
     return AuditConfig(**section | {"set": of, "sources": ("physics",)})
 
 
-def test_a_world_of_ones_own_is_audited_by_its_dotted_path(lab):
-    world = world_of(audit(lab))
+def test_a_world_of_ones_own_is_audited_by_its_package_folder(lab):
+    world = world_of(audit("my_lab"))
     assert world is not None and world.truth == "the lab's"
-    check_known(audit(lab), prompts("a mouse runs"))
-    with pytest.raises(ValueError, match="audit.set is my_lab.world, but 1 of 2 prompts .* such as 'a cat sits'"):
-        check_known(audit(lab), prompts("a mouse runs", "a cat sits"))
+    check_known(audit("my_lab"), prompts("a mouse runs"))
+    with pytest.raises(ValueError, match="audit.set is my_lab, but 1 of 2 prompts .* such as 'a cat sits'"):
+        check_known(audit("my_lab"), prompts("a mouse runs", "a cat sits"))
     assert world_of(audit("runs/r1/samples")) is None
 
 

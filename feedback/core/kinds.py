@@ -1,20 +1,21 @@
-"""Who judges: one file a kind of source, one protocol (source.py), one question sheet (rubric.py)."""
+"""The kinds of source: what each takes, and who makes a source of it; `feedback.sources.<name>.kind` names one."""
 
-import importlib
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
+from pydantic.dataclasses import is_pydantic_dataclass
+
+from data.config import read_config
+from data.doors import find
 from feedback.core.rubric import load_rubric
-from feedback.core.source import Source
+from feedback.core.source import Metric, Source
 
-# Each module has `Options`, a frozen dataclass of what its block in params.yaml says beside `kind`, which raises
-# ValueError for a value that is wrong; `load(name, options, device) -> Source`; and, where it cannot judge everything,
-# `check_prompts(texts)`, which raises ValueError. `NETWORK = True` marks those that ask over the network (api.py);
-# metrics have `measure(name, options, device) -> Metric` too (metric.py).
-# Imported only when asked for: a VLM costs seconds.
+OptionsT = TypeVar("OptionsT")
+
+# Where each kind's record is: a module that defines KIND, or the dotted path of a record. Imported when it is needed:
+# a module with a kind imports no torch and no transformers, so that params.yaml is checked in seconds.
 KINDS = {
     "qwen": "feedback.judges.qwen",
     "physics": "tabletop.judge",
@@ -34,14 +35,58 @@ KINDS = {
     "dynamic_degree": "feedback.metrics.dynamic_degree",
     "metrics": "feedback.metrics.several",
 }
-IN_PROCESS = (  # kinds that keep a model on a device
-    "qwen", "clip", "pickscore", "hpsv2", "optical_flow", "subject_consistency", "background_consistency",
-    "dynamic_degree",
-)  # fmt: skip
 TYPES: dict[Any, str] = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a section",
     type(None): "null",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a source needs beside its code, as its options name it; `vfrl check` and `vfrl doctor` look for it."""
+
+    rubric: str | None = None  # its YAML file
+    model: str | None = None  # a local folder, or a hub id
+    revision: str | None = None  # of a hub id
+    server: str | None = None  # URL of an OpenAI-compatible server
+    key_variable: str | None = None  # environment variable that holds a key
+    whole_clips: bool = False  # whether it is sent whole clips, whatever number of frames the rubric names
+    inner: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # sources within, such as members.judge
+
+
+def _no_needs(options: Any) -> Needs:
+    return Needs()
+
+
+@dataclass(frozen=True)
+class Kind(Generic[OptionsT]):
+    """A kind of source."""
+
+    options: type[OptionsT]  # a frozen dataclass: the keys beside `kind`; raises ValueError for a value that is wrong
+    load: Callable[[str, OptionsT, str], Source]  # of the source's name, its options, and a device as torch names it
+    needs_device: bool = False  # whether it keeps a model on the device
+    network: bool = False  # whether it asks over the network; its source is a feedback.network.api.ApiSource
+    people: bool = False  # whether people answer
+    measure: Callable[[str, OptionsT, str], Metric] | None = None  # of metrics: as `load`, the metric alone
+    check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts that it cannot judge
+    needs: Callable[[OptionsT], Needs] = _no_needs
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether its answers are kept in the ledger."""
+        return self.network or self.people
+
+
+class SourceBlock(NamedTuple):
+    """A block of `feedback.sources`, read."""
+
+    kind: Kind[Any]
+    options: Any  # an instance of kind.options
+
+    @property
+    def needs(self) -> Needs:
+        """What this source needs."""
+        return self.kind.needs(self.options)
 
 
 def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:
@@ -50,8 +95,8 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
     device: where a source that runs in this process keeps its model, as torch names it.
     Raises ValueError as `read_block` does, and where the source cannot be loaded.
     """
-    module, options = read_block(name, block)
-    return module.load(name, options, device)
+    kind, options = read_block(name, block)
+    return kind.load(name, options, device)
 
 
 def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,32 +117,37 @@ def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
     return block
 
 
-def needs_device(block: Mapping[str, Any]) -> bool:
-    """Whether a source's block, or a member's, is of a kind that runs a model in this process."""
-    blocks = [block, *(block.get("members") or {}).values(), *(block.get("of") or {}).values()]
-    return any(given.get("kind") in IN_PROCESS for given in blocks if isinstance(given, dict))
+def needs_device(name: str, block: Mapping[str, Any]) -> bool:
+    """Whether a source, or one within it, runs a model in this process. Raises ValueError as `read_block` does."""
+    read = read_block(name, block)
+    inner = read.needs.inner
+    return read.kind.needs_device or any(needs_device(f"{name}.{key}", inner[key]) for key in inner)
 
 
-def read_block(name: str, block: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The module of a source's kind, and its Options as `feedback.sources.<name>` gives them.
+def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
+    """A source's kind, and its options as `feedback.sources.<name>` gives them.
 
+    `kind` is a name in KINDS, or a dotted path: of a module that defines KIND, or of a Kind in a module.
     Raises ValueError naming feedback.sources.<name>.<key> where a key is unknown, missing or has a wrong value.
     """
     where = f"feedback.sources.{name}"
     if "kind" not in block:
-        raise ValueError(f"{where}.kind is missing; known kinds are {sorted(KINDS)}")
-    if block["kind"] not in KINDS:
-        raise ValueError(f"{where}.kind is {block['kind']!r}; known kinds are {sorted(KINDS)}")
-    module = importlib.import_module(KINDS[block["kind"]])
+        raise ValueError(f"{where}.kind is missing; known are {', '.join(KINDS)}")
+    kind = find(block["kind"], KINDS, f"{where}.kind", "KIND")
+    if not isinstance(kind, Kind):
+        raise ValueError(f"{where}.kind is {block['kind']!r}, which is no feedback.core.kinds.Kind but {kind!r}")
     given = {key: value for key, value in block.items() if key != "kind"}
-    _check(given, module.Options, where)
-    try:
-        options = module.Options(**given)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
-    if hasattr(options, "rubric"):
-        _check_rubric(options.rubric, where)
-    return module, options
+    if is_pydantic_dataclass(kind.options):
+        read = SourceBlock(kind, read_config(kind.options, given, where))
+    else:
+        _check(given, kind.options, where)
+        try:
+            read = SourceBlock(kind, kind.options(**given))
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
+    if (rubric := read.needs.rubric) is not None:
+        _check_rubric(rubric, where)
+    return read
 
 
 def _check_rubric(path: str, where: str) -> None:
@@ -109,18 +159,18 @@ def _check_rubric(path: str, where: str) -> None:
 
 def _in_words(hint: Any) -> str:
     """What a value of this type is called in params.yaml."""
-    return " or ".join(TYPES.get(one, str(one)) for one in typing.get_args(hint) or (hint,))
+    return " or ".join(TYPES.get(one, str(one)) for one in get_args(hint) or (hint,))
 
 
 def _check(given: Mapping[str, Any], options: type, where: str) -> None:
     known = {field.name: field for field in fields(options)}
-    hints = typing.get_type_hints(options)
+    hints = get_type_hints(options)
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"{where}.{key} is not an option of this kind; known are {sorted(known)}")
         whole_for_real = isinstance(value, int) and not isinstance(value, bool) and isinstance(1.0, hints[key])
         if not (isinstance(value, hints[key]) or whole_for_real):
             raise ValueError(f"{where}.{key} is {value!r}, expected {_in_words(hints[key])}")
-    for key, field in known.items():
-        if key not in given and field.default is MISSING and field.default_factory is MISSING:
+    for key, one in known.items():
+        if key not in given and one.default is MISSING and one.default_factory is MISSING:
             raise ValueError(f"{where}.{key} is missing")

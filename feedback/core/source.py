@@ -61,6 +61,20 @@ class Source(Protocol):
         """What a progress bar should show beside the counts of labels: retries, dollars; may be empty."""
 
 
+class Metric(Protocol):
+    """A function of clips."""
+
+    model: str  # folder, hub id or library that the numbers come from
+    model_version: str  # revision or fingerprint of it
+    definition: str  # a sentence that says what the number is, with every value it depends on
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> Sequence[float]:
+        """A number for each clip, from all its frames, uint8 (F, H, W, 3), F as it may be.
+
+        A clip that the metric is not defined for, such as one of a single frame, has nan.
+        """
+
+
 def verdict(
     source: Source, sample: Sample, vote: int, question: Question, frames: Sequence[int], **told: Any
 ) -> Verdict:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from data.manifest import sha256_of
 from data.records import Verdict
+from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import UNREADABLE_ANSWER, LabelError, Request, verdict
 from feedback.network.ledger import Ledger, ledger_path, request_key
@@ -148,6 +149,9 @@ class HumanSource:
             + "\n".join(commands)
             + "\nand run this again; what was rated is kept"
         )
+
+
+KIND = Kind(Options, load, people=True, needs=lambda given: Needs(rubric=given.rubric))
 
 
 def _lacks(ones: Sequence[Rateable], rater: str, found: dict) -> bool:

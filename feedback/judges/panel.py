@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any
 
 from data.records import Label, Verdict
-from feedback.core.kinds import make_source
+from feedback.core.kinds import Kind, Needs, make_source
 from feedback.core.rubric import RULES, Question, Rubric, combine
 from feedback.core.source import FAILED, Request, Source, verdict, votes_of
 
@@ -148,6 +148,13 @@ class PanelSource:
             cost=_total(row.cost for row in rows),
             **told,
         )
+
+
+KIND = Kind(
+    Options,
+    load,
+    needs=lambda given: Needs(inner={f"members.{key}": block for key, block in given.members.items()}),
+)
 
 
 def _value(label: Label) -> float | None:

@@ -14,8 +14,14 @@ parsing, and a probability. With yes and no the sets of first tokens of the two 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from feedback.core.source import Source
+from feedback.core.kinds import Kind, Needs
+from feedback.core.rubric import load_rubric
+from feedback.core.weights import is_local
+
+if TYPE_CHECKING:
+    from feedback.judges.vlm import Loaded, QwenSource
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,24 +46,42 @@ class Options:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1 clip")
         if self.pixels is not None and self.pixels < 1:
             raise ValueError(f"pixels is {self.pixels}, expected at least 1, or null")
-        if self.local and self.revision is not None:
+        if is_local(self.path) and self.revision is not None:
             raise ValueError(f"revision is {self.revision!r}, but {self.path} is a local folder: null")
-        if not self.local and self.path.count("/") != 1:
+        if not is_local(self.path) and self.path.count("/") != 1:
             raise ValueError(f"path: {self.path} is neither a folder nor a hub id")
 
-    @property
-    def local(self) -> bool:
-        """Whether the path is a folder of this machine."""
-        return Path(self.path).is_dir()
 
-
-def load(name: str, options: Options, device: str) -> Source:
+def load(name: str, options: Options, device: str) -> "QwenSource":
     """The judge of this block, with its weights on the device.
 
     Raises ValueError naming the option where its processor takes no videos, or does not count in pixels.
     """
-    from feedback.judges.vlm import (
-        load_vlm,  # transformers takes seconds to import, which a check of params need not spend
+    from feedback.judges.vlm import load_model  # transformers takes seconds to import
+
+    loaded = load_model(name, options.path, options.revision, options.dtype, options.pixels, device)
+    return source_of(name, options, loaded)
+
+
+def source_of(name: str, options: Options, loaded: "Loaded") -> "QwenSource":
+    """The judge of this block, whose model is loaded."""
+    from feedback.judges.vlm import QwenSource
+
+    return QwenSource(
+        name,
+        load_rubric(Path(options.rubric)),
+        options.path,
+        loaded,
+        options.batch_size,
+        options.pixels,
+        options.min_answer_mass,
+        options.max_new_tokens,
     )
 
-    return load_vlm(name, options, device)
+
+KIND = Kind(
+    Options,
+    load,
+    needs_device=True,
+    needs=lambda given: Needs(rubric=given.rubric, model=given.path, revision=given.revision),
+)

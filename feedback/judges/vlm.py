@@ -1,8 +1,6 @@
 """What `qwen` runs: a video VLM, its inputs, and the answer in its logits (see feedback/judges/qwen.py)."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +20,11 @@ from transformers.video_utils import VideoMetadata
 
 from data.records import Sample, Verdict
 from data.video import sample_frames
-from feedback.core.rubric import Question, Rubric, load_rubric
+from feedback.core.rubric import Question, Rubric
 from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
-from feedback.judges.qwen import Options
+from feedback.core.weights import weights_version
 
 COUNT_IN_PIXELS = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor)  # their `size` is not of an edge
-DECIDES = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*")
 
 
 class Shown(NamedTuple):
@@ -68,39 +65,24 @@ class Loaded(NamedTuple):
     version: str
 
 
-def load_model(name: str, options: Options, device: str) -> Loaded:
-    """The model and the processor of this block, the weights on the device.
+def load_model(name: str, path: str, revision: str | None, dtype: str, pixels: int | None, device: str) -> Loaded:
+    """The model and the processor of `feedback.sources.<name>`, the weights on the device.
 
+    path: a local folder or a hub id. dtype: the name of one of torch's. pixels: as `build_inputs` has it.
     Raises ValueError naming the option where its processor takes no videos, or does not count in pixels.
     """
-    revision = options.revision or "main"
-    processor = AutoProcessor.from_pretrained(options.path, revision=revision)
+    branch = revision or "main"
+    processor = AutoProcessor.from_pretrained(path, revision=branch)
     if getattr(processor, "video_processor", None) is None:
-        raise ValueError(f"feedback.sources.{name}.path: {options.path} takes no videos")
-    if options.pixels is not None and not isinstance(processor.video_processor, COUNT_IN_PIXELS):
+        raise ValueError(f"feedback.sources.{name}.path: {path} takes no videos")
+    if pixels is not None and not isinstance(processor.video_processor, COUNT_IN_PIXELS):
         kind = type(processor.video_processor).__name__
-        raise ValueError(f"feedback.sources.{name}.pixels is {options.pixels}, but {kind} has a size of its own: null")
+        raise ValueError(f"feedback.sources.{name}.pixels is {pixels}, but {kind} has a size of its own: null")
     model = AutoModelForImageTextToText.from_pretrained(
-        options.path, revision=revision, use_safetensors=True, dtype=getattr(torch, options.dtype)
+        path, revision=branch, use_safetensors=True, dtype=getattr(torch, dtype)
     )
-    version = fingerprint(Path(options.path)) if options.local else options.revision or model.config._commit_hash
+    version = weights_version(path, revision, model.config)
     return Loaded(model.to(device).eval(), processor, version)
-
-
-def load_vlm(name: str, options: Options, device: str) -> "QwenSource":
-    """The judge of this block as a source. Raises ValueError as `load_model` does."""
-    loaded = load_model(name, options, device)
-    return QwenSource(name, load_rubric(Path(options.rubric)), *loaded, options)
-
-
-def fingerprint(folder: Path) -> str:
-    """Twelve hex digits of everything in a judge's folder that decides its verdicts: weights, configs, tokenizer."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in DECIDES for path in folder.glob(pattern) if path.is_file()}):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
 
 
 class QwenSource:
@@ -112,24 +94,33 @@ class QwenSource:
         self,
         name: str,
         rubric: Rubric,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        model_version: str,
-        options: Options,
+        path: str,
+        loaded: Loaded,
+        batch_size: int,
+        pixels: int | None,
+        min_answer_mass: float,
+        max_new_tokens: int,
     ) -> None:
-        self.name, self.rubric, self.processor, self.options = name, rubric, processor, options
-        self.vlm = model
-        self.model, self.model_version = options.path, model_version
-        self.answers = {question.name: answer_tokens(processor.tokenizer, question) for question in rubric.questions}
+        """path: that the model was loaded from. pixels: as `build_inputs` has it.
+
+        min_answer_mass: probability that both answers together must hold; with less the answer is unreadable.
+        max_new_tokens: of the judge's own words to keep as the reason.
+        """
+        self.name, self.rubric, self.model, self.model_version = name, rubric, path, loaded.version
+        self.vlm, self.processor = loaded.model, loaded.processor
+        self._batch_size, self._pixels = batch_size, pixels
+        self._min_answer_mass, self._max_new_tokens = min_answer_mass, max_new_tokens
+        tokenizer = self.processor.tokenizer
+        self.answers = {question.name: answer_tokens(tokenizer, question) for question in rubric.questions}
         for question in rubric.questions:
-            if unknown := unknown_words(processor.tokenizer, rubric.text(question, "")):
-                raise ValueError(f"rubric {rubric.name}: {options.path} does not know its words {unknown}")
+            if unknown := unknown_words(tokenizer, rubric.text(question, "")):
+                raise ValueError(f"rubric {rubric.name}: {path} does not know its words {unknown}")
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         window: list[tuple[Request, np.ndarray | str]] = []
-        for one in decoded(requests, 2 * self.options.batch_size):
+        for one in decoded(requests, 2 * self._batch_size):
             window.append(one)
-            if len(window) == self.options.batch_size:
+            if len(window) == self._batch_size:
                 yield from self._judge_window(window)
                 window = []
         yield from self._judge_window(window)
@@ -145,7 +136,7 @@ class QwenSource:
         """
         if problem := unreadable(self.processor, question.ask):
             return Said(None, "", problem)
-        inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self.options.pixels)
+        inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self._pixels)
         logits, (reply,) = self._reply(inputs.to(self.vlm.device))
         (answer,) = read_answers(logits, answer_tokens(self.processor.tokenizer, question))
         told = self._told(question, answer, reply)
@@ -179,7 +170,7 @@ class QwenSource:
             [shown.frames for shown in batch],
             [self.rubric.text(question, shown.sample.prompt) for shown in batch],
             fps,
-            self.options.pixels,
+            self._pixels,
             [[i * rate / shown.sample.fps for i in shown.indices] for shown, rate in zip(batch, fps, strict=True)],
         ).to(self.vlm.device)
         logits, replies = self._reply(inputs)
@@ -198,7 +189,7 @@ class QwenSource:
             **inputs,
             do_sample=False,
             repetition_penalty=1.0,  # or a checkpoint's own keeps it from the words of the question
-            max_new_tokens=max(1, self.options.max_new_tokens),
+            max_new_tokens=max(1, self._max_new_tokens),
             pad_token_id=padding,
             return_dict_in_generate=True,
             output_logits=True,
@@ -208,14 +199,14 @@ class QwenSource:
 
     def _told(self, question: Question, answer: Answer, reply: list[int]) -> dict[str, Any]:
         raw = self.processor.tokenizer.decode(reply).strip()
-        if not answer.mass >= self.options.min_answer_mass:  # also when it is not a number
-            least = f"at least {self.options.min_answer_mass:g} is asked for"
+        if not answer.mass >= self._min_answer_mass:  # also when it is not a number
+            least = f"at least {self._min_answer_mass:g} is asked for"
             words = f"{question.affirmative} or {question.negative}"
             return {"raw": raw, "error": f"{UNREADABLE_ANSWER}{words} has a probability of {answer.mass:.3g}, {least}"}
         said = answer.p_yes > 0.5
         word = question.affirmative if said else question.negative
         words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
-        reason = words.removeprefix(word).strip(" .,:;-\n") if self.options.max_new_tokens else None
+        reason = words.removeprefix(word).strip(" .,:;-\n") if self._max_new_tokens else None
         return {"answer": said, "p_yes": answer.p_yes, "raw": raw, "reason": reason or None}
 
 

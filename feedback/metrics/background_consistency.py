@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from feedback.core.source import Metric
 from feedback.metrics import subject_consistency
-from feedback.metrics.metric import Metric, MetricSource
+from feedback.metrics.metric import metric_kind, needs_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,14 +14,11 @@ class Options(subject_consistency.Options):
     path: str = "openai/clip-vit-base-patch32"
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    metrics = {"vbench_style_background_consistency": measure(name, options, device)}
-    return MetricSource(name, metrics, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device. Raises ValueError where there are none."""
     from feedback.metrics.consistency import background  # transformers takes seconds to import
 
     return background(name, options, device)
+
+
+KIND = metric_kind("vbench_style_background_consistency", Options, measure, needs_device=True, needs=needs_model)

@@ -8,7 +8,8 @@ The paper takes ViT-B/16, `openai/clip-vit-base-patch16`, and the sum; `reduce: 
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedback.metrics.metric import REDUCTIONS, Metric, MetricOptions, MetricSource
+from feedback.core.source import Metric
+from feedback.metrics.metric import REDUCTIONS, MetricOptions, metric_kind, needs_model
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -46,14 +47,12 @@ class Options(FrameOptions):
                 raise ValueError(f"{name}: {where} is neither a folder nor a hub id")
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    return MetricSource(name, {"clip": measure(name, options, device)}, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device."""
     from feedback.metrics.image_text import load_image_text  # transformers takes seconds to import
 
     definition = f"Cosine of CLIP's embeddings of a frame and of the prompt ({options.path})"
     return load_image_text(name, options, device, definition, scaled=False)
+
+
+KIND = metric_kind("clip", Options, measure, needs_device=True, needs=needs_model)

@@ -8,7 +8,6 @@ the ones it loads, and pictures are shrunk with antialiasing.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images
 from transformers import CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTModel
 
-from feedback.judges.vlm import fingerprint
+from feedback.core.weights import weights_version
 from feedback.metrics.image_text import TOGETHER, Pixels
 from feedback.metrics.rounding import WHITE
 
@@ -77,7 +76,13 @@ def subject(name: str, options: Any, device: str) -> Consistency:
     def embed(pixels: Tensor) -> Tensor:
         return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
-    return Consistency(model, shorter_edge, embed, name=options.path, version=_version(options, model))
+    return Consistency(
+        model,
+        shorter_edge,
+        embed,
+        name=options.path,
+        version=weights_version(options.path, options.revision, model.config),
+    )
 
 
 def background(name: str, options: Any, device: str) -> Consistency:
@@ -90,7 +95,13 @@ def background(name: str, options: Any, device: str) -> Consistency:
     def embed(batch: Tensor) -> Tensor:
         return model.get_image_features(pixel_values=batch).pooler_output
 
-    return Consistency(model, pixels, embed, name=options.path, version=_version(options, model))
+    return Consistency(
+        model,
+        pixels,
+        embed,
+        name=options.path,
+        version=weights_version(options.path, options.revision, model.config),
+    )
 
 
 def shorter_edge(frames: np.ndarray) -> Tensor:
@@ -110,8 +121,3 @@ def _told(name: str, options: Any) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise ValueError(f"feedback.sources.{name}.path: no model could be had from {options.path}: {error}") from error
-
-
-def _version(options: Any, model: PreTrainedModel) -> str:
-    path = Path(options.path)
-    return fingerprint(path) if path.is_dir() else options.revision or model.config._commit_hash

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from feedback.core.source import Metric
 from feedback.metrics import optical_flow
 from feedback.metrics.flow import fastest
-from feedback.metrics.metric import Metric, MetricSource
+from feedback.metrics.metric import metric_kind
 
 PIXELS, SIDE = 6.0, 256.0  # what counts as motion, at this shorter side
 ENOUGH, OF = 4, 16  # pairs that must move, of so many frames
@@ -32,15 +33,12 @@ class Options(optical_flow.Options):
             raise ValueError(f"fps is {self.fps}, expected more than 0")
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    metrics = {"vbench_style_dynamic_degree": measure(name, options, device)}
-    return MetricSource(name, metrics, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device."""
     return DynamicDegree(optical_flow.measure(name, options, device), options.fps)
+
+
+KIND = metric_kind("vbench_style_dynamic_degree", Options, measure, needs_device=True)
 
 
 class DynamicDegree:

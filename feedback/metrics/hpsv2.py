@@ -12,8 +12,9 @@ half precision; here `dtype` says, float32 by default.
 from dataclasses import dataclass
 from pathlib import Path
 
+from feedback.core.source import Metric
 from feedback.metrics.clip import FrameOptions
-from feedback.metrics.metric import Metric, MetricSource
+from feedback.metrics.metric import metric_kind, needs_model
 
 PAGE = "https://huggingface.co/{path}/resolve/{revision}/{file}"
 
@@ -39,13 +40,11 @@ class Options(FrameOptions):
             raise ValueError(f"processor: {self.processor} is neither a folder nor a hub id")
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    return MetricSource(name, {"hpsv2": measure(name, options, device)}, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device; the checkpoint is converted if it never was."""
     from feedback.metrics.hpsv2_model import load_hpsv2  # transformers takes seconds to import
 
     return load_hpsv2(name, options, device)
+
+
+KIND = metric_kind("hpsv2", Options, measure, needs_device=True, needs=needs_model)

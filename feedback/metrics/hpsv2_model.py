@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images
 from transformers import AutoTokenizer, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
 
-from feedback.judges.vlm import fingerprint
+from feedback.core.weights import fingerprint
 from feedback.metrics.hpsv2 import PAGE, Options
 from feedback.metrics.hpsv2_checkpoint import converted
 from feedback.metrics.image_text import ImageText, channels_first, how_reduced

@@ -1,7 +1,6 @@
 """What `clip`, `pickscore` and `hpsv2` run: a CLIP model that scores each frame of a clip against its prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from data.video import sample_frames
-from feedback.judges.vlm import fingerprint
+from feedback.core.weights import weights_version
 from feedback.metrics.rounding import WHITE, rounding
 
 TOGETHER = 256  # frames of a forward pass
@@ -126,14 +125,12 @@ def load_image_text(name: str, options: Any, device: str, definition: str, scale
     except (OSError, ValueError) as error:
         raise ValueError(f"feedback.sources.{name}.path: no CLIP could be had from {options.path}: {error}") from error
     prepared = f", prepared by {options.processor}" if options.processor else ""
-    local = Path(options.path).is_dir()
-    version = fingerprint(Path(options.path)) if local else options.revision or model.config._commit_hash
     return ImageText(
         model.to(device),
         tokenizer,
         pixels,
         name=options.path,
-        version=version,
+        version=weights_version(options.path, options.revision, model.config),
         definition=f"{definition}{prepared}, {how_reduced(options)}.",
         reduce=options.reduce,
         frames=options.frames,

@@ -6,32 +6,17 @@ weighted with is made of it by `build`. It says neither yes nor no, so the label
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any, TypeVar
 
 from data.records import Verdict
+from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
-from feedback.core.source import Request, decoded, verdict, without_answer
+from feedback.core.source import Metric, Request, decoded, verdict, without_answer
 
 REDUCTIONS = ("sum", "mean")
-
-
-class Metric(Protocol):
-    """A function of clips."""
-
-    model: str  # folder, hub id or library that the numbers come from
-    model_version: str  # revision or fingerprint of it
-    definition: str  # a sentence that says what the number is, with every value it depends on
-
-    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> Sequence[float]:
-        """A number for each clip, from all its frames, uint8 (F, H, W, 3), F as it may be.
-
-        A clip that the metric is not defined for, such as one of a single frame, has nan.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +29,29 @@ class MetricOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1 clip")
+
+
+OptionsT = TypeVar("OptionsT", bound=MetricOptions)
+
+
+def metric_kind(
+    metric: str,
+    options: type[OptionsT],
+    measure: Callable[[str, OptionsT, str], Metric],
+    needs_device: bool = False,
+    needs: Callable[[OptionsT], Needs] | None = None,
+) -> Kind[OptionsT]:
+    """The kind of source that gives this one number. metric: its name, as the question of the verdicts."""
+
+    def load(name: str, given: OptionsT, device: str) -> MetricSource:
+        return MetricSource(name, {metric: measure(name, given, device)}, given.batch_size, given.threshold)
+
+    return Kind(options, load, needs_device, measure=measure, needs=needs or (lambda _: Needs()))
+
+
+def needs_model(options: Any) -> Needs:
+    """What a metric needs whose options have `path` and `revision`."""
+    return Needs(model=options.path, revision=options.revision)
 
 
 class MetricSource:

@@ -8,7 +8,8 @@ factor, bilinearly, and their flow is told in pixels of the clip; others are pad
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedback.metrics.metric import REDUCTIONS, Metric, MetricOptions, MetricSource
+from feedback.core.source import Metric
+from feedback.metrics.metric import REDUCTIONS, MetricOptions, metric_kind
 
 SIZES = ("large", "small")
 
@@ -34,11 +35,6 @@ class Options(MetricOptions):
             raise ValueError(f"file: {self.file} is not there")
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    return MetricSource(name, {"optical_flow": measure(name, options, device)}, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device.
 
@@ -47,3 +43,6 @@ def measure(name: str, options: Options, device: str) -> Metric:
     from feedback.metrics.raft import load_raft  # torchvision takes seconds to import
 
     return load_raft(name, options, device)
+
+
+KIND = metric_kind("optical_flow", Options, measure, needs_device=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from feedback.core.source import Metric
 from feedback.metrics.flow import motion
-from feedback.metrics.metric import REDUCTIONS, Metric, MetricOptions, MetricSource
+from feedback.metrics.metric import REDUCTIONS, MetricOptions, metric_kind
 
 PRESETS = ("ultrafast", "fast", "medium")
 
@@ -31,15 +32,12 @@ class Options(MetricOptions):
             raise ValueError(f"reduce is {self.reduce!r}, known are {list(REDUCTIONS)}")
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source; no device is used."""
-    metrics = {"optical_flow_dis": measure(name, options, device)}
-    return MetricSource(name, metrics, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block."""
     return Dis(options)
+
+
+KIND = metric_kind("optical_flow_dis", Options, measure)
 
 
 class Dis:

@@ -8,8 +8,9 @@ ViT-H/14; its tokenizer and preprocessing are those of the model that it was tra
 
 from dataclasses import dataclass
 
+from feedback.core.source import Metric
 from feedback.metrics import clip
-from feedback.metrics.metric import Metric, MetricSource
+from feedback.metrics.metric import metric_kind, needs_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +21,12 @@ class Options(clip.Options):
     processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    return MetricSource(name, {"pickscore": measure(name, options, device)}, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device."""
     from feedback.metrics.image_text import load_image_text  # transformers takes seconds to import
 
     definition = f"PickScore of a frame for the prompt ({options.path}), with its temperature"
     return load_image_text(name, options, device, definition, scaled=True)
+
+
+KIND = metric_kind("pickscore", Options, measure, needs_device=True, needs=needs_model)

@@ -6,9 +6,12 @@ Each has a verdict on every clip; a label's score is the first one's. Meant for 
 measures everything; a metric that is trained on is a source of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from feedback.core.kinds import read_block
+from feedback.core.kinds import Kind, Needs, read_block
+from feedback.core.source import Metric
 from feedback.metrics.metric import MetricOptions, MetricSource
 
 
@@ -25,15 +28,20 @@ class Options(MetricOptions):
         for name, block in self.of.items():
             if not isinstance(block, dict):
                 raise ValueError(f"of.{name} is {block!r}, expected a metric's whole block")
-            module, _ = read_block(f"of.{name}", block)
-            if not hasattr(module, "measure"):
+            if read_block(f"of.{name}", block).kind.measure is None:
                 raise ValueError(f"of.{name}.kind is {block['kind']!r}, which is no metric")
 
 
 def load(name: str, options: Options, device: str) -> MetricSource:
     """The metrics of this block as one source, their weights on the device."""
-    metrics = {}
-    for key, block in options.of.items():
-        module, own = read_block(f"{name}.of.{key}", block)
-        metrics[key] = module.measure(f"{name}.of.{key}", own, device)
+    metrics = {key: _metric(f"{name}.of.{key}", block, device) for key, block in options.of.items()}
     return MetricSource(name, metrics, options.batch_size, options.threshold)
+
+
+def _metric(name: str, block: Mapping[str, Any], device: str) -> Metric:
+    kind, options = read_block(name, block)
+    assert kind.measure is not None  # Options has seen to it
+    return kind.measure(name, options, device)
+
+
+KIND = Kind(Options, load, needs=lambda given: Needs(inner={f"of.{key}": block for key, block in given.of.items()}))

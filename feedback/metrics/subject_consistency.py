@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedback.metrics.metric import Metric, MetricOptions, MetricSource
+from feedback.core.source import Metric
+from feedback.metrics.metric import MetricOptions, metric_kind, needs_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +20,11 @@ class Options(MetricOptions):
             raise ValueError(f"path: {self.path} is neither a folder nor a hub id")
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source."""
-    metrics = {"vbench_style_subject_consistency": measure(name, options, device)}
-    return MetricSource(name, metrics, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device. Raises ValueError where there are none."""
     from feedback.metrics.consistency import subject  # transformers takes seconds to import
 
     return subject(name, options, device)
+
+
+KIND = metric_kind("vbench_style_subject_consistency", Options, measure, needs_device=True, needs=needs_model)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feedback.metrics.metric import Metric, MetricOptions, MetricSource
+from feedback.core.source import Metric
+from feedback.metrics.metric import MetricOptions, metric_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +18,12 @@ class Options(MetricOptions):
     """A block of kind `temporal_flickering` in params.yaml."""
 
 
-def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metric of this block as a source; no device is used."""
-    metrics = {"vbench_style_temporal_flickering": measure(name, options, device)}
-    return MetricSource(name, metrics, options.batch_size, options.threshold)
-
-
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block."""
     return Stillness()
+
+
+KIND = metric_kind("vbench_style_temporal_flickering", Options, measure)
 
 
 class Stillness:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from feedback.differentiable.packing import pack, packed_logits, positions_of, prepare, recompute
-from feedback.judges.qwen import Options
 from feedback.judges.vlm import Loaded, build_inputs, load_model
 from tests.support.judges import FAMILIES, SIZE
 
@@ -27,7 +26,7 @@ def judges(tmp_path_factory) -> dict[str, Loaded]:
 
 
 def load(folder: Path) -> Loaded:
-    return load_model("judge", Options(str(folder), None, "", 1, "float32"), "cpu")
+    return load_model("judge", str(folder), None, "float32", None, "cpu")
 
 
 @pytest.fixture(params=FAMILIES)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from data.labels import read_labels, read_verdicts
 from data.records import Sample, Verdict
 from feedback.core.kinds import make_source, read_block
-from feedback.core.label import label_clip_set, read_labels, read_verdicts
+from feedback.core.label import label_clip_set
 from feedback.core.rubric import Question, Rubric, combine
 from feedback.core.source import FAILED, REFUSED, UNREADABLE_CLIP, LabelError, Request, verdict
 from feedback.judges import panel

@@ -119,7 +119,9 @@ def test_several_metrics_are_one_source(tmp_path):
     source = make_source("all", block)
     assert [question.name for question in source.rubric.questions] == ["still", "clip"]
     assert [question.required for question in source.rubric.questions] == [True, False]
-    assert needs_device(block) and not needs_device({"kind": "metrics", "of": {"a": {"kind": "optical_flow_dis"}}})
+    assert needs_device("m", block) and not needs_device(
+        "m", {"kind": "metrics", "of": {"a": {"kind": "optical_flow_dis"}}}
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""Where the weights of a judge or a metric come from, a folder or the Hugging Face hub, and which version they are."""
+
+import hashlib
+from pathlib import Path
+
+from feedback.core.source import UNKNOWN_VERSION
+
+# Everything in a model's folder that decides its answers: weights, configs, tokenizer.
+DECIDES = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*")
+
+
+def is_local(path: str) -> bool:
+    """Whether a model is a folder of this machine, and not a hub id."""
+    return Path(path).is_dir()
+
+
+def weights_version(path: str, revision: str | None, config: object) -> str:
+    """The version of a model: the fingerprint of a local folder, or the commit of a hub id that was loaded.
+
+    config: of the loaded model; transformers keeps the commit there. The commit goes before `revision`, which may name
+    a branch: `main` is another model once the branch has moved.
+    """
+    if is_local(path):
+        return fingerprint(Path(path))
+    return getattr(config, "_commit_hash", None) or revision or UNKNOWN_VERSION
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hex digits of everything in a model's folder that decides its answers: weights, configs, tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in DECIDES for path in folder.glob(pattern) if path.is_file()}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
