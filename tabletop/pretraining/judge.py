@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 Family = Literal["qwen2_5_vl", "qwen3_vl"]
 FPS = 8.0
 SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
-SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
+SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes the time of a frame
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -94,7 +94,7 @@ class Curriculum(NamedTuple):
 
 
 class LessonBatch(NamedTuple):
-    """The clips and lessons of one step. frames: uint8 (B, V, F, H, W, 3), V clips shown one after the other."""
+    """The clips and lessons of one step. frames: uint8 (B, V, F, H, W, 3), V clips one after the other."""
 
     frames: np.ndarray
     pairs: list[list[Pair]]  # of each row
