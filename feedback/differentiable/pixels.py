@@ -1,9 +1,10 @@
 """Frames with gradient, prepared as a video VLM's own processor prepares a clip.
 
 The processor itself is run, on floats, so its sizes, its order of patches, its mean and its deviation are its own.
-Where it resizes, it rounds 8-bit pixels to 8 bits and cuts off what overshoots; see `feedback.metrics.rounding` for how
-the values keep that and the gradient does not. So 8-bit frames have the processor's own values, and others those plus
-what lies between their levels: at most half a level, 0.0075 of a normalised value.
+Where it resizes, it rounds 8-bit pixels to 8 bits and cuts off what overshoots; see `rounding` in
+feedback/metrics/image_text.py for how the values keep that and the gradient does not. So 8-bit frames have the
+processor's own values, and others those plus what lies between their levels: at most half a level, 0.0075 of a
+normalised value.
 
 Without that constant a resized value would be off by up to 0.012 (0.004 on average) on smooth frames, and by up to 0.5
 on noise that is enlarged, whose overshoot is large (tests/feedback/differentiable/test_pixels.py).
@@ -16,7 +17,7 @@ from transformers import ProcessorMixin, Qwen2VLVideoProcessor, Qwen3VLVideoProc
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 
 from feedback.judges.vlm import frame_order, sizes
-from feedback.metrics.rounding import WHITE, rounding
+from feedback.metrics.image_text import WHITE, rounding
 
 WORK = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor, InternVLVideoProcessor)  # Qwen2.5-VL has Qwen2-VL's
 

@@ -10,12 +10,14 @@ import json
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema
@@ -45,7 +47,7 @@ FILTERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gemini` block of params.yaml."""
 

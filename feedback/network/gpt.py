@@ -10,12 +10,13 @@ import json
 import math
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema, word_masses
@@ -34,7 +35,7 @@ OVER = ("completed", "expired", "cancelled", "failed")  # states of a batch
 TOKEN = "label_batch"  # under which a batch's metadata keep our name for it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gpt` block of params.yaml."""
 

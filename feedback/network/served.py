@@ -8,11 +8,12 @@ as `qwen` reads it in this process. A server that tells no probabilities is read
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, word_masses
@@ -29,7 +30,7 @@ CLIPS = ("video", "frames")
 NO_KEY = "none"  # what a server that asks for no key is sent, since the client insists on one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `served` block of params.yaml."""
 
