@@ -1,12 +1,15 @@
 # make repro     the whole loop on this machine, from a fresh clone to report-out/index.html
-# make test      ruff, mypy, pytest
-# make lint      ruff and mypy
+# make test      lint, and pytest
+# make lint      ruff's rules and format, mypy
+# make coverage  pytest, with the part of the code that it ran
 # make pretrain  train the shipped weights of models/tabletop again
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint pretrain env
+PYTEST = pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: repro test lint coverage pretrain env
 
 repro: env
 	vfrl check  # checks params.yaml in seconds, where dvc would come to a typo after the clips before it
@@ -14,11 +17,15 @@ repro: env
 	vfrl show
 
 test: lint
-	pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 lint: env
 	ruff check .
+	ruff format --check .
 	mypy
+
+coverage: env
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 pretrain: env
 	@echo "Trains the VAE, the generator, the judge and the CLIP one after the other: hours on 2 cores. Can be stopped and resumed."

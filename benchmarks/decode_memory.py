@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode_memory [--size 4] [--frames 17,49,81] [--modes plain,windowed,exact]
 
-A Wan2.1 decoder of real depth and width with random weights. The judge is a stand-in, a few layers over the shown
+A Wan2.1 decoder of real depth and width with random weights. The judge is a stand-in, a few layers over the judged
 frames: a real one is the same addend to every row. Each figure comes from a process of its own: on a GPU the peak of
 allocated memory, on a CPU the highest resident set (large blocks go back to the system when they are freed), both
 minus what was held after a warm-up of two latent frames, weights included.
@@ -25,7 +25,7 @@ from data.video import sample_frames
 from generators.core.decoding import Decoding, decode_frames
 from generators.families.wan import WanGenerator
 
-SHOWN = 4  # frames that the judge looks at
+JUDGED = 4  # frames of a clip that the judge gets
 MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once
 
 
@@ -65,7 +65,7 @@ def make_judge(device: torch.device) -> nn.Module:
 def judged(generator: WanGenerator, judge: nn.Module, num_frames: int, size: int, decoding: Decoding) -> None:
     """One decode of the judge's frames and the backward to the latents of a random clip."""
     latents = torch.randn(1, *generator.latent_shape(num_frames, 8 * size, 8 * size), requires_grad=True)
-    frames = decode_frames(generator, latents, sample_frames(num_frames, SHOWN), decoding)
+    frames = decode_frames(generator, latents, sample_frames(num_frames, JUDGED), decoding)
     judge(frames.permute(0, 3, 1, 2)).mean().backward()
     assert latents.grad is not None and latents.grad.isfinite().all()
 
@@ -119,7 +119,7 @@ def main(
         generator = make_generator(base_dim, devices.pick_device(device))
         print(json.dumps(measure(generator, lengths[0], size, ways[wanted[0]])))
         return
-    print(f"{SHOWN} frames shown, {8 * size} x {8 * size} pixels, base_dim {base_dim}, window {window} + {overlap}")
+    print(f"{JUDGED} frames judged, {8 * size} x {8 * size} pixels, base_dim {base_dim}, window {window} + {overlap}")
     print(f"{'':<10}" + "".join(f"{f'{length} frames':>22}" for length in lengths) + f"{'last / first':>14}")
     for mode in ways:
         costs = [measured_apart(mode, length) for length in lengths]

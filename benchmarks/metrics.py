@@ -38,15 +38,15 @@ def main(clips: int, size: str) -> None:
             read_clip(request.path, request.sample)
         decoding = time.monotonic() - start
         print(f"{clips} clips of {size}: decoding, one after the other {1000 * decoding / clips:.1f} ms a clip")
-        single = sum(told({name: block}, requests) for name, block in METRICS.items())
-        together = told(METRICS, requests)
+        single = sum(measure_seconds({name: block}, requests) for name, block in METRICS.items())
+        together = measure_seconds(METRICS, requests)
         print(f"all at once take {together / single:.2f} of the time of one after the other")
 
 
-def told(metrics: Mapping[str, dict], requests: list[Request]) -> float:
+def measure_seconds(metrics: Mapping[str, dict], requests: list[Request]) -> float:
     """Seconds for these metrics on all clips, decoding included; printed."""
     source = make_source("m", {"kind": "metrics", "of": dict(metrics), "batch_size": 8})
-    next(iter(source.judge(requests[:1])))  # what is slow only the first time
+    next(iter(source.judge(requests[:1])))  # some work is slow only the first time
     start = time.monotonic()
     for _ in source.judge(requests):
         continue

@@ -38,7 +38,7 @@ def make_model(hidden: int, layers: int, vision_hidden: int, vision_layers: int)
     return model
 
 
-def asked(model: PreTrainedModel, grid: Tensor, tokens: int, count: int) -> list[dict[str, Tensor]]:
+def question_prompts(model: PreTrainedModel, grid: Tensor, tokens: int, count: int) -> list[dict[str, Tensor]]:
     """A processor's inputs for questions of `tokens` tokens each, no two of which begin alike."""
     video = int(grid.prod()) // MERGE**2
     pads = torch.full((video,), model.config.video_token_id)
@@ -59,8 +59,8 @@ def packed_of(model: PreTrainedModel, inputs: list[dict[str, Tensor]]) -> Packed
 def answer(model: PreTrainedModel, packed: Packed, pixels: Tensor, grid: Tensor) -> None:
     """Forward and backward of the questions' first answer tokens."""
     last = [torch.tensor([len(path) - 1]) for path in packed.paths]
-    shown = {"pixel_values_videos": pixels, "video_grid_thw": grid[None].to(pixels.device)}
-    logits = packed_logits(model, packed, shown, last)
+    video = {"pixel_values_videos": pixels, "video_grid_thw": grid[None].to(pixels.device)}
+    logits = packed_logits(model, packed, video, last)
     torch.autograd.grad(torch.cat(logits).log_softmax(-1)[:, 0].sum(), pixels)
 
 
@@ -88,7 +88,7 @@ def peak(step: Callable[[], None], device: torch.device) -> str:
 @click.command(help=__doc__)
 @click.option("--questions", default=8)
 @click.option("--tokens", default=40, help="Of a question.")
-@click.option("--frames", default=20, help="Of the clip that are shown, an even number.")
+@click.option("--frames", default=20, help="Frames of the clip, an even number.")
 @click.option("--side", default=14, help="Video tokens a side, of each pair of frames; 14 is 392 x 392 pixels.")
 @click.option("--hidden", default=512, help="Width of the language model.")
 @click.option("--layers", default=8, help="Of the language model.")
@@ -108,7 +108,7 @@ def main(
         recompute(model)
     grid = torch.tensor([frames // 2, side * MERGE, side * MERGE])
     pixels = torch.randn(int(grid.prod()), 3 * 2 * PATCH**2, device=device, requires_grad=True)
-    inputs = asked(model, grid, tokens, questions)
+    inputs = question_prompts(model, grid, tokens, questions)
     alone, together = packed_of(model, inputs[:1]), packed_of(model, inputs)
     steps: dict[str, Callable[[], None]] = {
         "one": lambda: answer(model, alone, pixels, grid),

@@ -20,7 +20,7 @@ from data.video import write_video
 from evaluation.accept import BASE, summarise
 from evaluation.sets import EvaluationSet
 from report.page import write_page
-from tests.support.browser import browser
+from tests.support.browser import running_chromium, wait_until
 
 JUDGES = ("physics", "judge")
 SCROLL = """
@@ -67,26 +67,27 @@ def make_set(home: Path, policy: str, prompts: int, samples: int) -> EvaluationS
         for judge in JUDGES:
             p = float(generator.random())
             labels[judge].append(Label(name, judge, p > 0.5, p, None, 1, 0, "a reason of some length " * 5))
-            said = ("a reason of some length " * 5, "a raw reply of some length " * 10, "model", "v1", "rubric")
-            verdicts[judge].append(Verdict(name, judge, "accept", 0, p > 0.5, p, None, *said, [0, 4, 8], 85, 0.0, None))
+            text = ("a reason of some length " * 5, "a raw reply of some length " * 10, "model", "v1", "rubric")
+            verdicts[judge].append(Verdict(name, judge, "accept", 0, p > 0.5, p, None, *text, [0, 4, 8], 85, 0.0, None))
     for judge in JUDGES:
         write_rows(home / "labels" / judge / "verdicts.parquet", verdicts[judge], Verdict)
     return EvaluationSet(home / "samples", tuple(clips), {judge: tuple(of) for judge, of in labels.items()})
 
 
 def open_gallery(url: str) -> None:
-    with browser() as tab:
-        tab.open(url)
-        times = json.loads(tab.value("JSON.stringify(performance.getEntriesByType('navigation')[0])"))
-        print(f"gallery interactive after {times['domComplete'] / 1e3:.2f} s: {tab.value('count.textContent')}")
+    with running_chromium() as browser:
+        tab = browser.new_page()
+        tab.goto(url)
+        times = json.loads(tab.evaluate("JSON.stringify(performance.getEntriesByType('navigation')[0])"))
+        print(f"gallery interactive after {times['domComplete'] / 1e3:.2f} s: {tab.evaluate('count.textContent')}")
         start = time.monotonic()
-        tab.value("form.elements.verdict.value = 'true'; apply()")
-        print(f"a filter answers in {time.monotonic() - start:.3f} s: {tab.value('count.textContent')}")
-        tab.wait("[...document.querySelectorAll('canvas')].every(canvas => canvas.width)")
+        tab.evaluate("form.elements.verdict.value = 'true'; apply()")
+        print(f"a filter answers in {time.monotonic() - start:.3f} s: {tab.evaluate('count.textContent')}")
+        wait_until(tab, "[...document.querySelectorAll('canvas')].every(canvas => canvas.width)")
         print(f"all first frames in view {time.monotonic() - start:.2f} s after it")
-        tab.value(SCROLL)
-        tab.wait("window.scrolled !== undefined")
-        longest, rows = tab.value("window.scrolled")
+        tab.evaluate(SCROLL)
+        wait_until(tab, "window.scrolled !== undefined")
+        longest, rows = tab.evaluate("window.scrolled")
         print(f"scrolled through 120 screens: longest pause {longest:.0f} ms, {rows} rows exist")
 
 

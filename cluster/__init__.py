@@ -1,0 +1,1 @@
+"""Where work runs: the devices of this machine and its groups of processes."""

@@ -1,4 +1,4 @@
-"""CPU, one accelerator, many under torchrun: the only place that knows which.
+"""The CPU, one accelerator, or many under torchrun: the only module that distinguishes them.
 
 Many processes: `join_group` reads torchrun's environment; each then works on its slice of one global batch and
 `sum_over_ranks` adds up what they found, so the result does not depend on their number beyond the order of sums.
@@ -80,8 +80,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def deterministic(device: torch.device) -> Iterator[None]:
     """Within it an accelerator adds in a fixed order, so that the same seed gives the same bytes; a CPU does anyway.
 
-    An operation that has no such order raises torch's error that names it. Warning instead is no way out: attention
-    would then stay with its fast backward, whose order is of chance.
+    An operation without such an order raises torch's error that names it. A warning instead would not do: attention
+    would keep its fast backward, whose order is random.
     """
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
@@ -122,7 +122,7 @@ def join_group(device: torch.device) -> None:
 
 
 def rank() -> int:
-    """Number of this process, 0 alone; 0 is the one that writes."""
+    """Number of this process; 0 where it is the only one. Process 0 writes files."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -139,7 +139,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """Within it the first process is alone; the others follow when it is through, and find what it kept."""
+    """Within it the first process runs alone; the others follow when it is done, and can read its results."""
     if rank() != 0:
         barrier()
     yield

@@ -8,21 +8,21 @@ import click
 
 COMMANDS = {  # name -> what it does; the module is commands.<name>
     "check": "Check params.yaml as a whole, in seconds.",
-    "doctor": "Say what works on this machine, and why the rest does not.",
+    "doctor": "List what works on this machine, and why the rest does not.",
     "preset": "Lay a preset over params.yaml.",
-    "judge": "Estimate what a source costs, or ask it about a few clips.",
+    "judge": "Estimate the cost of a source, or print its answers about a few clips.",
     "rate": "Serve the page on which people rate clips.",
     "inspect": "Show labelled sets, datasets and their clips.",
     "show": "Print the result table and the path of the report.",
     "online": "Train for one prompt on a judge's differentiated answers.",
-    "rewrite": "Rewrite a prompt set by a language model.",
+    "rewrite": "Rewrite a prompt set with a language model.",
     "export": "Push clips and labels to the Hugging Face Hub, or write a folder for VBench.",
     "distribution": "Measure FVD, FID and IS.",
 }
 
 
 class Commands(click.Group):
-    """A group that knows its commands' names without importing them."""
+    """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -37,11 +37,11 @@ class Commands(click.Group):
 
 @click.group(cls=Commands)
 def main() -> None:
-    """Look at and steer an RL fine-tuning run. The pipeline itself runs by `dvc repro`."""
+    """Look at and control an RL fine-tuning run. `dvc repro` runs the pipeline itself."""
 
 
 def script() -> None:
-    """Run from the console script: as under `python -m`, code of the working folder can be imported."""
+    """Run from the console script. As under `python -m`, code in the working folder can be imported."""
     sys.path.insert(0, str(Path.cwd()))
     main(prog_name="vfrl")
 

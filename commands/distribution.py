@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option("--frames", type=click.IntRange(min=1), help="Only the first frames of each clip. Default: all.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Clips a forward.")
-@click.option("--allow-few", is_flag=True, help="Give figures below the stated minimum too, marked as such.")
+@click.option("--allow-few", is_flag=True, help="Compute figures of fewer clips than the minimum too, and mark them.")
 @click.option("--out", type=PATH, required=True, help="JSON file to write.")
 @device_option
 def main(
@@ -44,7 +44,7 @@ def main(
 
     wrong = [given for given in weights if "=" not in given]
     if wrong:
-        raise ValueError(f"--weights {wrong[0]}: wanted NETWORK=FILE, such as inception=weights.pth")
+        raise ValueError(f"--weights {wrong[0]}: expected NETWORK=FILE, such as inception=weights.pth")
     found = measure(
         find_clips(folder),
         find_clips(reference) if reference else None,

@@ -1,4 +1,4 @@
-"""What label sets and datasets are made of, and the clips in them."""
+"""What label sets and datasets hold, and the clips in them."""
 
 import tempfile
 import webbrowser
@@ -10,7 +10,7 @@ from pipeline.command import PATH, stage_command
 
 
 class _FolderOrDiff(click.Group):
-    """A group in which whatever is not a command's name is the folder that is shown."""
+    """A group that runs `show` where the first word is no command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
@@ -23,7 +23,7 @@ def main() -> None:
     """Look into a folder of labels, rows or clips: `vfrl inspect FOLDER`, with the options of `show`."""
 
 
-clips_option = click.option("--set", "clips", type=PATH, help="Folder of the clip set, where it is not found.")
+clips_option = click.option("--set", "clips", type=PATH, help="Folder of the clip set, if it is not found by itself.")
 
 
 @stage_command
@@ -32,26 +32,26 @@ clips_option = click.option("--set", "clips", type=PATH, help="Folder of the cli
 @click.option("--where", "condition", help="Only rows that meet this: \"category == 'roll' and p_accept < 0.3\".")
 @click.option("--prompt", help="Only this prompt_id, or else prompts with these words.")
 @click.option("--disagree", nargs=2, metavar="SOURCE SOURCE", help="Only clips that these two label differently.")
-@click.option("--sort", "column", metavar="[-]COLUMN", help="Order of the rows; a minus turns it round.")
+@click.option("--sort", "column", metavar="[-]COLUMN", help="Order of the rows; a minus reverses it.")
 @click.option("--first", type=click.IntRange(1), default=24, show_default=True, help="Rows listed, drawn and opened.")
-@click.option("--sheet", type=PATH, metavar="PNG", help="Draw these clips' frames with what was said of them.")
+@click.option("--sheet", type=PATH, metavar="PNG", help="Draw these clips' frames with their labels.")
 @click.option("--open", "opened", is_flag=True, help="Open a page in the browser that plays these clips.")
 def show(
     folder: Path, clips: Path | None, condition: str | None, prompt: str | None, disagree: tuple[str, str] | None,
     column: str | None, first: int, sheet: Path | None, opened: bool,
 ) -> None:  # fmt: skip
-    """What a folder holds, by category, and which clips.
+    """Print what a folder holds, by category, and list its clips.
 
     FOLDER is runs/<round>/labels/<source>, runs/<round>/datasets/{sft,rwr,dpo} or runs/<round>/samples.
 
-    Conditions are in the words of pandas.DataFrame.query, on any column of the samples, labels and verdicts.
+    Conditions are those of pandas.DataFrame.query, on any column of the samples, labels and verdicts.
     """
     from inspection.composition import composition, heading, listed
-    from inspection.pictures import write_gallery, write_sheet
-    from inspection.view import disagreeing, of_prompt, open_view, shown, sort, where
+    from inspection.pictures import write_clip_page, write_sheet
+    from inspection.view import captioned_clips, disagreeing, of_prompt, open_view, sort, where
 
     everything = view = open_view(folder, clips)
-    if disagree:  # first, for conditions may name its columns
+    if disagree:  # first, because conditions may name its columns
         view = disagreeing(view, *disagree)
     if prompt:
         view = of_prompt(view, prompt)
@@ -65,9 +65,9 @@ def show(
     if condition or prompt or disagree or column:
         click.echo(f"\nthe first {len(chosen.rows)} of {len(view.rows)}\n{listed(chosen)}")
     if sheet:
-        click.echo(f"\n{write_sheet(shown(chosen), sheet)} clips drawn: {sheet.resolve()}")
+        click.echo(f"\n{write_sheet(captioned_clips(chosen), sheet)} clips drawn: {sheet.resolve()}")
     if opened:
-        page = write_gallery(chosen, Path(tempfile.mkdtemp(prefix="clips-")), heading(everything))
+        page = write_clip_page(chosen, Path(tempfile.mkdtemp(prefix="clips-")), heading(everything))
         click.echo(f"\n{page.clips} clips of {len(view.rows)} {view.noun}: {page.path}")
         webbrowser.open(page.path.as_uri())
 
@@ -78,10 +78,10 @@ def show(
 @clips_option
 @click.option("--first", "named", type=click.IntRange(0), default=5, show_default=True, help="Ids of each change.")
 def diff(first: Path, second: Path, clips: Path | None, named: int) -> None:
-    """Which labels of FIRST are other ones in SECOND, by category, and Cohen's kappa."""
-    from inspection.difference import as_text, difference
+    """Print which labels differ between FIRST and SECOND, by category, and Cohen's kappa."""
+    from inspection.difference import difference, in_words
 
-    click.echo(as_text(difference(first, second, clips), named))
+    click.echo(in_words(difference(first, second, clips), named))
 
 
 main.add_command(show, "show")

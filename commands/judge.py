@@ -1,4 +1,4 @@
-"""Ask a source before `dvc repro` does: what labelling costs, or its answers about a few clips."""
+"""What labelling with a source costs, or its answers about a few clips, before `dvc repro`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 from pipeline.command import PATH, device_option, stage_command
 from pipeline.configs import LabelConfig
-from pipeline.params import block, section
+from pipeline.params import section, source_block
 
 
 @stage_command
@@ -23,13 +23,13 @@ def main(
 ) -> None:
     """Estimate the cost of a source with --dry-run, or print its answers about a few clips with --limit."""
     votes, max_failed = (config := section("label", LabelConfig)).votes, config.max_failed
-    source_block = block(f"feedback.sources.{name}")
+    given = source_block(name)
     if limit:
-        source_block = unbatched(source_block)
+        given = unbatched(given)
     if dry_run:
         from pipeline.forecast import dry_run_report
 
-        click.echo(dry_run_report(clips, assume, count, limit, name, source_block, votes))
+        click.echo(dry_run_report(clips, assume, count, limit, name, given, votes))
         return
     if not (clips and limit) or assume:
         raise click.UsageError("give --dry-run, or --set with --limit")
@@ -38,14 +38,14 @@ def main(
     from feedback.core.kinds import make_source, needs_device
     from feedback.core.label import look_at
 
-    source = make_source(name, source_block, str(pick_device(device)) if needs_device(name, source_block) else device)
+    source = make_source(name, given, str(pick_device(device)) if needs_device(name, given) else device)
     for look in look_at(ClipSet.open(clips), source, limit, votes, max_failed):
         click.echo(look.in_words(source.rubric))
 
 
-def unbatched(source_block: dict[str, Any]) -> dict[str, Any]:
-    """A source's block, and its members' where it is a panel, with `batch: false`: a first look must not take a day."""
-    changes: dict[str, Any] = {"batch": False} if "batch" in source_block else {}
-    if members := source_block.get("members"):
+def unbatched(given: dict[str, Any]) -> dict[str, Any]:
+    """A source's block and those of a panel's members with `batch: false`, because a batch may take a day."""
+    changes: dict[str, Any] = {"batch": False} if "batch" in given else {}
+    if members := given.get("members"):
         changes["members"] = {name: unbatched(inner) for name, inner in members.items()}
-    return source_block | changes
+    return given | changes

@@ -15,10 +15,10 @@ WHOLE = ("rounds", "policies", "timesteps", "sft", "rwr", "dpo")  # a preset rep
 @stage_command
 @click.argument("name")
 def main(name: str) -> None:
-    """Lay configs/presets/NAME.yaml over params.yaml: what it says replaces what stands there, the rest and all
-    comments stay.
+    """Lay configs/presets/NAME.yaml over params.yaml.
 
-    `git checkout params.yaml` undoes it.
+    Values of the preset replace those of params.yaml; all other values and all comments stay. `git checkout
+    params.yaml` undoes it.
     """
     from ruamel.yaml import YAML
 
@@ -30,13 +30,12 @@ def main(name: str) -> None:
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     params = yaml.load(PARAMS)
     overlay(params, yaml.load(PRESETS / f"{name}.yaml"))
-    keep_anchors(params)
     with PARAMS.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
 
 
 def overlay(params: MutableMapping[str, Any], preset: MutableMapping[str, Any], where: str = "") -> None:
-    """Change `params` in place to say what `preset` says. Raises ParamsError for a section that params lack."""
+    """Overwrite `params` in place with the values of `preset`. Raises ParamsError for a section that params lack."""
     for key, value in preset.items():
         inside = isinstance(value, dict) and isinstance(params.get(key), MutableMapping) and key not in WHOLE
         if inside:
@@ -45,11 +44,3 @@ def overlay(params: MutableMapping[str, Any], preset: MutableMapping[str, Any], 
             raise ParamsError(f"preset: params.yaml has no {where}{key}; beside it there is {', '.join(params)}")
         else:
             params[key] = value
-
-
-def keep_anchors(params: Any) -> None:
-    """Have all anchors written, also those that nothing refers to yet: a panel's members are named by them."""
-    if isinstance(params, MutableMapping):
-        params.anchor.always_dump = True  # type: ignore[attr-defined]
-        for inner in params.values():
-            keep_anchors(inner)

@@ -10,22 +10,22 @@ from pipeline.params import section
 
 
 @stage_command
-@click.option("--prompts", type=PATH, help="CSV of the prompt set; without it, that of params.yaml.")
-@click.option("--out", type=PATH, required=True, help="CSV to write: the same rows with other texts.")
+@click.option("--prompts", type=PATH, help="CSV of the prompt set; default: that of params.yaml.")
+@click.option("--out", type=PATH, required=True, help="CSV to write: the same rows with longer texts.")
 @click.option("--model", required=True, help="Name of the model, as its server calls it.")
-@click.option("--base-url", help="Address of an OpenAI-compatible server, ending in /v1; without it, OpenAI's.")
-@click.option("--key-variable", help="Environment variable with the server's key; for OpenAI's it is OPENAI_API_KEY.")
-@click.option("--instructions", type=PATH, help="Text file with {prompt} in it: what the model is asked.")
+@click.option("--base-url", help="Address of an OpenAI-compatible server, ending in /v1; default: OpenAI's.")
+@click.option("--key-variable", help="Environment variable with the server's key; OPENAI_API_KEY for OpenAI's.")
+@click.option("--instructions", type=PATH, help="Text file of the request to the model, with {prompt} in it.")
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Calls in flight.")
 def main(
     prompts: Path | None, out: Path, model: str, base_url: str | None, key_variable: str | None,
     instructions: Path | None, concurrency: int,
 ) -> None:  # fmt: skip
-    """Have every prompt rewritten at more length. No rewrite is asked for twice: the replies are kept in the ledger."""
+    """Rewrite every prompt at more length. The replies are kept in the ledger, so that none is paid for twice."""
     from data.prompts import load_prompts, write_prompts
     from feedback.questions.rewrite import INSTRUCTIONS, Rewriter, rewrite
 
-    asked = load_prompts(prompts or Path(section("prompts", PromptsConfig).path))
+    rows = load_prompts(prompts or Path(section("prompts", PromptsConfig).path))
     text = instructions.read_text(encoding="utf-8") if instructions else INSTRUCTIONS
     variable = key_variable or (None if base_url else "OPENAI_API_KEY")
-    write_prompts(out, rewrite(asked, Rewriter(model, base_url, variable, text, concurrency)))
+    write_prompts(out, rewrite(rows, Rewriter(model, base_url, variable, text, concurrency)))

@@ -1,12 +1,13 @@
-"""Clips whose right verdict is known before a judge sees them, as ordinary clip sets: what an audit asks about.
+"""Clip sets whose right verdict is known before a judge sees them: what stage `audit` asks about.
 
-They hold no latents and no embeddings (tensors without elements stand in their place), for nothing is trained on them.
+They hold no latents and no embeddings (tensors without elements stand in their place), since nothing is trained on
+them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,80 +15,98 @@ from data.prompts import Prompt
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
 from data.video import read_fps, read_video
-from tabletop.captions import Claim, all_claims, parse
-from tabletop.render import render
-from tabletop.scenes import BOTCHES, make_scene
 
-FULFILLED = "fulfilled"  # by the renderer's truth; what else a rendered clip can be fails its prompt
-SWAPPED = "swapped"  # fulfils another caption than its prompt
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch import Tensor
+
+FULFILLED = "fulfilled"  # by the renderer's truth; a rendered clip of any other description fails its prompt
+SWAPPED = "swapped"  # shows what another caption says
 REFERENCE = "reference"  # a real clip of its prompt
-TURNS = (FULFILLED, "botched", FULFILLED, SWAPPED)  # of the rendered clips of a category, one after the other
 
 
 class Known(NamedTuple):
-    """A clip set and what each clip is: FULFILLED, SWAPPED, REFERENCE or a way to botch it (tabletop.scenes)."""
+    """A clip set and a description of each clip: FULFILLED, SWAPPED, REFERENCE, or the name of a defect."""
 
     clip_set: ClipSet
-    made: dict[str, str]  # sample_id -> what it is
+    made: dict[str, str]  # sample_id -> description
 
 
-def foreign(prompts: Sequence[Prompt]) -> list[str]:
-    """The texts that are no captions of the tabletop world."""
-    texts = []
-    for prompt in prompts:
-        try:
-            parse(prompt.prompt)
-        except ValueError:
-            texts.append(prompt.prompt)
-    return texts
+class World(NamedTuple):
+    """A simulated world whose renderer knows which of its clips fulfil their prompts.
 
-
-def rendered_clips(folder: Path, prompts: Sequence[Prompt], count: int, seed: int, fps: float) -> Known:
-    """`count` freshly rendered clips of captions of the tabletop world, written to `folder`.
-
-    The prompts' categories take turns. In each, half of the clips fulfil their prompt, a quarter is botched and a
-    quarter shows another caption. A clip hangs on the prompts and (seed, its number) alone. Raises ValueError for
-    prompts that are no captions.
+    `audit.set` names a module that defines one as WORLD.
     """
-    of_category: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        of_category.setdefault(prompt.category, []).append(prompt)
-    categories = list(of_category)
-    samples, clips, made = [], [], {}
-    for number in range(count):
-        rng = np.random.default_rng([seed, number])
-        of_turn = of_category[categories[number % len(categories)]]
-        prompt = of_turn[int(rng.integers(len(of_turn)))]
-        frames, how = _rendered(parse(prompt.prompt), TURNS[number // len(categories) % len(TURNS)], rng)
-        sample = _sample(f"audit-{number:05d}", prompt, "renderer", frames, number, fps)
-        samples.append(sample)
-        clips.append(frames)
-        made[sample.sample_id] = how
+
+    truth: str  # a sentence of audit.json: where the right verdicts come from
+    unknown_prompts: Callable[[Sequence[Prompt]], list[str]]  # the texts that the world cannot render
+    known_clips: Callable[[Path, Sequence[Prompt], int, int, float], Known]  # folder, prompts, count, seed, fps
+
+
+class KnownClip(NamedTuple):
+    """A clip to write. frames: uint8 (F, H, W, 3). made: its description."""
+
+    sample: Sample
+    frames: np.ndarray
+    made: str
+
+
+def known_clip(
+    sample_id: str, prompt: Prompt, policy: str, frames: np.ndarray, seed: int, fps: float, made: str
+) -> KnownClip:
+    """A clip of a prompt, uint8 (F, H, W, 3). policy: who made it. seed: of its noise, or its number."""
+    sample = Sample(
+        sample_id=sample_id,
+        prompt_id=prompt.prompt_id,
+        prompt=prompt.prompt,
+        category=prompt.category,
+        split=prompt.split,
+        policy=policy,
+        seed=seed,
+        num_frames=len(frames),
+        fps=fps,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        file_name=f"videos/{sample_id}.mp4",
+    )
+    return KnownClip(sample, frames, made)
+
+
+def write_known(folder: Path, policy: str, batches: Iterable[Sequence[KnownClip]]) -> Known:
+    """The clips as a clip set in `folder`; a batch holds clips of one size and length.
+
+    Batches that an earlier run finished are kept.
+    """
     writer = ClipSetWriter(folder)
-    if not writer.done_batches():
-        writer.add_batch(0, samples, np.stack(clips), _nothing(count))
-    return Known(_finished(writer, samples, "renderer"), made)
+    done, samples, made = writer.done_batches(), [], {}
+    for index, batch in enumerate(batches):
+        of_batch = [clip.sample for clip in batch]
+        if index not in done:
+            writer.add_batch(index, of_batch, np.stack([clip.frames for clip in batch]), _nothing(len(batch)))
+        samples += of_batch
+        made |= {clip.sample.sample_id: clip.made for clip in batch}
+    (nothing,) = _nothing(1)
+    embeddings = {sample.prompt_id: nothing for sample in samples}
+    writer.finish(embeddings, nothing, {"set": "audit", "policy": policy})
+    return Known(ClipSet.open(writer.work), made)
 
 
 def reference_clips(folder: Path, prompts: Sequence[Prompt]) -> Known:
     """The reference clips of those prompts that have one, written to `folder`, each in its own size and length.
 
-    A last odd row or column is cut off, which mp4 may not hold. Raises ValueError naming a file that is not readable,
-    and where no prompt has a reference.
+    A last odd row or column is cut off, since mp4 cannot hold it. Raises ValueError naming a file that is not
+    readable, and where no prompt has a reference.
     """
     having = [prompt for prompt in prompts if prompt.reference]
     if not having:
         raise ValueError(f"none of {len(prompts)} prompts has a reference clip; it stands in the column reference")
-    writer = ClipSetWriter(folder)
-    done, samples = writer.done_batches(), []
-    for index, prompt in enumerate(having):
-        path = Path(str(prompt.reference))
-        frames = read_video(path)
-        frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-        samples.append(_sample(f"reference-{prompt.prompt_id}", prompt, REFERENCE, frames, 0, read_fps(path)))
-        if index not in done:
-            writer.add_batch(index, samples[-1:], frames[None], _nothing(1))
-    return Known(_finished(writer, samples, REFERENCE), {sample.sample_id: REFERENCE for sample in samples})
+    return write_known(folder, REFERENCE, ([_reference_clip(prompt)] for prompt in having))
+
+
+def _reference_clip(prompt: Prompt) -> KnownClip:
+    path = Path(str(prompt.reference))
+    frames = read_video(path)
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+    return known_clip(f"reference-{prompt.prompt_id}", prompt, REFERENCE, frames, 0, read_fps(path), REFERENCE)
 
 
 def first_clips(clip_set: ClipSet, prompt_ids: Sequence[str], each: int) -> ClipSet:
@@ -103,50 +122,7 @@ def first_clips(clip_set: ClipSet, prompt_ids: Sequence[str], each: int) -> Clip
     return replace(clip_set, samples=chosen)
 
 
-def _rendered(claim: Claim, turn: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Frames of a clip for the claim, uint8 (F, H, W, 3), and what it is."""
-    if turn == FULFILLED:
-        return render(make_scene(claim, rng)), FULFILLED
-    if turn == SWAPPED:
-        return render(make_scene(_near_miss(claim, rng), rng)), SWAPPED
-    botch = str(rng.choice(BOTCHES[claim.kind]))
-    return render(make_scene(claim, rng, botch)), botch
-
-
-def _near_miss(claim: Claim, rng: np.random.Generator) -> Claim:
-    """Another event of the same things or the same event of other things, as often where there are both."""
-    things = set(claim.things)
-    events = [c for c in all_claims() if c.kind != claim.kind and set(c.things) == things]
-    others = [c for c in all_claims() if c.kind == claim.kind and set(c.things) != things]
-    near = events if events and rng.random() < 0.5 else others
-    return near[int(rng.integers(len(near)))]
-
-
-def _sample(name: str, prompt: Prompt, policy: str, frames: np.ndarray, seed: int, fps: float) -> Sample:
-    return Sample(
-        sample_id=name,
-        prompt_id=prompt.prompt_id,
-        prompt=prompt.prompt,
-        category=prompt.category,
-        split=prompt.split,
-        policy=policy,
-        seed=seed,
-        num_frames=len(frames),
-        fps=fps,
-        height=frames.shape[1],
-        width=frames.shape[2],
-        file_name=f"videos/{name}.mp4",
-    )
-
-
-def _finished(writer: ClipSetWriter, samples: Sequence[Sample], policy: str) -> ClipSet:
-    (nothing,) = _nothing(1)
-    embeddings = {sample.prompt_id: nothing for sample in samples}
-    writer.finish(embeddings, nothing, {"set": "audit", "policy": policy})
-    return ClipSet.open(writer.work)
-
-
-def _nothing(count: int):
+def _nothing(count: int) -> "Tensor":
     """A tensor (count, 0)."""
     import torch
 

@@ -10,16 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # raised when the layout of a published folder changes
 
 
 class StoreError(Exception):
-    """A folder or file that cannot be written, or cannot be trusted as it lies."""
+    """A folder or file that cannot be written, or is unfinished, changed or of another kind."""
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def atomically(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_manifest(folder: Path, kind: str, /, **facts) -> None:
+def write_manifest(folder: Path, kind: str, /, **facts: Any) -> None:
     """Declare `folder` finished. `facts` are what readers need to know of it; they must be JSON and not volatile."""
     document = {"format": FORMAT, "kind": kind, "facts": facts, "files": _files(folder)}
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -49,7 +50,7 @@ def write_manifest(folder: Path, kind: str, /, **facts) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict:
+def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, Any]:
     """The manifest of a finished folder: format, kind, facts (dict), files (list of path, size, sha256).
 
     Raises StoreError when there is none, when it is of another kind or format, or when a listed file is missing or
@@ -100,7 +101,7 @@ def _publish_across_filesystems(work: Path, out: Path) -> None:
     shutil.rmtree(work)
 
 
-def _files(folder: Path) -> list[dict]:
+def _files(folder: Path) -> list[dict[str, Any]]:
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     listed = sorted(
         name.as_posix()
@@ -118,7 +119,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parsed(folder: Path) -> dict:
+def _parsed(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; make it with `dvc repro <stage>`, such as generate@r1")
@@ -133,7 +134,7 @@ def _parsed(folder: Path) -> dict:
     return document
 
 
-def _check(path: Path, listed: dict, verify: bool) -> None:
+def _check(path: Path, listed: Mapping[str, Any], verify: bool) -> None:
     if not path.is_file():
         raise StoreError(f"{path}: missing, though the manifest lists it; make the folder again with `dvc repro`")
     size = path.stat().st_size

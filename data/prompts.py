@@ -1,14 +1,15 @@
 """Prompt sets: CSV files with the columns prompt_id, prompt, category, split, and optionally image and reference.
 
-The sets that ship lie in `configs/prompt_sets/`.
+The shipped sets are in `configs/prompt_sets/`.
 """
 
 import csv
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data.manifest import atomically
 
@@ -17,13 +18,13 @@ logger = logging.getLogger(__name__)
 REQUIRED = ("prompt_id", "prompt", "category", "split")
 OPTIONAL = ("image", "reference")
 SPLITS = ("train", "test")
-EXTENDED = "prompts.csv"  # in the folder of a policy that is told another text than the prompt
+EXTENDED = "prompts.csv"  # in the folder of a policy whose generator gets another text than the prompt
 PLACE = "{prompt}"  # in a template, for the text
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a prompt set. `image` and `reference` are paths, taken from the folder that the CSV lies in."""
+    """One row of a prompt set. `image` and `reference` are paths, relative to the folder of the CSV."""
 
     prompt_id: str  # letters, digits, dot, dash, underscore: it becomes part of file names
     prompt: str
@@ -50,8 +51,8 @@ def load_prompts(path: Path) -> list[Prompt]:
         raise ValueError(f"{path}: no prompts; wanted at least one row below the header")
     leaked = leaks(prompts)
     if leaked:
-        told = "%s: %d texts stand in both train and test, so the test split is not held out for them: %s"
-        logger.warning(told, path, len(leaked), "; ".join(leaked))
+        message = "%s: %d texts stand in both train and test, so the test split is not held out for them: %s"
+        logger.warning(message, path, len(leaked), "; ".join(leaked))
     return prompts
 
 
@@ -68,7 +69,7 @@ def select(prompts: Sequence[Prompt], split: str, count: int | None = None) -> l
     if count is None:
         return chosen
     if count > len(chosen):
-        raise ValueError(f"{count} prompts are asked for, split {split!r} has {len(chosen)}")
+        raise ValueError(f"{count} prompts are wanted, split {split!r} has {len(chosen)}")
     return [chosen[place * len(chosen) // count] for place in range(count)]
 
 
@@ -94,7 +95,7 @@ def extended(prompts: Sequence[Prompt], rewritten: Sequence[Prompt], template: s
 
 
 def texts_for(policy: Path, prompts: Sequence[Prompt]) -> dict[str, str] | None:
-    """What a policy's generator is told in place of each prompt, by prompt_id; null where it is told the prompt.
+    """The texts that a policy's generator gets in place of the prompts, by prompt_id; None where it gets the prompts.
 
     Raises ValueError where the policy's folder has texts of other prompts.
     """
@@ -139,7 +140,7 @@ def _prompts(path: Path, reader: csv.DictReader) -> list[Prompt]:
     return prompts
 
 
-def _check_row(where: str, cells: dict) -> None:
+def _check_row(where: str, cells: Mapping[Any, Any]) -> None:
     if None in cells:
         raise ValueError(f"{where}: more cells than columns; a prompt with a comma in it must stand in quotes")
     if None in cells.values():

@@ -34,21 +34,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one source answered to one question about one clip, in one vote, with its own words."""
+    """A source's answer to one question about one clip, in one vote, with its own words."""
 
     sample_id: str
     source: str
     question: str
     vote: int
-    answer: bool | None  # null: unreadable, refused, blocked or failed; `error` says which
-    p_yes: float | None  # probability of the affirmative answer, where the source tells
+    answer: bool | None  # null: unreadable, refused, blocked or failed; `error` holds which
+    p_yes: float | None  # probability of the affirmative answer, where the source gives one
     score: float | None  # raw metric value, for sources that measure
     reason: str | None
     raw: str | None  # the reply as it came
     model: str
     model_version: str
     rubric_hash: str
-    frames: list[int]  # indices of the frames that the source saw
+    frames: list[int]  # indices of the clip's frames that the source judged
     tokens: int | None
     cost: float | None  # US dollars
     error: str | None
@@ -89,6 +89,7 @@ class Pair:
 
 
 R = typing.TypeVar("R")
+WithId = typing.TypeVar("WithId", Sample, Verdict, Label, Weighted)
 Row = Sample | Verdict | Label | Weighted | Pair
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int64())}
@@ -130,8 +131,8 @@ def read_rows(path: Path, row_type: type[R]) -> list[R]:
     return [row_type(**row) for row in table.to_pylist()]
 
 
-def _check_whole_numbers(path: Path, cells: Sequence[dict], row_type: type) -> None:
-    """Arrow cuts 1.5 to 1 in an integer column without a word."""
+def _check_whole_numbers(path: Path, cells: Sequence[dict[str, typing.Any]], row_type: type) -> None:
+    """Raises ValueError for 1.5 in an integer column, which Arrow would cut to 1 silently."""
     whole = [column.name for column in schema(row_type) if pa.types.is_integer(column.type)]
     for number, row in enumerate(cells):
         for name in whole:
@@ -139,7 +140,7 @@ def _check_whole_numbers(path: Path, cells: Sequence[dict], row_type: type) -> N
                 raise ValueError(f"{path}: row {number}: {name} is {row[name]!r}, expected a whole number")
 
 
-def by_id(rows: Sequence) -> dict:
+def by_id(rows: Sequence[WithId]) -> dict[str, WithId]:
     """Rows keyed by their sample_id. Raises ValueError on a duplicate."""
     keyed = {row.sample_id: row for row in rows}
     if len(keyed) != len(rows):

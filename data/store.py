@@ -1,4 +1,4 @@
-"""Clip sets: folders of clips with what it takes to train on them without a VAE or a text encoder.
+"""Clip sets: folders of clips, latents and embeddings, so that training needs neither VAE nor text encoder.
 
     videos/<sample_id>.mp4
     metadata.parquet              one row per clip; docs/inspecting.md says how Hugging Face's `videofolder` reads it
@@ -6,7 +6,7 @@
     embeddings.safetensors        "prompt/<prompt_id>" (L, D) for each prompt, "empty" (L, D)
     manifest.json                 last; its fact `shards` lists the sample ids of each shard, in order
 
-Written by ClipSetWriter, which survives being killed; read by ClipSet, which trusts nothing unfinished.
+Written by ClipSetWriter, which resumes after a kill; read by ClipSet, which refuses an unfinished folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ EMBEDDINGS = "embeddings.safetensors"
 class ClipSetWriter:
     """Writes a clip set batch by batch into `work`, which may be left over from a killed run.
 
-    A batch counts as done once its rows lie in `.batches/`, which are written after its videos and its latents; a batch
+    A batch counts as done once its rows are in `.batches/`, which are written after its videos and its latents; a batch
     torn by a kill is simply written again. The same calls end with the same bytes, killed in between or not.
     """
 
@@ -61,7 +61,9 @@ class ClipSetWriter:
     ) -> None:
         """Write batch `index` (0, 1, ...) and commit it.
 
-        frames: (B, F, H, W, 3) uint8. latents: (B, C, F, H, W), stored in their own dtype. conditioning: (B, ...).
+        frames: (B, F, H, W, 3) uint8. latents: (B, C, F, H, W), stored in their own dtype.
+        conditioning: (B, ...) first-frame latents and the like, for generators that take them. No stage fills it yet:
+            the column `image` of a prompt set will.
         Raises ValueError where rows and arrays disagree, StoreError where the disk is full; then nothing is committed.
         """
         if (self.work / MANIFEST).is_file():
@@ -74,7 +76,9 @@ class ClipSetWriter:
         _write_tensors(self.work / _shard_name(index), tensors)
         _write_rows(self._markers / f"{index:05d}.parquet", samples)
 
-    def finish(self, embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor, facts: Mapping) -> None:
+    def finish(
+        self, embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor, facts: Mapping[str, Any]
+    ) -> None:
         """Turn the batches into a clip set: metadata, embeddings, manifest last.
 
         embeddings: prompt_id -> (L, D). empty_embedding: (L, D), of the unconditional prompt.
@@ -121,12 +125,12 @@ class ClipSetWriter:
 
 @dataclass(frozen=True, eq=False)
 class ClipSet:
-    """A finished clip set. Latents and embeddings are memory-mapped and read when asked for."""
+    """A finished clip set. Latents and embeddings are memory-mapped and read on access."""
 
     folder: Path
-    manifest: dict
+    manifest: dict[str, Any]
     samples: list[Sample]
-    _open: dict = field(default_factory=dict, repr=False)
+    _open: dict[str, safe_open] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path, verify: bool = False) -> ClipSet:
@@ -145,15 +149,8 @@ class ClipSet:
         """(B, C, F, H, W) clean latents, normalised as the transformer sees them, in the dtype they were stored in."""
         return self._gather("latents", sample_ids)
 
-    def all_latents(self) -> torch.Tensor:
-        """(N, C, F, H, W) latents in the order of `samples`, read into memory: mind its size."""
-        import torch
-
-        shards = range(len(self.manifest["facts"]["shards"]))
-        return torch.cat([self._tensors(_shard_name(index)).get_tensor("latents") for index in shards])
-
     def conditioning(self, sample_ids: Sequence[str]) -> torch.Tensor | None:
-        """(B, ...) what the generator was conditioned on besides the prompt; None when it was on nothing else."""
+        """(B, ...) the generator's inputs besides the prompt; None where it has no other."""
         if "conditioning" not in self._tensors(_shard_name(0)).keys():  # noqa: SIM118 - safe_open is no dict
             return None
         return self._gather("conditioning", sample_ids)
@@ -209,7 +206,7 @@ class ClipSet:
 def read_clip(path: Path, sample: Sample) -> np.ndarray:
     """(F, H, W, 3) uint8 frames of a sample's mp4.
 
-    Raises ValueError naming the file when it is corrupt or holds other frames than the sample's row says.
+    Raises ValueError naming the file when it is corrupt or holds other frames than the sample's row.
     """
     frames = read_video(path)
     wanted = (sample.num_frames, sample.height, sample.width, 3)

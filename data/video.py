@@ -3,9 +3,11 @@
 Frames are uint8 RGB of shape (F, H, W, 3).
 """
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -34,7 +36,7 @@ _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BIT
 def write_video(path: Path, frames: np.ndarray, fps: float, lossless: bool | None = None) -> None:
     """Write frames as an H.264 mp4; equal frames give equal bytes on one machine.
 
-    lossless: None means yes when min(H, W) <= 256, so that what a judge sees does not hinge on the codec.
+    lossless: None means yes when min(H, W) <= 256, so that a judge's frames do not depend on the codec.
         Lossless is yuv444p at qp 0 in full-range BT.709: only the rounding to 8-bit YCbCr is lost. Measured over all
         2^24 colours and over random noise, a pixel comes back within 1 of 255 (mean 0.33). RGB in H.264 (gbrp)
         would lose nothing, but browsers do not play it; Chromium plays this, within 2 of 255.
@@ -67,11 +69,11 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def read_fps(path: Path) -> float:
-    """Frames per second of a video, on average. Raises ValueError where it does not say."""
+    """Frames per second of a video, on average. Raises ValueError for a file without a rate."""
     with av.open(str(path)) as container:
         rate = container.streams.video[0].average_rate
     if not rate:
-        raise ValueError(f"{path}: does not say how many frames per second it has")
+        raise ValueError(f"{path}: has no frame rate")
     return float(rate)
 
 
@@ -94,11 +96,13 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 1, scal
     """A picture of clips: each a caption with the clip's frames side by side below it.
 
     rows: caption and frames of each clip; laid out left to right, then down, in `columns` columns.
-    scale: whole-number enlargement of the frames, without smoothing. Long captions are wrapped, not cut.
+    scale: whole-number enlargement of the frames, without smoothing. Long captions are wrapped, not cut. Letters
+        that no font has are written as escapes; `is_writable` tells beforehand.
     """
     if not rows:
         raise ValueError("a contact sheet of no clips")
-    font = ImageFont.load_default(size=_CAPTION_SIZE)
+    font = _font("".join(caption for caption, _ in rows))
+    rows = [(_escaped(caption, font), frames) for caption, frames in rows]
     cell_width = max(_strip_width(frames, scale) for _, frames in rows)
     captions = [_wrapped(caption, font, cell_width) for caption, _ in rows]
     lines = [range(start, min(start + columns, len(rows))) for start in range(0, len(rows), columns)]
@@ -112,6 +116,11 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 1, scal
             _draw_clip(sheet, (_MARGIN + column * (cell_width + _MARGIN), top), captions[i], font, rows[i][1], scale)
         top += height
     return sheet
+
+
+def is_writable(text: str) -> bool:
+    """Whether the captions of contact sheets can hold this text: Latin, Greek and Cyrillic letters, but no Chinese."""
+    return not _missing(text, _font(text))
 
 
 # Encoding and decoding
@@ -185,6 +194,31 @@ _CAPTION_SIZE = 15
 _CAPTION_LINE = 19
 _GAP = 2  # between frames
 _MARGIN = 8
+
+
+@cache
+def _fonts() -> tuple[Font, Font]:
+    """Pillow's own font, which has ASCII and little else, and DejaVu Sans, which comes with matplotlib."""
+    found = importlib.util.find_spec("matplotlib")  # importing it takes half a second
+    assert found and found.origin
+    dejavu = Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.load_default(size=_CAPTION_SIZE), ImageFont.truetype(str(dejavu), _CAPTION_SIZE - 1)
+
+
+def _font(text: str) -> Font:
+    """The first font that has all letters of a text, else the last."""
+    return next((font for font in _fonts() if not _missing(text, font)), _fonts()[-1])
+
+
+def _missing(text: str, font: Font) -> set[str]:
+    """Characters that the font draws as it draws one that no font has."""
+    none = bytes(font.getmask("\uffff"))
+    return {letter for letter in set(text) if not letter.isspace() and bytes(font.getmask(letter)) == none}
+
+
+def _escaped(text: str, font: Font) -> str:
+    missing = _missing(text, font)
+    return "".join(ascii(letter).strip("'") if letter in missing else letter for letter in text)
 
 
 def _strip_width(frames: np.ndarray, scale: int) -> int:

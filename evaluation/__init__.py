@@ -1,1 +1,1 @@
-"""What was reached, with intervals, and how far judges can be believed. Reads clip rows and label tables only."""
+"""Results with intervals, and how far judges can be trusted; from rows and labels, FVD and the like from videos."""

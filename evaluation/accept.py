@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.agreement import agreement
+from evaluation.agreement import compare_judges
 from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
 from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
 from evaluation.selection import BestOf, TopK, take_best_of
@@ -15,7 +15,7 @@ from evaluation.sets import EvaluationSet, check_paired, scores
 
 BASE = "base"
 ROUND_COUNTS = ("samples", "accepted", "rejected", "unlabelled")
-MAX_UNLABELLED = 0.05  # part of a policy's clips; above it a rate says little of those that were left out
+MAX_UNLABELLED = 0.05  # share of a policy's clips; above it a rate may differ much from that of all clips
 
 
 class Bootstrap(NamedTuple):
@@ -88,7 +88,7 @@ def summarise(
             name: {key: counts[key] for key in ROUND_COUNTS} | _votes(counts.get("agreement"))
             for name, counts in rounds.items()
         },
-        "agreement": agreement(outcomes, labelling, clips.prompts),
+        "agreement": compare_judges(outcomes, labelling, clips.prompts),
         "warnings": warnings,
         "top_k": None if top_k is None else asdict(top_k),
         "bootstrap": {
@@ -209,11 +209,11 @@ def _tables(
 def _means(
     values: Values, called: str, cells: Mapping[str, np.ndarray], prompts: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    def told(found: Estimate) -> dict[str, Any]:
+    def named(found: Estimate) -> dict[str, Any]:
         return {called: found.mean, "low": found.low, "high": found.high, "n": found.n}
 
     return {
-        judge: {split: told(estimate(known[cell], prompts[cell], *bootstrap)) for split, cell in cells.items()}
+        judge: {split: named(estimate(known[cell], prompts[cell], *bootstrap)) for split, cell in cells.items()}
         for judge, known in values.items()
     }
 
@@ -226,12 +226,12 @@ def _differences(
     prompts: np.ndarray,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    def told(found: Estimate) -> dict[str, Any]:
+    def named(found: Estimate) -> dict[str, Any]:
         return {"diff": found.mean, "low": found.low, "high": found.high}
 
     return {
         judge: {
-            split: told(difference(known[cell], others[judge][cell], prompts[cell], *bootstrap))
+            split: named(difference(known[cell], others[judge][cell], prompts[cell], *bootstrap))
             for split, cell in cells.items()
         }
         for judge, known in values.items()

@@ -1,4 +1,4 @@
-"""How far a judge can be believed: its labels on clips whose right verdict is known. Pure functions of labels.
+"""A judge's accuracy: its labels on clips whose right verdict is known. Pure functions of labels.
 
 true, false     of a clip whose right verdict is accept, reject
 p               a judge's p_accept, in [0, 1]; a judge is soft where any p lies strictly between
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.records import Label, Sample
-from evaluation.agreement import cohen
 from evaluation.intervals import estimate
 
 BINS = 10  # of equal width, of the reliability plot
@@ -18,29 +17,29 @@ FOLDS = 5  # of the prompts, in the threshold's cross-validation
 HALF = 0.5  # above it an answer is accept
 
 
-class Told(NamedTuple):
-    """What a judge said of clips (N,), in their order."""
+class LabelArrays(NamedTuple):
+    """A judge's labels of clips (N,), in their order."""
 
     accepted: np.ndarray  # 1 accepted, 0 rejected, nan unlabelled
     p: np.ndarray  # p_accept, nan where not known
 
 
-def told(samples: Sequence[Sample], labels: Sequence[Label]) -> Told:
+def as_arrays(samples: Sequence[Sample], labels: Sequence[Label]) -> LabelArrays:
     """A judge's labels as arrays. Raises KeyError for a sample without a label."""
     of = {label.sample_id: label for label in labels}
     rows = [of[sample.sample_id] for sample in samples]
-    return Told(
+    return LabelArrays(
         np.array([np.nan if row.label is None else float(row.label) for row in rows]),
         np.array([np.nan if row.p_accept is None else row.p_accept for row in rows]),
     )
 
 
 def against_truth(
-    samples: Sequence[Sample], labels: Sequence[Label], made: Mapping[str, str], fulfilled: str, draws: int, seed: int
+    samples: Sequence[Sample], labels: Sequence[Label], made: Mapping[str, str], acceptable: str, draws: int, seed: int
 ) -> dict[str, Any]:
     """The figures of a judge on clips that should be accepted or rejected, each by its own truth.
 
-    made: sample_id -> what a clip is; those that are `fulfilled` should be accepted, all others rejected.
+    made: sample_id -> what a clip is; those that are `acceptable` should be accepted, all others rejected.
     draws, seed: of the bootstrap over prompts, and of the threshold's folds.
 
         clips, labelled                  all other figures are of the labelled clips
@@ -54,17 +53,17 @@ def against_truth(
 
     Raises ValueError where no clip has a label.
     """
-    said = told(samples, labels)
-    known = ~np.isnan(said.accepted)
+    judged = as_arrays(samples, labels)
+    known = ~np.isnan(judged.accepted)
     if not known.any():
-        why = next((label.reason for label in labels if label.reason), "no reason is told")
+        why = next((label.reason for label in labels if label.reason), "without a reason")
         raise ValueError(f"none of {len(samples)} known-answer clips got a label ({why}): there is nothing to audit")
-    truth = np.array([made[sample.sample_id] == fulfilled for sample in samples])
+    truth = np.array([made[sample.sample_id] == acceptable for sample in samples])
     prompts = np.array([sample.prompt_id for sample in samples])
-    right = np.where(known, said.accepted == truth, np.nan)
+    right = np.where(known, judged.accepted == truth, np.nan)
     accuracy = estimate(right, prompts, draws, seed)
-    probable = ~np.isnan(said.p)
-    p, of_p = said.p[probable], truth[probable]
+    probable = ~np.isnan(judged.p)
+    p, of_p = judged.p[probable], truth[probable]
     return {
         "clips": len(samples),
         "labelled": int(known.sum()),
@@ -72,17 +71,17 @@ def against_truth(
         "low": accuracy.low,
         "high": accuracy.high,
         "auc": auc(p, of_p),
-        "false_accepts": int((said.accepted[~truth] == 1).sum()),
-        "false_rejects": int((said.accepted[truth] == 0).sum()),
+        "false_accepts": int((judged.accepted[~truth] == 1).sum()),
+        "false_rejects": int((judged.accepted[truth] == 0).sum()),
         "categories": {
-            category: _of_category(said.accepted[chosen], truth[chosen])
+            category: _of_category(judged.accepted[chosen], truth[chosen])
             for category, chosen in _groups([sample.category for sample in samples])
         },
         "made": {
             what: {
                 "clips": int(chosen.sum()),
                 "labelled": int(known[chosen].sum()),
-                "accepted": int((said.accepted[chosen] == 1).sum()),
+                "accepted": int((judged.accepted[chosen] == 1).sum()),
             }
             for what, chosen in _groups([made[sample.sample_id] for sample in samples])
         },
@@ -114,7 +113,7 @@ def against_generated(
 
     The other keys as in `against_truth`. Raises ValueError where no pair is known.
     """
-    real, other = told(references, of_references), told(generated, of_generated)
+    real, other = as_arrays(references, of_references), as_arrays(generated, of_generated)
     of_prompt = {sample.prompt_id: p for sample, p in zip(references, real.p, strict=True)}
     gap = np.array([of_prompt[sample.prompt_id] for sample in generated]) - other.p
     if np.isnan(gap).all():
@@ -156,12 +155,12 @@ def against_generated(
 
 
 def soft(p: np.ndarray) -> bool:
-    """Whether a judge tells probabilities, not yes and no alone."""
+    """Whether a judge gives probabilities, not yes and no alone."""
     return bool(((p > 0) & (p < 1)).any())
 
 
 def auc(p: np.ndarray, truth: np.ndarray) -> float | None:
-    """Probability that a true clip has a higher p than a false one, ties counting half; null without both.
+    """Probability that a true clip has a higher p than a false one, ties counting half; None without both.
 
     p: (N,) without nan. truth: (N,) bool. The Mann-Whitney statistic over the number of pairs.
     """
@@ -173,7 +172,7 @@ def auc(p: np.ndarray, truth: np.ndarray) -> float | None:
 
 
 def calibration(p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Whether clips of p are right to accept as often as p says: the bins that hold clips, and their error.
+    """Calibration of p: the bins that hold clips, each with its mean p and the part of its clips that is true.
 
     ece: mean over the clips of |mean p - part that is true| of their bin, in [0, 1] (Naeini et al. 2015).
     bins: low, high (its bounds; the upper one is the next bin's, but for 1), mean_p, accepted_by_truth, n.
@@ -195,7 +194,7 @@ def calibration(p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 def best_threshold(p: np.ndarray, truth: np.ndarray) -> float:
     """The threshold, accepting p above it, of the highest Youden's J: true accept rate minus false accept rate.
 
-    J, unlike accuracy, does not hang on how many of the clips are true. Thresholds lie half-way between neighbours
+    J, unlike accuracy, does not depend on how many of the clips are true. Thresholds lie half-way between neighbours
     among the p, or at 0.5; of equally good ones the nearest to 0.5. 0.5 where the clips are all true or all false.
     """
     if truth.all() or not truth.any():
@@ -210,10 +209,10 @@ def best_threshold(p: np.ndarray, truth: np.ndarray) -> float:
 
 
 def suggested_threshold(p: np.ndarray, truth: np.ndarray, prompts: np.ndarray, seed: int) -> dict[str, float] | None:
-    """What another threshold than 0.5 on p would bring; null with less than two prompts.
+    """The accuracy that another threshold than 0.5 on p would give; None with fewer than two prompts.
 
-    suggested: `best_threshold` of all clips. accuracy_now: at 0.5. accuracy_then: cross-validated, so that it is not
-    flattered: the prompts are dealt into FOLDS parts, and each is judged by the threshold that is best on the others.
+    suggested: `best_threshold` of all clips. accuracy_now: at 0.5. accuracy_then: cross-validated, so that it is
+    unbiased: the prompts are dealt into FOLDS parts, and each is judged by the threshold that is best on the others.
     """
     names, index = np.unique(prompts, return_inverse=True)
     if len(names) < 2:
@@ -229,14 +228,6 @@ def suggested_threshold(p: np.ndarray, truth: np.ndarray, prompts: np.ndarray, s
         "accuracy_now": float(((p > HALF) == truth).mean()),
         "accuracy_then": float(((p > threshold) == truth).mean()),
     }
-
-
-def agreement(labels: Sequence[Label], others: Sequence[Label]) -> dict[str, Any]:
-    """How far two judges agree on the clips that both labelled: evaluation.agreement.cohen."""
-    of = {label.sample_id: label.label for label in others if label.label is not None}
-    pairs = [(one.label, of[one.sample_id]) for one in labels if one.label is not None and one.sample_id in of]
-    first, second = np.array(pairs, float).reshape(-1, 2).T
-    return cohen(first, second)
 
 
 def _of_category(accepted: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -260,6 +251,6 @@ def _known(values: np.ndarray) -> int:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean of what is known; null where nothing is."""
+    """Mean of the known values; None where there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None

@@ -1,30 +1,34 @@
-"""How far judges agree: clip by clip, over policies and over prompts. People are a judge like others."""
+"""How far judges agree: clip by clip, over policies and over prompts. People are a judge like others.
 
-from collections.abc import Collection, Iterator, Mapping
+Agreement of the votes of one judge is Fleiss' kappa, in feedback.core.agreement.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr
 
-# policy -> judge -> (N,): of a judge that labels 1 accepted, 0 rejected; of a metric its score; nan for nothing said
+from data.records import Label
+
+# policy -> judge -> (N,): of a judge that labels 1 accepted, 0 rejected; of a metric its score; nan where it has none
 Outcomes = Mapping[str, Mapping[str, np.ndarray]]
 Rates = list[tuple[float, float]]  # of two judges, of the same clips
 
-FEWEST = 3  # through two points a line always goes
+FEWEST = 3  # a line passes through any two points
 
 
-def agreement(outcomes: Outcomes, labelling: Collection[str], prompts: np.ndarray) -> dict[str, Any]:
+def compare_judges(outcomes: Outcomes, labelling: Collection[str], prompts: np.ndarray) -> dict[str, Any]:
     """For each pair of judges, over the clips that both labelled or measured.
 
         clips.<a|b>       kappa, agree, n       Cohen's kappa, part of the clips with the same label
         policies.<a|b>    pearson, p_value, n   of the policies' accept rates (Furuta et al., Fig. 7 left)
-        prompts.<a|b>     pearson, p_value, n   of the accept rates of each prompt under each policy (their Table 4)
+        prompts.<a|b>     pearson, p_value, n   of the prompts' accept rates over all policies' clips (their Table 4)
 
-    Of a metric, mean scores take the place of accept rates; pairs with one are not in `clips`.
+    For a metric, mean scores take the place of accept rates; pairs with one are not in `clips`.
     labelling: the judges that label. prompts: (N,) which prompt each clip is of. The p-values are for independent
-    points, as in the paper; here a prompt returns under each policy, and policies descend from each other, so they are
-    smaller than they should be.
+    points, as in the paper. Policies descend from each other, so theirs is smaller than it should be.
     """
     judges = list(next(iter(outcomes.values())))
     pairs = {f"{one}|{other}": _both_known(outcomes, one, other) for one, other in combinations(judges, 2)}
@@ -33,7 +37,7 @@ def agreement(outcomes: Outcomes, labelling: Collection[str], prompts: np.ndarra
         "clips": {pair: cohen(*map(np.concatenate, zip(*pairs[pair], strict=True))) for pair in labelled},
         "policies": {pair: pearson(list(_rates(found))) for pair, found in pairs.items()},
         "prompts": {
-            pair: pearson([rates for policy in found for rates in _rates(_by_prompt(policy, prompts))])
+            pair: pearson(list(_rates(_by_prompt(np.concatenate(found, axis=1), np.tile(prompts, len(found))))))
             for pair, found in pairs.items()
         },
     }
@@ -43,7 +47,7 @@ def cohen(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """Cohen's kappa of two judges, (agree - chance) / (1 - chance), chance being what their accept rates alone give.
 
     one, other: (N,) 1 accepted, 0 rejected, nan unlabelled; clips that either left unlabelled are left out.
-    Null without clips; kappa is null too where both gave all clips the same one label.
+    kappa and agree are None without clips; kappa also where both gave all clips one and the same label.
     """
     known = ~np.isnan(one) & ~np.isnan(other)
     if not known.any():
@@ -54,8 +58,16 @@ def cohen(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     return {"kappa": kappa, "agree": float(agree), "n": int(known.sum())}
 
 
+def cohen_of_labels(labels: Sequence[Label], others: Sequence[Label]) -> dict[str, Any]:
+    """`cohen` of two judges on the clips that both labelled, matched by sample_id."""
+    of = {label.sample_id: label.label for label in others if label.label is not None}
+    pairs = [(one.label, of[one.sample_id]) for one in labels if one.label is not None and one.sample_id in of]
+    first, second = np.array(pairs, float).reshape(-1, 2).T
+    return cohen(first, second)
+
+
 def pearson(rates: Rates) -> dict[str, Any]:
-    """Pearson's correlation, its two-sided p-value; null for fewer than three points and where a side is constant."""
+    """Pearson's correlation, its two-sided p-value; None for fewer than three points and where a side is constant."""
     one, other = np.array(rates).reshape(-1, 2).T
     if len(rates) < FEWEST or not np.ptp(one) or not np.ptp(other):
         return {"pearson": None, "p_value": None, "n": len(rates)}
@@ -64,7 +76,7 @@ def pearson(rates: Rates) -> dict[str, Any]:
 
 
 def _both_known(outcomes: Outcomes, one: str, other: str) -> list[np.ndarray]:
-    """For each policy (2, N), what two judges said, nan for both where either did not know."""
+    """For each policy (2, N), two judges' outcomes, nan for both where either is not known."""
     found = [np.stack([policy[one], policy[other]]) for policy in outcomes.values()]
     return [np.where(np.isnan(labels).any(axis=0), np.nan, labels) for labels in found]
 
@@ -74,7 +86,7 @@ def _by_prompt(labels: np.ndarray, prompts: np.ndarray) -> list[np.ndarray]:
 
 
 def _rates(found: list[np.ndarray]) -> Iterator[tuple[float, float]]:
-    """Of each (2, n) the two accept rates, where there is a known clip."""
+    """The two accept rates of each (2, n) with a known clip."""
     for labels in found:
         if not np.isnan(labels).all():
             one, other = np.nanmean(labels, axis=1)

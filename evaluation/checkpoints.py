@@ -1,4 +1,4 @@
-"""How well each checkpoint of a policy does under judges, and which of them to keep."""
+"""The accept rate of each checkpoint of a policy under judges, and which of them to keep."""
 
 import math
 import re
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.manifest import read_manifest
-from data.records import Label, Sample, by_id, read_rows
+from data.labels import open_labels, read_samples
+from data.records import Sample
 from evaluation.intervals import estimate
 from evaluation.sets import accepted
 
@@ -27,34 +27,29 @@ def candidates_of(rule: str, count: int) -> int:
     raise ValueError(f"keep is {rule!r}; known are {RULES}")
 
 
-class Outcomes(NamedTuple):
-    """Clips, and what was said of them."""
+class CheckpointOutcomes(NamedTuple):
+    """The clips of all checkpoints, and the judges' labels or scores."""
 
     clips: list[Sample]
     values: dict[str, np.ndarray]  # judge -> (N,) 1 accepted, 0 rejected; of a metric its score; nan where it is null
     measured: list[str]  # the judges that are metrics: they gave scores and no label
 
 
-def read_outcomes(samples: Path, labels: Path, judges: Sequence[str]) -> Outcomes:
-    """What each judge said of the clips of a set.
+def read_outcomes(samples: Path, labels: Path, judges: Sequence[str]) -> CheckpointOutcomes:
+    """The clips of a set with each judge's labels, or a metric's scores.
 
     labels: folder with one folder a judge. Raises StoreError for a half-written folder, ValueError where labels are
     not of these clips.
     """
-    read_manifest(samples, "clip_set")
-    clips = read_rows(samples / "metadata.parquet", Sample)
+    clips = read_samples(samples)
     values, measured = {}, []
     for judge in judges:
-        read_manifest(labels / judge, "labels")
-        found = by_id(read_rows(labels / judge / "labels.parquet", Label))
-        if found.keys() != {clip.sample_id for clip in clips}:
-            raise ValueError(f"{labels / judge}: {len(found)} labels are not of the {len(clips)} clips in {samples}")
-        in_order = [found[clip.sample_id] for clip in clips]
+        in_order = open_labels(labels / judge, samples, clips).labels
         values[judge] = accepted(in_order)
         if np.isnan(values[judge]).all() and any(label.score is not None for label in in_order):
             values[judge] = np.array([np.nan if label.score is None else label.score for label in in_order])
             measured.append(judge)
-    return Outcomes(clips, values, measured)
+    return CheckpointOutcomes(clips, values, measured)
 
 
 def curve(
@@ -92,9 +87,9 @@ def curve(
 def keep(points: Sequence[Mapping[str, Any]], rule: str) -> int:
     """The step to keep by a rule, of points in the order of their steps.
 
-    last: the last, whatever it scored. best: that with the highest rate, best-of-last-N: likewise, of the last N; of
-    equal ones the earliest, which has moved least from its start. A point without a rate, the judge having labelled
-    none of its clips, is passed over. Raises ValueError where that is all of them.
+    last: the last, whatever its rate. best: that with the highest rate; best-of-last-N: the same among the last N, of
+    which App. A of Furuta et al. takes 5. Among equal ones the earliest, which has moved least from its start. A point
+    without a rate, where the judge labelled no clip, is left out. Raises ValueError where that is all of them.
     """
     among = points[-candidates_of(rule, len(points)) :]
     if rule == LAST:
@@ -105,16 +100,16 @@ def keep(points: Sequence[Mapping[str, Any]], rule: str) -> int:
     return best["step"]
 
 
-def flat(points: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[dict[str, Any]]:
-    """The points as `dvc plots` reads them: a judge's rate under its name, its interval beside it."""
-    first = judges[0]
+def plot_rows(points: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[dict[str, Any]]:
+    """The points for `dvc plots` and the report: step, each judge's rate under its name, and all of it in `rates`.
+
+    rates: judge -> rate, low, high, n; the judge that selects is the first.
+    """
     rows = []
     for point in points:
-        row = {"step": point["step"]}
-        for judge in judges:
-            found = point if judge == first else point[judge]
-            row |= {judge: found["rate"], f"{judge}_low": found["low"], f"{judge}_high": found["high"]}
-        rows.append(row)
+        of = {judge: point if judge == judges[0] else point[judge] for judge in judges}
+        rates = {judge: {key: found[key] for key in RATE} for judge, found in of.items()}
+        rows.append({"step": point["step"], **{judge: one["rate"] for judge, one in rates.items()}, "rates": rates})
     return rows
 
 

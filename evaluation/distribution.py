@@ -1,8 +1,8 @@
 """FVD, FID and IS of a set of clips: how near its distribution is to that of reference clips, and how varied it is.
 
-Table 3 of Furuta et al. asks by them what fine-tuning cost. InceptionV3, the Fréchet distance and the Inception score
-are torch-fidelity's, the extra `distribution`. It has no FVD: ours is its Fréchet distance between logits of the I3D
-that published figures use (Unterthiner et al., arXiv:1812.01717), read from TorchScript.
+Table 3 of Furuta et al. measures by them the cost of fine-tuning. InceptionV3, the Fréchet distance and the Inception
+score are those of torch-fidelity, the extra `distribution`. It has no FVD: ours is its Fréchet distance between logits
+of the I3D that published figures use (Unterthiner et al., arXiv:1812.01717), read from TorchScript.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ Extractor = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Minimum(NamedTuple):
-    """The size below which a figure says more of the sample than of the distribution."""
+    """The size below which a figure depends more on the sample than on the distribution."""
 
     wanted: int
     unit: str  # clips | frames
@@ -104,7 +104,7 @@ def batches(paths: Sequence[Path], num_frames: int, cut: bool, size: int) -> Ite
 
 @dataclass(frozen=True)
 class Network:
-    """What features come from."""
+    """A network that features come from."""
 
     metrics: tuple[str, ...]
     features: str
@@ -142,22 +142,24 @@ def load_inception(weights: Path, metrics: Sequence[str], device: torch.device) 
 def load_i3d(weights: Path, metrics: Sequence[str], device: torch.device) -> Extractor:
     """Logits of every clip, (B, 400) for fvd, from a TorchScript I3D, which itself scales and resizes to 224 x 224.
 
-    Raises ValueError for a file that is no TorchScript, or none that can be asked for that.
+    Raises ValueError for a file that is no TorchScript, or one whose forward lacks these arguments.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch would rather have torch.export; I3D is out as this
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch prefers torch.export, but I3D is published as TorchScript
             network = torch.jit.load(weights, map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{weights}: not a TorchScript file ({_first_line(error)})") from error
-    asked = {"rescale": True, "resize": True, "return_features": True}
-    unknown = asked.keys() - {argument.name for argument in network.forward.schema.arguments}
+    options = {"rescale": True, "resize": True, "return_features": True}
+    unknown = options.keys() - {argument.name for argument in network.forward.schema.arguments}
     if unknown:
         raise ValueError(f"{weights}: its forward takes no {', '.join(sorted(unknown))}, as the I3D of FVD does")
 
     def features(clips: Tensor) -> dict[str, Tensor]:
         videos = clips.permute(0, 4, 1, 2, 3).to(device, torch.float32)  # 0 to 255; rescale makes -1 to 1 of it
-        logits = network(videos, **asked).cpu()
+        logits = network(videos, **options).cpu()
         return dict.fromkeys(metrics, logits)
 
     return features
@@ -291,15 +293,15 @@ def measure(
     device: torch.device,
     allow_few: bool,
 ) -> dict[str, Any]:
-    """The figures of the clips, with all that they hang on; every clip is decoded once, the first twice for its length.
+    """The figures of the clips, with all that they depend on; each clip is decoded once, the first also for its length.
 
     reference: not needed for is. weights: from `find_weights`. frames: the first so many of each clip; None takes all,
         and then every clip must have as many as the first. batch_size: clips a forward. allow_few: figures below a
         minimum are given and marked instead of refused.
-    Every frame is an image of its own for fid and is; the paper says "summing image metric over frames", and no more.
+    Every frame is an image of its own for fid and is; the paper has "summing image metric over frames", and no more.
 
         metrics.<metric>     value, few (null, or what the sample lacks); is also has std, over its splits
-        set, reference       clips, frames, sha256 (`fingerprint`); reference is null when no metric asked for it
+        set, reference       clips, frames, sha256 (`fingerprint`); reference is null when no metric needs it
         frames_per_clip, networks.<network> (features, sha256 of the weights), library
 
     Raises ValueError for clips that are too few or not comparable, and for the extra that is not installed.

@@ -22,8 +22,8 @@ class Measure(NamedTuple):
 
     key: str
     mean: str  # its mean is called
-    minus: str  # differences lie under this and the other's name
-    selects: bool  # counts some clips alone, others under each policy, so that prompts can be paired and clips cannot
+    minus: str  # prefix of the key of its differences, before the other's name
+    selects: bool  # counts other clips under each policy, so that prompts can be paired and clips cannot
 
 
 MEASURES = (
@@ -52,7 +52,7 @@ class Clips:
 
     @cached_property
     def cells(self) -> dict[str | None, dict[str, np.ndarray]]:
-        """(N,) bool by category (null: any) and split, for the splits that have clips of it, and all."""
+        """(N,) bool by category (None: any) and split, for the splits that have clips of it, and all."""
         categories = np.array([sample.category for sample in self.samples])
         splits = np.array([sample.split for sample in self.samples])
         found: dict[str | None, dict[str, np.ndarray]] = {}
@@ -81,7 +81,7 @@ def measure(
         "scores": {
             judge: by_policy[name]
             for judge, by_policy in ranked.items()
-            if judge not in labelling or _says_more_than_labels(by_policy)
+            if judge not in labelling or _is_graded(by_policy)
         },
     }
     if top_k is not None:
@@ -96,7 +96,7 @@ def only(values: np.ndarray, taken: np.ndarray) -> np.ndarray:
     return np.where(taken, values, np.nan)
 
 
-def _says_more_than_labels(by_policy: Mapping[str, np.ndarray]) -> bool:
-    """Whether a judge's scores are more than 0 and 1, whose mean the accept rate tells already."""
+def _is_graded(by_policy: Mapping[str, np.ndarray]) -> bool:
+    """Whether a judge's scores have values besides 0 and 1, whose mean the accept rate is already."""
     known = np.concatenate([values[~np.isnan(values)] for values in by_policy.values()])
     return not np.isin(known, (0, 1)).all()

@@ -1,37 +1,33 @@
 """Which of a prompt's clips count: its best k, or the best of every N, by one judge's scores.
 
 Scores are (N,), the higher the better and nan where the judge gave none; prompts (N,) say which prompt each clip is of.
-Between equal scores the earlier clip comes first: clips lie in the order of their seeds, which says nothing of quality
-and is one order for all policies.
+Between equal scores the earlier clip comes first: clips are in the order of their seeds, which is unrelated to quality
+and the same for all policies.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TopK:
     """Section `evaluate.top_k`."""
 
-    k: int  # clips of each prompt
-    by: str | None  # the judge whose scores rank them; null: the judge that is reported
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}, expected at least 1")
+    k: Count  # clips of each prompt
+    by: str | None  # the judge whose scores rank them; None: the judge that is reported
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class BestOf:
     """Section `evaluate.best_of`."""
 
     judge: str  # whose scores choose
-    n: int  # clips that are sampled for each that counts
-
-    def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"n is {self.n}, expected at least 2: the best of one clip is that clip")
+    n: Annotated[int, Ge(2)]  # clips that are sampled for each that counts; the best of one clip is that clip
 
 
 def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:
@@ -49,8 +45,8 @@ def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:
 def take_best_of(scores: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
     """(N,) bool, the clip of the highest score in each n consecutive clips of a prompt.
 
-    What is left over of a prompt's clips makes no choice and counts for none. Clips without a score come after those
-    with one; where none has one the first is taken, because someone who samples n clips shows one of them.
+    The clips of an incomplete last group are never taken. Clips without a score come after those
+    with one; where none has one the first is taken, because whoever samples n clips uses one of them.
     Raises ValueError naming a prompt that has fewer than n clips.
     """
     names, index, counts = np.unique(prompts, return_inverse=True, return_counts=True)

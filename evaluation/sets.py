@@ -1,4 +1,4 @@
-"""Evaluation sets: the clips of every policy, and what each judge said of them, as arrays."""
+"""Evaluation sets: the clips of every policy and each judge's labels, as arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data.manifest import read_manifest
-from data.records import Label, Sample, by_id, read_rows
+from data.labels import VERDICTS, LabelSet, open_labels, read_samples
+from data.records import Label, Sample
 
-SCORES = ("score", "p_accept", "label")  # columns of a label table, the one that says most first
+SCORES = ("score", "p_accept", "label")  # columns of a label table, the most informative first
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One policy's evaluation clips and what each judge said of them, in one order for all policies."""
+    """One policy's evaluation clips and each judge's labels, in one order for all policies."""
 
     folder: Path  # of the clip set
     samples: tuple[Sample, ...]
     labels: dict[str, tuple[Label, ...]]  # judge -> one label a sample, in the same order
-    agreement: dict[str, Any] = field(default_factory=dict)  # judge -> of its votes, where it had more than one
+    agreement: dict[str, Any] = field(default_factory=dict)  # judge -> agreement of its votes, if several
 
 
 def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
@@ -32,34 +32,32 @@ def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
     these clips.
     """
     _check_made(folder / "samples", f"{folder.name} has no evaluation clips", f"eval-generate@{folder.name}")
-    read_manifest(folder / "samples", "clip_set")
-    rows = read_rows(folder / "samples" / "metadata.parquet", Sample)
-    samples = tuple(sorted(rows, key=lambda sample: (sample.prompt_id, sample.seed)))
-    labels = {judge: _labels(folder, judge, samples) for judge in judges}
-    facts = {judge: read_manifest(folder / "labels" / judge, "labels")["facts"] for judge in judges}
+    clips = folder / "samples"
+    samples = tuple(sorted(read_samples(clips), key=lambda sample: (sample.prompt_id, sample.seed)))
+    labels: dict[str, tuple[Label, ...]] = {}
+    agreement: dict[str, Any] = {}
     for judge in judges:
-        if len(measures := facts[judge].get("measures", ())) > 1:
-            measured = _measured(folder / "labels" / judge, measures, samples)
-            labels = {name: rows for name, rows in labels.items() if name != judge}
-            labels |= {f"{judge}/{measure}": rows for measure, rows in measured.items()}
-    agreement = {judge: found for judge in judges if (found := facts[judge].get("agreement"))}
-    return EvaluationSet(folder / "samples", samples, labels, agreement)
+        labelled = _labels(folder, judge, samples)
+        measures = labelled.facts.get("measures", ())
+        if len(measures) > 1:
+            labels |= {f"{judge}/{name}": rows for name, rows in _measured(labelled.folder, measures, samples).items()}
+        else:
+            labels[judge] = tuple(labelled.labels)
+        if found := labelled.facts.get("agreement"):
+            agreement[judge] = found
+    return EvaluationSet(clips, samples, labels, agreement)
 
 
-def _labels(policy: Path, judge: str, samples: Sequence[Sample]) -> tuple[Label, ...]:
+def _labels(policy: Path, judge: str, samples: Sequence[Sample]) -> LabelSet:
     folder = policy / "labels" / judge
     _check_made(folder, f"{policy.name}'s clips have no labels by {judge}", f"eval-label@{policy.name}-{judge}")
-    read_manifest(folder, "labels")
-    labels = by_id(read_rows(folder / "labels.parquet", Label))
-    if labels.keys() != {sample.sample_id for sample in samples}:
-        raise ValueError(f"{folder}: {len(labels)} labels are not of the {len(samples)} clips beside them")
-    return tuple(labels[sample.sample_id] for sample in samples)
+    return open_labels(folder, policy / "samples", samples)
 
 
 def _measured(folder: Path, measures: Sequence[str], samples: Sequence[Sample]) -> dict[str, tuple[Label, ...]]:
     """For each measure of a source a label of its score alone, for each sample in order."""
     columns = ["sample_id", "question", "score", "error"]
-    rows = pq.read_table(folder / "verdicts.parquet", columns=columns).to_pylist()
+    rows = pq.read_table(folder / VERDICTS, columns=columns).to_pylist()
     found = {(row["question"], row["sample_id"]): row for row in rows}
     return {
         measure: tuple(_scored(found[measure, sample.sample_id], folder.name) for sample in samples)
@@ -83,7 +81,7 @@ def accepted(labels: Iterable[Label]) -> np.ndarray:
 
 
 def scores(sets: Mapping[str, EvaluationSet], judge: str) -> dict[str, np.ndarray]:
-    """By policy (N,) float, what a judge's clips are ranked by: the higher the better, nan where it gave none.
+    """By policy (N,) float, the values that rank clips by a judge: the higher the better, nan where it gave none.
 
     The score where the judge measures, otherwise the probability of acceptance, otherwise the label as 1 or 0. It is
     one column for all clips of all policies, because the columns' values do not compare.
@@ -101,7 +99,7 @@ def _column(labels: Iterable[Label], name: str) -> np.ndarray:
 
 
 def check_paired(sets: Mapping[str, EvaluationSet]) -> None:
-    """Raises ValueError naming the first policy and clip not made as every other policy's: same prompt, seed, size."""
+    """Raises ValueError naming the first policy and clip that differs from the others' in prompt, seed or size."""
     first, *others = sets
     for other in others:
         if len(sets[first].samples) != len(sets[other].samples):
@@ -112,12 +110,12 @@ def check_paired(sets: Mapping[str, EvaluationSet]) -> None:
         for one, two in zip(sets[first].samples, sets[other].samples, strict=True):
             if _made_from(one) != _made_from(two):
                 raise ValueError(
-                    f"{other}'s clip {two.sample_id} was made from {_told(two)}, {first}'s {one.sample_id} from "
-                    f"{_told(one)}: not paired; run eval-generate for both with the same evaluate section"
+                    f"{other}'s clip {two.sample_id} was made from {_in_words(two)}, {first}'s {one.sample_id} "
+                    f"from {_in_words(one)}: not paired; run eval-generate for both with the same evaluate section"
                 )
 
 
-def _made_from(sample: Sample) -> tuple:
+def _made_from(sample: Sample) -> tuple[Any, ...]:
     return (
         sample.prompt_id,
         sample.prompt,
@@ -129,7 +127,7 @@ def _made_from(sample: Sample) -> tuple:
     )
 
 
-def _told(sample: Sample) -> str:
+def _in_words(sample: Sample) -> str:
     return (
         f"prompt {sample.prompt_id} ({sample.prompt}), seed {sample.seed}, "
         f"{sample.num_frames} frames of {sample.height}x{sample.width}, {sample.fps} fps"

@@ -1,1 +1,1 @@
-"""What people look at and hand on from a shell: tables of clips, folders for the Hub, the state of a machine."""
+"""Looking at what a run wrote: tables, pages and pictures of labels, datasets and clips."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inspection.text import aligned, histogram
-from inspection.view import View, said, shown, word
+from inspection.view import View, captioned_clips, outcome, word
+from report.text import aligned, histogram
 
 ALL = "all"
 UNDECIDED = "every vote answered, and the rule decides nothing"
@@ -20,16 +20,16 @@ def heading(view: View) -> str:
     facts = view.facts
     if view.kind == "labels":
         by = f"{facts['source']} ({facts['model']}, {', '.join(facts['model_versions'])})"
-        asked = f"rubric {facts['rubric']} {facts['rubric_hash']}, votes: {facts['votes']}"
-        return f"{view.folder}: {len(view.rows)} clips of {view.clips}, labelled by {by}, {asked}"
+        questions = f"rubric {facts['rubric']} {facts['rubric_hash']}, votes: {facts['votes']}"
+        return f"{view.folder}: {len(view.rows)} clips of {view.clips}, labelled by {by}, {questions}"
     if view.kind == "clip_set":
         return f"{view.folder}: {len(view.rows)} clips of set {facts['set']}, made by {facts['policy']}"
-    told = ", ".join(f"{key} {facts[key]}" for key in ("round", "source", "reward") if key in facts)
-    return f"{view.folder}: {len(view.rows)} rows, {view.kind}, of {told}"
+    origin = ", ".join(f"{key} {facts[key]}" for key in ("round", "source", "reward") if key in facts)
+    return f"{view.folder}: {len(view.rows)} rows, {view.kind}, of {origin}"
 
 
 def composition(view: View) -> str:
-    """Counts by category; of labels why clips have none; how p_accept, score, weight or margin are distributed."""
+    """Counts by category; for labels why clips have none; how p_accept, score, weight or margin are distributed."""
     parts = [by_category(view)]
     if view.kind == "labels" and (reasons := unlabelled(view)):
         rows = [[str(count), reason] for reason, count in reasons.most_common()]
@@ -67,16 +67,16 @@ def unpaired(path: Path) -> list[str]:
     if not path.is_file():
         return []
     reasons = json.loads(path.read_text(encoding="utf-8"))["reasons"]
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return [f"prompts without a pair: {sum(reasons.values())}" + (f" ({told})" if told else "")]
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return [f"prompts without a pair: {sum(reasons.values())}" + (f" ({counts})" if counts else "")]
 
 
 def listed(view: View) -> str:
-    """A line a row: which clip or pair it is, what was said of it, its prompt."""
-    clips = [one.sample.sample_id for one in shown(view)]
+    """A line a row: which clip or pair it is, its outcome, its prompt."""
+    clips = [one.sample.sample_id for one in captioned_clips(view)]
     names = clips if view.kind != "paired" else [f"{a} over {b}" for a, b in zip(clips[::2], clips[1::2], strict=True)]
-    told = [[said(view, row), row["prompt"]] for row in view.rows.to_dict("records")]
-    return aligned([[name, *map(_cut, texts)] for name, texts in zip(names, told, strict=True)], "lll")
+    rows = [[outcome(view, row), row["prompt"]] for row in view.rows.to_dict("records")]
+    return aligned([[name, *map(_cut, texts)] for name, texts in zip(names, rows, strict=True)], "lll")
 
 
 COUNTED = {

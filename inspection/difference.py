@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from evaluation.agreement import cohen
-from inspection.text import aligned
 from inspection.view import View, open_view, word
+from report.text import aligned
 
 CODES = {"accepted": 1.0, "rejected": 0.0, "unlabelled": np.nan}
-NAMED = 5  # sample ids of each change, unless told
+NAMED = 5  # sample ids of each change, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,8 @@ class Difference:
     def kappa(self) -> float | None:
         """Cohen's kappa over the clips that both labelled."""
         before, after = (self.rows[side].map(CODES).to_numpy() for side in ("before", "after"))
-        return cohen(before, after)["kappa"]
+        kappa: float | None = cohen(before, after)["kappa"]
+        return kappa
 
 
 def difference(first: Path, second: Path, clips: Path | None = None) -> Difference:
@@ -47,12 +48,12 @@ def difference(first: Path, second: Path, clips: Path | None = None) -> Differen
     return Difference(first, second, rows.merge(_after(other), on="sample_id", validate="one_to_one"))
 
 
-def as_text(found: Difference, named: int = NAMED) -> str:
+def in_words(found: Difference, named: int = NAMED) -> str:
     """The changes counted by kind and category, kappa, and the first ids of each kind."""
     changed = found.changed
-    told = f"{len(changed)} of {len(found.rows)} labels differ: {found.first} → {found.second}"
+    heading = f"{len(changed)} of {len(found.rows)} labels differ: {found.first} → {found.second}"
     kappa = "undefined: no clip has two labels, or all are the same" if found.kappa is None else f"{found.kappa:.3f}"
-    parts = [f"{told}\nCohen's kappa {kappa}"]
+    parts = [f"{heading}\nCohen's kappa {kappa}"]
     if changed.empty:
         return parts[0]
     kinds = (changed["before"] + " → " + changed["after"]).rename("change")

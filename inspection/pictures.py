@@ -1,44 +1,44 @@
 """The chosen clips to look at: a contact sheet, or a page that plays them."""
 
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from tqdm import tqdm
 
 from data.manifest import atomically
 from data.store import read_clip
-from data.video import contact_sheet, sample_frames
-from inspection.view import Shown, View, shown
+from data.video import contact_sheet, is_writable, sample_frames
+from inspection.view import CaptionedClip, View, captioned_clips
+from report.html import render
+from report.playable import copy_playable
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = "gallery.html.j2"
+TEMPLATE = Path(__file__).with_name("clips.html.j2")
 SHEET_WIDTH = 1800  # pixels, about
 FRAME_WIDTH = 96  # pixels, about, of a frame on a sheet
 FRAMES = 9  # of a clip on a sheet, evenly taken
 
 
 class Page(NamedTuple):
-    """A gallery that was written."""
+    """A page that was written."""
 
     path: Path  # of index.html
     clips: int
 
 
-def write_sheet(clips: Iterable[Shown], out: Path) -> int:
-    """Draw the clips that can be decoded with what was said of them, as a PNG; returns how many those are.
+def write_sheet(clips: Iterable[CaptionedClip], out: Path) -> int:
+    """Draw the clips that can be decoded, each with its caption, as a PNG; returns how many those are.
 
     Raises ValueError where `out` is no .png and where no clip can be decoded.
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"--sheet {out}: the sheet is a PNG, so its name ends in .png")
-    rows = [(_caption(one), _small(frames)) for one, frames in readable(clips)]
+    rows = [(caption_of(one), _small(frames)) for one, frames in readable(clips)]
     if not rows:
         raise ValueError(f"--sheet {out}: none of the clips can be decoded")
     widest = max(frames.shape[0] * (frames.shape[2] + 2) for _, frames in rows)
@@ -48,28 +48,25 @@ def write_sheet(clips: Iterable[Shown], out: Path) -> int:
     return len(rows)
 
 
-def write_gallery(view: View, out: Path, title: str) -> Page:
+def write_clip_page(view: View, out: Path, title: str) -> Page:
     """Write a page of the view's clips into the folder `out`, which holds all that it shows and opens from disk.
 
-    Every clip plays beside what was said of it and every verdict on it. Those that cannot be decoded are left out.
+    Every clip plays beside its label and every verdict on it. Those that cannot be decoded are left out.
     """
     media = out / "media"
     media.mkdir(parents=True)
     clips, verdicts = [], verdicts_of(view)
-    for one, _ in readable(shown(view)):
+    for one, _ in readable(captioned_clips(view)):
         name = f"{one.sample.sample_id}{one.path.suffix}"
-        shutil.copyfile(one.path, media / name)
+        copy_playable(one.path, media / name, one.sample)
         clips.append((one, f"media/{name}", verdicts.get(one.sample.sample_id, [])))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template(TEMPLATE).render(title=title, clips=clips)
+    page = render(TEMPLATE, title=title, clips=clips)
     (out / "index.html").write_text(page, encoding="utf-8")
     return Page(out / "index.html", len(clips))
 
 
 def verdicts_of(view: View) -> dict[str, list[dict[str, Any]]]:
-    """Verdicts on the view's clips by sample_id, as rows with None for null; empty where the view has none."""
+    """Verdicts on the view's clips by sample_id, as rows with None for a null; empty where the view has none."""
     if view.verdicts is None:
         return {}
     mine = view.verdicts[view.verdicts["sample_id"].isin(view.rows["sample_id"])].astype(object)
@@ -77,7 +74,7 @@ def verdicts_of(view: View) -> dict[str, list[dict[str, Any]]]:
     return {clip: of.to_dict("records") for clip, of in mine.groupby("sample_id")}
 
 
-def readable(clips: Iterable[Shown]) -> Iterator[tuple[Shown, np.ndarray]]:
+def readable(clips: Iterable[CaptionedClip]) -> Iterator[tuple[CaptionedClip, np.ndarray]]:
     """Each clip with its frames, uint8 (F, H, W, 3). One that cannot be decoded is named in a warning and left out."""
     for one in tqdm(list(clips), unit="clip", desc="decode", delay=2):
         try:
@@ -86,8 +83,10 @@ def readable(clips: Iterable[Shown]) -> Iterator[tuple[Shown, np.ndarray]]:
             logger.warning("%s is left out: %s", one.sample.sample_id, error)
 
 
-def _caption(one: Shown) -> str:
-    return " · ".join(part for part in (one.heading, one.sample.prompt, one.said) if part)
+def caption_of(one: CaptionedClip) -> str:
+    """Heading, prompt and outcome; a prompt that the captions' font cannot write is named by its id."""
+    prompt = one.sample.prompt if is_writable(one.sample.prompt) else one.sample.prompt_id
+    return " · ".join(part for part in (one.heading, prompt, one.outcome) if part)
 
 
 def _small(frames: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ torn clip must not hide the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,10 @@ import pandas as pd
 import pyarrow as pa
 from pandas.errors import UndefinedVariableError
 
-from data.manifest import MANIFEST, StoreError, read_manifest, sha256_of
+from data.labels import open_labels
+from data.manifest import MANIFEST, StoreError, read_manifest
 from data.records import Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
+from data.store import METADATA
 
 TABLES = {"labels.parquet": Label, "weighted.parquet": Weighted, "paired.parquet": Pair, "metadata.parquet": Sample}
 KINDS = {Label: "labels", Weighted: "weighted", Pair: "paired", Sample: "clip_set"}
@@ -37,7 +39,7 @@ NULLABLE = {
 
 
 class Finished(NamedTuple):
-    """What the manifest of a folder says."""
+    """Kind and facts from the manifest of a folder."""
 
     kind: str
     facts: dict[str, Any]
@@ -64,11 +66,11 @@ class View:
         """The first rows."""
         return replace(self, rows=self.rows.head(count))
 
-    def only(self, kept: pd.Series, said: str) -> View:
-        """The rows of a boolean mask, null counting as no. Raises ValueError with `said` where none is left."""
+    def only(self, kept: pd.Series, condition: str) -> View:
+        """The rows of a boolean mask, null counting as no. Raises ValueError naming `condition` where none is left."""
         rows = self.rows[kept.fillna(False).astype(bool)]
         if rows.empty:
-            raise ValueError(f"{self.folder}: none of {len(self.rows)} {self.noun} {said}")
+            raise ValueError(f"{self.folder}: none of {len(self.rows)} {self.noun} {condition}")
         return replace(self, rows=rows)
 
 
@@ -86,9 +88,13 @@ def open_view(folder: Path, clips: Path | None = None) -> View:
         raise StoreError(f"{folder}: a {found.kind!r}, which has no table of clips{there}")
     row_type = TABLES[name]
     clips = folder if row_type is Sample else clips or clips_of(folder)
-    rows: list[Any] = read_rows(folder / name, row_type)
-    samples = by_id(read_rows(clips / "metadata.parquet", Sample))
-    _check_same_clips(folder, found.facts, clips, samples, rows)
+    samples = by_id(read_rows(clips / METADATA, Sample))
+    rows: list[Any]
+    if row_type is Label:
+        rows = open_labels(folder, clips, list(samples.values())).labels
+    else:
+        rows = read_rows(folder / name, row_type)
+        _check_same_clips(folder, clips, samples, rows)
     table = frame(rows, row_type)
     if row_type is Pair:
         of_prompts = frame(samples.values(), Sample)[OF_THE_PROMPT].drop_duplicates("prompt_id")
@@ -106,7 +112,7 @@ def finished(folder: Path) -> Finished:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return Finished(document["kind"], document["facts"])
     except (OSError, ValueError, KeyError, TypeError):
-        read_manifest(folder, "labels")  # which says what is wrong
+        read_manifest(folder, "labels")  # raises with the reason
         raise
 
 
@@ -137,7 +143,7 @@ def where(view: View, condition: str) -> View:
     """Rows that meet a condition in the words of pandas.DataFrame.query: "category == 'roll' and p_accept < 0.3".
 
     A condition on verdicts holds for a clip when it holds for one of them. `reason` and `score` are the label's; those
-    of a verdict are verdict_reason and verdict_score. A comparison with null holds for nothing; column.isna() asks.
+    of a verdict are verdict_reason and verdict_score. A comparison with null is never true; column.isna() finds nulls.
     """
     table = view.rows.reset_index(names="row")
     if view.verdicts is not None:
@@ -181,7 +187,9 @@ def disagreeing(view: View, first: str, second: str) -> View:
         renamed = {column: f"{column}_{name}" for column in COMPARED}
         rows = rows.merge(other.rename(columns=renamed), on="sample_id", how="left")
     known = replace(view, rows=rows, compared=(first, second))
-    return known.only(rows[f"label_{first}"] != rows[f"label_{second}"], f"are told apart by {first} and {second}")
+    return known.only(
+        rows[f"label_{first}"] != rows[f"label_{second}"], f"are labelled differently by {first} and {second}"
+    )
 
 
 def sort(view: View, column: str) -> View:
@@ -195,27 +203,27 @@ def sort(view: View, column: str) -> View:
 # Clips to look at
 
 
-class Shown(NamedTuple):
-    """A clip with what stands below it."""
+class CaptionedClip(NamedTuple):
+    """A clip with the text below it."""
 
     sample: Sample
     path: Path  # its mp4
-    heading: str  # whose clip it is, in a table of pairs its side and margin too
-    said: str  # what was made of it: label and reason, weight, or nothing
+    heading: str  # the clip's id, in a table of pairs its side and margin too
+    outcome: str  # label and reason, or weight, or nothing
 
 
-def shown(view: View) -> Iterator[Shown]:
+def captioned_clips(view: View) -> Iterator[CaptionedClip]:
     """The clips of the rows in their order; of a pair the chosen one, then the rejected."""
     for row in view.rows.to_dict("records"):
         sides = ("chosen", "rejected") if view.kind == "paired" else ("sample_id",)
         for side in sides:
             sample = view.samples[row[side]]
             heading = sample.sample_id if side == "sample_id" else f"{sample.sample_id}, {side}"
-            yield Shown(sample, view.clips / sample.file_name, heading, said(view, row))
+            yield CaptionedClip(sample, view.clips / sample.file_name, heading, outcome(view, row))
 
 
-def said(view: View, row: dict[str, Any]) -> str:
-    """What a row says of its clip, in a line."""
+def outcome(view: View, row: Mapping[Any, Any]) -> str:
+    """A row's label and reason, or weight, or margin, in a line."""
     if view.kind == "paired":
         return f"margin {row['margin']:.3g}"
     if view.kind == "weighted":
@@ -230,18 +238,16 @@ def said(view: View, row: dict[str, Any]) -> str:
 
 def word(label: Any, p_accept: Any = None) -> str:
     """A label in a word, with its probability where there is one."""
-    told = "unlabelled" if pd.isna(label) else "accepted" if label else "rejected"
-    return told if pd.isna(p_accept) else f"{told} {p_accept:.2f}"
+    name = "unlabelled" if pd.isna(label) else "accepted" if label else "rejected"
+    return name if pd.isna(p_accept) else f"{name} {p_accept:.2f}"
 
 
 def _of_source(name: str, label: Any, p_accept: Any, reason: Any) -> str:
     return f"{name}: {word(label, p_accept)}" + ("" if pd.isna(reason) else f" ({reason})")
 
 
-def _check_same_clips(folder: Path, facts: dict, clips: Path, samples: dict[str, Sample], rows: list) -> None:
-    """Raises ValueError where labels or rows are of other clips than those of the clip set."""
-    if "clip_set" in facts and facts["clip_set"] != sha256_of(clips / MANIFEST):
-        raise ValueError(f"{folder}: labels of another clip set than {clips}; name theirs with --set")
+def _check_same_clips(folder: Path, clips: Path, samples: Mapping[str, Sample], rows: Sequence[Any]) -> None:
+    """Raises ValueError where rows are of other clips than those of the clip set."""
     used = {getattr(row, name) for row in rows for name in ("sample_id", "chosen", "rejected") if hasattr(row, name)}
     if foreign := sorted(used - samples.keys()):
         raise ValueError(f"{folder}: {len(foreign)} clips, such as {foreign[0]}, are not in {clips}")

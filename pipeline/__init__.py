@@ -1,1 +1,1 @@
-"""Online runs put together: what a recipe says, who judges, and who looks on; the loop itself is rl.online's."""
+"""What every stage stands on: params, their check, the resume state, and the parts that stages put together."""

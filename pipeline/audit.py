@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.configs import TABLETOP, AuditConfig
+from pipeline.configs import AuditConfig
 
 if TYPE_CHECKING:
-    from data.known import Known
+    from data.known import Known, World
     from data.prompts import Prompt
     from feedback.core.audit import Asking, Judged
     from feedback.core.source import Source
@@ -17,17 +17,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def world_of(config: AuditConfig) -> "World | None":
+    """The world that `audit.set` names: WORLD of the module `known` in a package folder; None for a clip set's folder.
+
+    A folder, since DVC waits for it and follows its content in both cases. Raises ValueError where it has no WORLD.
+    """
+    if not (Path(config.set) / "known.py").is_file():
+        return None
+    from data.doors import find
+
+    world: World = find(f"{'.'.join(Path(config.set).parts)}.known", {}, "audit.set", "WORLD")
+    return world
+
+
 def check_known(config: AuditConfig, prompts: "Sequence[Prompt]") -> None:
     """Raises ValueError saying what is needed where no clip's right verdict is known."""
-    from data.known import foreign
-
     needed = "a column reference in the prompt set and audit.set: a round's clips, such as runs/r1/samples"
-    if config.set == TABLETOP and (texts := foreign(prompts)):
+    world = world_of(config)
+    if world is not None and (texts := world.unknown_prompts(prompts)):
         raise ValueError(
-            f"audit.set is {TABLETOP}, but {len(texts)} of {len(prompts)} prompts are none of its captions, such as "
+            f"audit.set is {config.set}, but {len(texts)} of {len(prompts)} prompts are none of its captions, such as "
             f"{texts[0]!r}. To audit a judge on these prompts takes {needed}. To audit none: audit.sources: []"
         )
-    if config.set != TABLETOP and not any(prompt.reference for prompt in prompts):
+    if world is None and not any(prompt.reference for prompt in prompts):
         raise ValueError(
             f"audit.set is {config.set}, but none of {len(prompts)} prompts has a reference clip to compare its clips "
             f"with. It takes {needed}. To audit none: audit.sources: []"
@@ -38,16 +50,16 @@ Found = tuple["Known", "Judged", dict[str, Any]]
 
 
 def by_renderer(
-    asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, fps: float
+    asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, world: "World", fps: float
 ) -> Found:
-    from data.known import FULFILLED, rendered_clips
+    """The judge's labels of the world's clips, and how far they agree with its truth."""
+    from data.known import FULFILLED
     from evaluation.accuracy import against_truth
 
-    known = rendered_clips(asking.out / "samples", prompts, config.clips, config.seed, fps)
+    known = world.known_clips(asking.out / "samples", prompts, config.clips, config.seed, fps)
     judged = asking.judge(known.clip_set, source, "labels", config.votes)
     figures = against_truth(judged.samples, judged.labels, known.made, FULFILLED, config.draws, config.seed)
-    truth = "the renderer's: half of the clips fulfil their prompt, a quarter is botched, a quarter shows another event"
-    return known, judged, figures | {"truth": truth}
+    return known, judged, figures | {"truth": world.truth}
 
 
 def by_references(
@@ -102,14 +114,14 @@ def beside_people(
     from dataclasses import replace
 
     from data.store import ClipSet
-    from evaluation.accuracy import agreement
+    from evaluation.agreement import cohen_of_labels
     from feedback.core.audit import rated
     from feedback.core.kinds import make_source
 
     if config.human is None or people is None:
         notes["human"] = "audit.human is null"
         return None
-    clips, name = ClipSet.open(Path(config.human["set"])), config.human["source"]
+    clips, name = ClipSet.open(Path(config.human.set)), config.human.source
     labels = rated(make_source(name, people), clips)
     if not labels:
         rate = f"vfrl rate --set {clips.folder} --source {name} --rater NAME"
@@ -117,11 +129,11 @@ def beside_people(
         logger.warning(notes["human"])
         return None
     both = replace(clips, samples=[clips.by_id[label.sample_id] for label in labels])
-    return agreement(asking.judge(both, source, "rated").labels, labels)
+    return cohen_of_labels(asking.judge(both, source, "rated").labels, labels)
 
 
 def write_rows(path: Path, known: "Known", judged: "Judged") -> None:
-    """A line for each known-answer clip: what it is and what the judge said."""
+    """A line for each known-answer clip: what it is, and the judge's label."""
     rows = [
         {"sample_id": one.sample_id, "made": known.made[one.sample_id], "label": one.label, "p_accept": one.p_accept}
         for one in judged.labels

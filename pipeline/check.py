@@ -1,11 +1,12 @@
-"""Whether all of params.yaml can be read, before anything is made from a part of it."""
+"""All of params.yaml is checked before anything is computed from a part of it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.doors import find
 from data.prompts import Prompt, extended, load_prompts
-from feedback.core.kinds import KINDS, read_block
+from feedback.core.kinds import read_block, resolve
 from generators.core.load import FAMILIES
 from generators.core.rollout import Sampling, VideoSize
 from pipeline.audit import check_known
@@ -22,13 +23,15 @@ from pipeline.configs import (
     ReportConfig,
     SelectConfig,
     build_config,
+    train_config,
 )
-from pipeline.graph import trained_policies, validate_graph
-from pipeline.online import members_of
-from pipeline.params import ParamsError, block, load_params, section
+from pipeline.graph import needed_sources, trained_policies, validate_graph
+from pipeline.online import check_references, members_of
+from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
+from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
-from rl.training.config import TrainConfig, configure
+from rl.training.config import TrainConfig
 
 SECTIONS = {
     "generator": GeneratorConfig,
@@ -48,12 +51,14 @@ SECTIONS = {
 
 
 def check_params() -> None:
-    """Raises ParamsError or ValueError where a later stage would, so that a typo does not cost the clips before it."""
+    """Raises ParamsError or ValueError where a later stage would: a typo must not cost the clips before it."""
+    check_outputs(Path())
     for name, cls in SECTIONS.items():
         section(name, cls)
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
     params = load_params()
-    validate_graph(params, FAMILIES, KINDS, OBJECTIVES)
+    validate_graph(params, OBJECTIVES)
+    find(params["generator"]["family"], FAMILIES, "generator.family", "load")
     _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
     _check_sources(params, [prompt.prompt for prompt in prompts])
@@ -62,7 +67,7 @@ def check_params() -> None:
     _check_online(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
-        config = configure(OBJECTIVES[objective], block("train.common") | block(f"train.{objective}"))
+        config = train_config(OBJECTIVES[objective])
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
@@ -75,7 +80,8 @@ def _check_online(params: Mapping[str, Any]) -> None:
         entry = section(f"online.policies.{name}", OnlineEntry)
         try:
             recipe = load_recipe(entry.recipe, entry.changes)
-            members_of(entry.judge, sources)
+            members_of(entry.judge, {entry.judge: resolve(entry.judge, sources)})
+            check_references(entry.references)
         except (ParamsError, ValueError) as error:
             raise ParamsError(f"online.policies.{name}: {error}") from error
         if recipe.engine.full and params["generator"]["dtype"] != "float32":
@@ -92,18 +98,19 @@ def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt])
 
 
 def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainConfig) -> None:
-    """Whether the policies of this objective that stage select is to look at are kept more often than at their end."""
+    """Policies of this objective that stage select chooses from need more than one checkpoint."""
     trained = trained_policies(params)
     for name in set(params["select"]["policies"]) & trained.keys():
         if trained[name]["objective"] == objective and config.checkpoint_every >= config.steps:
             raise ParamsError(
-                f"select.policies: {name} is trained for {config.steps} steps and kept every {config.checkpoint_every},"
-                f" so there is nothing to choose from; lower checkpoint_every in train.{objective} or train.common"
+                f"select.policies: {name} is trained for {config.steps} steps with a checkpoint every"
+                f" {config.checkpoint_every}, so there is only one; lower checkpoint_every in train.{objective} or"
+                " train.common"
             )
 
 
 def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
-    """Whether every prompt gets as many clips as are chosen from."""
+    """top_k and best_of choose from the clips that each prompt has."""
     top_k, best_of = evaluate.top_k, evaluate.best_of
     wanted = {"top_k.k": top_k.k if top_k else None, "best_of.n": best_of.n if best_of else None}
     for key, clips in wanted.items():
@@ -115,7 +122,7 @@ def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
 
 
 def _check_build(own: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
-    """What section `build` says of every source."""
+    """Section `build` for every source."""
     for name in own:
         if name not in sources:
             raise ParamsError(f"build.sources.{name}: no such source; feedback.sources has {', '.join(sources)}")
@@ -124,17 +131,15 @@ def _check_build(own: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
 
 
 def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
-    """Every source's block, and whether those that this run asks can judge these prompts."""
-    asked = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
-    asked |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
-    asked |= set(params["audit"]["sources"])
-    for name, given in params["feedback"]["sources"].items():
-        _check_source(name, given, prompts if name in asked else None)
+    """Every source's block, and whether the needed ones can judge these prompts."""
+    needed, sources = needed_sources(params), params["feedback"]["sources"]
+    for name in sources:
+        _check_source(name, resolve(name, sources), prompts if name in needed else None)
 
 
 def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
-    """Whether the sources to audit and the people beside them are there, and some clips' right verdict is known."""
-    people = config.human["source"] if config.human else None
+    """The audited sources and the people beside them exist, and the right verdict of some clips is known."""
+    people = config.human.source if config.human else None
     for key, name in [*(("sources", name) for name in config.sources), *([("human.source", people)] if people else [])]:
         if name not in sources:
             raise ParamsError(f"audit.{key}: {name!r} is unknown; known are {', '.join(sources)}")
@@ -145,10 +150,7 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
 
 
 def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
-    """Check a source's block and those within it, such as a panel's members.
-
-    prompts: the texts that it is to judge; None where the run does not use it.
-    """
+    """A source's block and, of a panel, its members'. prompts: what it judges; None where it is not needed."""
     read = read_block(name, given)
     if prompts is not None and read.kind.check_prompts:
         read.kind.check_prompts(prompts)

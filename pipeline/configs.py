@@ -1,76 +1,108 @@
 """The sections of params.yaml as frozen dataclasses, but for those that a library defines itself."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, ConfigError, Count, NotNegative, Positive, Probability
 from evaluation.selection import BestOf, TopK
-from pipeline.params import block, read_section
+from pipeline.params import PARAMS, ParamsError, block, read_section
 
-TABLETOP = "tabletop"  # `audit.set` and `references`: its renderer's clips and truth
-REFERENCES = (TABLETOP, "prompts")
+if TYPE_CHECKING:  # torch takes seconds to import
+    from rl.objectives import Objective
+    from rl.training.config import TrainConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class GeneratorConfig:
-    """Section `generator`, which several stages read; the arguments of generators.load_generator."""
+    """Section `generator`, which several stages read: the arguments of generators.core.load.load_generator."""
 
     family: str
     path: str
     revision: str | None
-    dtype: str
-    max_prompt_tokens: int
+    dtype: Literal["float32", "bfloat16"]
+    max_prompt_tokens: Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PromptsConfig:
     """Section `prompts`."""
 
     path: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class RoundEntry:
+    """An entry of `rounds`: a clip set."""
+
+    policy: str  # that samples it
+
+
+@dataclass(frozen=True, config=STRICT)
+class PolicyEntry:
+    """An entry of `policies`: what is trained on a round."""
+
+    start: str  # a policy
+    round: str
+    objective: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class ComparedEntry(PolicyEntry):
+    """An entry of `comparison.policies`: the same on another source's labels."""
+
+    source: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class LabelConfig:
     """Section `label`."""
 
-    batch_size: int  # clips read, judged and committed together
-    votes: int  # independent askings of every clip
-    max_failed: float  # part of the clips of which no reply need be had
-    min_audited_accuracy: float | None = None  # below it, of the source's audit, there is a warning
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "votes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("max_failed", "min_audited_accuracy"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, expected a part between 0 and 1")
+    batch_size: Count  # clips read, judged and committed together
+    votes: Count  # independent askings of every clip
+    max_failed: Probability  # share of the clips that may lack a reply
+    min_audited_accuracy: Probability | None = None  # below it, in the source's audit, there is a warning
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class HumanSet:
+    """Section `audit.human`: clips that people have rated."""
+
+    set: str  # folder of a clip set
+    source: str  # of kind human
+
+
+@dataclass(frozen=True, config=STRICT)
 class AuditConfig:
     """Section `audit`."""
 
     sources: tuple[str, ...]  # dvc.yaml makes a stage of each
-    set: str  # TABLETOP, or the folder of a clip set of the base policy
-    clips: int
-    votes: int
-    frames: int | None
-    human: dict | None  # set: folder of a clip set, source: of kind human
-    draws: int
+    set: str  # the package folder of a world (pipeline.audit.world_of), or the folder of the base policy's clips
+    clips: Count
+    votes: Count
+    frames: Count | None
+    human: HumanSet | None
+    draws: Count
     seed: int
 
-    def __post_init__(self) -> None:
-        for name in ("clips", "votes", "draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.frames is not None and self.frames < 1:
-            raise ValueError(f"frames is {self.frames}, expected at least 1, or null")
-        if self.human is not None and self.human.keys() != {"set", "source"}:
-            raise ValueError(f"human is {self.human}, expected null or {{set: folder of clips, source: of kind human}}")
+
+@dataclass(frozen=True, config=STRICT)
+class BuildConfig:
+    """Section `build`; params.yaml says what each key means."""
+
+    reward: Literal["label", "p_accept", "score"]
+    scale: Positive
+    shift: NotNegative
+    pairs: Literal["all", "balanced", "margin", "quantile"]
+    pairs_per_prompt: Count
+    min_margin: NotNegative
+    seed: int
+    quantile: float = Field(default=0.5, gt=0, le=0.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SelectConfig:
     """Section `select`; `policies` is read by dvc.yaml, `generate` by stages.generate."""
 
@@ -85,7 +117,7 @@ class SelectConfig:
         candidates_of(self.keep, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ExtendConfig:
     """An entry of section `extend`; `policy` is read by dvc.yaml."""
 
@@ -94,7 +126,7 @@ class ExtendConfig:
     template: str  # around it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
     """Section `evaluate`; `generate` is read by stages.generate."""
 
@@ -103,94 +135,77 @@ class EvaluateConfig:
     top_k: TopK | None
     best_of: BestOf | None
     generate: dict[str, Any]
-    draws: int
+    draws: Count
     seed: int
 
     def __post_init__(self) -> None:
-        asked = {
+        ranked_by = {
             "top_k.by": self.top_k.by if self.top_k else None,
             "best_of.judge": self.best_of.judge if self.best_of else None,
         }
-        for key, judge in asked.items():
+        for key, judge in ranked_by.items():
             if judge is not None and judge not in self.judges:
                 raise ValueError(f"{key} is {judge!r}, expected one of evaluate.judges: {', '.join(self.judges)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ReportConfig:
     """Section `report`."""
 
-    samples_per_prompt: int | None  # clips of each prompt and policy in the gallery; null for all
-
-    def __post_init__(self) -> None:
-        if self.samples_per_prompt is not None and self.samples_per_prompt < 1:
-            raise ValueError(f"report.samples_per_prompt: {self.samples_per_prompt}, expected at least 1, or null")
+    samples_per_prompt: Count | None  # clips of each prompt and policy in the gallery; null: all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class OnlineEntry:
-    """One of `online.policies`."""
+    """An entry of `online.policies`."""
 
     start: str  # a policy
     recipe: str  # a name in configs/recipes/
     judge: str  # a source that torch can differentiate, or a panel of such
-    held_out: str  # a source of any kind, which looks on
+    held_out: str  # a source of any kind that judges samples between updates
     split: str = "train"  # of the prompts
-    references: str | None = None  # of real clips: tabletop | prompts, their column; null: there are none
-    overlay: str | None = None  # a YAML of marks that are laid over what the judge sees
-    changes: dict = field(default_factory=dict)  # by the recipe's section and key, over its values
-
-    def __post_init__(self) -> None:
-        if self.references not in (None, *REFERENCES):
-            raise ValueError(f"references is {self.references!r}; known are {', '.join(REFERENCES)}, or null")
+    references: str | None = None  # real clips: a name in pipeline.online.REFERENCES or a dotted path; null: none
+    overlay: str | None = None  # YAML of marks, drawn over what the judge sees
+    changes: dict[str, Any] = Field(default_factory=dict)  # by the recipe's section and key, over its values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CheckConfig:
-    """The clips that the judges look at between updates, the same prompts and noise each time."""
+    """Section `online.check`: clips that the judges see between updates, the same prompts and noise each time."""
 
-    prompts: int | None  # of those that are trained on, evenly spread over them, at most; null: all
-    samples_per_prompt: int
-    batch_size: int  # clips per forward
+    prompts: Count | None  # at most so many of the train prompts, evenly spread over them; null: all
+    samples_per_prompt: Count
+    batch_size: Count  # clips per forward
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PromptConfig:
-    """Section `online.prompt`: what the command line leaves open."""
+    """Section `online.prompt`: the defaults of `vfrl online`."""
 
     recipe: str
     judge: str
     held_out: str
     check: CheckConfig
-    changes: dict = field(default_factory=dict)
+    changes: dict[str, Any] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class BuildConfig:
-    """Section `build`; params.yaml says what each key means."""
-
-    reward: str
-    scale: float
-    shift: float
-    pairs: str
-    pairs_per_prompt: int
-    min_margin: float
-    seed: int
-    quantile: float = 0.5
-
-    def __post_init__(self) -> None:
-        from rl.pairing import check_pairing
-        from rl.rewards import check_reward, check_shaping
-
-        check_reward(self.reward)
-        check_shaping(self.scale, self.shift)
-        check_pairing(self.pairs, self.pairs_per_prompt, self.min_margin, self.quantile)
+NAME = re.compile(r"[a-z0-9_-]+")  # of a round, policy or source: it names folders
 
 
 def build_config(source: str) -> BuildConfig:
-    """What section `build` says of labels of this source: its own keys under `build.sources` come first."""
+    """Section `build` for labels of this source: its own keys under `build.sources` override the common ones."""
     given = block("build")
     common = {key: value for key, value in given.items() if key != "sources"}
     own = (given.get("sources") or {}).get(source) or {}
     return read_section(common | own, BuildConfig, f"build.sources.{source}" if own else "build")
+
+
+def train_config(objective: "Objective") -> "TrainConfig":
+    """Section `train.<objective>` over `train.common`. Raises ParamsError naming section, key, value and known keys."""
+    from rl.training.config import configure
+
+    try:
+        return configure(objective, block("train.common") | block(f"train.{objective.name}"))
+    except ConfigError as error:
+        raise ParamsError(f"{PARAMS}: {error}") from error

@@ -1,4 +1,4 @@
-"""What labelling would take and cost, before anything is asked."""
+"""Calls, tokens and dollars that labelling takes, before any call."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from feedback.core.kinds import make_source, read_block
 from feedback.core.label import requests_for, spread
 from feedback.core.source import Request
 from feedback.network.api import ApiSource
-from feedback.network.price import Estimate
+from feedback.network.price import CostEstimate
 from pipeline.configs import PromptsConfig
 from pipeline.params import section
 
@@ -42,7 +42,7 @@ def dry_run_report(
 def forecast(name: str, block: Mapping[str, Any], requests: Sequence[Request]) -> str:
     """A line for each source that `feedback.sources.<name>` asks, for clips that are there."""
 
-    def estimate(source: ApiSource, votes: int) -> Estimate:
+    def estimate(source: ApiSource, votes: int) -> CostEstimate:
         return source.estimate(replace(request, votes=votes) for request in requests)
 
     return _lines(name, block, len(requests), requests[0].votes if requests else 1, estimate)
@@ -51,7 +51,7 @@ def forecast(name: str, block: Mapping[str, Any], requests: Sequence[Request]) -
 def forecast_like(name: str, block: Mapping[str, Any], sample: Sample, votes: int, count: int) -> str:
     """The same for `count` clips like this one, which need not exist, none of them answered yet."""
 
-    def estimate(source: ApiSource, votes: int) -> Estimate:
+    def estimate(source: ApiSource, votes: int) -> CostEstimate:
         return source.estimate_for(sample, votes, count)
 
     return _lines(name, block, count, votes, estimate)
@@ -82,9 +82,9 @@ def assumed_sample(shape: str, prompts: Sequence[Prompt]) -> Sample:
 
 
 def _lines(
-    name: str, block: Mapping[str, Any], clips: int, votes: int, estimate: Callable[[ApiSource, int], Estimate]
+    name: str, block: Mapping[str, Any], clips: int, votes: int, estimate: Callable[[ApiSource, int], CostEstimate]
 ) -> str:
-    if members := block.get("members"):  # a panel says itself how often its members are asked
+    if members := block.get("members"):  # a panel has its own number of votes
         votes = block.get("votes", 1)
         return "\n".join(_lines(f"{name}.members.{key}", one, clips, votes, estimate) for key, one in members.items())
     if not read_block(name, block).kind.network:

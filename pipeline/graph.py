@@ -1,37 +1,29 @@
 """Whether the rounds, policies, sources, selection and evaluation of params.yaml make a graph."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from data.config import ConfigError, read_config
+from pipeline.configs import NAME, ComparedEntry, ExtendConfig, OnlineEntry, PolicyEntry, RoundEntry
 from pipeline.params import ParamsError
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
-SELECTED = "-selected"  # ends the name of a policy that stage select makes of another's checkpoint
+SELECTED = "-selected"  # suffix of a policy that stage select makes from a checkpoint
 TAKEN = ("audit", "policies", "eval", "evaluation", "select")  # folders under runs/ that are no round's
-ROUND = ("policy",)
-POLICY = ("start", "round", "objective")
-COMPARED = (*POLICY, "source")
-EXTENDED = ("policy", "prompts", "template")
-ONLINE = ("start", "recipe", "judge", "held_out")
-ONLINE_MORE = ("split", "references", "overlay", "changes")  # which have a default, see pipeline.online.OnlineEntry
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 
-def validate_graph(
-    params: Mapping[str, Any], families: Collection[str], kinds: Collection[str], objectives: Collection[str]
-) -> None:
+def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> None:
     """Raises ParamsError listing everything in params.yaml that does not fit together.
 
-    families, kinds, objectives: the generator families, kinds of source and objectives that the libraries know.
+    objectives: the names that `objective` may have.
     """
     problems = list(_entry_problems(params))
     if not problems:
         problems = [
             *_name_problems(params),
-            *_unknown("generator.family", params["generator"]["family"], families),
-            *_source_problems(params, kinds),
+            *_source_problems(params),
             *_round_problems(params),
             *_policy_problems(params, objectives),
             *_online_problems(params),
@@ -42,6 +34,15 @@ def validate_graph(
         ]
     if problems:
         raise ParamsError("\n  ".join(["params.yaml does not fit together:", *problems]))
+
+
+def needed_sources(params: Mapping[str, Any]) -> set[str]:
+    """The sources that a run of these params uses: for labels, comparison, evaluation, selection, audit and online."""
+    needed = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
+    needed |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
+    needed |= set(params["audit"]["sources"])
+    needed |= {entry[key] for entry in params["online"]["policies"].values() for key in ("judge", "held_out")}
+    return needed
 
 
 def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -55,7 +56,7 @@ def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
-    """The policies that stage select makes, by name, each with the one that it is a checkpoint of."""
+    """The policies that stage select makes, by name, each with the policy whose checkpoint it is."""
     return {f"{name}{SELECTED}": name for name in params["select"]["policies"]}
 
 
@@ -64,21 +65,19 @@ def _all_policies(params: Mapping[str, Any]) -> list[str]:
 
 
 def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    groups = (
-        ("rounds", params["rounds"], ROUND, ()),
-        ("policies", params["policies"], POLICY, ()),
-        ("comparison.policies", params["comparison"]["policies"], COMPARED, ()),
-        ("online.policies", params["online"]["policies"], ONLINE, ONLINE_MORE),
-        ("extend", params["extend"], EXTENDED, ()),
+    groups: tuple[tuple[str, dict[str, Any], type], ...] = (
+        ("rounds", params["rounds"], RoundEntry),
+        ("policies", params["policies"], PolicyEntry),
+        ("comparison.policies", params["comparison"]["policies"], ComparedEntry),
+        ("online.policies", params["online"]["policies"], OnlineEntry),
+        ("extend", params["extend"], ExtendConfig),
     )
-    for group, entries, keys, more in groups:
+    for group, entries, cls in groups:
         for name, entry in entries.items():
-            given = entry if isinstance(entry, dict) else {}
-            for key in given.keys() - {*keys, *more}:
-                yield f"{group}.{name}.{key} ({given[key]!r}) is unknown; known keys are {', '.join([*keys, *more])}"
-            for key in keys:
-                if not isinstance(given.get(key), str):
-                    yield f"{group}.{name}.{key} is {given.get(key)!r}, expected a name; keys are {', '.join(keys)}"
+            try:
+                read_config(cls, entry, f"{group}.{name}")
+            except ConfigError as error:
+                yield str(error)
 
 
 def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
@@ -95,25 +94,24 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
     }
     for group, names in groups.items():
         for name in names:
-            if not re.fullmatch(r"[a-z0-9_-]+", str(name)):
+            if not NAME.fullmatch(str(name)):
                 yield f"{group}.{name}: a name is made of a-z, 0-9, - and _"
     if any(BASE in policies for policies in named.values()):
-        yield f"policies.{BASE}: this name is the untrained generator's"
+        yield f"policies.{BASE}: this name belongs to the untrained generator"
     for name in TAKEN:
         if name in params["rounds"]:
-            yield f"rounds.{name}: runs/{name}/ is no round's; taken are {', '.join(TAKEN)}"
+            yield f"rounds.{name}: runs/{name}/ is used otherwise; a round may not be named {', '.join(TAKEN)}"
     for one, other in combinations(named, 2):
         for name in sorted(named[one].keys() & named[other].keys()):
-            yield f"{name} stands in {one} and in {other}; one of the two needs another name"
+            yield f"{name} is a name in {one} and in {other}; rename one"
 
 
-def _source_problems(params: Mapping[str, Any], kinds: Collection[str]) -> Iterator[str]:
+def _source_problems(params: Mapping[str, Any]) -> Iterator[str]:
     sources = params["feedback"]["sources"]
     yield from _unknown("feedback.source", params["feedback"]["source"], sources)
     for name, source in sources.items():
-        kind = (source or {}).get("kind")
-        if not isinstance(kind, str) or "." not in kind:  # else a user's own, which is imported when its block is read
-            yield from _unknown(f"feedback.sources.{name}.kind", kind, kinds)
+        if not isinstance(source, dict):
+            yield f"feedback.sources.{name} is {source!r}, expected a section with the key kind"
     for name in params["comparison"]["sources"]:
         yield from _unknown("comparison.sources", name, sources)
 
@@ -135,7 +133,7 @@ def _policy_problems(params: Mapping[str, Any], objectives: Collection[str]) -> 
         yield from _unknown(f"{where}.start", entry["start"], _all_policies(params))
         maker = rounds.get(entry["round"], {}).get("policy", entry["start"])
         if entry["start"] != maker:
-            yield f"{where}.start is {entry['start']}, but {maker} made its round {entry['round']}: start from {maker}"
+            yield f"{where}.start is {entry['start']}, but {maker} samples {entry['round']}: start from {maker}"
         if compared:
             yield from _unknown(f"{where}.source", entry["source"], comparison["sources"])
 
@@ -156,16 +154,16 @@ def _selection_problems(params: Mapping[str, Any]) -> Iterator[str]:
     for name in select["policies"]:
         yield from _unknown("select.policies", name, trained)
     for name in sorted(selected_policies(params).keys() & trained.keys()):
-        yield f"{name} stands in policies, but is the name that select gives to a checkpoint; rename it"
+        yield f"policies.{name}: select gives this name to a checkpoint; rename the policy"
     for name in select["judges"]:
         yield from _unknown("select.judges", name, params["feedback"]["sources"])
         if name in POINT:
-            yield f"select.judges: {name} is a name that the curve has for something else; rename this source"
+            yield f"select.judges: {name} is also a column of the curve; rename the source"
     if select["policies"] and not select["judges"]:
         yield "select.judges is empty; the first of them chooses the checkpoint"
     for key in ("policies", "judges"):
         for twice in sorted({name for name in select[key] if select[key].count(name) > 1}):
-            yield f"select.{key}: {twice} stands there twice"
+            yield f"select.{key}: {twice} is listed twice"
 
 
 def _extension_problems(params: Mapping[str, Any]) -> Iterator[str]:
@@ -173,11 +171,11 @@ def _extension_problems(params: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in params["extend"].items():
         yield from _unknown(f"extend.{name}.policy", entry["policy"], known)
         if name in known:
-            yield f"extend.{name}: there is a policy of this name already; rename one"
+            yield f"extend.{name}: a policy has this name; rename one"
 
 
 def _cycle_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    """Each cycle once: a policy comes after the one that made its round, an online one after its start."""
+    """Each cycle once: a policy comes after the one that sampled its round, an online one after its start."""
     selected, rounds = selected_policies(params), params["rounds"]
     made_by = {name: rounds.get(entry["round"], {}).get("policy") for name, entry in trained_policies(params).items()}
     made_by |= {name: entry["start"] for name, entry in online_policies(params).items()}
@@ -198,7 +196,7 @@ def _cycle_problems(params: Mapping[str, Any]) -> Iterator[str]:
 def _comes_after(name: str, other: str | None, params: Mapping[str, Any]) -> str:
     if name in online_policies(params):
         return f"{name} starts from {other}"
-    return f"{name} is trained on {trained_policies(params)[name]['round']}, which {other} makes"
+    return f"{name} is trained on {trained_policies(params)[name]['round']}, which {other} samples"
 
 
 def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
@@ -211,7 +209,7 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
         yield f"evaluate.policies lacks {BASE}, which every policy is compared with"
     stages = [f"{policy}-{judge}" for policy in evaluate["policies"] for judge in evaluate["judges"]]
     for twice in sorted({stage for stage in stages if stages.count(stage) > 1}):
-        yield f"evaluate: {twice} would name two stages; list each policy and judge once, or rename one"
+        yield f"evaluate: two stages would be named {twice}; list each policy and judge once, or rename one"
 
 
 def _unknown(where: str, name: Any, known: Collection[str]) -> Iterator[str]:

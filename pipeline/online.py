@@ -1,4 +1,4 @@
-"""An online run from its order: prompts, their questions, the judges, and who looks on."""
+"""An online run: its prompts, their questions, the judges, and the check between updates."""
 
 import logging
 import shutil
@@ -8,34 +8,45 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.doors import find
 from data.prompts import Prompt
-from pipeline.configs import TABLETOP, CheckConfig
-from pipeline.recipe import Recipe
+from pipeline.configs import CheckConfig
+from pipeline.recipes import JudgeSettings, Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
+    from data.records import Label, Sample
+    from data.store import ClipSet
+    from feedback.core.source import Source
     from feedback.differentiable.asks import Ask
-    from feedback.differentiable.overlay import Overlay
+    from feedback.differentiable.augment import Augmentation
+    from feedback.differentiable.overlay import Overlay, RenderedOverlay
+    from feedback.questions import Writing
     from feedback.questions.references import RealClip
     from generators.core.generator import Generator
-    from generators.core.rollout import VideoSize
-    from rl.online.guards import Point
+    from generators.core.rollout import Sampling, VideoSize
+    from rl.online.guards import CurvePoint
     from rl.online.judging import Judge, WeightedJudge
-    from rl.online.trainer import Conditions, OnlineReport
+    from rl.online.trainer import Conditions
+    from rl.training.run import TrainReport
 
 logger = logging.getLogger(__name__)
 
 ASKS, OVERLAY = "asks.jsonl", "overlay.png"  # in the policy's folder
-CLIP_SET = "online"  # name of the clip sets that judges look at between updates
+CLIP_SET = "online"  # name of the clip sets that the check samples
+REFERENCES = {  # `references` -> the module whose real_clips(prompts, frames, fps) finds them
+    "tabletop": "tabletop.references",
+    "prompts": "feedback.questions.references",
+}
 
 
 class Job(NamedTuple):
-    """An online run as it was ordered."""
+    """All that an online run is made from, but for its start."""
 
     recipe: Recipe
     prompts: Sequence[Prompt]
-    asks: "Mapping[str, tuple[Ask, ...]] | None"  # by prompt_id; null: the recipe's writer writes them
+    asks: "Mapping[str, tuple[Ask, ...]] | None"  # by prompt_id; None: the recipe's writer writes them
     references: str | None
     overlay: "Overlay | None"
     judge: str
@@ -45,106 +56,129 @@ class Job(NamedTuple):
     size: "VideoSize"
 
 
-class Asked(NamedTuple):
-    """The judges of a run, and the prompts that they can be asked about."""
+class Judges(NamedTuple):
+    """The judges that a run trains on."""
 
-    judges: "list[WeightedJudge]"
-    looking: "list[WeightedJudge]"  # the same without augmentation
-    asks: "dict[str, tuple[Ask, ...]]"  # none for a metric
-    prompts: list[Prompt]
+    training: "list[WeightedJudge]"  # of augmented frames
+    plain: "list[WeightedJudge]"  # the same without augmentation, for the check
 
 
 def run(
     job: Job, load: "Callable[[], Generator]", start: Path, work: Path, out: Path, device: "torch.device"
-) -> "OnlineReport":
-    """Train a policy from `start` on what the job's judges answer, and publish it as `out`.
+) -> "TrainReport":
+    """Train a policy from `start` on the answers of the job's judges, and publish it as `out`.
 
     load: the generator, which is trained. work: resume state.
-    Under torchrun each process takes a part of every update's clips, and of those that are looked at between updates.
+    Under torchrun each process takes a part of every update's clips, and of those of the check between updates.
     """
     from cluster import devices
+    from feedback.core.kinds import make_source
+    from feedback.differentiable.overlay import render
+    from feedback.differentiable.vlm import load_judge
     from generators.core.decoding import decode_frames
     from rl.online.trainer import train_online
 
     devices.join_group(device)
-    asked = prepare_judges(job, device)
-    generator = shifted(load(), job.recipe)
-    conditions = conditions_of(generator, asked.prompts, job.size)
-    check = LookOn(job, generator, asked, work / "looks", device) if job.recipe.engine.held_out_every else None
-    origin = {"recipe": asdict_of(job.recipe), "judge": job.judge, "held_out": job.held_out}
-    decode = partial(decode_frames, generator, decoding=job.recipe.decoding)
-    add = partial(keep_what_was_asked, job, asked)
+    recipe, size, blocks = job.recipe, job.size, members_of(job.judge, job.sources)
+    # 1. The judges, and each prompt's questions to them
+    overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
+    asks: dict[str, tuple[Ask, ...]] = {}
+    prompts = list(job.prompts)
+    if recipe.questions is None:
+        judges = metric_judges(blocks, prompts, recipe.augment, str(device))
+    else:
+        loaded = {name: load_judge(name, block, str(device)) for name, block in blocks.items()}
+        asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, str(device)))
+        real: Mapping[str, RealClip] = {}
+        if recipe.questions.explanation or recipe.questions.with_reference:
+            real = real_clips(prompts, job.references, recipe.judge, size)
+            first = next(iter(blocks))
+            asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
+        judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size)
+        prompts = [prompt for prompt in prompts if prompt.prompt_id in asks]
+    # 2. The generator, and the check of its samples between updates
+    generator = with_recipe_shift(load(), recipe)
+    check = None
+    if recipe.engine.held_out_every:
+        held_out = make_source(job.held_out, job.sources[job.held_out], str(device))
+        chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
+        check = HeldOutCheck(generator, judges.plain, held_out, chosen, size, sampling, work / "looks")
+    # 3. The run
+    origin = {"recipe": asdict_of(recipe), "judge": job.judge, "held_out": job.held_out}
+    decode = partial(decode_frames, generator, decoding=recipe.decoding)
+    add = partial(keep_inputs, asks, overlay)
+    conditions = conditions_of(generator, prompts, size)
     return train_online(
-        generator, conditions, asked.judges, decode, job.recipe.engine, start, work, out, origin, check, add
+        generator, conditions, judges.training, decode, recipe.engine, start, work, out, origin, check, add
     )
 
 
-def prepare_judges(job: Job, device: "torch.device") -> Asked:
-    """The judges with their questions. Raises ValueError naming what does not fit."""
-    blocks = members_of(job.judge, job.sources)
-    if job.recipe.questions is None:
-        return _metrics(job, blocks, str(device))
-    return _vlms(job, blocks, str(device))
+# Judges
 
 
-def _metrics(job: Job, blocks: Mapping[str, Any], device: str) -> Asked:
-    """Metrics in the judges' place, which are asked nothing."""
+def metric_judges(blocks: Mapping[str, Any], prompts: Sequence[Prompt], augment: "Augmentation", device: str) -> Judges:
+    """Metrics as judges, without questions."""
     from feedback.differentiable.augment import Augmentation
     from feedback.differentiable.metric import MetricJudge, load_metric
 
-    texts = {prompt.prompt_id: prompt.prompt for prompt in job.prompts}
+    texts = {prompt.prompt_id: prompt.prompt for prompt in prompts}
     loaded = {name: load_metric(name, block, device) for name, block in blocks.items()}
-    training, looking = (
-        _weighted([MetricJudge(name, metric, texts, augment) for name, metric in loaded.items()])
-        for augment in (job.recipe.augment, Augmentation())
+    training, plain = (
+        _weighted([MetricJudge(name, metric, texts, one) for name, metric in loaded.items()])
+        for one in (augment, Augmentation())
     )
-    return Asked(training, looking, {}, list(job.prompts))
+    return Judges(training, plain)
 
 
-def _vlms(job: Job, blocks: Mapping[str, Any], device: str) -> Asked:
-    """VLMs with the questions that are written for each prompt, and answered about its real clip where there is one."""
-    from cluster import devices
+def vlm_judges(
+    loaded: Mapping[str, Any],
+    blocks: Mapping[str, Any],
+    asks: "Mapping[str, tuple[Ask, ...]]",
+    real: "Mapping[str, RealClip]",
+    overlay: "RenderedOverlay | None",
+    recipe: Recipe,
+    size: "VideoSize",
+) -> Judges:
+    """VLMs as judges. loaded, blocks: by name. asks, real: each prompt's questions and real clip, by prompt_id."""
     from feedback.differentiable.augment import Augmentation
-    from feedback.differentiable.overlay import render
-    from feedback.differentiable.vlm import Clip, VlmJudge, load_judge
-    from feedback.questions import write_questions
+    from feedback.differentiable.vlm import ClipShape, VlmJudge
 
-    recipe, size, writing = job.recipe, job.size, job.recipe.questions
-    assert writing is not None and recipe.judge.loss is not None  # a recipe has both or neither
-    loaded = {name: load_judge(name, block, device) for name, block in blocks.items()}
-    with devices.first_alone():  # a writer that is paid is asked once: the others find its replies in the ledger
-        asks = job.asks or write_questions(job.prompts, writing, job.sources, device).asks
-    real: Mapping[str, RealClip] = {}
-    if writing.explanation or writing.with_reference:
-        real = real_clips(job)
-        first = next(iter(blocks))
-        asks = answered(asks, real, first, loaded[first], blocks[first], writing.explanation)
-    shown = {prompt_id: _in_unit(real[prompt_id].frames) for prompt_id in asks if prompt_id in real}
-    overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
-    training, looking = (
+    assert recipe.judge.loss is not None  # a recipe has both questions and a loss, or neither
+    references = {prompt_id: _in_unit(real[prompt_id].frames) for prompt_id in asks if prompt_id in real}
+    training, plain = (
         _weighted([
             VlmJudge(
                 name, one.model, one.processor, asks, recipe.judge.loss, recipe.judge.frames or size.num_frames,
-                Clip(size.num_frames, size.fps), shown, overlay, augment, blocks[name].get("pixels"),
+                ClipShape(size.num_frames, size.fps), references, overlay, augment, blocks[name].get("pixels"),
                 checkpointing=recipe.engine.gradient_checkpointing,
             )
             for name, one in loaded.items()
         ])
         for augment in (recipe.augment, Augmentation())
     )  # fmt: skip
-    kept = [prompt for prompt in job.prompts if prompt.prompt_id in asks]
-    return Asked(training, looking, dict(asks), kept)
+    return Judges(training, plain)
+
+
+def written_asks(
+    prompts: Sequence[Prompt], writing: "Writing", sources: Mapping[str, Any], device: str
+) -> "Mapping[str, tuple[Ask, ...]]":
+    """Each prompt's questions by the recipe's writer."""
+    from cluster import devices
+    from feedback.questions import write_questions
+
+    with devices.first_alone():  # a paid writer is called once: the other processes find its replies in the ledger
+        return write_questions(prompts, writing, sources, device).asks
 
 
 def _weighted(judges: "Sequence[Judge]") -> "list[WeightedJudge]":
-    """Judges that count the same, and together as one."""
+    """Judges of equal weights, whose sum is 1."""
     from rl.online.judging import WeightedJudge
 
     return [WeightedJudge(judge, 1 / len(judges)) for judge in judges]
 
 
 def members_of(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The blocks of the judges that `name` means: its own, or those of a panel of rule mean, whose losses are averaged.
+    """The blocks of the judges behind a name: its own, or those of a panel of rule mean, whose losses are averaged.
 
     Raises ValueError for an unknown name and a panel of another rule.
     """
@@ -158,22 +192,30 @@ def members_of(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
     return dict(block["members"])
 
 
-def real_clips(job: Job) -> "Mapping[str, RealClip]":
-    """A real clip of each prompt that has one, as many frames of it as are shown of the generated one.
+def real_clips(
+    prompts: Sequence[Prompt], references: str | None, judge: JudgeSettings, size: "VideoSize"
+) -> "Mapping[str, RealClip]":
+    """A real clip of each prompt that has one, with as many frames as the judge sees of the generated one.
 
     Raises ValueError where the recipe wants another number.
     """
-    from feedback.questions.references import RealClips, rendered_clips
+    from feedback.questions.references import RealClips
 
-    frames = job.recipe.judge.frames or job.size.num_frames
-    if job.references is None:
+    frames = judge.frames or size.num_frames
+    if references is None:
         return RealClips([], frames)
-    if job.recipe.judge.reference_frames != frames:
-        wanted = job.recipe.judge.reference_frames
+    if judge.reference_frames != frames:
+        wanted = judge.reference_frames
         raise ValueError(f"judge.reference_frames is {wanted}, expected as many as judge.frames, {frames}")
-    if job.references == TABLETOP:
-        return rendered_clips(job.prompts, frames, job.size.fps)
-    return RealClips(job.prompts, frames)
+    of_prompts = find(references, REFERENCES, "references", "real_clips")
+    found: Mapping[str, RealClip] = of_prompts(prompts, frames, size.fps)
+    return found
+
+
+def check_references(name: str | None) -> None:
+    """Raises ValueError for a name that is neither in REFERENCES nor a dotted path, without importing anything."""
+    if name is not None and name not in REFERENCES and "." not in name:
+        raise ValueError(f"references is {name!r}; known are {', '.join(REFERENCES)}, a dotted path, or null")
 
 
 def answered(
@@ -184,7 +226,7 @@ def answered(
     block: Mapping[str, Any],
     explain: bool,
 ) -> "dict[str, tuple[Ask, ...]]":
-    """The questions with the judge's own answers about the real clips, those of prompts that it affirms."""
+    """The questions with the judge's own answers about the real clips, of the prompts whose clips it affirms."""
     from feedback.core.kinds import read_block
     from feedback.judges.qwen import source_of
     from feedback.questions.references import MOST_TOKENS, asking, reference_answers
@@ -193,7 +235,10 @@ def answered(
     return reference_answers(asks, real, asking(source_of(name, options, loaded)), explain).asks
 
 
-def shifted(generator: "Generator", recipe: Recipe) -> "Generator":
+# The generator's side
+
+
+def with_recipe_shift(generator: "Generator", recipe: Recipe) -> "Generator":
     """The generator under the recipe's flow shift, if it names one."""
     return generator if recipe.sampling.shift is None else generator.with_shift(recipe.sampling.shift)
 
@@ -212,53 +257,87 @@ def conditions_of(generator: "Generator", prompts: Sequence[Prompt], size: "Vide
     )
 
 
-def keep_what_was_asked(job: Job, asked: Asked, folder: Path) -> None:
-    """Write the questions, and the overlay as a picture, beside the policy that they make."""
+def keep_inputs(asks: "Mapping[str, Sequence[Ask]]", overlay: "RenderedOverlay | None", folder: Path) -> None:
+    """Write the questions, and the overlay as a picture, into the policy's folder."""
     from feedback.differentiable.asks import write_asks
-    from feedback.differentiable.overlay import render, save_picture
+    from feedback.differentiable.overlay import save_picture
 
-    if asked.asks:
-        write_asks(folder / ASKS, asked.asks)
-    if job.overlay:
-        save_picture(render(job.overlay, job.size.num_frames, job.size.height, job.size.width), None, folder / OVERLAY)
+    if asks:
+        write_asks(folder / ASKS, asks)
+    if overlay:
+        save_picture(overlay, None, folder / OVERLAY)
 
 
-class Opinion(NamedTuple):
-    """What both judges say of a clip."""
+# The check between updates
+
+
+def checked_prompts(prompts: Sequence[Prompt], check: CheckConfig) -> list[Prompt]:
+    """The prompts of the check: at most so many as it names, evenly spread."""
+    from data.prompts import select
+
+    return select(prompts, "all", None if check.prompts is None else min(check.prompts, len(prompts)))
+
+
+def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
+    """How the check's clips are sampled."""
+    from generators.core.rollout import Sampling
+
+    return Sampling(
+        steps=recipe.sampling.inference_steps,
+        guidance=recipe.engine.guidance,
+        solver=recipe.engine.solver,
+        samples_per_prompt=check.samples_per_prompt,
+        batch_size=check.batch_size,
+        split="all",
+        seed=check.seed,
+    )
+
+
+class ClipScores(NamedTuple):
+    """Both judges' scores of a clip."""
 
     sample_id: str
     training: float
-    held_out: float | None  # null: it could not judge the clip
+    held_out: float | None  # None: it could not judge the clip
 
 
-class LookOn:
-    """What the judges say of full samples of the policy, between updates: the trainer's `check`.
+class HeldOutCheck:
+    """The judges' scores of full samples of the policy, between updates: the trainer's `check`.
 
-    Under torchrun each process looks at the clips of its own prompts, in a folder of its own.
+    Under torchrun each process samples the clips of its own prompts, in a folder of its own.
     """
 
-    def __init__(self, job: Job, generator: "Generator", asked: Asked, work: Path, device: "torch.device") -> None:
+    def __init__(
+        self,
+        generator: "Generator",
+        judges: "Sequence[WeightedJudge]",
+        held_out: "Source",
+        prompts: Sequence[Prompt],
+        size: "VideoSize",
+        sampling: "Sampling",
+        work: Path,
+    ) -> None:
         from cluster import devices
-        from data.prompts import select
-        from feedback.core.kinds import make_source
 
-        self.job, self.generator, self.asked = job, generator, asked
-        self.held_out = make_source(job.held_out, job.sources[job.held_out], str(device))
-        wanted = job.check.prompts
-        looked_at = select(asked.prompts, "all", None if wanted is None else min(wanted, len(asked.prompts)))
-        self.prompts = looked_at[devices.rank() :: devices.world_size()]
+        self.generator, self.judges, self.held_out, self.size, self.sampling = (
+            generator, judges, held_out, size, sampling
+        )  # fmt: skip
+        self.prompts = prompts[devices.rank() :: devices.world_size()]
         self.work = work / f"rank-{devices.rank()}"
 
-    def __call__(self, update: int) -> "Point":
-        """training: mean p of the wanted answers, or a metric's mean score. held_out: mean p of acceptance, else the
-        label's mean, else the score's, of the clips that it could judge."""
+    def __call__(self, update: int) -> "CurvePoint":
+        """Means over the clips.
+
+        training: p of the wanted answers, or a metric's score. held_out: p of acceptance, else the label, else the
+        score, of the clips that it could judge.
+        """
         from cluster import devices
-        from rl.online.guards import Point
+        from rl.online.guards import CurvePoint
 
-        opinions = sorted(one for mine in devices.gather_over_ranks(self._opinions(update)) for one in mine)
-        return Point(_mean([one.training for one in opinions]), _mean([one.held_out for one in opinions]))
+        clips = sorted(one for own in devices.gather_over_ranks(self._scores(update)) for one in own)
+        return CurvePoint(_mean([clip.training for clip in clips]), _mean([clip.held_out for clip in clips]))
 
-    def _opinions(self, update: int) -> list[Opinion]:
+    def _scores(self, update: int) -> list[ClipScores]:
         """Of this process's clips."""
         from feedback.core.label import look_at
 
@@ -266,44 +345,34 @@ class LookOn:
             return []
         folder = self.work / f"step-{update:06d}"
         clip_set = self._clips(folder / "samples", update)
-        opinions = [
-            Opinion(look.sample.sample_id, self._training(clip_set, look.sample), _opinion(look.label))
+        scores = [
+            ClipScores(look.sample.sample_id, self._training(clip_set, look.sample), _score(look.label))
             for look in look_at(clip_set, self.held_out, len(clip_set.samples))
         ]
         shutil.rmtree(folder)
-        return opinions
+        return scores
 
-    def _clips(self, folder: Path, update: int) -> Any:
+    def _clips(self, folder: Path, update: int) -> "ClipSet":
         from data.store import ClipSet
-        from generators.core.rollout import ClipSetName, Sampling, generate_clip_set
+        from generators.core.rollout import ClipSetName, generate_clip_set
 
-        engine, check = self.job.recipe.engine, self.job.check
         if not folder.exists():
-            sampling = Sampling(
-                steps=self.job.recipe.sampling.inference_steps,
-                guidance=engine.guidance,
-                solver=engine.solver,
-                samples_per_prompt=check.samples_per_prompt,
-                batch_size=check.batch_size,
-                split="all",
-                seed=check.seed,
-            )
             called, work = ClipSetName(CLIP_SET, f"step-{update:06d}"), folder.with_name("work")
-            generate_clip_set(self.generator, self.prompts, self.job.size, sampling, called, work, folder)
+            generate_clip_set(self.generator, self.prompts, self.size, self.sampling, called, work, folder)
         return ClipSet.open(folder)
 
-    def _training(self, clip_set: Any, sample: Any) -> float:
-        """The training judges' opinion of a clip, weighted."""
+    def _training(self, clip_set: "ClipSet", sample: "Sample") -> float:
+        """The training judges' score of a clip, weighted."""
         frames = _in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
-        for judge, weight in self.asked.looking:
-            answers = judge(frames[judge.shown(len(frames), 0)], sample.prompt_id, 0)
+        for judge, weight in self.judges:
+            answers = judge(frames[judge.frame_indices(len(frames), 0)], sample.prompt_id, 0)
             metric = bool(answers.p_wanted.isnan().all())
             total += weight * float((-answers.loss if metric else answers.p_wanted).mean())
         return total
 
 
-def _opinion(label: Any) -> float | None:
+def _score(label: "Label") -> float | None:
     if label.p_accept is not None:
         return label.p_accept
     return float(label.label) if label.label is not None else label.score
@@ -313,7 +382,7 @@ def _mean(values: Sequence[float | None]) -> float:
     """Raises ValueError where there is none."""
     known = [value for value in values if value is not None]
     if not known:
-        raise ValueError("the held-out judge could judge none of the clips that it looked at")
+        raise ValueError("the held-out judge could judge none of the clips of its check")
     return sum(known) / len(known)
 
 
@@ -325,5 +394,5 @@ def _in_unit(frames: Any) -> "torch.Tensor":
 
 
 def asdict_of(recipe: Recipe) -> dict[str, Any]:
-    """Everything that the recipe and its changes amount to, as plain JSON."""
+    """The recipe with its changes, as plain JSON."""
     return {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}

@@ -1,12 +1,13 @@
-"""params.yaml into frozen dataclasses."""
+"""params.yaml: parsed once a process, its sections as frozen dataclasses."""
 
-import types
-import typing
-from dataclasses import MISSING, fields, is_dataclass
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from data.config import ConfigError, read_config
 
 PARAMS = Path("params.yaml")
 
@@ -14,16 +15,26 @@ T = TypeVar("T")
 
 
 class ParamsError(click.ClickException):
-    """What is wrong with params.yaml; a stage that raises it ends with this message and exit code 1."""
+    """What is wrong with params.yaml; a command that raises it ends with this message and exit code 1."""
 
 
 def load_params(path: Path = PARAMS) -> dict[str, Any]:
     """params.yaml as DVC reads it: YAML 1.2, where 1e-4 is a number."""
-    from ruamel.yaml import YAML, YAMLError
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not readable ({error})") from error
+    return copy.deepcopy(_parsed(text, path))
+
+
+@lru_cache(maxsize=8)  # by text: a changed file is parsed again
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
-        params = YAML(typ="safe", pure=True).load(path)
-    except (OSError, YAMLError) as error:
+        params = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
         raise ParamsError(f"{path}: not readable ({error})") from error
     if not isinstance(params, dict):
         raise ParamsError(f"{path}: holds {params!r}, expected sections")
@@ -31,7 +42,7 @@ def load_params(path: Path = PARAMS) -> dict[str, Any]:
 
 
 def block(name: str, path: Path = PARAMS) -> Any:
-    """What stands at a dotted name such as `feedback.sources.judge`. Raises ParamsError listing what is there."""
+    """The value at a dotted name such as `feedback.sources.judge`. Raises ParamsError listing the keys beside it."""
     value: Any = load_params(path)
     for depth, key in enumerate(name.split(".")):
         if not isinstance(value, dict) or key not in value:
@@ -43,56 +54,23 @@ def block(name: str, path: Path = PARAMS) -> Any:
 
 
 def section(name: str, cls: type[T], path: Path = PARAMS) -> T:
-    """The section at a dotted name as the frozen dataclass `cls`.
-
-    Every key must be a field of `cls`, every field without a default must be there, and every value must have the
-    field's type: int, float (a whole number will do), str, bool, X | None, tuple[X, ...], dict, or another dataclass
-    for a section within it. Otherwise raises ParamsError naming `section.key`, the value and the known keys.
-    """
+    """The section at a dotted name as the dataclass `cls`. Raises ParamsError as data.config.read_config says."""
     return read_section(block(name, path), cls, name, path)
 
 
 def read_section(values: Any, cls: type[T], name: str, path: Path = PARAMS) -> T:
     """These values as `cls`, as `section` reads them. name: what errors call them."""
-    hints = typing.get_type_hints(cls)
-    known = ", ".join(hints)
-    if not isinstance(values, dict):
-        raise ParamsError(f"{path}: {name} is {values!r}, expected a section with the keys {known}")
-    for key, value in values.items():
-        if key not in hints:
-            raise ParamsError(f"{path}: {name}.{key} ({value!r}) is unknown; known keys are {known}")
-        if not _is(value, hints[key]):
-            wanted = _type_name(hints[key])
-            raise ParamsError(f"{path}: {name}.{key} is {value!r}, expected {wanted}; known keys are {known}")
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in values and field.default is field.default_factory is MISSING:
-            raise ParamsError(f"{path}: {name}.{field.name} is missing; known keys are {known}")
     try:
-        return cls(**{key: _as(value, hints[key], f"{name}.{key}", path) for key, value in values.items()})
-    except ValueError as error:  # the dataclass's own check of its values
-        raise ParamsError(f"{path}: {name}: {error}") from error
+        return read_config(cls, values, name)
+    except ConfigError as error:
+        raise ParamsError(f"{path}: {error}") from error
 
 
-def _is(value: Any, hint: Any) -> bool:
-    """Whether a value read from YAML may stand for this type. True and False are no numbers."""
-    if isinstance(hint, types.UnionType):
-        return any(_is(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, list) and all(_is(item, typing.get_args(hint)[0]) for item in value)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return is_dataclass(hint) or isinstance(value, typing.get_origin(hint) or hint)  # _build looks into a dataclass
+def source_block(name: str) -> dict[str, Any]:
+    """`feedback.sources.<name>` with the blocks of the sources that it lists. Raises ParamsError for unknown names."""
+    from feedback.core.kinds import resolve
 
-
-def _as(value: Any, hint: Any, name: str, path: Path) -> Any:
-    """A value that `_is` of this type, as it."""
-    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        if is_dataclass(option) and value is not None:
-            return read_section(value, option, name, path)  # type: ignore[arg-type]
-    if isinstance(value, list):
-        return tuple(value)
-    return float(value) if hint is float else value
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
+    try:
+        return resolve(name, block("feedback.sources"))
+    except ValueError as error:
+        raise ParamsError(f"{PARAMS}: {error}") from error

@@ -3,18 +3,55 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count, Positive
 from pipeline.command import ROOT
 from pipeline.params import ParamsError, load_params, read_section
-from pipeline.recipe import JudgeSettings, Recipe, SamplingSettings
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from feedback.differentiable.augment import Augmentation
+    from feedback.questions import Writing
+    from generators.core.decoding import Decoding
+    from rl.online.config import OnlineConfig
 
 FOLDER = ROOT / "configs/recipes"
-COMMON = "common"  # the file whose values stand below those of every recipe
+COMMON = "common"  # its values are the defaults of every recipe
+
+
+@dataclass(frozen=True, config=STRICT)
+class JudgeSettings:
+    """What a judge sees, and its loss."""
+
+    loss: str | None  # a name in feedback.differentiable.losses; null: a metric, whose loss is minus its score
+    frames: Count | None  # of the generated clip; null: a metric's own
+    reference_frames: Count | None  # of the real clip; null: the judge sees none
+    ask_template: str  # the words around a question of `vfrl online --ask`, with {question} in it
+
+
+@dataclass(frozen=True, config=STRICT)
+class SamplingSettings:
+    """How full samples are drawn, beside the engine's solver and guidance."""
+
+    inference_steps: Count
+    shift: Positive | None  # of the flow's time, in training too; null: the generator's own
+
+
+class Recipe(NamedTuple):
+    """The settings of an online run: all but its start, prompts and judges."""
+
+    engine: "OnlineConfig"
+    judge: JudgeSettings
+    questions: "Writing | None"  # None for a metric, which answers no questions
+    decoding: "Decoding"
+    augment: "Augmentation"
+    sampling: SamplingSettings
 
 
 def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> Recipe:
-    """A recipe of the folder, with an entry's changes over its values, and its values over those of common.yaml.
+    """A recipe of the folder: common.yaml, overridden by the recipe's file, overridden by an entry's changes.
 
     changes: by section and key, such as {engine: {updates: 40}}.
     Raises ParamsError naming the file, the section and the key that is unknown, missing or has a wrong value.
@@ -62,7 +99,7 @@ def _check_changes(changes: Mapping[str, Any], classes: Mapping[str, type]) -> N
 
 
 def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
-    """What does not fit together; null if nothing. place: what a template holds for the question."""
+    """What does not fit together, or None. place: what stands for the question in a template."""
     judge, questions = recipe.judge, recipe.questions
     if place not in judge.ask_template:
         return f"judge.ask_template is {judge.ask_template!r}, expected a text with {place} in it"
@@ -71,14 +108,14 @@ def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
     if judge.loss is not None and judge.loss not in losses:
         return f"judge.loss is {judge.loss!r}; known are {', '.join(losses)}"
     if judge.loss is not None and judge.frames is None:
-        return "judge.frames is null, but a judge that is asked questions is shown some"
+        return "judge.frames is null, but a judge of questions needs some"
     if questions is not None and questions.with_reference and judge.reference_frames is None:
         return "questions.with_reference is true, but judge.reference_frames is null"
     return None
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two levels of sections: what `above` says of a section's key goes before what `below` says of it."""
+    """Two levels of sections: the keys of `above` override those of `below`."""
     sections = {**below}
     for section, values in above.items():
         both = isinstance(values, Mapping) and isinstance(sections.get(section), Mapping)

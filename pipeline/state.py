@@ -1,4 +1,4 @@
-"""What lets a stage be killed at any moment and started again: its resume folder, its lock, and its end.
+"""A stage may be killed at any moment and started again: its resume folder, its lock, and when it ends itself.
 
 .state/<stage>-<out>/lock               held while the stage runs, with its pid; <out> with - for /
 .state/<stage>-<out>/<identity>/        the work so far of exactly this code, these params and these inputs
@@ -22,13 +22,23 @@ import psutil
 logger = logging.getLogger(__name__)
 
 STATE = Path(".state")
-POLL = 0.5  # seconds between looks at the processes that this one belongs to
-PACKAGES = ("cluster", "data", "evaluation", "feedback", "generators", "pipeline", "report", "rl", "stages", "tabletop")
+POLL = 0.5  # seconds between checks of the parent processes
+OUTPUTS = ("runs", "metrics", "report-out")  # folders that the stages write into
 ROOT = Path(__file__).parent.parent
 
 
 class StateError(click.ClickException):
     """Why a stage cannot start; the command ends with this message and exit code 1."""
+
+
+def check_outputs(root: Path) -> None:
+    """Raises StateError where a folder of outputs is a symbolic link: DVC refuses it only after the stage has run."""
+    for name in OUTPUTS:
+        if (root / name).is_symlink():
+            raise StateError(
+                f"{name} is a symbolic link to {(root / name).readlink()}, and DVC refuses outputs behind one; to use a"
+                f" larger disk, clone the repository there, or mount it at {name} (mount --bind)"
+            )
 
 
 @contextlib.contextmanager
@@ -39,7 +49,7 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         inputs, with a repr that tells values apart (frozen dataclasses, dictionaries, tuples). inputs: the files and
         folders that the stage reads.
     Other params, inputs or code mean another folder, and the older ones are deleted. Under torchrun the first process
-    does all of this, and the others are told the folder.
+    does all of this; the others get the folder.
     From here on the process ends when the one that started it does. Raises StateError while another run holds the
     stage.
     """
@@ -80,10 +90,15 @@ def fingerprint(path: Path) -> str:
     return repr([(str(name), stat.st_size, stat.st_mtime_ns) for name, stat in files]) if files else str(path)
 
 
+def packages(root: Path = ROOT) -> list[str]:
+    """Names of our packages: the folders at the root with an __init__.py, without the tests."""
+    return sorted(path.parent.name for path in root.glob("*/__init__.py") if path.parent.name != "tests")
+
+
 def code_version(root: Path = ROOT) -> str:
     """Hash of every Python and YAML file of our packages: work that other code began is not continued."""
     digest = hashlib.sha256()
-    sources = (path for package in PACKAGES for path in (root / package).rglob("*"))
+    sources = (path for package in packages(root) for path in (root / package).rglob("*"))
     for path in sorted(path for path in sources if path.suffix in (".py", ".yaml")):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
@@ -107,7 +122,7 @@ def _lock(home: Path) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End this process soon after the one that ordered it: killing dvc would otherwise leave its child running.
+    """End this process soon after the dvc that started it: a killed dvc would otherwise leave its child running.
 
     Linux's parent-death signal is not enough: dvc starts us through a shell, so the parent may outlive dvc, and the
     signal also comes when merely the thread that started us ends.
@@ -124,7 +139,7 @@ def _end_with_parent() -> None:
 
 
 def _guardians() -> list[psutil.Process]:
-    """The parent, and every ancestor up to the dvc that ordered this stage, if one did."""
+    """The parent, and every ancestor up to the dvc that started this stage, if there is one."""
     ancestors = psutil.Process().parents()
     dvc = next((index for index, process in enumerate(ancestors) if _is_dvc(process)), 0)
     return ancestors[: dvc + 1]

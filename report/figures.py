@@ -53,7 +53,7 @@ def accept_rates(summary: Mapping[str, Any], theme: Theme) -> str:
 def by_round(summary: Mapping[str, Any], theme: Theme) -> str:
     """SVG: accept rates by how many rounds a policy is away from the base, joined to the policy it started from.
 
-    summary["trained"] says what each policy was trained from; others have no place here.
+    summary["trained"] has the start of each policy; policies that are not in it are left out.
     """
     depths = {name: depth for name in summary["policies"] if (depth := _rounds(summary["trained"], name)) is not None}
     across = _side_by_side(depths)
@@ -173,26 +173,26 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
 
 
 def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> str:
-    """SVG: by update the probability of each wanted answer, as a running mean, and what the judges that looked on said.
+    """SVG: by update the probability of each wanted answer, as a running mean, and the judges' scores of full samples.
 
     logs: policy -> rows of an online run, with `questions` or `held_out` or both, at least one policy. Where the
-    training judge rises and the held-out one falls, the policy fools the judge.
+    training judge rises and the held-out one falls, the policy exploits the judge.
     """
     figure, panels = _panels(len(logs), 2, 2.6, hspace=0.45)
     for panel, (policy, rows) in zip(panels, logs.items(), strict=False):
-        asked = [row for row in rows if "questions" in row]
-        for place, question in enumerate(dict.fromkeys(name for row in asked for name in row["questions"])):
-            known = [row for row in asked if row["questions"].get(question, {}).get("p") is not None]
+        answered = [row for row in rows if "questions" in row]
+        for place, question in enumerate(dict.fromkeys(name for row in answered for name in row["questions"])):
+            known = [row for row in answered if row["questions"].get(question, {}).get("p") is not None]
             values = [row["questions"][question]["p"] for row in known]
             if values:
                 steps = [row["step"] for row in known]
                 panel.plot(steps, _running_mean(values), color=_color(place), linewidth=1.2, alpha=0.7, label=question)
-        looks = [row for row in rows if "held_out" in row]
+        checked = [row for row in rows if "held_out" in row]
         for judge, style in (("training", "-"), ("held_out", "--")):
-            values = [row["held_out"][judge] for row in looks]
+            values = [row["held_out"][judge] for row in checked]
             if values and all(0 <= value <= 1 for value in values):  # a metric's scores have no place on this axis
                 name = f"{judge.replace('_', '-')} judge, full samples"
-                steps = [row["step"] for row in looks]
+                steps = [row["step"] for row in checked]
                 panel.plot(steps, values, style, color=theme.ink, marker="o", markersize=4, linewidth=1.6, label=name)
         panel.set_ylim(-0.03, 1.03)
         panel.set_title(policy, fontsize=9.5, color=theme.ink, loc="left")
@@ -204,7 +204,7 @@ def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme)
 
 
 def reliability(audit: Mapping[str, Any], theme: Theme) -> str:
-    """SVG: of the clips that a judge gives a p_accept, the part that truth accepts; on the diagonal it is calibrated.
+    """SVG: the part of a judge's clips that truth accepts, by p_accept; on the diagonal the judge is calibrated.
 
     audit: judge -> calibration with ece and bins, at least one judge.
     """

@@ -1,6 +1,6 @@
 "use strict";
-// The gallery: a row a prompt and seed, a column a policy. Only the rows in view exist, so that thousands stay fluid.
-// Prompts and judges' words come from outside: they are only ever set as text.
+// The gallery: a row a prompt and seed, a column a policy. Only the rows in view exist, so that thousands scroll smoothly.
+// Prompts and judges' words come from outside: they are set as text only.
 
 const data = window.CLIPS;
 const names = data ? Object.keys(data.clips) : [];
@@ -23,83 +23,83 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-// Which rows are shown, in which order
+// Which rows are on the page, in which order
 
 function wanted() {
-  const asked = Object.fromEntries(new FormData(form));
+  const filters = Object.fromEntries(new FormData(form));
   return {
-    ...asked,
+    ...filters,
     policies: names.filter(name => form.elements["policy:" + name].checked),
-    words: asked.text.toLowerCase().split(/\s+/).filter(Boolean),
+    words: filters.text.toLowerCase().split(/\s+/).filter(Boolean),
     disagree: form.elements.disagree.checked,
   };
 }
 
 function disagree(clip, row) {
-  const said = data.judges.map(judge => clip.labels[judge][row]);
-  return said.includes(true) && said.includes(false);
+  const answers = data.judges.map(judge => clip.labels[judge][row]);
+  return answers.includes(true) && answers.includes(false);
 }
 
-/** Whether one policy's clip of a row fits what is asked of a clip. */
-function fits(policy, row, asked) {
+/** Whether one policy's clip of a row fits the filters. */
+function fits(policy, row, filters) {
   const clip = data.clips[policy];
   if (clip.files[row] === null) return false;
-  if (asked.verdict && String(clip.labels[asked.judge][row]) !== asked.verdict) return false;
-  return !asked.disagree || disagree(clip, row);
+  if (filters.verdict && String(clip.labels[filters.judge][row]) !== filters.verdict) return false;
+  return !filters.disagree || disagree(clip, row);
 }
 
-function promptFits(prompt, asked) {
+function promptFits(prompt, filters) {
   const text = (prompt.text + " " + prompt.id).toLowerCase();
-  return (!asked.prompt || prompt.id === asked.prompt) && (!asked.category || prompt.category === asked.category)
-    && (!asked.split || prompt.split === asked.split) && asked.words.every(word => text.includes(word));
+  return (!filters.prompt || prompt.id === filters.prompt) && (!filters.category || prompt.category === filters.category)
+    && (!filters.split || prompt.split === filters.split) && filters.words.every(word => text.includes(word));
 }
 
 /** Mean p_accept of the fitting clips of a row, or of their labels where a judge tells no probability. */
-function height(row, asked) {
-  const known = asked.policies.filter(policy => fits(policy, row, asked))
-    .map(policy => data.clips[policy].p[asked.judge][row] ?? data.clips[policy].labels[asked.judge][row])
+function height(row, filters) {
+  const known = filters.policies.filter(policy => fits(policy, row, filters))
+    .map(policy => data.clips[policy].p[filters.judge][row] ?? data.clips[policy].labels[filters.judge][row])
     .filter(value => value !== null);
   return known.length ? known.reduce((sum, value) => sum + Number(value), 0) / known.length : null;
 }
 
-function choose(asked) {
-  const fitting = data.prompts.map(prompt => promptFits(prompt, asked));
+function choose(filters) {
+  const fitting = data.prompts.map(prompt => promptFits(prompt, filters));
   const rows = data.rows.flatMap(([prompt], row) =>
-    fitting[prompt] && asked.policies.some(policy => fits(policy, row, asked)) ? [row] : []);
-  if (!asked.sort) return rows;
-  const sign = asked.sort === "up" ? 1 : -1;
-  const heights = new Map(rows.map(row => [row, height(row, asked)]));
+    fitting[prompt] && filters.policies.some(policy => fits(policy, row, filters)) ? [row] : []);
+  if (!filters.sort) return rows;
+  const sign = filters.sort === "up" ? 1 : -1;
+  const heights = new Map(rows.map(row => [row, height(row, filters)]));
   const last = sign * Infinity;  // unknown comes last either way
   return rows.sort((a, b) => sign * ((heights.get(a) ?? last) - (heights.get(b) ?? last)) || a - b);
 }
 
 // Rows in view
 
-let asked, shown = [], size;
-const live = new Map();  // place in `shown` -> its element
+let filters, chosen = [], size;
+const live = new Map();  // place in `chosen` -> its element
 
 function apply() {
-  asked = wanted();
-  shown = choose(asked);
-  const clips = shown.reduce((sum, row) => sum + asked.policies.filter(policy => fits(policy, row, asked)).length, 0);
+  filters = wanted();
+  chosen = choose(filters);
+  const clips = chosen.reduce((sum, row) => sum + filters.policies.filter(policy => fits(policy, row, filters)).length, 0);
   const all = names.reduce((sum, name) => sum + data.clips[name].files.filter(file => file !== null).length, 0);
   count.textContent = `${clips.toLocaleString("en")} of ${all.toLocaleString("en")} clips`;
-  document.getElementById("empty").hidden = shown.length > 0;
+  document.getElementById("empty").hidden = chosen.length > 0;
   scroller.scrollTop = 0;
   layOut();
   remember();
 }
 
 function layOut() {
-  const columns = Math.max(1, asked.policies.length);
+  const columns = Math.max(1, filters.policies.length);
   const room = (scroller.clientWidth - 44) / columns - GAP;
   const width = Math.round(Math.min(240, Math.max(data.pixelated ? 104 : 150, room)));
   const tall = Math.round(width * data.size[1] / data.size[0]);
   size = tall + PROMPT + data.judges.length * VERDICT + MARGIN;
   for (const [name, value] of [["--width", width], ["--height", tall], ["--gap", GAP]])
     scroller.style.setProperty(name, value + "px");
-  head.replaceChildren(...asked.policies.map(policy => make("span", {title: policy}, policy)));
-  list.style.height = shown.length * size + "px";
+  head.replaceChildren(...filters.policies.map(policy => make("span", {title: policy}, policy)));
+  list.style.height = chosen.length * size + "px";
   list.style.width = columns * (width + GAP) + 40 + "px";
   list.style.minWidth = "100%";
   stop();
@@ -110,7 +110,7 @@ function layOut() {
 
 function draw() {
   const first = Math.max(0, Math.floor(scroller.scrollTop / size) - BEYOND);
-  const last = Math.min(shown.length - 1, Math.ceil((scroller.scrollTop + scroller.clientHeight) / size) + BEYOND);
+  const last = Math.min(chosen.length - 1, Math.ceil((scroller.scrollTop + scroller.clientHeight) / size) + BEYOND);
   for (const [place, row] of live) {
     if (place >= first && place <= last) continue;
     if (row === playing) stop();
@@ -119,7 +119,7 @@ function draw() {
   }
   for (let place = last; place >= first; place--) {  // from the end, so that each finds the one that it stands before
     if (live.has(place)) continue;
-    const row = makeRow(shown[place], place);
+    const row = makeRow(chosen[place], place);
     list.insertBefore(row, live.get(place + 1) ?? null);
     live.set(place, row);
   }
@@ -129,7 +129,7 @@ function draw() {
 function makeRow(row, place) {
   const [prompt, name] = data.rows[row], {text, category, split} = data.prompts[prompt];
   const title = make("h3", {title: text}, text, make("span", {}, `${category}, ${split}, ${name}`));
-  const tiles = make("div", {className: "tiles"}, ...asked.policies.map(policy => makeTile(policy, row, text)));
+  const tiles = make("div", {className: "tiles"}, ...filters.policies.map(policy => makeTile(policy, row, text)));
   const element = make("div", {className: "row"}, title, tiles);
   element.style.top = place * size + "px";
   element.onpointerenter = event => { if (event.pointerType === "mouse") play(element); };
@@ -154,7 +154,7 @@ function makeTile(policy, row, text) {
   waiting.push(film);
   for (const judge of data.judges) tile.append(verdict(judge, clip.labels[judge][row], clip.p[judge][row]));
   tile.title = `${policy}: ${text}`;
-  tile.classList.toggle("other", !fits(policy, row, asked));
+  tile.classList.toggle("other", !fits(policy, row, filters));
   let touched = false;  // a first tap plays, a second one opens
   tile.onpointerdown = event => { touched = event.pointerType === "touch" && tile.closest(".row") !== playing; };
   tile.onclick = () => { if (touched) play(tile.closest(".row")); else open(policy, row); };
@@ -233,7 +233,7 @@ function stop() {
   playing = null;
 }
 
-// One clip and what was said about it
+// One clip and its verdicts
 
 window.WORDS = {};
 let opened = null;
@@ -247,18 +247,18 @@ function open(policy, row) {
   const film = make("div", {className: "film"});
   film.dataset.source = source(policy, row);
   film.style.setProperty("--aspect", data.size.join(" / "));
-  const said = make("div", {id: "said"}, make("p", {className: "soft"}, "loading"));
+  const verdicts = make("div", {id: "verdicts"}, make("p", {className: "soft"}, "loading"));
   dialog.replaceChildren(
     make("button", {type: "button", onclick: () => dialog.close()}, "Close"),
     make("h2", {}, prompt.text),
     make("p", {className: "soft"}, `${policy}, ${prompt.category}, ${prompt.split}, prompt ${prompt.id}`),
-    film, said);
+    film, verdicts);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   start(film);
   words(name).then(
-    chunk => { if (said.isConnected) said.replaceChildren(...describe(chunk[row % data.chunk])); },
-    () => said.replaceChildren(make("p", {}, `The verdicts on this clip, data/${name}.js, could not be loaded.`)));
+    chunk => { if (verdicts.isConnected) verdicts.replaceChildren(...describe(chunk[row % data.chunk])); },
+    () => verdicts.replaceChildren(make("p", {}, `The verdicts on this clip, data/${name}.js, could not be loaded.`)));
 }
 
 /** A chunk of labels and verdicts, by a script tag: a page opened from disk may not fetch. */
@@ -302,8 +302,8 @@ dialog.onclose = () => {
 dialog.onclick = event => { if (event.target === dialog) dialog.close(); };
 dialog.onkeydown = event => {  // left and right: the other policies; up and down: the other rows
   const [across, down] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key] ?? [0, 0];
-  const policy = asked.policies[asked.policies.indexOf(opened.policy) + across];
-  const row = shown[shown.indexOf(opened.row) + down];
+  const policy = filters.policies[filters.policies.indexOf(opened.policy) + across];
+  const row = chosen[chosen.indexOf(opened.row) + down];
   if (!(across || down) || !policy || row === undefined || data.clips[policy].files[row] === null) return;
   event.preventDefault();
   open(policy, row);
@@ -318,8 +318,8 @@ function fill(name, options, every) {
 
 function remember() {
   const kept = new URLSearchParams([...new FormData(form)].filter(([name, value]) => value && !name.startsWith("policy:")));
-  if (asked.judge === data.judges[0]) kept.delete("judge");
-  if (asked.policies.length < names.length) kept.set("policies", asked.policies.join(" "));
+  if (filters.judge === data.judges[0]) kept.delete("judge");
+  if (filters.policies.length < names.length) kept.set("policies", filters.policies.join(" "));
   history.replaceState(null, "", "#" + kept);
 }
 

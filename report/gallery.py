@@ -20,33 +20,39 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data.records import Label, Sample, Verdict, read_rows
-from data.video import LOSSLESS_UP_TO, read_video, write_video
+from data.video import LOSSLESS_UP_TO
 from evaluation.sets import EvaluationSet
+from report.playable import Encoded, copy_playable
 
 logger = logging.getLogger(__name__)
 
 PAGE = ("gallery.html", "gallery.js", "style.css")
 CHUNK = 100  # rows of the gallery whose verdicts share a file
-ENLARGED = 2  # times, of clips that are stored without loss of colour
 DIGITS = 4  # of p_accept in clips.js; the chunks have it whole
 
 
 class Line(NamedTuple):
-    """A row of the gallery: one prompt and seed, as policies filmed it."""
+    """A row of the gallery: one prompt and seed, with the policies' clips."""
 
-    sample: Sample  # one policy's; prompt, category, split and seed are everyone's
+    sample: Sample  # of one policy; prompt, category, split and seed are the same for all
     places: dict[str, int]  # policy -> place of its clip in its set, for the policies that have one
 
 
-def write_gallery(judges: Sequence[str], sets: Mapping[str, EvaluationSet], per_prompt: int | None, out: Path) -> int:
+def write_gallery(
+    judges: Sequence[str],
+    sets: Mapping[str, EvaluationSet],
+    per_prompt: int | None,
+    out: Path,
+    encoded: Encoded | None = None,
+) -> int:
     """Write the gallery's page, clips and data into the folder `out`; returns how many clips it shows.
 
-    per_prompt: clips of each prompt and policy, the first by name; None for all.
+    per_prompt: clips of each prompt and policy, the first by name; None for all. encoded: as `copy_playable` takes it.
     """
     lines = rows_of(sets, per_prompt)
     for name in PAGE:
         shutil.copyfile(Path(__file__).parent / name, out / name)
-    _copy_clips(sets, lines, out / "clips")
+    _copy_clips(sets, lines, out / "clips", encoded)
     data = out / "data"
     data.mkdir()
     (data / "clips.js").write_text(f"window.CLIPS = {as_script(_clips(judges, sets, lines))};\n", encoding="utf-8")
@@ -82,46 +88,20 @@ def as_script(value: Any) -> str:
     return text
 
 
-def copy_playable(source: Path, copy: Path, sample: Sample) -> None:
-    """The clip at `copy`, as any browser plays it.
-
-    A small clip is stored as H.264 4:4:4, which phones, Safari and Firefox on most systems do not play. It is encoded
-    again as 4:2:0, each pixel ENLARGED times as large, so that it shares its colour with few others. Measured on 20
-    clips of the tabletop world, a pixel is 2.4 of 255 off (99 % of them within 12). Others are linked.
-    A clip that cannot be read is named in the log and left as it is: the page says so, too.
-    """
-    if min(sample.height, sample.width) <= LOSSLESS_UP_TO:
-        try:
-            frames = read_video(source).repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
-        except ValueError as error:
-            logger.warning("%s; the gallery shows it as a clip that cannot be played", error)
-        else:
-            write_video(copy, frames, sample.fps, lossless=False)
-            return
-    if source.is_file():
-        _link(source.resolve(), copy)
-
-
-def _link(source: Path, copy: Path) -> None:
-    """A hard link, which costs no disk, or a copy where the file system has none."""
-    try:
-        os.link(source, copy)
-    except OSError:
-        shutil.copyfile(source, copy)
-
-
-def _copy_clips(sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: Path) -> None:
+def _copy_clips(sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: Path, encoded: Encoded | None) -> None:
     for policy in sets:
         (out / policy).mkdir(parents=True)
 
     def copy(job: tuple[str, int]) -> None:
         policy, place = job
         sample = sets[policy].samples[place]
-        copy_playable(sets[policy].folder / sample.file_name, out / policy / _file_name(sample), sample)
+        copy_playable(sets[policy].folder / sample.file_name, out / policy / _file_name(sample), sample, encoded)
 
     jobs = [(policy, place) for line in lines for policy, place in line.places.items()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(tqdm(pool.map(copy, jobs), total=len(jobs), desc="clips", unit="clip"))
+    if encoded:
+        encoded.prune()
 
 
 def _file_name(sample: Sample) -> str:
@@ -174,10 +154,10 @@ def _words(policy: str, one: EvaluationSet, lines: Sequence[Line]) -> Iterator[l
         for row in read_rows(path, Verdict) if path.is_file() else []:  # labels that were computed have none
             verdicts.setdefault(row.sample_id, []).append(row)
     for start in range(0, len(lines), CHUNK):
-        yield [_said(one, line.places.get(policy), verdicts) for line in lines[start : start + CHUNK]]
+        yield [_details(one, line.places.get(policy), verdicts) for line in lines[start : start + CHUNK]]
 
 
-def _said(one: EvaluationSet, place: int | None, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any] | None:
+def _details(one: EvaluationSet, place: int | None, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any] | None:
     if place is None:
         return None
     sample = one.samples[place]

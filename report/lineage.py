@@ -25,9 +25,9 @@ class Node(NamedTuple):
 def layout(trained: Mapping[str, Mapping[str, Any]]) -> list[Node]:
     """Every policy and round as a tree, parents first.
 
-    trained: policy -> start and round, both null where the policy was not trained (the base). A policy hangs on its
-        round and a round on the policy that made it, which is the start of those trained on it; a policy trained
-        without a round hangs on its start. A start that is not in `trained` hangs on nothing.
+    trained: policy -> start and round, both None where the policy was not trained (the base). The parent of a policy
+        is its round. The parent of a round is the policy that made it, which is the start of those trained on it. The
+        parent of a policy trained without a round is its start. A start that is not in `trained` has no parent.
     """
     above: dict[tuple[str, bool], tuple[str, bool] | None] = {}
     for name, how in trained.items():

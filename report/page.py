@@ -2,34 +2,40 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.accept import as_json
 from evaluation.sets import EvaluationSet
 from report import figures, lineage, table
 from report.gallery import write_gallery
+from report.html import render
+from report.playable import Encoded
 from report.turned import write_turned
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = "page.html.j2"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 HOW_TRAINED = ("start", "round", "objective", "source")  # of policy.json; null where a policy was not trained
 
 Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def write_page(
-    summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], logs: Logs, per_prompt: int | None, out: Path
+    summary: Mapping[str, Any],
+    sets: Mapping[str, EvaluationSet],
+    logs: Logs,
+    per_prompt: int | None,
+    out: Path,
+    encoded: Path | None = None,
 ) -> None:
     """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
     summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `audit` and `select`
         (`read_measured`, `read_selected`). sets: evaluation sets by policy; a baseline that is only computed has none.
     logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
+    encoded: folder that keeps the gallery's encoded clips for the next report; None keeps none.
     Equal inputs give equal bytes.
     """
     media = out / "media"
@@ -37,11 +43,11 @@ def write_page(
     turned = write_turned(summary, sets, media / "turned.png")
     summary = {**summary, **({"turned": turned._asdict()} if turned else {})}
     drawn = _draw(summary, logs, media)
-    shown = write_gallery(table.judges(summary), sets, per_prompt, out)
-    summary["gallery"] = {"clips": shown}
+    clips = write_gallery(table.judges(summary), sets, per_prompt, out, Encoded(encoded) if encoded else None)
+    summary["gallery"] = {"clips": clips}
     (out / "summary.json").write_text(as_json(summary), encoding="utf-8")
     (out / "index.html").write_text(_render(summary, drawn), encoding="utf-8")
-    logger.info("%d policies, %d clips: %s", len(sets), shown, out / "index.html")
+    logger.info("%d policies, %d clips: %s", len(sets), clips, out / "index.html")
 
 
 def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
@@ -67,25 +73,21 @@ def read_measured(folder: Path) -> dict[str, Any]:
 
 
 def read_selected(folder: Path) -> dict[str, Any]:
-    """By policy, what stage `select` wrote: judge, measured (the judges that are metrics), kept (step), and curve.
+    """By policy, the result of stage `select`: judge, measured (the judges that are metrics), kept (step), and curve.
 
-    It writes each judge's rate under the judge's name, the one that selects first, and its interval under <judge>_low
-    and <judge>_high. Here a point has that one's step, rate, low and high, and the further judges' under `others`.
+    A point of the curve has step, rate, low, high and n of the judge that selects, and those of the others in `others`.
     """
-    return {name: _unfolded(document) for name, document in read_measured(folder).items()}
+    return {name: _selected(document) for name, document in read_measured(folder).items()}
 
 
-def _unfolded(document: Mapping[str, Any]) -> dict[str, Any]:
-    points = []
-    judges: list[str] = []
-    for row in document["curve"]:
-        judges = [name for name in row if f"{name}_low" in row]
-        rates = [{"rate": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]} for name in judges]
-        others = dict(zip(judges[1:], rates[1:], strict=True))
-        points.append({"step": row["step"], **rates[0], "others": others})
-    return {
-        "judge": judges[0], "measured": document.get("measured", []), "kept": document["kept"], "curve": points
-    }  # fmt: skip
+def _selected(document: Mapping[str, Any]) -> dict[str, Any]:
+    judge, *others = document["curve"][0]["rates"]
+    points = [
+        {"step": row["step"], **row["rates"][judge], "others": {name: row["rates"][name] for name in others}}
+        for row in document["curve"]
+    ]
+    measured = [name for name, is_metric in document["measured"].items() if is_metric]
+    return {"judge": judge, "measured": measured, "kept": document["kept"], "curve": points}
 
 
 def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
@@ -96,8 +98,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     online = {name: rows for name, rows in logs.items() if any("questions" in row for row in rows)}
     offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
-    drawn = []
-    for name, draw, wanted in (
+    candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [
         ("accept", lambda theme: figures.accept_rates(summary, theme), True),
         ("categories", lambda theme: figures.by_category(summary, theme), True),
         ("rounds", lambda theme: figures.by_round(summary, theme), trained),
@@ -106,7 +107,9 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         ("answers", lambda theme: figures.answer_curves(online, theme), online),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
         ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
-    ):
+    ]
+    drawn = []
+    for name, draw, wanted in candidates:
         if wanted:
             drawn.append(name)
             for theme in figures.THEMES:
@@ -115,13 +118,11 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
 
 
 def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
-    """The page. Prompts and judges' words come from outside, so everything is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    """The page's HTML."""
     accept_tables = [table.accept_table(summary, judge) for judge in table.judges(summary)]
     round_votes = {name: table.votes(one.get("agreement")) for name, one in summary["rounds"].items()}
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         summary=summary,
         warnings=summary.get("warnings", []),
         findings=table.findings(summary),
@@ -139,5 +140,5 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         turned=summary.get("turned"),
         drawn=drawn,
         judges=table.judges(summary),
-        shown=summary["gallery"]["clips"],
+        clips=summary["gallery"]["clips"],
     )

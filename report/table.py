@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from report.text import aligned
+
 SPLITS = ("all", "train", "test")
 COMPARED = {"minus_base": "− base", "minus_start": "− start"}
 VOTES_AGREE, NOT_UNANIMOUS = "votes agree (κ)", "not unanimous"  # columns only where clips had more than one vote
-BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so neither may be said
+BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so it is neither
 UNKNOWN = "–"
 
 
 class Cell(NamedTuple):
-    """A number as it is shown."""
+    """A number as text."""
 
     text: str
     verdict: str | None = None  # of a difference: better, worse or open
@@ -24,7 +26,7 @@ class Row(NamedTuple):
     cells: dict[str, Cell]  # column title -> cell; a column may be missing
 
 
-class Table(NamedTuple):
+class ResultTable(NamedTuple):
     """Rows under one heading."""
 
     title: str
@@ -35,7 +37,7 @@ class Table(NamedTuple):
 
 BASELINES = {  # in words, by the keys of a baseline in summary.json
     "best_of": "of every {n} clips of {of} the one that {judge} scores highest; each costs {samples_per_clip} samples",
-    "prompt_extension": "{of}, asked with longer prompts",
+    "prompt_extension": "{of} with longer prompts",
 }
 
 
@@ -50,7 +52,7 @@ def measuring(summary: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(low: float | None, high: float | None) -> str:
-    """better or worse only where the interval is clear of zero."""
+    """`better` or `worse` only where the interval is clear of zero, else `open`."""
     if low is None or high is None or low <= 0 <= high:
         return OPEN
     return BETTER if low > 0 else WORSE
@@ -61,7 +63,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return [_finding(summary, judge) for judge in judges(summary)]
 
 
-def overview(summary: Mapping[str, Any]) -> Table:
+def overview(summary: Mapping[str, Any]) -> ResultTable:
     """Every policy under every judge on all clips, with the difference to the base."""
     rows = []
     for name, policy in summary["policies"].items():
@@ -72,16 +74,16 @@ def overview(summary: Mapping[str, Any]) -> Table:
                 cells[f"{judge} − base"] = _difference(policy["minus_base"].get(judge, {}).get("all"))
         rows.append(Row(name, cells))
     columns = [column for judge in judges(summary) for column in (judge, f"{judge} − base")]
-    return Table("Accepted, % of all clips [95 %]", "policy", columns, rows)
+    return ResultTable("Accepted, % of all clips [95 %]", "policy", columns, rows)
 
 
-def accept_table(summary: Mapping[str, Any], judge: str) -> Table:
+def accept_table(summary: Mapping[str, Any], judge: str) -> ResultTable:
     """Every policy under one judge: by split, and the differences on all clips."""
     rows = [Row(name, _accept_cells(policy, judge)) for name, policy in summary["policies"].items()]
     return _table(f"accepted by {judge}, % [95 %]", "policy", rows, [*SPLITS, *COMPARED.values()])
 
 
-def further_tables(summary: Mapping[str, Any]) -> list[Table]:
+def further_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     """What some runs have beside accept rates: the best clips of each prompt, and mean scores."""
     found = []
     for judge in dict.fromkeys([*judges(summary), *measuring(summary)]):
@@ -92,7 +94,7 @@ def further_tables(summary: Mapping[str, Any]) -> list[Table]:
     return [table for table in found if table.columns]
 
 
-def agreement_table(summary: Mapping[str, Any]) -> Table | None:
+def agreement_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """How far each pair of judges agrees: on clips, and on what is better among prompts and policies."""
     agreement = summary.get("agreement", {})
     pairs = dict.fromkeys(pair for level in ("clips", "prompts", "policies") for pair in agreement.get(level, {}))
@@ -110,13 +112,13 @@ def agreement_table(summary: Mapping[str, Any]) -> Table | None:
     return _table("Agreement of judges", "judges", rows) if rows else None
 
 
-def audit_table(summary: Mapping[str, Any]) -> Table | None:
+def audit_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """What each audited judge got right on clips whose answer is known."""
     rows = [Row(judge, _audit_cells(audit)) for judge, audit in summary.get("audit", {}).items()]
     return _table("Audit on clips whose answer is known", "judge", rows) if rows else None
 
 
-def audit_categories(summary: Mapping[str, Any]) -> list[Table]:
+def audit_categories(summary: Mapping[str, Any]) -> list[ResultTable]:
     """Each audited judge's errors by category."""
     tables = []
     for judge, audit in summary.get("audit", {}).items():
@@ -136,19 +138,19 @@ def audit_categories(summary: Mapping[str, Any]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def select_table(summary: Mapping[str, Any]) -> Table | None:
+def select_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """Which checkpoint of each policy was kept, beside its last."""
     rows = []
     for policy, found in summary.get("select", {}).items():
         by_step = {point["step"]: point for point in found["curve"]}
         last = max(by_step)
-        shown = _score_of if found["judge"] in found.get("measured", []) else _rate
+        as_cell = _score_of if found["judge"] in found.get("measured", []) else _rate
         cells = {
             "judge": Cell(found["judge"]),
             "kept, step": Cell(str(found["kept"])),
-            "its accept rate, % (or score)": shown(by_step.get(found["kept"])),
+            "its accept rate, % (or score)": as_cell(by_step.get(found["kept"])),
             "last, step": Cell(str(last)),
-            "last's": shown(by_step[last]),
+            "last's": as_cell(by_step[last]),
         }
         rows.append(Row(policy, cells))
     return _table("Checkpoints", "policy", rows) if rows else None
@@ -179,7 +181,7 @@ def _finding(summary: Mapping[str, Any], judge: str) -> str:
         if (gap := policy.get("minus_base", {}).get(judge, {}).get("all")) and gap["diff"] is not None
     }
     order = sorted(gaps, key=lambda name: -gaps[name]["diff"])
-    said = {
+    policies = {
         kind: [
             f"{name} ({100 * gaps[name]['diff']:+.1f})"
             for name in order
@@ -187,9 +189,9 @@ def _finding(summary: Mapping[str, Any], judge: str) -> str:
         ]
         for kind in (BETTER, WORSE, OPEN)
     }
-    parts = [f"{kind} than base: {', '.join(said[kind])}" for kind in (BETTER, WORSE) if said[kind]]
-    if said[OPEN]:
-        parts.append(f"not told apart from base: {', '.join(said[OPEN])}")
+    parts = [f"{kind} than base: {', '.join(policies[kind])}" for kind in (BETTER, WORSE) if policies[kind]]
+    if policies[OPEN]:
+        parts.append(f"cannot be told apart from base: {', '.join(policies[OPEN])}")
     return f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
 
 
@@ -282,10 +284,10 @@ def _p_value(value: float | None) -> Cell:
 # Tables
 
 
-def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> Table:
+def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> ResultTable:
     """Columns that at least one row has: those of `first` in its order, then the others as they come."""
     found = dict.fromkeys(title for row in rows for title in row.cells)
-    return Table(title, head, [*(t for t in first if t in found), *(t for t in found if t not in first)], rows)
+    return ResultTable(title, head, [*(t for t in first if t in found), *(t for t in found if t not in first)], rows)
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
@@ -295,21 +297,16 @@ def as_text(summary: Mapping[str, Any]) -> str:
         *further_tables(summary),
         *filter(None, (agreement_table(summary), audit_table(summary), select_table(summary))),
     ]
-    said = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
+    warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
     made = [f"{name}: {how}" for name, how in baselines(summary).items()]
-    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(said)]
+    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(warnings)]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _text_table(table: Table) -> str:
+def _text_table(table: ResultTable) -> str:
     marks = {BETTER: " ▲", WORSE: " ▼", OPEN: "  ", None: ""}
     lines = [[table.title, *table.columns]]
     for row in table.rows:
         cells = [row.cells.get(title, Cell("")) for title in table.columns]
         lines.append([row.name, *(cell.text + marks[cell.verdict] for cell in cells)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    first, *others = widths
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *(text.rjust(width) for text, width in zip(line[1:], others, strict=True))])
-        for line in lines
-    )
+    return aligned(lines, "l" + "r" * len(table.columns))

@@ -1,4 +1,4 @@
-"""What training turned, in one picture: clips that a judge rejects as base makes them and accepts as a policy does."""
+"""What training changed, in one picture: clips that a judge rejects from the base and accepts from a policy."""
 
 import logging
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.video import contact_sheet, read_video, sample_frames
+from data.video import contact_sheet, is_writable, read_video, sample_frames
 from evaluation.accept import BASE
 from evaluation.sets import EvaluationSet, accepted
 from report.table import judges
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FRAMES = 5  # of each clip, evenly spaced
 Pair = tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]  # a caption and frames, of the base and of a policy
-HEIGHT = 96  # pixels a frame is shown with, about
+HEIGHT = 96  # pixels of a frame in the picture, about
 
 
 class Turned(NamedTuple):
@@ -53,7 +53,7 @@ def write_turned(summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], 
             try:
                 first[category] = _pair(base, policy, best, judge, int(place))
             except ValueError as error:
-                logger.warning("%s; another clip of %s takes its place", error, category)
+                logger.warning("%s; another clip of category %s is drawn instead", error, category)
     if not first:
         return None
     rows = [row for _, pair in sorted(first.items()) for row in pair]
@@ -65,13 +65,13 @@ def write_turned(summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], 
 def _pair(base: EvaluationSet, policy: EvaluationSet, name: str, judge: str, place: int) -> Pair:
     """Captions and frames of the base's and the policy's clip at a place."""
     sample, reason = base.samples[place], base.labels[judge][place].reason
-    rejected = f"{BASE}: rejected by {judge}" + (f", {reason[:80]}" if reason else "")
-    accepted_as = f"{name}: accepted ({sample.prompt})"
+    rejected = f"{BASE}: rejected by {judge}" + (f", {reason[:80]}" if reason and is_writable(reason[:80]) else "")
+    accepted_as = f"{name}: accepted ({sample.prompt if is_writable(sample.prompt) else sample.prompt_id})"
     return (rejected, _frames(base, place)), (accepted_as, _frames(policy, place))
 
 
 def _frames(one: EvaluationSet, place: int) -> np.ndarray:
-    """uint8 (FRAMES, h, w, 3), every k-th pixel where the clip is larger than shown."""
+    """uint8 (FRAMES, h, w, 3), every k-th pixel where the clip is larger than HEIGHT."""
     frames = read_video(one.folder / one.samples[place].file_name)
     every = max(1, frames.shape[1] // HEIGHT)
     return frames[sample_frames(len(frames), min(FRAMES, len(frames))), ::every, ::every]

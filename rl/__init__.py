@@ -1,1 +1,1 @@
-"""What learns: objectives, datasets and the training loop."""
+"""Reinforcement learning: objectives, datasets and the two training loops (training/ on clips, online/ on judges)."""

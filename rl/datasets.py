@@ -1,23 +1,24 @@
-"""From labels to what training reads: weighted rows, pairs, and what they are composed of. rl.tables writes them."""
+"""From labels to training rows: weighted rows, pairs, and counts of what they are made of. rl.tables writes them."""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from data.records import Label, Pair, Sample, Weighted, by_id
-from rl.pairing import Judged, pair
+from data.labels import match_labels
+from data.records import Label, Pair, Sample, Weighted
+from rl.pairing import RewardedClip, pair
 from rl.rewards import reward_of, shape_reward
 
 logger = logging.getLogger(__name__)
 
 
 class Datasets(NamedTuple):
-    """What `build` makes of a labelled clip set."""
+    """The rows that `build` makes from a labelled clip set."""
 
     weighted: list[Weighted]
     paired: list[Pair]
-    composition: dict  # plain JSON
+    composition: dict[str, Any]  # plain JSON
 
 
 def build(
@@ -40,57 +41,42 @@ def build(
     Raises ValueError where samples and labels are not of the same clips, and where there is nothing to learn from:
     no accepted clip (reward "label"), or no clip with a positive weight ("p_accept", "score").
     """
-    label_of = _matched(samples, labels, name)
-    judged = [
-        Judged(s.sample_id, s.prompt_id, label_of[s.sample_id].label, reward_of(label_of[s.sample_id], reward))
+    label_of = match_labels(samples, labels, name)
+    clips = [
+        RewardedClip(s.sample_id, s.prompt_id, label_of[s.sample_id].label, reward_of(label_of[s.sample_id], reward))
         for s in samples
     ]
     weighted = [
         Weighted(clip.sample_id, clip.prompt_id, clip.reward, shape_reward(clip.reward, scale, shift))
-        for clip in judged
+        for clip in clips
         if clip.reward is not None
     ]
     if not any(row.reward > 0 if reward == "label" else row.weight > 0 for row in weighted):
         lacking = "accepted clip" if reward == "label" else f"clip with a positive weight (reward {reward})"
-        nulls = len(judged) - len(weighted)
-        raise ValueError(f"{name}: no {lacking} among {len(judged)}, {nulls} of them unlabelled: nothing to learn from")
-    pairing = pair(judged, pairs, pairs_per_prompt, min_margin, seed, quantile)
+        nulls = len(clips) - len(weighted)
+        raise ValueError(f"{name}: no {lacking} among {len(clips)}, {nulls} of them unlabelled: nothing to learn from")
+    pairing = pair(clips, pairs, pairs_per_prompt, min_margin, seed, quantile)
     if not pairing.pairs:
         logger.warning("%s: no prompt has a pair (%s): DPO cannot be trained on it", name, _count(pairing.unpaired))
     composition = {
         "name": name,
-        "samples": len(judged),
+        "samples": len(clips),
         "weighted": len(weighted),
         "pairs": len(pairing.pairs),
-        "categories": _categories(samples, judged),
-        "pairs_per_prompt": _pairs_per_prompt(judged, pairing.pairs),
+        "categories": _categories(samples, clips),
+        "pairs_per_prompt": _pairs_per_prompt(clips, pairing.pairs),
         "prompts_without_a_pair": pairing.unpaired,
         "reasons": _count(pairing.unpaired),
     }
-    logger.info("%s: %d weighted clips, %d pairs, of %d clips", name, len(weighted), len(pairing.pairs), len(judged))
+    logger.info("%s: %d weighted clips, %d pairs, of %d clips", name, len(weighted), len(pairing.pairs), len(clips))
     return Datasets(weighted, pairing.pairs, composition)
 
 
-def _matched(samples: Sequence[Sample], labels: Sequence[Label], name: str) -> dict[str, Label]:
-    """Labels by sample_id, exactly one for each sample."""
-    sample_ids, label_of = by_id(samples), by_id(labels)
-    if not sample_ids:
-        raise ValueError(f"{name}: the clip set has no sample")
-    unlabelled = [sample_id for sample_id in sample_ids if sample_id not in label_of]
-    unknown = [sample_id for sample_id in label_of if sample_id not in sample_ids]
-    if unlabelled or unknown:
-        raise ValueError(
-            f"{name}: labels and samples are not of the same clips: {len(unlabelled)} samples without a label row"
-            f" {unlabelled[:3]}, {len(unknown)} labels without a sample {unknown[:3]}"
-        )
-    return label_of
-
-
-def _categories(samples: Sequence[Sample], judged: Sequence[Judged]) -> dict[str, dict[str, int]]:
+def _categories(samples: Sequence[Sample], clips: Sequence[RewardedClip]) -> dict[str, dict[str, int]]:
     """Per category: how many samples, accepted, rejected and unlabelled by their label, and how many have no reward."""
     categories: dict[str, dict[str, int]] = {}
     verdicts = {True: "accepted", False: "rejected", None: "unlabelled"}
-    for sample, clip in zip(samples, judged, strict=True):
+    for sample, clip in zip(samples, clips, strict=True):
         counts = categories.setdefault(
             sample.category, {"samples": 0, "accepted": 0, "rejected": 0, "unlabelled": 0, "without_reward": 0}
         )
@@ -100,9 +86,9 @@ def _categories(samples: Sequence[Sample], judged: Sequence[Judged]) -> dict[str
     return categories
 
 
-def _pairs_per_prompt(judged: Sequence[Judged], pairs: Sequence[Pair]) -> dict[str, int]:
+def _pairs_per_prompt(clips: Sequence[RewardedClip], pairs: Sequence[Pair]) -> dict[str, int]:
     """Number of pairs of each prompt, 0 included."""
-    counts = {clip.prompt_id: 0 for clip in judged}
+    counts = {clip.prompt_id: 0 for clip in clips}
     for row in pairs:
         counts[row.prompt_id] += 1
     return counts

@@ -1,4 +1,4 @@
-"""What is minimised: supervised fine-tuning, reward-weighted regression, direct preference optimisation.
+"""The objectives: supervised fine-tuning, reward-weighted regression, direct preference optimisation.
 
 The losses are pure functions of per-sample errors and return one value a row; the trainer takes the mean over the
 batch. Equation numbers are those of Furuta et al., "Improving Dynamic Object Interactions in Text-to-Video Generation
@@ -99,7 +99,7 @@ class Errors(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What an objective makes of a batch of errors."""
+    """An objective's value on a batch of errors."""
 
     value: Tensor  # (B,), to be averaged and differentiated
     facts: tuple[Tensor, ...]  # (B,) each, without gradient: the objective's `facts`, to be averaged into the log
@@ -107,15 +107,15 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training run minimises, and all that the trainer must know to do it."""
+    """What a training run minimises, and all that the trainer needs for it."""
 
     name: str
     row_type: type  # the table it reads
     sample_ids: Callable[[Any], tuple[str, ...]]  # the clips of a row; they share noise, timestep and caption dropout
     weight: Callable[[Any], float]  # a row of weight 0 has no gradient, so the trainer does not run it
     uses_reference: bool
-    settings: tuple[str, ...]  # names of the TrainConfig fields that `loss` takes
-    facts: tuple[str, ...]  # what it tells the log beside its value
+    settings: tuple[str, ...]  # the fields of its config (rl.training.config.CONFIGS) that `loss` takes
+    facts: tuple[str, ...]  # names of the means that the log holds beside its value
     loss: Callable[..., Loss]
 
 

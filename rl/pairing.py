@@ -14,8 +14,8 @@ from typing import NamedTuple
 from data.records import Pair
 
 
-class Judged(NamedTuple):
-    """A clip with what its source said of it."""
+class RewardedClip(NamedTuple):
+    """A clip with its label and reward."""
 
     sample_id: str
     prompt_id: str
@@ -30,20 +30,20 @@ class Pairing(NamedTuple):
     unpaired: dict[str, str]  # prompt_id -> reason
 
 
-Strategy = Callable[[list[Judged], int, float, random.Random], list[Pair] | str]
+Strategy = Callable[[list[RewardedClip], int, float, random.Random], list[Pair] | str]
 
 ALL_ACCEPTED, ALL_REJECTED, ALL_UNLABELLED = "all accepted", "all rejected", "all unlabelled"
 GAPS_UNDER_MINIMUM = "gaps under the minimum"
 
 
-def _pair_of(chosen: Judged, rejected: Judged) -> Pair | None:
+def _pair_of(chosen: RewardedClip, rejected: RewardedClip) -> Pair | None:
     """The pair, or None where the rewards are unknown or do not prefer the chosen clip."""
     if chosen.reward is None or rejected.reward is None or not chosen.reward > rejected.reward:
         return None
     return Pair(chosen.prompt_id, chosen.sample_id, rejected.sample_id, chosen.reward - rejected.reward)
 
 
-def _classes(clips: list[Judged]) -> tuple[list[Judged], list[Judged]] | str:
+def _classes(clips: list[RewardedClip]) -> tuple[list[RewardedClip], list[RewardedClip]] | str:
     """Accepted and rejected clips of a prompt, or why one of the two is missing. Unlabelled clips count as neither."""
     accepted = [clip for clip in clips if clip.accepted is True]
     rejected = [clip for clip in clips if clip.accepted is False]
@@ -56,7 +56,9 @@ def _classes(clips: list[Judged]) -> tuple[list[Judged], list[Judged]] | str:
     return accepted, rejected
 
 
-def all_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng: random.Random) -> list[Pair] | str:
+def all_pairs(
+    clips: list[RewardedClip], pairs_per_prompt: int, min_margin: float, rng: random.Random
+) -> list[Pair] | str:
     """Every accepted clip against every rejected one; `pairs_per_prompt` and `min_margin` are not read."""
     classes = _classes(clips)
     if isinstance(classes, str):
@@ -67,7 +69,7 @@ def all_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng
 
 
 def balanced_pairs(
-    clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng: random.Random
+    clips: list[RewardedClip], pairs_per_prompt: int, min_margin: float, rng: random.Random
 ) -> list[Pair] | str:
     """`pairs_per_prompt` different accepted × rejected pairs, or all if there are fewer; `min_margin` is not read.
 
@@ -77,7 +79,9 @@ def balanced_pairs(
     return classes if isinstance(classes, str) else _evenly(*classes, pairs_per_prompt, rng) or GAPS_UNDER_MINIMUM
 
 
-def _evenly(better: list[Judged], worse: list[Judged], pairs_per_prompt: int, rng: random.Random) -> list[Pair]:
+def _evenly(
+    better: list[RewardedClip], worse: list[RewardedClip], pairs_per_prompt: int, rng: random.Random
+) -> list[Pair]:
     """That many different pairs of the two sides, all clips of a side as often as one another, give or take one."""
     accepted, rejected = (rng.sample(side, len(side)) for side in (better, worse))
     # Walking both lists in step repeats after lcm(m, n) pairs; one place further each time makes every pair new.
@@ -87,7 +91,9 @@ def _evenly(better: list[Judged], worse: list[Judged], pairs_per_prompt: int, rn
     return [pair for pair in pairs if pair]
 
 
-def margin_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng: random.Random) -> list[Pair] | str:
+def margin_pairs(
+    clips: list[RewardedClip], pairs_per_prompt: int, min_margin: float, rng: random.Random
+) -> list[Pair] | str:
     """Up to `pairs_per_prompt` pairs whose reward gap is positive and >= `min_margin`, the most separated first.
 
     For soft rewards: the label is not read. Equal gaps stand in the order of their sample_ids.
@@ -103,7 +109,7 @@ def margin_pairs(clips: list[Judged], pairs_per_prompt: int, min_margin: float, 
 
 
 def quantile_pairs(
-    clips: list[Judged], pairs_per_prompt: int, min_margin: float, rng: random.Random, quantile: float
+    clips: list[RewardedClip], pairs_per_prompt: int, min_margin: float, rng: random.Random, quantile: float
 ) -> list[Pair] | str:
     """Up to `pairs_per_prompt` pairs of the best `quantile` of a prompt's clips with the worst, taken evenly.
 
@@ -137,7 +143,12 @@ def check_pairing(strategy: str, pairs_per_prompt: int, min_margin: float, quant
 
 
 def pair(
-    clips: Iterable[Judged], strategy: str, pairs_per_prompt: int, min_margin: float, seed: int, quantile: float = 0.5
+    clips: Iterable[RewardedClip],
+    strategy: str,
+    pairs_per_prompt: int,
+    min_margin: float,
+    seed: int,
+    quantile: float = 0.5,
 ) -> Pairing:
     """Pairs of all prompts, in the order in which the prompts first appear, and the prompts without a pair.
 
@@ -145,7 +156,7 @@ def pair(
     """
     check_pairing(strategy, pairs_per_prompt, min_margin, quantile)
     chosen = partial(quantile_pairs, quantile=quantile) if strategy == QUANTILE else STRATEGIES[strategy]
-    by_prompt: dict[str, list[Judged]] = {}
+    by_prompt: dict[str, list[RewardedClip]] = {}
     for clip in clips:
         by_prompt.setdefault(clip.prompt_id, []).append(clip)
     pairing = Pairing([], {})

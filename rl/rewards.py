@@ -1,4 +1,4 @@
-"""From a label to the number that a loss is weighted with."""
+"""From a label to the weight of a loss."""
 
 from data.records import Label
 

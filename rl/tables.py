@@ -3,7 +3,7 @@
     sft/weighted.parquet     every clip of the round, weight 1: no label is read, so no change of judge reaches it
     rwr/weighted.parquet     every clip with a reward
     dpo/paired.parquet
-    composition.json         what they are made of
+    composition.json         counts of the clips and pairs behind them
 
 A folder of its own for each, because a policy then depends on its own rows alone, and because
 `datasets.load_dataset(folder)` reads a folder of one schema.
@@ -22,8 +22,8 @@ KIND = "dataset"
 FILES = {Weighted: "weighted.parquet", Pair: "paired.parquet"}
 
 
-class Table(NamedTuple):
-    """The rows of one objective and what their folder's manifest says of them."""
+class ObjectiveRows(NamedTuple):
+    """The rows of one objective and the facts of their folder's manifest."""
 
     rows: list[Any]
     facts: dict[str, Any]
@@ -40,9 +40,9 @@ def write_tables(
 ) -> None:
     """Write the folder, manifests last.
 
-    samples: all clips of the round. weighted, paired, composition: what `rl.datasets.build` made of their labels.
-    clips, labels: plain JSON on which clips these are and whose labels; the first is told of every table, the second
-        of those that labels were read for.
+    samples: all clips of the round. weighted, paired, composition: from `rl.datasets.build`.
+    clips, labels: plain JSON that names the clip set and the labels, for the manifests: the first of every table, the
+        second of the tables that labels were read for.
     """
     everything = [Weighted(sample.sample_id, sample.prompt_id, reward=1.0, weight=1.0) for sample in samples]
     _write_table(folder / "sft", everything, Weighted, clips)
@@ -53,10 +53,10 @@ def write_tables(
     write_manifest(folder, "datasets", **clips, **labels)
 
 
-def read_table(folder: Path, objective: Objective) -> Table:
+def read_table(folder: Path, objective: Objective) -> ObjectiveRows:
     """The rows in an objective's folder. Raises StoreError for a folder that is half-written or of another kind."""
     facts = read_manifest(folder, KIND)["facts"]
-    return Table(read_rows(folder / FILES[objective.row_type], objective.row_type), facts)
+    return ObjectiveRows(read_rows(folder / FILES[objective.row_type], objective.row_type), facts)
 
 
 def _write_table(folder: Path, rows: Sequence[Any], row_type: type, facts: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from pipeline.configs import TABLETOP, AuditConfig, PromptsConfig
-from pipeline.params import block, section
+from pipeline.configs import AuditConfig, PromptsConfig
+from pipeline.params import block, section, source_block
 from pipeline.state import stage_state
 
 logger = logging.getLogger(__name__)
@@ -27,38 +27,41 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     from feedback.core.audit import Asking
     from feedback.core.kinds import make_source, needs_device
     from feedback.core.label import who
-    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, write_rows
+    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, world_of, write_rows
 
-    config, source_block = section("audit", AuditConfig), block(f"feedback.sources.{name}")
-    human = config.human or {}
-    people = block(f"feedback.sources.{human['source']}") if human else None
+    config, given = section("audit", AuditConfig), source_block(name)
+    people = source_block(config.human.source) if config.human else None
     path, fps = Path(section("prompts", PromptsConfig).path), float(block("video.fps"))
     how = (block("label.batch_size"), block("label.votes"), block("label.max_failed"))
     prompts = load_prompts(path)
     check_known(config, prompts)
-    if needs_device(name, source_block):
+    if needs_device(name, given):
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))
-    inputs = [path, *(Path(folder) for folder in (config.set, human.get("set")) if folder)]
-    with stage_state("audit", out, (name, config, source_block, people, fps, how), inputs) as work:
-        source, folder = make_source(name, source_block, device), work / "audit"
+    world = world_of(config)
+    inputs = [
+        path,
+        *(Path(folder) for folder in (None if world else config.set, config.human and config.human.set) if folder),
+    ]
+    with stage_state("audit", out, (name, config, given, people, fps, how), inputs) as work:
+        source, folder = make_source(name, given, device), work / "audit"
         asking, notes = Asking(work, folder, *how), dict[str, str]()
-        if config.set == TABLETOP:
-            known, judged, figures = by_renderer(asking, source, prompts, config, fps)
+        if world:
+            known, judged, figures = by_renderer(asking, source, prompts, config, world, fps)
         else:
             known, judged, figures = by_references(asking, source, prompts, config, base)
-        figures |= stability(asking, source, source_block, known, judged, config, notes)
+        figures |= stability(asking, source, given, known, judged, config, notes)
         figures |= {"human": beside_people(asking, source, config, people, notes), "notes": notes}
         write_rows(folder / "known.jsonl", known, judged)
         (folder / "audit.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        facts = who(source, source_block) | {key: figures[key] for key in ("accuracy", "clips")}
+        facts = who(source, given) | {key: figures[key] for key in ("accuracy", "clips")}
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
     write_metrics(metrics, figures)
-    told = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips, %d of them labelled"
+    message = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips, %d of them labelled"
     percent = (100 * figures[key] for key in ("accuracy", "low", "high"))
-    logger.info(told, name, *percent, figures["clips"], figures["labelled"])
+    logger.info(message, name, *percent, figures["clips"], figures["labelled"])
 
 
 if __name__ == "__main__":

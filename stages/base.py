@@ -1,28 +1,34 @@
-"""Stage `base`: check params.yaml as a whole, and write down which generator the base policy is."""
+"""Stage `base`: check params.yaml as a whole, and record the base policy and the inputs by content."""
 
 import json
 import logging
 import shutil
 from pathlib import Path
 
-from pipeline.command import out_option, stage_command
+import click
+
+from pipeline.command import PATH, out_option, stage_command
 from pipeline.configs import GeneratorConfig
-from pipeline.params import section
+from pipeline.params import load_params, section
 
 logger = logging.getLogger(__name__)
 
 
 @stage_command
 @out_option
-def main(out: Path) -> None:
-    """Check params.yaml as a whole and write the base policy, which is the generator itself."""
+@click.option("--inputs", type=PATH, required=True, help="Folder to write: what params.yaml names, by content.")
+def main(out: Path, inputs: Path) -> None:
+    """Check params.yaml as a whole; write the base policy, which is the generator itself, and the inputs' hashes."""
     from data.manifest import write_manifest
     from generators.core.identity import identify
     from pipeline.check import check_params
+    from pipeline.inputs import write_inputs
 
     check_params()
     generator = section("generator", GeneratorConfig)
-    shutil.rmtree(out, ignore_errors=True)
+    for folder in (out, inputs):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_inputs(load_params(), inputs)
     out.mkdir(parents=True)
     found = identify(generator.family, generator.path, generator.revision)
     (out / "policy.json").write_text(json.dumps(found, indent=1) + "\n")

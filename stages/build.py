@@ -17,19 +17,20 @@ from pipeline.state import stage_state
 @metrics_option
 def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     """Build weighted and paired datasets from a labelled clip set."""
-    from data.manifest import publish, read_manifest
-    from data.records import Label, read_rows
+    from data.labels import open_labels
+    from data.manifest import publish
     from data.store import ClipSet
     from rl.datasets import build
     from rl.tables import write_tables
 
-    clip_set, source = ClipSet.open(clips), read_manifest(labels, "labels")["facts"]["source"]
-    config = build_config(source)
-    made, labelled = {"round": clip_set.manifest["facts"]["set"]}, {"source": source, "reward": config.reward}
+    clip_set = ClipSet.open(clips)
+    labelled = open_labels(labels, clips, clip_set.samples)
+    config = build_config(labelled.source)
+    made, by = {"round": clip_set.manifest["facts"]["set"]}, {"source": labelled.source, "reward": config.reward}
     with stage_state("build", out, config, [clips, labels]) as work:
-        rows = read_rows(labels / "labels.parquet", Label)
-        tables = build(clip_set.samples, rows, name=f"{made['round']}/{source}", **asdict(config))
-        write_tables(work / "datasets", clip_set.samples, *tables, clips=made, labels=labelled)
+        name = f"{made['round']}/{labelled.source}"
+        tables = build(clip_set.samples, labelled.labels, name=name, **asdict(config))
+        write_tables(work / "datasets", clip_set.samples, *tables, clips=made, labels=by)
         publish(work / "datasets", out)
     write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})
 

@@ -1,4 +1,4 @@
-"""Stage `extend`: a policy that is told more than the prompt, to compare training with; its weights stay."""
+"""Stage `extend`: a policy with the same weights and longer prompts, as a baseline for training."""
 
 import shutil
 from pathlib import Path
@@ -13,10 +13,10 @@ from pipeline.state import stage_state
 
 @stage_command
 @click.option("--name", required=True, help="An entry of the section extend.")
-@click.option("--policy", type=PATH, required=True, help="Folder of the policy that is told more.")
+@click.option("--policy", type=PATH, required=True, help="Folder of the policy whose prompts are extended.")
 @out_option
 def main(name: str, policy: Path, out: Path) -> None:
-    """Write the policy again under another name, with what it is to be told in place of each prompt."""
+    """Copy the policy under another name, with a text in place of each prompt."""
     from data.manifest import publish, read_manifest, write_manifest
     from data.policies import copy_policy
     from data.prompts import EXTENDED, extended, load_prompts, write_prompts

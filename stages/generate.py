@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @stage_command
 @click.option("--set", "set_name", required=True, help="Name of the clip set; sets of one name share their seeds.")
-@click.option("--policy", type=PATH, required=True, help="Folder of the policy that makes the clips.")
+@click.option("--policy", type=PATH, required=True, help="Folder of the policy to sample from.")
 @click.option("--sampling", required=True, help="Section of params.yaml, such as evaluate.generate.")
 @click.option("--checkpoints", is_flag=True, help="From each of its checkpoints, on the same noise, into one set.")
 @out_option
@@ -44,13 +44,13 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
         return generator
 
     with stage_state("generate", out, (set_name, model, size, how, checkpoints), inputs) as work:
-        asked, clips = load_prompts(Path(prompts.path)), work / "clips"
+        prompt_set, clips = load_prompts(Path(prompts.path)), work / "clips"
         if checkpoints:
             loads = {one.name: partial(load, one.folder) for one in candidates(policy)}
-            count = generate_checkpoint_set(loads, asked, size, how, called, clips, out)
+            count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out)
         else:
-            texts = texts_for(policy, asked)
-            count = generate_clip_set(load(policy), asked, size, how, called, clips, out, texts)
+            texts = texts_for(policy, prompt_set)
+            count = generate_clip_set(load(policy), prompt_set, size, how, called, clips, out, texts)
     write_metrics(metrics, {"clips": count})
 
 

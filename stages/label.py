@@ -7,11 +7,11 @@ import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import LabelConfig
-from pipeline.params import block, section
+from pipeline.params import section, source_block
 from pipeline.state import stage_state
 
-# Where stage `audit` puts its results. It is read for a warning alone and is no dependency in dvc.yaml: else an audit
-# that ran again would have all clips labelled again, to the same labels.
+# Where stage `audit` puts its results. It is read for a warning only and is no dependency in dvc.yaml: otherwise a
+# new audit would label all clips again, to the same labels.
 AUDITS = Path("runs/audit")
 
 
@@ -28,18 +28,18 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     from feedback.core.kinds import make_source, needs_device
     from feedback.core.label import label_clip_set, warn_of_audit, who
 
-    config, source_block = section("label", LabelConfig), block(f"feedback.sources.{name}")
-    if needs_device(name, source_block):
+    config, given = section("label", LabelConfig), source_block(name)
+    if needs_device(name, given):
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))
-    blocks = [source_block, *source_block.get("members", {}).values()]  # of a panel, its members' too
+    blocks = [given, *given.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
-    asked = replace(config, min_audited_accuracy=None)  # which shapes no label
-    with stage_state("label", out, (name, asked, source_block), inputs) as work:
-        source = make_source(name, source_block, device)
+    shaping = replace(config, min_audited_accuracy=None)  # what shapes a label
+    with stage_state("label", out, (name, shaping, given), inputs) as work:
+        source = make_source(name, given, device)
         if config.min_audited_accuracy is not None:
-            warn_of_audit(AUDITS / name, who(source, source_block), config.min_audited_accuracy)
+            warn_of_audit(AUDITS / name, who(source, given), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)
         counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
     agreed = read_manifest(out, "labels")["facts"]["agreement"]

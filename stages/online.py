@@ -9,7 +9,7 @@ import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import GeneratorConfig, PromptsConfig
-from pipeline.params import block, section
+from pipeline.params import section, source_block
 from pipeline.state import stage_state
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     relaunch(processes, place)
     from data.prompts import load_prompts, select
     from feedback.differentiable.overlay import load_overlay
-    from feedback.questions import OWN_WRITERS
+    from feedback.questions import is_source
     from generators.core.load import load_generator
     from generators.core.rollout import VideoSize
     from pipeline.configs import CheckConfig, OnlineEntry
@@ -45,11 +45,11 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
 
     entry, model = section(f"online.policies.{name}", OnlineEntry), section("generator", GeneratorConfig)
     path, recipe = Path(section("prompts", PromptsConfig).path), load_recipe(entry.recipe, entry.changes)
-    judges = {entry.judge: block(f"feedback.sources.{entry.judge}")}
-    judges[entry.held_out] = block(f"feedback.sources.{entry.held_out}")
-    if recipe.questions and recipe.questions.writer not in OWN_WRITERS:
+    judges = {entry.judge: source_block(entry.judge)}
+    judges[entry.held_out] = source_block(entry.held_out)
+    if recipe.questions and is_source(recipe.questions.writer):
         # What was written is kept with the policy: another price or pace of the writer is no reason to train again.
-        judges[recipe.questions.writer] = block(f"feedback.sources.{recipe.questions.writer}")
+        judges[recipe.questions.writer] = source_block(recipe.questions.writer)
     job = Job(
         recipe=recipe,
         prompts=select(load_prompts(path), entry.split),
@@ -66,8 +66,8 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
         report = run(job, partial(load_generator, **asdict(model), device=place), start, work, out, place)
     if rank() == 0:
-        told = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
-        write_metrics(metrics, {**told, "question_loss": report.last.get("question_loss")})
+        facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
+        write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})
 
 
 if __name__ == "__main__":

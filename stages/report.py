@@ -9,14 +9,14 @@ import click
 from pipeline.command import PATH, out_option, stage_command
 from pipeline.configs import ReportConfig
 from pipeline.params import section
-from pipeline.state import stage_state
+from pipeline.state import STATE, stage_state
 
 
 @stage_command
 @click.option("--evaluation", type=PATH, required=True, help="Folder with summary.json.")
 @click.option("--sets", type=PATH, required=True, help="Folder with an evaluation set for each policy.")
 @click.option("--policies", type=PATH, required=True, help="Folder with the policies, for how each was trained.")
-@click.option("--metrics", type=PATH, required=True, help="Folder in which audit/ and select/ may lie.")
+@click.option("--metrics", type=PATH, required=True, help="Folder that may have audit/ and select/.")
 @out_option
 def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path) -> None:
     """Write the report: index.html, gallery.html, summary.json and the clips that they show."""
@@ -32,13 +32,14 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
         names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]
         sources = dict.fromkeys(judge.partition("/")[0] for judge in [*judges(summary), *measuring(summary)])
-        shown = {name: load_set(sets / name, list(sources)) for name in names}
+        evaluated = {name: load_set(sets / name, list(sources)) for name in names}
         summary["trained"] = read_trained(policies, names)
         measured = {"audit": read_measured(audit), "select": read_selected(select)}
         summary |= {key: found for key, found in measured.items() if found}
         folder = work / "report"
         shutil.rmtree(folder, ignore_errors=True)
-        write_page(summary, shown, read_logs(policies, names), config.samples_per_prompt, folder)
+        logs = read_logs(policies, names)
+        write_page(summary, evaluated, logs, config.samples_per_prompt, folder, encoded=STATE / "report-clips")
         write_manifest(folder, "report")
         publish(folder, out)
 

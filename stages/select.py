@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 @click.option("--policy", type=PATH, required=True, help="Folder of the policy, with its checkpoints.")
 @click.option("--samples", type=PATH, required=True, help="Folder with the clips of all its checkpoints.")
 @click.option("--labels", type=PATH, required=True, help="Folder with their labels, a folder a judge.")
-@click.option("--curve", type=PATH, required=True, help="JSON file to write: how well each checkpoint does.")
+@click.option("--curve", type=PATH, required=True, help="JSON file to write: the accept rate of each checkpoint.")
 @out_option
 @metrics_option
 def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metrics: Path) -> None:
-    """Keep one checkpoint of a policy, and the curve that tells why."""
+    """Keep one checkpoint of a policy, and write the curve of accept rates that it is chosen by."""
     from data.manifest import atomically, publish, write_manifest
     from data.policies import candidates, copy_policy
     from evaluation.checkpoints import curve as curve_of
-    from evaluation.checkpoints import flat, in_words, keep, read_outcomes
+    from evaluation.checkpoints import in_words, keep, plot_rows, read_outcomes
 
     config, draws, seed = section("select", SelectConfig), block("evaluate.draws"), block("evaluate.seed")
     with stage_state("select", out, (config, draws, seed), [policy, samples, labels]) as work:
@@ -41,13 +41,15 @@ def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metr
         copy_policy(next(one.folder for one in checkpoints.values() if one.step == kept), folder)
         write_manifest(folder, "policy", selected_from=policy.name, steps=kept)
         publish(folder, out)
-        told = {"judge": config.judges[0], "measured": measured, "rule": config.keep, "kept": kept, "curve": points}
+        document = {"judge": config.judges[0], "measured": measured, "rule": config.keep, "kept": kept, "curve": points}
         with atomically(curve) as partial:
-            partial.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     first, is_metric = config.judges[0], config.judges[0] in measured
-    said = "mean score of" if is_metric else "accepted by"
-    logger.info("%s: kept step %d; %s %s: %s", policy.name, kept, said, first, in_words(points, is_metric))
-    write_metrics(metrics, {"kept": kept, "measured": measured, "curve": flat(points, config.judges)})
+    what = "mean score of" if is_metric else "accepted by"
+    logger.info("%s: kept step %d; %s %s: %s", policy.name, kept, what, first, in_words(points, is_metric))
+    # `dvc plots` fails on a file with a second list, so `measured` is a mapping.
+    is_measured = {judge: judge in measured for judge in config.judges}
+    write_metrics(metrics, {"kept": kept, "measured": is_measured, "curve": plot_rows(points, config.judges)})
 
 
 if __name__ == "__main__":

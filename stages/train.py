@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
-from pipeline.configs import GeneratorConfig
-from pipeline.params import block, section
+from pipeline.configs import GeneratorConfig, train_config
+from pipeline.params import section
 from pipeline.state import stage_state
 
 
@@ -44,13 +44,12 @@ def main(
     from generators.core.load import load_generator
     from rl.objectives import get_objective
     from rl.tables import read_table
-    from rl.training.config import configure
     from rl.training.trainer import train
 
     model, objective = section("generator", GeneratorConfig), get_objective(name)
     place = pick_device(device)
     relaunch(processes, place)
-    config = configure(objective, block("train.common") | block(f"train.{name}"))
+    config = train_config(objective)
     inputs = [start, Path(model.path), clips, rows]
     with stage_state("train", out, (name, model, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]

@@ -4,6 +4,7 @@ A claim is a kind of event and the things it happens to. Captions and claims map
 clip can be judged from its pixels and its caption alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -29,6 +30,8 @@ KINDS: dict[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Thing:
+    """A coloured thing, as captions name it."""
+
     color: str
     shape: str  # cube, ball, cone, cloth or sponge
 
@@ -38,12 +41,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Claim:
+    """A kind of event, a key of KINDS, and the one or two things that it happens to."""
+
     kind: str
     things: tuple[Thing, ...]
 
     @property
     def category(self) -> str:
+        """The category of the prompt set that this kind of event belongs to."""
         return KINDS[self.kind][0]
+
+    @property
+    def event(self) -> tuple[str, frozenset[Thing]]:
+        """What happens to which things. Two claims that name two things in either order are one event."""
+        return self.kind, frozenset(self.things)
 
 
 def caption(claim: Claim) -> str:
@@ -69,14 +80,23 @@ def all_claims() -> list[Claim]:
 _BY_CAPTION = {caption(claim): claim for claim in all_claims()}
 
 
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def parse(text: str) -> Claim:
     """The claim that a caption makes. Raises ValueError for words outside this world."""
-    claim = _BY_CAPTION.get(" ".join(text.lower().split()))
+    claim = _BY_CAPTION.get(_normal(text))
     if claim is None:
         raise ValueError(
             f"{text!r} is no caption of the tabletop world; they read like 'pushing red cube from left to right'"
         )
     return claim
+
+
+def unknown_captions(texts: Iterable[str]) -> list[str]:
+    """Those of the texts that are no captions of this world."""
+    return [text for text in texts if _normal(text) not in _BY_CAPTION]
 
 
 def vocabulary() -> list[str]:

@@ -42,15 +42,10 @@ class Options:
 
 def check_prompts(texts: Sequence[str]) -> None:
     """Raises ValueError naming the prompts that are no captions of the tabletop world."""
-    foreign = []
-    for text in texts:
-        try:
-            captions.parse(text)
-        except ValueError:
-            foreign.append(text)
-    if foreign:
-        told = f"not {len(foreign)} of these prompts: {foreign[:3]}"
-        raise ValueError(f"physics knows the tabletop world alone, and {told}")
+    if unknown := captions.unknown_captions(texts):
+        raise ValueError(
+            f"physics knows the tabletop world alone, and not {len(unknown)} of these prompts: {unknown[:3]}"
+        )
 
 
 def load(name: str, options: Options, device: str) -> "PhysicsSource":

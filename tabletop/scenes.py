@@ -104,7 +104,7 @@ def make_scene(claim: Claim, rng: np.random.Generator, botch: str | None = None)
     shown = replace(claim, things=_substitute(claim.things, rng, botch))
     progress = _botched_progress(_progress(rng), rng, botch)
     entities = _STAGINGS[claim.kind](shown, progress, rng, botch)
-    main = entities[_main_index(claim)]
+    main = entities[0]
     if botch == "vanish":
         main.visible[rng.integers(2, FRAMES - 2) :] = False
     elif botch in ("recolor", "reshape"):
@@ -117,10 +117,6 @@ def make_scene(claim: Claim, rng: np.random.Generator, botch: str | None = None)
         entities.append(_duplicate(main, rng))
     strangers = _bystander(claim, entities, rng, stray=botch == "stray")
     return Scene(claim, botch, strangers + entities, light=float(rng.uniform(0.92, 1.0)))
-
-
-def _main_index(claim: Claim) -> int:
-    return 0
 
 
 def _progress(rng: np.random.Generator) -> np.ndarray:
@@ -263,7 +259,7 @@ def _two(claim: Claim, progress: np.ndarray, rng: np.random.Generator, botch: st
     near = size + rng.uniform(1.5, 3.5)
     middle = rng.uniform(near / 2 + travel + size / 2 + 0.5, TABLE_EDGE - near / 2 - travel - size / 2 + 0.5)
     outward = progress if claim.kind == "apart" else 1 - progress
-    other = outward[0] * np.ones(FRAMES) if botch in ("one_only",) else outward
+    other = outward[0] * np.ones(FRAMES) if botch == "one_only" else outward
     side = 1 if rng.random() < 0.5 else -1
     a = _solid(claim.things[0], middle + side * (near / 2 + travel * outward), TABLE_TOP, size)
     b = _solid(claim.things[1], middle - side * (near / 2 + travel * other), TABLE_TOP, size)

@@ -1,7 +1,7 @@
-"""Questions about captions of the tabletop world from its own grammar, where no text model is at hand.
+"""Questions about captions of the tabletop world from its own grammar, without a text model: `writer: template`.
 
-All words are those that the tabletop's judges know. VLM-as-Teacher's kinds are the same questions: a goal is what the
-caption says happens, and the rules of the way are that nothing goes wrong with the things on the table.
+All words are those that the tabletop's judges know. VLM-as-Teacher's kinds are the same questions: a goal is that what
+the caption says happens, and the process rules are that nothing goes wrong with the things on the table.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,18 @@ KINDS = {ALIGNMENT: ALIGNMENT, PHYSICS: PHYSICS, QUALITY: QUALITY, PROCESS: PHYS
 AUTHOR = "template"
 
 
-def template_asks(caption: str, kinds: Sequence[str], with_reference: bool) -> list[Ask]:
+def write_asks(caption: str, kinds: Sequence[str], with_reference: bool) -> list[Ask]:
     """The questions of these kinds about clips of a caption, kind by kind.
 
     with_reference: whether defects are asked about beside a real clip.
-    Raises ValueError for a caption of another world.
+    Raises ValueError for a kind that the grammar does not have, and for a caption of another world.
     """
-    asked = questions(parse(caption))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"kinds {unknown} are unknown, expected some of {sorted(KINDS)} for these questions")
+    of_caption = questions(parse(caption))
     asks = []
     for kind in kinds:
-        for name, of_kind, text, wanted in asked:
+        for name, of_kind, text, wanted in of_caption:
             if of_kind == KINDS[kind]:
                 beside = with_reference and kind in (PHYSICS, QUALITY)
                 words = f"{text} {IN_FIRST}" if beside else text

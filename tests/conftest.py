@@ -5,11 +5,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library reads it
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 
@@ -83,6 +87,17 @@ def _word_tokenizer():
     )
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """A headless browser for the tests of one file, which are skipped where the machine has no Chromium."""
+    from tests.support.browser import CHROMIUM, running_chromium
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; `apt-get install chromium` brings it")
+    with running_chromium() as browser:
+        yield browser
+
+
 def hear_ctrl_c() -> None:
-    """For a child that is to be interrupted: a shell's background job, as this run may be, hands on that it is deaf."""
+    """Let a child be interrupted: a shell's background job, as this run may be, passes on that it ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

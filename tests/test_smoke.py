@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from tests.support.judges import WORDS, build_judge
 ROOT = Path(__file__).parents[1]
 COPIED = (
     "cluster", "commands", "configs", "data", "evaluation", "feedback", "generators", "inspection", "pipeline",
-    "report", "rl", "stages", "tabletop", "dvc.yaml", "params.yaml", ".dvcignore",
+    "report", "rl", "stages", "tabletop", "dvc.yaml", "params.yaml",
+    "pretrain.yaml", ".dvcignore",
 )  # fmt: skip
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -83,8 +85,9 @@ def test_the_table_and_the_path_of_the_page_are_printed(home):
     assert printed.rstrip().endswith("report-out/index.html")
 
 
-def test_a_second_run_has_nothing_to_do(home):
-    assert "Data and pipelines are up to date" in run(home, *DVC, "repro")
+def test_a_second_run_has_nothing_to_do_but_to_check_params(home):
+    ran = re.findall(r"Running stage '(.*)'", run(home, *DVC, "repro"))
+    assert ran == ["base"]
 
 
 def test_an_online_policy_stands_in_the_report_with_what_its_judges_said(home):
@@ -92,8 +95,8 @@ def test_an_online_policy_stands_in_the_report_with_what_its_judges_said(home):
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(0 <= row["held_out"]["held_out"] <= 1 for row in rows)
     assert "judge/accept" in rows[-1]["questions"]
-    asked = (home / "runs/policies/ask1/asks.jsonl").read_text().splitlines()
-    assert json.loads(asked[0])["author"] == "tabletop"
+    asks = (home / "runs/policies/ask1/asks.jsonl").read_text().splitlines()
+    assert json.loads(asks[0])["author"] == "tabletop"
     summary = json.loads((home / "report-out/summary.json").read_text())
     assert summary["policies"]["ask1"]["minus_start"]["judge"]["all"]["diff"] is not None
     assert summary["trained"]["ask1"]["objective"] == "online"
@@ -108,27 +111,27 @@ def test_a_policy_of_the_second_round_is_a_plain_diffusers_lora(home):
 
 
 def test_train_spreads_over_processes_and_learns_the_same(home):
-    said = run(
+    printed = run(
         home, sys.executable, "-m", "stages.train", "--objective", "sft", "--start", "runs/policies/base",
         "--set", "runs/r1/samples", "--rows", "runs/r1/datasets/sft", "--out", "runs/policies/sft1-by-two",
         "--metrics", "two.json", "--processes", "2",
     )  # fmt: skip
     alone, together = (json.loads((home / path).read_text()) for path in ("metrics/train/sft1.json", "two.json"))
 
-    assert "rank 1 of 2" in said
+    assert "rank 1 of 2" in printed
     assert together == pytest.approx(alone, rel=1e-3)
     read_manifest(home / "runs/policies/sft1-by-two", "policy", verify=True)
     assert [path.name for path in (home / ".state/train-runs-policies-sft1-by-two").iterdir()] == ["lock"]
 
 
 def test_online_spreads_over_processes_and_the_judges_see_the_same_clips(home):
-    said = run(
+    printed = run(
         home, sys.executable, "-m", "stages.online", "--entry", "ask1", "--start", "runs/policies/rwr1",
         "--out", "runs/policies/ask1-by-two", "--metrics", "online-two.json", "--processes", "2",
     )  # fmt: skip
     alone, together = (read_log(home / "runs/policies" / name) for name in ("ask1", "ask1-by-two"))
 
-    assert "rank 1 of 2" in said
+    assert "rank 1 of 2" in printed
     assert [line["step"] for line in together] == [line["step"] for line in alone] == [0, 1, 2]
     for one, two in zip(alone, together, strict=True):
         for judge in ("training", "held_out"):

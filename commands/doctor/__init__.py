@@ -20,24 +20,24 @@ MARK, WHAT = 6, 26  # characters of the first two columns
 def main() -> None:
     """Say which libraries, devices, codecs, keys, sources and generators are usable here, and why others are not.
 
-    Nothing is changed, and no judge is asked. Exit code 1 where something that params.yaml asks for is broken.
+    Nothing is changed, and no judge is called. Exit code 1 where something that params.yaml needs is broken.
     """
     from commands.doctor.machine import BROKEN
 
     broken = []
     for title, findings in _sections():
         click.echo(f"\n{title}")
-        for state, what, told in findings:
-            click.echo(f"  {state:<{MARK}}  {what:<{WHAT}}  {told}")
+        for state, what, detail in findings:
+            click.echo(f"  {state:<{MARK}}  {what:<{WHAT}}  {detail}")
             broken += [what] if state == BROKEN else []
     if broken:
         click.echo(f"\nNot ready: {', '.join(broken)}.")
         raise SystemExit(1)
-    click.echo("\nReady: nothing that params.yaml asks for is broken here.")
+    click.echo("\nReady: nothing that params.yaml needs is broken here.")
 
 
 def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
-    """Titles and their lines, found as they are drawn; what imports torch comes last."""
+    """Titles and their lines, found one after the other; what imports torch comes last."""
     from commands.doctor import machine, usable
     from feedback.network.ledger import ledger_path
 
@@ -47,25 +47,26 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
     yield "repository", machine.repository(Path.cwd())
     try:
         params = load_params()
-        blocks, needed, prompts = _asked(params)
+        blocks, needed, prompts = _to_check(params)
     except (ParamsError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         yield str(PARAMS), [machine.Finding(machine.BROKEN, "params", f"not readable: {_message(error)}")]
         yield "device", [machine.accelerator()]
         return
-    yield "keys (whether the environment holds them)", _keys([*usable.key_variables(blocks), "HF_TOKEN"])
-    keeps = any(usable.keeps_answers(name, blocks[name]) for name in needed & blocks.keys())
-    yield "feedback", [machine.ledger(ledger_path(), keeps), *usable.sources(blocks, needed, prompts)]
+    sources = usable.read_sources(blocks)
+    yield "keys (whether the environment holds them)", _keys([*usable.key_variables(sources), "HF_TOKEN"])
+    keeps = any(usable.keeps_answers(source) for source in sources if source.name in needed)
+    yield "feedback", [machine.ledger(ledger_path(), keeps), *usable.check_sources(sources, needed, prompts)]
     yield "device", [machine.accelerator()]
     yield "generator and params.yaml", _checked(params)
 
 
-def _asked(params: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
-    """The blocks of all sources, the names of those that this run asks, and the prompts that they judge."""
+def _to_check(params: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
+    """The blocks of all sources, the names of those that this run uses, and the prompts that they judge."""
     from data.prompts import load_prompts
+    from pipeline.graph import needed_sources
 
-    feedback = params["feedback"]
-    needed = {feedback["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
-    return feedback["sources"], needed, [one.prompt for one in load_prompts(Path(params["prompts"]["path"]))]
+    prompts = [one.prompt for one in load_prompts(Path(params["prompts"]["path"]))]
+    return params["feedback"]["sources"], needed_sources(params), prompts
 
 
 def _keys(names: Iterable[str]) -> Iterator["Finding"]:
@@ -77,24 +78,23 @@ def _keys(names: Iterable[str]) -> Iterator["Finding"]:
 
 
 def _checked(params: dict[str, Any]) -> Iterator["Finding"]:
-    """The generator's line, and what `stages.base` would say of all of params.yaml."""
+    """Whether the generator can be loaded, and whether all of params.yaml is valid."""
     from commands.doctor.machine import BROKEN, OK, Finding
 
     try:
-        from commands.doctor.usable import generator
-        from generators.core.load import FAMILIES
+        from commands.doctor.usable import check_generator
         from pipeline.check import check_params
         from pipeline.configs import GeneratorConfig
         from pipeline.params import section
 
         config = section("generator", GeneratorConfig)
-        yield generator(config.family, config.path, config.revision, list(FAMILIES))
+        yield check_generator(config.family, config.path, config.revision)
         check_params()
-    except (ParamsError, ValueError, OSError, ImportError) as error:
+    except (click.ClickException, ValueError, OSError, ImportError) as error:
         yield Finding(BROKEN, str(PARAMS), _message(error))
         return
-    yield Finding(OK, str(PARAMS), "every section can be read, and rounds, policies and sources fit together")
+    yield Finding(OK, str(PARAMS), "every section is valid, and rounds, policies and sources fit together")
 
 
 def _message(error: Exception) -> str:
-    return error.message if isinstance(error, ParamsError) else f"{error}"
+    return error.message if isinstance(error, click.ClickException) else f"{error}"

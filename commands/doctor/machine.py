@@ -1,4 +1,4 @@
-"""What this machine has of what a run needs: libraries, device, memory, codecs, a ledger, a git and DVC repository."""
+"""Whether this machine has what a run needs: libraries, device, memory, codecs, a ledger, a git and DVC repository."""
 
 import importlib.metadata
 import os
@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 
 from data.video import read_video, write_video
+from pipeline.state import StateError, check_outputs
 
 OK, NOTE, BROKEN = "ok", "–", "BROKEN"
 PYTHON = (3, 11)
@@ -30,9 +31,9 @@ COLOUR_ERROR = {True: 1, False: 12}  # greatest difference of 255 after lossless
 class Finding(NamedTuple):
     """One line of what was found."""
 
-    state: str  # OK | NOTE: nothing that is needed here | BROKEN
+    state: str  # OK | NOTE: not needed here | BROKEN
     what: str
-    told: str
+    detail: str
 
 
 def libraries(constraints: Path) -> Iterator[Finding]:
@@ -103,13 +104,13 @@ def codecs() -> Iterator[Finding]:
 
 
 def ledger(path: Path, needed: bool) -> Finding:
-    """Where answers of judges are kept, and whether they can be. needed: whether params.yaml asks such judges."""
+    """Where judges' answers are kept, and whether they can be. needed: whether params.yaml uses such judges."""
     bad, name = (BROKEN if needed else NOTE), f"{path}"
     there = path if path.exists() else next(parent for parent in path.parents if parent.exists())
     if not os.access(there, os.W_OK) or not os.access(path.parent if path.exists() else there, os.W_OK):
         return Finding(bad, "ledger", f"{name}: not writable")
     if not path.exists():
-        return Finding(OK, "ledger", f"{name}: none yet, made when a judge is first asked")
+        return Finding(OK, "ledger", f"{name}: none yet; it is made at the first call to a judge")
     try:
         opened = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
@@ -127,23 +128,27 @@ def repository(root: Path) -> Iterator[Finding]:
     if not (root / ".dvc").is_dir():
         yield Finding(BROKEN, "dvc", f"{root}: no .dvc folder; run in the repository, or make one with dvc init")
     elif shutil.which("dvc") is None:
-        told = "the command dvc is not on PATH (make repro finds it): activate the environment"
-        yield Finding(NOTE, "dvc", f"{_recorded(root / 'dvc.lock')}; {told}")
+        missing = "the command dvc is not on PATH (make repro finds it): activate the environment"
+        yield Finding(NOTE, "dvc", f"{_recorded(root / 'dvc.lock')}; {missing}")
     else:
         yield Finding(OK, "dvc", _recorded(root / "dvc.lock"))
+    try:
+        check_outputs(root)
+    except StateError as error:
+        yield Finding(BROKEN, "outputs", error.message)
     unfinished = sorted(path.parent.name for path in (root / ".state").glob("*/*") if path.is_dir())
     if unfinished:
         yield Finding(NOTE, "unfinished", f"{', '.join(unfinished)}: the next dvc repro goes on from there")
 
 
 def _git(root: Path) -> Finding:
-    def asked(*words: str) -> str:
-        told = subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True)
-        return told.stdout.strip()
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
     try:
-        commit, branch = asked("rev-parse", "--short", "HEAD"), asked("rev-parse", "--abbrev-ref", "HEAD")
-        changed = len(asked("status", "--porcelain").splitlines())
+        commit, branch = git("rev-parse", "--short", "HEAD"), git("rev-parse", "--abbrev-ref", "HEAD")
+        changed = len(git("status", "--porcelain").splitlines())
     except (OSError, subprocess.CalledProcessError):
         return Finding(NOTE, "git", f"{root}: no repository with a commit, or no git")
     return Finding(OK, "git", f"{branch} at {commit}, files that differ from it: {changed}")

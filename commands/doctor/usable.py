@@ -1,18 +1,19 @@
 """Which sources and which generator of params.yaml are usable on this machine, and why others are not.
 
-Nobody is asked anything that costs: of a provider only its key is looked for, of a server whether it answers at all.
+No call that costs is made: the key of a provider is only looked for, and a server need only answer at all.
 """
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
-from feedback.core.kinds import read_block
-from feedback.network.api import key_from
+from feedback.core.kinds import SourceBlock, read_block, resolve
+from feedback.network.calls import key_from
+from feedback.network.provider import is_loopback
 
 PATIENCE = 2.0  # seconds for a server's answer
 
@@ -20,76 +21,97 @@ PATIENCE = 2.0  # seconds for a server's answer
 class Doubt(NamedTuple):
     """Why something may not be usable."""
 
-    told: str
-    surely: bool = True  # false: it may yet be, as what is downloaded on first use
+    reason: str
+    certain: bool = True  # false: it may be usable, as a model that is downloaded on first use
 
 
-def sources(blocks: Mapping[str, Any], needed: set[str], prompts: Sequence[str]) -> list[Finding]:
-    """A line for each block of feedback.sources. needed: those that a run asks. prompts: texts that they judge.
+class Configured(NamedTuple):
+    """A source of feedback.sources, with its members where it is a panel."""
 
-    Servers are asked side by side, so that all together take little more than PATIENCE.
+    name: str
+    block: Mapping[str, Any]
+    read: SourceBlock | None = None  # None where `error` says why the block cannot be read
+    error: str = ""
+    members: tuple["Configured", ...] = ()
+
+
+def read_sources(blocks: Mapping[str, Any]) -> list[Configured]:
+    """Every block, read once."""
+    return [_read(name, _resolved(name, blocks)) for name in blocks]
+
+
+def _resolved(name: str, blocks: Mapping[str, Any]) -> Mapping[str, Any] | ValueError:
+    try:
+        return resolve(name, blocks) if isinstance(blocks[name], Mapping) else {}
+    except ValueError as error:
+        return error
+
+
+def _read(name: str, block: Mapping[str, Any] | ValueError) -> Configured:
+    if isinstance(block, ValueError):
+        return Configured(name, {}, error=str(block))
+    try:
+        read = read_block(name, block)
+    except (ValueError, ImportError) as error:
+        return Configured(name, block, error=str(error))
+    members = tuple(_read(f"{name}.{key}", inner) for key, inner in read.needs.inner.items())
+    return Configured(name, block, read, members=members)
+
+
+def check_sources(sources: Sequence[Configured], needed: Collection[str], prompts: Sequence[str]) -> list[Finding]:
+    """A line for each source. needed: names of those that a run uses. prompts: texts that they judge.
+
+    Servers are called side by side, so that all together take little more than PATIENCE.
     """
 
-    def found(name: str) -> Finding:
-        block, use = blocks[name], " (in use)" if name in needed else ""
-        doubts = list(_doubts(name, block, prompts))
-        what, kind = f"{name}{use}", block.get("kind") if isinstance(block, dict) else None
-        model = str(block.get("path") or block.get("model") or "") if isinstance(block, dict) else ""
-        return judged(what, doubts, name in needed, ", ".join(part for part in (kind, model) if part))
+    def found(source: Configured) -> Finding:
+        use = " (in use)" if source.name in needed else ""
+        model = str(source.block.get("path") or source.block.get("model") or "")
+        kind_and_model = ", ".join(part for part in (source.block.get("kind"), model) if part)
+        return as_finding(f"{source.name}{use}", list(_doubts(source, prompts)), source.name in needed, kind_and_model)
 
-    with ThreadPoolExecutor(max(1, len(blocks))) as pool:
-        return list(pool.map(found, blocks))
-
-
-def generator(family: str, path: str, revision: str | None, known: Sequence[str]) -> Finding:
-    """Whether the generator can be loaded. known: families."""
-    doubts = [] if family in known else [Doubt(f"family {family} is unknown; known are {', '.join(known)}")]
-    return judged("generator", [*doubts, *_model_doubts(path, revision, "model_index.json")], True, f"{family}, {path}")
+    with ThreadPoolExecutor(max(1, len(sources))) as pool:
+        return list(pool.map(found, sources))
 
 
-def judged(what: str, doubts: Sequence[Doubt], needed: bool, told: str) -> Finding:
-    """The line that these doubts amount to. told: what stands there when there are none."""
+def check_generator(family: str, path: str, revision: str | None) -> Finding:
+    """Whether the generator's model can be found here."""
+    return as_finding("generator", list(_model_doubts(path, revision, "model_index.json")), True, f"{family}, {path}")
+
+
+def as_finding(what: str, doubts: Sequence[Doubt], needed: bool, detail: str) -> Finding:
+    """The line for these doubts. detail: what the line says when there are none."""
     if not doubts:
-        return Finding(OK, what, told)
-    broken = needed and any(doubt.surely for doubt in doubts)
-    return Finding(BROKEN if broken else NOTE, what, "; ".join(doubt.told for doubt in doubts))
+        return Finding(OK, what, detail)
+    broken = needed and any(doubt.certain for doubt in doubts)
+    return Finding(BROKEN if broken else NOTE, what, "; ".join(doubt.reason for doubt in doubts))
 
 
-def key_variables(blocks: Mapping[str, Any]) -> list[str]:
+def key_variables(sources: Iterable[Configured]) -> list[str]:
     """Names of the environment variables that hold the keys of these sources and their members, each once."""
     names: dict[str, None] = {}
-    for name, block in blocks.items():
-        try:
-            needs = read_block(name, block).needs
-        except (ValueError, ImportError):  # what is wrong with it stands in the source's own line
-            continue
-        if needs.key_variable:
-            names[needs.key_variable] = None
-        names |= dict.fromkeys(key_variables(needs.inner))
+    for source in sources:
+        if source.read and source.read.needs.key_variable:
+            names[source.read.needs.key_variable] = None
+        names |= dict.fromkeys(key_variables(source.members))
     return list(names)
 
 
-def keeps_answers(name: str, block: Mapping[str, Any]) -> bool:
+def keeps_answers(source: Configured) -> bool:
     """Whether a source, or a member of it, keeps its answers in the ledger: those over the network, and people."""
-    try:
-        read = read_block(name, block)
-    except (ValueError, ImportError):
-        return False
-    inner = read.needs.inner
-    return read.kind.keeps_answers or any(keeps_answers(f"{name}.{key}", inner[key]) for key in inner)
+    itself = source.read is not None and source.read.kind.keeps_answers
+    return itself or any(map(keeps_answers, source.members))
 
 
-def _doubts(name: str, block: Any, prompts: Sequence[str]) -> Iterator[Doubt]:
-    """What keeps a source from judging here, by what its kind says it needs."""
-    try:
-        read = read_block(name, block if isinstance(block, dict) else {})
-        needs = read.needs
-    except (ValueError, ImportError) as error:
-        yield Doubt(str(error))
+def _doubts(source: Configured, prompts: Sequence[str]) -> Iterator[Doubt]:
+    """What keeps a source from judging here, by what its kind needs."""
+    if source.read is None:
+        yield Doubt(source.error)
         return
+    kind, needs = source.read.kind, source.read.needs
     try:
-        if read.kind.check_prompts:
-            read.kind.check_prompts(prompts)
+        if kind.check_prompts:
+            kind.check_prompts(prompts)
         if needs.key_variable:
             key_from(needs.key_variable)
     except ValueError as error:
@@ -98,13 +120,13 @@ def _doubts(name: str, block: Any, prompts: Sequence[str]) -> Iterator[Doubt]:
         yield from _model_doubts(needs.model, needs.revision, "config.json")
     if needs.server:
         yield from _server_doubts(needs.server)
-    for key, inner in needs.inner.items():
-        for doubt in _doubts(f"{name}.{key}", inner, prompts):
-            yield doubt._replace(told=f"{key.rpartition('.')[2]}: {doubt.told}")
+    for member in source.members:
+        for doubt in _doubts(member, prompts):
+            yield doubt._replace(reason=f"{member.name.rpartition('.')[2]}: {doubt.reason}")
 
 
 def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doubt]:
-    """About a model: a local folder with its config and weights, or a hub id that lies in the cache."""
+    """About a model: a local folder with its config and weights, or a Hub id that is in the cache."""
     folder = Path(path)
     if folder.is_dir():
         if not (folder / config).is_file():
@@ -112,21 +134,24 @@ def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doub
         if not any(folder.rglob("*.safetensors")):
             yield Doubt(f"{path}: no weights (*.safetensors) in this folder")
     elif path.count("/") != 1 or path.startswith(("/", ".")):
-        yield Doubt(f"{path}: no such folder, and no hub id")
+        yield Doubt(f"{path}: no such folder, and no Hub id")
     else:
         from huggingface_hub import try_to_load_from_cache
 
         if not isinstance(try_to_load_from_cache(path, config, revision=revision or "main"), str):
-            yield Doubt(f"{path} is no folder here and not in the Hub's cache: downloaded at first use", surely=False)
+            yield Doubt(
+                f"{path} is no folder here, and not in the Hub's cache: it is downloaded at first use", certain=False
+            )
 
 
 def _server_doubts(url: str) -> Iterator[Doubt]:
-    """Any reply will do, also one that wants a key."""
-    asked = f"{url.rstrip('/')}/models"
+    """About a server: any reply will do, also one that demands a key."""
+    models = f"{url.rstrip('/')}/models"
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)  # None: those of the environment
     try:
-        with urllib.request.urlopen(asked, timeout=PATIENCE):
+        with urllib.request.build_opener(proxies).open(models, timeout=PATIENCE):
             return
     except urllib.error.HTTPError as error:
         error.close()
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; a malformed URL is a ValueError
-        yield Doubt(f"{asked} does not answer within {PATIENCE:g} s ({getattr(error, 'reason', error)})")
+        yield Doubt(f"{models} does not answer within {PATIENCE:g} s ({getattr(error, 'reason', error)})")

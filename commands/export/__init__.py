@@ -9,13 +9,13 @@ from pipeline.command import PATH, stage_command
 
 @stage_command
 @click.option("--hub", "repo", metavar="USER/NAME", help="Dataset repository on the Hugging Face Hub.")
-@click.option("--for", "taker", type=click.Choice(["vbench"]), help="Write a folder that this program takes.")
+@click.option("--for", "taker", type=click.Choice(["vbench"]), help="Write a folder for this program.")
 @click.option("--out", type=PATH, help="The folder, with --for.")
 @click.option("--set", "clips", type=PATH, required=True, help="Folder of the clip set.")
 @click.option("--labels", type=PATH, multiple=True, help="Folder of labels of these clips; may be repeated.")
 @click.option("--license", "licence", help="Of the clips, as the Hub names it, such as cc-by-4.0.")
-@click.option("--public", is_flag=True, help="A repository that is made now is public; it is private otherwise.")
-@click.option("--push", "pushed", is_flag=True, help="Do it. Without this, only say what would be pushed.")
+@click.option("--public", is_flag=True, help="Make a new repository public; default: private.")
+@click.option("--push", "pushed", is_flag=True, help="Push. Without this option, only list what would be pushed.")
 def main(
     repo: str | None,
     taker: str | None,
@@ -29,7 +29,7 @@ def main(
     """Push clips and labels to the Hugging Face Hub, or write a folder for another program.
 
     The Hub: with a card written from the manifests. Without --push nothing is sent. The token is read from the
-    environment variable HF_TOKEN alone. Pushing again replaces what an earlier export left, in one commit.
+    environment variable HF_TOKEN only. Pushing again replaces the files of an earlier export, in one commit.
     VBench: mp4s and their prompts, for its `custom_input` mode.
     """
     if taker and out and not repo:

@@ -12,19 +12,20 @@ import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.labels import LabelSet, open_labels, read_samples
 from data.manifest import read_manifest
-from data.records import Label, Sample, Verdict, by_id, read_rows, schema
-from inspection.text import aligned
+from data.records import Label, Sample, Verdict, schema
+from data.store import METADATA
+from report.text import aligned
 
 MERGED = ("label", "p_accept", "score", "reason")  # columns of Label that stand beside the clip
-METADATA = "metadata.parquet"
 FOLDERS = ("train/", "test/", "verdicts/")
 MOST_FILES = 25_000  # that one commit may hold, by the Hub's documentation
 TOKEN = "HF_TOKEN"  # environment variable
@@ -42,27 +43,14 @@ class Part(NamedTuple):
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
-@dataclass(frozen=True)
-class LabelSet:
-    """One source's labels and verdicts on the clips."""
-
-    facts: Mapping[str, Any]  # of its manifest
-    labels: dict[str, Label]  # by sample_id
-    verdicts: list[Verdict]
-
-    @property
-    def source(self) -> str:
-        return self.facts["source"]
-
-
 def gather(clips: Path, labels: Sequence[Path], repo: str, licence: str | None = None) -> list[Part]:
     """All files of the dataset, README.md first. Every byte is checked against the manifests.
 
     Raises StoreError for a folder that is unfinished or changed, ValueError where labels are not of these clips.
     """
-    facts = read_manifest(clips, "clip_set", verify=True)["facts"]
-    samples = read_rows(clips / METADATA, Sample)
-    sets = [_label_set(folder, samples) for folder in labels]
+    samples = read_samples(clips, verify=True)
+    facts = read_manifest(clips, "clip_set")["facts"]
+    sets = [open_labels(folder, clips, samples, verify=True) for folder in labels]
     names = [one.source for one in sets]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"--labels: two sets by {', '.join(twice)}, and their columns would have the same names")
@@ -71,7 +59,7 @@ def gather(clips: Path, labels: Sequence[Path], repo: str, licence: str | None =
         of_split = [sample for sample in samples if sample.split == split]
         parts.append(Part(f"{split}/{METADATA}", _parquet(_metadata(of_split, sets))))
         parts += [Part(f"{split}/{_name(sample)}", clips / sample.file_name) for sample in of_split]
-    parts += [Part(f"verdicts/{one.source}.parquet", _parquet(_verdicts(one.verdicts))) for one in sets]
+    parts += [Part(f"verdicts/{one.source}.parquet", _parquet(_verdicts(one.verdicts()))) for one in sets]
     if len(parts) > MOST_FILES:
         raise ValueError(f"{clips}: {len(parts)} files, and the Hub takes at most {MOST_FILES} in a commit")
     return parts
@@ -92,7 +80,7 @@ def listing(parts: Sequence[Part]) -> str:
 def card(
     facts: Mapping[str, Any], samples: Sequence[Sample], sets: Sequence[LabelSet], repo: str, licence: str | None = None
 ) -> str:
-    """README.md of the dataset: what the clips are, who judged them and how, what the columns mean, how to load it."""
+    """README.md of the dataset: the clips, the judges, the columns, and how to load it."""
     from huggingface_hub import DatasetCardData
 
     splits = sorted({sample.split for sample in samples})
@@ -105,7 +93,7 @@ def card(
     )
     shapes = sorted({(s.num_frames, s.width, s.height, s.fps) for s in samples})
     prompts = {split: len({s.prompt_id for s in samples if s.split == split}) for split in splits}
-    told = "; ".join(
+    formats = "; ".join(
         f"{frames} frames of {width} x {height} at {fps:g} per second" for frames, width, height, fps in shapes
     )
     lines = [
@@ -113,9 +101,9 @@ def card(
         f"# {repo.split('/')[-1]}\n",
         f"{len(samples)} generated clips with the labels of {_listed([one.source for one in sets])}.\n",
         f"- Set: {facts['set']}, sampled from the policy {facts['policy']}",
-        f"- Clips: {told}",
+        f"- Clips: {formats}",
         f"- Prompts: {', '.join(f'{count} {split}' for split, count in prompts.items())}\n",
-        *(line for one in sets for line in _told(one, samples)),
+        *(line for one in sets for line in _labels_section(one, samples)),
         "## Columns\n",
         "A row is a clip: its prompt, category, split of the prompt, policy that made it and noise seed. Of each",
         "source `label_`, `p_accept_` (probability of acceptance), `score_` (raw value of a metric) and `reason_`.",
@@ -135,7 +123,7 @@ def card(
 def push(repo: str, parts: Sequence[Part], token: str, private: bool) -> str:
     """Make the dataset repository hold these files, and no others in their folders, in one commit; its address.
 
-    Raises ValueError with the Hub's words where it declines or cannot be reached.
+    Raises ValueError with the Hub's message where it refuses or cannot be reached.
     """
     import httpx2
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
@@ -157,16 +145,16 @@ def push(repo: str, parts: Sequence[Part], token: str, private: bool) -> str:
 
 
 def token_from_environment() -> str:
-    """Raises ValueError naming the variable where it is not set."""
+    """The token for the Hub. Raises ValueError naming the variable where it is not set."""
     if token := os.environ.get(TOKEN, "").strip():
         return token
-    raise ValueError(f"the environment variable {TOKEN} is not set; it holds a token of the Hub that may write")
+    raise ValueError(f"the environment variable {TOKEN} is not set; set it to a token of the Hub with write access")
 
 
 def check_repo(repo: str) -> None:
-    """Raises ValueError where this is no name of a repository of someone's."""
+    """Raises ValueError where this is no name of a repository, user/name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
@@ -176,17 +164,8 @@ def check_repo(repo: str) -> None:
         raise ValueError(f"--hub {repo}: expected user/name")
 
 
-def _label_set(folder: Path, samples: Sequence[Sample]) -> LabelSet:
-    facts = read_manifest(folder, "labels", verify=True)["facts"]
-    labels = by_id(read_rows(folder / "labels.parquet", Label))
-    if labels.keys() != {sample.sample_id for sample in samples}:
-        raise ValueError(f"{folder}: its {len(labels)} labels are not of the {len(samples)} clips of the set")
-    facts = {**facts, "model": _public(facts["model"])}
-    return LabelSet(facts, labels, read_rows(folder / "verdicts.parquet", Verdict))
-
-
 def _name(sample: Sample) -> str:
-    """A clip's path from the folder of its split: a folder a prompt, for the Hub wants few files in one."""
+    """A clip's path from the folder of its split: a folder a prompt, because the Hub limits the files in one."""
     return f"{sample.prompt_id}/{sample.sample_id}.mp4"
 
 
@@ -194,7 +173,7 @@ def _metadata(samples: Sequence[Sample], sets: Sequence[LabelSet]) -> pa.Table:
     table = pa.Table.from_pylist([vars(replace(s, file_name=_name(s))) for s in samples], schema(Sample))
     for one in sets:
         for column in MERGED:
-            cells = [getattr(one.labels[sample.sample_id], column) for sample in samples]
+            cells = [getattr(one.by_id[sample.sample_id], column) for sample in samples]
             table = table.append_column(f"{column}_{one.source}", pa.array(cells, schema(Label).field(column).type))
     return table
 
@@ -215,14 +194,14 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _told(one: LabelSet, samples: Sequence[Sample]) -> list[str]:
+def _labels_section(one: LabelSet, samples: Sequence[Sample]) -> list[str]:
     """A source's part of the card."""
     facts = one.facts
     agreement = (facts.get("agreement") or {}).get("label") or {}
     kappa = agreement.get("kappa")
     lines = [
         f"## Labels of {one.source}\n",
-        f"- Model: {facts['model']} ({', '.join(facts['model_versions'])})",
+        f"- Model: {_public(facts['model'])} ({', '.join(facts['model_versions'])})",
         f"- Rubric: {facts['rubric']}, hash {facts['rubric_hash']}; votes a clip: {facts['votes']}",
         *([f"- Votes: Fleiss' kappa {kappa:.3f}"] if kappa is not None else []),
         f"- Unlabelled: {facts['unlabelled']}, of them {facts['unreadable']} clips that could not be decoded and "
@@ -230,10 +209,10 @@ def _told(one: LabelSet, samples: Sequence[Sample]) -> list[str]:
         "| category | clips | accepted | rejected | unlabelled |",
         "|---|---|---|---|---|",
     ]
-    counts: dict[str, Counter] = {}
+    counts: dict[str, Counter[bool | None]] = {}
     for sample in samples:
         for group in (sample.category, "all"):
-            counts.setdefault(group, Counter())[one.labels[sample.sample_id].label] += 1
+            counts.setdefault(group, Counter())[one.by_id[sample.sample_id].label] += 1
     for group in [*sorted(counts.keys() - {"all"}), "all"]:
         of = counts[group]
         lines.append(f"| {group} | {of.total()} | {of[True]} | {of[False]} | {of[None]} |")

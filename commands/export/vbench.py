@@ -1,11 +1,12 @@
 """A clip set as VBench takes it: a folder of mp4s, and a JSON of the prompt of each file (its `custom_input` mode)."""
 
 import json
-import os
+import shlex
 import shutil
 from pathlib import Path
 
 from data.store import ClipSet
+from report.playable import link
 
 COMMAND = "vbench evaluate --videos_path {videos} --mode custom_input --prompt_file {prompts} --dimension {dimension}"
 
@@ -13,10 +14,10 @@ COMMAND = "vbench evaluate --videos_path {videos} --mode custom_input --prompt_f
 def write_folder(clips: Path, out: Path) -> int:
     """Write out/videos/<sample_id>.mp4 and out/prompts.json; how many clips. Files are linked where that is possible.
 
-    Raises StoreError where `clips` is no finished clip set, ValueError where `out` is there already.
+    Raises StoreError where `clips` is no finished clip set, ValueError where `out` exists already.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; name another folder")
+        raise ValueError(f"{out} exists already; name another folder")
     clip_set = ClipSet.open(clips)
     work = out.with_name(f"{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -24,7 +25,7 @@ def write_folder(clips: Path, out: Path) -> int:
     prompts = {}
     for sample in clip_set.samples:
         name = f"{sample.sample_id}.mp4"
-        _link(clip_set.video(sample), work / "videos" / name)
+        link(clip_set.video(sample).resolve(), work / "videos" / name)
         prompts[name] = sample.prompt
     (work / "prompts.json").write_text(json.dumps(prompts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     work.rename(out)
@@ -32,12 +33,6 @@ def write_folder(clips: Path, out: Path) -> int:
 
 
 def command(out: Path, dimension: str) -> str:
-    """What measures one of VBench's dimensions on the folder, in VBench's own environment."""
-    return COMMAND.format(videos=out / "videos", prompts=out / "prompts.json", dimension=dimension)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
+    """The shell command that measures one of VBench's dimensions on the folder, in VBench's own environment."""
+    videos, prompts = (shlex.quote(str(out / name)) for name in ("videos", "prompts.json"))
+    return COMMAND.format(videos=videos, prompts=prompts, dimension=dimension)

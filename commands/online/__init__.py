@@ -9,10 +9,10 @@ from pipeline.command import PATH, device_option, out_option, stage_command
 
 
 @stage_command
-@click.option("--prompt", required=True, help="The prompt to train for; section online.prompt says the rest.")
+@click.option("--prompt", required=True, help="The prompt to train for; section online.prompt has the other settings.")
 @click.option("--start", "--lora", "start", type=PATH, help="Policy to start from; default: the generator itself.")
 @click.option("--ask", "asks", multiple=True, help="'question=answer'; default: the recipe's questions.")
-@click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames: a mark over what the judge sees.")
+@click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames: a mark over the judge's frames.")
 @click.option("--point", "points", multiple=True, help="x,y@frames: likewise.")
 @click.option("--arrow", "arrows", multiple=True, help="from x,y,to x,y@frames: likewise.")
 @click.option("--overlay", type=PATH, help="YAML of marks.")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
-from pipeline.online import Job, run, shifted
-from pipeline.params import ParamsError, block, section
-from pipeline.recipe import Recipe
-from pipeline.recipes import load_recipe
+from pipeline.online import Job, run, with_recipe_shift
+from pipeline.params import ParamsError, block, section, source_block
+from pipeline.recipes import Recipe, load_recipe
 from pipeline.state import stage_state
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -31,7 +30,7 @@ BEFORE, AFTER, CURVE = "before.mp4", "after.mp4", "curve.svg"
 
 
 class OnePrompt(NamedTuple):
-    """What was said on the command line."""
+    """The options of the command line."""
 
     prompt: str
     asks: Sequence[str]
@@ -49,7 +48,7 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     from generators.core.rollout import VideoSize
 
     config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
-    size, sources = section("video", VideoSize), block("feedback.sources")
+    size, sources = section("video", VideoSize), {name: source_block(name) for name in block("feedback.sources")}
     recipe = load_recipe(
         given.recipe or config.recipe, with_changes(config_changes(given.recipe, config), given.changes)
     )
@@ -76,15 +75,15 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
         load = partial(load_generator, **asdict(model), device=device)
         report = run(job, load, base, work, out, device)
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            write_clip(shifted(load(), recipe), folder, prompt, recipe, size, out / name)
+            write_clip(with_recipe_shift(load(), recipe), folder, prompt, recipe, size, out / name)
     draw_curve(out)
-    told = ", stopped: " + report.stopped if report.stopped else ""
+    reason = ", stopped: " + report.stopped if report.stopped else ""
     clips = f"{out / BEFORE} and {AFTER}"
-    logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, told, clips)
+    logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, clips)
 
 
 def config_changes(recipe: str | None, config: PromptConfig) -> dict[str, Any]:
-    """The changes of params.yaml that concern a recipe: a metric is shown its own frames and asked nothing."""
+    """The changes of params.yaml that concern a recipe: a metric has its own frames and no questions."""
     if recipe is None or load_recipe(recipe, {}).questions is not None:
         return config.changes
     return {name: values for name, values in config.changes.items() if name not in ("judge", "questions")}
@@ -95,7 +94,8 @@ def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
 
     Raises ParamsError naming the text.
     """
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     changes = {name: dict(values) for name, values in below.items()}
     for text in given:
@@ -111,18 +111,18 @@ def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, An
 
 
 def own_asks(texts: Sequence[str], recipe: Recipe) -> "tuple[Ask, ...]":
-    """The questions of --ask in the recipe's words. Raises ParamsError where the recipe asks none."""
+    """The questions of --ask in the recipe's words. Raises ParamsError where the recipe has none."""
     from feedback.differentiable.asks import parse_ask
 
     if recipe.questions is None:
-        raise ParamsError("--ask: this recipe has a metric in the judge's place, which is asked nothing")
+        raise ParamsError("--ask: this recipe trains on a metric, which has no questions")
     names = [f"ask_{number}" for number in range(1, len(texts) + 1)]
     template = recipe.judge.ask_template
     return tuple(parse_ask(text, name, template=template) for text, name in zip(texts, names, strict=True))
 
 
 def overlay_of(given: OnePrompt) -> "Overlay | None":
-    """The marks of the command line over those of the YAML; null where there are none."""
+    """The marks of the command line over those of the YAML; None where there are none."""
     from feedback.differentiable.overlay import Overlay, load_overlay, parse_mark
 
     marks = list(load_overlay(given.overlay).marks) if given.overlay else []
@@ -143,7 +143,7 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
 def write_clip(
     generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, size: "VideoSize", path: Path
 ) -> None:
-    """Write a clip of the prompt as a policy makes it, on the first noise that is trained on where noise is fixed."""
+    """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed."""
     from data.video import write_video
     from generators.core.lora import apply_policy
     from rl.online.trainer import fixed_noise
@@ -159,7 +159,7 @@ def write_clip(
 
 
 def draw_curve(out: Path) -> None:
-    """Write curve.svg: the probability of each wanted answer, and the judges that looked on, over the updates."""
+    """Write curve.svg: over the updates, the probability of each wanted answer and the judges' scores of samples."""
     from report.figures import LIGHT, answer_curves
 
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]

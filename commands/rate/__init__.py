@@ -15,12 +15,12 @@ from pipeline.params import block
 @click.option("--rater", required=True, help="Who rates: one of the source's raters.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
 @click.option("--per-prompt", type=click.IntRange(min=1), help="Only the first clips of each prompt in each set.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order, which differs by rater anyway.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order, which also differs by rater.")
 def main(sets: tuple[Path, ...], name: str, rater: str, port: int, per_prompt: int | None, seed: int) -> None:
-    """Serve a page on this machine to rate clips with the keys a, r and u. Goes on where it was left; Ctrl-C ends it.
+    """Serve a page on this machine to rate clips with the keys a, r and u. Continues where it stopped; Ctrl-C ends it.
 
-    Clips of several sets are shuffled together, so that policies are compared blind. What was rated counts at the next
-    `dvc repro`; to count a rating that was changed after its clips had been labelled, label them anew with
+    Clips of several sets are shuffled together, so that policies are compared blind. Ratings count at the next
+    `dvc repro`; to count a rating that was changed after its clips had been labelled, label them again with
     `dvc repro --force --single-item` and the stage.
     """
     from commands.rate.server import Ratings, RatingServer, gather, people
@@ -35,8 +35,8 @@ def main(sets: tuple[Path, ...], name: str, rater: str, port: int, per_prompt: i
     try:
         server = RatingServer(ratings, port)
     except OSError as error:
-        raise ValueError(f"port {port} on 127.0.0.1: {error.strerror}; another one is --port 0") from error
+        raise ValueError(f"port {port} on 127.0.0.1: {error.strerror}; --port 0 takes a free one") from error
     click.echo(f"{rater} has rated {ratings.rated} of {len(items)}. Open {server.url} and press Ctrl-C here to end.")
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()
-    click.echo(f"\n{rater} has rated {ratings.rated} of {len(items)}; the same command goes on from there.")
+    click.echo(f"\n{rater} has rated {ratings.rated} of {len(items)}; the same command continues from there.")

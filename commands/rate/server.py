@@ -1,8 +1,8 @@
-"""The page on which a person rates clips: what is asked in which order, and the server of it on this machine alone.
+"""The page on which a person rates clips: the order of the questions, and the page's server on this machine alone.
 
-Raters are blind: a page learns a hash, the prompt and the question, never where a clip comes from or what a judge
-said. Clips of several sets are shuffled together by a hash of seed, rater and clip, so each rater sees another order,
-and the same one after a restart or when sets are added. Every rating is committed before the page moves on.
+Raters are blind: a page gets a hash, the prompt and the question, never where a clip comes from or how a judge
+labelled it. Clips of several sets are shuffled together by a hash of seed, rater and clip, so the order differs by
+rater, and stays the same after a restart or when sets are added. Every rating is committed before the page moves on.
 
     GET /             the page (rating.html)
     GET /item         the next clip to rate
@@ -12,7 +12,7 @@ and the same one after a restart or when sets are added. Every rating is committ
     POST /rate        {"item": id, "answer": "a" | "r" | "u", "seconds": s}; answers with the next clip
 
 Another web page in the rater's browser can reach this server too, so requests must name this machine as their host
-(else a foreign domain could be made to point here), and a rating must come from our own page.
+(otherwise a foreign domain could be made to point here), and a rating must come from our own page.
 """
 
 import hashlib
@@ -50,26 +50,26 @@ PAGE = Path(__file__).with_name("rating.html")
 HOSTS = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 LONGEST_BODY = 1000  # bytes of a rating
 READ = 1 << 16  # bytes of a longer one that are read before it is refused
-LONGEST_LOOK = 86400  # seconds at a clip; more is no measurement
-PACE = 20  # latest ratings whose median pace foretells the time left
-FIRST_PACE = 3  # ratings before it is told
+LONGEST_LOOK = 86400  # seconds at a clip; a larger number is not stored
+PACE = 20  # latest ratings whose median pace predicts the time left
+FIRST_PACE = 3  # ratings before the time left is displayed
 
 
 @dataclass(frozen=True)
 class Item:
     """One thing to be rated."""
 
-    asked: Rateable
+    rateable: Rateable
     sample: Sample
     path: Path  # the mp4
 
 
 def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
-    """The options of the source that this person rates for. Raises ValueError where it asks no people, or others."""
+    """The options of the source that this person rates for. Raises ValueError for another kind or an unknown rater."""
     where = f"feedback.sources.{name}"
     if block.get("kind", PLACE) != PLACE:
         raise ValueError(f"{where}.kind is {block['kind']!r}, which people do not rate: {PLACE}")
-    _, options = read_block(name, block)
+    options: Options = read_block(name, block)[1]
     if rater not in options.raters:
         raise ValueError(f"{where}.raters is {list(options.raters)}, without {rater!r}; add the name there")
     return options
@@ -79,8 +79,8 @@ def gather(folders: Iterable[Path], rubric: Rubric, rater: str, per_prompt: int 
     """What a person is to rate in these clip sets, in this person's order.
 
     per_prompt: only so many clips of each prompt in each set, the first ones, which are the same for every rater.
-    A clip that lies in several sets with the same prompt is asked about once. Raises StoreError where a folder is no
-    finished clip set.
+    A clip that is in several sets with the same prompt is rated once. Raises StoreError where a folder is no finished
+    clip set.
     """
     clips: dict[tuple[str, str], tuple[Sample, Path]] = {}
     for folder in folders:
@@ -91,8 +91,7 @@ def gather(folders: Iterable[Path], rubric: Rubric, rater: str, per_prompt: int 
     items = []
     for clip, prompt in sorted(clips, key=lambda clip: hashlib.sha256(repr((seed, rater, clip)).encode()).digest()):
         for question in rubric.questions:
-            asked = Rateable(rater, clip, prompt, rubric, question)
-            items.append(Item(asked, *clips[clip, prompt]))
+            items.append(Item(Rateable(rater, clip, prompt, rubric, question), *clips[clip, prompt]))
     return items
 
 
@@ -105,14 +104,14 @@ def _first(samples: Sequence[Sample], per_prompt: int | None) -> Iterator[Sample
 
 
 class Ratings:
-    """A person's ratings of a list of items: what the ledger has, and what is added to it. For any thread."""
+    """A person's ratings of a list of items: those in the ledger, and those added to it. For any thread."""
 
     def __init__(self, items: Sequence[Item], ledger: Path) -> None:
-        self.items, self.ledger = {item.asked.key: item for item in items}, ledger
+        self.items, self.ledger = {item.rateable.key: item for item in items}, ledger
         with Ledger(ledger) as opened:
             found = opened.answers(self.items)
         stored = {key: answer.reply for key, answer in found.items() if read_reply(answer.reply)}
-        # In the order in which they were rated, which is the way back.
+        # In the order in which they were rated, in which the key b goes back.
         self._pressed = {key: read_reply(stored[key]) for key in sorted(stored, key=lambda key: rated_at(stored[key]))}
         self._gaps: list[float] = []  # seconds between the ratings of this session
         self._last: float | None = None
@@ -126,7 +125,7 @@ class Ratings:
         """Commit a rating. Raises StoreError where that fails; then nothing has changed."""
         with self._lock:
             with Ledger(self.ledger) as opened:
-                opened.write(key, self.items[key].asked.sent, write_reply(answer, seconds))
+                opened.write(key, self.items[key].rateable.sent, write_reply(answer, seconds))
             self._pressed[key] = answer
             now = time.monotonic()
             if self._last is not None:
@@ -134,14 +133,14 @@ class Ratings:
             self._last = now
 
     def view(self, key: str | None = None) -> dict[str, Any]:
-        """What the page shows: this item, or the next one to rate, or that there is none (`item` null)."""
+        """The state of the page: this item, or the next one to rate, or null for `item` when all are rated."""
         with self._lock:
             if key is None:
                 key = next((other for other in self.items if other not in self._pressed), None)
             order = list(self._pressed)
             before = order[: order.index(key)] if key in self._pressed else order
             progress = {
-                "rater": next(iter(self.items.values())).asked.rater,
+                "rater": next(iter(self.items.values())).rateable.rater,
                 "rated": len(order),
                 "total": len(self.items),
                 "minutes": self._minutes_left(),
@@ -151,8 +150,8 @@ class Ratings:
             return progress if key is None else progress | self._question(key)
 
     def _question(self, key: str) -> dict[str, Any]:
-        item, rubric = self.items[key], self.items[key].asked.rubric
-        prompt, question = item.asked.prompt, item.asked.question
+        item, rubric = self.items[key], self.items[key].rateable.rubric
+        prompt, question = item.rateable.prompt, item.rateable.question
         # The page shows the prompt by itself, so a line of the instructions that is nothing else would repeat it.
         lines = [line for line in rubric.instructions.strip().splitlines() if line.strip() != "{prompt}"]
         return {
@@ -199,7 +198,7 @@ class RatingServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if isinstance(sys.exception(), ConnectionError):  # the browser went away, as when its page is reloaded
+        if isinstance(sys.exception(), ConnectionError):  # the browser hung up, as when its page is reloaded
             return
         logger.exception("a request failed")
 
@@ -280,8 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug(format, *args)
 
 
-# Nothing from elsewhere is loaded, nobody else may show or read the page (a frame could lead clicks astray), and
-# nothing of a set stays behind in the browser.
+# Nothing from elsewhere is loaded, no other page may embed or read this one (a frame could redirect clicks), and the
+# browser keeps nothing of a set.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action 'none'; "
@@ -309,7 +308,7 @@ def _rating(body: bytes, items: Container[str]) -> tuple[str, str, float | None]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _Refused(HTTPStatus.BAD_REQUEST, "a rating is an object with item, answer and seconds") from error
     if not isinstance(key, str) or key not in items:
-        raise _Refused(HTTPStatus.NOT_FOUND, "this clip is not asked about any more; reload the page")
+        raise _Refused(HTTPStatus.NOT_FOUND, "this clip is no longer to be rated; reload the page")
     if not isinstance(answer, str) or answer not in MEANING:
         raise _Refused(HTTPStatus.BAD_REQUEST, "the answer of a rating is a, r or u")
     return key, answer, float(seconds) if type(seconds) in (int, float) and 0 <= seconds < LONGEST_LOOK else None

@@ -81,10 +81,15 @@ def _word(word: str, question: Question) -> bool | None:
     return words.get(word.casefold())
 
 
-def _object(text: str) -> Mapping[str, Any] | None:
+def unfenced(text: str) -> str:
+    """A reply without the code block around it, where all of it is one."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    return fenced[1] if fenced else text
+
+
+def _object(text: str) -> Mapping[str, Any] | None:
     try:
-        given = json.loads(fenced[1] if fenced else text)
+        given = json.loads(unfenced(text))
     except ValueError:
         return None
     return given if isinstance(given, dict) else None

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.labels import read_verdicts
 from data.records import Label, Sample, Verdict
 from data.store import ClipSet
 from data.video import sample_frames
 from feedback.core.agreement import vote_agreement
-from feedback.core.label import label_clip_set, read_verdicts, requests_for
+from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import combine
 from feedback.core.source import LabelError, Source, votes_of
 

@@ -146,18 +146,6 @@ def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
     ]
 
 
-def read_labels(folder: Path) -> list[Label]:
-    """The labels of a finished label folder, in the order of its clip set."""
-    read_manifest(folder, "labels")
-    return read_rows(folder / "labels.parquet", Label)
-
-
-def read_verdicts(folder: Path) -> list[Verdict]:
-    """The verdicts of a finished label folder, by clip in the order of its clip set, then question, then vote."""
-    read_manifest(folder, "labels")
-    return read_rows(folder / "verdicts.parquet", Verdict)
-
-
 def _committed(work: Path, source: Source, samples: Sequence[Sample], votes: int) -> dict[str, list[Verdict]]:
     """The verdicts that earlier runs committed, by sample_id."""
     known = {sample.sample_id for sample in samples}

@@ -1,50 +1,51 @@
-"""What a differentiable judge is asked about the clips of each prompt, and which answer is wanted.
+"""The questions to a differentiable judge about the clips of each prompt, each with its wanted answer.
 
-Stored as JSON lines, one for each prompt and question, so that a run tells which question moved its generator and who
-wrote it.
+Stored as JSON lines, one for each prompt and question, so that the record of a run says which question moved its
+generator and who wrote it.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import StringConstraints
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT
 from data.manifest import atomically
 from feedback.core.rubric import Rubric
 
-ALIGNMENT, PHYSICS, QUALITY, PROCESS, GOAL = "alignment", "physics", "quality", "process", "goal"
-RUBRIC, OWN = "rubric", "own"
-KINDS = (ALIGNMENT, PHYSICS, QUALITY, PROCESS, GOAL, RUBRIC, OWN)
+QuestionKind = Literal["alignment", "physics", "quality", "process", "goal", "rubric", "own"]
+ALIGNMENT: QuestionKind = "alignment"
+PHYSICS: QuestionKind = "physics"
+QUALITY: QuestionKind = "quality"
+PROCESS: QuestionKind = "process"
+GOAL: QuestionKind = "goal"
+RUBRIC: QuestionKind = "rubric"
+OWN: QuestionKind = "own"
 YES, NO = "Yes", "No"
 QUESTION = "{question}"  # in a template, for the question
 
+Text = Annotated[str, StringConstraints(pattern=r"\S")]  # with at least one visible character
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=STRICT)
 class Ask:
     """One question to a judge, answered by one of two words. Raises ValueError naming the field that is wrong."""
 
-    name: str  # unique among the questions of a prompt
-    kind: str  # alignment | physics | quality (Diffusion-DRF), process | goal (VLM-as-Teacher), rubric, own
-    text: str  # all that the judge is told beside the pictures
-    wanted: str  # the answer that speaks for the clip, spelled as the judge is to say it
-    other: str  # the answer that speaks against it
-    explanation: str | None  # what follows the wanted answer, where a loss forces a whole reply; null: nothing
-    with_reference: bool  # whether a real clip of the prompt is shown after the generated one
-    author: str  # who wrote the question: a rubric, a question sheet, a text model, template, own
+    name: Text  # unique among the questions of a prompt
+    kind: QuestionKind  # alignment, physics, quality: of Diffusion-DRF; process, goal: of VLM-as-Teacher
+    text: Text  # the judge's whole message beside the pictures
+    wanted: Text  # the answer in favour of the clip, in the judge's spelling
+    other: Text  # the answer against it
+    explanation: Text | None  # the text after the wanted answer, for a loss of a whole reply; None: no text
+    with_reference: bool  # whether a real clip of the prompt follows the generated one
+    author: Text  # of the question: a rubric, a question sheet, a text model, template, own
 
     def __post_init__(self) -> None:
-        for key in ("name", "text", "wanted", "other", "author"):
-            if not isinstance(value := getattr(self, key), str) or not value.strip():
-                raise ValueError(f"{key} is {value!r}, expected a text")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}, known are {list(KINDS)}")
         if self.wanted.casefold() == self.other.casefold():
             raise ValueError(f"other is {self.other!r}, the same word as wanted")
-        if self.explanation is not None and not (isinstance(self.explanation, str) and self.explanation.strip()):
-            raise ValueError(f"explanation is {self.explanation!r}, expected a text or null")
-        if not isinstance(self.with_reference, bool):
-            raise ValueError(f"with_reference is {self.with_reference!r}, expected true or false")
 
 
 def opposing(wanted: str) -> str:
@@ -53,12 +54,12 @@ def opposing(wanted: str) -> str:
 
 
 def asks_of_rubric(rubric: Rubric, prompt: str) -> tuple[Ask, ...]:
-    """The required questions of a rubric about the clips of one prompt; those that change no label are left out."""
+    """The required questions of a rubric about the clips of one prompt; the others change no label."""
     asks = []
     for question in rubric.questions:
         if question.required:
             words = question.affirmative, question.negative
-            wanted, other = words if question.wanted else reversed(words)
+            wanted, other = words if question.wanted else words[::-1]
             text = rubric.text(question, prompt)
             asks.append(Ask(question.name, RUBRIC, text, wanted, other, None, False, rubric.name))
     return tuple(asks)
@@ -67,25 +68,25 @@ def asks_of_rubric(rubric: Rubric, prompt: str) -> tuple[Ask, ...]:
 def parse_ask(
     given: str, name: str = OWN, answers: Sequence[tuple[str, str]] = ((YES, NO),), template: str = QUESTION
 ) -> Ask:
-    """A question as people write it on the command line: the question, "=", the wanted answer in any case.
+    """A question as typed on the command line: the question, "=", the wanted answer in any case.
 
-    The last "=" counts. answers: pairs of opposing words as the judge spells them. template: what the judge is told,
-    with {question} in it. Raises ValueError where the question or the wanted answer is missing, or the answer is none
-    of these words.
+    The last "=" counts. answers: pairs of opposing words in the judge's spelling. template: the judge's message, with
+    {question} in it. Raises ValueError where the question or the wanted answer is missing, or the answer is none of
+    these words.
     """
     if QUESTION not in template:
-        raise ValueError(f"the template has no {QUESTION} in it: {template!r}")
-    question, equals, told = (part.strip() for part in given.rpartition("="))
+        raise ValueError(f"the template does not contain {QUESTION}: {template!r}")
+    question, equals, answer = (part.strip() for part in given.rpartition("="))
     known = ", ".join(word for pair in answers for word in pair)
-    if not equals or not told:
+    if not equals or not answer:
         raise ValueError(f"{given!r} names no wanted answer; write 'question=answer', the answer one of {known}")
     if not question:
         raise ValueError(f"{given!r} holds no question; write 'question=answer'")
     for one, two in answers:
         for wanted, other in ((one, two), (two, one)):
-            if told.casefold() == wanted.casefold():
+            if answer.casefold() == wanted.casefold():
                 return Ask(name, OWN, template.replace(QUESTION, question), wanted, other, None, False, OWN)
-    raise ValueError(f"{given!r}: the wanted answer {told!r} is unknown; known are {known}")
+    raise ValueError(f"{given!r}: the wanted answer {answer!r} is unknown; known are {known}")
 
 
 def write_asks(path: Path, asks: Mapping[str, Sequence[Ask]]) -> None:
@@ -100,43 +101,3 @@ def write_asks(path: Path, asks: Mapping[str, Sequence[Ask]]) -> None:
     with atomically(path) as partial:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         partial.write_text(text, encoding="utf-8")
-
-
-def read_asks(path: Path) -> dict[str, tuple[Ask, ...]]:
-    """The questions of each prompt_id, as `write_asks` wrote them.
-
-    Raises ValueError naming the file, and the line where one is wrong; also for a file without questions.
-    """
-    asks: dict[str, tuple[Ask, ...]] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable ({error})") from error
-    for number, line in enumerate(lines if lines != [""] else [], 1):
-        try:
-            prompt_id, ask = _parsed(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        before = asks.get(prompt_id, ())
-        if ask.name in {one.name for one in before}:
-            raise ValueError(f"{path}, line {number}: {prompt_id} has a second question {ask.name!r}")
-        asks[prompt_id] = (*before, ask)
-    if not asks:
-        raise ValueError(f"{path}: no questions")
-    return asks
-
-
-def _parsed(line: str) -> tuple[str, Ask]:
-    """A line's prompt_id and question."""
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
-    known = ["prompt_id", *(field.name for field in fields(Ask))]
-    if not isinstance(row, dict) or set(row) != set(known):
-        found = sorted(row) if isinstance(row, dict) else repr(row)
-        raise ValueError(f"expected an object with the keys {', '.join(known)}, found {found}")
-    prompt_id = row.pop("prompt_id")
-    if not isinstance(prompt_id, str) or not prompt_id:
-        raise ValueError(f"prompt_id is {prompt_id!r}, expected a text")
-    return prompt_id, Ask(**row)

@@ -1,4 +1,4 @@
-"""What a frozen judge's logits cost the generator: one function a recipe, pure, of one question's logits.
+"""The generator's loss by a frozen judge's logits: one function a recipe, pure, of one question's logits.
 
 In all of them, with letters T for the tokens of the wanted answer and V for the vocabulary:
 
@@ -11,11 +11,20 @@ Each returns a scalar, less when the wanted answer is likelier.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 Loss = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class QuestionLosses(NamedTuple):
+    """A judge's answers to N questions about one clip, in the form that rl.online.judging expects."""
+
+    questions: tuple[str, ...]  # their names
+    loss: Tensor  # (N,) of the wanted answers, or minus a metric's score, with gradient
+    p_wanted: Tensor  # (N,) the wanted word's share of the two answer words, detached; NaN where a metric has none
 
 
 def logprob(logits: Tensor, targets: Tensor, other: int) -> Tensor:
@@ -65,7 +74,7 @@ def margin(logits: Tensor, targets: Tensor, other: int) -> Tensor:
 
 
 def p_wanted(logits: Tensor, targets: Tensor, other: int) -> Tensor:
-    """The wanted word's share of the two answer words, detached: what is shown of a question, whatever the loss."""
+    """The wanted word's share of the two answer words, detached: what is reported of a question for every loss."""
     return margin(logits.detach(), targets, other).sigmoid()
 
 

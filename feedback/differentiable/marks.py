@@ -1,7 +1,7 @@
-"""What an overlay draws: boxes, points, arrows, masks and pictures, each as a colour and how far it covers a pixel.
+"""The shapes of an overlay: boxes, points, arrows, masks and pictures, each as a colour and a coverage of each pixel.
 
-Lines are drawn by the signed distance d of a pixel's centre from their edge, in pixels: covered is 1/2 - d, within
-[0, 1], so edges are smooth, and sharp where they lie between pixels.
+Lines are drawn by the signed distance d of a pixel's centre from their edge, in pixels: the coverage is 1/2 - d, within
+[0, 1], so edges are antialiased, and sharp where they lie between pixels.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,22 @@ from torch import Tensor
 
 
 class Layer(NamedTuple):
-    """What a mark draws."""
+    """A drawn shape."""
 
     color: Tensor  # (H, W, 3) in [0, 1], or (3,)
     cover: Tensor  # (H, W, 1) in [0, 1]
 
 
 class Shape(Protocol):
-    """What is drawn. Raises ValueError where it does not fit a picture of this size."""
+    """Something that is drawn."""
 
-    def layer(self, height: int, width: int) -> Layer: ...
+    def layer(self, height: int, width: int) -> Layer:
+        """The shape as drawn. Raises ValueError where it does not fit a picture of this size."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A frame of lines, within its four sides."""
+    """A rectangle of lines, inside its four sides."""
 
     left: float
     top: float
@@ -51,8 +52,8 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A disc, three lines wide."""
+class Disc:
+    """A mark of one point: a disc, three lines wide."""
 
     x: float
     y: float
@@ -79,7 +80,7 @@ class Arrow:
     thickness: float | None  # of the line, pixels; None: see `line`
 
     def layer(self, height: int, width: int) -> Layer:
-        """A line, and a head as wide as it is long, four times the line's width; a short arrow is head alone."""
+        """A line, and a head as wide as it is long, four times the line's width; a short arrow is a head alone."""
         _check_inside(self, [(self.x, self.y), (self.to_x, self.to_y)], height, width)
         dx, dy = self.to_x - self.x, self.to_y - self.y
         length = float(np.hypot(dx, dy))
@@ -103,7 +104,7 @@ class Mask:
     color: str
 
     def layer(self, height: int, width: int) -> Layer:
-        """As covered as the picture is bright."""
+        """The coverage is the brightness of the picture."""
         return Layer(_rgb(self.color), read_picture(self.path, ("L", "1"), height, width))
 
 
@@ -115,7 +116,7 @@ class Picture:
     mask: Path | None
 
     def layer(self, height: int, width: int) -> Layer:
-        """As covered as its own alpha and the mask together say."""
+        """The coverage is the picture's alpha times the mask."""
         picture = read_picture(self.path, ("RGB", "RGBA"), height, width)
         cover = picture[..., 3:] if picture.shape[-1] == 4 else torch.ones(height, width, 1)
         if self.mask is not None:
@@ -129,7 +130,7 @@ def line(thickness: float | None, height: int, width: int) -> float:
 
 
 def read_picture(path: Path, modes: Sequence[str], height: int, width: int) -> Tensor:
-    """(H, W, channels) float32 in [0, 1]. Raises ValueError naming the file where it does not serve."""
+    """(H, W, channels) float32 in [0, 1]. Raises ValueError naming the file where it has another size or mode."""
     try:
         with Image.open(path) as file:
             picture = file.copy()
@@ -137,7 +138,7 @@ def read_picture(path: Path, modes: Sequence[str], height: int, width: int) -> T
         raise ValueError(f"{path}: not a picture that can be read ({error})") from error
     if picture.size != (width, height):
         size = f"{picture.height}x{picture.width}, and the clip {height}x{width}, height x width"
-        raise ValueError(f"{path} is {size}; make it that size")
+        raise ValueError(f"{path} is {size}; resize it")
     if picture.mode not in modes:
         kinds = "grayscale" if "L" in modes else "RGB or RGBA"
         raise ValueError(f"{path} is a picture of mode {picture.mode}, expected 8-bit {kinds}")

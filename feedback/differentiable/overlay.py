@@ -1,8 +1,8 @@
-"""Visual prompting (Ask-A-Video §3.1): marks and pictures that are laid over some frames before a judge sees them.
+"""Visual prompting (Ask-A-Video §3.1): marks and pictures drawn over some frames before a judge sees them.
 
     x~ = (1 - alpha) x + alpha p    for the frames of S
 
-x the clip's frames, p the rendered marks, alpha their soft mask, S the frames that a mark is for. An overlay is a YAML
+x the clip's frames, p the rendered marks, alpha their soft mask, S the frames of a mark. An overlay is a YAML file
 
     marks:
       - box: [8, 8, 20, 20]      # left, top, right, bottom
@@ -20,34 +20,37 @@ x the clip's frames, p the rendered marks, alpha their soft mask, S the frames t
         frames: 8
 
 or, for a box, a point or an arrow, a text such as `8,8,20,20@0-4`. Coordinates are pixels of the clip, from 0 at the
-left and top edge of the picture to its width and height, so that pixel n reaches from n to n + 1. Marks are drawn in
-their order, the later over the earlier.
+left and top edge of the picture to its width and height, so that pixel n covers n to n + 1. Marks are drawn in their
+order, a later one over an earlier one.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
+from annotated_types import Interval
 from PIL import ImageColor
+from pydantic import AfterValidator, FiniteFloat
+from pydantic.dataclasses import dataclass as strict_dataclass
 from torch import Tensor
 
+from data.config import STRICT, Positive, read_config
 from data.manifest import atomically
 from data.video import contact_sheet
-from feedback.differentiable.marks import Arrow, Box, Mask, Picture, Point, Shape
+from feedback.differentiable.marks import Arrow, Box, Disc, Mask, Picture, Shape
 
-COLOR, OPACITY = "magenta", 1.0  # of a mark that says nothing else; a colour that hardly any clip has
-GRAY = 0.5  # of the frames beneath, where there are none
+COLOR = "magenta"  # of a mark without a colour; a colour that is rare in clips
+GRAY = 0.5  # of the frames beneath, where none are given
 PICTURE_EDGE = 128  # pixels that the frames of a saved picture have at least, a side
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that is laid over some frames."""
+    """A shape over some frames."""
 
     shape: Shape
     frames: tuple[int, ...] | None  # None: all
@@ -61,20 +64,20 @@ class Overlay:
     marks: tuple[Mark, ...]
 
 
-class Rendered(NamedTuple):
+class RenderedOverlay(NamedTuple):
     """An overlay as pictures, float32."""
 
     images: Tensor  # (F, H, W, 3) in [0, 1]: p
     alpha: Tensor  # (F, H, W, 1) in [0, 1]
 
 
-def render(overlay: Overlay, num_frames: int, height: int, width: int) -> Rendered:
-    """The overlay of a clip. Raises ValueError naming the mark and its frames, place or size where it does not fit."""
+def render(overlay: Overlay, num_frames: int, height: int, width: int) -> RenderedOverlay:
+    """The overlay of a clip. Raises ValueError naming a mark whose frames, place or size do not fit the clip."""
     images, alpha = torch.zeros(num_frames, height, width, 3), torch.zeros(num_frames, height, width, 1)
     for mark in overlay.marks:
         if beyond := [index for index in mark.frames or () if index >= num_frames]:
             raise ValueError(
-                f"{mark.shape}: frames {beyond} of a clip of {num_frames}, the last of which is {num_frames - 1}"
+                f"{mark.shape}: frames {beyond} of a clip of {num_frames} frames; the last is {num_frames - 1}"
             )
         color, cover = mark.shape.layer(height, width)
         cover = mark.opacity * cover
@@ -83,10 +86,10 @@ def render(overlay: Overlay, num_frames: int, height: int, width: int) -> Render
         total = beneath + cover
         mixed = (beneath * images[chosen] + cover * color) / total.clamp(min=torch.finfo().tiny)
         images[chosen], alpha[chosen] = mixed, total
-    return Rendered(images, alpha)
+    return RenderedOverlay(images, alpha)
 
 
-def apply(frames: Tensor, indices: Sequence[int], rendered: Rendered) -> Tensor:
+def apply(frames: Tensor, indices: Sequence[int], rendered: RenderedOverlay) -> Tensor:
     """Frames of a clip under its overlay; their gradient is multiplied by 1 - alpha.
 
     frames: (N, H, W, 3) in [0, 1]. indices: of these N frames in the clip.
@@ -99,8 +102,8 @@ def apply(frames: Tensor, indices: Sequence[int], rendered: Rendered) -> Tensor:
     return (1 - alpha) * frames + alpha * images
 
 
-def save_picture(rendered: Rendered, frames: Tensor | None, path: Path) -> None:
-    """A PNG of the overlay: the first frame of each stretch that has the same one, with the numbers of its frames.
+def save_picture(rendered: RenderedOverlay, frames: Tensor | None, path: Path) -> None:
+    """Save a PNG: the first frame of each stretch of frames with equal marks, with the numbers of these frames.
 
     frames: (F, H, W, 3) in [0, 1] of the whole clip; None: grey.
     """
@@ -121,23 +124,105 @@ def _stretch(start: int, end: int) -> str:
 
 # Reading
 
-NUMBERS = {"box": (Box, 4), "point": (Point, 2), "arrow": (Arrow, 4)}  # how many a kind of mark has
-FILES = ("mask", "image")
-KEYS = {kind: {"color", "opacity", "thickness"} for kind in NUMBERS} | {
-    "mask": {"color", "opacity"}, "image": {"mask", "opacity"},
-}  # fmt: skip
-FRAMES = "frames: one such as 3, a range such as 0-4, some of these, or all"
+FRAMES = "one such as 3, a range such as 0-4, some of these, or all"
+Frames = int | str | tuple[int | str, ...]
+Opacity = Annotated[float, Interval(gt=0, le=1)]
+
+
+def _opaque_color(color: str) -> str:
+    if len(ImageColor.getrgb(color)) != 3:  # raises ValueError for an unknown colour
+        raise ValueError(f"{color} has an alpha of its own; use `opacity`")
+    return color
+
+
+Color = Annotated[str, AfterValidator(_opaque_color)]
+
+
+@strict_dataclass(frozen=True, config=STRICT)
+class BoxMark:
+    """A box in the YAML."""
+
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]  # left, top, right, bottom
+    frames: Frames
+    color: Color = COLOR
+    opacity: Opacity = 1.0
+    thickness: Positive | None = None
+
+    def shape(self, _: Path) -> Shape:
+        """The box that is drawn."""
+        return Box(*self.box, self.color, self.thickness)
+
+
+@strict_dataclass(frozen=True, config=STRICT)
+class PointMark:
+    """A point in the YAML."""
+
+    point: tuple[FiniteFloat, FiniteFloat]  # x, y
+    frames: Frames
+    color: Color = COLOR
+    opacity: Opacity = 1.0
+    thickness: Positive | None = None
+
+    def shape(self, _: Path) -> Shape:
+        """The disc that is drawn."""
+        return Disc(*self.point, self.color, self.thickness)
+
+
+@strict_dataclass(frozen=True, config=STRICT)
+class ArrowMark:
+    """An arrow in the YAML."""
+
+    arrow: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]  # from x, y to x, y
+    frames: Frames
+    color: Color = COLOR
+    opacity: Opacity = 1.0
+    thickness: Positive | None = None
+
+    def shape(self, _: Path) -> Shape:
+        """The arrow that is drawn."""
+        return Arrow(*self.arrow, self.color, self.thickness)
+
+
+@strict_dataclass(frozen=True, config=STRICT)
+class MaskMark:
+    """A mask in the YAML."""
+
+    mask: str  # a grayscale picture beside the YAML
+    frames: Frames
+    color: Color = COLOR
+    opacity: Opacity = 1.0
+
+    def shape(self, folder: Path) -> Shape:
+        """The mask that is drawn."""
+        return Mask(_file(folder, self.mask), self.color)
+
+
+@strict_dataclass(frozen=True, config=STRICT)
+class ImageMark:
+    """A picture in the YAML."""
+
+    image: str  # an RGB or RGBA picture beside the YAML
+    frames: Frames
+    mask: str | None = None  # a grayscale picture beside the YAML
+    opacity: Opacity = 1.0
+
+    def shape(self, folder: Path) -> Shape:
+        """The picture that is drawn."""
+        return Picture(_file(folder, self.image), None if self.mask is None else _file(folder, self.mask))
+
+
+MARKS = {"image": ImageMark, "box": BoxMark, "point": PointMark, "arrow": ArrowMark, "mask": MaskMark}
 
 
 def load_overlay(path: Path) -> Overlay:
-    """The overlay of a YAML, beside which the pictures lie that it names.
+    """The overlay of a YAML file; paths in it are relative to its folder.
 
     Raises ValueError naming the file, the mark and the key.
     """
     try:
         given = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not a YAML that can be read ({error})") from error
+        raise ValueError(f"{path}: not a readable YAML file ({error})") from error
     if not isinstance(given, dict) or set(given) != {"marks"} or not isinstance(given["marks"], list):
         raise ValueError(f"{path}: expected the one key `marks` with a list of marks")
     if not given["marks"]:
@@ -152,7 +237,7 @@ def parse_mark(kind: str, text: str) -> Mark:
     """
     numbers, at, frames = text.partition("@")
     if not at:
-        raise ValueError(f"{kind} {text}: without frames; end it in @ and its {FRAMES}")
+        raise ValueError(f"{kind} {text}: no frames; end it in @ and its frames: {FRAMES}")
     try:
         values = [float(number) for number in numbers.split(",")]
     except ValueError as error:
@@ -161,80 +246,36 @@ def parse_mark(kind: str, text: str) -> Mark:
 
 
 def _mark(where: str, given: Any, folder: Path) -> Mark:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: {given!r}, expected one of {sorted(KEYS)} and its frames")
-    kinds = [kind for kind in KEYS if kind in given and not (kind == "mask" and "image" in given)]
-    if len(kinds) != 1:
-        raise ValueError(f"{where}: it has {kinds or 'none'} of {sorted(KEYS)}, expected one")
-    (kind,) = kinds
-    if unknown := sorted(map(str, given.keys() - {kind, "frames"} - KEYS[kind])):
-        raise ValueError(f"{where}: {unknown} is unknown; a {kind} has {sorted({'frames', *KEYS[kind]})}")
-    if "frames" not in given:
-        raise ValueError(f"{where}: a {kind} without frames; {FRAMES}")
-    options = {key: _OPTIONS[key](where, given.get(key)) for key in KEYS[kind] - {"mask"}}
-    opacity = options.pop("opacity")
-    if kind in NUMBERS:
-        shape_of, count = NUMBERS[kind]
-        values = given[kind]
-        if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
-            raise ValueError(f"{where}: {kind} is {values!r}, expected {count} numbers")
-        shape: Shape = shape_of(*values, **options)
-    else:
-        files = {key: _file(where, key, given[key], folder) for key in FILES if key in given}
-        shape = Picture(files["image"], files.get("mask")) if kind == "image" else Mask(files["mask"], **options)
-    return Mark(shape, _frames(where, given["frames"]), opacity)
+    kinds = [kind for kind in MARKS if isinstance(given, dict) and kind in given]
+    if kinds[:1] != ["image"] and len(kinds) != 1:  # the key mask may stand beside image
+        raise ValueError(f"{where}: {given!r}, expected one of {', '.join(MARKS)}, and frames")
+    read = read_config(MARKS[kinds[0]], given, where)
+    try:
+        return Mark(read.shape(folder), _frames(read.frames), read.opacity)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _file(where: str, key: str, value: Any, folder: Path) -> Path:
-    path = folder / str(value)
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
     if not path.is_file():
-        raise ValueError(f"{where}: {key}: {path} is not there")
+        raise ValueError(f"{path} is not a file")
     return path
 
 
-def _frames(where: str, given: Any) -> tuple[int, ...] | None:
+def _frames(given: Frames) -> tuple[int, ...] | None:
     if given == "all":
         return None
-    parts = [part.strip() for one in (given if isinstance(given, list) else [given]) for part in str(one).split(",")]
     frames: list[int] = []
-    for part in parts:
+    for part in (
+        part.strip() for one in (given if isinstance(given, tuple) else [given]) for part in str(one).split(",")
+    ):
         if not (match := re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part, re.ASCII)):
-            raise ValueError(f"{where}: frames are {given!r}; {FRAMES}")
+            raise ValueError(f"frames are {given!r}, expected {FRAMES}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"{where}: frames {part} end before they start")
+            raise ValueError(f"frames {part} end before they start")
         frames += range(first, last + 1)
     if not frames:
-        raise ValueError(f"{where}: no frames; {FRAMES}")
+        raise ValueError(f"no frames, expected {FRAMES}")
     return tuple(sorted(set(frames)))
-
-
-def _color(where: str, given: Any) -> str:
-    color = COLOR if given is None else str(given)
-    try:
-        channels = len(ImageColor.getrgb(color))
-    except ValueError as error:
-        raise ValueError(f"{where}: color: {error}") from error
-    if channels != 3:
-        raise ValueError(f"{where}: color {color} has an alpha of its own; that is `opacity`")
-    return color
-
-
-def _opacity(where: str, given: Any) -> float:
-    opacity = OPACITY if given is None else given
-    if not _is_number(opacity) or not 0 < opacity <= 1:
-        raise ValueError(f"{where}: opacity is {opacity!r}, expected more than 0 and at most 1")
-    return float(opacity)
-
-
-def _thickness(where: str, given: Any) -> float | None:
-    if given is not None and not (_is_number(given) and given > 0):
-        raise ValueError(f"{where}: thickness is {given!r}, expected more than 0 pixels, or null")
-    return given
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-_OPTIONS: Mapping[str, Callable[[str, Any], Any]] = {"color": _color, "opacity": _opacity, "thickness": _thickness}

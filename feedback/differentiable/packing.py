@@ -1,17 +1,17 @@
 """Many questions about one clip in one forward pass, each answered as if it had been asked alone.
 
-The token sequences of the questions are laid out as a tree: what several of them begin with (the system's text, the
-clip's tokens, often the first words of the question) is there once, and each goes on from it with tokens of its own. A
-token sees those before it in its own sequence and no other, at the positions that they have there. So the vision
-tower and the long run of video tokens are paid for once; forward and backward are those of N passes.
+The token sequences of the questions are laid out as a tree: a beginning that several of them share (the system's text,
+the clip's tokens, often the first words of the question) is stored once, and each continues it with tokens of its own.
+A token attends to those before it in its own sequence and to no other, at the positions of that sequence. So the vision
+tower and the long run of video tokens are computed once; forward and backward give the values of N passes.
 
-    sequences    pack           what the last token of each sees
+    sequences    pack           what the last token of each attends to
     a b c d      a b c d e f    d: a b c d
     a b e f                     f: a b e f
 
-The longest sequence comes first and is plainly causal, which needs no mask; `packed_attention` computes it so, and
-only the tokens that branch off are masked. For 8 questions of 40 tokens after 2,004 of a clip, on a CPU, forward and
-backward of attention so take 1.3 times those of one question; with an (L, L) mask for all tokens, 2.0 times.
+The longest sequence comes first and is plainly causal, so it needs no mask; only the tokens that branch off are masked
+(`packed_attention`). For 8 questions of 40 tokens after 2,004 of a clip, on a CPU, forward and backward of attention
+take 1.3 times the time of one question; with an (L, L) mask for all tokens, 2.0 times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 PACKED = "packed"  # our name among transformers' attention implementations
-ROTARY = (  # what get_rope_index asks for
+ROTARY = (  # arguments of get_rope_index
     "input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
 )  # fmt: skip
 
@@ -35,11 +35,11 @@ class Packed(NamedTuple):
 
     input_ids: Tensor  # (1, L)
     position_ids: Tensor  # (3, 1, L) for rotary positions in time, height and width, else (1, L)
-    mask: Tensor  # (1, 1, L - C, L) bool: what each token that branches off may see
-    paths: list[Tensor]  # for each sequence, where its tokens lie: (its length,) in [0, L)
+    mask: Tensor  # (1, 1, L - C, L) bool: what each token that branches off may attend to
+    paths: list[Tensor]  # for each sequence, the places of its tokens: (its length,) in [0, L)
 
     def to(self, device: torch.device) -> "Packed":
-        """The same on another device; the paths stay where they are."""
+        """The same on another device; the paths stay on theirs."""
         return Packed(self.input_ids.to(device), self.position_ids.to(device), self.mask.to(device), self.paths)
 
 
@@ -47,7 +47,7 @@ def pack(sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> Packed:
     """The sequences, each (T,) ids, as one.
 
     positions: (R, T) each, R rows of positions: 3 or 1. Tokens are shared as long as ids and positions agree from the
-        start, so clips that are shown in several sequences must come in the same order in all of them.
+        start, so clips that are in several sequences must come in the same order in all of them.
     """
     rows = [torch.cat([ids[None], places]) for ids, places in zip(sequences, positions, strict=True)]
     paths: dict[int, Tensor] = {}
@@ -76,12 +76,12 @@ def _common(one: Tensor, other: Tensor) -> int:
 
 
 def _branches(paths: Sequence[Tensor], length: int) -> Tensor:
-    """(L - C, L) bool: which tokens each of those beyond the first path, C long, may see: its own path up to itself."""
+    """(L - C, L) bool: what each token beyond the first path, C long, attends to: its own path up to itself."""
     chain = len(paths[0])
     mask = torch.zeros(length - chain, length, dtype=torch.bool)
     for path in paths[1:]:
         steps = torch.arange(len(path))
-        branch = path >= chain  # shared tokens of an earlier branch are written again, as they are
+        branch = path >= chain  # shared tokens of an earlier branch are written again, unchanged
         mask[path[branch, None] - chain, path] = steps[branch, None] >= steps
     return mask
 
@@ -91,7 +91,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention of transformers' interface for a mask (1, 1, L - C, L) of the last tokens alone; the first are causal.
 
-    Any other mask, and none, is scaled_dot_product_attention's, so the judge can be used as before, too.
+    Any other mask, and none, goes to scaled_dot_product_attention, so the judge can still be used unpacked.
     """
     branching = None if attention_mask is None else attention_mask.shape[-2]
     if branching is None or branching == query.shape[-2]:
@@ -112,7 +112,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 def prepare(model: PreTrainedModel) -> None:
     """Let a judge's language model read packs; its vision tower keeps its own attention, flash attention included.
 
-    Raises ValueError for a language model with sliding windows, which know positions in the pack and not in the text.
+    Raises ValueError for a language model with sliding windows, which are of positions in the pack, not in the text.
     """
     text = model.config.get_text_config()
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
@@ -121,9 +121,9 @@ def prepare(model: PreTrainedModel) -> None:
 
 
 def positions_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(R, T) positions of one sequence's tokens: the model's own (3, T), where it has such, else (1, T) that count.
+    """(R, T) positions of one sequence's tokens: the model's own (3, T) where it has these, else 0, 1, … as (1, T).
 
-    inputs: a processor's, of one text: input_ids (1, T) and what else it gave.
+    inputs: a processor's, of one text: input_ids (1, T) and the others.
     """
     if not hasattr(model.model, "get_rope_index"):
         return torch.arange(inputs["input_ids"].shape[1])[None]
@@ -136,7 +136,8 @@ def packed_logits(
 ) -> list[Tensor]:
     """Logits (T, V) at some places of each sequence, with gradient; no others are computed.
 
-    pixels: what the model is shown, as its forward names it. places: for each sequence, indices (T,) of its own tokens.
+    pixels: the model's visual inputs, as its forward names them.
+    places: for each sequence, indices (T,) of its own tokens.
     """
     wanted = [path[place] for path, place in zip(packed.paths, places, strict=True)]
     out = model(
@@ -151,10 +152,10 @@ def packed_logits(
 
 
 def recompute(model: PreTrainedModel) -> None:
-    """Let every layer of vision tower and language model be computed again in the backward, and keep no activations.
+    """Recompute every layer of vision tower and language model in the backward, and keep no activations.
 
     transformers checkpoints only layers in train mode, and a frozen judge is in eval mode: so the layers themselves
-    are set to training, and nothing in them, where dropout would wake up. A later `eval()` undoes it.
+    are set to training, and not their submodules, whose dropout would start. A later `eval()` undoes it.
     """
     model.activation_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():

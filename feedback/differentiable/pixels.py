@@ -1,10 +1,9 @@
 """Frames with gradient, prepared as a video VLM's own processor prepares a clip.
 
-The processor itself is run, on floats, so its sizes, its order of patches, its mean and its deviation are its own.
-Where it resizes, it rounds 8-bit pixels to 8 bits and cuts off what overshoots; see `rounding` in
-feedback/metrics/image_text.py for how the values keep that and the gradient does not. So 8-bit frames have the
-processor's own values, and others those plus what lies between their levels: at most half a level, 0.0075 of a
-normalised value.
+The processor itself is run, on floats, so sizes, the order of patches, mean and standard deviation are the processor's.
+Where it resizes, it rounds 8-bit pixels to 8 bits and clamps what overshoots; feedback/metrics/image_text.py keeps that
+in the values and leaves it out of the gradient. So 8-bit frames have the processor's own values, and other frames these
+plus what lies between their levels: at most half a level, 0.0075 of a normalised value.
 
 Without that constant a resized value would be off by up to 0.012 (0.004 on average) on smooth frames, and by up to 0.5
 on noise that is enlarged, whose overshoot is large (tests/feedback/differentiable/test_pixels.py).
@@ -23,15 +22,15 @@ WORK = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor, InternVLVideoProcessor)  #
 
 
 def make_pixels(processor: ProcessorMixin, pixels: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
-    """A function of a clip's frames: what `feedback.judges.vlm.build_inputs` has of the video beside the text.
+    """A function of a clip's frames: the video's part of the inputs that `feedback.judges.vlm.build_inputs` returns.
 
-    pixels: as `build_inputs` has it.
-    The function takes float32 (F, H, W, 3) in [0, 1], the frames that are shown, and gives with their gradient
+    pixels: as in `build_inputs`.
+    The function takes the sampled frames, float32 (F, H, W, 3) in [0, 1], and returns, with their gradient,
         pixel_values_videos (patches, values of a patch) and, without, video_grid_thw (1, 3) for the Qwens,
         pixel_values (F, 3, height, width) for InternVL.
     Several videos are such dictionaries, each entry concatenated along its first axis.
-    Raises ValueError for a processor whose operations were not checked against this; the function raises it for
-    frames of another shape or type.
+    Raises ValueError for a processor that is not among those tested; the function raises it for frames of another
+    shape or type.
     """
     prepare = processor.video_processor
     if not isinstance(prepare, WORK):
@@ -40,7 +39,9 @@ def make_pixels(processor: ProcessorMixin, pixels: int | None = None) -> Callabl
 
     def prepared(frames: Tensor) -> dict[str, Tensor]:
         if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or not frames.is_floating_point():
-            raise ValueError(f"frames are {frames.dtype} {tuple(frames.shape)}, wanted float (F, H, W, 3) with F >= 1")
+            raise ValueError(
+                f"frames are {frames.dtype} {tuple(frames.shape)}, expected float (F, H, W, 3) with F >= 1"
+            )
         order = frame_order(processor, len(frames))
         settings = sizes(processor, pixels, len(order))
 

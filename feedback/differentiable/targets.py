@@ -1,4 +1,4 @@
-"""Which tokens a judge's wanted answer is, as it would begin its own turn with them."""
+"""The tokens of a judge's wanted answer, at the beginning of the judge's turn."""
 
 from typing import Any, NamedTuple
 
@@ -16,29 +16,29 @@ class Target(NamedTuple):
 
 
 def find_target(processor: ProcessorMixin, ask: Ask, whole: bool) -> Target:
-    """The tokens that the wanted answer is right after the chat template's generation prompt.
+    """The tokens of the wanted answer directly after the chat template's generation prompt.
 
     whole: every token of the answer and of the explanation, if the question has one, which follows after a space
-        unless it begins with a mark of its own; otherwise the first of the answer alone.
-    Raises ValueError where the judge could not begin its turn so, or could not be asked: a template without generation
-    prompt, a word that the vocabulary lacks, an answer that merges with what stands before it, or two answers that
-    begin with the same token.
+        unless it begins with punctuation; otherwise the first token of the answer alone.
+    Raises ValueError where the judge cannot read the question or cannot begin its turn so: a template without a
+    generation prompt, a word outside the vocabulary, an answer that merges with the text before it, or two answers
+    that begin with the same token.
     """
     tokenizer = processor.tokenizer
     if unknown := unknown_words(tokenizer, ask.text):
-        raise ValueError(f"question {ask.name}: the judge does not know its words {unknown}")
+        raise ValueError(f"question {ask.name}: the judge does not know the words {unknown}")
     prompt = templated(processor, ask.text, videos_of(ask))
     if prompt == templated(processor, ask.text, videos_of(ask), answering=False):
         raise _unlike(ask, ask.wanted, "it has no generation prompt")
-    said = ask.wanted + (_continued(ask.explanation) if whole and ask.explanation else "")
-    tokens, others = (_after(tokenizer, prompt, words, ask) for words in (said, ask.other))
+    reply = ask.wanted + (_continued(ask.explanation) if whole and ask.explanation else "")
+    tokens, others = (_after(tokenizer, prompt, words, ask) for words in (reply, ask.other))
     if tokens[0] == others[0]:
         raise _unlike(ask, ask.wanted, f"it begins with the same token as {ask.other!r}")
     return Target(tokens if whole else tokens[:1], others[0])
 
 
 def videos_of(ask: Ask) -> int:
-    """How many clips a question is about: the generated one, and then a reference for those that want one."""
+    """How many clips a question is about: the generated one, and a reference after it for those that compare."""
     return 2 if ask.with_reference else 1
 
 
@@ -47,7 +47,7 @@ def _continued(explanation: str) -> str:
 
 
 def _after(tokenizer: Any, prompt: str, words: str, ask: Ask) -> list[int]:
-    """The tokens of some words that follow the prompt."""
+    """The tokens of these words after the prompt."""
     before = tokenizer.encode(prompt, add_special_tokens=False)
     whole = tokenizer.encode(prompt + words, add_special_tokens=False)
     if whole[: len(before)] != before or len(whole) == len(before):
@@ -59,5 +59,5 @@ def _after(tokenizer: Any, prompt: str, words: str, ask: Ask) -> list[int]:
 
 
 def _unlike(ask: Ask, words: str, why: str) -> ValueError:
-    told = "a wanted answer that the chat template would not produce"
-    return ValueError(f"question {ask.name}: {words!r} is {told}: {why}")
+    problem = "is a wanted answer that the chat template would not produce"
+    return ValueError(f"question {ask.name}: {words!r} {problem}: {why}")

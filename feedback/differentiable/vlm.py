@@ -1,8 +1,7 @@
 """A local video VLM as a function that torch differentiates: frames to the loss of each question's wanted answer.
 
-What it is shown, asked and told is what `qwen` sends offline (feedback/judges/vlm.py): the same template, the same
-tokens, the same frames, and pixels that equal the processor's. Only the model's input is differentiable now, and its
-weights are frozen.
+Its inputs are those of `qwen` offline (feedback/judges/vlm.py): the same template, tokens and frames, and pixels that
+equal the processor's. Here the pixels have a gradient; the weights are frozen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from data.video import sample_frames
 from feedback.core.kinds import KINDS, read_block
-from feedback.differentiable.answers import Answers
 from feedback.differentiable.asks import Ask
 from feedback.differentiable.augment import Augmentation
-from feedback.differentiable.losses import LOSSES, TEACHER_FORCED, p_wanted
+from feedback.differentiable.losses import LOSSES, TEACHER_FORCED, QuestionLosses, p_wanted
 from feedback.differentiable.metric import KINDS as METRICS
-from feedback.differentiable.overlay import Rendered, apply
+from feedback.differentiable.overlay import RenderedOverlay, apply
 from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
 from feedback.differentiable.pixels import make_pixels
 from feedback.differentiable.targets import find_target, videos_of
@@ -30,33 +28,33 @@ from feedback.judges.vlm import Loaded, build_inputs, load_model, sampled_fps
 
 VLMS = ("qwen",)
 NONE = Augmentation()
-KEPT = 256  # prompts whose packed questions are remembered
+CACHED = 256  # prompts whose packed questions are cached
 
 
-class Clip(NamedTuple):
+class ClipShape(NamedTuple):
     """What the clips of a run have in common."""
 
     num_frames: int
     fps: float  # frames per second
 
 
-class _Asked(NamedTuple):
+class _PackedQuestions(NamedTuple):
     """The questions of a prompt, packed for frames of one size."""
 
     packed: Packed
     targets: list[Tensor]  # (T,) each, on the model's device
-    places: list[Tensor]  # (T,) each, where in its own sequence each of these tokens is predicted
+    places: list[Tensor]  # (T,) each, the place in its own sequence at which each of these tokens is predicted
 
 
 def load_judge(name: str, block: Mapping[str, Any], device: str) -> Loaded:
     """The VLM of a `feedback.sources` block, its weights on the device.
 
-    Raises ValueError as `read_block` does, and for a kind that no gradient passes.
+    Raises ValueError as `read_block` does, and for a kind without gradient.
     """
     if (kind := block.get("kind")) in KINDS and kind not in VLMS:
         raise ValueError(
-            f"feedback.sources.{name} is of kind {kind}, whose answers have no gradient: that takes a VLM whose "
-            f"weights are in this process, kind {', '.join(VLMS)}. Metrics with one, for recipe reward-gradient: "
+            f"feedback.sources.{name} is of kind {kind}, whose answers have no gradient: only a VLM has one whose "
+            f"weights are in this process, kind {', '.join(VLMS)}, and for recipe reward-gradient a metric, kind "
             f"{', '.join(METRICS)}"
         )
     _, options = read_block(name, block)
@@ -64,7 +62,7 @@ def load_judge(name: str, block: Mapping[str, Any], device: str) -> Loaded:
 
 
 class VlmJudge:
-    """A frozen VLM that is asked the questions of a clip's prompt, all in one forward pass."""
+    """A frozen VLM that answers the questions of a clip's prompt, all in one forward pass."""
 
     def __init__(
         self,
@@ -74,26 +72,26 @@ class VlmJudge:
         asks: Mapping[str, Sequence[Ask]],
         loss: str,
         frames: int,
-        clip: Clip,
+        clip: ClipShape,
         references: Mapping[str, Tensor] | None = None,
-        overlay: Rendered | None = None,
+        overlay: RenderedOverlay | None = None,
         augment: Augmentation = NONE,
         pixels: int | None = None,
         checkpointing: bool = False,
     ) -> None:
-        """asks: by prompt_id. loss: a name in LOSSES. frames: how many of a clip's are shown, evenly spaced.
+        """asks: by prompt_id. loss: a name in LOSSES. frames: how many of a clip's the judge sees, evenly spaced.
 
-        references: by prompt_id, the frames (F, H, W, 3) in [0, 1] of a real clip, as many as are shown.
+        references: by prompt_id, frames (F, H, W, 3) in [0, 1] of a real clip, F = `frames`.
         overlay, augment: of the generated clip's frames, in this order, and not of the reference's.
-        pixels: as `feedback.judges.vlm.build_inputs` has it.
-        checkpointing: compute activations again in the backward: less memory, a third slower.
+        pixels: as in `feedback.judges.vlm.build_inputs`.
+        checkpointing: recompute activations in the backward: less memory, a third slower.
         Raises ValueError for a loss that is unknown, for more frames than a clip has, for a prompt without questions,
         for a reference that is missing or has other frames, and as `find_target` does for each question.
         """
         if loss not in LOSSES:
             raise ValueError(f"judge {name}: loss is {loss!r}, known are {sorted(LOSSES)}")
         if not 1 <= frames <= clip.num_frames:
-            raise ValueError(f"judge {name}: {frames} frames are to be shown of clips that have {clip.num_frames}")
+            raise ValueError(f"judge {name}: frames is {frames}, expected 1 to {clip.num_frames}, the frames of a clip")
         self.name, self._processor, self._clip = name, processor, clip
         self._frames, self._pixel_count = frames, pixels
         self._asks = {prompt_id: tuple(of_prompt) for prompt_id, of_prompt in asks.items()}
@@ -109,7 +107,7 @@ class VlmJudge:
         prepare(model)
         if checkpointing:
             recompute(model)
-        self._packed = lru_cache(KEPT)(self._pack)
+        self._packed = lru_cache(CACHED)(self._pack)
 
     def _check(self) -> None:
         if not self._asks:
@@ -120,44 +118,48 @@ class VlmJudge:
             if not any(ask.with_reference for ask in of_prompt):
                 continue
             if prompt_id not in self._references:
-                raise ValueError(f"judge {self.name}: a question about {prompt_id} shows a reference, and it has none")
+                raise ValueError(
+                    f"judge {self.name}: a question about {prompt_id} compares with a reference, and it has none"
+                )
             if (found := len(self._references[prompt_id])) != self._frames:
                 raise ValueError(
-                    f"judge {self.name}: the reference of {prompt_id} has {found} frames, expected as many as are "
-                    f"shown of the clip, {self._frames}"
+                    f"judge {self.name}: the reference of {prompt_id} has {found} frames, expected as many as the "
+                    f"judge sees of the clip, {self._frames}"
                 )
 
-    def shown(self, num_frames: int, seed: int) -> list[int]:
-        """Indices of the frames that it looks at, evenly spaced but for the jitter.
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
+        """Indices of the frames that the judge sees, evenly spaced but for the jitter.
 
-        Raises ValueError for a clip of another length than was announced.
+        Raises ValueError for a clip of another length than the run's.
         """
         if num_frames != self._clip.num_frames:
             raise ValueError(f"judge {self.name}: a clip of {num_frames} frames, expected {self._clip.num_frames}")
-        return self._augment.shown(num_frames, self._frames, seed)
+        return self._augment.frame_indices(num_frames, self._frames, seed)
 
-    def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:
-        """What it answers about a clip, with the gradient of each loss to the frames.
+    def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> QuestionLosses:
+        """Its answers about a clip, with the gradient of each loss with respect to the frames.
 
-        frames: (F, H, W, 3) in [0, 1], those of `shown`. seed: of the augmentation.
-        A loss may be NaN or infinite; the other questions' are given all the same.
+        frames: (F, H, W, 3) in [0, 1], those of `frame_indices`. seed: of the augmentation.
+        A loss may be NaN or infinite; the other questions' losses are unaffected.
         Raises ValueError for a prompt without questions.
         """
         if prompt_id not in self._asks:
             raise ValueError(f"judge {self.name}: no questions about {prompt_id}")
-        asked = self._packed(prompt_id, *frames.shape[1:3])
-        logits = packed_logits(self._model, asked.packed, self._shown_pixels(frames, prompt_id, seed), asked.places)
-        told = list(zip(logits, asked.targets, [target.other for target in self._targets[prompt_id]], strict=True))
-        return Answers(
+        questions = self._packed(prompt_id, *frames.shape[1:3])
+        pixels = self._pixel_inputs(frames, prompt_id, seed)
+        logits = packed_logits(self._model, questions.packed, pixels, questions.places)
+        others = [target.other for target in self._targets[prompt_id]]
+        answers = list(zip(logits, questions.targets, others, strict=True))
+        return QuestionLosses(
             questions=tuple(ask.name for ask in self._asks[prompt_id]),
-            loss=torch.stack([self._loss(*one) for one in told]),
-            p_wanted=torch.stack([p_wanted(*one) for one in told]),
+            loss=torch.stack([self._loss(*one) for one in answers]),
+            p_wanted=torch.stack([p_wanted(*one) for one in answers]),
         )
 
-    def _shown_pixels(self, frames: Tensor, prompt_id: str, seed: int) -> dict[str, Tensor]:
-        """The model's input for the clips that a prompt's questions show."""
+    def _pixel_inputs(self, frames: Tensor, prompt_id: str, seed: int) -> dict[str, Tensor]:
+        """The model's visual inputs for the clips that a prompt's questions are about."""
         if self._overlay is not None:
-            frames = apply(frames, self.shown(self._clip.num_frames, seed), self._overlay)
+            frames = apply(frames, self.frame_indices(self._clip.num_frames, seed), self._overlay)
         clips = [self._augment(frames, seed)]
         if self._videos(prompt_id) > 1:
             clips.append(self._references[prompt_id].to(frames))
@@ -167,26 +169,26 @@ class VlmJudge:
     def _videos(self, prompt_id: str) -> int:
         return max(map(videos_of, self._asks[prompt_id]))
 
-    def _pack(self, prompt_id: str, height: int, width: int) -> _Asked:
+    def _pack(self, prompt_id: str, height: int, width: int) -> _PackedQuestions:
         """A prompt's questions as one sequence, for frames of this size."""
         sequences, positions, places = [], [], []
         for ask, target in zip(self._asks[prompt_id], self._targets[prompt_id], strict=True):
             inputs = self._inputs(ask, prompt_id, height, width)
-            asked, forced = inputs["input_ids"].shape[1], target.tokens[:-1]
+            length, forced = inputs["input_ids"].shape[1], target.tokens[:-1]
             inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([forced], dtype=torch.long)], 1)
             if "mm_token_type_ids" in inputs:
                 inputs["mm_token_type_ids"] = functional.pad(inputs["mm_token_type_ids"], (0, len(forced)))
             sequences.append(inputs["input_ids"][0])
             positions.append(positions_of(self._model, inputs))
-            places.append(torch.arange(asked - 1, asked + len(forced)))
+            places.append(torch.arange(length - 1, length + len(forced)))
         device = self._model.device
         targets = [torch.tensor(target.tokens, device=device) for target in self._targets[prompt_id]]
-        return _Asked(pack(sequences, positions).to(device), targets, places)
+        return _PackedQuestions(pack(sequences, positions).to(device), targets, places)
 
     def _inputs(self, ask: Ask, prompt_id: str, height: int, width: int) -> dict[str, Any]:
-        """What the processor makes of a question about black frames: its tokens depend on their size alone.
+        """The processor's inputs for a question about black frames, since the tokens depend on the frame size alone.
 
-        It is told the times of evenly spaced frames: how far they are jittered is not for it to know.
+        The times are those of evenly spaced frames, independent of the jitter.
         """
         black = [np.zeros((self._frames, height, width, 3), np.uint8)]
         if ask.with_reference:

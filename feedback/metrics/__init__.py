@@ -1,0 +1,1 @@
+"""Metrics as sources: a score a clip, and no question."""

@@ -1,0 +1,1 @@
+"""Judges behind a network interface: providers, batches, prices, pace and the ledger of answers."""

@@ -1,15 +1,15 @@
 """The providers' batch endpoints: files of calls, answered within a day at half the price.
 
-A pass before the ordinary one, which only fills the ledger: what it left out, and what a provider failed to answer, is
-asked about one by one afterwards. A batch is written down before it is handed in, under a name that the provider keeps
-too, and the calls in it stay in flight when the run ends. So the next run finds out what became of it, however this
-one was killed:
+A pass before the single calls, which only fills the ledger: calls that it leaves out, and those that a provider fails
+to answer, are sent one by one afterwards. A batch is recorded before it is submitted, under a name that the provider
+stores too, and its calls stay in flight when the run ends. So the next run finds out what became of it, however the
+run ended:
 
-    refused when it was handed in       it is over at once: its calls are free again
-    killed before it was handed in      the provider knows no batch of this name: likewise
-    after that, before its id came      the provider does know one: its id is written down now
-    while it was under way              it is looked at until it is done
-    while its answers were collected    they are collected again; the ledger keeps each answer once
+    refused when it was submitted       it is over at once: its calls are free again
+    killed before it was submitted      the provider knows no batch of this name: likewise
+    killed after that, without its id   the provider knows one: its id is recorded now
+    killed while it was under way       it is polled until it is done
+    killed while it was collected       its answers are collected again; the ledger stores each answer once
 """
 
 import asyncio
@@ -18,37 +18,45 @@ import logging
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeVar, cast
+from typing import NoReturn, Protocol, TextIO, TypeVar, cast
 
 from feedback.core.source import Request
-from feedback.network.api import POLL, Asked, Run, Stopped, UnreadableClip
-from feedback.network.ledger import Answer, Attempt
-from feedback.network.pace import jitter
-from feedback.network.provider import BatchProvider, Fault, Remedy
+from feedback.network.calls import POLL, Call, Caller, CallRun, Stopped
+from feedback.network.ledger import Attempt, StoredAnswer
+from feedback.network.pace import retry
+from feedback.network.provider import RETRIED, BatchProvider, Fault, Media, Remedy, UnreadableClip
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PILOTS = 3  # calls that go ahead, one by one, until the provider has answered one
-WAITED = (Remedy.RETRY, Remedy.REST)
+PILOTS = 3  # calls that are sent before a batch, one by one, until the provider has answered one
 NAME = 40  # hex digits of a call's key that name its line in a batch
-PATIENCE = 60  # tries, about half an hour, at a batch that the provider has: what takes a day outlasts a cut network
+PATIENCE = 60  # attempts, about half an hour, at a batch that the provider has: a batch outlasts a network failure
 NO_ENDPOINT = (403, 404, 405, 501)  # statuses that mean: there is no batch endpoint, or none for this key
 
 
-async def fill(run: Run, requests: Sequence[Request]) -> None:
-    """Have batches answer what the ledger cannot yet. The answers are in the ledger then.
+class ClipCaller(Caller, Protocol):
+    """A caller whose calls are about clips."""
 
-    Batches of earlier runs are waited for in any case, new ones are handed in where the options say `batch`.
-    Raises Stopped where the run must stop, after what was handed in has been collected, if the provider lets it.
+    def calls(self, request: Request) -> list[Call]:
+        """The calls that judging a clip takes. Raises UnreadableClip."""
+
+    def media(self, request: Request) -> Media:
+        """A clip as it is sent. Raises UnreadableClip."""
+
+
+async def fill(run: CallRun, source: ClipCaller, requests: Sequence[Request]) -> None:
+    """Let batches answer the calls without an answer in the ledger, and store their answers there.
+
+    Batches of earlier runs are waited for in any case; new ones are submitted where the options say `batch`.
+    Raises Stopped where the run must stop, after what was submitted has been collected, where the provider allows it.
     """
     if requests:
-        run.begin_purpose(requests[0])
         with contextlib.ExitStack() as locks:
-            await _Pass(run, requests, locks).through()
+            await _Pass(run, source, requests, locks).through()
 
 
 @dataclass
@@ -76,71 +84,74 @@ class _UnderWay:
 class _Pass:
     """One run's batches."""
 
-    run: Run
+    run: CallRun
+    source: ClipCaller
     requests: Sequence[Request]
     locks: contextlib.ExitStack
     missing: set[str] = field(default_factory=set)  # keys of calls without an answer, that no batch has in flight
     under_way: list[_UnderWay] = field(default_factory=list)
-    failed: str | None = None  # what the provider said of the first batch of which it took nothing
-    sample: Asked | None = None  # any call: to read how many tokens a reply took, every one does
+    failed: str | None = None  # the provider's message about the first batch of which it took nothing
+    sample: Call | None = None  # any call, by which the tokens of every reply can be read
 
     def __post_init__(self) -> None:
-        self.source, self.ledger, self.options = self.run.source, self.run.ledger, self.run.options
+        self.ledger, self.options = self.run.ledger, self.run.options
         self.provider = cast(BatchProvider, self.run.provider)
         self.place = f"{self.provider.place} {self.run.purpose}"
         self.answered = 0  # calls, by batches
 
     async def through(self) -> None:
+        """Take up the batches of earlier runs, submit new ones, and collect all."""
         await self._wait_for_others()
         places = self._look_for_missing()
         if not self.missing:
             return
         self.run.open()
         await self._take_up(places)
-        with contextlib.suppress(Stopped):  # it stops all the same, but first collects what is paid for
+        with contextlib.suppress(Stopped):  # the run stops, but first collects what is paid for
             if self.options.batch and await self._pilot():
                 await self._submit_all()
         await self._collect_all()
 
     async def _wait_for_others(self) -> None:
-        """Until no other run sees to batches of this clip set, from whose answers this one will profit."""
-        told = False
+        """Wait until no other run handles batches of this clip set; its answers are then in the ledger."""
+        logged = False
         while (lock := self.ledger.hold(self.place)) is None:
-            if not told:
+            if not logged:
                 logger.info("%s: another run has batches of this clip set under way; waiting for it", self.source.name)
-                told = True
+                logged = True
             await asyncio.sleep(POLL)
         self.locks.enter_context(lock)
         self.run.count_dollars()
 
     def _look_for_missing(self) -> list[str]:
-        """Note the calls that have no answer. The places of batches to take up: this one's, and those that hold them.
+        """Find the calls without an answer; returns the places of the batches to take up.
 
-        A batch of another source's name, or of another set with the same clips, would otherwise be waited for by
-        this run's ordinary pass, and collected by nobody.
+        These are this pass's own place, and the places of batches that hold such calls: a batch of a source of another
+        name, or of another set with the same clips. This run's single calls would otherwise wait for such a batch,
+        and no run would collect it.
         """
         places: dict[str, TextIO | None] = {}
         for request in self.requests:
-            for asked in self._calls(request):
-                self.sample = self.sample or asked
-                if self.ledger.answer(asked.key):
+            for call in self._calls(request):
+                self.sample = self.sample or call
+                if self.ledger.answer(call.key):
                     continue
-                self.missing.add(asked.key)
-                place = self.ledger.batch_place(asked.key)
+                self.missing.add(call.key)
+                place = self.ledger.batch_place(call.key)
                 if place and place != self.place and place not in places:
                     places[place] = self.ledger.hold(place)
         for lock in filter(None, places.values()):
             self.locks.enter_context(lock)
         return [self.place, *(place for place, lock in places.items() if lock)]
 
-    def _calls(self, request: Request) -> list[Asked]:
+    def _calls(self, request: Request) -> list[Call]:
         try:
-            return self.run.calls(request)
-        except UnreadableClip:  # the ordinary pass says so
+            return self.source.calls(request)
+        except UnreadableClip:  # becomes the clip's verdict when it is judged
             return []
 
     async def _take_up(self, places: Sequence[str]) -> None:
-        """Find out what became of batches of earlier runs."""
+        """Find out what became of the batches of earlier runs."""
         for place in places:
             for batch in self.ledger.open_batches(place):
                 token, remote = batch.token, batch.remote
@@ -151,77 +162,77 @@ class _Pass:
                         self._give_up(token, refused.fault)
                         continue
                     if remote is None:
-                        logger.info("%s: a batch of a killed run never arrived; nothing is lost", self.source.name)
+                        logger.info("%s: a batch of a killed run never arrived; nothing was billed", self.source.name)
                         self.ledger.close_batch(token, "refused")
                         continue
                     self.ledger.submitted(token, remote)
-                logger.info("%s: batch %s of an earlier run is taken up", self.source.name, remote)
+                logger.info("%s: resuming batch %s of an earlier run", self.source.name, remote)
                 self._watch(token, remote)
-        # What a batch still holds is another live run's, or is new since.
+        # What is still in a batch belongs to another live run, or was submitted since.
         self.missing = {key for key in self.missing if self.ledger.batch_place(key) is None}
 
     def _give_up(self, token: str, fault: Fault) -> None:
-        """End a batch of which the provider does not say whether it has it. Raises Stopped where it yet may."""
+        """End a batch that the provider may or may not have. Raises Stopped where a later run may find out."""
         waived = fault.status is not None and fault.remedy is Remedy.RETRY and not self.options.batch
         if fault.status not in NO_ENDPOINT and not waived:
             self._halt(fault)
         self.ledger.close_batch(token, "lost")
         self.run.count_dollars()
         logger.warning(
-            "%s: whether batch %s was handed in cannot be found out (%s); it may have been billed, and its calls are "
-            "asked again", self.source.name, token, fault.reason,
+            "%s: it cannot be known whether batch %s was submitted (%s); it may have been billed, and its calls are "
+            "sent again", self.source.name, token, fault.reason,
         )  # fmt: skip
 
     def _watch(self, token: str, remote: str) -> None:
-        expected = self.ledger.expected_of(token, self.run.purpose or "")
+        expected = self.ledger.expected_of(token, self.run.purpose)
         wanted = not self.missing.isdisjoint(self.ledger.attempts_of(token))
         self.under_way.append(_UnderWay(token, remote, expected, wanted))
         self.run.reserved += expected
 
-    def _clips(self) -> Iterator[tuple[Request, list[Asked]]]:
-        """Clips with calls that are missing, and these."""
+    def _clips(self) -> Iterator[tuple[Request, list[Call]]]:
+        """The clips with calls that are missing, and these calls."""
         for request in self.requests:
-            if calls := [asked for asked in self._calls(request) if asked.key in self.missing]:
+            if calls := [call for call in self._calls(request) if call.key in self.missing]:
                 yield request, calls
 
     async def _pilot(self) -> bool:
-        """Whether calls are answered at all, by asking one ahead; it also teaches what the model takes."""
+        """Whether calls are answered at all, by a single call, which also finds the parameters that the model takes."""
         tried = 0
-        for request, (asked, *_) in self._clips():
+        for request, (call, *_) in self._clips():
             try:
-                media = await asyncio.to_thread(self.run.media, request)
+                media = await asyncio.to_thread(self.source.media, request)
             except UnreadableClip:
                 continue
-            answer = await self.run.ask(asked, media)
-            self.missing.discard(asked.key)
-            self.run.own.add(asked.key)
-            if isinstance(answer, Answer):
+            answer = await self.run.send(call, media)
+            self.missing.discard(call.key)
+            self.run.own.add(call.key)
+            if isinstance(answer, StoredAnswer):
                 return True
             tried += 1
             if tried == PILOTS:
-                logger.warning("%s: no batch is handed in: %s", self.source.name, answer.reason)
+                logger.warning("%s: no batch is submitted: %s", self.source.name, answer.reason)
                 return False
         return False
 
     async def _submit_all(self) -> None:
-        """Hand in what is missing, in as many batches as the provider needs; one clip in memory at a time."""
+        """Submit the missing calls, in as many batches as the provider needs; one clip in memory at a time."""
         chunk: _Chunk | None = None
         with tempfile.TemporaryDirectory() as folder:
             for request, calls in self._clips():
                 try:
-                    media = await asyncio.to_thread(self.run.media, request)
+                    media = await asyncio.to_thread(self.source.media, request)
                 except UnreadableClip:
                     continue
-                for asked in calls:
-                    line = f"{self.provider.batch_line(asked.key[:NAME], asked.plan, media)}\n".encode()
+                for call in calls:
+                    line = f"{self.provider.batch_line(call.key[:NAME], call.plan, media)}\n".encode()
                     if len(line) > self.provider.most_bytes:
                         continue
                     if chunk and self._full(chunk, line):
                         await self._submit(chunk)
                         chunk = None
                     try:
-                        chunk = self._add(chunk, Path(folder), asked, line)
-                    except Stopped:  # the budget ends here
+                        chunk = self._add(chunk, Path(folder), call, line)
+                    except Stopped:  # the budget is spent
                         if chunk:
                             await self._submit(chunk)
                         raise
@@ -231,22 +242,22 @@ class _Pass:
     def _full(self, chunk: _Chunk, line: bytes) -> bool:
         return chunk.calls == self.provider.most_requests or chunk.size + len(line) > self.provider.most_bytes
 
-    def _add(self, chunk: _Chunk | None, folder: Path, asked: Asked, line: bytes) -> _Chunk:
+    def _add(self, chunk: _Chunk | None, folder: Path, call: Call, line: bytes) -> _Chunk:
         """The chunk with one more call, which is in flight from here on. Raises Stopped where the budget is spent."""
         price = self.source.price
-        expected = price.of(asked.tokens, self.options.output_tokens, batch=True) if price else None
+        expected = price.of(call.tokens, self.options.output_tokens, batch=True) if price else None
         self.run.afford(expected or 0.0)
         if chunk is None:
             token = f"label-{uuid.uuid4().hex}"
             chunk = _Chunk(token, folder / f"{token}.jsonl")
             self.ledger.open_batch(token, self.place)
-        begun = self.ledger.begin(asked.key, asked.sent, self.run.purpose or "", expected, batch=chunk.token)
-        if isinstance(begun, Attempt):  # and nobody else has asked since
+        begun = self.ledger.begin(call.key, call.sent, self.run.purpose, expected, batch=chunk.token)
+        if isinstance(begun, Attempt):  # no other run has sent it since
             with chunk.path.open("ab") as file:
                 file.write(line)
             chunk.calls, chunk.size = chunk.calls + 1, chunk.size + len(line)
-            self.run.counts["asked"] += 1
-            self.run.own.add(asked.key)
+            self.run.counts["sent"] += 1
+            self.run.own.add(call.key)
             self.run.reserved += expected or 0.0
         return chunk
 
@@ -254,51 +265,52 @@ class _Pass:
         if not chunk.calls:
             self.ledger.close_batch(chunk.token, "refused")
             return
-        unsure = False  # whether a try may have arrived, of whose end we were not told
+        unsure = False  # whether an attempt may have arrived though it failed
 
-        async def hand_in() -> str:
+        async def submit() -> str:
             nonlocal unsure
             if unsure and (found := await self.provider.find(chunk.token)):
                 return found
             try:
                 return await self.provider.submit(chunk.path, chunk.token)
             except Exception as error:
-                unsure = self.provider.fault(error).remedy in WAITED
+                unsure = self.provider.fault(error).remedy in RETRIED
                 raise
 
         try:
-            remote = await self._patiently(hand_in)
+            remote = await self._patiently(submit)
         except _Refused as refused:
             if not unsure:
                 self.ledger.close_batch(chunk.token, "refused")
             elif refused.fault.status in NO_ENDPOINT:
                 self._give_up(chunk.token, refused.fault)
-            self._halt(refused.fault, handing_in=True)
+            self._halt(refused.fault, submitting=True)
         self.ledger.submitted(chunk.token, remote)
         chunk.path.unlink()
         self.under_way.append(
-            _UnderWay(chunk.token, remote, self.ledger.expected_of(chunk.token, self.run.purpose or ""), True)
+            _UnderWay(chunk.token, remote, self.ledger.expected_of(chunk.token, self.run.purpose), True)
         )
-        told = "%s: batch %s of %d calls, %.1f MB, is handed in"
-        logger.info(told, self.source.name, remote, chunk.calls, chunk.size / 1e6)
+        message = "%s: batch %s of %d calls, %.1f MB, is submitted"
+        logger.info(message, self.source.name, remote, chunk.calls, chunk.size / 1e6)
 
     async def _collect_all(self) -> None:
-        """Wait until all batches are done, and take their answers."""
+        """Wait until all batches are done, and store their answers."""
         batches = len(self.under_way)
         while self.under_way:
             for one in list(self.under_way):
-                await self._look(one)
+                await self._poll(one)
             if not any(one.wanted for one in self.under_way):
                 break
             logger.info(
-                "%s: %d of %d batches are done, %d calls answered by them; next look in %.0f s",
+                "%s: %d of %d batches are done, %d calls answered by them; polling again in %.0f s",
                 self.source.name, batches - len(self.under_way), batches, self.answered, self.options.poll_seconds,
             )  # fmt: skip
             await asyncio.sleep(self.options.poll_seconds)
         if self.failed:
             self.run.halt(self.failed)
 
-    async def _look(self, batch: _UnderWay) -> None:
+    async def _poll(self, batch: _UnderWay) -> None:
+        """Look at a batch, and collect it where it is done."""
         try:
             progress = await self._patiently(lambda: self.provider.progress(batch.remote), PATIENCE)
             if progress.failed:
@@ -315,67 +327,70 @@ class _Pass:
             self._close(batch, "lost")
             logger.warning(
                 "%s: the provider does not know batch %s any more (%s); it may have been billed, and its calls are "
-                "asked one by one", self.source.name, batch.remote, refused.fault.reason,
+                "sent one by one", self.source.name, batch.remote, refused.fault.reason,
             )  # fmt: skip
         else:
             batch.unknown = 0
 
     async def _collect(self, batch: _UnderWay) -> None:
-        """Commit the answers of a batch that is done. What it has no answer to is free to be asked again."""
+        """Commit the answers of a batch that is done. Its calls without an answer are free to be sent again."""
         assert self.sample
         attempts = self.ledger.attempts_of(batch.token)
         named = {key[:NAME]: attempt for key, attempt in attempts.items()}
         before = self.answered
         async for name, reply in self.provider.results(batch.remote):
-            if reply is not None and (attempt := named.pop(name, None)):
+            if reply is None or not (attempt := named.pop(name, None)):
+                continue
+            if self.provider.defect(reply):
+                self.ledger.lost(attempt)  # it may have been billed
+            else:
                 cost = self.source.cost(self.sample, reply, batch=True)
                 self.ledger.answered(attempt, reply, cost)
                 self.answered += 1
-        told = "%s: batch %s: %d calls answered, %d left to be asked one by one"
-        logger.info(told, self.source.name, batch.remote, self.answered - before, len(named))
+        answered = self.answered - before
+        message = "%s: batch %s: %d calls answered, %d left to be sent one by one"
+        logger.info(message, self.source.name, batch.remote, answered, len(attempts) - answered)
         self._close(batch, "refused")
 
     def _close(self, batch: _UnderWay, outcome: str) -> None:
-        """A batch is over: what of it has no answer ends with this outcome."""
+        """End a batch: its calls without an answer end with this outcome."""
         self.ledger.close_batch(batch.token, outcome)
         self.under_way.remove(batch)
         self.run.reserved -= batch.expected
         self.run.count_dollars()
 
-    async def _patiently(self, act: Callable[[], Awaitable[T]], tries: int | None = None) -> T:
-        """What `act` returns, as soon as the network and the provider let it. Raises _Refused where they do not.
+    async def _patiently(self, request: Callable[[], Awaitable[T]], attempts: int | None = None) -> T:
+        """What `request` returns, tried again after faults that may pass. Raises _Refused where it fails for good.
 
-        tries: how often it is tried; null: as often as a call.
+        attempts: None is as many as for a call.
         """
-        tries, attempt = tries or self.options.attempts, 1
-        while True:
-            try:
-                return await act()
-            except Exception as error:
-                fault = self.provider.fault(error)
-            if fault.remedy not in WAITED:
-                raise _Refused(fault)
-            if fault.wait is not None and fault.wait > self.options.longest_wait:
-                told = f"{fault.reason}: to be asked again in {fault.wait / 60:.0f} minutes"
-                raise _Refused(replace(fault, reason=told))
-            if attempt == tries:
-                raise _Refused(replace(fault, reason=f"{fault.reason} after {attempt} attempts"))
-            attempt += 1
-            wait = fault.wait if fault.wait is not None else jitter(attempt)
-            logger.warning("%s: the batch endpoint: %s; again in %.0f s", self.source.name, fault.reason, wait)
-            await asyncio.sleep(wait)
 
-    def _halt(self, fault: Fault, handing_in: bool = False) -> NoReturn:
-        """Stop the run for what a batch endpoint said."""
+        async def attempt() -> T | Fault:
+            try:
+                return await request()
+            except Exception as error:
+                return self.provider.fault(error)
+
+        async def pause(fault: Fault, seconds: float) -> None:
+            logger.warning("%s: the batch endpoint: %s; again in %.0f s", self.source.name, fault.reason, seconds)
+            await asyncio.sleep(seconds)
+
+        found = await retry(attempt, attempts or self.options.attempts, self.options.longest_wait, pause)
+        if isinstance(found, Fault):
+            raise _Refused(found)
+        return found
+
+    def _halt(self, fault: Fault, submitting: bool = False) -> NoReturn:
+        """Stop the run because of a fault of the batch endpoint."""
         reason = f"at the batch endpoint: {fault.reason.rstrip('.')}"
-        if handing_in and fault.status in NO_ENDPOINT:
+        if submitting and fault.status in NO_ENDPOINT:
             block = f"feedback.sources.{self.source.name}"
-            reason += f". Is there one at base_url, and may the key use it? Otherwise set {block}.batch: false"
+            reason += f". Does base_url have one, and may the key use it? Otherwise set {block}.batch: false"
         self.run.halt(reason)
 
 
 class _Refused(Exception):
-    """The batch endpoint will not do what it was asked for."""
+    """The batch endpoint refused a request for good."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.reason)

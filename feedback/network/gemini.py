@@ -1,4 +1,4 @@
-"""Google's Gemini models as a source: the whole clip as inline mp4 at a stated rate, or the rubric's frames.
+"""Google's Gemini models as a source: the whole clip as inline mp4 at a given frame rate, or the rubric's frames.
 
 mode text       generateContent with a JSON schema of `answer` and `reason`, a question a call; no probability
 mode decision   the Decisions API: the probability of each question's affirmative word, all questions of a clip in one
@@ -12,35 +12,45 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT
+from data.config import STRICT, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
-from feedback.network.api import REASONED, ApiOptions, ApiSource, key_from
-from feedback.network.completions import Message, count, mapping, mappings, parsed, string
+from feedback.network.api import REASONED, ApiSource
+from feedback.network.calls import ApiOptions, key_from
+from feedback.network.openai_protocol import ReplyMessage, count, mapping, mappings, parsed, string
 from feedback.network.pace import LIMITS, retry_after
-from feedback.network.pictures import FORMATS, data_urls
+from feedback.network.pictures import PictureFormat, data_urls
 from feedback.network.price import text_tokens
-from feedback.network.provider import ATTEMPT_HEADER, HOPELESS, Fault, Media, Plan, Progress, Reading, Remedy, told_by
+from feedback.network.provider import (
+    ATTEMPT_HEADER,
+    HOPELESS,
+    Fault,
+    Media,
+    Plan,
+    Progress,
+    Reading,
+    Remedy,
+    describe,
+    is_loopback,
+)
 
-MODES = ("text", "decision")
-CLIPS = ("video", "frames")
-RESOLUTIONS = ("low", "medium", "high")
-MOST_FPS = 24.0  # that Gemini samples a video at
+MOST_FPS = 24.0  # frames per second: the most that Gemini samples of a video
 GOOGLE = "https://generativelanguage.googleapis.com/"
 OVER = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED", "FAILED")  # states of a batch, after JOB_STATE_
 BESIDE = (  # fields of the SDK's config that stand beside generationConfig in a request
     "systemInstruction", "safetySettings", "tools", "toolConfig", "labels", "cachedContent", "serviceTier", "store",
 )  # fmt: skip
-# Reasons why an answer stops that are the provider's judgement on the clip, not a reply cut short.
+# Finish reasons that are the provider's decision about the clip, not a truncated reply.
 FILTERS = (
     "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT",
     "IMAGE_RECITATION", "MODEL_ARMOR", "LANGUAGE",
@@ -51,30 +61,24 @@ FILTERS = (
 class Options(ApiOptions):
     """A `gemini` block of params.yaml."""
 
-    mode: str = "text"  # text | decision
-    clip: str = "video"  # video: the whole mp4 | frames: the rubric's, as pictures
-    fps: float | None = None  # of a video: frames per second that Gemini is to look at; null: all, up to 24
-    picture: str = "png"  # of frames: png | jpeg
-    resolution: str | None = None  # low | medium | high: tokens a frame; null: the model's own choice
-    frame_tokens: int = 70  # that one frame is expected to take, for estimates: Gemini 3 takes 70 of a video, 2.5 258
+    mode: Literal["text", "decision"] = "text"
+    clip: Literal["video", "frames"] = "video"  # video: the whole mp4 | frames: the rubric's, as pictures
+    # Frames per second that Gemini samples of a video; null: all, up to 24. A whole number stays one: it is in the key.
+    fps: Annotated[int | float, Interval(gt=0, le=MOST_FPS)] | None = None
+    picture: PictureFormat = "png"  # of frames
+    resolution: Literal["low", "medium", "high"] | None = None  # tokens a frame; null: the model's own choice
+    frame_tokens: WholeNotNegative = 70  # tokens of one frame, for estimates: Gemini 3 takes 70 of a video, 2.5 258
     base_url: str | None = None  # null: Google's
     key_variable: str = "GEMINI_API_KEY"  # environment variable that holds the key
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("mode", MODES), ("clip", CLIPS), ("picture", FORMATS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, known are {list(known)}")
-        if self.resolution is not None and self.resolution not in RESOLUTIONS:
-            raise ValueError(f"resolution is {self.resolution!r}, known are {list(RESOLUTIONS)} and null")
-        if self.fps is not None and not 0 < self.fps <= MOST_FPS:
-            raise ValueError(f"fps is {self.fps}, Gemini takes more than 0 and up to {MOST_FPS:g}")
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but Gemini's batch endpoint does not take mode {self.mode}: false")
 
 
 def load(name: str, options: Options, device: str) -> ApiSource:
-    """The judge of this block; no device is used. Its key is read when it is first asked."""
+    """The judge of this block; no device is used. Its key is read before the first call."""
     return ApiSource(name, Gemini(options), options, REASONED if options.mode == "text" else "")
 
 
@@ -102,14 +106,18 @@ class Gemini:
         from google import genai  # the SDK takes a second or two to import
 
         self._key = key_from(self.options.key_variable)
+        base_url = self.options.base_url or GOOGLE  # always named: the SDK would otherwise read the environment
         http: dict[str, Any] = {
             "api_version": "v1beta",  # where the Decisions API and the newest models are
             "timeout": round(1000 * self.options.timeout),
-            "retry_options": {"attempts": 1},  # one retry loop, ours
-            # Without one of its own the SDK takes aiohttp where that is installed, whose errors are others.
-            "httpx_async_client": httpx2.AsyncClient(timeout=self.options.timeout, limits=httpx2.Limits(**LIMITS)),
-            # Named even where it is Google's: the SDK would else take another's from the environment.
-            "base_url": self.options.base_url or GOOGLE,
+            "retry_options": {"attempts": 1},  # the SDK's own retries would send calls that the ledger does not know of
+            # Without a client the SDK takes aiohttp where that is installed, which raises other errors.
+            "httpx_async_client": httpx2.AsyncClient(
+                timeout=self.options.timeout,
+                limits=httpx2.Limits(**LIMITS),
+                trust_env=not is_loopback(base_url),  # a proxy cannot reach a server on this machine
+            ),
+            "base_url": base_url,
         }
         self.client = genai.Client(api_key=self._key, vertexai=False, http_options=http)  # type: ignore[arg-type]
 
@@ -174,16 +182,17 @@ class Gemini:
         headers = {ATTEMPT_HEADER: attempt}
         if self.options.mode == "decision":
             raw = await self.client.aio.decisions.with_raw_response.create(
-                input=list(media),  # type: ignore[arg-type]
+                input=list(media),
                 model=f"models/{self.options.model}",
                 extra_headers=headers,
                 **plan.body,
             )
-            return (await raw.read()).decode("utf-8", "replace")
+            content: bytes = await raw.read()
+            return content.decode("utf-8", "replace")
         reply = await self.client.aio.models.generate_content(
             model=self.options.model,
             contents=[_content(plan, media)],  # type: ignore[arg-type]
-            config={
+            config={  # type: ignore[arg-type]
                 **plan.body["config"],
                 "should_return_http_response": True,
                 "automatic_function_calling": {"disable": True},
@@ -195,11 +204,11 @@ class Gemini:
     def batch_line(self, name: str, plan: Plan, media: Media) -> str:
         from google.genai import types
 
-        config = _in_rest(types.GenerateContentConfig(**plan.body["config"]))
-        request: dict[str, Any] = {"contents": [_in_rest(types.Content(**_content(plan, media)))]}
+        config = _as_rest(types.GenerateContentConfig(**plan.body["config"]))
+        request: dict[str, Any] = {"contents": [_as_rest(types.Content(**_content(plan, media)))]}
         request |= {key: config.pop(key) for key in BESIDE if key in config}
-        if isinstance(told := request.get("systemInstruction"), str):
-            request["systemInstruction"] = {"role": "user", "parts": [{"text": told}]}
+        if isinstance(text := request.get("systemInstruction"), str):
+            request["systemInstruction"] = {"role": "user", "parts": [{"text": text}]}
         return json.dumps({"key": name, "request": request | {"generationConfig": config}}, separators=(",", ":"))
 
     async def submit(self, path: Path, token: str) -> str:
@@ -208,7 +217,7 @@ class Gemini:
         aio = self.client.aio
         try:
             sent = await aio.files.upload(file=path, config={"display_name": token, "mime_type": "jsonl"})
-        except (KeyError, ValueError) as error:  # the SDK's words for an upload that was cut off
+        except (KeyError, ValueError) as error:  # the SDK's errors for an upload that was cut off
             raise httpx2.RemoteProtocolError(str(error)) from error
         job = await aio.batches.create(model=self.options.model, src=str(sent.name), config={"display_name": token})
         return str(job.name)
@@ -223,7 +232,7 @@ class Gemini:
         job = await self.client.aio.batches.get(name=remote)
         state = job.state.name.removeprefix("JOB_STATE_") if job.state else ""
         # The SDK drops the reason.
-        failed = "the provider tells no reason here, its console may" if state == "FAILED" else None
+        failed = "the provider gives no reason here; its console may" if state == "FAILED" else None
         return Progress(state in OVER, failed)
 
     async def results(self, remote: str) -> AsyncIterator[tuple[str, str | None]]:
@@ -231,7 +240,7 @@ class Gemini:
         if not job.dest or not job.dest.file_name:
             return
         with tempfile.TemporaryFile() as file:
-            await self.client.aio.files.download(file=job.dest.file_name, destination=file)  # type: ignore[arg-type]
+            await self.client.aio.files.download(file=job.dest.file_name, destination=file)
             file.seek(0)
             for line in file:
                 given = parsed(line.decode("utf-8", "replace"))
@@ -248,38 +257,45 @@ class Gemini:
             body = getattr(error, "details", None) or getattr(error, "body", None)
             wait = retry_after(getattr(response, "headers", None) or {})
             return replace(self._status_fault(status, body, wait), status=status)
-        if isinstance(error, UnicodeDecodeError):  # the SDK's, of an error page of some proxy
+        if isinstance(error, UnicodeDecodeError):  # raised by the SDK for an error page of some proxy
             return Fault(Remedy.RETRY, "an error page that is no UTF-8", lost=True)
         cause = error if isinstance(error, httpx2.HTTPError) else error.__cause__
         if isinstance(cause, httpx2.HTTPError):
             sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            told = f"no reply from {(self.options.base_url or GOOGLE).rstrip('/')} ({told_by(cause)})"
-            return Fault(Remedy.RETRY, self._clean(told), lost=sent)
+            reason = f"no reply from {(self.options.base_url or GOOGLE).rstrip('/')} ({describe(cause)})"
+            return Fault(Remedy.RETRY, self._clean(reason), lost=sent)
         raise error
+
+    def defect(self, reply: str) -> str | None:
+        """Gemini now and then sends an empty text under STOP, and usually answers when the call is repeated."""
+        match parsed(reply):
+            case {"candidates": [{"finishReason": "STOP"} as candidate, *_]} if not _text_of(candidate).strip():
+                return "an empty reply, finishReason STOP"
+        return None
 
     def _status_fault(self, status: int, body: Any, wait: float | None) -> Fault:
         given = mapping(body[0] if isinstance(body, list) and body else body)
         error = mapping(given.get("error", given))
         details = mappings(error.get("details"))
-        told = self._clean(f"HTTP {status}: {error.get('message') or body}")
+        reason = self._clean(f"HTTP {status}: {error.get('message') or body}")
         if status in (401, 403) or any(one.get("reason") == "API_KEY_INVALID" for one in details):
             return Fault(Remedy.STOP, f"the key in {self.options.key_variable} was rejected (HTTP {status})")
         if status in HOPELESS:
-            return Fault(Remedy.STOP, told)
+            return Fault(Remedy.STOP, reason)
         if status == 429:
             quotas = [one.get("quotaId") for detail in details for one in mappings(detail.get("violations"))]
             by_day = any("PerDay" in str(quota) for quota in quotas)
             # Not "billing": the message of an ordinary limit a minute speaks of billing details too.
             spent = re.search(r"spending cap|credits are depleted", str(error.get("message", "")), re.IGNORECASE)
             if by_day or spent:
-                return Fault(Remedy.STOP, told)
-            return Fault(Remedy.REST, told, wait if wait is not None else _retry_delay(details))
+                return Fault(Remedy.STOP, reason)
+            return Fault(Remedy.REST, reason, wait if wait is not None else _retry_delay(details))
         if status in (408, 504):
-            return Fault(Remedy.RETRY, told, wait, lost=True)
+            return Fault(Remedy.RETRY, reason, wait, lost=True)
         if status >= 500 or status in (409, 499):
             wait = wait if wait is not None else _retry_delay(details)
-            return Fault(Remedy.REST if wait is not None else Remedy.RETRY, told, wait)
-        return Fault(Remedy.FAIL, told)
+            return Fault(Remedy.REST if wait is not None else Remedy.RETRY, reason, wait)
+        return Fault(Remedy.FAIL, reason)
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "***")
@@ -297,13 +313,14 @@ class Gemini:
 
 
 def _content(plan: Plan, media: Media) -> dict[str, Any]:
-    """What is sent about a clip, in mode text."""
+    """The message of a call with its clip, in mode text."""
     return {"role": "user", "parts": [*media, {"text": plan.body["text"]}]}
 
 
-def _in_rest(one: Any) -> dict[str, Any]:
-    """One of the SDK's models by the names that the API itself gives its fields."""
-    return one.model_dump(mode="json", by_alias=True, exclude_none=True)
+def _as_rest(one: Any) -> dict[str, Any]:
+    """One of the SDK's models as JSON, with the API's names of its fields."""
+    made: dict[str, Any] = one.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return made
 
 
 def _noul(rubric: Rubric, question: Question, sample: Sample) -> dict[str, Any]:
@@ -313,7 +330,7 @@ def _noul(rubric: Rubric, question: Question, sample: Sample) -> dict[str, Any]:
 
 
 def _retry_delay(details: list[Mapping[str, Any]]) -> float | None:
-    """Seconds that a google.rpc.RetryInfo asks to wait; null where there is none."""
+    """Seconds that a google.rpc.RetryInfo asks to wait; None where there is none."""
     for one in details:
         if found := re.fullmatch(r"([\d.]+)s", str(one.get("retryDelay", ""))):
             return float(found[1])
@@ -325,21 +342,25 @@ def _read_text(question: Question, given: Mapping[str, Any]) -> Mapping[str, Any
     return {"error": message.error} if message.text is None else read_answer(message.text, question)
 
 
-def read_candidate(given: Mapping[str, Any]) -> Message:
-    """The first candidate of a reply of generateContent. A block or a filter's stop is an error in its own words."""
+def read_candidate(given: Mapping[str, Any]) -> ReplyMessage:
+    """The first candidate of a reply of generateContent. A block, or a stop by a filter, is an error that names it."""
     if reason := _blocked(given):
-        return Message(None, f"{REFUSED}{reason}", [])
+        return ReplyMessage(None, f"{REFUSED}{reason}", [])
     match given:
         case {"candidates": [candidate, *_]} if isinstance(candidate, Mapping):
-            parts = mappings(mapping(candidate.get("content")).get("parts"))
-            text = "".join(string(part.get("text")) or "" for part in parts if not part.get("thought"))
-            reason = candidate.get("finishReason")
+            text, reason = _text_of(candidate), candidate.get("finishReason")
             if reason in FILTERS:
-                return Message(None, f"{REFUSED}stopped for {reason}", [])
+                return ReplyMessage(None, f"{REFUSED}stopped for {reason}", [])
             if text.strip():
-                return Message(text, None, [])
-            return Message(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [])
-    return Message(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [])
+                return ReplyMessage(text, None, [])
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [])
+    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [])
+
+
+def _text_of(candidate: Mapping[str, Any]) -> str:
+    """The text of a candidate without its thoughts."""
+    parts = mappings(mapping(candidate.get("content")).get("parts"))
+    return "".join(string(part.get("text")) or "" for part in parts if not part.get("thought"))
 
 
 def _blocked(given: Mapping[str, Any]) -> str | None:
@@ -354,23 +375,23 @@ def _read_decisions(plan: Plan, given: Mapping[str, Any]) -> dict[str, Mapping[s
         return {question.name: {"error": f"{REFUSED}{reason}"} for question in plan.questions}
     answers = given.get("answers")
     answers = answers if isinstance(answers, Mapping) else {}
-    told: dict[str, Mapping[str, Any]] = {}
+    by_question: dict[str, Mapping[str, Any]] = {}
     for question in plan.questions:
         match answers.get(question.name):
             case {"noul": float() | int() as p_yes}:
-                told[question.name] = probable(p_yes)
+                by_question[question.name] = probable(p_yes)
             case other:
-                told[question.name] = {"error": f"{UNREADABLE_ANSWER}no probability, but {str(other)[:80]}"}
-    return told
+                by_question[question.name] = {"error": f"{UNREADABLE_ANSWER}no probability, but {str(other)[:80]}"}
+    return by_question
 
 
 def usage(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a Reading: what a reply of generateContent used."""
+    """Token counts, fields of a Reading, of a reply of generateContent."""
     counts = mapping(given.get("usageMetadata"))
     thoughts = count(counts.get("thoughtsTokenCount")) or 0  # billed as output
     return {
-        "input_tokens": (told := count(counts.get("promptTokenCount"))),
-        "output_tokens": None if told is None else (count(counts.get("candidatesTokenCount")) or 0) + thoughts,
+        "input_tokens": (tokens := count(counts.get("promptTokenCount"))),
+        "output_tokens": None if tokens is None else (count(counts.get("candidatesTokenCount")) or 0) + thoughts,
         "cached_tokens": count(counts.get("cachedContentTokenCount")) or 0,
     }
 
@@ -379,7 +400,7 @@ def _decision_usage(given: Mapping[str, Any]) -> dict[str, Any]:
     usage = mapping(given.get("usage"))
     thoughts = count(usage.get("total_thought_tokens")) or 0
     return {
-        "input_tokens": (told := count(usage.get("total_input_tokens"))),
-        "output_tokens": None if told is None else (count(usage.get("total_output_tokens")) or 0) + thoughts,
+        "input_tokens": (tokens := count(usage.get("total_input_tokens"))),
+        "output_tokens": None if tokens is None else (count(usage.get("total_output_tokens")) or 0) + thoughts,
         "cached_tokens": count(usage.get("total_cached_tokens")) or 0,
     }

@@ -1,4 +1,4 @@
-"""OpenAI's models as a source: frames as pictures, a word with a short reason, or the Decisions API's probability.
+"""OpenAI's models as a source: frames as pictures; the answer is a word with a short reason, or a probability.
 
 mode text       chat.completions with a JSON schema of `answer` and `reason`, a question a call; p_yes comes from the
                 log probabilities of the answer's first token, where the model gives them
@@ -11,55 +11,58 @@ import math
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT
+from data.config import STRICT, NotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema, word_masses
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
-from feedback.network.api import REASONED, ApiOptions, ApiSource, key_from
-from feedback.network.completions import LOGPROBS, at_value, parsed, read_message, read_usage, string, top_of
-from feedback.network.pictures import FORMATS, data_urls
+from feedback.network.api import REASONED, ApiSource
+from feedback.network.calls import ApiOptions, key_from
+from feedback.network.openai_protocol import (
+    LOGPROBS,
+    OpenAIClient,
+    at_value,
+    parsed,
+    read_message,
+    read_usage,
+    string,
+    top_of,
+)
+from feedback.network.pictures import PictureFormat, data_urls
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Progress, Reading
 
-PATCH = 32  # pixels a side of what is counted as one patch of a picture
-MODES = ("text", "decision")
+PATCH = 32  # pixels a side of the patches that a picture is billed by
 OVER = ("completed", "expired", "cancelled", "failed")  # states of a batch
-TOKEN = "label_batch"  # under which a batch's metadata keep our name for it
+TOKEN = "label_batch"  # key of our name for a batch in its metadata
 
 
 @dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gpt` block of params.yaml."""
 
-    mode: str = "text"  # text | decision
-    picture: str = "png"  # png | jpeg: how the frames are sent
+    mode: Literal["text", "decision"] = "text"
+    picture: PictureFormat = "png"  # in which the frames are sent
     detail: str = "auto"  # low | high | auto: how closely the model looks at a picture
-    patch_tokens: float = (
-        1.2  # that 32 x 32 pixels of a frame take, for estimates: GPT-5.6 and 6 1.2, GPT-5.4 mini 1.62
-    )
+    patch_tokens: NotNegative = 1.2  # of 32 x 32 pixels of a frame, for estimates: GPT-5.6 and 6 1.2, GPT-5.4 mini 1.62
     base_url: str | None = None  # null: api.openai.com
     key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}, known are {list(MODES)}")
-        if self.picture not in FORMATS:
-            raise ValueError(f"picture is {self.picture!r}, known are {list(FORMATS)}")
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but OpenAI's batch endpoint does not take mode {self.mode}: false")
 
 
 def load(name: str, options: Options, device: str) -> ApiSource:
-    """The judge of this block; no device is used. Its key is read when it is first asked."""
+    """The judge of this block; no device is used. Its key is read before the first call."""
     return ApiSource(name, Gpt(options), options, REASONED if options.mode == "text" else "")
 
 
@@ -81,16 +84,16 @@ class Gpt:
         self.place = f"{options.base_url or 'openai'} {options.model} {options.mode}"
 
     def open(self) -> None:
-        from feedback.network.chat import Chat  # the SDK takes a second to import
-
         options = self.options
         key = key_from(options.key_variable)
-        self.chat = Chat(key, options.key_variable, options.base_url, options.model, options.timeout, LOGPROBS)
+        self.client = OpenAIClient(
+            key, options.key_variable, options.base_url, options.model, options.timeout, LOGPROBS
+        )
 
     def plans(self, rubric: Rubric, sample: Sample, votes: int) -> list[Plan]:
         if self.options.mode == "text":
-            asked = [(question, self._text_body(rubric, question, sample)) for question in rubric.questions]
-            return [Plan((question,), vote, body) for vote in range(votes) for question, body in asked]
+            bodies = [(question, self._text_body(rubric, question, sample)) for question in rubric.questions]
+            return [Plan((question,), vote, body) for vote in range(votes) for question, body in bodies]
         body = {"questions": [_predicate(rubric, question, sample) for question in rubric.questions]}
         return [Plan(rubric.questions, vote, body | self.options.parameters) for vote in range(votes)]
 
@@ -116,16 +119,16 @@ class Gpt:
     async def send(self, plan: Plan, media: Media, attempt: str) -> str:
         if self.options.mode == "decision":
             input_ = [{"type": "message", "role": "user", "content": list(media)}]
-            return await self.chat.decide({**plan.body, "input": input_}, attempt)
-        return await self.chat.complete(_with(media, plan), attempt)
+            return await self.client.decide({**plan.body, "input": input_}, attempt)
+        return await self.client.complete(_with(media, plan), attempt)
 
     def batch_line(self, name: str, plan: Plan, media: Media) -> str:
         call = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions"}
-        return json.dumps({**call, "body": self.chat.whole(_with(media, plan))}, separators=(",", ":"))
+        return json.dumps({**call, "body": self.client.full_body(_with(media, plan))}, separators=(",", ":"))
 
     async def submit(self, path: Path, token: str) -> str:
-        client = self.chat.client
-        with path.open("rb") as file:  # not the path, of which the SDK would read all into memory
+        client = self.client.client
+        with path.open("rb") as file:  # not the path: the SDK would read the whole file into memory
             sent = await client.files.create(file=(f"{token}.jsonl", file), purpose="batch")
         batch = await client.batches.create(
             input_file_id=sent.id,
@@ -136,20 +139,20 @@ class Gpt:
         return batch.id
 
     async def find(self, token: str) -> str | None:
-        async for batch in self.chat.client.batches.list(limit=100):
+        async for batch in self.client.client.batches.list(limit=100):
             if (batch.metadata or {}).get(TOKEN) == token:
                 return batch.id
         return None
 
     async def progress(self, remote: str) -> Progress:
-        batch = await self.chat.client.batches.retrieve(remote)
+        batch = await self.client.client.batches.retrieve(remote)
         errors = (batch.errors.data if batch.errors else None) or []
-        told = "; ".join(f"{one.message}" + (f" (line {one.line})" if one.line else "") for one in errors[:3])
-        failed = (told or "no reason given") if batch.status == "failed" else None
+        reasons = "; ".join(f"{one.message}" + (f" (line {one.line})" if one.line else "") for one in errors[:3])
+        failed = (reasons or "no reason given") if batch.status == "failed" else None
         return Progress(batch.status in OVER, failed)
 
     async def results(self, remote: str) -> AsyncIterator[tuple[str, str | None]]:
-        client = self.chat.client
+        client = self.client.client
         batch = await client.batches.retrieve(remote)
         if not batch.output_file_id:  # calls without an answer are in another file
             return
@@ -162,7 +165,10 @@ class Gpt:
                 yield _read_line(parsed(line.decode("utf-8", "replace")))
 
     def fault(self, error: Exception) -> Fault:
-        return self.chat.fault(error)
+        return self.client.fault(error)
+
+    def defect(self, reply: str) -> None:
+        return None
 
     def read(self, plan: Plan, reply: str) -> Reading:
         given = parsed(reply)
@@ -170,7 +176,7 @@ class Gpt:
         return Reading(read(plan, given), string(given.get("model")), **read_usage(given))
 
     async def close(self) -> None:
-        await self.chat.close()
+        await self.client.close()
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
         patches = math.ceil(sample.height / PATCH) * math.ceil(sample.width / PATCH)
@@ -179,14 +185,15 @@ class Gpt:
 
 
 def _with(media: Media, plan: Plan) -> dict[str, Any]:
-    """What is sent about a clip, in mode text."""
+    """The body of a call with its clip, in mode text."""
     (message,) = plan.body["messages"]
-    content = [*media, *message["content"]]  # the pictures first: what calls about a clip share is cached
+    # The pictures first: the provider caches the beginning, which all calls about a clip share.
+    content = [*media, *message["content"]]
     return {**plan.body, "messages": [{**message, "content": content}]}
 
 
 def _read_line(line: Mapping[str, Any]) -> tuple[str, str | None]:
-    """A line of a batch's output: our name of the call, and the reply."""
+    """A line of a batch's output: our name for the call, and the reply."""
     match line:
         case {"response": {"status_code": 200, "body": dict() as body}}:
             return str(line.get("custom_id")), json.dumps(body)
@@ -204,10 +211,10 @@ def _read_text(plan: Plan, given: Mapping[str, Any]) -> dict[str, Mapping[str, A
     message = read_message(given)
     if message.text is None:
         return {question.name: {"error": message.error}}
-    told = read_answer(message.text, question)
-    if "answer" in told and (token := at_value(message.tokens, "answer")) is not None:
-        told["p_yes"] = word_masses(top_of(token), question).p_yes
-    return {question.name: told}
+    facts = read_answer(message.text, question)
+    if "answer" in facts and (token := at_value(message.tokens, "answer")) is not None:
+        facts["p_yes"] = word_masses(top_of(token), question).p_yes
+    return {question.name: facts}
 
 
 def _read_decisions(plan: Plan, given: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -215,7 +222,7 @@ def _read_decisions(plan: Plan, given: Mapping[str, Any]) -> dict[str, Mapping[s
     if given.get("error"):
         return {question.name: {"error": read_message(given).error} for question in plan.questions}
     if not isinstance(answers, list) or len(answers) != len(plan.questions):
-        error = f"{UNREADABLE_ANSWER}{len(plan.questions)} answers are wanted, not {str(answers)[:80]}"
+        error = f"{UNREADABLE_ANSWER}{len(plan.questions)} answers are expected, not {str(answers)[:80]}"
         return {question.name: {"error": error} for question in plan.questions}
     return {question.name: _read_decision(answer) for question, answer in zip(plan.questions, answers, strict=True)}
 

@@ -1,19 +1,20 @@
-"""What was asked of judges that cost money or people's time, and what they answered: nobody is asked twice.
+"""Requests to judges that cost money or people's time, with their replies, so that no answer is paid for twice.
 
 One SQLite file (WAL) outside of DVC's outs, shared by every clone, queued experiment and stage of a user. An answer is
-kept under a hash of all that determines it. Every request is written down before it is sent and completed by the raw
-reply, so that a better parser reads old replies again for nothing.
+stored under a hash of all that determines it. Every request is written before it is sent, and completed by the raw
+reply, so that an improved parser can read old replies again at no cost.
 
 An attempt at a request ends in one of three ways, and until then is in flight:
 
     answered    the reply was committed, in the same transaction
-    refused     the provider turned it down with an error, which is not billed
+    refused     the provider rejected it with an error, which is not billed
     lost        no reply came (a reset, a timeout, a kill), and it may have been billed
 
-What was in flight when its run was killed is found by the next one: a run holds a lock on a file of its own, which the
-kernel lets go of however the run ends.
+A run holds a lock on a file of its own, which the kernel releases however the run ends. So the next run finds what was
+in flight when a run was killed.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -25,20 +26,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import platformdirs
 
 from data.manifest import StoreError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 VARIABLE = "FEEDBACK_LEDGER"  # environment variable with the path of another ledger
-APPLICATION = 0x76666C67  # marks the file as ours
-OLD = 86400.0  # seconds after which a run's file that nobody holds is removed
+APPLICATION = 0x76666C67  # SQLite's application_id of a ledger
+OLD = 86400.0  # seconds after which a run's file that is not locked is removed
 BUSY = 60.0  # seconds to wait for another process's transaction
 
 _MIGRATIONS = (  # from version n to n + 1
@@ -61,18 +64,18 @@ _MIGRATIONS = (  # from version n to n + 1
 )
 
 
-class Answer(NamedTuple):
+class StoredAnswer(NamedTuple):
     """A committed answer."""
 
-    reply: str  # as it came
-    cost: float | None  # US dollars; null where no price was known
+    reply: str  # as received
+    cost: float | None  # US dollars; None where no price was known
 
 
 class Spent(NamedTuple):
-    """What a purpose has cost, in US dollars and calls."""
+    """The cost of a purpose, in US dollars and calls."""
 
     dollars: float  # of committed answers
-    possibly: float  # of lost attempts and of unpriced answers, as expected before they were sent
+    possibly: float  # of lost attempts and of unpriced answers, as estimated before they were sent
     calls: int  # committed answers
     lost: int  # attempts that may have been billed without an answer
     unpriced: int  # committed answers whose price is unknown
@@ -86,15 +89,15 @@ class Attempt:
     key: str
 
 
-class Batch(NamedTuple):
-    """Requests that went to a provider's batch endpoint together."""
+class OpenBatch(NamedTuple):
+    """Requests that went to a provider's batch endpoint together, and are not collected yet."""
 
-    token: str  # our own name for it, told to the provider before its id is known
-    remote: str | None  # the provider's id; null while it is not known to have arrived
+    token: str  # our own name for it, sent to the provider before its id is known
+    remote: str | None  # the provider's id; None while it is not known to have arrived
 
 
 def ledger_path() -> Path:
-    """Where the ledger is: the environment's FEEDBACK_LEDGER, or the user's data folder."""
+    """Path of the ledger: the environment's FEEDBACK_LEDGER, or a file in the user's data folder."""
     given = os.environ.get(VARIABLE)
     return Path(given).absolute() if given else platformdirs.user_data_path("video-feedback-rl") / "ledger.sqlite"
 
@@ -105,25 +108,25 @@ def request_key(sent: Any) -> str:
 
 
 class Ledger:
-    """An open ledger, for any thread, one at a time; close it, or use it in a `with`.
+    """An open ledger, for any thread, one at a time. Close it, or use it in a `with`.
 
-    Raises StoreError where the file cannot be written, is no ledger, or was written by a newer version of this code.
+    Raises StoreError where the file cannot be written, is not a ledger, or was written by a newer version of this code.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.run, self._turn = path, uuid.uuid4().hex, threading.RLock()
-        with self._told(), contextlib.ExitStack() as opening:
+        self.path, self.run, self._lock = path, uuid.uuid4().hex, threading.RLock()
+        with self._errors_named(), contextlib.ExitStack() as opening:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = opening.enter_context(self._run_file(self.run).open("w"))
             opening.callback(self._run_file(self.run).unlink, missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             opening.callback(self._db.close)
-            self._db.execute("BEGIN")  # one look, for another run may be making it just now
-            self._check_ours()  # before anything is written: it may be another's
+            self._db.execute("BEGIN")  # a consistent view, for another run may be creating the file
+            self._check_ours()  # before anything is written: it may be another program's file
             self._db.execute("COMMIT")
             self._use_wal()
-            self._db.execute("PRAGMA synchronous = FULL")  # a power cut must not take what was paid for
+            self._db.execute("PRAGMA synchronous = FULL")  # a power cut must not lose a paid answer
             self._migrate()
             self.found_lost = self._end_dead_runs()
             self._sweep()
@@ -138,22 +141,22 @@ class Ledger:
     def close(self) -> None:
         self._open.close()
 
-    def answer(self, key: str) -> Answer | None:
+    def answer(self, key: str) -> StoredAnswer | None:
         """The committed answer to a request."""
         row = self._one("SELECT reply, cost FROM answers WHERE key = ?", key)
-        return Answer(*row) if row else None
+        return StoredAnswer(*row) if row else None
 
-    def answers(self, keys: Iterable[str]) -> dict[str, Answer]:
+    def answers(self, keys: Iterable[str]) -> dict[str, StoredAnswer]:
         """The committed answers among these requests."""
         return {key: found for key in keys if (found := self.answer(key))}
 
     def begin(
         self, key: str, sent: Any, purpose: str, expected: float | None, batch: str | None = None
-    ) -> Attempt | Answer | None:
-        """Write down that a request is about to be sent, unless it need not be.
+    ) -> Attempt | StoredAnswer | None:
+        """Record that a request is about to be sent, unless there is an answer or another run is sending it.
 
         sent: all that determines the answer, as JSON, with hashes for media; request_key(sent) is the key.
-        purpose: what it is for; `spent` adds up by it. expected: what the answer should cost, in US dollars.
+        purpose: what the request is for; `spent` adds up by it. expected: estimated cost in US dollars.
         Returns the attempt; or the answer, where there is one; or None while another live run has it in flight.
         """
         with self._transaction():
@@ -171,33 +174,33 @@ class Ledger:
             return Attempt(int(cursor.lastrowid or 0), key)
 
     def answered(self, attempt: Attempt, reply: str, cost: float | None) -> None:
-        """Commit the reply to an attempt. The same answer delivered twice is kept once."""
+        """Commit the reply to an attempt. An answer that is delivered twice is stored once."""
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", (attempt.key, reply, cost, _now()))
             self._db.execute("UPDATE attempts SET outcome = 'answered', cost = ? WHERE id = ?", (cost, attempt.id))
 
     def refused(self, attempt: Attempt) -> None:
-        """The provider turned an attempt down, unbilled."""
+        """End an attempt that the provider rejected, unbilled."""
         self._end(attempt, "refused")
 
     def lost(self, attempt: Attempt) -> None:
-        """No reply came to an attempt, which may have been billed."""
+        """End an attempt without a reply, which may have been billed."""
         self._end(attempt, "lost")
 
     def write(self, key: str, sent: Any, reply: str) -> None:
-        """Commit an answer that cost no money, a person's; it takes the place of an earlier one."""
+        """Commit an answer that costs no money, a person's. It replaces an earlier one."""
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, _json(sent)))
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, NULL, ?)", (key, reply, _now()))
 
     def together(self, steps: Sequence[Callable[[], Any]]) -> list[Any]:
-        """What several calls of the methods above return, in one transaction, which waits for the disk once."""
+        """The results of several calls of the methods above, in one transaction, which waits for the disk once."""
         with self._transaction():
             return [step() for step in steps]
 
     def spent(self, purpose: str) -> Spent:
-        """What has been spent for a purpose, by all runs."""
-        with self._told():
+        """The cost of a purpose, over all runs."""
+        with self._errors_named():
             rows = self._db.execute(
                 "SELECT outcome, COUNT(*), TOTAL(cost), TOTAL(expected) FILTER (WHERE cost IS NULL), SUM(cost IS NULL) "
                 "FROM attempts WHERE purpose = ? GROUP BY outcome",
@@ -209,7 +212,7 @@ class Ledger:
         return Spent(answered[1], answered[2] + lost[2], answered[0], lost[0], answered[3])
 
     def resent(self, purpose: str) -> int:
-        """How often a request was sent again, for a purpose, after an attempt that may have been billed."""
+        """How many lost attempts, which may have been billed, were followed by another attempt for this purpose."""
         query = """
             SELECT COUNT(*) FROM attempts AS earlier WHERE outcome = 'lost' AND EXISTS (
                 SELECT 1 FROM attempts WHERE key = earlier.key AND id > earlier.id AND purpose = ?)
@@ -217,23 +220,23 @@ class Ledger:
         row = self._one(query, purpose)
         return int(row[0]) if row else 0
 
-    # Batches: their attempts stay in flight when the run that submitted them ends.
+    # Batches: their attempts stay in flight when the run that submitted them ends
 
     def open_batch(self, token: str, place: str) -> None:
-        """Write down that a batch is about to be submitted to a place: a provider's endpoint and model."""
+        """Record that a batch is about to be submitted to a place: a provider's endpoint and model, and a purpose."""
         with self._transaction():
             self._db.execute("INSERT INTO batches VALUES (?, ?, NULL, 0, ?)", (token, place, _now()))
 
     def submitted(self, token: str, remote: str) -> None:
-        """The provider took a batch, and calls it `remote`."""
+        """Record the id, `remote`, under which the provider accepted a batch."""
         with self._transaction():
             self._db.execute("UPDATE batches SET remote = ? WHERE token = ?", (remote, token))
 
-    def open_batches(self, place: str) -> list[Batch]:
+    def open_batches(self, place: str) -> list[OpenBatch]:
         """Batches of a place that have not been collected, oldest first."""
-        with self._told():
+        with self._errors_named():
             query = "SELECT token, remote FROM batches WHERE place = ? AND NOT collected ORDER BY at, token"
-            return [Batch(*row) for row in self._db.execute(query, (place,))]
+            return [OpenBatch(*row) for row in self._db.execute(query, (place,))]
 
     def any_batch(self, place: str) -> bool:
         """Whether a batch of any place whose name begins like this has not been collected."""
@@ -241,20 +244,20 @@ class Ledger:
         return self._one(query, len(place), place) is not None
 
     def batch_place(self, key: str) -> str | None:
-        """The place of the batch in which a request is in flight; null where it is in none."""
+        """The place of the batch in which a request is in flight; None where it is in none."""
         query = "SELECT place FROM attempts JOIN batches ON token = batch WHERE attempts.key = ? AND outcome IS NULL"
         row = self._one(query, key)
         return row[0] if row else None
 
     def expected_of(self, token: str, purpose: str) -> float:
-        """US dollars that what of a batch is still in flight for a purpose should cost."""
+        """Estimated cost, in US dollars, of the requests of a batch that are in flight for a purpose."""
         query = "SELECT TOTAL(expected) FROM attempts WHERE batch = ? AND purpose = ? AND outcome IS NULL"
         return float(self._one(query, token, purpose)[0])
 
     def hold(self, place: str) -> TextIO | None:
-        """A lock on the batches of a place, held until it is closed; null while another run holds it."""
+        """A lock on the batches of a place, held until it is closed; None while another run holds it."""
         name = hashlib.sha256(place.encode()).hexdigest()[:16]
-        with self._told():
+        with self._errors_named():
             # Never unlinked: of two runs, one could then hold the old file and one the new.
             file = self.path.with_name(f".{self.path.name}.{name}.batches").open("w")
             try:
@@ -266,12 +269,12 @@ class Ledger:
 
     def attempts_of(self, token: str) -> dict[str, Attempt]:
         """The attempts of a batch that are in flight, by key."""
-        with self._told():
+        with self._errors_named():
             query = "SELECT id, key FROM attempts WHERE batch = ? AND outcome IS NULL"
             return {key: Attempt(number, key) for number, key in self._db.execute(query, (token,))}
 
     def close_batch(self, token: str, outcome: str) -> None:
-        """A batch is over: what of it is still in flight ends with this outcome, refused or lost."""
+        """End a batch: its requests that are still in flight end with this outcome, refused or lost."""
         with self._transaction():
             self._db.execute("UPDATE attempts SET outcome = ? WHERE batch = ? AND outcome IS NULL", (outcome, token))
             self._db.execute("UPDATE batches SET collected = 1 WHERE token = ?", (token,))
@@ -283,7 +286,7 @@ class Ledger:
             self._db.execute("UPDATE attempts SET outcome = ? WHERE id = ?", (outcome, attempt.id))
 
     def _end_dead_runs(self) -> int:
-        """Mark what dead runs had in flight as lost. How many attempts that were."""
+        """Mark the attempts that dead runs had in flight as lost; returns their number."""
         query = "SELECT DISTINCT run FROM attempts WHERE outcome IS NULL AND batch IS NULL"
         dead = [run for (run,) in self._db.execute(query).fetchall() if run != self.run and not self._alive(run)]
         update = "UPDATE attempts SET outcome = 'lost' WHERE run = ? AND outcome IS NULL AND batch IS NULL"
@@ -291,7 +294,7 @@ class Ledger:
         if found:
             logger.warning(
                 "%d requests were in flight when a run was killed; they may have been billed, and those that are "
-                "still wanted are sent again", found,
+                "still needed are sent again", found,
             )  # fmt: skip
         return found
 
@@ -308,7 +311,7 @@ class Ledger:
         return False
 
     def _sweep(self) -> None:
-        """Remove what runs left that were killed with nothing in flight; a young file may be about to be locked."""
+        """Remove the files of runs that were killed with nothing in flight; a young file may be about to be locked."""
         beginning, end = f".{self.path.name}.", ".run"
         for path in self.path.parent.glob(f"{beginning}*{end}"):
             with contextlib.suppress(FileNotFoundError):  # its run has just ended
@@ -319,7 +322,7 @@ class Ledger:
         return self.path.with_name(f".{self.path.name}.{run}.run")
 
     def _use_wal(self) -> None:
-        """Switch to a write-ahead log. SQLite does not wait by itself for another run that opens the file too."""
+        """Switch to a write-ahead log. SQLite does not wait for another run that is opening the file too."""
         deadline = time.monotonic() + BUSY
         while True:
             try:
@@ -331,12 +334,12 @@ class Ledger:
             time.sleep(0.01)
 
     def _check_ours(self) -> int:
-        """The version of the file's tables; 0 where it is new. Raises where it is not for this code."""
+        """The version of the file's tables; 0 where it is new. Raises StoreError where this code cannot use it."""
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if (application, version, tables) != (0, 0, 0) and application != APPLICATION:
-            raise StoreError(f"{self.path}: an SQLite file of something else, not a ledger of ours")
+            raise StoreError(f"{self.path}: an SQLite file of another program, not a ledger of feedback")
         if version > len(_MIGRATIONS):
             raise StoreError(
                 f"{self.path}: a ledger of version {version}, but this code knows versions up to "
@@ -354,31 +357,86 @@ class Ledger:
             self._db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
 
     def _one(self, query: str, *values: Any) -> Any:
-        with self._told():
+        with self._errors_named():
             return self._db.execute(query, values).fetchone()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._told():
-            if self._db.in_transaction:  # a part of `together`
+        with self._errors_named():
+            if self._db.in_transaction:  # within `together`
                 yield
                 return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                if self._db.in_transaction:  # a full disk has already undone it
+                if self._db.in_transaction:  # a full disk has already rolled it back
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
+        """One thread at a time; an error of SQLite or of the disk is raised as a StoreError with the path."""
         try:
-            with self._turn:
+            with self._lock:
                 yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path}: the ledger could not be read or written: {error}") from error
+
+
+class GroupCommit:
+    """Calls of a ledger's methods by many coroutines, off the event loop, which wait for the disk together.
+
+    Calls that arrive while the disk is busy share the next commit. Use it in a `with`, which no call may outlive.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self._thread = ledger, ThreadPoolExecutor(1, "ledger")
+        self._waiting: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> "GroupCommit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    async def do(self, step: Callable[[], T]) -> T:
+        """The step's result, once all that it wrote is on disk. Raises the step's own exception."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((step, done))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        return await done
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            ends = await loop.run_in_executor(self._thread, self._commit, [step for step, _ in group])
+            for (_, done), (result, error) in zip(group, ends, strict=True):
+                if done.cancelled():
+                    continue
+                if error is None:
+                    done.set_result(result)
+                else:
+                    done.set_exception(error)
+        self._writer = None
+
+    def _commit(self, steps: Sequence[Callable[[], Any]]) -> list[tuple[Any, Exception | None]]:
+        """The result or the exception of each step."""
+        try:
+            return [(result, None) for result in self._ledger.together(steps)]
+        except Exception:  # none of them was written; each is tried again, since only some may fail
+            return [self._alone(step) for step in steps]
+
+    @staticmethod
+    def _alone(step: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        try:
+            return step(), None
+        except Exception as error:  # raised by `do` where the step was awaited
+            return None, error
 
 
 def _json(value: Any) -> str:

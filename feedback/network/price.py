@@ -1,24 +1,26 @@
-"""What tokens cost, and what labelling will cost before it is begun."""
+"""The price of tokens, and an estimate of what labelling will cost."""
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any, NamedTuple
+
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, NotNegative
 
 MILLION = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Price:
-    """US dollars per million tokens, as a provider's page told on a date."""
+    """US dollars per million tokens, as a provider's page stated on a date."""
 
-    input: float
-    output: float
-    cached_input: float  # input that the provider had seen moments before
-    batch: float  # part of the price that its batch endpoint takes: 0.5 is half
-    as_of: str  # when it was looked up, as 2026-11-21
+    input: NotNegative
+    output: NotNegative
+    cached_input: NotNegative  # input that the provider has cached from an earlier call
+    batch: NotNegative  # price at the batch endpoint as a part of the price: 0.5 is half
+    as_of: date  # day on which it was looked up, as 2026-11-21
 
     def of(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, batch: bool = False) -> float:
         """US dollars. cached_tokens are among the input tokens."""
@@ -27,49 +29,25 @@ class Price:
         return dollars / MILLION * (self.batch if batch else 1.0)
 
 
-def read_price(block: Mapping[str, Any] | None) -> Price | None:
-    """A `price` block of params.yaml; null is an unknown price. Raises ValueError naming the key that is wrong."""
-    if block is None:
-        return None
-    names = [field.name for field in fields(Price)]
-    if unknown := block.keys() - set(names):
-        raise ValueError(f"price.{sorted(unknown)[0]} is unknown; known keys are {names}")
-    values: dict[str, Any] = {}
-    for name in names:
-        if name not in block:
-            raise ValueError(f"price.{name} is missing; a price has {names}")
-        value = block[name]
-        if name == "as_of":
-            try:
-                values[name] = date.fromisoformat(str(value)).isoformat()
-            except ValueError as error:
-                raise ValueError(f"price.as_of is {value!r}, expected a date such as 2026-11-21") from error
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"price.{name} is {value!r}, expected US dollars per million tokens (batch: a part of 1)")
-        else:
-            values[name] = float(value)
-    return Price(**values)
-
-
 def text_tokens(sent: Any) -> int:
-    """About how many tokens the text in a request takes: a quarter of its characters, as providers say of English."""
+    """Estimated tokens of the text in a request: a quarter of its characters, the usual rule for English."""
     return math.ceil(len(json.dumps(sent, ensure_ascii=False)) / 4)
 
 
-class Estimate(NamedTuple):
+class CostEstimate(NamedTuple):
     """What labelling some clips would take."""
 
     clips: int
     calls: int  # in all
-    answered: int  # of the calls, how many the ledger can answer
-    input_tokens: int  # of the calls that are left
-    output_tokens: int  # likewise, as the source's output_tokens says
-    dollars: float | None  # of the calls that are left; null where the price is unknown
-    minutes: float | None  # that the given rate limits need at least; null where there are none
-    batch: bool = False  # whether the dollars are those of the provider's batch endpoint
+    answered: int  # of the calls, how many the ledger has answers to
+    input_tokens: int  # of the remaining calls
+    output_tokens: int  # likewise, by the source's output_tokens
+    dollars: float | None  # of the remaining calls; None where the price is unknown
+    minutes: float | None  # that the rate limits of the source need at least; None where there are none
+    batch: bool = False  # whether the dollars are at the price of the provider's batch endpoint
 
     def line(self, name: str, model: str, price: Price | None) -> str:
-        """For people."""
+        """The estimate in one line for people."""
         dollars = "no price given"
         if self.dollars is not None:
             dollars = f"${self.dollars:,.2f}" if self.dollars >= 1 or not self.dollars else f"${self.dollars:.4f}"

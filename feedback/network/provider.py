@@ -1,30 +1,35 @@
-"""What a provider's file (gpt, served, gemini) has to say, so that api.py can ask it and never pay twice."""
+"""What gpt.py, served.py and gemini.py implement, so that calls.py, api.py and batches.py are written once for all."""
 
+import ipaddress
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from data.records import Sample
 from feedback.core.rubric import Question, Rubric
 
-ATTEMPT_HEADER = "X-Client-Request-Id"  # of every call: our own name for one attempt, for the provider's logs
-HOPELESS = (402, 404, 405, 501)  # statuses that no waiting mends, for no call: unpaid, no such model, no such endpoint
-Media = Sequence[Mapping[str, Any]]  # a clip as it is sent, in the provider's own form
+ATTEMPT_HEADER = "X-Client-Request-Id"  # of every call: the ledger's number of the attempt, for the provider's logs
+HOPELESS = (402, 404, 405, 501)  # statuses that no retry changes, for no call: unpaid, no such model, no such endpoint
+Media = Sequence[Mapping[str, Any]]  # a clip or a picture as it is sent, in the provider's own form
 
 
 class Remedy(Enum):
     """What to do about a call that brought no answer."""
 
-    RETRY = "retry"  # the same again, after a while
-    REST = "rest"  # the same again, and nobody calls until a while has passed
-    LEARN = "learn"  # again at once: the provider's file has learnt not to send a parameter
+    RETRY = "retry"  # send it again after a wait
+    REST = "rest"  # send it again after a wait in which no other call starts
+    LEARN = "learn"  # send it again at once: the client now leaves out a parameter that the model refused
     ANSWER = "answer"  # this is the answer: a refusal, final
     FAIL = "fail"  # this call cannot succeed; others may
-    STOP = "stop"  # no call can: a wrong key, a spent quota
+    STOP = "stop"  # no call can succeed: a wrong key, a spent quota
+
+
+RETRIED = (Remedy.RETRY, Remedy.REST)
 
 
 @dataclass(frozen=True)
@@ -32,21 +37,16 @@ class Fault:
     """Why a call brought no answer."""
 
     remedy: Remedy
-    reason: str  # for people; never holds a key
+    reason: str  # for people; never contains a key
     wait: float | None = None  # seconds that the provider asked for
-    lost: bool = False  # the provider may have answered, and may bill it
+    lost: bool = False  # the provider may have answered, and may bill the answer
     body: str | None = None  # the reply, where the remedy is ANSWER
-    status: int | None = None  # of the reply, by HTTP; null where none came
-
-
-def told_by(error: BaseException) -> str:
-    """An exception in words, also where it brought none of its own."""
-    return str(error) or type(error).__name__
+    status: int | None = None  # HTTP status of the reply; None where no reply came
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One call that is wanted: some questions of a rubric about one clip, in one vote."""
+    """The contents of one call: some questions of a rubric about one clip, in one vote."""
 
     questions: tuple[Question, ...]
     vote: int
@@ -54,72 +54,97 @@ class Plan:
 
 
 class Reading(NamedTuple):
-    """What a raw reply says."""
+    """The contents of a raw reply."""
 
-    told: Mapping[str, Mapping[str, Any]]  # question name -> fields of its Verdict: answer, p_yes, reason or error
+    by_question: Mapping[str, Mapping[str, Any]]  # question -> fields of its Verdict: answer, p_yes, reason or error
     version: str | None  # of the model that answered
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int = 0  # of the input tokens
 
 
-class Provider(Protocol):
-    """A product that answers questions about clips for money, or a server that speaks its language."""
+class UnreadableClip(Exception):
+    """A clip's mp4 is missing, was changed or cannot be decoded."""
+
+
+class Sender(Protocol):
+    """An endpoint and a model that calls are sent to."""
 
     place: str  # endpoint and model, as far as they decide an answer; part of every request's key
+
+    def open(self) -> None:
+        """Create the client, within a running event loop. Raises LabelError where the key is missing."""
+
+    async def send(self, plan: Plan, media: Media, attempt: str) -> str:
+        """The raw reply to one call. attempt: a name to send along, for the provider's logs. May raise anything."""
+
+    def fault(self, error: Exception) -> Fault:
+        """What an exception of `send` means. An exception that is not of the client is raised again."""
+
+    def defect(self, reply: str) -> str | None:
+        """Why a reply under the status of a success has to be requested again; None where it is an answer."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class Provider(Sender, Protocol):
+    """A product that answers questions about clips for money, or a server with the same API."""
 
     def plans(self, rubric: Rubric, sample: Sample, votes: int) -> list[Plan]:
         """The calls that all questions and votes about a clip take."""
 
     def seen(self, sample: Sample, rubric: Rubric) -> dict[str, Any]:
-        """How the clip is shown, as JSON: all beside its bytes that decides what the model sees, `frames` among it."""
+        """All beside the clip's bytes that decides what the model sees of it, as JSON with the key `frames`."""
 
     def media(self, mp4: bytes, frames: np.ndarray, sample: Sample, rubric: Rubric) -> Media:
         """The clip in the form in which it is sent. frames: all of them, uint8 (F, H, W, 3)."""
 
-    def open(self) -> None:
-        """Get ready to send, within a running event loop. Raises LabelError where the key is missing."""
-
-    async def send(self, plan: Plan, media: Media, attempt: str) -> str:
-        """One call; the raw reply. attempt: a name to tell the provider, for its logs and ours. Raises what it will."""
-
-    def fault(self, error: Exception) -> Fault:
-        """What an exception of `send` means."""
-
     def read(self, plan: Plan, reply: str) -> Reading:
-        """What a raw reply says. Never raises: a reply that cannot be read is an error in each question's fields."""
+        """The contents of a raw reply. Never raises: an unreadable reply is an error in each question's fields."""
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
-        """About how many input tokens a call takes."""
-
-    async def close(self) -> None:
-        """Let go of connections."""
+        """Estimated input tokens of a call."""
 
 
 class Progress(NamedTuple):
-    """How far a batch is."""
+    """The state of a batch."""
 
-    done: bool  # nothing more will come of it: completed, expired, cancelled or failed
-    failed: str | None = None  # why the provider took none of it, in its own words
+    done: bool  # it will bring no further answers: completed, expired, cancelled or failed
+    failed: str | None = None  # why the provider took none of it, in the provider's words
 
 
 class BatchProvider(Provider, Protocol):
-    """A provider with an endpoint that answers files of calls within a day, for less."""
+    """A provider with an endpoint that answers files of calls within a day, at a lower price."""
 
-    most_requests: int  # that one batch takes
+    most_requests: int  # calls that one batch takes
     most_bytes: int  # of its file
 
     def batch_line(self, name: str, plan: Plan, media: Media) -> str:
-        """A call as a line of such a file, without its end: what `send` would send. name: told beside its answer."""
+        """A call as a line of such a file, without its end, the same as `send` sends. name: comes with its answer."""
 
     async def submit(self, path: Path, token: str) -> str:
-        """Hand in a file of lines; the provider's id of the batch. token: our own name for it, kept by the provider."""
+        """Submit a file of lines; the provider's id of the batch. token: our name for it, stored by the provider."""
 
     async def find(self, token: str) -> str | None:
-        """The provider's id of the batch that was handed in under this name; null where none was."""
+        """The provider's id of the batch that was submitted under this name; None where there is none."""
 
     async def progress(self, remote: str) -> Progress:
-        """How far a batch is."""
+        """The state of a batch."""
 
     def results(self, remote: str) -> AsyncIterator[tuple[str, str | None]]:
-        """Name and raw reply, as of `send`, of the lines of a batch that is done; null where a line failed."""
+        """Name and raw reply, as of `send`, of the lines of a batch that is done; None where a line failed."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception's message, or its type where it has none."""
+    return str(error) or type(error).__name__
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine, which a proxy of the environment cannot reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

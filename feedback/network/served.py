@@ -4,30 +4,30 @@ With yes and no the tokens that begin the two answer words in any spelling, amon
 
     p_yes = mass(yes) / (mass(yes) + mass(no)),
 
-as `qwen` reads it in this process. A server that tells no probabilities is read by its words.
+as `qwen` reads it in this process. Where a server sends no probabilities, the words of its reply are read.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT
+from data.config import STRICT, Count, Probability, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
-from feedback.core.answers import probable, read_answer, word_masses
+from feedback.core.answers import Masses, probable, read_answer, word_masses
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Rubric
 from feedback.core.source import UNREADABLE_ANSWER
-from feedback.network.api import ApiOptions, ApiSource, key_from
-from feedback.network.completions import LOGPROBS, parsed, read_message, read_usage, string, top_of
-from feedback.network.pictures import FORMATS, data_urls, mp4_url
+from feedback.network.api import ApiSource
+from feedback.network.calls import ApiOptions, key_from
+from feedback.network.openai_protocol import LOGPROBS, OpenAIClient, parsed, read_message, read_usage, string, top_of
+from feedback.network.pictures import PictureFormat, data_urls, mp4_url
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Reading
 
-CLIPS = ("video", "frames")
-NO_KEY = "none"  # what a server that asks for no key is sent, since the client insists on one
+NO_KEY = "none"  # sent to a server that requires no key, since the client requires one
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,26 +35,23 @@ class Options(ApiOptions):
     """A `served` block of params.yaml."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    clip: str = "video"  # video: the whole mp4, of which the server takes frames | frames: the rubric's, as pictures
-    server_frames: int | None = None  # of a video: how many the server was started to take, evenly; null: the rubric's
-    picture: str = "png"  # of frames: png | jpeg
-    picture_tokens: int = 0  # that one frame takes; 0: as Qwen2.5-VL cuts it, one for each 28 x 28 pixels
-    min_answer_mass: float = 0.05  # probability that both answers together must hold; less is off-topic: null
-    max_tokens: int = 8  # of a reply
-    key_variable: str | None = None  # environment variable that holds the server's key; null: it wants none
+    # video: the whole mp4, from which the server takes frames | frames: the rubric's, as pictures
+    clip: Literal["video", "frames"] = "video"
+    server_frames: Count | None = None  # frames that the server takes of a video; null: the rubric's
+    picture: PictureFormat = "png"  # of frames
+    picture_tokens: WholeNotNegative = 0  # tokens of one frame; 0: as Qwen2.5-VL, one for each 28 x 28 pixels
+    min_answer_mass: Probability = 0.05  # least probability of both answer words together; below it the answer is null
+    max_tokens: Count = 8  # of a reply
+    key_variable: str | None = None  # environment variable that holds the server's key; null: it requires none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch:
             raise ValueError("batch is true, but a server of this kind has no batch endpoint: false")
-        if self.clip not in CLIPS:
-            raise ValueError(f"clip is {self.clip!r}, known are {list(CLIPS)}")
-        if self.picture not in FORMATS:
-            raise ValueError(f"picture is {self.picture!r}, known are {list(FORMATS)}")
 
 
 def load(name: str, options: Options, device: str) -> ApiSource:
-    """The judge of this block; no device is used here. Its key is read when it is first asked."""
+    """The judge of this block; no device is used here. Its key is read before the first call."""
     return ApiSource(name, Served(options), options)
 
 
@@ -76,11 +73,9 @@ class Served:
         self.place = f"{options.base_url} {options.model} {options.clip}"
 
     def open(self) -> None:
-        from feedback.network.chat import Chat  # the SDK takes a second to import
-
         options, variable = self.options, self.options.key_variable
         key = key_from(variable) if variable else NO_KEY
-        self.chat = Chat(key, variable or "", options.base_url, options.model, options.timeout, LOGPROBS)
+        self.client = OpenAIClient(key, variable or "", options.base_url, options.model, options.timeout, LOGPROBS)
 
     def plans(self, rubric: Rubric, sample: Sample, votes: int) -> list[Plan]:
         plans = []
@@ -106,25 +101,30 @@ class Served:
     async def send(self, plan: Plan, media: Media, attempt: str) -> str:
         (message,) = plan.body["messages"]
         content = [*media, *message["content"]]
-        return await self.chat.complete({**plan.body, "messages": [{**message, "content": content}]}, attempt)
+        return await self.client.complete({**plan.body, "messages": [{**message, "content": content}]}, attempt)
 
     def fault(self, error: Exception) -> Fault:
-        return self.chat.fault(error)
+        return self.client.fault(error)
+
+    def defect(self, reply: str) -> None:
+        return None
 
     def read(self, plan: Plan, reply: str) -> Reading:
         given, (question,) = parsed(reply), plan.questions
         message = read_message(given)
-        told: Mapping[str, Any] = {"error": message.error}
+        facts: Mapping[str, Any] = {"error": message.error}
         if message.text is not None:
             masses = word_masses(top_of(message.tokens[0]), question) if message.tokens else None
-            told = read_answer(message.text, question) if masses is None else self._told(masses)
-        return Reading({question.name: told}, string(given.get("model")), **read_usage(given))
+            facts = read_answer(message.text, question) if masses is None else self._by_masses(masses)
+        return Reading({question.name: facts}, string(given.get("model")), **read_usage(given))
 
-    def _told(self, masses: Any) -> dict[str, Any]:
+    def _by_masses(self, masses: Masses) -> dict[str, Any]:
+        """Fields of a Verdict by the probabilities of the two answer words."""
         both = masses.affirmative + masses.negative
         if both < self.options.min_answer_mass:
-            least = f"at least {self.options.min_answer_mass:g} is asked for"
+            least = f"expected at least {self.options.min_answer_mass:g}"
             return {"error": f"{UNREADABLE_ANSWER}both answers have a probability of {both:.3g}, {least}"}
+        assert masses.p_yes is not None  # one of them has a probability
         return probable(masses.p_yes)
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
@@ -132,4 +132,4 @@ class Served:
         return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
 
     async def close(self) -> None:
-        await self.chat.close()
+        await self.client.close()

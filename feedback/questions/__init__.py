@@ -1,76 +1,78 @@
-"""Who writes a judge's questions: a rubric, the tabletop's own template, or a text model by a question sheet."""
+"""Writers of a judge's questions: a rubric, a text model with a question sheet, or a module such as the tabletop's."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT
+from data.doors import find
 from data.prompts import PLACE, Prompt
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import ALIGNMENT, RUBRIC, Ask, asks_of_rubric
 from feedback.questions import decomposition, teaching
 from feedback.questions.decomposition import alignment_asks, defect_asks, read_parts
-from feedback.questions.sheet import Decomposition, Sheet, Teaching, load_sheet
+from feedback.questions.sheet import DecompositionSheet, Sheet, TeachingSheet, load_sheet
 from feedback.questions.teaching import read_rules
-from feedback.questions.text_model import Message, text_model
+from feedback.questions.text_model import text_model
+from feedback.questions.texts import TextRequest
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = "template"
-OWN_WRITERS = (RUBRIC, TEMPLATE)  # any other is a source of feedback.sources
+WRITERS = {"template": "tabletop.writer"}  # `writer` -> a module with write_asks(caption, kinds, with_reference)
 TASK = "questions"  # under which the ledger files the calls of text models
-SHOWN = 3  # prompts without questions that a message names
+WriteAsks = Callable[[str, Sequence[str], bool], list[Ask]]  # of a caption, kinds of questions, and with_reference
+NAMED = 3  # prompts without questions that a message names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Writing:
-    """Who writes which questions."""
+    """The writer of questions, and which questions it writes."""
 
-    writer: str  # rubric | template | a source of feedback.sources that writes texts
-    rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: template
-    kinds: tuple[str, ...] | None  # which of the writer's kinds are asked; null for a rubric, whose questions have none
-    explanation: bool  # whether the judge is to explain its answers, which `reference_answers` fills in
-    with_reference: bool  # whether defects are asked about beside a real clip
+    writer: str  # rubric | a source of feedback.sources that writes texts | a name in WRITERS or a dotted path
+    rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: a module
+    kinds: tuple[str, ...] | None  # kinds of the writer's questions to use; null for a rubric, which has no kinds
+    explanation: bool  # whether answers are followed by an explanation, which `reference_answers` fills in
+    with_reference: bool  # whether questions about defects compare with a real clip
 
 
 class Written(NamedTuple):
     """The questions about each prompt's clips, and the prompts that have none."""
 
     asks: dict[str, tuple[Ask, ...]]  # by prompt_id
-    unwritten: dict[str, str]  # prompt_id -> why: a refusal, or a reply that is not as it should be
+    unwritten: dict[str, str]  # prompt_id -> why: a refusal, or a reply of a wrong form
 
 
 def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str, Any], device: str) -> Written:
     """The questions about each prompt's clips, in the order of the prompts.
 
-    sources: the blocks of feedback.sources. device: where a text model of this process keeps its weights.
-    Raises ValueError naming the setting that is wrong, and where no prompt got a question.
+    sources: the blocks of feedback.sources. device: of the weights of a text model in this process.
+    Raises ValueError naming the setting that is wrong, and where no prompt has a question.
     """
     if by.writer == RUBRIC:
         rubric = load_rubric(_path(by))
         return _collected(prompts, lambda prompt: asks_of_rubric(rubric, prompt.prompt))
-    if by.writer == TEMPLATE:
-        from tabletop import writer as template  # the one writer that knows the tabletop
-
-        kinds = _kinds(by, template.KINDS)
-        return _collected(prompts, lambda prompt: template.template_asks(prompt.prompt, kinds, by.with_reference))
+    if not is_source(by.writer):
+        return _collected(prompts, _asks_of_module(by))
     if by.writer not in sources:
-        known = [*OWN_WRITERS, *sources]
+        known = [RUBRIC, *WRITERS, *sources]
         raise ValueError(f"writer is {by.writer!r}, known are {known}, the last of them feedback.sources")
     sheet = load_sheet(_path(by))
-    kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, Decomposition) else teaching.KINDS)
+    kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, DecompositionSheet) else teaching.KINDS)
     model = text_model(by.writer, sources[by.writer], device)
-    replies = model.replies([_message(prompt, sheet) for prompt in prompts], TASK)
+    replies = model.replies([_text_request(prompt, sheet) for prompt in prompts], TASK)
     reply_to = {prompt.prompt_id: reply for prompt, reply in zip(prompts, replies, strict=True)}
 
     def write(prompt: Prompt) -> list[Ask]:
         reply = reply_to[prompt.prompt_id]
         if reply.text is None:
             raise ValueError(reply.error)
-        if isinstance(sheet, Teaching):
+        if isinstance(sheet, TeachingSheet):
             return [ask for ask in read_rules(reply.text, sheet, model.name, by.explanation) if ask.kind in kinds]
-        stated, asks = read_parts(reply.text, list(sheet.parts)), []
+        stated = read_parts(reply.text, list(sheet.parts))
+        asks: list[Ask] = []
         for kind in kinds:
             if kind == ALIGNMENT:
                 asks += alignment_asks(sheet, stated, model.name, by.explanation)
@@ -81,6 +83,20 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
     return _collected(prompts, write)
 
 
+def is_source(writer: str) -> bool:
+    """Whether a writer is the name of a source of feedback.sources: it is none of ours and no dotted path."""
+    return writer != RUBRIC and writer not in WRITERS and "." not in writer
+
+
+def _asks_of_module(by: Writing) -> Callable[[Prompt], Sequence[Ask]]:
+    """Writes the questions about a prompt by `write_asks` of the module that `writer` names."""
+    write_asks: WriteAsks = find(by.writer, WRITERS, "writer", "write_asks")
+    if not by.kinds:
+        raise ValueError(f"kinds is {by.kinds}, expected some kinds of questions that {by.writer} writes")
+    kinds = tuple(by.kinds)
+    return lambda prompt: write_asks(prompt.prompt, kinds, by.with_reference)
+
+
 def _path(by: Writing) -> Path:
     if by.rubric is None:
         raise ValueError(f"writer is {by.writer}, but rubric, a YAML file, is null")
@@ -88,20 +104,20 @@ def _path(by: Writing) -> Path:
 
 
 def _kinds(by: Writing, known: Iterable[str]) -> tuple[str, ...]:
-    """The kinds that are asked. Raises ValueError where there are none, or the writer does not know one."""
+    """The kinds of questions to use. Raises ValueError where there are none, or the writer does not know one."""
     if not by.kinds or not set(by.kinds) <= set(known):
         raise ValueError(f"kinds is {by.kinds}, expected some of {sorted(known)} for these questions")
     return tuple(by.kinds)
 
 
-def _message(prompt: Prompt, sheet: Sheet) -> Message:
-    if isinstance(sheet, Decomposition):
-        return Message(sheet.decompose.replace(PLACE, prompt.prompt))
-    return Message(sheet.teach.replace(PLACE, prompt.prompt), Path(prompt.image) if prompt.image else None)
+def _text_request(prompt: Prompt, sheet: Sheet) -> TextRequest:
+    if isinstance(sheet, DecompositionSheet):
+        return TextRequest(sheet.decompose.replace(PLACE, prompt.prompt))
+    return TextRequest(sheet.teach.replace(PLACE, prompt.prompt), Path(prompt.image) if prompt.image else None)
 
 
 def _collected(prompts: Sequence[Prompt], write: Callable[[Prompt], Sequence[Ask]]) -> Written:
-    """What `write` returns for each prompt, and in which words it failed.
+    """The questions that `write` returns for each prompt, and its error where it raised one.
 
     Logs how many prompts have no questions. Raises ValueError where none has.
     """
@@ -115,11 +131,11 @@ def _collected(prompts: Sequence[Prompt], write: Callable[[Prompt], Sequence[Ask
         if of_prompt:
             asks[prompt.prompt_id] = of_prompt
         else:
-            unwritten[prompt.prompt_id] = "no question of the kinds that are asked"
-    told = "; ".join(f"{prompt_id}: {why}" for prompt_id, why in list(unwritten.items())[:SHOWN])
+            unwritten[prompt.prompt_id] = "no question of these kinds"
+    reasons = "; ".join(f"{prompt_id}: {why}" for prompt_id, why in list(unwritten.items())[:NAMED])
     if not asks:
-        raise ValueError(f"none of {len(prompts)} prompts has a question: {told}")
+        raise ValueError(f"none of {len(prompts)} prompts has a question: {reasons}")
     if unwritten:
-        logger.warning("%d of %d prompts have no question and are left out: %s", len(unwritten), len(prompts), told)
+        logger.warning("%d of %d prompts have no question and are left out: %s", len(unwritten), len(prompts), reasons)
     logger.info("%d questions about %d prompts", sum(map(len, asks.values())), len(asks))
     return Written(asks, unwritten)

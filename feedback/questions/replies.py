@@ -1,22 +1,22 @@
-"""Reads JSON out of what a text model replied, strictly: a reply of another shape is an error in words, not a guess."""
+"""Reads the JSON of a text model's reply, strictly: a reply of another form is an error, not a guess."""
 
 import json
-import re
 from typing import Any
 
-SHOWN = 80  # characters of an unreadable reply that its error repeats
+from feedback.core.answers import unfenced
+
+QUOTED = 80  # characters of an unreadable reply that its error repeats
 
 
 def read_json(text: str) -> Any:
-    """A whole reply as JSON, also in a code block. Raises ValueError showing how the reply begins."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    """A whole reply as JSON, also in a code block. Raises ValueError quoting the beginning of the reply."""
     try:
-        return json.loads(fenced[1] if fenced else text)
+        return json.loads(unfenced(text))
     except ValueError as error:
-        raise ValueError(f"the reply is not JSON ({error}): {shown(text)}") from error
+        raise ValueError(f"the reply is not JSON ({error}): {quoted(text)}") from error
 
 
-def shown(given: Any) -> str:
-    """A reply, or a part of it, as far as an error repeats it."""
+def quoted(given: Any) -> str:
+    """The beginning of a reply, or of a part of it, for an error."""
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+    return repr(text if len(text) <= QUOTED else text[:QUOTED] + "…")

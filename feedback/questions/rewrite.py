@@ -1,14 +1,15 @@
-"""Prompts rewritten by a language model behind an OpenAI-compatible address.
+"""Prompts rewritten by a language model behind an OpenAI-compatible URL.
 
-Each is asked for once: calls go the way of the judges' (feedback/network/api.py), by the ledger, with the same retries.
+Each is paid for once: calls use the judges' ledger and retries (feedback/network/calls.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data.prompts import PLACE, Prompt
-from feedback.network.api import ApiOptions
-from feedback.questions.text_model import ApiText, ChatText, Message
+from feedback.network.calls import ApiOptions
+from feedback.questions.text_model import ApiText, ChatText
+from feedback.questions.texts import TextRequest
 
 INSTRUCTIONS = """Rewrite this prompt of a text-to-video model so that the model can follow it better: {prompt}
 
@@ -20,11 +21,11 @@ TASK = "rewrite"
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Which model rewrites, and what it is asked. Raises ValueError for instructions without {prompt}."""
+    """The model that rewrites, and its instructions. Raises ValueError for instructions without {prompt}."""
 
     model: str
-    base_url: str | None  # null: OpenAI's
-    key_variable: str | None  # environment variable that holds the key; null: the server wants none
+    base_url: str | None  # None: OpenAI's
+    key_variable: str | None  # environment variable that holds the key; None: the server requires none
     instructions: str
     concurrency: int  # calls in flight
 
@@ -36,12 +37,12 @@ class Rewriter:
 def rewrite(prompts: Sequence[Prompt], by: Rewriter) -> list[Prompt]:
     """The prompts with the model's texts, in their order, each on one line.
 
-    What was ever replied is not asked for again, whatever becomes of the others. Raises LabelError where no call can
-    succeed (a wrong key), ValueError naming the prompts that were refused or had no reply.
+    Replies are stored, also where other prompts fail. Raises LabelError where no call can succeed (a wrong key),
+    ValueError naming the prompts that were refused or had no reply.
     """
     options = ApiOptions(model=by.model, rubric="", concurrency=by.concurrency)
     model = ApiText(by.model, ChatText(by.base_url, by.model, by.key_variable, {}, options.timeout), options)
-    replies = model.replies([Message(by.instructions.replace(PLACE, prompt.prompt)) for prompt in prompts], TASK)
+    replies = model.replies([TextRequest(by.instructions.replace(PLACE, prompt.prompt)) for prompt in prompts], TASK)
     texts = [" ".join((reply.text or "").split()) for reply in replies]
     problems = [f"{p.prompt_id} ({reply.error})" for p, reply in zip(prompts, replies, strict=True) if reply.error]
     if problems:

@@ -1,6 +1,6 @@
 """A language model in this process that writes texts: the text side of a video VLM, or a plain one such as Qwen2.5.
 
-Greedy, one message at a time, so equal messages have equal replies.
+Decoding is greedy, one request at a time, so equal requests have equal replies.
 """
 
 import logging
@@ -21,11 +21,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from feedback.judges.qwen import Options
 from feedback.judges.vlm import unknown_words
-from feedback.questions.text_model import Message, Reply
+from feedback.questions.texts import TextReply, TextRequest
 
 logger = logging.getLogger(__name__)
 
-REPLY_TOKENS = 1024  # that a reply may have; what is cut off there cannot be read
+REPLY_TOKENS = 1024  # most tokens of a reply; a reply that is cut off there cannot be read
 
 
 class LocalText:
@@ -45,43 +45,45 @@ class LocalText:
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer, or that of the processor."""
         return self.templater.tokenizer if isinstance(self.templater, ProcessorMixin) else self.templater
 
-    def replies(self, messages: Sequence[Message], task: str) -> list[Reply]:
-        """As feedback.questions.text_model.TextModel says; nothing is kept between runs."""
-        return [self._reply(message) for message in tqdm(messages, unit="text", desc=self.name)]
+    def replies(self, requests: Sequence[TextRequest], task: str) -> list[TextReply]:
+        """As feedback.questions.texts.TextModel says; nothing is stored between runs."""
+        return [self._reply(request) for request in tqdm(requests, unit="text", desc=self.name)]
 
     @torch.no_grad()
-    def _reply(self, message: Message) -> Reply:
-        if problem := self._unreadable(message):
-            return Reply(None, problem)
+    def _reply(self, request: TextRequest) -> TextReply:
+        if problem := self._unreadable(request):
+            return TextReply(None, problem)
         inputs = self.templater.apply_chat_template(
-            [{"role": "user", "content": self._content(message)}],
+            [{"role": "user", "content": self._content(request)}],
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
         ).to(self.model.device)  # fmt: skip
         out = self.model.generate(
             **inputs,
             do_sample=False,
-            repetition_penalty=1.0,  # or a checkpoint's own keeps it from the words of the caption
+            repetition_penalty=1.0,  # a checkpoint's own penalty would suppress the words of the caption
             max_new_tokens=REPLY_TOKENS,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         new = out[0, inputs["input_ids"].shape[1] :]
         text = self.tokenizer.decode(new, skip_special_tokens=True).strip()
-        return Reply(text, None) if text else Reply(None, "an empty reply")
+        return TextReply(text, None) if text else TextReply(None, "an empty reply")
 
-    def _unreadable(self, message: Message) -> str | None:
-        """Why the model cannot be sent a message; null if it can."""
-        if message.image is not None and not isinstance(self.templater, ProcessorMixin):
-            return f"{self.name} takes no pictures, and the message has one"
-        if control := [token for token in self.tokenizer.all_special_tokens if token in message.text]:
-            return f"the message holds control tokens {control}"
-        if unknown := unknown_words(self.tokenizer, message.text):
-            return f"the message holds words outside the model's vocabulary: {', '.join(unknown[:5])}"
+    def _unreadable(self, request: TextRequest) -> str | None:
+        """Why the model cannot take a request; None if it can."""
+        if request.image is not None and not isinstance(self.templater, ProcessorMixin):
+            return f"{self.name} takes no pictures, and the request has one"
+        if control := [token for token in self.tokenizer.all_special_tokens if token in request.text]:
+            return f"the request holds control tokens {control}"
+        if unknown := unknown_words(self.tokenizer, request.text):
+            return f"the request holds words outside the model's vocabulary: {', '.join(unknown[:5])}"
         return None
 
-    def _content(self, message: Message) -> Any:
+    def _content(self, request: TextRequest) -> Any:
+        """The request as the chat template takes it."""
         if not isinstance(self.templater, ProcessorMixin):
-            return message.text
-        picture = [{"type": "image", "path": str(message.image)}] if message.image else []
-        return [*picture, {"type": "text", "text": message.text}]
+            return request.text
+        picture = [{"type": "image", "path": str(request.image)}] if request.image else []
+        return [*picture, {"type": "text", "text": request.text}]

@@ -1,4 +1,4 @@
-"""Latents to the frames that somebody will look at, with gradient, in bounded memory.
+"""Latents to a clip's wanted frames, with gradient, in bounded memory.
 
 Sec. 3.3 of Ask-A-Video: decoding a whole clip under autograd needs more memory than there is. Three ways:
 
@@ -13,14 +13,16 @@ Letters: C, F, h, w the latents' channels, frames, height, width; N wanted frame
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from data.config import STRICT, Count, WholeNotNegative
 from generators.core.generator import FrameDecoder, Generator
 
 # Latent frames that a window decodes before its own and drops. A causal decoder lets its first through as one frame and
@@ -30,37 +32,31 @@ LEAD = 2
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, tuple[Tensor, ...]]]  # FrameDecoder.step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Decoding:
-    """How latents become frames; params.yaml says what each value means. Raises ValueError naming a wrong value.
+    """How latents become frames; configs/recipes/common.yaml says what each value means.
 
-    mode: plain, windowed or exact.
     window, overlap: latent frames, of `windowed`. tile, tile_overlap: latent pixels, of `windowed`; tile None is the
     whole frame. offload: the state that `exact` carries waits in the host's memory.
     straight_through: a pixel beyond black or white is clamped in value alone; else it has no gradient.
     """
 
-    mode: str
-    window: int
-    overlap: int
-    tile: int | None
-    tile_overlap: int
+    mode: Literal["plain", "windowed", "exact"]
+    window: Count
+    overlap: WholeNotNegative
+    tile: Count | None
+    tile_overlap: WholeNotNegative
     offload: bool
     straight_through: bool
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode: found {self.mode!r}; known are {', '.join(MODES)}")
         for size, overlap in (("window", "overlap"), ("tile", "tile_overlap")):
             length, shared = getattr(self, size), getattr(self, overlap)
-            if length is not None and length < 1:
-                raise ValueError(f"{size}: found {length}; it must be at least 1")
-            if shared < 0 or (length is not None and shared >= length):
-                limit = "" if length is None else f" and below {size}, which is {length}"
-                raise ValueError(f"{overlap}: found {shared}; it must be at least 0{limit}")
+            if length is not None and shared >= length:
+                raise ValueError(f"{overlap} is {shared}, expected less than {size}, which is {length}")
 
 
-class Agreement(NamedTuple):
+class Fidelity(NamedTuple):
     """How near a way to decode comes to the plain one."""
 
     psnr: float  # dB over all pixels of the frames, the peak is 1; inf where they are equal
@@ -84,7 +80,7 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
         return frames[[wanted.index(frame) for frame in indices]]
 
 
-def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decoding: Decoding) -> Agreement:
+def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decoding: Decoding) -> Fidelity:
     """How near `decoding` comes to the plain decode, by way of `exact`, which equals it and fits into memory.
 
     latents: (1, C, F, h, w). The cotangent is white noise, the same in every call of the same shape.
@@ -98,7 +94,7 @@ def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decod
     (frames, gradient), (plain_frames, plain_gradient) = results
     error = (frames - plain_frames).square().mean().item()
     cosine = functional.cosine_similarity(gradient, plain_gradient, dim=0).item()
-    return Agreement(psnr=-10 * math.log10(error) if error else math.inf, gradient_cosine=cosine)
+    return Fidelity(psnr=-10 * math.log10(error) if error else math.inf, gradient_cosine=cosine)
 
 
 # The ways
@@ -120,17 +116,17 @@ def _windowed(decoder: FrameDecoder, latents: Tensor, wanted: Sequence[int], dec
 
     Deviations from the paper, which cuts the latents: a tile's own attention would give it a look of its own that no
     ramp hides, and a window's first half would miss most of what it looks back on. That half is a few hundredths of the
-    work and of the memory, of which a latent frame keeps less than a thousandth. Weights are the product of the ramps
-    along the axes, which sums to 1; the paper takes their minimum.
+    work and of the memory, and its output for a latent frame less than a thousandth. Weights are the product of the
+    ramps along the axes, which sums to 1; the paper takes their minimum.
     """
     num_frames, height, width = latents.shape[2:]
     tiles = _tiles(height, width, decoder.spatial, decoding)
     windows = spans(num_frames, decoding.window, decoding.overlap)
-    shown = [range(decoder.frames_of(window[0])[0], decoder.frames_of(window[-1])[-1] + 1) for window in windows]
+    decoded = [range(decoder.frames_of(window[0])[0], decoder.frames_of(window[-1])[-1] + 1) for window in windows]
     read = len(_kept(decoder, range(num_frames), wanted))
     features = checkpoint(_recomputed, decoder.attend, latents[:, :, :read], [[0]] * read, **CHECKPOINT)[0]
     frames = latents.new_zeros(len(wanted), height * decoder.spatial, width * decoder.spatial, 3)
-    for window, seen, ramp in zip(windows, shown, ramps(shown), strict=True):
+    for window, seen, ramp in zip(windows, decoded, ramps(decoded), strict=True):
         places = [place for place, frame in enumerate(wanted) if frame in seen]
         if not places:
             continue
@@ -172,11 +168,11 @@ def _kept(decoder: FrameDecoder, latent_frames: range, wanted: Sequence[int]) ->
 
 def _steps(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: Tensor) -> tuple[Tensor, ...]:
     """The kept frames of consecutive latent frames, and the state after them. keep: see `_kept`."""
-    shown = []
+    kept = []
     for latent, offsets in zip(latents.split(1, dim=2), keep, strict=True):
         frames, state = step(latent, state)
-        shown.append(frames[offsets])
-    return torch.cat(shown), *state
+        kept.append(frames[offsets])
+    return torch.cat(kept), *state
 
 
 def _recomputed(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: Tensor) -> tuple[Tensor, ...]:
@@ -186,15 +182,15 @@ def _recomputed(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: 
     is left, and so on; within each the same: recursive bisection, the simple form of Griewank and Walther's
     checkpointing. Of 5 steps each is computed at most 2.4 times, of 21 (81 frames of Wan) 3.4 times.
     """
-    shown, carried, start = [], list(state), 0
+    kept, carried, start = [], list(state), 0
     while start < len(keep):
         stop = start + max(1, (len(keep) - start) // 2)
         within = _recomputed if stop - start > 1 else _steps
         part = latents[:, :, start:stop]
         frames, *carried = checkpoint(within, step, part, keep[start:stop], *carried, **CHECKPOINT)
-        shown.append(frames)
+        kept.append(frames)
         start = stop
-    return torch.cat(shown), *carried
+    return torch.cat(kept), *carried
 
 
 def _on_host(step: Step) -> Step:
@@ -287,7 +283,7 @@ def _check(latents: Tensor, indices: Sequence[int], decoder: FrameDecoder) -> No
     if latents.shape[0] != 1:
         raise ValueError(f"latents: found {latents.shape[0]} clips; they are decoded one at a time")
     if not indices:
-        raise ValueError("indices: no frame is asked for")
+        raise ValueError("indices: empty, at least one frame is decoded")
     num_frames = decoder.frames_of(latents.shape[2] - 1).stop
     for frame in indices:
         if not 0 <= frame < num_frames:

@@ -1,5 +1,20 @@
 """A video generator: one interface over diffusers pipelines, for sampling and for training alike.
 
+A family is a module, generators/families/<name>.py or a user's own under a dotted path in `generator.family`. It has
+
+    load(path, revision, dtype, device, max_prompt_tokens, parts) -> Generator
+
+    path               str, a local folder or a hub id; revision: str or None, of a hub id
+    dtype              torch.dtype of transformer and text encoder; the VAE is float32
+    device             torch.device
+    max_prompt_tokens  L of every embedding; a longer prompt is a ValueError
+    parts              those of PARTS to load; asking a missing one is an error (`Generator.part`)
+
+and returns a subclass of `Generator` that sets `family` and `lora_targets` and fills in encode_text, latent_shape,
+decode_float, frame_decoder and encode. Its modules are frozen and in eval mode; weights come from safetensors only.
+ValueErrors name the argument that is wrong. The module imports diffusers and transformers in `load`, not at its top:
+params.yaml is checked without them. One seed gives one clip, whatever the batch, order or process.
+
 Letters: B batch, L text tokens, D text width; C, F, h, w the latents' channels, frames, height, width;
 F, H, W the clip's frames, height, width. Latents are always normalised, as the transformer sees them.
 """
@@ -10,7 +25,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +34,8 @@ from generators.core.process import FlowMatching, NoiseProcess, VariancePreservi
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("transformer", "text_encoder", "vae")  # what may be loaded; training needs the first alone
-SOLVERS = ("euler", "unipc")
+Solver = Literal["euler", "unipc"]
+SOLVERS = get_args(Solver)
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, scheduler timestep) -> prediction
 
@@ -58,15 +74,15 @@ class FrameDecoder(Protocol):
 
 
 class Generator:
-    """A diffusers pipeline's parts and what is asked of them; a family fills in text and pixels.
+    """A diffusers pipeline's parts, sampled and trained; a family fills in text and pixels.
 
-    modules: the parts that were loaded, by the names in PARTS; asking a missing one is an error.
+    modules: the loaded parts, by the names in PARTS; using a missing one is an error.
     conditioning_channels: channels that the transformer takes beside the latents (image-to-video), else 0.
     dtype: of the transformer's and text encoder's activations; predictions come back as float32.
     """
 
     family: str
-    lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts unless told otherwise
+    lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
 
     def __init__(
         self,
@@ -86,9 +102,9 @@ class Generator:
         self.device = device
 
     def with_shift(self, shift: float) -> Self:
-        """The same modules under another shift of the flow's time. Raises ValueError for one that is no flow."""
+        """The same modules under another shift of the flow's time. Raises ValueError where the model is no flow."""
         if not isinstance(self.process, FlowMatching):
-            raise ValueError(f"shift: {shift} is of flow matching, and this {self.family} generator is none")
+            raise ValueError(f"shift: {shift} is of flow matching, and this {self.family} generator is no flow model")
         changed = copy.copy(self)
         changed.scheduler_config = {**self.scheduler_config, shift_key(self.scheduler_config): shift}
         changed.process = process_of(changed.scheduler_config)
@@ -135,7 +151,7 @@ class Generator:
         """
         return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
-    # Asking the transformer
+    # Predictions
 
     @property
     def transformer(self) -> Any:
@@ -161,7 +177,7 @@ class Generator:
     ) -> Predict:
         """The prediction under classifier-free guidance, as a function of latents and scheduler timestep.
 
-        uncond + guidance (cond - uncond), both from one batch; guidance 1 never asks for uncond.
+        uncond + guidance (cond - uncond), both from one batch; guidance 1 never computes uncond.
         embeddings: (B, L, D); empty_embedding: (L, D). Raises ValueError for guidance below 1.
         """
         if guidance < 1:
@@ -238,8 +254,8 @@ def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor) -> Iterator
 
     predict: (latents, timestep) -> prediction, from `Generator.guided`; wrap it to detach its input or to
         checkpoint it. scheduler: with its timesteps set.
-    Nothing here touches grad mode: whoever draws the next step decides whether it is recorded, so a rollout may
-    take its first steps under no_grad and its last with gradient.
+    Grad mode is not touched: the caller of next() decides whether a step is recorded, so a rollout may take its first
+    steps under no_grad and its last with gradient.
     """
     if hasattr(scheduler, "set_begin_index"):  # else a first timestep that rounding repeats is looked up as the second
         scheduler.set_begin_index(0)
@@ -279,7 +295,7 @@ def solver_scheduler(scheduler_config: Mapping[str, Any], solver: str) -> Any:
 def solver_times(scheduler: Any, process: NoiseProcess) -> Tensor:
     """(K,) process time, in [0, 1], of each of the solver's timesteps, which are set.
 
-    A flow model's is the solver's own sigma: UniPC rounds the timestep that it tells the transformer.
+    A flow model's is the solver's own sigma: UniPC rounds the timestep that it passes to the transformer.
     """
     if isinstance(process, VariancePreserving):
         return scheduler.timesteps / (len(process.alphas_cumprod) - 1)

@@ -1,4 +1,4 @@
-"""Which generator a path means: what policies were trained from can be told apart later."""
+"""The identity of a generator: which weights a policy was trained from."""
 
 import hashlib
 from pathlib import Path

@@ -1,19 +1,15 @@
-"""What makes videos: one interface over diffusers pipelines, one file a family."""
+"""A generator by the name of its family; `generators.core.generator` says what a family is."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from typing import cast
 
 import torch
 
+from data.doors import find
 from generators.core.generator import PARTS, Generator, as_dtype, check_parts
 
-
-def _wan(*args, **kwargs) -> Generator:
-    from generators.families.wan import load_wan
-
-    return load_wan(*args, **kwargs)
-
-
-FAMILIES: dict[str, Callable[..., Generator]] = {"wan": _wan}  # each imports its pipeline only when asked
+# The only place of generators/core that names families: name -> module with `load`, imported when it is used.
+FAMILIES = {"wan": "generators.families.wan"}
 
 
 def load_generator(
@@ -27,12 +23,12 @@ def load_generator(
 ) -> Generator:
     """A generator ready to sample, its modules frozen and in eval mode.
 
+    family: a key of FAMILIES, or the dotted path of a user's module, such as my_lab.generators.ltx.
     path: a local diffusers folder or a hub id; revision: a hub id's commit, tag or branch.
     dtype: float32 or bfloat16, of transformer and text encoder; the VAE is always float32.
-    parts: what to load of transformer, text_encoder and vae; training needs ("transformer",) alone.
+    parts: the modules to load, of transformer, text_encoder and vae; training needs ("transformer",) alone.
     Reads safetensors only, never a pickle. Raises ValueError naming the argument that is wrong.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"generator family: found {family!r}; known are {', '.join(FAMILIES)}")
+    load = find(family, FAMILIES, "generator.family", "load")
     check_parts(parts)
-    return FAMILIES[family](str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts)
+    return cast(Generator, load(str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts))

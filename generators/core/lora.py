@@ -1,4 +1,4 @@
-"""What of the transformer is trained: a LoRA adapter (peft), or all of it; and the reference policy beside it.
+"""The trained part of the transformer, a LoRA adapter (peft) or all of it, and the reference policy beside it.
 
     start is base      adapter `policy` alone; the reference is the base, adapters off
     start is a LoRA    adapter `policy` continues it; the reference is `reference`, its frozen second copy
@@ -32,13 +32,13 @@ PREFIX = "transformer."  # of the component, in front of every key, as diffusers
 
 
 class LoraError(ValueError):
-    """An adapter that would train nothing, or a policy folder that does not hold what it should."""
+    """An adapter that would train nothing, or a policy folder with missing or wrong files."""
 
 
 # LoRA
 
 
-def attach(transformer: Any, rank: int, alpha: float, targets: Sequence[str], seed: int, dropout: float = 0.0) -> None:
+def attach(transformer: Any, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
     """Freeze the transformer and add the trainable adapter `policy`, which changes nothing yet.
 
     W + alpha/rank · B A, B zero, A drawn on the CPU from `seed`, the same on any device; float32 whatever W is.
@@ -48,11 +48,7 @@ def attach(transformer: Any, rank: int, alpha: float, targets: Sequence[str], se
 
     _check_targets(transformer, targets)
     transformer.requires_grad_(False)
-    _add_adapter(
-        transformer,
-        LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(targets), lora_dropout=dropout),
-        POLICY,
-    )
+    _add_adapter(transformer, LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(targets)), POLICY)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(_adapter_parameters(transformer, POLICY).items()):
         values = torch.zeros(parameter.shape)
@@ -109,7 +105,7 @@ def save(transformer: Any, folder: Path) -> None:
     weights = get_peft_model_state_dict(transformer, adapter_name=POLICY)
     path = Path(folder) / LORA_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One metadata entry alone: safetensors writes several in an order of chance, so the bytes would differ.
+    # One metadata entry: safetensors writes several in random order, so the bytes would differ.
     save_file(
         {PREFIX + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
         path.with_suffix(".tmp"),
@@ -173,7 +169,7 @@ def load_full(transformer: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def reference(transformer: Any) -> Iterator[None]:
-    """Within it the transformer answers as the reference policy does; afterwards as the policy, trainable as before.
+    """Within it the transformer predicts as the reference policy; afterwards as the policy, trainable as before.
 
     Call backward outside: a graph that the policy recorded holds the weights that are swapped here.
     """

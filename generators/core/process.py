@@ -1,6 +1,6 @@
-"""Noise processes: how a clean latent becomes noise, and what the transformer is asked to predict on the way.
+"""Noise processes: how a clean latent becomes noise, and what the transformer predicts on the way.
 
-Each answers the same questions (`NoiseProcess`), so a loss written against them fits flow matching, epsilon
+Each has the same methods (`NoiseProcess`), so a loss written against them fits flow matching, epsilon
 and v models alike.
 
     variable     flow matching (Lipman et al., Wan)   diffusion (DDPM, Salimans & Ho)
@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 class NoiseProcess(Protocol):
-    """What a loss and a sampler ask of a noise process."""
+    """The methods of a noise process that a loss and a sampler use."""
 
     @property
     def shift(self) -> float:
@@ -41,7 +41,7 @@ class NoiseProcess(Protocol):
         """Clean latents that the prediction implies; exact when the prediction is the target."""
 
     def noise_estimate(self, noised: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """Noise that the prediction implies; exact when the prediction is the target."""
+        """Noise that the prediction implies; exact when the prediction is the target. Only tests use it."""
 
     def model_timestep(self, t: Tensor) -> Tensor:
         """(B,) timestep in the unit that the transformer was trained on."""
@@ -140,7 +140,7 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
     """The noise process that a diffusers scheduler's config describes.
 
     scheduler_config: as saved, so with its _class_name, which the `.config` of a scheduler in memory lacks.
-    Raises ValueError where its prediction type is none of ours, or its shift hinges on the resolution.
+    Raises ValueError where its prediction type is none of ours, or its shift depends on the resolution.
     """
     prediction_type = scheduler_config.get("prediction_type")
     if _class_name(scheduler_config).startswith("FlowMatch") or prediction_type == "flow_prediction":

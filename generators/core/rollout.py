@@ -1,70 +1,64 @@
-"""Sampling a clip set: every prompt of a split, N clips each, from the generator as some policy has left it."""
+"""Sampling a clip set: every prompt of a split, N clips each, from the generator with a policy's weights."""
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
+from data.config import STRICT, Count, Positive
 from data.manifest import publish
-from data.prompts import SPLITS, Prompt, select
+from data.prompts import Prompt, select
 from data.records import Sample
 from data.store import ClipSetWriter
-from generators.core.generator import SOLVERS, Generator
+from generators.core.generator import Generator, Solver
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class VideoSize:
-    """What a clip is."""
+    """Section `video`: the size of a clip."""
 
-    num_frames: int
-    height: int  # pixels
-    width: int  # pixels
-    fps: float  # frames per second, of the mp4
+    num_frames: Count
+    height: Count  # pixels
+    width: Count  # pixels
+    fps: Positive  # frames per second, of the mp4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Sampling:
-    """How a clip set is sampled. Raises ValueError for counts below 1, and an unknown solver or split."""
+    """Section `generate`: how a clip set is sampled."""
 
-    steps: int
-    guidance: float
-    solver: str
-    samples_per_prompt: int
-    batch_size: int  # clips per forward; another one changes clips within float tolerance
-    split: str
+    steps: Count
+    guidance: Annotated[float, Ge(1)]  # 1 is off
+    solver: Solver
+    samples_per_prompt: Count
+    batch_size: Count  # clips per forward; another one changes clips within float tolerance
+    split: Literal["train", "test", "all"]
     seed: int
-    prompts: int | None = None  # of the split, evenly spread over it; null: all
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "samples_per_prompt", "batch_size", "prompts"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        for name, known in (("solver", SOLVERS), ("split", (*SPLITS, "all"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}")
+    prompts: Count | None = None  # of the split, evenly spread over it; None: all
 
 
 class ClipSetName(NamedTuple):
-    """What a clip set is called: `name` enters its seeds and sample ids, so sets of one name share their noise."""
+    """The name of a clip set: `name` enters its seeds and sample ids, so sets of one name share their noise."""
 
     name: str
     policy: str
 
 
-class Maker(NamedTuple):
-    """Who makes a part of a clip set."""
+class _Part(NamedTuple):
+    """A part of a clip set: the clips of one policy, or of one of its checkpoints."""
 
-    policy: str  # what the rows say
-    ids: str  # what the sample ids begin with
-    load: Callable[[], Generator]  # the generator as this policy has left it
+    policy: str  # in the rows
+    prefix: str  # of the sample ids
+    load: Callable[[], Generator]  # the generator with this policy's weights
 
 
 def generate_clip_set(
@@ -80,13 +74,13 @@ def generate_clip_set(
     """Sample the clips of a set and publish it as `out`; returns their number.
 
     work: resume state. A restart samples only the batches that are missing, and ends with the same bytes.
-    texts: what the generator is told in place of the prompts, by prompt_id. The rows keep the prompts, and the
-        manifest's fact `texts` says what was told.
+    texts: the generator's inputs in place of the prompts, by prompt_id. The rows keep the prompts, and the manifest's
+        fact `texts` holds the texts.
     Raises ValueError for a prompt longer than the text encoder takes, a size that the VAE cannot represent, and a
     split without prompts.
     """
-    maker = Maker(called.policy, called.name, lambda: generator)
-    return _generate([maker], prompts, size, sampling, called, work, out, texts)
+    part = _Part(called.policy, called.name, lambda: generator)
+    return _generate([part], prompts, size, sampling, called, work, out, texts)
 
 
 def generate_checkpoint_set(
@@ -98,17 +92,19 @@ def generate_checkpoint_set(
     work: Path,
     out: Path,
 ) -> int:
-    """Sample one set from every checkpoint of a policy, each on the same prompts and noise; otherwise as above.
+    """Sample one set from every checkpoint of a policy, each on the same prompts and noise.
 
-    checkpoints: by name, how to load the generator as it was then; one whose clips are all there is not loaded.
+    The other arguments are those of `generate_clip_set`.
+
+    checkpoints: by name, a function that loads the generator with its weights; not called where its clips exist.
     Its rows have the policy `<policy>/<name>`, its sample ids begin with `<set>-<name>-`.
     """
-    makers = [Maker(f"{called.policy}/{n}", f"{called.name}-{n}", load) for n, load in checkpoints.items()]
-    return _generate(makers, prompts, size, sampling, called, work, out)
+    parts = [_Part(f"{called.policy}/{n}", f"{called.name}-{n}", load) for n, load in checkpoints.items()]
+    return _generate(parts, prompts, size, sampling, called, work, out)
 
 
 def _generate(
-    makers: Sequence[Maker],
+    parts: Sequence[_Part],
     prompts: Sequence[Prompt],
     size: VideoSize,
     sampling: Sampling,
@@ -117,24 +113,24 @@ def _generate(
     out: Path,
     texts: Mapping[str, str] | None = None,
 ) -> int:
-    asked = select(prompts, sampling.split, sampling.prompts)
-    told = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in asked}
-    plans = [plan(asked, size, sampling, ClipSetName(called.name, maker.policy), maker.ids) for maker in makers]
-    parts = [_batches(rows, sampling.batch_size) for rows in plans]
+    chosen = select(prompts, sampling.split, sampling.prompts)
+    inputs = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in chosen}
+    plans = [plan(chosen, size, sampling, ClipSetName(called.name, part.policy), part.prefix) for part in parts]
+    batches = [_batches(rows, sampling.batch_size) for rows in plans]
     writer = ClipSetWriter(work)
     done = writer.done_batches()
-    numbered = [list(enumerate(part, number * len(part))) for number, part in enumerate(parts)]  # all are as long
-    missing = [[(index, batch) for index, batch in part if index not in done] for part in numbered]
-    total, todo = (sum(len(batch) for part in which for _, batch in part) for which in (numbered, missing))
+    numbered = [list(enumerate(own, number * len(own))) for number, own in enumerate(batches)]  # all are as long
+    missing = [[(index, batch) for index, batch in own if index not in done] for own in numbered]
+    total, todo = (sum(len(batch) for own in which for _, batch in own) for which in (numbered, missing))
     began, encoded = time.monotonic(), None
     with tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}") as progress:
-        for place, (maker, part) in enumerate(zip(makers, missing, strict=True)):
-            if not part and (encoded or place < len(makers) - 1):  # the embeddings are needed even if no clip is
+        for place, (part, own) in enumerate(zip(parts, missing, strict=True)):
+            if not own and (encoded or place < len(parts) - 1):  # the embeddings are needed even if no clip is
                 continue
-            generator = maker.load()
+            generator = part.load()
             shape = generator.latent_shape(size.num_frames, size.height, size.width)
-            encoded = encoded or _encode(generator, told)
-            for index, batch in part:
+            encoded = encoded or _encode(generator, inputs)
+            for index, batch in own:
                 latents = generator.sample(
                     torch.stack([encoded.prompts[sample.prompt_id] for sample in batch]),
                     encoded.empty,
@@ -147,7 +143,7 @@ def _generate(
                 progress.update(len(batch))
             del generator  # before the next is loaded
     assert encoded is not None
-    facts = {"set": called.name, "policy": called.policy} | ({"texts": told} if texts else {})
+    facts = {"set": called.name, "policy": called.policy} | ({"texts": inputs} if texts else {})
     writer.finish(encoded.prompts, encoded.empty, facts)
     publish(work, out)
     seconds = time.monotonic() - began
@@ -160,9 +156,9 @@ class _Encoded(NamedTuple):
     empty: Tensor  # (L, D)
 
 
-def _encode(generator: Generator, told: Mapping[str, str]) -> _Encoded:
-    *encoded, empty = generator.encode_text([*told.values(), ""])
-    return _Encoded(dict(zip(told, encoded, strict=True)), empty)
+def _encode(generator: Generator, inputs: Mapping[str, str]) -> _Encoded:
+    *encoded, empty = generator.encode_text([*inputs.values(), ""])
+    return _Encoded(dict(zip(inputs, encoded, strict=True)), empty)
 
 
 def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
@@ -172,9 +168,9 @@ def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
 def plan(
     prompts: Sequence[Prompt], size: VideoSize, sampling: Sampling, called: ClipSetName, ids: str | None = None
 ) -> list[Sample]:
-    """The rows of a set, prompt after prompt. ids: what their sample ids begin with, if not with the set's name.
+    """The rows of a set, prompt after prompt. ids: the prefix of their sample ids; None: the set's name.
 
-    A clip's seed hangs on (set seed, set name, prompt_id, index) alone, not on the policy, the other prompts or the
+    A clip's seed depends on (set seed, set name, prompt_id, index) alone, not on the policy, the other prompts or the
     batch: rounds differ by their names, and the evaluation sets of all policies share theirs.
     """
     return [

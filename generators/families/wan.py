@@ -1,6 +1,6 @@
 """Wan 2.1: text to video, and image to video where the first frame enters as extra channels.
 
-Text, padding and latents' scaling are those of diffusers' WanPipeline.
+Text, padding and the scaling of latents are those of diffusers' WanPipeline.
 """
 
 import inspect
@@ -108,7 +108,7 @@ class WanGenerator(Generator):
         return mean, std
 
 
-def load_wan(
+def load(
     path: str,
     revision: str | None,
     dtype: torch.dtype,
@@ -116,7 +116,7 @@ def load_wan(
     max_prompt_tokens: int,
     parts: Collection[str],
 ) -> WanGenerator:
-    """A WanGenerator from a local folder or hub id, see `generators.load_generator`."""
+    """A WanGenerator from a local folder or hub id; generators.core.generator says what the arguments are."""
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
     index = read_model_index(path, revision)

@@ -1,55 +1,43 @@
-"""The settings of an online run, checked one by one."""
+"""The settings of an online run; configs/recipes/common.yaml says what each value means."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
-from generators.core.generator import SOLVERS
-from rl.training.config import (
-    COUNT,
-    NOT_NEGATIVE,
-    POLICY_RULES,
-    WHOLE_NOT_NEGATIVE,
-    PolicyConfig,
-    Rule,
-    check,
-    is_number,
-    one_of,
-    or_null,
-)
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 
-NOISES = ("fresh", "fixed")
-RENOISES = ("fresh", "same", "none")
+from data.config import STRICT, Count, NotNegative, WholeNotNegative
+from generators.core.generator import Solver
+from rl.training.config import PolicyConfig
+
 ROLLOUTS = {"random_step": "renoise", "last_steps": "gradient_steps"}  # by name, the setting that it alone reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class OnlineConfig(PolicyConfig):
-    """How a policy is trained by a judge; params.yaml says what each value means.
+    """How a policy is trained by a judge. A setting of the other rollout is None.
 
-    Raises ValueError naming a value that is wrong. A setting of the other rollout is null.
     batch_size: clips of an update, over all processes and micro-batches.
     stop_below: the run ends with the first update whose mean loss a question is below it, in nats where the judges'
-        losses are. What VLM-as-Teacher's summary calls a reward threshold of 0.1, after 50 updates at most, is read
-        as such a loss: p of 0.90. The summary does not say more.
+        losses are. VLM-as-Teacher's summary has a reward threshold of 0.1, after 50 updates at most; it is read here
+        as such a loss: p of 0.90. The summary does not say more, nor on which noise: here it is that of the update.
     velocity_weight: of the mean squared distance of the policy's predictions to its start's.
     """
 
-    rollout: str
-    renoise: str | None
-    gradient_steps: int | None
-    noise: str
-    steps: int
-    solver: str
-    guidance: float
-    updates: int
-    warmup_updates: int
-    velocity_weight: float
-    held_out_every: int | None
-    held_out_tolerance: float
+    rollout: Literal["random_step", "last_steps"]
+    renoise: Literal["fresh", "same", "none"] | None
+    gradient_steps: Count | None
+    noise: Literal["fresh", "fixed"]
+    steps: Count
+    solver: Solver
+    guidance: Annotated[float, Ge(1)]  # 1 is off
+    updates: Count
+    warmup_updates: WholeNotNegative
+    velocity_weight: NotNegative
+    held_out_every: Count | None
+    held_out_tolerance: NotNegative
     stop_below: float | None
 
     def __post_init__(self) -> None:
-        check(self, POLICY_RULES | _RULES)
         for rollout, key in ROLLOUTS.items():
             if (rollout == self.rollout) == (getattr(self, key) is None):
                 wanted = "must be set for" if rollout == self.rollout else "must be null, being not read by"
@@ -61,24 +49,3 @@ class OnlineConfig(PolicyConfig):
                 f"held_out_every must be a multiple of checkpoint_every ({self.checkpoint_every}), since the best"
                 f" checkpoint is kept; found {self.held_out_every}"
             )
-
-
-def _is_guidance(value: Any) -> bool:
-    return is_number(value) and value >= 1
-
-
-_RULES: dict[str, Rule] = {
-    "rollout": one_of(tuple(ROLLOUTS)),
-    "renoise": or_null(one_of(RENOISES)),
-    "gradient_steps": or_null(COUNT),
-    "noise": one_of(NOISES),
-    "steps": COUNT,
-    "solver": one_of(SOLVERS),
-    "guidance": (_is_guidance, "a number >= 1, 1 being off"),
-    "updates": COUNT,
-    "warmup_updates": WHOLE_NOT_NEGATIVE,
-    "velocity_weight": NOT_NEGATIVE,
-    "held_out_every": or_null(COUNT),
-    "held_out_tolerance": NOT_NEGATIVE,
-    "stop_below": or_null((is_number, "a number")),
-}

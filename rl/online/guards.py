@@ -1,6 +1,6 @@
-"""Guards against fooling the judge: a leash to the reference, and a second judge who ends the run.
+"""Guards against over-optimising a judge: a penalty on the distance to the reference, and a held-out judge.
 
-Ask-A-Video §4.3 and Fig. 7 of Diffusion-DRF show what they are against: the judge that is trained on goes on rising
+Ask-A-Video §4.3 and Fig. 7 of Diffusion-DRF show the failure: the score of the judge that is trained on goes on rising
 while the clips get worse.
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from generators.core.generator import Predict
 from rl.objectives import per_sample_error
-from rl.online.rollouts import Asked
+from rl.online.rollouts import Forward
 
 
-class Point(NamedTuple):
-    """What judges say of the policy after some updates, on the same prompts and noise each time; more is better."""
+class CurvePoint(NamedTuple):
+    """The judges' scores of the policy after some updates, on the same prompts and noise each time; more is better."""
 
     training: float  # of the judge that is trained on
     held_out: float  # of the judge that is not
@@ -26,39 +26,39 @@ class Point(NamedTuple):
 
 def velocity_distance(
     predict: Predict,
-    reference: Callable[[], AbstractContextManager],
-    asked: Sequence[Asked],
+    reference: Callable[[], AbstractContextManager[None]],
+    forwards: Sequence[Forward],
     weight: float,
 ) -> Tensor:
-    """(B,) mean over the steps asked, and over latent elements, of (policy - reference)², without gradient.
+    """(B,) mean over these forwards, and over latent elements, of (policy - reference)², without gradient.
 
     Where weight is not 0, weight times their sum over clips is back-propagated here, a step at a time. The policy
-    is asked again for it: where it is asked is a constant of the penalty, while in a rollout of several steps each
-    step's latents hang on the steps before.
+    predicts again for it: the latents are a constant of the penalty, while in a rollout of several steps each step's
+    latents depend on the steps before.
     """
     distances = []
-    for latents, timestep, prediction in asked:
+    for latents, timestep, prediction in forwards:
         with torch.no_grad(), reference():
             wanted = predict(latents, timestep)
         if weight > 0:
             prediction = predict(latents, timestep)
-        distance = per_sample_error(prediction, wanted) / len(asked)
+        distance = per_sample_error(prediction, wanted) / len(forwards)
         if weight > 0:
             (weight * distance.sum()).backward()
         distances.append(distance.detach())
     return torch.stack(distances).sum(0)
 
 
-def fooled(curve: Mapping[int, Point], tolerance: float) -> bool:
+def fooled(curve: Mapping[int, CurvePoint], tolerance: float) -> bool:
     """Whether the last point's held-out judge has fallen while the training judge rose.
 
     curve: by update. Fallen is more than `tolerance` below its best point; risen is above the training judge of that
-    point. Both falling is no fooling: the run may recover.
+    point. False where both fell: the run may recover.
     """
     top, last = curve[best(curve)], curve[max(curve)]
     return last.held_out < top.held_out - tolerance and last.training > top.training
 
 
-def best(curve: Mapping[int, Point]) -> int:
+def best(curve: Mapping[int, CurvePoint]) -> int:
     """Update whose point is best by the held-out judge, the earliest of equals."""
     return max(sorted(curve), key=lambda update: curve[update].held_out)

@@ -1,7 +1,7 @@
-"""What judges are to the online trainer, and how their answers become a gradient of latents.
+"""The interface of a judge in online training, and the gradient of its answers by a clip's latents.
 
-Memory: the graphs of a clip's decoding and of one judge are all that is held at a time. Each is cut off from the next
-by a leaf, whose gradient is handed on when the judge's graph is gone.
+Memory: no more than the graphs of one clip's decoding and of one judge are held at a time. A leaf separates them; its
+gradient is back-propagated through the decoding when the judge's graph is freed.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rl.training.policies import NonFiniteLossError
+from rl.training.run import NonFiniteLossError
 
 Decode = Callable[[Tensor, Sequence[int]], Tensor]
 """Latents (1, C, F, h, w) and frame indices, rising -> those frames (len(indices), H, W, 3) in [0, 1], with graph."""
 
 
-class Answers(Protocol):
-    """What a judge was asked of one clip, and what it said; a NamedTuple of these fields will do."""
+class JudgeAnswers(Protocol):
+    """A judge's questions about one clip and its answers; any NamedTuple with these fields."""
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -25,11 +25,14 @@ class Answers(Protocol):
 
     @property
     def loss(self) -> Tensor:
-        """(N,) nats, or minus a metric's score, with gradient."""
+        """(N,) nats, or the negative of a metric's score, with gradient."""
 
     @property
     def p_wanted(self) -> Tensor:
-        """(N,) detached probability of the wanted answer; NaN where a metric has none."""
+        """(N,) detached probability of the wanted answer in one spelling; NaN where a metric has none.
+
+        p_yes of a Verdict sums over all spellings of the answer, so the two differ.
+        """
 
 
 class Judge(Protocol):
@@ -37,37 +40,37 @@ class Judge(Protocol):
 
     name: str
 
-    def shown(self, num_frames: int, seed: int) -> list[int]:
-        """Indices of the clip's frames that it looks at. seed: of its frame jitter."""
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
+        """Indices of the clip's frames that it sees. seed: of its frame jitter."""
 
-    def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:
-        """Its answers on one clip.
+    def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> JudgeAnswers:
+        """Its answers about one clip.
 
-        frames: (F, H, W, 3) float32 in [0, 1], those of `shown` in its order. seed: as given to `shown`.
+        frames: (F, H, W, 3) float32 in [0, 1], those of `frame_indices`, in that order. seed: as given to it.
         """
 
 
 class WeightedJudge(NamedTuple):
-    """A judge, and what its losses count for beside those of the others."""
+    """A judge and the weight of its losses."""
 
     judge: Judge
     weight: float  # above 0
 
 
-class Answered(NamedTuple):
-    """One answer, as a number."""
+class QuestionResult(NamedTuple):
+    """The answer to one question about one clip, as numbers."""
 
     question: str  # judge/question
     loss: float
     p_wanted: float  # NaN where a metric has none
 
 
-class Judged(NamedTuple):
-    """What all judges say of one clip."""
+class JudgedClip(NamedTuple):
+    """All judges' answers about one clip, and their gradient."""
 
     gradient: Tensor  # (1, C, F, h, w) of `scale` times the loss, by the clip's latents
     loss: float  # summed over questions, weighted over judges
-    answers: tuple[Answered, ...]
+    results: tuple[QuestionResult, ...]
 
 
 def judge_clip(
@@ -78,24 +81,24 @@ def judge_clip(
     decode: Decode,
     num_frames: int,
     scale: float,
-) -> Judged:
-    """The judges' answers on one clip, each judge's summed over its questions, and their gradient.
+) -> JudgedClip:
+    """The judges' answers about one clip, each judge's losses summed over its questions, and their gradient.
 
     latents: (1, C, F, h, w), taken without their graph. seeds: one for each judge. num_frames: of the clip, of which
-    only those are decoded that some judge looks at. scale: of the gradient alone.
+    only those that a judge sees are decoded. scale: of the gradient alone.
     Eq. 3 of Diffusion-DRF sums over tokens and questions; weights over several judges are ours.
-    Raises NonFiniteLossError naming the prompt, judge and question; ValueError for a judge that asks nothing.
+    Raises NonFiniteLossError naming the prompt, judge and question; ValueError for a judge without a question.
     """
-    shown = [judge.shown(num_frames, seed) for (judge, _), seed in zip(judges, seeds, strict=True)]
-    indices = sorted({index for looked_at in shown for index in looked_at})
+    frames_of = [judge.frame_indices(num_frames, seed) for (judge, _), seed in zip(judges, seeds, strict=True)]
+    indices = sorted({index for own in frames_of for index in own})
     clip = latents.detach().requires_grad_()
     decoded = decode(clip, indices)
     _check(decoded, f"prompt {prompt_id}: its decoded frames are not finite")
     frames = decoded.detach().requires_grad_()
     loss = 0.0
-    answered: list[Answered] = []
-    for (judge, weight), looked_at, seed in zip(judges, shown, seeds, strict=True):
-        answers = judge(frames[[indices.index(index) for index in looked_at]], prompt_id, seed)
+    results: list[QuestionResult] = []
+    for (judge, weight), own, seed in zip(judges, frames_of, seeds, strict=True):
+        answers = judge(frames[[indices.index(index) for index in own]], prompt_id, seed)
         if not answers.questions:
             raise ValueError(f"judge {judge.name} has no question for prompt {prompt_id}: leave the prompt out")
         for question, value in zip(answers.questions, answers.loss, strict=True):
@@ -106,11 +109,11 @@ def judge_clip(
         _check(frames.grad, f"judge {judge.name}, prompt {prompt_id}: the gradient of its loss is not finite")
         loss += total.item()
         names = [f"{judge.name}/{question}" for question in answers.questions]
-        answered += map(Answered, names, answers.loss.tolist(), answers.p_wanted.tolist())
+        results += map(QuestionResult, names, answers.loss.tolist(), answers.p_wanted.tolist())
     decoded.backward(frames.grad)
     assert clip.grad is not None
     _check(clip.grad, f"prompt {prompt_id}: the gradient of its decoding is not finite")
-    return Judged(clip.grad, loss, tuple(answered))
+    return JudgedClip(clip.grad, loss, tuple(results))
 
 
 def _check(values: Tensor, message: str) -> None:

@@ -1,6 +1,7 @@
-"""From noise to clean latents, of which the last part has a gradient: what an online update differentiates.
+"""From noise to clean latents, the last part with a gradient, which an online update back-propagates.
 
-Both ways sample as inference does, by its solver, schedule and guidance, and differ in what they record.
+Both ways sample as inference does, by its solver, schedule and guidance, and differ in what they record. Under
+guidance the gradient passes through both branches, with and without the prompt; the papers do not say.
 
     variable          Ask-A-Video (§3.2)            Diffusion-DRF (Eq. 2)
     noise             epsilon = z_{t_0}             z_T
@@ -24,8 +25,8 @@ from generators.core.generator import Predict, denoise_steps, solver_times
 from generators.core.process import NoiseProcess
 
 
-class Asked(NamedTuple):
-    """Where the policy was asked with gradient, and what it said; all without gradient."""
+class Forward(NamedTuple):
+    """Input and output of a forward of the policy that a rollout recorded; without gradient here."""
 
     latents: Tensor  # (B, C, F, h, w) z_t
     timestep: Tensor  # scalar, in the transformer's unit
@@ -33,10 +34,10 @@ class Asked(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Clean latents, and the differentiable forwards that they hang on."""
+    """Clean latents, and the recorded forwards that they depend on."""
 
     latents: Tensor  # (B, C, F, h, w) float32, with graph
-    asked: tuple[Asked, ...]
+    forwards: tuple[Forward, ...]
 
 
 def random_step(
@@ -63,7 +64,7 @@ def random_step(
     timestep = scheduler.timesteps[k]
     prediction = predict(latents, timestep)
     estimate = process.clean_estimate(latents, prediction, times[k].expand(len(noise)))
-    return Rollout(estimate, (Asked(latents, timestep, prediction.detach()),))
+    return Rollout(estimate, (Forward(latents, timestep, prediction.detach()),))
 
 
 def last_steps(predict: Predict, scheduler: Any, noise: Tensor, gradient_steps: int) -> Rollout:
@@ -78,8 +79,8 @@ def last_steps(predict: Predict, scheduler: Any, noise: Tensor, gradient_steps: 
     with torch.no_grad():
         for step in islice(steps, len(scheduler.timesteps) - gradient_steps):
             latents = step.latents
-    asked = []
+    forwards = []
     for step in steps:
-        asked.append(Asked(latents.detach(), step.timestep, step.prediction.detach()))
+        forwards.append(Forward(latents.detach(), step.timestep, step.prediction.detach()))
         latents = step.latents
-    return Rollout(latents, tuple(asked))
+    return Rollout(latents, tuple(forwards))

@@ -1,4 +1,4 @@
-"""What one training step sees: which rows, with which noise, timesteps and dropped captions.
+"""The random choices of a training step: its rows, noise, timesteps and dropped captions.
 
 Every draw is a function of (seed, step, place in the batch) alone. A resumed run needs no generator state, and the
 number of processes or micro-batches changes nothing that is drawn.
@@ -24,8 +24,8 @@ class Draws(NamedTuple):
     dropped: Tensor  # (B,) bool, whether the row is trained with the empty caption
 
 
-class Clips(NamedTuple):
-    """What training reads of a batch of clips, on the CPU."""
+class ClipTensors(NamedTuple):
+    """The tensors of a batch of clips, on the CPU."""
 
     latents: Tensor  # (B, C, F, h, w) float32, clean
     embeddings: Tensor  # (B, L, D) float32
@@ -66,7 +66,7 @@ def generator_at(*key: int | str) -> torch.Generator:
 
 
 class ClipReader:
-    """Latents and embeddings of clips by sample_id, from whichever clip set holds them.
+    """Latents and embeddings of clips by sample_id, from the clip set that holds them.
 
     Nothing is encoded: shards only, so training loads neither the VAE nor the text encoder.
     """
@@ -89,7 +89,7 @@ class ClipReader:
     def __contains__(self, sample_id: str) -> bool:
         return sample_id in self._home
 
-    def read(self, sample_ids: Sequence[str], dropped: Tensor) -> Clips:
+    def read(self, sample_ids: Sequence[str], dropped: Tensor) -> ClipTensors:
         """The clips in this order; `dropped` (B,) says which get the empty caption."""
         latents, embeddings, conditioning = [], [], []
         for sample_id, drop in zip(sample_ids, dropped.tolist(), strict=True):
@@ -98,4 +98,4 @@ class ClipReader:
             embeddings.append(clip_set.empty_embedding[None] if drop else clip_set.embeddings([prompt_id]))
             conditioning.append(clip_set.conditioning([sample_id]))
         known = [tensor for tensor in conditioning if tensor is not None]
-        return Clips(torch.cat(latents), torch.cat(embeddings), torch.cat(known) if known else None)
+        return ClipTensors(torch.cat(latents), torch.cat(embeddings), torch.cat(known) if known else None)

@@ -1,146 +1,92 @@
-"""The settings of a training run, checked one by one."""
+"""The settings of a training run; params.yaml says what each value means."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Lt, MinLen
+from pydantic import WrapValidator
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative, read_config
 from rl.objectives import Objective
-from rl.training import timesteps
+from rl.training.timesteps import Distribution
 
-SCHEDULES = ("constant", "linear")
-
-Rule = tuple[Callable[[Any], bool], str]  # whether a value is right, and what would be
+Moment = Annotated[float, Ge(0), Lt(1)]
 
 
-@dataclass(frozen=True)
+def _keep_whole(value: Any, validate: Any) -> Any:
+    """The value itself where it is a whole number, which pydantic would make a float."""
+    checked = validate(value)
+    return value if isinstance(value, int) else checked
+
+
+@dataclass(frozen=True, config=STRICT)
 class PolicyConfig:
-    """What every run that trains a policy is told; params.yaml says what each value means.
+    """The settings of every run that trains a policy.
 
     batch_size: rows (clips, or pairs) of an optimizer step, over all processes and micro-batches.
-    gradient_accumulation: into how many forwards a process splits its share; memory only, the gradient is the same.
+    gradient_accumulation: the number of forwards that a process splits its share into; memory only, the gradient is
+        the same.
+    lora_targets: module name endings; None for the family's own.
     """
 
     full: bool
-    lora_rank: int
-    lora_alpha: float
-    lora_targets: Sequence[str] | None
-    learning_rate: float
-    betas: Sequence[float]
-    eps: float
-    weight_decay: float
-    max_grad_norm: float
-    batch_size: int
-    gradient_accumulation: int
+    lora_rank: Count
+    lora_alpha: Positive
+    lora_targets: Annotated[tuple[str, ...], MinLen(1)] | None
+    learning_rate: Positive
+    betas: tuple[Moment, Moment]
+    eps: Positive
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+    batch_size: Count
+    gradient_accumulation: Count
     gradient_checkpointing: bool
-    precision: str
-    checkpoint_every: int
-    log_every: int
+    precision: Literal["fp32", "bf16"]
+    checkpoint_every: Count
+    log_every: Count
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TrainConfig(PolicyConfig):
-    """How a policy is trained on clips. Raises ValueError naming a value that is wrong.
+    """How a policy is trained on clips, by an objective without settings of its own."""
 
-    timesteps: the distribution's `name` and its settings.
-    beta, chosen_error_weight: of DPO alone.
-    """
+    # The adapter's file holds it, so 16 stays 16: its bytes must not change.
+    lora_alpha: Annotated[Positive, WrapValidator(_keep_whole)]
+    warmup_steps: WholeNotNegative
+    schedule: Literal["constant", "linear"]
+    steps: Count
+    timesteps: Distribution
+    caption_dropout: Probability
 
-    warmup_steps: int
-    schedule: str
-    steps: int
-    timesteps: Mapping[str, Any]
-    caption_dropout: float
-    beta: float | None = None
-    chosen_error_weight: float | None = None
-
-    def __post_init__(self) -> None:
-        check(self, POLICY_RULES | _RULES)
-        timesteps.make(**self.timesteps)
+    def of(self, objective: Objective) -> dict[str, Any]:
+        """The objective's own settings, by name."""
+        return {name: getattr(self, name) for name in objective.settings}
 
 
-def check(config: PolicyConfig, rules: Mapping[str, Rule]) -> None:
-    """Raises ValueError naming the first value of the config that breaks its rule, and what would be right."""
-    for key, (holds, right) in rules.items():
-        if not holds(getattr(config, key)):
-            raise ValueError(f"{key} must be {right}, found {getattr(config, key)!r}")
+@dataclass(frozen=True, config=STRICT)
+class DpoConfig(TrainConfig):
+    """How a policy is trained on pairs of clips."""
+
+    beta: Positive
+    chosen_error_weight: NotNegative
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {"dpo": DpoConfig}  # by objective; every other has TrainConfig
 
 
 def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
     """The settings of one run.
 
-    values: the sections train.common and train.<objective>, merged. Raises ValueError naming each key that is unknown
-    or missing, or that another objective reads but not this one.
+    values: the sections train.common and train.<objective>, merged. Raises ConfigError naming each key that is unknown
+    to this objective, missing or wrong, and the known keys.
     """
-    known = {field.name: field.default is MISSING for field in fields(TrainConfig)}
-    required = {key for key, is_required in known.items() if is_required} | set(objective.settings)
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"unknown key in train.{objective.name}: {', '.join(unknown)}; known: {', '.join(known)}")
-    if unread := sorted(set(values) - required):
-        raise ValueError(f"key that {objective.name} does not read in train.{objective.name}: {', '.join(unread)}")
-    if missing := sorted(required - set(values)):
-        raise ValueError(f"missing key in train.{objective.name} (or train.common): {', '.join(missing)}")
-    return TrainConfig(**values)
+    return read_config(CONFIGS.get(objective.name, TrainConfig), values, f"train.{objective.name}")
 
 
-def is_whole(value: Any) -> bool:
-    """Whether it is an int, True and False being none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is an int or a float."""
-    return is_whole(value) or isinstance(value, float)
-
-
-def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(holds(item) for item in value)
-
-
-def one_of(known: Sequence[str]) -> Rule:
-    """The rule of a word among these."""
-    return lambda v: isinstance(v, str) and v in known, " or ".join(known)
-
-
-def or_null(rule: Rule) -> Rule:
-    """That rule, or null."""
-    holds, right = rule
-    return lambda v: v is None or holds(v), f"{right}, or null"
-
-
-BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
-COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number >= 1")
-WHOLE_NOT_NEGATIVE: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number >= 0")
-POSITIVE: Rule = (lambda v: is_number(v) and v > 0, "a number > 0")
-NOT_NEGATIVE: Rule = (lambda v: is_number(v) and v >= 0, "a number >= 0")
-
-POLICY_RULES: dict[str, Rule] = {
-    "full": BOOL,
-    "lora_rank": COUNT,
-    "lora_alpha": POSITIVE,
-    "lora_targets": (
-        lambda v: v is None or (_is_list(v, lambda item: isinstance(item, str)) and len(v) > 0),
-        "a list of module name endings, or null for the family's own",
-    ),
-    "learning_rate": POSITIVE,
-    "betas": (lambda v: _is_list(v, lambda b: is_number(b) and 0 <= b < 1) and len(v) == 2, "two numbers in [0, 1)"),
-    "eps": POSITIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "max_grad_norm": POSITIVE,
-    "batch_size": COUNT,
-    "gradient_accumulation": COUNT,
-    "gradient_checkpointing": BOOL,
-    "precision": one_of(("fp32", "bf16")),
-    "checkpoint_every": COUNT,
-    "log_every": COUNT,
-    "seed": (is_whole, "a whole number"),
-}
-_RULES: dict[str, Rule] = {
-    "warmup_steps": WHOLE_NOT_NEGATIVE,
-    "schedule": one_of(SCHEDULES),
-    "steps": COUNT,
-    "timesteps": (lambda v: isinstance(v, Mapping) and "name" in v, "a mapping with a name, such as {name: uniform}"),
-    "caption_dropout": (lambda v: is_number(v) and 0 <= v <= 1, "a probability"),
-    "beta": (lambda v: v is None or (is_number(v) and v > 0), "a number > 0"),
-    "chosen_error_weight": (lambda v: v is None or (is_number(v) and v >= 0), "a number >= 0"),
-}
+def as_written(config: PolicyConfig) -> dict[str, Any]:
+    """The settings as policy.json holds them: those of other objectives stand beside them as null."""
+    others = {field.name for cls in CONFIGS.values() for field in fields(cls)} - {f.name for f in fields(TrainConfig)}
+    return (dict.fromkeys(others) if isinstance(config, TrainConfig) else {}) | asdict(config)

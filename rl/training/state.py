@@ -46,7 +46,7 @@ def write_state(
 
 
 def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Restore parameters and optimizer from a folder's state; returns how many steps it has behind it.
+    """Restore parameters and optimizer from a folder's state; returns the number of steps done.
 
     Raises ResumeError naming parameters that only one of state and run has.
     """
@@ -67,7 +67,7 @@ def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: tor
 
 
 def steps_done(folder: Path) -> int:
-    """How many steps the folder's state has behind it."""
+    """The number of steps before the folder's state."""
     return _facts(folder)["step"]
 
 

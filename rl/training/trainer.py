@@ -2,42 +2,22 @@
 
 import hashlib
 import json
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cluster import devices
-from data.manifest import publish, write_manifest
-from data.policies import append_log, read_log
 from data.store import ClipSet
 from generators.core.generator import Generator
 from rl.objectives import Errors, Objective, per_sample_error
-from rl.training import policies, timesteps
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
 from rl.training.config import TrainConfig
 from rl.training.policies import Policy
-
-logger = logging.getLogger(__name__)
-
-
-class TrainReport(NamedTuple):
-    """What a run measured, for the metrics file; steps, times and memory are this process's, since its last start."""
-
-    steps: int
-    samples_per_step: int  # clips, counting both of a pair, and those of weight 0
-    seconds: float
-    cpu_seconds: float  # of all threads: what it cost, also on a machine that others use
-    samples_per_second: float
-    peak_memory_bytes: int
-    parameters: int  # trainable
-    last: dict[str, float]  # the last line of log.jsonl
+from rl.training.run import TrainReport, begin
 
 
 def train(
@@ -57,7 +37,7 @@ def train(
     rows: `objective.row_type`, of one or more rounds. start: a policy's folder, the reference of DPO.
     origin: plain JSON for policy.json: where the rows come from (round, source, base …); nothing volatile.
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
-    resume_from: `work` of an earlier run to go on from, its settings the same; copied where `work` has no state.
+    resume_from: `work` of an earlier run with the same settings, to continue it; copied where `work` has no state.
 
     Latents and embeddings come from the clip sets alone. Under torchrun each process takes a slice of every batch.
     Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
@@ -65,25 +45,10 @@ def train(
     """
     reader = ClipReader(clip_sets)
     _check_rows(objective, rows, reader)
-    device = generator.device
-    devices.join_group(device)
-    writes = devices.rank() == 0
-    policy = policies.prepare(generator, config, start)
-    parameters = list(policy.parameters.values())
-    optimizer = policies.make_optimizer(parameters, config)
-    draw_timesteps = timesteps.make(**config.timesteps)
-    settings = {name: getattr(config, name) for name in objective.settings}
-    made_from = _made_from(objective, config, start, clip_sets, rows, origin)
-    folder = work / policies.FOLDER  # becomes `out`
-    first = policies.resume(work, resume_from, policy.parameters, optimizer, made_from, config.checkpoint_every)
-    last: dict[str, float] = {}
-    began, cpu_began = time.perf_counter(), time.process_time()
-
-    with (
-        devices.deterministic(device),
-        tqdm(total=config.steps, initial=first, desc=objective.name, unit="step", disable=not writes) as progress,
-    ):
-        for step in range(first, config.steps):
+    device, settings = generator.device, config.of(objective)
+    run = begin(objective.name, generator, config, start, work, resume_from, origin, _inputs(clip_sets, rows))
+    with run.loop(config.steps, "step") as progress:
+        for step in range(run.done, config.steps):
             # 1. This process's slice of the step's batch
             batch = rows_of_step(step, config.batch_size, len(rows), config.seed)
             totals = torch.zeros(1 + len(objective.facts), device=device)  # loss and facts, summed over rows
@@ -94,46 +59,23 @@ def train(
                 if not running:
                     continue
                 # 2. Errors of policy and reference, on the same noise, timestep and caption for all clips of a row
-                draws = draw(config.seed, step, running, reader.latent_shape, draw_timesteps, config.caption_dropout)
+                draws = draw(config.seed, step, running, reader.latent_shape, config.timesteps, config.caption_dropout)
                 sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
-                errors = _errors(generator, policy, objective, config, reader, sides, draws)
+                errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
                 # 3. Loss and gradient, over the size of the whole batch
                 weight = torch.tensor([weights[place] for place in running], device=device)
                 loss = objective.loss(Errors(*errors, weight), **settings)
                 (loss.value.sum() / config.batch_size).backward()
                 totals += torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
-            # 4. The gradient of the whole batch, clipped, and one optimizer step
-            devices.sum_over_ranks([*policies.gradients(policy), totals])
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            # 4. The gradient of the whole batch, and one optimizer step
+            devices.sum_over_ranks([*run.gradients(), totals])
             facts = dict(zip(("loss", *objective.facts), (totals / config.batch_size).tolist(), strict=True))
-            policies.check_finite(step + 1, facts["loss"], norm.item(), folder)
-            rate = learning_rate(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
+            line = run.apply(facts, learning_rate(step, config))
             # 5. Log and checkpoint
-            done = step + 1
-            last = {"step": done, **facts, "learning_rate": rate, "gradient_norm": norm.item()}
-            if writes and (done % config.log_every == 0 or done == config.steps):
-                append_log(folder, last)
-            if writes and done % config.checkpoint_every == 0:
-                policies.checkpoint(work, done, policy, optimizer, made_from)
+            run.keep(line, log=run.done == config.steps)
             progress.set_postfix(loss=f"{facts['loss']:.4f}", refresh=False)
             progress.update()
-    devices.synchronize(device)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-
-    if writes:
-        last = read_log(folder)[-1]
-        policy.save(folder)
-        policies.describe(folder, {**made_from, "step": config.steps})
-        write_manifest(folder, "policy", objective=objective.name, steps=config.steps)
-        publish(folder, out)
-    devices.barrier()
-    report = _report(objective, config, rows, policy, device, config.steps - first, seconds, cpu_seconds, last)
-    logger.info("%s: %s", objective.name, report)
-    return report
+    return run.finish(out, clips_per_step=config.batch_size * len(objective.sample_ids(rows[0])))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -180,30 +122,6 @@ def _errors(
     return errors(), reference
 
 
-def _report(
-    objective: Objective,
-    config: TrainConfig,
-    rows: Sequence[Any],
-    policy: Policy,
-    device: torch.device,
-    steps: int,
-    seconds: float,
-    cpu_seconds: float,
-    last: dict[str, float],
-) -> TrainReport:
-    samples = config.batch_size * len(objective.sample_ids(rows[0]))
-    return TrainReport(
-        steps=steps,
-        samples_per_step=samples,
-        seconds=round(seconds, 3),
-        cpu_seconds=round(cpu_seconds, 3),
-        samples_per_second=round(samples * steps / seconds, 3),
-        peak_memory_bytes=devices.peak_memory(device),
-        parameters=sum(parameter.numel() for parameter in policy.parameters.values()),
-        last=last,
-    )
-
-
 def _check_rows(objective: Objective, rows: Sequence[Any], reader: ClipReader) -> None:
     kind = objective.row_type.__name__
     if not rows:
@@ -219,19 +137,9 @@ def _check_rows(objective: Objective, rows: Sequence[Any], reader: ClipReader) -
         )
 
 
-def _made_from(
-    objective: Objective,
-    config: TrainConfig,
-    start: Path,
-    clip_sets: Sequence[ClipSet],
-    rows: Sequence[Any],
-    origin: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What the policy is made from, as policy.json holds it; what a resumed run must share."""
+def _inputs(clip_sets: Sequence[ClipSet], rows: Sequence[Any]) -> dict[str, Any]:
+    """The clips and rows that the policy is made from, as policy.json holds them."""
     return {
-        **origin,
-        **policies.made_from(start, config),
-        "objective": objective.name,
         "clip_sets": [clip_set.fingerprint() for clip_set in clip_sets],
         "rows": len(rows),
         "rows_sha256": hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest(),

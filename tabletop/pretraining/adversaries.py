@@ -1,50 +1,52 @@
-"""Clips that a judge likes and physics does not: what a generator makes that was trained on the judge's gradient.
+"""Clips that a judge accepts and physics does not, from a generator that is trained on the judge's gradient.
 
 A judge that has learnt from them is harder to fool again. The generator is a sibling of the shipped one, and its
-captions are those that a judge may be taught.
+captions are those that a judge may learn from.
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from data.config import STRICT, Count, Positive, WholeNotNegative
 from data.video import sample_frames
 from generators.core import lora
 from generators.core.generator import solver_scheduler
 from generators.core.load import load_generator
 from rl.online.rollouts import last_steps
 from tabletop.captions import Claim, caption
-from tabletop.pretraining.judge import Batch, Encoder, load_judge
-from tabletop.pretraining.lessons import FRAMES_SEEN, verdict_question
+from tabletop.pretraining.judge import Encoder, LessonBatch, load_judge
+from tabletop.pretraining.lessons import ACCEPT, FRAMES_SEEN, verdict_question
 from tabletop.scenes import FRAMES, SIZE
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Attack:
     """How a sibling is trained on a judge's verdict, without any guard, so that it finds what fools it."""
 
-    sibling: int  # which of them
-    updates: int
-    batch: int  # clips of an update, all of which are kept
-    solver_steps: int  # of unipc, unguided
-    gradient_steps: int  # the last of them, through which the gradient passes
-    lora_rank: int
-    learning_rate: float
-    seed: int
+    sibling: WholeNotNegative  # which of them
+    updates: Count
+    batch: Count  # clips of an update, all of which are kept
+    solver_steps: Count  # of unipc, unguided
+    gradient_steps: Count  # the last of them, through which the gradient passes
+    lora_rank: Count
+    learning_rate: Positive
+    seed: WholeNotNegative
 
 
 def attack(
     judge: Path, generator: Path, tokens: int, claims: list[Claim], config: Attack
 ) -> tuple[np.ndarray, list[str]]:
-    """Every clip that a generator makes on its way, uint8 (N, F, H, W, 3), and its caption; a kind of event in turn.
+    """Every clip that a generator makes while it is trained, uint8 (N, F, H, W, 3), and its caption.
 
+    The kinds of events take turns.
     judge, generator: folders. tokens: length of a padded prompt. claims: what clips may be of.
     The loss is the verdict's logit difference, Reject's minus Accept's.
     """
@@ -55,10 +57,10 @@ def attack(
     transformer.eval()
     parameters = lora.trainable_parameters(transformer)
     optimizer = torch.optim.Adam(parameters, config.learning_rate)
-    verdict = Verdict(judge)
+    margin = VerdictMargin(judge)
     empty, shape = made_by.encode_text([""])[0], made_by.latent_shape(FRAMES, SIZE, SIZE)
     kinds = sorted({claim.kind for claim in claims})
-    clips, captions, liked = [], [], []
+    clips, captions, accepted = [], [], []
     for update in range(config.updates):
         texts = []
         for place in range(config.batch):
@@ -70,20 +72,20 @@ def attack(
         predict = made_by.guided(made_by.encode_text(texts), empty, 1.0)
         latents = last_steps(predict, scheduler, noise, config.gradient_steps).latents
         frames = made_by.decode_float(latents)
-        margins = verdict(frames, texts)
+        margins = margin(frames, texts)
         (-margins.mean()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         clips.append((frames.detach() * 255).round().to(torch.uint8).numpy())
         captions += texts
-        liked.append(float((margins > 0).float().mean()))
+        accepted.append(float((margins > 0).float().mean()))
         if (update + 1) % 10 == 0:
-            logger.info("attack update %d/%d accepted %.3f", update + 1, config.updates, fmean(liked[-10:]))
+            logger.info("attack update %d/%d accepted %.3f", update + 1, config.updates, fmean(accepted[-10:]))
     return np.concatenate(clips), captions
 
 
-class Verdict:
+class VerdictMargin:
     """A frozen judge's log-odds of Accept, of a whole batch of clips at once, with gradient."""
 
     def __init__(self, folder: Path) -> None:
@@ -91,14 +93,14 @@ class Verdict:
         self.model.eval().requires_grad_(False)
         self.encode = Encoder(self.model, processor)
         words = processor.tokenizer.get_vocab()
-        self.accept, self.reject = words["Accept"], words["Reject"]
+        self.accept, self.reject = words[ACCEPT], words["Reject"]
         self.indices = sample_frames(FRAMES, FRAMES_SEEN)
 
     def __call__(self, frames: Tensor, texts: list[str]) -> Tensor:
         """(B,) of frames (B, F, H, W, 3) in [0, 1], each about its own caption."""
-        shown = (frames[:, self.indices] * 255)[:, None]
-        asked = [[(verdict_question(text), "Accept")] for text in texts]
-        inputs, lines = self.encode(Batch(shown.detach().numpy(), asked))
-        hidden = self.model.model(**inputs, **self.encode.seen(shown), use_cache=False).last_hidden_state
+        clips = (frames[:, self.indices] * 255)[:, None]
+        pairs = [[(verdict_question(text), ACCEPT)] for text in texts]
+        inputs, lines = self.encode(LessonBatch(clips.detach().numpy(), pairs))
+        hidden = self.model.model(**inputs, **self.encode.pixels(clips), use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden[lines.rows, lines.places])[lines.first].float()
         return logits[:, self.accept] - logits[:, self.reject]

@@ -1,27 +1,26 @@
 """The tabletop's CLIP: a small CLIPModel that learns which caption a single frame belongs to.
 
-What it is taught, and what it is not: frames of rendered clips that fulfil their captions, of all captions, half of
-them passed through the autoencoder, as a generator would draw them. It saw no generated clip, no botched one and no
-verdict of physics. And like every CLIP it sees one frame at a time: a lift and a drop are the same to it.
+It learns from frames of rendered clips that show what their captions say, of all captions, half of them passed through
+the autoencoder, as a generator would draw them. It sees no generated clip, no botched one and no verdict of physics.
+Like every CLIP it reads one frame at a time, so that it cannot tell a lift from a drop.
 """
 
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, processors
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from tabletop.captions import Claim, all_claims, caption, vocabulary
+from data.config import STRICT, Count, Positive, Probability, WholeNotNegative
+from tabletop.captions import Claim, Thing, all_claims, caption
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
+from tabletop.pretraining.tokenizers import caption_tokenizer
 from tabletop.render import random_clip
 from tabletop.scenes import FRAMES, SIZE
 
@@ -33,45 +32,31 @@ MAX_LOGIT_SCALE = math.log(100)  # as in the CLIP paper, section 2.5
 PAD, BOS, UNKNOWN, EOS = "<pad>", "<|startoftext|>", "<unk>", "<|endoftext|>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClipConfig:
     """Sizes and schedule of the CLIP's pretraining."""
 
-    clips: int  # rendered of each event
-    steps: int
-    pairs: int  # of things in a batch, beside every event of one thing
-    vision_hidden: int
-    vision_layers: int
-    text_hidden: int
-    text_layers: int
-    projection: int
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    seed: int
+    clips: Count  # rendered of each event
+    steps: Count
+    pairs: Count  # of things in a batch, beside every event of one thing
+    vision_hidden: Count
+    vision_layers: Count
+    text_hidden: Count
+    text_layers: Count
+    projection: Count
+    muon_lr: Positive
+    adam_lr: Positive
+    ema: Probability
+    seed: WholeNotNegative
 
 
 def clip_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the tabletop's captions, between CLIP's two marks.
 
-    CLIPModel pools a text at its first end mark, whose id may be any but 2, which means something else to it.
+    CLIPModel pools a text at its first end mark. The mark's id must not be 2, which CLIPModel reads in another way.
     """
-    words = [PAD, BOS, UNKNOWN, EOS, *vocabulary()]
-    ids = {word: index for index, word in enumerate(words)}
-    core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
-    core.normalizer = Lowercase()
-    core.pre_tokenizer = WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        bos_token=BOS,
-        unk_token=UNKNOWN,
-        eos_token=EOS,
-        model_max_length=TOKENS,
-    )
+    special = (PAD, BOS, UNKNOWN, EOS)
+    return caption_tokenizer(special, f"{BOS} $A {EOS}", PAD, UNKNOWN, EOS, BOS, max_length=TOKENS)
 
 
 def clip_processor(mean: list[float], std: list[float]) -> CLIPProcessor:
@@ -120,14 +105,14 @@ def _widths(hidden: int, layers: int, projection: int) -> dict[str, int]:
 
 def all_events() -> list[Claim]:
     """Every claim once: two things closer to each other are the same event in either order."""
-    seen: dict[tuple[str, frozenset], Claim] = {}
+    events: dict[tuple[str, frozenset[Thing]], Claim] = {}
     for claim in all_claims():
-        seen.setdefault((claim.kind, frozenset(claim.things)), claim)
-    return list(seen.values())
+        events.setdefault(claim.event, claim)
+    return list(events.values())
 
 
 def render_events(events: list[Claim], clips: int, seed: int) -> np.ndarray:
-    """`clips` rendered clips that fulfil each event, uint8 (events, clips, F, H, W, 3)."""
+    """`clips` rendered clips that show each event, uint8 (events, clips, F, H, W, 3)."""
     rng = np.random.default_rng(seed)
     return np.stack([[random_clip(event, rng, botched=0.0)[0] for _ in range(clips)] for event in events])
 
@@ -135,10 +120,10 @@ def render_events(events: list[Claim], clips: int, seed: int) -> np.ndarray:
 def draw_events(events: list[Claim], pairs: int, rng: np.random.Generator) -> list[int]:
     """Indices of a batch's events, each once: all of one thing, and all of `pairs` random pairs of things.
 
-    So every frame meets the captions of its things' other events, and of its event with things of other colours and
-    shapes. No caption stands in a batch twice, so none of its frames counts as a wrong one by name.
+    So every frame is compared with the captions of its things' other events, and of its event with things of other
+    colours and shapes. No caption stands in a batch twice, so no right pair counts as a wrong one.
     """
-    of_pair: dict[frozenset, list[int]] = {}
+    of_pair: dict[frozenset[Thing], list[int]] = {}
     for index, event in enumerate(events):
         if len(event.things) == 2:
             of_pair.setdefault(frozenset(event.things), []).append(index)
@@ -155,10 +140,10 @@ def _caption(event: Claim, rng: np.random.Generator) -> str:
 def train_clip(config: ClipConfig, events: list[Claim], clips: np.ndarray, folder: Path) -> None:
     """Train a CLIP and save it as a folder that CLIPModel and CLIPProcessor load.
 
-    clips: uint8 (events, N, F, H, W, 3) that fulfil their events.
+    clips: uint8 (events, N, F, H, W, 3) that show their events.
     The loss is CLIPModel's own: cross-entropy over a batch of one frame an event, the mean of both directions. Which of
-    a clip's F frames is drawn uniformly, so that the sum of the similarities over a clip asks whether it spends its
-    frames where the event does. A frame may fit several captions (the end of a drop is the start of a lift), so the
+    a clip's F frames is drawn uniformly, so that the sum of the similarities over a clip grows as its frames are spread
+    like those of the event. A frame may fit several captions (the end of a drop is the start of a lift), so the
     least loss is not 0; similarity grows with how much likelier a frame is under its caption than under the others.
     """
     torch.manual_seed(config.seed)
@@ -204,6 +189,6 @@ def train_clip(config: ClipConfig, events: list[Claim], clips: np.ndarray, folde
 
 
 def pixel_values(frames: np.ndarray, mean: list[float], std: list[float]) -> Tensor:
-    """What CLIP's image processor makes of uint8 (B, H, W, 3) frames of its own size, float (B, 3, H, W)."""
+    """The output of CLIP's image processor for uint8 (B, H, W, 3) frames of its own size, float (B, 3, H, W)."""
     unit = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
     return (unit - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -1,7 +1,7 @@
 """The tabletop's generator: a small WanTransformer3DModel and the UMT5 encoder that it reads, trained together.
 
-Flow matching on latents of rendered clips, a stated part of which is botched, so that the base model has
-something to unlearn. Text is dropped in a tenth of the cases, for classifier-free guidance.
+Flow matching on latents of rendered clips, a stated part of which is botched, so that RL has defects to remove. Text
+is dropped in a tenth of the cases, for classifier-free guidance.
 """
 
 import logging
@@ -12,53 +12,45 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from tokenizers import Tokenizer, processors
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from data.config import STRICT, Count, Positive, Probability, WholeNotNegative
 from generators.core.process import FlowMatching, shift_time
-from tabletop.captions import all_claims, caption, vocabulary
+from tabletop.captions import all_claims, caption
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
+from tabletop.pretraining.tokenizers import caption_tokenizer
 from tabletop.pretraining.vae import to_unit
 from tabletop.render import random_clip
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class DenoiserConfig:
     """Sizes and schedule of the generator's pretraining."""
 
-    clips: int  # rendered clips
-    botched: float  # part of them that fails its caption
-    steps: int
-    batch: int
-    heads: int  # of 32 dimensions each
-    layers: int
-    ffn: int
-    text_dim: int
-    tokens: int  # length of a padded prompt
-    caption_dropout: float
-    shift: float  # of the flow's time, in training and sampling
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    seed: int
+    clips: Count  # rendered clips
+    botched: Probability  # part of them that fails its caption
+    steps: Count
+    batch: Count
+    heads: Count  # of 32 dimensions each
+    layers: Count
+    ffn: Count
+    text_dim: Count
+    tokens: Count  # length of a padded prompt
+    caption_dropout: Probability
+    shift: Positive  # of the flow's time, in training and sampling
+    muon_lr: Positive
+    adam_lr: Positive
+    ema: Probability
+    seed: WholeNotNegative
 
 
 def text_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the tabletop's captions, ending prompts with </s> as T5 does."""
-    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.normalizer = Lowercase()
-    core.pre_tokenizer = WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
-    )
+    return caption_tokenizer(("<pad>", "</s>", "<unk>"), "$A </s>", "<pad>", "<unk>", "</s>", None, max_length=64)
 
 
 def tiny_pipeline(vae: AutoencoderKLWan, config: DenoiserConfig) -> WanPipeline:
@@ -93,7 +85,10 @@ def tiny_pipeline(vae: AutoencoderKLWan, config: DenoiserConfig) -> WanPipeline:
 
 @dataclass(frozen=True)
 class LatentPool:
-    """Rendered clips as the transformer sees them. latents: (N, C, F, h, w) float16; caption: (N,) into captions."""
+    """Rendered clips, encoded and normalised for the transformer.
+
+    latents: (N, C, F, h, w) float16. caption: (N,) indices into captions.
+    """
 
     latents: Tensor
     caption: Tensor

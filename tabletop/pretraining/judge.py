@@ -1,21 +1,21 @@
 """The tabletop's judges: a small Qwen2.5-VL that labels, and a small Qwen3-VL, each of which can be held out where the
-other is trained on. (The shipped Qwen2.5-VL is older than most of these lessons: docs/progress.md.)
+other is trained on. (The shipped Qwen2.5-VL is older than most of these lessons: docs/tabletop.md.)
 
 Both learn the same lessons (tabletop/pretraining/lessons.py), from other draws of them: the second is of another
-family, of other sizes and of another seed, and shares no weight with the first, so that what fools one need not fool
-the other.
+family, of other sizes and of another seed, and shares no weight with the first, so that a clip that fools one need not
+fool the other.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative
 from data.video import sample_frames
 from feedback.differentiable.packing import pack, positions_of
 from feedback.judges.vlm import build_inputs, sampled_fps
@@ -41,50 +42,48 @@ from tabletop.scenes import FRAMES, SIZE
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+Family = Literal["qwen2_5_vl", "qwen3_vl"]
 FPS = 8.0
 SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
 SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class JudgeConfig:
     """Sizes and schedule of a judge's pretraining."""
 
-    family: str  # qwen2_5_vl | qwen3_vl
-    rendered: int  # clips with the renderer's truth
-    marked: int  # clips with a rectangle, at most
-    compared: int  # pairs of a generated and a rendered clip, at most
-    steps: int
-    batch: int  # clips
-    questions: int  # of a clip in a step, at most
-    warmup_describing: float  # part of the steps that only describe
-    generated_share: float  # part of a batch from the generator's siblings, after that
-    marked_share: float  # part of a batch with a rectangle, likewise
-    compare_every: int  # one step in so many is of half a batch of pairs of clips
-    adversary_share: float  # part of a batch from generators that were trained to fool a judge; of the siblings' part
-    perturbation: float  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none is
-    families: dict  # of questions: how often each is drawn where a clip has it
-    patch: int  # pixels of a vision patch
-    merge: int  # patches merged per side into one token
-    vision_hidden: int
-    vision_layers: int
-    text_hidden: int
-    text_layers: int
-    heads: int
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    seed: int
+    family: Family
+    rendered: Count  # clips with the renderer's truth
+    marked: Count  # clips with a rectangle, at most
+    compared: Count  # pairs of a generated and a rendered clip, at most
+    steps: Count
+    batch: Count  # clips
+    questions: Count  # of a clip in a step, at most
+    warmup_describing: Probability  # part of the steps that only describe
+    generated_share: Probability  # part of a batch from the generator's siblings, after that
+    marked_share: Probability  # part of a batch with a rectangle, after that
+    compare_every: Count  # every so many steps, the step is half a batch of pairs of clips
+    adversary_share: Probability  # part of a batch from generators trained to fool a judge; of the siblings' part
+    perturbation: Probability  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none
+    families: dict[str, NotNegative]  # of questions: how often each is drawn where a clip has it
+    patch: Count  # pixels of a vision patch
+    merge: Count  # patches merged per side into one token
+    vision_hidden: Count
+    vision_layers: Count
+    text_hidden: Count
+    text_layers: Count
+    heads: Count
+    muon_lr: Positive
+    adam_lr: Positive
+    ema: Probability
+    seed: WholeNotNegative
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family is {self.family!r}, known are {', '.join(FAMILIES)}")
-        if not 0 <= self.adversary_share <= self.generated_share:
-            raise ValueError(f"adversary_share is {self.adversary_share}, of generated_share {self.generated_share}")
+        if self.adversary_share > self.generated_share:
+            raise ValueError(f"adversary_share is {self.adversary_share}, above generated_share {self.generated_share}")
 
 
-class Teaching(NamedTuple):
+class Curriculum(NamedTuple):
     """All lessons of a judge."""
 
     rendered: Lessons
@@ -94,14 +93,14 @@ class Teaching(NamedTuple):
     adversaries: Lessons | None = None  # clips that fooled a judge
 
 
-class Batch(NamedTuple):
-    """What one step teaches. frames: uint8 (B, V, F, H, W, 3), V clips shown one after the other."""
+class LessonBatch(NamedTuple):
+    """The clips and lessons of one step. frames: uint8 (B, V, F, H, W, 3), V clips shown one after the other."""
 
     frames: np.ndarray
     pairs: list[list[Pair]]  # of each row
 
 
-def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path, start: Path | None = None) -> None:
+def train_judge(config: JudgeConfig, curriculum: Curriculum, folder: Path, start: Path | None = None) -> None:
     """Train a judge, from `start` or from fresh weights, and save it as a folder that the `qwen` source loads."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
@@ -114,7 +113,7 @@ def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path, start: Pa
     ema = Ema(model.parameters(), config.ema)
     began, smooth, right = time.monotonic(), 0.0, 0.5
     for step in range(config.steps):
-        batch = draw(config, teaching, step, rng)
+        batch = draw(config, curriculum, step, rng)
         inputs, lines = encode(batch)
         frames = torch.as_tensor(batch.frames).float()
         if config.perturbation > 0:
@@ -134,7 +133,7 @@ def train_judge(config: JudgeConfig, teaching: Teaching, folder: Path, start: Pa
 
 def _loss(model, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor) -> tuple[Tensor, float]:
     """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255, and how many first tokens are right."""
-    hidden = model.model(**inputs, **encode.seen(frames), use_cache=False).last_hidden_state
+    hidden = model.model(**inputs, **encode.pixels(frames), use_cache=False).last_hidden_state
     logits = model.lm_head(hidden[lines.rows, lines.places])
     losses = cross_entropy(logits, lines.tokens, reduction="none")
     hits = (logits.argmax(-1) == lines.tokens)[lines.first]
@@ -145,12 +144,12 @@ def _loss(model, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", f
 def perturbed(
     loss: Callable[[Tensor], tuple[Tensor, float]], frames: Tensor, limit: float, rng: np.random.Generator
 ) -> Tensor:
-    """The frames, (B, V, F, H, W, 3) in 0 to 255, a little changed towards a greater loss.
+    """The frames, (B, V, F, H, W, 3) in 0 to 255, slightly changed towards a greater loss.
 
     Goodfellow et al., "Explaining and Harnessing Adversarial Examples" (2015), one step of the gradient's sign. Ours:
     its strength is drawn for each clip, up to `limit` of the pixels' range and 0 for a quarter of them; the gradient is
-    averaged over squares of 1, 2 or 4 pixels, since what a generator draws is smooth; a third of noise is added.
-    A judge so trained has a gradient that points to things and places, and less to what nobody would see.
+    averaged over squares of 1, 2 or 4 pixels, since generated clips are smooth; noise of 0.3 of the strength is added.
+    The gradient of a judge so trained points to things and places, and less to changes that people do not see.
     """
     frames = frames.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(frames)[0], frames)
@@ -189,7 +188,7 @@ def load_judge(folder: Path):
 
 
 class Lines(NamedTuple):
-    """What a step's answers are read from: which hidden states predict which tokens."""
+    """The tokens of a step's answers, and the hidden states that predict them."""
 
     rows: Tensor  # (M,) of the batch
     places: Tensor  # (M,) in the row
@@ -198,10 +197,11 @@ class Lines(NamedTuple):
 
 
 class Encoder:
-    """Turns a Batch into a model's inputs: a row for each clip, its questions and answers packed behind it; `seen` adds
-    the frames.
+    """Turns a LessonBatch into a model's inputs: a row for each clip, its questions and answers packed behind it.
 
-    The tokens of a question are the processor's, its positions the model's, as if it had been asked alone.
+    `pixels` adds the frames.
+
+    The tokens of a question are the processor's, its positions the model's, as if it stood alone.
     """
 
     def __init__(self, model, processor) -> None:
@@ -210,18 +210,19 @@ class Encoder:
         self.dummy = np.zeros((FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
         self.indices = sample_frames(FRAMES, FRAMES_SEEN)
 
-    def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], Lines]:
+    def __call__(self, batch: LessonBatch) -> tuple[dict[str, Tensor], Lines]:
         tokenizer, clips = self.processor.tokenizer, batch.frames.shape[1]
         packs, lines = [], []
         for row, pairs in enumerate(batch.pairs):
-            asked = [self._question(question, clips) for question, _ in pairs]
-            told = [self._ids(answer + " <|im_end|>") for _, answer in pairs]
+            questions = [self._question(question, clips) for question, _ in pairs]
+            answers = [self._ids(answer + " <|im_end|>") for _, answer in pairs]
+            both = list(zip(questions, answers, strict=True))
             packed = pack(
-                [torch.cat([ids, answer]) for (ids, _, _), answer in zip(asked, told, strict=True)],
-                [torch.cat([at, _counted(at, len(answer))], 1) for (_, at, _), answer in zip(asked, told, strict=True)],
+                [torch.cat([ids, answer]) for (ids, _, _), answer in both],
+                [torch.cat([at, _counted(at, len(answer))], 1) for (_, at, _), answer in both],
             )
             packs.append(packed)
-            for path, answer in zip(packed.paths, told, strict=True):
+            for path, answer in zip(packed.paths, answers, strict=True):
                 before = path[len(path) - len(answer) - 1 : -1].tolist()
                 for place, (at, token) in enumerate(zip(before, answer.tolist(), strict=True)):
                     lines.append((row, at, token, place == 0))
@@ -232,9 +233,9 @@ class Encoder:
         for row, packed in enumerate(packs):
             own = packed.input_ids.shape[1]
             ids[row, :own], positions[:, row, :own] = packed.input_ids[0], packed.position_ids[:, 0]
-            seen = torch.ones(own, own, dtype=torch.bool).tril()
-            seen[own - packed.mask.shape[2] :] = packed.mask[0, 0]
-            mask[row, :own, :own] = seen
+            visible = torch.ones(own, own, dtype=torch.bool).tril()
+            visible[own - packed.mask.shape[2] :] = packed.mask[0, 0]
+            mask[row, :own, :own] = visible
         rows, places, tokens, first = zip(*lines, strict=True)
         inputs = {
             "input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions,
@@ -242,7 +243,7 @@ class Encoder:
         }  # fmt: skip
         return inputs, Lines(torch.tensor(rows), torch.tensor(places), torch.tensor(tokens), torch.tensor(first))
 
-    def seen(self, frames: Tensor) -> dict[str, Tensor]:
+    def pixels(self, frames: Tensor) -> dict[str, Tensor]:
         """The input that holds frames (B, V, F, H, W, 3) in 0 to 255, with gradient."""
         return {"pixel_values_videos": video_patches(frames.flatten(0, 1), self.processor.video_processor)}
 
@@ -251,8 +252,7 @@ class Encoder:
         if (text, clips) not in self.cache:
             fps = sampled_fps(self.indices, FPS)
             places = [index * fps / FPS for index in self.indices]
-            shown = [self.dummy] * clips
-            inputs = build_inputs(self.processor, shown, [text], [fps] * clips, places=[places] * clips)
+            inputs = build_inputs(self.processor, [self.dummy] * clips, [text], [fps] * clips, places=[places] * clips)
             if self.processor.tokenizer.unk_token_id in inputs["input_ids"]:
                 raise ValueError(f"the judge's vocabulary lacks a word of {text!r}")
             at = positions_of(self.model, inputs)
@@ -272,7 +272,7 @@ def _counted(positions: Tensor, count: int) -> Tensor:
 
 
 def video_patches(frames: Tensor, processor) -> Tensor:
-    """What Qwen's video processor makes of (B, T, H, W, 3) frames of its own size in 0 to 255, a whole batch at once.
+    """The output of Qwen's video processor for (B, T, H, W, 3) frames of its own size in 0 to 255, of a whole batch.
 
     (B * T/2 * H/p * W/p, 3 * 2 * p * p), p the patch size; in its order of merged patches.
     """
@@ -285,32 +285,32 @@ def video_patches(frames: Tensor, processor) -> Tensor:
     return x.reshape(b * (t // 2) * (h // p) * (w // p), c * 2 * p * p)
 
 
-def draw(config: JudgeConfig, teaching: Teaching, step: int, rng: np.random.Generator) -> Batch:
+def draw(config: JudgeConfig, curriculum: Curriculum, step: int, rng: np.random.Generator) -> LessonBatch:
     """The batch of a step: first descriptions alone, then everything, pairs of clips in steps of their own."""
     if step < config.warmup_describing * config.steps:
-        parts = [(teaching.rendered, config.batch, {"describe": 1.0})]
+        parts = [(curriculum.rendered, config.batch, {"describe": 1.0})]
     elif step % config.compare_every == 0:
-        parts = [(teaching.compared, config.batch // 2, {"compare": 1.0})]
+        parts = [(curriculum.compared, config.batch // 2, {"compare": 1.0})]
     else:
         shares = (config.generated_share, config.marked_share, config.adversary_share)
         generated, marked, adversaries = (round(share * config.batch) for share in shares)
         parts = [
-            (teaching.generated, generated - adversaries, config.families),
-            (teaching.marked, marked, {"inside": 1.0}),
-            (teaching.rendered, config.batch - generated - marked, config.families),
+            (curriculum.generated, generated - adversaries, config.families),
+            (curriculum.marked, marked, {"inside": 1.0}),
+            (curriculum.rendered, config.batch - generated - marked, config.families),
         ]
         if adversaries:
-            if teaching.adversaries is None:
+            if curriculum.adversaries is None:
                 raise ValueError(f"adversary_share is {config.adversary_share}, and there are no adversaries")
-            parts.append((teaching.adversaries, adversaries, config.families))
+            parts.append((curriculum.adversaries, adversaries, config.families))
     frames, pairs = [], []
     for lessons, count, families in parts:
         for _ in range(count):
             index, of_clip = _draw_pairs(lessons, config.questions, families, rng)
-            shown = [lessons.frames[index]]
-            frames.append(np.stack(shown if lessons.reference is None else [*shown, lessons.reference[index]]))
+            of_row = [lessons.frames[index]]
+            frames.append(np.stack(of_row if lessons.reference is None else [*of_row, lessons.reference[index]]))
             pairs.append(of_clip)
-    return Batch(np.stack(frames), pairs)
+    return LessonBatch(np.stack(frames), pairs)
 
 
 def _draw_pairs(

@@ -3,9 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -16,6 +13,8 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+from tabletop.pretraining.tokenizers import word_level
 
 TEMPORAL_PATCH = 2  # frames in one patch, as in every published Qwen2.5-VL
 UNKNOWN = "<|unk|>"
@@ -31,7 +30,7 @@ SPECIAL = (
 )
 ROLES = ("user", "assistant")
 
-# Qwen2.5-VL's own template without its system message, which a closed vocabulary need not spell out.
+# Qwen2.5-VL's own template without its system message, whose words the closed vocabulary lacks.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content %}"
@@ -52,10 +51,8 @@ def word_level_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     vocabulary = dict.fromkeys([*SPECIAL, *ROLES, *words])
     if spaced := [word for word in vocabulary if word.split() != [word]]:
         raise ValueError(f"a word of the vocabulary may hold no whitespace: {spaced}")
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=word_level(vocabulary, UNKNOWN),
         unk_token=UNKNOWN,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -100,7 +97,7 @@ def tiny_qwen_config(
     rope_theta: float = 5.0,
     initializer_range: float = 0.02,
 ) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL's configuration at a size of ours; feed-forward layers are 3 times as wide as the hidden size.
+    """Qwen2.5-VL's configuration at another size; feed-forward layers are 3 times as wide as the hidden size.
 
     rope_theta: base of both rotary embeddings; the published 1e6 (1e4 in vision) leaves a grid of a few
         patches a side almost without positions.
@@ -173,7 +170,7 @@ def tiny_qwen3_config(
     rope_theta: float = 5.0,
     initializer_range: float = 0.02,
 ) -> Qwen3VLConfig:
-    """Qwen3-VL's configuration at a size of ours, for frames of `size` pixels; see `tiny_qwen_config`.
+    """Qwen3-VL's configuration at another size, for frames of `size` pixels; see `tiny_qwen_config`.
 
     Its first vision layer feeds the language model too (deepstack), as layers of the published ones do.
     """
@@ -212,7 +209,7 @@ def tiny_qwen3_config(
 def _text_config(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, heads: int, initializer_range: float
 ) -> dict[str, Any]:
-    """What the language models of both families call by the same names."""
+    """The keys that the language models of both families have in common."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,

@@ -1,18 +1,16 @@
 """Lessons for the tabletop's judges: clips, questions in words, answers in words.
 
-What they are taught, and what they are not: rendered clips of all captions with the renderer's truth, as a VLM knows
-the words of its world; and clips of the generator's siblings, which were trained on from it, with what physics tells of
-them, but only for captions outside the prompt set that RL trains and tests on. They never saw a clip of the shipped
-base, nor any generated clip of a prompt of that set.
+A judge learns from rendered clips of all captions with the renderer's truth, as a VLM knows the words of its world; and
+from clips of the generator's siblings, with the verdicts of physics, but only for captions outside the prompt set that
+RL trains and tests on. It sees no clip of the shipped base, nor any generated clip of a prompt of that set.
 
     verdict     the rubric's own question, Accept or Reject, with a reason
-    describe    what is to be seen
+    describe    the things in the first and the last frames, and the event
     ask         Yes or No about one aspect of a claim (tabletop/questions.py), with a reason
     inside      whether a thing is inside a rectangle that is drawn over some frames
     compare     whether the first of two clips has a defect; the second is a rendered one of the same caption
 """
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,51 +24,49 @@ from data.video import sample_frames
 from feedback.core.rubric import Rubric, load_rubric
 from feedback.differentiable.overlay import Overlay, apply, parse_mark
 from feedback.differentiable.overlay import render as render_overlay
-from tabletop import questions as asked_of
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
+from tabletop.near_misses import near_miss, pick
 from tabletop.physics import Blob, check, find_blobs, shape_of
+from tabletop.questions import (
+    DEFECTS,
+    IN_FIRST,
+    INSIDE,
+    NO,
+    YES,
+    AspectAnswer,
+    AspectQuestion,
+    answers,
+    defect_answer,
+    in_words,
+    question_words,
+    questions,
+)
 from tabletop.render import PIXEL, render
-from tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
+from tabletop.scenes import BOTCHES, FRAMES, SIZE, Scene, make_scene
 
 RUBRIC = Path("tabletop/rubric.yaml")
 DESCRIBE = "describe the video"
 FRAMES_SEEN = 8
 Pair = tuple[str, str]  # question, answer
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+ACCEPT = "Accept"
 REASONS = {  # botch -> the judge's words for it
     "static": "nothing moves", "reverse": "moves the wrong way", "partial": "stops too soon", "teleport": "jumps",
     "vanish": "vanishes", "wrong_color": "wrong color", "wrong_shape": "wrong shape", "recolor": "changes color",
     "reshape": "changes shape", "hover": "hangs in the air", "sink": "sinks into the table",
     "one_only": "only one moves",
     "empty": "nothing there", "duplicate": "two of them", "stray": "something else appears", "other": "another scene",
-    "resize": "changes size", "form": "wrong form", "place": "wrong place",
 }  # fmt: skip
-PHYSICS = (  # what the physics check says, first match -> the judge's words
-    (r"not a \w+ throughout: a (\w+)", "wrong shape {}"),
-    (r"two \w+ things", REASONS["duplicate"]),
-    (r"no \w+ thing anywhere", REASONS["empty"]),
-    (r"no \w+ thing in frame|vanishes", REASONS["vanish"]),
-    (r"changes its size", REASONS["resize"]),
-    (r"slanted|stretched|ragged|swells|spreads", REASONS["form"]),
-    (r"jumps|at once", REASONS["teleport"]),
-    (r"a \w+ thing (comes|wanders|changes)", REASONS["stray"]),
-    (r"only one of them", REASONS["one_only"]),
-    (r"-\d+ units in the wanted|back on itself", REASONS["reverse"]),
-    (r"units|by a factor|is not squeezed|come off|come out", REASONS["partial"]),
-    (r"", REASONS["place"]),  # starts, stays or ends where it should not
-)
-
-
 BLURRED = 0.08  # part of the rendered clips that is out of focus
-ASKED = 2  # defects that a clip does not have, of those asked about
+ABSENT = 2  # questions about defects that a clip does not have
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """Clips with what may be said of them.
+    """Clips with questions and answers about them.
 
     frames: uint8 (N, 8, H, W, 3). pairs: for each clip and family, (question text, answer) pairs to draw from.
-    reference: of the same shape, the clip that is shown after; null where each is shown alone.
+    reference: of the same shape, the second clip of each pair; None where each clip stands alone.
     """
 
     frames: np.ndarray
@@ -90,64 +86,49 @@ def words() -> list[str]:
     """The judges' whole vocabulary beside the special tokens."""
     rubric = _rubric()
     texts = [rubric.text(question, "") for question in rubric.questions]
-    texts += [DESCRIBE, *REASONS.values(), "Accept Reject because to and"]
-    said = {word for text in texts for word in text.split()}
-    return sorted({*vocabulary(), *asked_of.vocabulary(), *COLORS, *SHAPES, *said})
+    texts += [DESCRIBE, *REASONS.values(), f"{ACCEPT} Reject because to and"]
+    own = {word for text in texts for word in text.split()}
+    return sorted({*vocabulary(), *question_words(), *COLORS, *SHAPES, *own})
 
 
 def verdict_question(text: str) -> str:
+    """The rubric's question about a clip of this caption."""
     rubric = _rubric()
     return rubric.text(rubric.questions[0], text)
 
 
-def same_event(one: Claim, other: Claim) -> bool:
-    return one.kind == other.kind and set(one.things) == set(other.things)
-
-
-def near_miss(claim: Claim, allowed: list[Claim], rng: np.random.Generator) -> Claim:
-    """Another allowed claim; mostly one that shares the kind or a thing, which is the harder to tell apart."""
-    others = [c for c in allowed if not same_event(c, claim)]
-    near = [c for c in others if c.kind == claim.kind or set(c.things) & set(claim.things)]
-    return _pick(near if near and rng.random() < 0.7 else others, rng)
-
-
-def _pick(claims: list[Claim], rng: np.random.Generator) -> Claim:
-    return claims[int(rng.integers(len(claims)))]
-
-
-class Rendered(NamedTuple):
-    """Rendered clips and what may be said of them."""
+class RenderedClips(NamedTuple):
+    """Rendered clips with questions and answers about them."""
 
     frames: np.ndarray  # uint8 (N, FRAMES, H, W, 3)
     pairs: list[dict[str, list[Pair]]]
-    captions: list[str | None]  # of those that fulfil it
+    captions: list[str | None]  # of each clip that shows what its caption says; None for any other
 
 
-def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> Rendered:
+def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedClips:
     """Rendered clips, half of them botched, with verdicts, near-miss prompts, descriptions and single aspects."""
     rng = np.random.default_rng(seed)
     of_kind = {kind: [c for c in allowed if c.kind == kind] for kind in KINDS}
     frames, pairs = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8), []
     captions: list[str | None] = []
     for i in range(count):
-        claim = _pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
+        claim = pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
         botch = str(rng.choice(BOTCHES[claim.kind])) if rng.random() < 0.5 else None
         scene = make_scene(claim, rng, botch)
         frames[i] = render(scene)
         captions.append(caption(claim) if botch is None else None)
         if rng.random() < BLURRED:
             frames[i], captions[-1] = blurred(frames[i], rng), None
-            pairs.append({"ask": [(_defect_text("blur"), _defect_told("blur", True))]})
+            pairs.append({"ask": [_defect_pair("blur", True)]})
             continue
-        told = "Accept" if botch is None else f"Reject because {REASONS[botch]}"
-        verdicts = [(verdict_question(caption(claim)), told)] * 3
+        verdicts = [(verdict_question(caption(claim)), ACCEPT if botch is None else _rejected(REASONS[botch]))] * 3
         if botch is None:
             other = caption(near_miss(claim, allowed, rng))
-            verdicts.append((verdict_question(other), f"Reject because {REASONS['other']}"))
+            verdicts.append((verdict_question(other), _rejected(REASONS["other"])))
         asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), rng)
-        asks.append((_defect_text("blur"), _defect_told("blur", False)))
+        asks.append(_defect_pair("blur", False))
         pairs.append({"verdict": verdicts, "describe": [(DESCRIBE, _description(scene))], "ask": asks})
-    return Rendered(frames, pairs, captions)
+    return RenderedClips(frames, pairs, captions)
 
 
 def blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -158,39 +139,42 @@ def blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def aspect_pairs(frames: np.ndarray, claim: Claim, other: Claim, rng: np.random.Generator) -> list[Pair]:
-    """Questions about a clip's claim and about another's, with what its pixels answer, (F, H, W, 3) uint8.
+    """Questions about a clip's claim and about another claim, with the answers of its pixels, (F, H, W, 3) uint8.
 
-    All that is asked of alignment; of defects those that it has and ASKED others, since most clips lack most of them.
+    All questions about alignment; of those about defects the ones that the clip has and ABSENT others, since most clips
+    lack most of them.
     """
     pairs, blobs = [], find_blobs(frames)
-    for asked_about in (claim, other):
-        told = asked_of.answers(frames, asked_about, blobs)
-        known = [q for q in asked_of.questions(asked_about) if q.name in told]
-        pairs += [(q.text, str(told[q.name])) for q in known if q.kind == "alignment"]
-        if asked_about is claim:
-            pairs += _defect_pairs(known, told, rng)
+    for about in (claim, other):
+        answered = answers(frames, about, blobs)
+        known = [question for question in questions(about) if question.name in answered]
+        pairs += [(one.text, str(answered[one.name])) for one in known if one.kind == "alignment"]
+        if about is claim:
+            pairs += _defect_pairs(known, answered, rng)
     return list(dict.fromkeys(pairs))
 
 
-def _defect_pairs(known: list[asked_of.Asked], told: dict[str, asked_of.Told], rng: np.random.Generator) -> list[Pair]:
-    defects = [q for q in known if q.kind != "alignment"]
-    present = [q for q in defects if told[q.name].answer == asked_of.YES]
-    absent = [q for q in defects if told[q.name].answer == asked_of.NO]
-    picked = [absent[int(i)] for i in rng.permutation(len(absent))[:ASKED]]
-    return [(q.text, str(told[q.name])) for q in present + picked]
+def _defect_pairs(
+    known: list[AspectQuestion], answered: dict[str, AspectAnswer], rng: np.random.Generator
+) -> list[Pair]:
+    defects = [question for question in known if question.kind != "alignment"]
+    present = [question for question in defects if answered[question.name].answer == YES]
+    absent = [question for question in defects if answered[question.name].answer == NO]
+    picked = [absent[int(i)] for i in rng.permutation(len(absent))[:ABSENT]]
+    return [(question.text, str(answered[question.name])) for question in present + picked]
 
 
-def _defect_text(name: str) -> str:
-    return asked_of.DEFECTS[name][1]
+def _defect_pair(name: str, present: bool) -> Pair:
+    """The question about a defect and its answer."""
+    return DEFECTS[name][1], str(defect_answer(name, present))
 
 
-def _defect_told(name: str, present: bool) -> str:
-    _, _, yes, no = asked_of.DEFECTS[name]
-    return str(asked_of.Told(asked_of.YES, yes) if present else asked_of.Told(asked_of.NO, no))
+def _rejected(reason: str) -> str:
+    return f"Reject because {reason}"
 
 
-def _description(scene) -> str:
-    """What the scene really shows: its things by colour and shape in the first and the last frame, and the event."""
+def _description(scene: Scene) -> str:
+    """The scene in words: its things by colour and shape in the first and the last frame, and the event."""
     first = sorted((e.x[0], str(e.look(0))) for e in scene.entities if e.visible[0] and e.thing.color in COLORS)
     last = sorted((e.x[-1], str(e.look(-1))) for e in scene.entities if e.visible[-1] and e.thing.color in COLORS)
     names = [" and ".join(name for _, name in side) or "nothing there" for side in (first, last)]
@@ -199,8 +183,8 @@ def _description(scene) -> str:
 
 
 def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
-    """Clips of generators with what the physics check says of their caption, of a near miss of it, of single aspects
-    of both, and of the things that are to be seen.
+    """Clips of generators with the physics check's verdict on their caption and on a near miss of it, its answers about
+    single aspects of both, and the things in the clip.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """
@@ -208,41 +192,41 @@ def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Cla
     pairs = []
     for clip, claim in zip(frames, _claims(captions, allowed), strict=True):
         text, other = caption(claim), near_miss(claim, allowed, rng)
+        verdict, of_other = verdict_answer(clip, text), verdict_answer(clip, caption(other))
         of_clip = {
-            "verdict": [(verdict_question(text), _told(clip, text))] * 4
-            + [(verdict_question(caption(other)), _told(clip, caption(other)))],
+            "verdict": [(verdict_question(text), verdict)] * 4 + [(verdict_question(caption(other)), of_other)],
             "ask": aspect_pairs(clip, claim, other, rng),
         }
         if {thing.shape for thing in claim.things} <= set(SHAPES):
-            of_clip["describe"] = [(DESCRIBE, f"{_seen(clip)} because {_told(clip, text)}")]
+            of_clip["describe"] = [(DESCRIBE, f"{_things(clip)} because {verdict}")]
         pairs.append(of_clip)
     return Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], pairs)
 
 
 def compared_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
-    """Generated clips, each followed by a rendered one that fulfils its caption: has the first a defect?
+    """Generated clips, each followed by a rendered one of its caption, with questions about the first one's defects.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """
     rng = np.random.default_rng(seed)
-    picked, pairs, shown = [], [], []
+    picked, pairs, rendered = [], [], []
     for index, claim in enumerate(_claims(captions, allowed)):
-        told = asked_of.answers(frames[index], claim)
-        known = [q for q in asked_of.questions(claim) if q.name in told]
-        asks = [(f"{text} {asked_of.IN_FIRST}", answer) for text, answer in _defect_pairs(known, told, rng)]
+        answered = answers(frames[index], claim)
+        known = [question for question in questions(claim) if question.name in answered]
+        asks = [(f"{text} {IN_FIRST}", answer) for text, answer in _defect_pairs(known, answered, rng)]
         if asks:
             picked.append(index)
             pairs.append({"compare": asks})
-            shown.append(render(make_scene(claim, rng)))
+            rendered.append(render(make_scene(claim, rng)))
     seen = sample_frames(FRAMES, FRAMES_SEEN)
-    return Lessons(frames[picked][:, seen], pairs, np.stack(shown)[:, seen])
+    return Lessons(frames[picked][:, seen], pairs, np.stack(rendered)[:, seen])
 
 
 def marked_lessons(frames: np.ndarray, captions: list[str], seed: int) -> Lessons:
-    """Clips with a rectangle drawn over some frames: is the caption's first thing inside it?
+    """Clips with a rectangle over some frames, with the question whether the caption's first thing is inside it.
 
-    frames: uint8 (N, FRAMES, H, W, 3). The rectangle is the overlay's default, as users draw it. Clips of which physics
-    cannot say where the thing is are left out.
+    frames: uint8 (N, FRAMES, H, W, 3). The rectangle is the overlay's default, as users draw it. Clips in which physics
+    does not find the thing are left out.
     """
     rng, seen = np.random.default_rng(seed), sample_frames(FRAMES, FRAMES_SEEN)
     marked, pairs = [], []
@@ -257,14 +241,14 @@ def marked_lessons(frames: np.ndarray, captions: list[str], seed: int) -> Lesson
         box = _box_around(found, rng) if inside else _box_beside(found, rng)
         if box is None:
             continue
-        told = asked_of.Told(asked_of.YES, "inside") if inside else asked_of.Told(asked_of.NO, "outside")
+        answer = AspectAnswer(YES, "inside") if inside else AspectAnswer(NO, "outside")
         marked.append(with_rectangle(clip, box, where)[seen])
-        pairs.append({"inside": [(asked_of.INSIDE.format(thing=thing), str(told))]})
+        pairs.append({"inside": [(INSIDE.format(thing=thing), str(answer))]})
     return Lessons(np.stack(marked), pairs)
 
 
 def with_rectangle(frames: np.ndarray, box: Box, where: list[int]) -> np.ndarray:
-    """The clip, uint8 (F, H, W, 3), with a box over those frames, as an overlay that says no more draws it."""
+    """The clip, uint8 (F, H, W, 3), with a box over those frames, in the overlay's default colour and width."""
     mark = parse_mark("box", f"{','.join(map(str, box))}@{','.join(map(str, where))}")
     rendered = render_overlay(Overlay((mark,)), *frames.shape[:3])
     drawn = apply(torch.from_numpy(frames).float() / 255, range(len(frames)), rendered)
@@ -279,7 +263,7 @@ def _marked_frames(rng: np.random.Generator) -> list[int]:
 
 
 def _place(blobs: list[Blob]) -> tuple[float, float, float, float] | None:
-    """Left, top, right, bottom of the largest patch, in pixels; null where there is none."""
+    """Left, top, right, bottom of the largest patch, in pixels; None where there is none."""
     if not blobs:
         return None
     blob = blobs[0]
@@ -289,7 +273,7 @@ def _place(blobs: list[Blob]) -> tuple[float, float, float, float] | None:
 
 
 def _box_around(places: list[tuple[float, float, float, float]], rng: np.random.Generator) -> Box | None:
-    """A box that holds all places, with some room; null where that would be most of the picture."""
+    """A box that holds all places, with some room; None where that would be most of the picture."""
     left, top = (min(place[i] for place in places) - rng.uniform(1, 5) for i in (0, 1))
     right, bottom = (max(place[i] for place in places) + rng.uniform(1, 5) for i in (2, 3))
     box = (max(0, round(left)), max(0, round(top)), min(SIZE, round(right)), min(SIZE, round(bottom)))
@@ -297,7 +281,7 @@ def _box_around(places: list[tuple[float, float, float, float]], rng: np.random.
 
 
 def _box_beside(places: list[tuple[float, float, float, float]], rng: np.random.Generator) -> Box | None:
-    """A box in which none of the places has its centre, nor comes near; null where no try finds one."""
+    """A box that neither holds nor nearly touches the centre of a place; None where 20 tries find none."""
     centres = [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in places]
     for _ in range(20):
         width, height = (int(n) for n in rng.integers(9, 19, 2))
@@ -308,22 +292,20 @@ def _box_beside(places: list[tuple[float, float, float, float]], rng: np.random.
 
 
 def _claims(captions: list[str], allowed: list[Claim]) -> list[Claim]:
+    """The claims of captions. Raises ValueError for a caption of a claim that is not allowed."""
     names = {caption(claim) for claim in allowed}
     if outside := {c for c in captions if c not in names}:
-        raise ValueError(f"captions {sorted(outside)[:3]} are not among those that the judge may be taught")
+        raise ValueError(f"captions {sorted(outside)[:3]} are not among those that a judge may learn from")
     return [parse(text) for text in captions]
 
 
-def _told(clip: np.ndarray, text: str) -> str:
-    """The physics check's verdict and reason in the judge's words."""
-    found = check(clip, text)
-    if found.ok:
-        return "Accept"
-    words, match = next((words, match) for pattern, words in PHYSICS if (match := re.search(pattern, found.reason)))
-    return f"Reject because {words.format(*match.groups())}"
+def verdict_answer(clip: np.ndarray, text: str) -> str:
+    """The physics check's verdict on a clip, uint8 (F, H, W, 3), and its reason in the judge's words."""
+    failure = check(clip, text).failure
+    return ACCEPT if failure is None else _rejected(in_words(failure))
 
 
-def _seen(clip: np.ndarray) -> str:
+def _things(clip: np.ndarray) -> str:
     """The solids that stand free in the first and in the last frames, by colour and shape, from left to right."""
     blobs = find_blobs(clip)
     halves = []
@@ -335,6 +317,6 @@ def _seen(clip: np.ndarray) -> str:
 
 
 def allowed_claims(rl_prompts: list[str]) -> list[Claim]:
-    """Claims that the judge may be taught: none of the RL prompts, in either order of their things."""
-    taken = [parse(prompt) for prompt in rl_prompts]
-    return [claim for claim in all_claims() if not any(same_event(claim, other) for other in taken)]
+    """The claims that a judge may learn from: none of the RL prompts, in either order of their things."""
+    taken = {parse(prompt).event for prompt in rl_prompts}
+    return [claim for claim in all_claims() if claim.event not in taken]

@@ -1,4 +1,4 @@
-"""Optimisation shared by the three pretrainings: Muon for matrices, AdamW for the rest, cosine decay, an EMA."""
+"""Optimisation shared by the pretrainings: Muon for matrices, AdamW for the rest, cosine decay, an EMA."""
 
 import math
 from collections.abc import Iterable
@@ -58,7 +58,10 @@ class MuonAdamW:
 
 
 class Ema:
-    """Exponential moving average of parameters, with a warm-up so that the first steps do not linger."""
+    """Exponential moving average of parameters, with a warm-up so that the first steps weigh little.
+
+    Not diffusers' EMAModel: its first update copies and its decay is one step behind, so the weights would differ.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float):
         self.parameters, self.decay, self.steps = list(parameters), decay, 0

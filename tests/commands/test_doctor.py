@@ -1,11 +1,9 @@
-"""What the doctor says of a machine and of a params.yaml."""
+"""What `vfrl doctor` reports of a machine and of a params.yaml."""
 
 import contextlib
-import os
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner, Result
 
+from commands.doctor import main
 from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository
-from commands.doctor.usable import PATIENCE, generator, keeps_answers, key_variables, sources
+from commands.doctor.usable import PATIENCE, check_generator, check_sources, keeps_answers, key_variables, read_sources
 from feedback.network.ledger import Ledger
+from pipeline.check import check_params
+from pipeline.state import StateError
 
 ROOT = Path(__file__).parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -26,8 +28,9 @@ SECRET = "sk-of-the-test-alone"
 
 
 def found(blocks: dict, needed: set[str] = frozenset(), prompts: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
-    """State and words by source."""
-    return {name: (one.state, one.told) for name, one in zip(blocks, sources(blocks, needed, prompts), strict=True)}
+    """State and detail by source."""
+    findings = check_sources(read_sources(blocks), needed, prompts)
+    return {name: (one.state, one.detail) for name, one in zip(blocks, findings, strict=True)}
 
 
 # Sources
@@ -46,20 +49,20 @@ def test_the_shipped_sources_here_without_keys(monkeypatch):
     assert "OPENAI_API_KEY is not set" in states["gpt"][1]
 
 
-def test_a_key_makes_a_source_usable_and_is_not_shown(monkeypatch):
+def test_a_key_makes_a_source_usable_and_is_not_printed(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    state, told = found({"gpt": BLOCKS["gpt"] | {"rubric": SHEET}})["gpt"]
+    state, detail = found({"gpt": BLOCKS["gpt"] | {"rubric": SHEET}})["gpt"]
 
     assert state == OK
-    assert SECRET not in told
+    assert SECRET not in detail
     monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET} and a space")
-    state, told = found({"gpt": BLOCKS["gpt"] | {"rubric": SHEET}})["gpt"]
-    assert (state, SECRET in told) == (NOTE, False)
+    state, detail = found({"gpt": BLOCKS["gpt"] | {"rubric": SHEET}})["gpt"]
+    assert (state, SECRET in detail) == (NOTE, False)
 
 
-@pytest.mark.parametrize(
-    ("block", "told"),
-    [
+def test_why_a_source_is_not_usable(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for block, reason in (
         (BLOCKS["judge"] | {"path": "/no/such/judge"}, "/no/such/judge is neither a folder nor a hub id"),
         (BLOCKS["judge"] | {"rubric": "none.yaml"}, "none.yaml: not a readable rubric"),
         (BLOCKS["judge"] | {"colour": 1}, "feedback.sources.one.colour is not an option"),
@@ -67,30 +70,26 @@ def test_a_key_makes_a_source_usable_and_is_not_shown(monkeypatch):
         (None, "feedback.sources.one.kind is missing"),
         (BLOCKS["physics"], "physics knows the tabletop world alone, and not 1 of"),
         (BLOCKS["panel"] | {"members": {"a": BLOCKS["physics"], "b": BLOCKS["gpt"]}}, "a: physics knows"),
-    ],
-)
-def test_why_a_source_is_not_usable(block, told, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for needed, wanted in (({"one"}, BROKEN), (set(), NOTE)):
-        state, said = found({"one": block}, needed, ("a horse on the moon",))["one"]
-        assert state == wanted
-        assert told in said
+    ):
+        for needed, expected in (({"one"}, BROKEN), (set(), NOTE)):
+            state, detail = found({"one": block}, needed, ("a horse on the moon",))["one"]
+            assert (state, reason in detail) == (expected, True), (reason, detail)
 
 
 def test_a_model_folder_without_weights_is_no_judge(tmp_path):
     block = BLOCKS["judge"] | {"path": str(tmp_path), "rubric": SHEET}
-    told = found({"one": block}, {"one"})["one"][1]
+    detail = found({"one": block}, {"one"})["one"][1]
 
-    assert "no config.json in this folder" in told
-    assert "no weights (*.safetensors)" in told
+    assert "no config.json in this folder" in detail
+    assert "no weights (*.safetensors)" in detail
 
 
 def test_a_hub_id_that_is_not_in_the_cache_is_a_note_even_where_it_is_needed():
     block = BLOCKS["judge"] | {"path": "nobody/no-such-judge", "rubric": SHEET}
-    state, told = found({"one": block}, {"one"})["one"]
+    state, detail = found({"one": block}, {"one"})["one"]
 
     assert state == NOTE
-    assert "downloaded at first use" in told
+    assert "downloaded at first use" in detail
 
 
 class Wants(BaseHTTPRequestHandler):
@@ -112,13 +111,14 @@ def server():
 
 @contextlib.contextmanager
 def silence():
-    """The address of a server that takes calls and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        yield f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+    """The address of a server that accepts calls and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        yield f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
 
 
-def test_servers_are_asked_side_by_side_and_not_waited_for(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_servers_are_called_side_by_side_and_not_waited_for(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there, and no proxy is wanted here
+    monkeypatch.delenv("no_proxy", raising=False)
     with server() as answers, silence() as mute:
         at = {"here": answers, "mute": mute, "mute2": mute, "mute3": mute, "odd": "nonsense"}
         blocks = {name: BLOCKS["served"] | {"base_url": url, "rubric": SHEET} for name, url in at.items()}
@@ -135,18 +135,18 @@ def test_which_keys_and_whether_the_ledger_is_wanted():
     inner = BLOCKS["gemini"] | {"key_variable": "OTHER_KEY"}
     panel = {"kind": "panel", "rule": "all", "members": {"a": inner, "b": BLOCKS["physics"]}}
 
-    assert key_variables(BLOCKS | {"both": panel}) == ["OPENAI_API_KEY", "GEMINI_API_KEY", "OTHER_KEY"]
-    assert {name: keeps_answers(name, block) for name, block in (BLOCKS | {"both": panel}).items()} == {
-        "judge": False, "physics": False, "gpt": True, "gemini": True, "served": True, "people": True, "panel": False,
-        "both": True, "clip": False, "flow": False, "metrics": False, "second": False,
-    }  # fmt: skip
+    sources = read_sources(BLOCKS | {"both": panel})
+
+    assert key_variables(sources) == ["OPENAI_API_KEY", "GEMINI_API_KEY", "OTHER_KEY"]
+    keeping = {source.name for source in sources if keeps_answers(source)}
+    assert keeping == {"gpt", "gemini", "served", "people", "both"}
 
 
-def test_generators(tiny_wan, tmp_path):
-    assert generator("wan", str(tiny_wan), None, ["wan"]) == (OK, "generator", f"wan, {tiny_wan}")
-    assert generator("svd", str(tiny_wan), None, ["wan"]).told == "family svd is unknown; known are wan"
-    assert generator("wan", str(tmp_path), None, ["wan"]).state == BROKEN
-    assert "no such folder, and no hub id" in generator("wan", "./models/none", None, ["wan"]).told
+def test_generators(tmp_path):
+    shipped = str(ROOT / "models/tabletop/generator")
+    assert check_generator("wan", shipped, None) == (OK, "generator", f"wan, {shipped}")
+    assert check_generator("wan", str(tmp_path), None).state == BROKEN
+    assert "no such folder, and no Hub id" in check_generator("wan", "./models/none", None).detail
 
 
 # The machine
@@ -162,12 +162,12 @@ def test_a_library_of_another_version_is_a_note_and_a_missing_one_is_broken(tmp_
     states = {one.what: one for one in libraries(tmp_path / "constraints.txt")}
 
     assert [states[name].state for name in ("torch", "pyarrow", "no-such-library")] == [NOTE, OK, BROKEN]
-    assert states["torch"].told.endswith("; tested with 0.1")
+    assert states["torch"].detail.endswith("; tested with 0.1")
 
 
 def test_a_ledger_is_counted_and_one_that_cannot_be_used_is_broken_only_where_it_is_needed(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    assert ledger(path, True).told.endswith("none yet, made when a judge is first asked")
+    assert ledger(path, True).detail.endswith("none yet; it is made at the first call to a judge")
     assert not path.exists()
     with Ledger(path) as open_:
         open_.write("key", {"sent": 1}, "yes")
@@ -176,7 +176,7 @@ def test_a_ledger_is_counted_and_one_that_cannot_be_used_is_broken_only_where_it
     with contextlib.closing(sqlite3.connect(other)) as strange:
         strange.execute("CREATE TABLE cats (name TEXT)")
     assert [ledger(other, needed).state for needed in (True, False)] == [BROKEN, NOTE]
-    assert "no such table: answers" in ledger(other, True).told
+    assert "no such table: answers" in ledger(other, True).detail
 
 
 def test_the_state_of_a_repository(tmp_path):
@@ -190,59 +190,68 @@ def test_the_state_of_a_repository(tmp_path):
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  base:\n    cmd: a\n  train@rwr1:\n    cmd: b\n")
     (tmp_path / ".state/label-runs-r1/abc").mkdir(parents=True)
     states = {one.what: one for one in repository(tmp_path)}
-    assert states["git"].told.startswith("main at ")
-    assert states["git"].told.endswith(", files that differ from it: 1")  # dvc.lock; git knows no empty folders
-    assert states["dvc"].told.startswith("2 stages recorded in dvc.lock")
-    assert states["unfinished"].told.startswith("label-runs-r1: ")
+    assert states["git"].detail.startswith("main at ")
+    assert states["git"].detail.endswith(", files that differ from it: 1")  # dvc.lock; git knows no empty folders
+    assert states["dvc"].detail.startswith("2 stages recorded in dvc.lock")
+    assert states["unfinished"].detail.startswith("label-runs-r1: ")
+
+
+def test_outputs_behind_a_link_are_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    (finding,) = (one for one in repository(tmp_path) if one.what == "outputs")
+    assert finding.state == BROKEN
+    assert "runs is a symbolic link to" in finding.detail and "clone the repository there" in finding.detail
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StateError, match="runs is a symbolic link"):  # also in `vfrl check` and stage base
+        check_params()
 
 
 # The command
 
 
-def doctor(folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    kept = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY") and name != "HF_TOKEN"}
-    kept |= {"PYTHONPATH": str(ROOT), "FEEDBACK_LEDGER": str(folder / "ledger.sqlite")} | environment
-    command = [sys.executable, "-m", "commands", "doctor"]
-    return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
-
-
 @pytest.fixture
-def project(tmp_path):
-    """A folder with our files and a params.yaml of the test; returns what writes the latter."""
-    for name in ("data", "feedback", "models"):
+def doctor(tmp_path, monkeypatch):
+    """Runs the command in a folder with our files and this text as params.yaml, in an environment with these keys."""
+    for name in ("configs", "data", "feedback", "models", "tabletop"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".dvc").mkdir()
-    return lambda params: (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+
+    def run(text: str, **keys: str) -> Result:
+        (tmp_path / "params.yaml").write_text(text)
+        unset = dict.fromkeys(("OPENAI_API_KEY", "GEMINI_API_KEY", "HF_TOKEN"))
+        return CliRunner().invoke(main, env=unset | {"FEEDBACK_LEDGER": str(tmp_path / "ledger.sqlite")} | keys)
+
+    return run
 
 
-def test_the_default_params_are_ready_and_no_key_is_shown(project, tmp_path):
-    project(PARAMS)
-    done = doctor(tmp_path, OPENAI_API_KEY=SECRET)
+def test_the_default_params_are_ready_and_no_key_is_printed(doctor):
+    done = doctor(yaml.safe_dump(PARAMS), OPENAI_API_KEY=SECRET)
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "Ready: nothing that params.yaml asks for is broken here."
-    assert SECRET not in done.stdout + done.stderr
-    lines = {line.split()[1]: line.split() for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "Ready: nothing that params.yaml needs is broken here."
+    assert SECRET not in done.output
+    lines = {line.split()[1]: line.split() for line in done.output.splitlines() if line.startswith("  ")}
     assert lines["OPENAI_API_KEY"] == ["ok", "OPENAI_API_KEY", "set"]
     assert lines["GEMINI_API_KEY"] == ["–", "GEMINI_API_KEY", "not", "set"]
     assert lines["device"][0] == lines["generator"][0] == "ok"
 
 
-def test_what_the_params_ask_for_and_is_not_there_ends_with_1_and_its_names(project, tmp_path):
-    asked = PARAMS | {"feedback": PARAMS["feedback"] | {"source": "gemini"}}
-    project(asked | {"generator": PARAMS["generator"] | {"path": "models/tabletop/none"}})
-    done = doctor(tmp_path)
+def test_what_the_params_need_and_is_missing_ends_with_1_and_its_names(doctor):
+    params = PARAMS | {"feedback": PARAMS["feedback"] | {"source": "gemini"}}
+    done = doctor(yaml.safe_dump(params | {"generator": PARAMS["generator"] | {"path": "models/tabletop/none"}}))
 
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "Not ready: gemini (in use), generator."
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "Not ready: gemini (in use), generator."
 
 
-def test_a_params_file_that_cannot_be_read_does_not_hide_the_machine(project, tmp_path):
-    (tmp_path / "params.yaml").write_text("rounds: [")
-    done = doctor(tmp_path)
+def test_a_params_file_that_cannot_be_read_does_not_hide_the_machine(doctor):
+    done = doctor("rounds: [")
 
-    assert done.returncode == 1
-    assert "not readable: params.yaml: not readable" in done.stdout
-    assert done.stdout.splitlines()[-1] == "Not ready: params."
-    assert "device" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert "not readable: params.yaml: not readable" in done.output
+    assert done.output.splitlines()[-1] == "Not ready: params."
+    assert "device" in done.output

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def words(round_: Path, *more: str) -> list[str]:
     return ["--hub", "someone/rolls", "--set", f"{round_}/samples", "--labels", f"{round_}/labels/judge", *more]
 
 
-def told_by(*options: str) -> str:
+def error_of(*options: str) -> str:
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 1
     assert "Traceback" not in result.output
@@ -82,8 +83,8 @@ def test_the_card_is_written_from_the_manifests(parts):
 
 def test_verdicts_are_whole_but_for_the_folders_of_this_machine(round_, tmp_path, monkeypatch):
     own = make_round(tmp_path / "r1")
-    told = JUDGE | {"roll2": (None, None, f"unreadable clip: {own}/samples/videos/roll2.mp4: torn")}
-    make_labels(own / "labels/judge", "judge", told, own / "samples")
+    answers = JUDGE | {"roll2": (None, None, f"unreadable clip: {own}/samples/videos/roll2.mp4: torn")}
+    make_labels(own / "labels/judge", "judge", answers, own / "samples")
     monkeypatch.chdir(tmp_path)
     (verdicts,) = (
         part for part in gather(own / "samples", [own / "labels/judge"], "a/b") if part.path == "verdicts/judge.parquet"
@@ -134,7 +135,7 @@ def test_push_makes_one_private_commit_that_replaces_an_earlier_export(hub, roun
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_what_the_hub_declines_is_told_without_the_token(hub, round_):
+def test_a_refusal_of_the_hub_is_an_error_without_the_token(hub, round_):
     hub.refuses = True
     done = pushed(hub, *words(round_))
 
@@ -144,17 +145,17 @@ def test_what_the_hub_declines_is_told_without_the_token(hub, round_):
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_push_without_a_token_is_told_before_anything_is_read(monkeypatch):
+def test_a_push_without_a_token_ends_before_anything_is_read(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert "environment variable HF_TOKEN is not set" in told_by("--hub", "a/b", "--set", "no/such", "--push")
+    assert "environment variable HF_TOKEN is not set" in error_of("--hub", "a/b", "--set", "no/such", "--push")
 
 
-def test_what_cannot_be_exported_is_told(round_, tmp_path):
+def test_what_cannot_be_exported_is_an_error(round_, tmp_path):
     judged = str(round_ / "labels/judge")
-    assert "expected user/name" in told_by("--hub", "rolls", "--set", "no/such")
-    assert "--hub a/b c: " in told_by("--hub", "a/b c", "--set", "no/such")
-    assert "no such folder" in told_by("--hub", "a/b", "--set", "no/such")
-    assert "two sets by judge" in told_by(*words(round_, "--labels", judged))
+    assert "expected user/name" in error_of("--hub", "rolls", "--set", "no/such")
+    assert "--hub a/b c: " in error_of("--hub", "a/b c", "--set", "no/such")
+    assert "no such folder" in error_of("--hub", "a/b", "--set", "no/such")
+    assert "two sets by judge" in error_of(*words(round_, "--labels", judged))
     other = make_round(tmp_path / "r1")
     video = other / "samples/videos/roll0.mp4"
     video.write_bytes(video.read_bytes()[:-1] + b"\1")
@@ -178,13 +179,16 @@ def test_vbench_gets_the_clips_and_the_prompt_of_each_file(round_, tmp_path):
     assert names == sorted(json.loads((out / "prompts.json").read_text()))
     assert json.loads((out / "prompts.json").read_text())["roll1.mp4"] == "a ball rolls"
     assert (out / "videos" / "roll1.mp4").read_bytes() == (round_ / "samples/videos/roll1.mp4").read_bytes()
-    assert "6 clips in" in result.output and "--mode custom_input" in result.output
-    assert "is there already" in told_by("--for", "vbench", "--set", f"{round_}/samples", "--out", str(out))
+    words = shlex.split(result.output.splitlines()[-1])  # as a shell reads the command
+    assert words[words.index("--videos_path") + 1] == str(out / "videos")
+    assert words[words.index("--prompt_file") + 1] == str(out / "prompts.json")
+    assert "6 clips in" in result.output and "custom_input" in words
+    assert "exists already" in error_of("--for", "vbench", "--set", f"{round_}/samples", "--out", str(out))
 
 
-@pytest.mark.parametrize("options", [[], ["--for", "vbench"], ["--for", "vbench", "--out", "x", "--hub", "a/b"]])
-def test_an_export_goes_to_one_place(round_, options):
-    result = CliRunner().invoke(main, ["--set", f"{round_}/samples", *options])
+def test_an_export_goes_to_one_place(round_):
+    for options in ([], ["--for", "vbench"], ["--for", "vbench", "--out", "x", "--hub", "a/b"]):
+        result = CliRunner().invoke(main, ["--set", f"{round_}/samples", *options])
 
-    assert result.exit_code == 2
-    assert "name either --hub USER/NAME, or --for vbench with --out FOLDER" in result.output
+        assert result.exit_code == 2, options
+        assert "name either --hub USER/NAME, or --for vbench with --out FOLDER" in result.output, options

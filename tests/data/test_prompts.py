@@ -6,7 +6,7 @@ import pytest
 
 from data.prompts import Prompt, leaks, load_prompts, select
 
-FURUTA = Path(__file__).parents[2] / "data" / "prompt_sets" / "furuta.csv"
+FURUTA = Path(__file__).parents[2] / "configs" / "prompt_sets" / "furuta.csv"
 HEADER = "prompt_id,prompt,category,split,image,reference\n"
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.agreement import agreement, cohen, pearson
+from evaluation.agreement import cohen, compare_judges, pearson
 
 NAN = float("nan")
 
@@ -42,9 +42,9 @@ def test_pearson_of_three_points():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("rates", [[], [(0.1, 0.2)], [(0.1, 0.2), (0.3, 0.4)], [(0.5, 0.1), (0.5, 0.2), (0.5, 0.9)]])
-def test_fewer_than_three_points_or_a_constant_side_have_no_correlation(rates):
-    assert pearson(rates) == {"pearson": None, "p_value": None, "n": len(rates)}
+def test_fewer_than_three_points_or_a_constant_side_have_no_correlation():
+    for rates in ([], [(0.1, 0.2), (0.3, 0.4)], [(0.5, 0.1), (0.5, 0.2), (0.5, 0.9)]):
+        assert pearson(rates) == {"pearson": None, "p_value": None, "n": len(rates)}, rates
 
 
 def outcomes(**policies: dict[str, list[float]]) -> dict[str, dict[str, np.ndarray]]:
@@ -54,8 +54,8 @@ def outcomes(**policies: dict[str, list[float]]) -> dict[str, dict[str, np.ndarr
 PROMPTS = np.array([0, 0, 1, 1])
 
 
-def test_policies_and_prompts_are_compared_by_rates_of_clips_that_both_know():
-    found = agreement(
+def test_policies_are_compared_by_rates_of_clips_that_both_know():
+    found = compare_judges(
         outcomes(
             base={"judge": [0, 0, 0, 1], "people": [0, 0, NAN, 1]},  # rates 1/3 and 1/3
             rwr1={"judge": [1, 0, 1, 1], "people": [0, 0, 1, NAN]},  # 2/3 and 1/3
@@ -68,17 +68,29 @@ def test_policies_and_prompts_are_compared_by_rates_of_clips_that_both_know():
     # (1/3, 1/3), (2/3, 1/3), (1, 1), in thirds (1, 1), (2, 1), (3, 3): covariance 2 over sqrt(2 * 8/3).
     assert found["policies"]["judge|people"]["pearson"] == pytest.approx(2 / np.sqrt(2 * 8 / 3))
     assert found["policies"]["judge|people"]["n"] == 3
-    # base (0, 0), (1, 1); rwr1 (1/2, 0), (1, 1); rwr2 (1, 1): in halves (0, 0), (2, 2), (1, 0), (2, 2), (2, 2).
-    # Means 7/5 and 6/5; covariance 12 - 5 * 42/25 = 18/5 over sqrt((13 - 49/5) (12 - 36/5)) = sqrt(16/5 * 24/5).
-    assert found["prompts"]["judge|people"]["pearson"] == pytest.approx(3.6 / np.sqrt(3.2 * 4.8))
-    assert found["prompts"]["judge|people"]["n"] == 5
     assert found["clips"]["judge|people"] == {"agree": 7 / 8, "n": 8, "kappa": pytest.approx((7 / 8 - 1 / 2) / (1 / 2))}
+
+
+def test_a_prompt_is_one_point_over_all_policies():
+    """Table 4 of Furuta et al. has n = 160 for its 160 prompts, however many policies there are."""
+    found = compare_judges(
+        outcomes(
+            base={"judge": [0, 0, 1, 1, 0, 0], "people": [0, 1, 1, NAN, 0, 0]},
+            rwr1={"judge": [1, 0, 1, 1, 1, 0], "people": [1, 0, 1, 1, 0, 0]},
+        ),
+        ["judge", "people"],
+        np.array([0, 0, 1, 1, 2, 2]),
+    )["prompts"]["judge|people"]
+
+    # Prompt 0: 1/4 and 2/4; prompt 1: three known clips, 1 and 1; prompt 2: 1/4 and 0. In quarters (1, 2), (4, 4),
+    # (1, 0): means 2 and 2, covariance 0 + 4 + 2 = 6 over sqrt(6 * 8).
+    assert found["pearson"] == pytest.approx(6 / np.sqrt(6 * 8)) and found["n"] == 3
 
 
 def test_every_pair_of_judges_is_compared_once():
     labels = [1.0, 0.0, 1.0, 0.0]
     judges = {"physics": labels, "judge": labels, "people": [NAN] * 4}
-    found = agreement(outcomes(base=judges), list(judges), PROMPTS)
+    found = compare_judges(outcomes(base=judges), list(judges), PROMPTS)
 
     pairs = ["physics|judge", "physics|people", "judge|people"]
     assert [list(found[key]) for key in ("clips", "policies", "prompts")] == [pairs] * 3
@@ -87,7 +99,7 @@ def test_every_pair_of_judges_is_compared_once():
 
 
 def test_a_metric_correlates_by_its_mean_scores_and_labels_no_clip():
-    found = agreement(
+    found = compare_judges(
         outcomes(
             base={"judge": [0, 0, 0, 1], "flow": [1.0, 2.0, 3.0, 6.0]},  # rate 1/4, mean 3
             rwr1={"judge": [1, 0, 0, 1], "flow": [4.0, 4.0, NAN, 10.0]},  # of the known three 2/3, mean 6

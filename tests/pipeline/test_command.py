@@ -26,7 +26,7 @@ def raise_(error):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (lambda: raise_(ValueError("beta is -1")), "Error: beta is -1"),
         (lambda: raise_(StoreError("runs/r1: no manifest")), "Error: runs/r1: no manifest"),
@@ -36,11 +36,11 @@ def raise_(error):
         (lambda: Path("no/such").read_text(), "No such file or directory: 'no/such'"),
     ],
 )
-def test_what_a_user_can_mend_is_told_in_a_line_and_exits_1(body, told):
+def test_what_a_user_can_mend_is_told_in_a_line_and_exits_1(body, message):
     result = run(body)
 
     assert result.exit_code == 1
-    assert told in result.output
+    assert message in result.output
     assert "Traceback" not in result.output
 
 

@@ -9,8 +9,7 @@ from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import asks_of_rubric
 from feedback.questions.sheet import load_sheet
 from pipeline.params import ParamsError
-from pipeline.recipe import Recipe
-from pipeline.recipes import COMMON, FOLDER, load_recipe, merged
+from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged
 
 NAMES = ["ask-a-video", "ask-a-video-test-time", "diffusion-drf", "reward-gradient", "vanilla-drf", "vlm-as-teacher"]
 
@@ -97,27 +96,27 @@ def test_merging_leaves_what_it_merges_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"engin": {"updates": 1}}, "changes.engin is unknown; known are engine, judge, questions"),
         ({"engine": {"update": 1}}, "changes.engine.update is unknown; known are "),
         ({"engine": 5}, "changes.engine is 5, expected keys of that section"),
-        ({"engine": {"updates": "many"}}, "engine.updates is 'many', expected int"),
-        ({"engine": {"updates": 0}}, "engine: updates must be a whole number >= 1, found 0"),
+        ({"engine": {"updates": "many"}}, "engine.updates is 'many', expected a valid integer"),
+        ({"engine": {"updates": 0}}, "engine.updates is 0, expected greater than or equal to 1"),
         ({"engine": {"gradient_steps": 26}}, "gradient_steps must be at most steps"),
-        ({"decoding": {"mode": "fast"}}, "decoding: mode: found 'fast'"),
-        ({"augment": {"crop": 0.5}}, "augment: crop is 0.5"),
+        ({"decoding": {"mode": "fast"}}, "decoding.mode is 'fast', expected 'plain', 'windowed' or 'exact'"),
+        ({"augment": {"crop": 0.5}}, "augment.crop is 0.5, expected less than 0.5"),
         ({"judge": {"loss": "hinge"}}, "judge.loss is 'hinge'; known are logit, logit_difference, logprob"),
-        ({"judge": {"frames": 0}}, "judge: frames is 0, expected at least 1, or null"),
+        ({"judge": {"frames": 0}}, "judge.frames is 0, expected greater than or equal to 1"),
         ({"judge": {"ask_template": "Well?"}}, "judge.ask_template is 'Well?', expected a text with {question} in it"),
         ({"judge": {"reference_frames": None}}, "questions.with_reference is true, but judge.reference_frames is null"),
         ({"questions": None}, "judge.loss and questions are null together"),
     ],
 )
-def test_a_wrong_change_is_named(changes, told):
+def test_a_wrong_change_is_named(changes, message):
     with pytest.raises(ParamsError) as error:
         load_recipe("diffusion-drf", changes)
-    assert told in error.value.message
+    assert message in error.value.message
 
 
 def test_a_recipe_that_is_not_there_is_named_with_those_that_are():

@@ -84,6 +84,7 @@ def test_the_work_for_another_output_is_left_alone(start):
 
 def test_the_code_version_changes_with_any_module_and_not_with_compiled_files(tmp_path):
     (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "__init__.py").touch()
     module = tmp_path / "rl" / "trainer.py"
     module.write_text("a = 1")
     before = code_version(tmp_path)

@@ -1,5 +1,6 @@
 """The pages, figures and tables that people read."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -10,14 +11,17 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Locator, Page, expect
 
 from data.records import Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
+from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
-from report.gallery import as_script, copy_playable, rows_of
+from report.gallery import as_script, rows_of
 from report.lineage import layout
 from report.page import read_logs, read_measured, read_selected, read_trained, write_page
+from report.playable import Encoded, copy_playable
 from report.table import (
     BETTER,
     OPEN,
@@ -32,7 +36,7 @@ from report.table import (
     select_table,
     verdict,
 )
-from tests.support.browser import browser, needs_chromium
+from tests.support.browser import PHONE, wait_until
 
 HOSTILE = '<script>alert("x")</script> & "quoted"'
 
@@ -57,10 +61,10 @@ def make_sets(folder, prompts=8, prompt=HOSTILE, colours=((0, 0, 0), (100, 100, 
             p = (1 + i) / (2 + prompts)
             labels["judge"].append(Label(name, "judge", answer, p, None, 1, 0, f"because {HOSTILE}"))
             labels["physics"].append(Label(name, "physics", None, None, None, 1, 1, None))
-            said = {"reason": f"because {HOSTILE}", "raw": f"raw words {i} {HOSTILE}", "error": None}
-            asked = {"model": "m", "model_version": "v1", "rubric_hash": "r", "frames": [0, 4, 8]}
+            words = {"reason": f"because {HOSTILE}", "raw": f"raw words {i} {HOSTILE}", "error": None}
+            judge = {"model": "m", "model_version": "v1", "rubric_hash": "r", "frames": [0, 4, 8]}
             spent = {"tokens": 85, "cost": 0.25}
-            verdicts.append(Verdict(name, "judge", "accept", 0, answer, p, None, **said, **asked, **spent))
+            verdicts.append(Verdict(name, "judge", "accept", 0, answer, p, None, **words, **judge, **spent))
         write_rows(home.parent / "labels/judge/verdicts.parquet", verdicts, Verdict)
         found[policy] = EvaluationSet(home, tuple(samples), {judge: tuple(of) for judge, of in labels.items()})
     return found
@@ -115,29 +119,30 @@ class Tags(HTMLParser):
         return [attrs[name] for found, attrs in self.found if found == tag and name in attrs]
 
 
-def test_everything_that_the_pages_show_lies_in_their_folder(page):
+def test_all_files_that_the_pages_refer_to_are_in_their_folder(page):
     for name in ("index.html", "gallery.html"):
         tags = Tags((page / name).read_text())
-        shown = [
+        files = [
             *(path for tag in ("img", "script") for path in tags.attributes(tag, "src")),
             *tags.attributes("source", "srcset"),
             *(path.split("#")[0] for path in tags.attributes("a", "href") if not path.startswith("#")),
             *(path for path in tags.attributes("link", "href") if path != "data:,"),
         ]
 
-        assert all((page / path).is_file() for path in shown), shown
-        assert len(shown) >= 3
+        assert all((page / path).is_file() for path in files), files
+        assert len(files) >= 3
     figures = {"accept", "categories", "rounds", "lineage", "training"}
     assert {path.name for path in (page / "media").glob("*.svg")} == {
         f"{name}-{theme}.svg" for name in figures for theme in ("light", "dark")
     }
 
 
-def test_prompts_and_judges_words_are_shown_as_text(sets, summary, tmp_path):
+def test_prompts_and_judges_words_are_text_on_the_page(sets, summary, tmp_path):
     warned = summary | {"warnings": [HOSTILE]}
     write_page(warned, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()
 
+    assert "Training" not in text  # there are no logs
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert {name for tag, attributes in Tags(text).found for name in attributes} <= ATTRIBUTES  # none sprang from words
@@ -168,13 +173,35 @@ def test_a_small_clip_becomes_one_that_phones_play_in_the_same_colours(tmp_path)
     write_video(tmp_path / "stored.mp4", frames, 8.0)
     sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 9, 8.0, 32, 32, "stored.mp4")
 
-    copy_playable(tmp_path / "stored.mp4", tmp_path / "shown.mp4", sample)
-    with av.open(str(tmp_path / "shown.mp4")) as container:
+    copy_playable(tmp_path / "stored.mp4", tmp_path / "copy.mp4", sample)
+    with av.open(str(tmp_path / "copy.mp4")) as container:
         assert container.streams.video[0].pix_fmt == "yuv420p"
-    error = abs(read_video(tmp_path / "shown.mp4")[:, ::2, ::2].astype(int) - frames)
+    error = abs(read_video(tmp_path / "copy.mp4")[:, ::2, ::2].astype(int) - frames)
 
     assert error.shape == frames.shape
     assert error[:, :, :15].max() <= 4 and error[:, :, 17:].max() <= 4  # all but the two columns at the edge
+
+
+def test_a_clip_is_encoded_once_and_its_encoding_kept_while_a_page_uses_it(tmp_path):
+    write_video(tmp_path / "a.mp4", np.full((5, 32, 32, 3), 90, np.uint8), 8.0)
+    write_video(tmp_path / "b.mp4", np.full((5, 32, 32, 3), 91, np.uint8), 8.0)
+    sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 5, 8.0, 32, 32, "stored.mp4")
+    copy_playable(tmp_path / "a.mp4", tmp_path / "plain.mp4", sample)
+
+    first = Encoded(tmp_path / "encoded")
+    copy_playable(tmp_path / "a.mp4", tmp_path / "first.mp4", sample, first)
+    second = Encoded(tmp_path / "encoded")
+    copy_playable(tmp_path / "a.mp4", tmp_path / "second.mp4", sample, second)
+    copy_playable(tmp_path / "b.mp4", tmp_path / "other.mp4", sample, second)
+    (kept,) = first._used
+
+    assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+    assert (tmp_path / "second.mp4").samefile(kept)
+    assert (tmp_path / "other.mp4").read_bytes() != kept.read_bytes()
+    third = Encoded(tmp_path / "encoded")
+    copy_playable(tmp_path / "b.mp4", tmp_path / "third.mp4", sample, third)
+    third.prune()
+    assert [path.read_bytes() for path in (tmp_path / "encoded").iterdir()] == [(tmp_path / "other.mp4").read_bytes()]
 
 
 def test_a_large_clip_is_linked_and_takes_no_disk(tmp_path):
@@ -182,9 +209,9 @@ def test_a_large_clip_is_linked_and_takes_no_disk(tmp_path):
     source.write_bytes(b"not read")
     sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 9, 8.0, 480, 832, "stored.mp4")
 
-    copy_playable(source, tmp_path / "shown.mp4", sample)
+    copy_playable(source, tmp_path / "copy.mp4", sample)
 
-    assert (tmp_path / "shown.mp4").stat().st_ino == source.stat().st_ino
+    assert (tmp_path / "copy.mp4").stat().st_ino == source.stat().st_ino
 
 
 def test_rows_join_policies_by_prompt_and_seed_and_keep_the_first_clips_of_each_prompt(sets):
@@ -215,12 +242,6 @@ def test_the_summary_lies_beside_the_page_with_all_that_it_says(page, summary):
     assert "Look at all 16 clips" in (page / "index.html").read_text()
 
 
-def test_a_run_without_training_logs_has_no_training_figure(sets, summary, tmp_path):
-    write_page(summary, sets, {}, None, tmp_path / "out")
-
-    assert "Training" not in (tmp_path / "out" / "index.html").read_text()
-
-
 def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
     (tmp_path / "rwr1").mkdir()
     (tmp_path / "rwr1" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
@@ -239,20 +260,15 @@ def test_how_a_policy_was_trained_is_read_from_its_folder(tmp_path):
 def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     (tmp_path / "judge.json").write_text('{"auc": 0.9}')
     (tmp_path / "select").mkdir()
-    point = {
-        "judge": 0.5,
-        "judge_low": 0.4,
-        "judge_high": 0.6,
-        "physics": None,
-        "physics_low": None,
-        "physics_high": None,
-    }
-    (tmp_path / "select/rwr1.json").write_text(json.dumps({"kept": 200, "curve": [{"step": 100} | point]}))
-    unknown = {"rate": None, "low": None, "high": None}
-    curve = [{"step": 100, "rate": 0.5, "low": 0.4, "high": 0.6, "others": {"physics": unknown}}]
+    known, unknown = dict(zip(RATE, (0.5, 0.4, 0.6, 8), strict=True)), dict.fromkeys(RATE)
+    rows = plot_rows([{"step": 100, **known, "physics": unknown}], ["judge", "physics"])
+    (tmp_path / "select/rwr1.json").write_text(
+        json.dumps({"kept": 200, "measured": {"judge": False, "physics": True}, "curve": rows})
+    )
+    curve = [{"step": 100, **known, "others": {"physics": unknown}}]
 
     assert read_measured(tmp_path) == {"judge": {"auc": 0.9}}
-    found = {"judge": "judge", "measured": [], "kept": 200, "curve": curve}
+    found = {"judge": "judge", "measured": ["physics"], "kept": 200, "curve": curve}
     assert read_selected(tmp_path / "select") == {"rwr1": found}
     assert read_measured(tmp_path / "nowhere") == read_selected(tmp_path / "nowhere") == {}
 
@@ -268,7 +284,7 @@ def cells_of(text: str, row: str) -> list[list[str]]:
     return [cells for cells in found if cells and cells[0] == row]
 
 
-def test_the_agreement_of_several_votes_is_shown_and_lies_in_the_summary(sets, tmp_path):
+def test_the_agreement_of_several_votes_is_on_the_page_and_in_the_summary(sets, tmp_path):
     judged = {
         "base": replace(sets["base"], agreement={"judge": agreement(0.875, 0.746, 8, 1)}),
         "rwr1": replace(sets["rwr1"], agreement={"judge": agreement(1.0, None, 8, 0)}),
@@ -296,14 +312,14 @@ def test_a_single_vote_has_no_agreement_on_the_page(page):
     assert "otes agree" not in (page / "index.html").read_text()
 
 
-# What training turned
+# What training changed
 
 
 def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
     text = " ".join((page / "index.html").read_text().split())
     picture = np.asarray(Image.open(page / "media/turned.png").convert("RGB"))
 
-    assert "Of 8 clips judge rejects 8 as base makes them and accepts them as rwr1 does; 0 go the other way" in text
+    assert "For 8 of 8 clips, judge rejects the base's and accepts rwr1's; for 0 it is the other way round." in text
     for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
         assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
 
@@ -314,18 +330,16 @@ def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
     write_page(summary, swapped, LOGS, None, tmp_path / "out")
 
     assert not (tmp_path / "out/media/turned.png").exists()
-    assert "training turned" not in (tmp_path / "out/index.html").read_text()
+    assert "training changed" not in (tmp_path / "out/index.html").read_text()
 
 
 # Tables
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(0.01, 0.2, BETTER), (-0.2, -0.01, WORSE), (-0.01, 0.2, OPEN), (0.0, 0.2, OPEN), (None, None, OPEN)],
-)
-def test_better_and_worse_are_said_only_when_the_interval_is_clear_of_zero(low, high, said):
-    assert verdict(low, high) == said
+def test_a_policy_is_better_or_worse_only_when_the_interval_is_clear_of_zero():
+    intervals = [(0.01, 0.2, BETTER), (-0.2, -0.01, WORSE), (-0.01, 0.2, OPEN), (0.0, 0.2, OPEN), (None, None, OPEN)]
+    for low, high, expected in intervals:
+        assert verdict(low, high) == expected, (low, high)
 
 
 def test_a_clear_gain_is_marked_and_the_unknown_is_not(summary):
@@ -349,7 +363,8 @@ def test_a_sentence_says_which_policies_are_better_and_which_cannot_be_told_apar
     policies |= {"d": gap(-0.1, 0.0, 0.1), "e": gap(None, None, None)}
 
     assert findings({"policies": policies}) == [
-        "judge: better than base: b (+20.0), a (+10.0); worse than base: c (-10.0); not told apart from base: d (+0.0)."
+        "judge: better than base: b (+20.0), a (+10.0); worse than base: c (-10.0); "
+        "cannot be told apart from base: d (+0.0)."
     ]
     assert findings({"policies": {"base": base}}) == ["judge: no policy to compare with base."]
 
@@ -395,7 +410,7 @@ def texts(table) -> list[dict[str, str]]:
     return [{title: cell.text for title, cell in row.cells.items()} for row in table.rows]
 
 
-def test_what_was_measured_of_judges_and_checkpoints_is_shown(sets, summary, tmp_path):
+def test_audits_agreement_and_checkpoints_have_tables_and_figures(sets, summary, tmp_path):
     write_page(summary | MEASURED, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()
 
@@ -414,8 +429,8 @@ def test_what_was_measured_of_judges_and_checkpoints_is_shown(sets, summary, tmp
     by_score = select_table({"select": {policy: by_metric}})
     assert texts(by_score)[0]["its accept rate, % (or score)"] == "0.4 [0.3, 0.5]"
     assert json.loads((tmp_path / "out/summary.json").read_text())["audit"] == {"judge": AUDIT}
-    said = as_text(summary | MEASURED | {"warnings": ["judge left 6 % unlabelled"]})
-    assert said.rstrip().endswith("Warning: judge left 6 % unlabelled")
+    printed = as_text(summary | MEASURED | {"warnings": ["judge left 6 % unlabelled"]})
+    assert printed.rstrip().endswith("Warning: judge left 6 % unlabelled")
 
 
 def test_what_was_not_measured_has_no_section(page, summary):
@@ -445,7 +460,7 @@ def test_scores_and_the_top_k_have_tables_of_their_own(summary):
 # The graph of rounds
 
 
-def test_policies_hang_on_their_rounds_and_rounds_on_the_policy_that_made_them():
+def test_the_parent_of_a_policy_is_its_round_and_of_a_round_the_policy_that_made_it():
     def trained(start, round):
         return {"start": start, "round": round, "objective": "rwr", "source": "judge"}
 
@@ -476,7 +491,6 @@ def test_a_policy_whose_start_was_not_evaluated_still_has_its_place():
 # In a browser
 
 RED, BLUE = (180, 20, 40), (20, 60, 190)
-COUNT = "document.getElementById('count').innerText"
 
 
 @pytest.fixture(scope="module")
@@ -491,133 +505,131 @@ def gallery(tmp_path_factory) -> str:
     return (home / "out/gallery.html").as_uri()
 
 
-def colour_of(tab, selector: str, path: Path) -> np.ndarray:
-    """Mean colour of what an element looks like."""
-    tab.screenshot(path)
-    inside = [edge + margin for edge, margin in zip(tab.box(selector), (8, 8, -8, -8), strict=True)]
-    return np.asarray(Image.open(path).convert("RGB").crop(inside)).mean((0, 1))
+def colour_of(film: Locator) -> np.ndarray:
+    """Mean colour of what an element looks like, without its edge."""
+    picture = Image.open(io.BytesIO(film.screenshot())).convert("RGB")
+    return np.asarray(picture)[8:-8, 8:-8].mean((0, 1))
 
 
-def tile(policy: str, row: int) -> str:
-    return f'[data-clip="{policy}/{row}"] .film'
+def film(tab: Page, policy: str, row: int) -> Locator:
+    return tab.locator(f'[data-clip="{policy}/{row}"] .film')
 
 
-def choose(tab, name: str, value: str) -> None:
-    field = f"document.forms[0].elements[{name!r}]"
-    tab.value(f"{field}.value = {value!r}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+def wait_until_playing(tab: Page, selector: str) -> None:
+    wait_until(tab, f"document.querySelector('{selector} video')?.currentTime > 0")
 
 
-@needs_chromium
-def test_clips_play_where_the_mouse_is_in_their_own_colours(gallery, tmp_path):
-    with browser() as tab:
-        tab.open(gallery)
-        tab.wait(f"document.querySelector('{tile('rwr1', 0)} canvas').width == 64")
-        assert tab.value("document.querySelectorAll('video').length") == 0
+def test_clips_play_where_the_mouse_is_in_their_own_colours(chromium, gallery):
+    tab = chromium.new_page()
+    tab.goto(gallery)
+    expect(film(tab, "rwr1", 0).locator("canvas")).to_have_attribute("width", "64")
+    expect(tab.locator("video")).to_have_count(0)
 
-        tab.hover(tile("base", 0))
-        for policy, colour in (("base", RED), ("rwr1", BLUE)):
-            video = f"document.querySelector('{tile(policy, 0)} video')"
-            tab.wait(f"{video}?.currentTime > 0")
-            assert tab.value(f"{video}.error") is None
-            assert abs(colour_of(tab, tile(policy, 0), tmp_path / "page.png") - colour).max() < 8
-        tab.hover("#count")
-        tab.wait("document.querySelectorAll('video').length == 0")
-        assert abs(colour_of(tab, tile("rwr1", 0), tmp_path / "page.png") - BLUE).max() < 8  # its first frame stays
+    film(tab, "base", 0).hover()
+    for policy, colour in (("base", RED), ("rwr1", BLUE)):
+        wait_until_playing(tab, f'[data-clip="{policy}/0"]')
+        assert abs(colour_of(film(tab, policy, 0)) - colour).max() < 8
+    tab.hover("#count")
+    expect(tab.locator("video")).to_have_count(0)
+    assert abs(colour_of(film(tab, "rwr1", 0)) - BLUE).max() < 8  # its first frame stays
 
 
-@needs_chromium
-def test_filters_leave_what_fits_and_say_when_nothing_does(gallery):
-    with browser() as tab:
-        tab.open(gallery)
-        assert tab.value(COUNT) == "24 of 24 clips"
-        choose(tab, "judge", "judge")
-        choose(tab, "verdict", "true")
-        assert tab.value(COUNT) == "12 of 24 clips"
-        choose(tab, "category", "falling")
-        choose(tab, "split", "test")
-        assert tab.value(COUNT) == "3 of 24 clips"
-        choose(tab, "text", "p3 ALERT")
-        assert tab.value(COUNT) == "1 of 24 clips"
-        tab.click('[name="policy:rwr1"]')
-        assert tab.value(COUNT) == "0 of 24 clips"
-        assert "No clip fits these filters." in tab.value("document.getElementById('clips').innerText")
+def test_filters_leave_what_fits_and_say_when_nothing_does(chromium, gallery):
+    tab = chromium.new_page()
+    tab.goto(gallery)
+    count = tab.locator("#count")
+    expect(count).to_have_text("24 of 24 clips")
+    tab.select_option("[name=judge]", "judge")
+    tab.select_option("[name=verdict]", "true")
+    expect(count).to_have_text("12 of 24 clips")
+    tab.select_option("[name=category]", "falling")
+    tab.select_option("[name=split]", "test")
+    expect(count).to_have_text("3 of 24 clips")
+    tab.fill("[name=text]", "p3 ALERT")
+    expect(count).to_have_text("1 of 24 clips")
+    tab.uncheck('[name="policy:rwr1"]')
+    expect(count).to_have_text("0 of 24 clips")
+    expect(tab.locator("#clips")).to_contain_text("No clip fits these filters.")
 
-        tab.open(tab.value("location.href").replace("gallery.html", "gallery.html?again"))  # the address keeps them
-        assert tab.value(COUNT) == "0 of 24 clips"
-        tab.click("#empty button")
-        tab.wait(f"{COUNT} == '24 of 24 clips'")
-        choose(tab, "sort", "down")
-        assert tab.value("document.querySelector('.row h3 span').innerText").endswith("eval-p11-000")
-        tab.click("[name=disagree]")
-        assert tab.value(COUNT) == "0 of 24 clips"  # physics says nothing, so it contradicts nobody
-
-
-@needs_chromium
-def test_a_click_shows_the_judges_own_words_as_words(gallery):
-    with browser() as tab:
-        tab.open(gallery, height=1600)
-        tab.value("window.alert = () => { window.alarmed = true }; 0")
-        tab.click(tile("rwr1", 3))  # p11, after p0, p1 and p10
-        tab.wait("document.querySelector('dialog[open] dl') !== null")
-        said = tab.value("document.querySelector('dialog').innerText")
-
-        assert f"raw words 11 {HOSTILE}" in said
-        assert f"because {HOSTILE}" in said
-        for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
-            assert words in said
-        tab.wait("document.querySelector('dialog video').currentTime > 0")
-        assert tab.value("document.querySelectorAll('script:not([src])').length") == 0
-        assert not tab.value("window.alarmed")
-        assert tab.value("document.querySelector('.row h3').innerText").startswith(HOSTILE)
-
-        tab.value("document.querySelector('dialog button').click()")
-        assert not tab.value("document.querySelector('dialog').open")
+    tab.goto(tab.url.replace("gallery.html", "gallery.html?again"))  # the address keeps them
+    expect(count).to_have_text("0 of 24 clips")
+    tab.click("#empty button")
+    expect(count).to_have_text("24 of 24 clips")
+    tab.select_option("[name=sort]", "down")
+    expect(tab.locator(".row h3 span").first).to_have_text(re.compile("eval-p11-000$"))
+    tab.check("[name=disagree]")
+    expect(count).to_have_text("0 of 24 clips")  # physics labels nothing, so it contradicts no judge
 
 
-@needs_chromium
-def test_a_clip_that_cannot_be_played_says_so_and_leaves_the_others_alone(gallery):
-    with browser() as tab:
-        tab.open(gallery, height=1600)
-        for row in (1, 4):  # p1 is torn, p2 is missing: p10 and p11 stand between them
-            tab.wait(f"document.querySelector('{tile('rwr1', row)}').innerText == 'This clip cannot be played.'")
-        tab.wait("[...document.querySelectorAll('.film:not(:has(em)) canvas')].every(canvas => canvas.width == 64)")
-        assert tab.value("document.querySelectorAll('.film em').length") == 2
-        tab.hover(tile("base", 1))
-        tab.wait(f"document.querySelector('{tile('base', 1)} video')?.currentTime > 0")
+def test_a_click_shows_the_judges_own_words_as_words(chromium, gallery):
+    tab = chromium.new_page(viewport={"width": 1280, "height": 1600})
+    alarms = []
+    tab.on("dialog", lambda alert: alarms.append(alert.dismiss()))
+    tab.goto(gallery)
+    film(tab, "rwr1", 3).click()  # p11, after p0, p1 and p10
+    dialog = tab.locator("dialog[open]")
+    expect(dialog.locator("dl").first).to_be_visible()
+    text = dialog.inner_text()
+
+    assert f"raw words 11 {HOSTILE}" in text
+    assert f"because {HOSTILE}" in text
+    for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
+        assert words in text
+    wait_until_playing(tab, "dialog")
+    expect(tab.locator("script:not([src])")).to_have_count(0)
+    assert not alarms
+    assert tab.locator(".row h3").first.inner_text().startswith(HOSTILE)
+
+    dialog.locator("button").first.click()
+    expect(tab.locator("dialog[open]")).to_have_count(0)
 
 
-@needs_chromium
-def test_on_a_phone_a_tap_plays_and_a_second_one_opens(gallery):
-    with browser() as tab:
-        tab.open(gallery, width=390, height=844)
-        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-        assert not tab.value("document.getElementById('filters').open")
-        tab.tap(tile("base", 0))
-        tab.wait(f"document.querySelector('{tile('base', 0)} video')?.currentTime > 0")
-        assert not tab.value("document.querySelector('dialog').open")
-        tab.tap(tile("base", 0))
-        tab.wait("document.querySelector('dialog[open] dl') !== null")
+def test_a_clip_that_cannot_be_played_says_so_and_leaves_the_others_alone(chromium, gallery):
+    tab = chromium.new_page(viewport={"width": 1280, "height": 1600})
+    tab.goto(gallery)
+    for row in (1, 4):  # p1 is torn, p2 is missing: p10 and p11 stand between them
+        expect(film(tab, "rwr1", row)).to_have_text("This clip cannot be played.")
+    wait_until(tab, "[...document.querySelectorAll('.film:not(:has(em)) canvas')].every(canvas => canvas.width == 64)")
+    expect(tab.locator(".film em")).to_have_count(2)
+    film(tab, "base", 1).hover()
+    wait_until_playing(tab, '[data-clip="base/1"]')
 
 
-@needs_chromium
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_report_fits_a_phone_in_both_themes(page, dark):
-    with browser() as tab:
-        tab.open((page / "index.html").as_uri(), width=390, height=844, dark=dark)
+def fits(tab: Page) -> bool:
+    """Whether the page is no wider than the window."""
+    return tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
-        assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-        theme = "dark" if dark else "light"
-        shown = tab.value(
-            "[...document.querySelectorAll('picture img')].map(img => [img.currentSrc, img.naturalWidth])"
+
+def test_on_a_phone_a_tap_plays_and_a_second_one_opens(chromium, gallery):
+    tab = chromium.new_page(viewport=PHONE, has_touch=True)
+    tab.goto(gallery)
+    assert fits(tab)
+    assert not tab.evaluate("document.getElementById('filters').open")
+    film(tab, "base", 0).tap()
+    wait_until_playing(tab, '[data-clip="base/0"]')
+    expect(tab.locator("dialog[open]")).to_have_count(0)
+    film(tab, "base", 0).tap()
+    expect(tab.locator("dialog[open] dl").first).to_be_visible()
+
+
+def test_the_report_fits_a_phone_in_both_themes(chromium, page):
+    for theme in ("light", "dark"):
+        tab = chromium.new_page(viewport=PHONE, color_scheme=theme)
+        tab.goto((page / "index.html").as_uri())
+
+        assert fits(tab)
+        pictures = tab.evaluate(
+            "[...document.querySelectorAll('picture img')].map(i => [i.currentSrc, i.naturalWidth])"
         )
-        assert shown and all(source.endswith(f"-{theme}.svg") and width > 0 for source, width in shown)
+        assert pictures and all(source.endswith(f"-{theme}.svg") and width > 0 for source, width in pictures)
 
 
-def test_the_text_table_lines_up(summary):
+def test_the_columns_of_a_text_table_end_below_their_titles(summary):
     *tables, found, warned = as_text(summary).split("\n\n")
 
     assert len(tables) == 4  # of two judges, of p_accept's means, of how far the judges agree
-    for table in tables:
-        assert len({len(line) for line in table.split("\n")}) == 1
+    titles, _, rwr1 = tables[0].split("\n")
+    first = rwr1.index("100.0 [100.0, 100.0]") + len("100.0 [100.0, 100.0]")
+    assert titles[:first].endswith(" all") and len(titles.split("−")[0]) < len(rwr1)
     assert re.search(r"rwr1 +100\.0 \[100\.0, 100\.0\].*\+100\.0 \[\+100\.0, \+100\.0\] ▲", tables[0])
     assert "better than base: rwr1" in found and warned.startswith("Warning: ")

@@ -166,24 +166,21 @@ def test_published_forms_of_dpo_agree_at_their_equivalent_beta(source, form, b, 
     torch.testing.assert_close(ours, -logsigmoid(form(b, *squares)))
 
 
-@pytest.mark.parametrize(
-    "process, t, factor",
-    [
+def test_a_beta_on_noise_errors_is_another_on_velocity_errors():
+    """The error of the noise that a velocity implies is that factor of the velocity's own."""
+    for process, t, factor in (
         (FlowMatching(), 0.25, 0.75**2),  # (1 - t)^2
         (Velocity(ALPHAS_CUMPROD), 1.0, 0.36),  # alpha^2
-    ],
-)
-def test_a_beta_on_noise_errors_is_another_on_velocity_errors(process, t, factor):
-    """The error of the noise that a velocity implies is that factor of the velocity's own."""
-    clean, noise, prediction = torch.randn(3, 4, 2, 3, 4, 4).unbind()
-    time = torch.full((4,), t)
-    noised = process.noised(clean, noise, time)
-    noise_error = per_sample_error(process.noise_estimate(noised, prediction, time), noise)
-    velocity_error = per_sample_error(prediction, process.target(clean, noise, time))
-    torch.testing.assert_close(noise_error, factor * velocity_error)
+    ):
+        clean, noise, prediction = torch.randn(3, 4, 2, 3, 4, 4).unbind()
+        time = torch.full((4,), t)
+        noised = process.noised(clean, noise, time)
+        noise_error = per_sample_error(process.noise_estimate(noised, prediction, time), noise)
+        velocity_error = per_sample_error(prediction, process.target(clean, noise, time))
+        torch.testing.assert_close(noise_error, factor * velocity_error)
 
 
-def test_dpo_adds_the_chosen_error_only_when_told_to():
+def test_dpo_adds_the_chosen_error_by_its_weight():
     """Log 2 at margin 0, plus 5 times the chosen error .5."""
     both = torch.tensor([0.5]), torch.tensor([0.7])
     errors = Errors(policy=both, reference=both, weight=torch.ones(1))

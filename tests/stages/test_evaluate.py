@@ -27,7 +27,7 @@ DVC = [sys.executable, "-m", "dvc"]
 def params(tmp_path, monkeypatch):
     """Writes params.yaml into an empty project, changed by what is given for its section `evaluate`."""
     monkeypatch.chdir(tmp_path)
-    for name in ("data", "feedback", "models"):
+    for name in ("configs", "feedback", "models", "tabletop"):
         Path(name).symlink_to(ROOT / name)
 
     def write(**evaluate):
@@ -50,26 +50,22 @@ def test_what_is_chosen_may_be_left_out(params):
     check_params()
 
 
-@pytest.mark.parametrize(
-    ("evaluate", "told"),
-    [
+def test_a_choice_that_cannot_be_made_is_refused_before_anything_is_sampled(params):
+    for evaluate, message in (
         ({"top_k": 8}, "evaluate.top_k is 8, expected a section with the keys k, by"),
         ({"top_k": {"k": 8}}, "evaluate.top_k.by is missing; known keys are k, by"),
-        ({"top_k": {"k": "8", "by": None}}, "evaluate.top_k.k is '8', expected int"),
-        ({"top_k": {"k": 0, "by": None}}, "evaluate.top_k: k is 0, expected at least 1"),
+        ({"top_k": {"k": "8", "by": None}}, "evaluate.top_k.k is '8', expected a valid integer"),
+        ({"top_k": {"k": 0, "by": None}}, "evaluate.top_k.k is 0, expected greater than or equal to 1"),
         ({"best_of": {"judge": "judge", "m": 4}}, "evaluate.best_of.m (4) is unknown; known keys are judge, n"),
-        ({"best_of": {"judge": "judge", "n": 1}}, "evaluate.best_of: n is 1, expected at least 2"),
+        ({"best_of": {"judge": "judge", "n": 1}}, "evaluate.best_of.n is 1, expected greater than or equal to 2"),
         ({"top_k": {"k": 8, "by": "gpt"}}, "top_k.by is 'gpt', expected one of evaluate.judges: physics, judge"),
         ({"best_of": {"judge": "gpt", "n": 4}}, "best_of.judge is 'gpt', expected one of evaluate.judges"),
         ({"top_k": {"k": 17, "by": None}}, "evaluate.top_k.k is 17, but a prompt has 16 clips"),
         ({"best_of": {"judge": "judge", "n": 17}}, "evaluate.best_of.n is 17, but a prompt has 16 clips"),
-    ],
-)
-def test_a_choice_that_cannot_be_made_is_told_before_anything_is(evaluate, told, params):
-    params(**evaluate)
-
-    with pytest.raises(ParamsError, match=re.escape(told)):
-        check_params()
+    ):
+        params(**{"top_k": None, "best_of": None} | evaluate)
+        with pytest.raises(ParamsError, match=re.escape(message)):
+            check_params()
 
 
 # The stage
@@ -151,11 +147,11 @@ def test_dvc_plots_the_accept_rates_of_every_policy_and_judge(evaluate):
 
     figure = next(name for plot in document["plots"] for name in plot if "accept rates" in name)
     drawn = subprocess.run([*DVC, "plots", "show", "--show-vega", figure], check=True, capture_output=True, text=True)
-    shown = json.loads(drawn.stdout)
+    plot = json.loads(drawn.stdout)
 
-    assert shown["facet"]["column"]["field"] == "judge"
-    assert {(row["policy"], row["judge"], row["rate"]) for row in shown["data"]["values"]} == {
+    assert plot["facet"]["column"]["field"] == "judge"
+    assert {(row["policy"], row["judge"], row["rate"]) for row in plot["data"]["values"]} == {
         ("base", "judge", 0.5), ("base", "physics", 0.5), ("rwr1", "judge", 1.0), ("rwr1", "physics", 1.0),
         ("base best of 2 by judge", "judge", 1.0), ("base best of 2 by judge", "physics", 1.0),
     }  # fmt: skip
-    assert "<DVC_METRIC" not in json.dumps(shown)
+    assert "<DVC_METRIC" not in json.dumps(plot)

@@ -1,4 +1,4 @@
-"""A policy that is told more than the prompt: what it is told, what its clips say of it, and who wrote it."""
+"""A policy that is told more than the prompt: what it is found, what its clips say of it, and who wrote it."""
 
 import json
 import shutil
@@ -105,8 +105,8 @@ def test_the_folder_is_the_policy_and_what_it_is_told(project):
 
     facts = read_manifest(Path("runs/policies/slow"), "policy", verify=True)["facts"]
     assert facts == {"extends": "base", "prompts": "prompts.csv", "template": "{prompt} slowly"}
-    told = texts_for(Path("runs/policies/slow"), load_prompts(Path("prompts.csv")))
-    assert told == {"p1": "the red ball rolls off the table slowly", "p2": "a hand lifts the blue cup slowly"}
+    found = texts_for(Path("runs/policies/slow"), load_prompts(Path("prompts.csv")))
+    assert found == {"p1": "the red ball rolls off the table slowly", "p2": "a hand lifts the blue cup slowly"}
     assert texts_for(Path("runs/policies/base"), load_prompts(Path("prompts.csv"))) is None
     assert Path("runs/policies/slow/policy.json").read_bytes() == Path("runs/policies/base/policy.json").read_bytes()
 

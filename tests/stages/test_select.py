@@ -15,7 +15,7 @@ from data.manifest import read_manifest, write_manifest
 from data.policies import candidates
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
-from evaluation.checkpoints import candidates_of, curve, flat, keep, read_outcomes
+from evaluation.checkpoints import candidates_of, curve, keep, plot_rows, read_outcomes
 from generators.core.load import load_generator
 from generators.core.lora import LORA_FILE, apply_policy
 from stages import generate, select
@@ -96,14 +96,10 @@ def test_clips_of_other_checkpoints_are_refused():
 def test_rows_for_dvc_have_a_column_a_judge():
     rates = {"rate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 
-    rows = flat([{"step": 100, **rates, "physics": rates | {"rate": 0.375}}], ["judge", "physics"])
+    (row,) = plot_rows([{"step": 100, **rates, "physics": rates | {"rate": 0.375}}], ["judge", "physics"])
 
-    assert rows == [
-        {
-            "step": 100, "judge": 0.5, "judge_low": 0.25, "judge_high": 0.75,
-            "physics": 0.375, "physics_low": 0.25, "physics_high": 0.75,
-        }
-    ]  # fmt: skip
+    own = {"judge": rates, "physics": rates | {"rate": 0.375}}
+    assert row == {"step": 100, "judge": 0.5, "physics": 0.375, "rates": own}
 
 
 # The checkpoints of a policy
@@ -296,20 +292,25 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     assert json.loads((tmp_path / "next/out/policy.json").read_text())["start"] == "rwr1-selected"
 
 
-def test_the_curve_and_the_metrics_tell_why(project):
+def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     generate_clips()
     label_as("judge", lambda sample: "step-000004" in sample.policy)
     label_as("physics", lambda sample: None if sample.prompt_id == "p1" else "step-000002" in sample.policy)
 
     select_one()
 
-    told = json.loads(CURVE.read_text())
-    assert (told["judge"], told["rule"], told["kept"]) == ("judge", "best-of-last-5", 4)
-    assert [(point["step"], point["rate"], point["n"]) for point in told["curve"]] == [(2, 0, 4), (4, 1, 4), (5, 0, 4)]
-    assert [point["physics"]["rate"] for point in told["curve"]] == [1.0, 0.0, 0.0]
-    assert told["curve"][0]["physics"]["n"] == 2
+    document = json.loads(CURVE.read_text())
+    assert (document["judge"], document["rule"], document["kept"]) == ("judge", "best-of-last-5", 4)
+    assert [(point["step"], point["rate"], point["n"]) for point in document["curve"]] == [
+        (2, 0, 4),
+        (4, 1, 4),
+        (5, 0, 4),
+    ]
+    assert [point["physics"]["rate"] for point in document["curve"]] == [1.0, 0.0, 0.0]
+    assert document["curve"][0]["physics"]["n"] == 2
     metrics = json.loads(Path("metrics.json").read_text())
-    assert metrics["kept"] == 4
+    assert metrics["kept"] == 4 and metrics["measured"] == {"judge": False, "physics": False}
+    assert [key for key, value in metrics.items() if isinstance(value, list)] == ["curve"]  # else dvc plots fails
     rates = [(row["step"], row["judge"], row["physics"]) for row in metrics["curve"]]
     assert rates == [(2, 0.0, 1.0), (4, 1.0, 0.0), (5, 0.0, 0.0)]
 
@@ -348,7 +349,7 @@ def test_labels_of_other_clips_are_refused(project):
     write_rows(LABELS / "physics/labels.parquet", rows[1:], Label)
     write_manifest(LABELS / "physics", "labels")
 
-    with pytest.raises(ValueError, match="physics: 11 labels are not of the 12 clips in runs/select/rwr1/samples"):
+    with pytest.raises(ValueError, match="physics: its 11 labels are not of the 12 clips beside them"):
         read_outcomes(SAMPLES, LABELS, ["judge", "physics"])
     done = select_one()
     assert done.exit_code == 1
@@ -369,17 +370,17 @@ def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project):
 
     assert select_one().exit_code == 0
 
-    told = json.loads(CURVE.read_text())
-    assert (told["judge"], told["measured"]) == ("clip", ["clip"])
-    assert [point["rate"] for point in told["curve"]] == [7.5, *[6.0] * (len(told["curve"]) - 1)]
-    assert told["kept"] == told["curve"][0]["step"]
-    assert told["curve"][0]["physics"]["rate"] == 1.0
+    document = json.loads(CURVE.read_text())
+    assert (document["judge"], document["measured"]) == ("clip", ["clip"])
+    assert [point["rate"] for point in document["curve"]] == [7.5, *[6.0] * (len(document["curve"]) - 1)]
+    assert document["kept"] == document["curve"][0]["step"]
+    assert document["curve"][0]["physics"]["rate"] == 1.0
 
 
-def test_more_prompts_than_there_are_is_told(project):
+def test_more_prompts_than_there_are_is_refused(project):
     project(generate=PARAMS["select"]["generate"] | {"prompts": 4})
 
     done = generate_clips()
 
-    assert "4 prompts are asked for, split 'train' has 3" in done.output
+    assert "4 prompts are wanted, split 'train' has 3" in done.output
     assert not SAMPLES.exists()

@@ -14,33 +14,34 @@ OURS = "label_batch"  # OpenAI's metadata key for our token
 
 
 @dataclass
-class Batch:
+class ServerBatch:
     """One batch that arrived."""
 
     id: str
     token: str
     lines: list[dict[str, Any]]
     state: str
-    looks: int  # at it that are answered with "in progress"
+    looks: int  # that are still answered with "in progress"
     output: str | None = None  # the file with its answers
 
 
 @dataclass
-class Plan:
-    """What becomes of batches; changed by tests."""
+class BatchBehaviour:
+    """What the server does with batches; changed by tests."""
 
     looks: int = 1  # that find a batch in progress
     end: str = "completed"  # completed | expired | failed | cancelled
-    answers: int | None = None  # lines that are answered before it ends; null: all
+    answers: int | None = None  # lines that are answered before it ends; None: all
     spoiled: tuple[str, ...] = ()  # texts of lines that the provider fails
-    # What befalls a request instead of its answer: `of`, a part of "METHOD /path"; `status`, or null for a dropped
-    # connection; `headers`; `page`: whether the error is a page and no JSON; `after`: whether it has its effect
-    # nevertheless; `times`, 1 unless told.
+    empty: tuple[str, ...] = ()  # texts of lines that Gemini answers with an empty text
+    # Faults of requests: `of`, a part of "METHOD /path"; `status`, or None for a dropped connection; `headers`; `page`:
+    # whether the error is a page and not JSON; `after`: whether the request has its effect all the same; `times`, 1 by
+    # default.
     script: list[dict[str, Any]] = field(default_factory=list)
 
 
 def as_sent(body: dict[str, Any]) -> str:
-    """A call's body as text, with the one field spelled as the SDK spells it in calls; the API takes either."""
+    """A call's body as text, with one field spelled as the SDK spells it in single calls; the API takes both."""
     return json.dumps(body, sort_keys=True).replace('"mimeType": "v', '"mime_type": "v')
 
 
@@ -49,14 +50,16 @@ class BatchServer(Server):
 
     def __init__(self, behaviour: Behaviour) -> None:
         super().__init__(behaviour)
-        self.plan = Plan()
+        self.plan = BatchBehaviour()
         self.files: dict[str, bytes] = {}
-        self.batches: list[Batch] = [Batch(f"batch-{n}", f"somebody's {n}", [], "completed", 0) for n in range(3)]
+        self.batches: list[ServerBatch] = [
+            ServerBatch(f"batch-{n}", f"somebody's {n}", [], "completed", 0) for n in range(3)
+        ]
         self.uploads: dict[str, bytes] = {}
         self.calls: list[str] = []  # "METHOD /path" of everything but single calls
 
     @property
-    def ours(self) -> list[Batch]:
+    def ours(self) -> list[ServerBatch]:
         return self.batches[3:]
 
     def lines(self) -> list[dict[str, Any]]:
@@ -64,7 +67,7 @@ class BatchServer(Server):
         return [line.get("body") or line["request"] for batch in self.ours for line in batch.lines]
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=2**28, middlewares=[self._befall])
+        app = web.Application(client_max_size=2**28, middlewares=[self._disturb])
         add = app.router.add_route
         add("POST", "/v1/files", self._openai_file)
         add("GET", "/v1/files/{name}/content", self._download)
@@ -81,22 +84,22 @@ class BatchServer(Server):
         return app
 
     @web.middleware
-    async def _befall(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _disturb(self, request: web.Request, handler: Any) -> web.StreamResponse:
         call = f"{request.method} {request.path}"
         if handler.__func__ is not Server._post:
             self.calls.append(call)
-        for told in self.plan.script:
-            if told["of"] in call and told.get("times", 1) > 0:
-                told["times"] = told.get("times", 1) - 1
-                if told.get("after"):
+        for fault in self.plan.script:
+            if fault["of"] in call and fault.get("times", 1) > 0:
+                fault["times"] = fault.get("times", 1) - 1
+                if fault.get("after"):
                     await handler(request)
-                if told["status"] is None and request.transport:
+                if fault["status"] is None and request.transport:
                     request.transport.abort()
-                error = {"message": f"told to say {told['status']}", "code": None, "type": "t", "status": "T"}
-                status = told["status"] or 500
-                if told.get("page"):
+                error = {"message": f"scripted status {fault['status']}", "code": None, "type": "t", "status": "T"}
+                status = fault["status"] or 500
+                if fault.get("page"):
                     return web.Response(status=status, text="<html>no</html>", content_type="text/html")
-                return web.json_response({"error": error}, status=status, headers=told.get("headers"))
+                return web.json_response({"error": error}, status=status, headers=fault.get("headers"))
         return await handler(request)
 
     # OpenAI's
@@ -121,7 +124,7 @@ class BatchServer(Server):
         more = after + PAGE < len(newest)
         return web.json_response({"object": "list", "data": [self._as_openai(one) for one in page], "has_more": more})
 
-    def _as_openai(self, batch: Batch) -> dict[str, Any]:
+    def _as_openai(self, batch: ServerBatch) -> dict[str, Any]:
         error = {"code": "x", "message": "the file is no JSONL", "line": 7, "param": None}
         failed = {"object": "list", "data": [error]}
         return {
@@ -159,7 +162,7 @@ class BatchServer(Server):
         more = {"nextPageToken": str(start + PAGE)} if start + PAGE < len(self.batches) else {}
         return web.json_response({"operations": page} | more)
 
-    def _as_gemini(self, batch: Batch) -> dict[str, Any]:
+    def _as_gemini(self, batch: ServerBatch) -> dict[str, Any]:
         states = {"completed": "SUCCEEDED", "in_progress": "RUNNING"}
         state = f"BATCH_STATE_{states.get(batch.state, batch.state.upper())}"
         metadata: dict[str, Any] = {"displayName": batch.token, "state": state, "model": "models/m"}
@@ -169,9 +172,9 @@ class BatchServer(Server):
 
     # Both
 
-    def _take(self, token: str, file: str) -> Batch:
+    def _take(self, token: str, file: str) -> ServerBatch:
         lines = [json.loads(line) for line in self.files[file].splitlines()]
-        batch = Batch(f"batch-{len(self.batches)}", token, lines, "in_progress", self.plan.looks)
+        batch = ServerBatch(f"batch-{len(self.batches)}", token, lines, "in_progress", self.plan.looks)
         self.batches.append(batch)
         return batch
 
@@ -184,7 +187,7 @@ class BatchServer(Server):
         openai = request.path.startswith("/v1/")
         return web.json_response(self._as_openai(batch) if openai else self._as_gemini(batch))
 
-    def _end(self, batch: Batch) -> None:
+    def _end(self, batch: ServerBatch) -> None:
         batch.state = self.plan.end
         if batch.state == "failed":
             return
@@ -200,6 +203,8 @@ class BatchServer(Server):
         spoiled = any(one in text for one in self.plan.spoiled)
         path = line.get("url") or "/v1beta/models/m:generateContent"
         _, body = reply(path, sent, hashlib.sha256(text.encode()).hexdigest()[:16], None)
+        if any(one in text for one in self.plan.empty):
+            body["candidates"] = [{"content": {"role": "model"}, "finishReason": "STOP"}]
         if "key" in line:
             return {"key": line["key"]} | ({"error": {"code": 13, "message": "x"}} if spoiled else {"response": body})
         status, body = (500, {"error": {"message": "x"}}) if spoiled else (200, body)

@@ -45,8 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.created.append(json.loads(body))
             self._reply({"url": f"{hub.url}/datasets/{hub.created[-1]['organization']}/{hub.created[-1]['name']}"})
         elif "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
-            modes = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in asked]
+            files = json.loads(body)["files"]
+            modes = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]
             self._reply({"files": modes})
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):

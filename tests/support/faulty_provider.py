@@ -1,8 +1,8 @@
-"""A local server that speaks as OpenAI's, a vLLM's and Gemini's APIs do, and misbehaves on command.
+"""A local server with the APIs of OpenAI, vLLM and Gemini, which misbehaves on command.
 
-What it means about a request hangs on the request's content alone, so that a client which asks again is told the same.
-How a reply travels hangs on chance. `python -m tests.support.faulty_provider PORT` serves until it is killed; `serving`
-does so in a thread of the test. GET /truth tells what happened.
+Its answer to a request depends on the request's content alone, so that a repeated request has the same answer. Faults
+of transport are random. `python -m tests.support.faulty_provider PORT` serves until it is killed; `serving` does so in
+a thread of the test. GET /truth returns the attempts that arrived.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ class Behaviour:
 
     latency: float = 0.0  # seconds
     together: int = 0  # no reply before so many requests are in flight at once, or HANG is over
-    faults: float = 0.0  # part of all requests that a fault of transport befalls
-    odd: float = 0.0  # part of all answers that are not as was asked for
-    # What befalls the next requests, instead of chance: `fault` or `odd` by name, or a reply as `status`, `headers`,
-    # `body`, in which $KEY stands for the key that came. `of`: only of requests with this text; `times`: 1 unless told;
-    # `after`: seconds until then.
+    faults: float = 0.0  # share of all requests with a fault of transport
+    odd: float = 0.0  # share of all answers in another form than requested
+    # What happens to the next requests, in place of chance: `fault` or `odd` by name, or a reply as `status`,
+    # `headers`, `body`, in which $KEY stands for the key that was sent. `of`: only for requests with this text;
+    # `times`: 1 by default; `after`: seconds before the reply.
     script: list[dict[str, Any]] = field(default_factory=list)
     refuses: tuple[str, ...] = ()  # parameters that are answered with 400
     seed: int = 0
@@ -54,7 +54,7 @@ class Server:
         self.in_flight = self.most_in_flight = 0
         self.base = ""
         self.gathered = asyncio.Event()
-        self.closing = asyncio.Event()  # lets go of the calls that hang
+        self.closing = asyncio.Event()  # ends the calls that hang
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**28)
@@ -82,17 +82,18 @@ class Server:
         self.bodies.append(sent)
         self.headers.append(dict(request.headers))
         fault = self.random.choice(TRANSPORT) if self.random.random() < self.behaviour.faults else None
-        told = self._told(text)
-        fault, odd = told.get("fault", fault), told.get("odd", odd_of(key, self.behaviour.odd))
+        scripted = self._scripted(text)
+        fault, odd = scripted.get("fault", fault), scripted.get("odd", odd_of(key, self.behaviour.odd))
         attempt = {
             "id": request.headers.get("X-Client-Request-Id"), "key": key, "fault": fault, "odd": odd,
             "billed": fault in (None, *BILLED), "delivered": False, "at": time.monotonic(),
         }  # fmt: skip
         self.attempts.append(attempt)
-        await asyncio.sleep(told.get("after", 0.0))
-        if "body" in told:
-            attempt["billed"] = told.get("status", 200) == 200
-            return await self._send(request, attempt, told.get("status", 200), told["body"], told.get("headers", {}))
+        await asyncio.sleep(scripted.get("after", 0.0))
+        if "body" in scripted:
+            status = scripted.get("status", 200)
+            attempt["billed"] = status == 200
+            return await self._send(request, attempt, status, scripted["body"], scripted.get("headers", {}))
         for name in self.behaviour.refuses:
             if name in text:
                 attempt["billed"] = False
@@ -109,12 +110,12 @@ class Server:
         attempt["billed"] = status == 200
         return await self._travel(request, attempt, status, body, fault)
 
-    def _told(self, text: str) -> dict[str, Any]:
-        """What the script says about a request; empty where it says nothing."""
-        for told in self.behaviour.script:
-            if told.get("of", "") in text and told.get("times", 1) > 0:
-                told["times"] = told.get("times", 1) - 1
-                return told
+    def _scripted(self, text: str) -> dict[str, Any]:
+        """The script's entry for a request; empty where it has none."""
+        for entry in self.behaviour.script:
+            if entry.get("of", "") in text and entry.get("times", 1) > 0:
+                entry["times"] = entry.get("times", 1) - 1
+                return entry
         return {}
 
     async def _travel(
@@ -162,13 +163,13 @@ def _fault(fault: str) -> tuple[int, Any, dict[str, str]]:
 
 
 def odd_of(key: str, share: float) -> str | None:
-    """Which oddity an answer has, by its request alone."""
+    """The odd form of an answer, or None, by its request alone."""
     drawn = random.Random(key)
     return drawn.choice(ODD) if drawn.random() < share else None
 
 
 def meant(key: str) -> str:
-    """What the server thinks of a request's clip."""
+    """The server's verdict on a request's clip."""
     return "Accept" if int(key, 16) % 2 else "Reject"
 
 
@@ -240,18 +241,18 @@ def _candidate(path: str, key: str, word: str, odd: str | None) -> tuple[int, An
     if odd in ("refusal", "filtered"):
         candidate = {"finishReason": "SAFETY" if odd == "filtered" else "PROHIBITED_CONTENT"}
     usage = {"promptTokenCount": 1000, "candidatesTokenCount": 20, "thoughtsTokenCount": 30, "totalTokenCount": 1050}
-    told: dict[str, Any] = {
+    body: dict[str, Any] = {
         "usageMetadata": usage,
         "modelVersion": path.rsplit("/", 1)[1].partition(":")[0],
         "key": key,
     }
     if odd == "policy":
-        return 200, told | {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
-    return 200, told | {"candidates": [] if odd == "empty" else [candidate]}
+        return 200, body | {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
+    return 200, body | {"candidates": [] if odd == "empty" else [candidate]}
 
 
 def _tokens(text: str, word: str) -> list[dict[str, Any]]:
-    """A reply's tokens: the answer word in two, whatever stands before and after it as one each."""
+    """A reply's tokens: the answer word as two, the texts before and after it as one each."""
     before, _, after = text.partition(word)
     other = "Rej" if word == "Accept" else "Acc"
     top = [{"token": word[:3], "logprob": -0.2231436}, {"token": other, "logprob": -2.3025851}]
@@ -263,7 +264,7 @@ def _tokens(text: str, word: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def serving(behaviour: Behaviour | None = None, port: int = 0, kind: type[Server] = Server) -> Iterator[Any]:
-    """A server in a thread of this process; `base` is its address."""
+    """A server in a thread of this process; `base` is its URL."""
     server, loop, ready = kind(behaviour or Behaviour()), asyncio.new_event_loop(), threading.Event()
     runner = web.AppRunner(server.app(), handler_cancellation=False, shutdown_timeout=0.1)
 

@@ -23,7 +23,7 @@ from tabletop.pretraining.judge_model import CHAT_TEMPLATE, qwen_processor, tiny
 
 SIZE = 64  # pixels a side
 PATCH, MERGE, HIDDEN, LAYERS, HEADS = 8, 2, 32, 2, 2  # of every family, in vision and in language
-RANGE = 0.2  # standard deviation of the weights, drawn wide so that opinions differ from clip to clip
+RANGE = 0.2  # standard deviation of the weights, large, so that the answers differ from clip to clip
 WORDS = (
     "judge",
     "the",

@@ -59,18 +59,18 @@ def make_samples(name: str) -> list[Sample]:
     ]
 
 
-def make_labels(folder: Path, source: str, told: dict, clips: Path) -> None:
-    """Labels of a source that was asked one question once, "It shows: …" being its reason for every label."""
+def make_labels(folder: Path, source: str, answers: dict, clips: Path) -> None:
+    """Labels of a source with one question and one vote, whose reason for every label is "It shows: …"."""
     labels, verdicts = [], []
-    for clip, (label, p_accept, error) in told.items():
+    for clip, (label, p_accept, error) in answers.items():
         reason = None if label is None else f"It shows: <{clip}>"
         labels.append(Label(clip, source, label, p_accept, None, 1, int(label is None), reason or error))
-        asked = (clip, source, "fulfilled", 0)
-        seen = ("some-model", "v1", "0123456789ab", [0, 8], 10, None)
-        verdicts.append(Verdict(*asked, label, p_accept, None, reason, "raw " + clip, *seen, error))
+        vote = (clip, source, "fulfilled", 0)
+        model = ("some-model", "v1", "0123456789ab", [0, 8], 10, None)
+        verdicts.append(Verdict(*vote, label, p_accept, None, reason, "raw " + clip, *model, error))
     write_rows(folder / "labels.parquet", labels, Label)
     write_rows(folder / "verdicts.parquet", verdicts, Verdict)
-    counts = [label for label, _, _ in told.values()]
+    counts = [label for label, _, _ in answers.values()]
     write_manifest(
         folder, "labels", source=source, model="some-model", model_versions=["v1"], rubric="sheet",
         rubric_hash="0123456789ab", votes=1, agreement=None, clip_set=ClipSet.open(clips).fingerprint(),

@@ -1,21 +1,21 @@
-"""A tiny online run, for the tests and for the processes that they start and kill: `python -m tests.support.online`."""
+"""A tiny online run, for tests and the processes that they start and kill."""
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from data.config import read_config
 from generators.core.load import load_generator
 from rl.online.config import OnlineConfig
-from rl.online.guards import Point
+from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
-from rl.online.trainer import Conditions, OnlineReport, train_online
+from rl.online.trainer import Conditions, train_online
+from rl.training.run import TrainReport
 
 CONFIG = {
     "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.02, "betas": [0.9, 0.999],
@@ -29,11 +29,11 @@ LAST_STEPS = {"rollout": "last_steps", "renoise": None, "gradient_steps": 2}
 
 
 def config(**changes) -> OnlineConfig:
-    return OnlineConfig(**CONFIG | changes)
+    return read_config(OnlineConfig, CONFIG | changes, "engine")
 
 
 class Answers(NamedTuple):
-    """What rl.online.judging calls by this name."""
+    """An rl.online.judging.JudgeAnswers."""
 
     questions: tuple[str, ...]
     loss: Tensor
@@ -46,7 +46,7 @@ class ColourJudge:
     def __init__(self, name: str = "red", channel: int = 0, pause: float = 0.0) -> None:
         self.name, self.channel, self.pause = name, channel, pause
 
-    def shown(self, num_frames: int, seed: int) -> list[int]:
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
         return [0, num_frames // 2, num_frames - 1]
 
     def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> Answers:
@@ -82,7 +82,7 @@ def run(
     given: Conditions | None = None,
     resume_from: Path | None = None,
     **changes,
-) -> OnlineReport:
+) -> TrainReport:
     """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
     generator = load(generator) if isinstance(generator, Path) else generator
     return train_online(
@@ -103,20 +103,12 @@ def probability(generator, channel: int) -> float:
 
 def check_of(generator):
     """A check whose training judge wants red, and whose held-out one green."""
-    return lambda _: Point(probability(generator, 0), probability(generator, 1), {"blue": probability(generator, 2)})
+    return lambda _: CurvePoint(
+        probability(generator, 0), probability(generator, 1), {"blue": probability(generator, 2)}
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("generator", "start", "home"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--changes", type=json.loads)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each answer")
-    options = parser.parse_args()
+def run_slowly(generator: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
+    """`run` in a process of its own, with a pause of so many seconds before each answer."""
     torch.set_num_threads(1)
-    run(options.generator, options.start, options.home, [WeightedJudge(ColourJudge(pause=options.pause), 1.0)],
-        **options.changes)  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+    run(generator, start, home, [WeightedJudge(ColourJudge(pause=pause), 1.0)], **changes)

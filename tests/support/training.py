@@ -1,10 +1,8 @@
-"""A tiny training run for tests and the processes that they start and kill: `python -m tests.support.training`."""
+"""A tiny training run, for tests and the processes that they start and kill."""
 
-import argparse
-import json
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +12,8 @@ from data.store import ClipSet, ClipSetWriter
 from generators.core.load import load_generator
 from rl.objectives import get_objective
 from rl.training.config import TrainConfig, configure
-from rl.training.trainer import TrainReport, train
+from rl.training.run import TrainReport
+from rl.training.trainer import train
 
 LATENT_SHAPE = (4, 3, 4, 4)  # of 5 frames of 16 x 16 under tests/conftest.py's tiny Wan
 CONFIG = {
@@ -27,7 +26,7 @@ DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 
 
 def config(objective: str, **changes) -> TrainConfig:
-    return replace(configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {})), **changes)
+    return configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {}) | changes)
 
 
 def write_clip_set(folder: Path, prompts: int = 2, clips: int = 4, prefix: str = "p", shape=LATENT_SHAPE) -> ClipSet:
@@ -80,20 +79,10 @@ def run(
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("generator", "clips", "start", "home"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--objective")
-    parser.add_argument("--changes", type=json.loads)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each forward")
-    options = parser.parse_args()
+def run_slowly(generator: Path, clips: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
+    """`run` of objective dpo in a process of its own, with a pause of so many seconds before each forward."""
     torch.set_num_threads(1)
-    generator = load_generator("wan", options.generator, max_prompt_tokens=6, parts=("transformer",))
-    predict = generator.predict
-    generator.predict = lambda *args: time.sleep(options.pause) or predict(*args)
-    run(options.objective, generator, ClipSet.open(options.clips), options.start, options.home, **options.changes)
-
-
-if __name__ == "__main__":
-    main()
+    loaded = load_generator("wan", generator, max_prompt_tokens=6, parts=("transformer",))
+    predict = loaded.predict
+    loaded.predict = lambda *args: time.sleep(pause) or predict(*args)
+    run("dpo", loaded, ClipSet.open(clips), start, home, **changes)

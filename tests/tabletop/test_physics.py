@@ -9,13 +9,38 @@ import pytest
 from data.prompts import load_prompts
 from data.video import read_video
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, Thing, all_claims, caption, parse
-from tabletop.physics import check
-from tabletop.render import random_clip, render
+from tabletop.physics import Check, check, check_claim, find_blobs
+from tabletop.questions import in_words
+from tabletop.render import render
 from tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
 
 CLAIMS = all_claims()
 BY_EYE = Path(__file__).parent / "by_eye"
 SYMMETRIC = ("closer", "apart")
+REASONS = [  # of the clip of seed 0, as physics writes them into labels, and in the words that the judges learn
+    ("push_right", "static", "moves 0 units in the wanted direction, 15 would do", "stops too soon"),
+    ("push_right", "reverse", "moves -25 units in the wanted direction, 15 would do", "moves the wrong way"),
+    ("push_right", "teleport", "the blue thing jumps by 27 units", "jumps"),
+    ("push_right", "vanish", "no blue thing in frame 5", "vanishes"),
+    ("push_right", "wrong_shape", "not a ball throughout: a cone", "wrong shape cone"),
+    ("push_right", "sink", "it does not stay on the table", "wrong place"),
+    ("push_right", "duplicate", "two blue things in frame 3", "two of them"),
+    ("push_right", "stray", "a yellow thing comes or goes", "something else appears"),
+    ("lift", "static", "rises 0 units, 14 would do", "stops too soon"),
+    ("lift", "reverse", "does not start on the table", "wrong place"),
+    ("fall", "static", "does not fall below the table", "wrong place"),
+    ("drop", "static", "does not end on the table", "wrong place"),
+    ("drop", "reverse", "does not start in the air", "wrong place"),
+    ("closer", "static", "their distance changes by 0 units in the wanted direction, 9 would do", "stops too soon"),
+    ("closer", "sink", "they do not stay on the table", "wrong place"),
+    ("take_out", "static", "no blue thing anywhere", "nothing there"),
+    ("take_out", "reverse", "the blue thing vanishes", "vanishes"),
+    ("take_out", "partial", "the ball is never wholly visible", "wrong place"),
+    ("take_out", "teleport", "changes by 22 units at once", "jumps"),
+    ("fold", "static", "its width changes by a factor 1.00 in the wanted direction, 1.45 would do", "stops too soon"),
+    ("squeeze", "static", "is not squeezed", "stops too soon"),
+    ("squeeze", "reverse", "not a tall sponge at first", "wrong place"),
+]
 
 
 def clip(kind: str, seed: int = 0, botch: str | None = None) -> tuple[np.ndarray, Claim]:
@@ -23,6 +48,25 @@ def clip(kind: str, seed: int = 0, botch: str | None = None) -> tuple[np.ndarray
     claims = [claim for claim in CLAIMS if claim.kind == kind]
     claim = claims[int(rng.integers(len(claims)))]
     return render(make_scene(claim, rng, botch)), claim
+
+
+def verdict(kind: str, seed: int, botch: str | None = None) -> Check:
+    frames, claim = clip(kind, seed, botch)
+    return check(frames, caption(claim))
+
+
+@pytest.fixture(scope="module")
+def honest() -> dict[str, tuple[np.ndarray, Claim]]:
+    """A clip of each kind of event that shows what its caption says."""
+    return {kind: clip(kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def botched() -> dict[tuple[str, str], list[Check]]:
+    """Verdicts on six clips of each way to botch each kind of event."""
+    return {
+        (kind, botch): [verdict(kind, seed, botch) for seed in range(6)] for kind in KINDS for botch in BOTCHES[kind]
+    }
 
 
 def test_a_caption_is_parsed_back_into_its_claim():
@@ -39,85 +83,72 @@ def test_a_botch_that_the_kind_does_not_know_is_an_error():
         make_scene(Claim("lift", (Thing("red", "cube"),)), np.random.default_rng(0), "hover")
 
 
-def test_physics_agrees_with_the_renderers_truth_on_99_percent():
-    rng = np.random.default_rng(11)
-    wrong = []
-    for i in range(1200):
-        claims = [claim for claim in CLAIMS if claim.kind == list(KINDS)[i % len(KINDS)]]
-        claim = claims[int(rng.integers(len(claims)))]
-        frames, botch = random_clip(claim, rng, botched=0.5)
-        if check(frames, caption(claim)).ok != (botch is None):
-            wrong.append((claim.kind, botch))
-    assert len(wrong) <= 12, wrong
+def test_each_way_to_botch_is_rejected_in_at_least_four_of_six_clips(botched):
+    rejected = {key: sum(not one.ok for one in verdicts) for key, verdicts in botched.items()}
+    assert {key: count for key, count in rejected.items() if count < 4} == {}
 
 
-@pytest.mark.parametrize(("kind", "botch"), [(kind, botch) for kind in KINDS for botch in BOTCHES[kind]])
-def test_every_way_to_botch_is_rejected_with_a_reason(kind, botch):
-    verdicts = [check(*_named(clip(kind, seed, botch))) for seed in range(6)]
-    assert sum(not verdict.ok for verdict in verdicts) >= 4
-    assert all(verdict.reason for verdict in verdicts)
+def test_physics_agrees_with_the_renderers_truth_on_99_percent_of_honest_and_of_botched_clips(botched):
+    wrong = [key for key, verdicts in botched.items() for one in verdicts if one.ok]
+    assert len(wrong) <= 0.01 * 6 * len(botched), wrong
+    refused = [(kind, seed) for kind in KINDS for seed in range(100, 120) if not verdict(kind, seed).ok]
+    assert len(refused) <= 0.01 * 20 * len(KINDS), refused
 
 
-def _named(pair: tuple[np.ndarray, Claim]) -> tuple[np.ndarray, str]:
-    return pair[0], caption(pair[1])
+def test_a_reason_has_the_words_that_labels_and_lessons_hold(botched):
+    found = [(kind, botch, botched[kind, botch][0]) for kind, botch, *_ in REASONS]
+    assert [(kind, botch, one.reason, in_words(one.failure)) for kind, botch, one in found] == REASONS
+    assert verdict("lift", 0).reason == "the event happened as described"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reversing_an_accepted_clip_flips_the_verdict(kind):
-    frames, text = _named(clip(kind))
-    assert check(frames, text).ok
-    assert not check(frames[::-1].copy(), text).ok
+def test_reversing_an_accepted_clip_flips_the_verdict(honest):
+    for kind, (frames, claim) in honest.items():
+        assert check(frames, caption(claim)).ok, kind
+        assert not check(frames[::-1].copy(), caption(claim)).ok, kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_recolouring_flips_the_verdict(kind):
-    """Red, green and blue swap places; what was claimed in one colour now happens in another."""
-    frames, text = _named(clip(kind, seed=_seed_without_yellow(kind)))
-    assert check(frames, text).ok
-    assert not check(frames[..., [1, 2, 0]], text).ok
+def test_recolouring_flips_the_verdict():
+    """Red, green and blue swap places, so that the claimed event happens in another colour."""
+    for kind in KINDS:
+        clips = (clip(kind, seed) for seed in range(50))
+        frames, claim = next(one for one in clips if all(thing.color != "yellow" for thing in one[1].things))
+        assert check(frames, caption(claim)).ok, kind
+        assert not check(frames[..., [1, 2, 0]], caption(claim)).ok, kind
 
 
-def _seed_without_yellow(kind: str) -> int:
-    return next(seed for seed in range(50) if all(thing.color != "yellow" for thing in clip(kind, seed)[1].things))
+def test_deleting_the_thing_half_way_flips_the_verdict(honest):
+    """From the middle on, the claimed things are gone."""
+    for kind, (frames, claim) in honest.items():
+        empty, _ = clip(kind, botch="empty")
+        assert not check(np.concatenate([frames[:5], empty[5:]]), caption(claim)).ok, kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_deleting_the_thing_half_way_flips_the_verdict(kind):
-    """From the middle on, the claimed things' colours are painted over with the wall."""
-    frames, claim = clip(kind)
-    empty, _ = clip(kind, botch="empty")
-    assert check(frames, caption(claim)).ok
-    assert not check(np.concatenate([frames[:5], empty[5:]]), caption(claim)).ok
+def test_a_clip_shows_its_own_caption_and_no_other():
+    for kind in KINDS:
+        frames, claim = clip(kind, seed=3)
+        blobs = find_blobs(frames)
+        accepted = {other for other in CLAIMS if check_claim(frames, other, blobs).ok}
+        assert accepted == ({one for one in CLAIMS if one.event == claim.event} if kind in SYMMETRIC else {claim})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_clip_fulfils_its_own_caption_and_no_other(kind):
-    frames, claim = clip(kind, seed=3)
-    accepted = [other for other in CLAIMS if check(frames, caption(other)).ok]
-    assert claim in accepted
-    for other in accepted:
-        assert other.kind == claim.kind and set(other.things) == set(claim.things), (claim, other)
-        assert other == claim or claim.kind in SYMMETRIC
+def test_physics_tells_shapes_apart_as_well_as_colours():
+    for shape in SHAPES:
+        frames = render(make_scene(Claim("lift", (Thing("green", shape),)), np.random.default_rng(4)))
+        assert [other for other in SHAPES if check(frames, f"lifting green {other} up").ok] == [shape]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_physics_tells_shapes_apart_as_well_as_colours(shape):
-    frames = render(make_scene(Claim("lift", (Thing("green", shape),)), np.random.default_rng(4)))
-    verdicts = {s: check(frames, f"lifting green {s} up").ok for s in SHAPES}
-    assert verdicts == {s: s == shape for s in SHAPES}
-
-
-@pytest.mark.parametrize(("batch", "least", "kappa"), [("first", 0.87, 0.74), ("fresh", 0.84, 0.67)])
-def test_physics_agrees_with_labels_made_by_eye_on_generated_clips(batch, least, kappa):
-    with (BY_EYE / "labels.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["batch"] == batch]
+def test_physics_agrees_with_labels_made_by_eye_on_generated_clips():
     clips = read_video(BY_EYE / "clips.mp4").reshape(-1, FRAMES, SIZE, SIZE, 3)
-    eye = np.array([row["by_eye"] == "accept" for row in rows])
-    physics = np.array([check(clips[int(row["place"])], row["prompt"]).ok for row in rows])
-    agreement = (eye == physics).mean()
-    chance = eye.mean() * physics.mean() + (1 - eye.mean()) * (1 - physics.mean())
-    assert agreement >= least
-    assert (agreement - chance) / (1 - chance) >= kappa
+    with (BY_EYE / "labels.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for batch, least, kappa in (("first", 0.87, 0.74), ("fresh", 0.84, 0.67)):
+        of_batch = [row for row in rows if row["batch"] == batch]
+        eye = np.array([row["by_eye"] == "accept" for row in of_batch])
+        physics = np.array([check(clips[int(row["place"])], row["prompt"]).ok for row in of_batch])
+        agreement = (eye == physics).mean()
+        chance = eye.mean() * physics.mean() + (1 - eye.mean()) * (1 - physics.mean())
+        assert agreement >= least, batch
+        assert (agreement - chance) / (1 - chance) >= kappa, batch
 
 
 def test_frames_of_another_size_are_an_error():

@@ -6,7 +6,7 @@ import pytest
 from feedback.core.answers import SHOWN, Masses, probable, read_answer, verdict_schema, word_masses
 from feedback.core.rubric import Question
 from feedback.core.source import UNREADABLE_ANSWER
-from feedback.network.completions import at_value, read_message, read_usage, top_of
+from feedback.network.openai_protocol import at_value, read_message, read_usage, top_of
 
 ACCEPT = Question("accept", "Reply with a single word.", "Accept", "Reject", True, True)
 YES = Question("good", "Is it good?", "yes", "no", True, True)

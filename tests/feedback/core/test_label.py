@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from data.labels import read_labels, read_verdicts
 from data.manifest import StoreError, read_manifest
 from data.records import Sample, Verdict
 from data.store import ClipSet, ClipSetWriter
 from data.video import write_video
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, look_at, read_labels, read_verdicts
+from feedback.core.label import label_clip_set, look_at
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import FAILED, LabelError, Request, decoded, verdict, without_answer
 from tabletop.captions import all_claims, caption

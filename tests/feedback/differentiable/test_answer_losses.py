@@ -9,6 +9,7 @@ from feedback.differentiable.losses import LOSSES, logit, logit_difference, logp
 from feedback.differentiable.targets import find_target
 from feedback.judges.vlm import Loaded, load_model
 from tests.support.judges import FAMILIES, WORDS, build_judge
+from tests.support.refusals import assert_refused
 
 TARGET, OTHER = torch.tensor([2]), 0
 # exp of the logits is 1, 2, 5: of 8 in all, and the wanted word's is 5
@@ -49,12 +50,13 @@ def drawn(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(4, 11, generator=generator), torch.randint(1, 11, (4,), generator=generator)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("name", ["logprob", "logprob_two_way", "logit_difference", "sequence"])
-def test_probabilities_do_not_change_when_every_logit_rises_alike(name, seed):
-    logits, targets = drawn(seed)
-    risen = logits + torch.tensor([[3.0], [-2.0], [7.0], [0.5]])
-    assert float(LOSSES[name](risen, targets, 0)) == pytest.approx(float(LOSSES[name](logits, targets, 0)), abs=1e-4)
+def test_probabilities_do_not_change_when_every_logit_rises_alike():
+    rise = torch.tensor([[3.0], [-2.0], [7.0], [0.5]])
+    for seed in range(5):
+        logits, targets = drawn(seed)
+        for name in ("logprob", "logprob_two_way", "logit_difference", "sequence"):
+            before, after = (float(LOSSES[name](one, targets, 0)) for one in (logits, logits + rise))
+            assert after == pytest.approx(before, abs=1e-4), (name, seed)
 
 
 def test_a_raw_logit_falls_for_that_which_is_why_it_is_no_probability():
@@ -62,13 +64,13 @@ def test_a_raw_logit_falls_for_that_which_is_why_it_is_no_probability():
     assert float(logit(logits + 3, targets, 0)) == pytest.approx(float(logit(logits, targets, 0)) - 3)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_pulls_the_wanted_tokens_logit_up(name):
+def test_every_loss_pulls_the_wanted_tokens_logit_up():
     logits, targets = drawn(1)
     logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(LOSSES[name](logits, targets, 0), logits)
-    assert gradient[0, targets[0]] < 0
-    assert (gradient[1:].abs().max() > 0) == (name == "sequence")  # the others read the first token alone
+    for name, loss in LOSSES.items():
+        (gradient,) = torch.autograd.grad(loss(logits, targets, 0), logits)
+        assert gradient[0, targets[0]] < 0, name
+        assert (gradient[1:].abs().max() > 0) == (name == "sequence"), name  # the others read the first token alone
 
 
 def test_only_the_difference_keeps_pulling_when_the_answer_is_certain():
@@ -109,29 +111,23 @@ def processor(judges):
 def test_the_target_is_the_word_as_spelled_and_its_explanation_follows(judges, family):
     processor = judges[family].processor
     vocabulary = processor.tokenizer.get_vocab()
-    told = ask("accept", "Reject", explanation="the red ball")
-    assert find_target(processor, told, whole=False) == ([vocabulary["accept"]], vocabulary["Reject"])
+    question = ask("accept", "Reject", explanation="the red ball")
+    assert find_target(processor, question, whole=False) == ([vocabulary["accept"]], vocabulary["Reject"])
     words = ("accept", "the", "red", "ball")
-    assert find_target(processor, told, whole=True) == ([vocabulary[word] for word in words], vocabulary["Reject"])
+    assert find_target(processor, question, whole=True) == ([vocabulary[word] for word in words], vocabulary["Reject"])
     assert find_target(processor, ask("accept"), whole=True).tokens == [vocabulary["accept"]]
 
 
-LACKS = "would not produce: the vocabulary lacks"
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        (ask(wanted="Yes"), rf"question drop: 'Yes' is a wanted answer that the chat template {LACKS} \['Yes'\]"),
-        (ask(other="No"), rf"question drop: 'No' is a wanted answer that the chat template {LACKS} \['No'\]"),
+def test_an_answer_that_the_judge_would_not_give_is_an_error_that_names_it(processor):
+    lacks = "would not produce: the vocabulary lacks"
+    cases = (
+        (ask(wanted="Yes"), rf"question drop: 'Yes' is a wanted answer that the chat template {lacks} \['Yes'\]"),
+        (ask(other="No"), rf"question drop: 'No' is a wanted answer that the chat template {lacks} \['No'\]"),
         (ask("the ball", "the table"), "'the ball' is .* would not produce: it begins with the same token as 'the tab"),
-        (ask(text="judge the vase"), r"question drop: the judge does not know its words \['vase'\]"),
-        (ask(explanation="the red vase"), rf"{LACKS} \['vase'\]"),
-    ],
-)
-def test_an_answer_that_the_judge_would_not_give_is_an_error_that_names_it(processor, asked, told):
-    with pytest.raises(ValueError, match=told):
-        find_target(processor, asked, whole=True)
+        (ask(text="judge the vase"), r"question drop: the judge does not know the words \['vase'\]"),
+        (ask(explanation="the red vase"), rf"{lacks} \['vase'\]"),
+    )
+    assert_refused(lambda question: find_target(processor, question, whole=True), cases)
 
 
 def with_template(tmp_path, change) -> Loaded:

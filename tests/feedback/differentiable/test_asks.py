@@ -1,4 +1,4 @@
-"""What a differentiable judge is asked: from a rubric, from the command line, from a file."""
+"""The questions to a differentiable judge: from a rubric, from the command line, and as a file."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from feedback.core.rubric import load_rubric
-from feedback.differentiable.asks import Ask, asks_of_rubric, parse_ask, read_asks, write_asks
+from feedback.differentiable.asks import Ask, asks_of_rubric, parse_ask, write_asks
+from tests.support.refusals import assert_refused
 
 ASK = Ask("physics_motion", "physics", "Does anything leap?", "No", "Yes", ", all is calm.", True, "diffusion-drf")
 
@@ -26,54 +27,30 @@ def test_a_line_is_a_prompt_and_a_question(tmp_path):
     )
 
 
-def test_questions_are_read_as_they_were_written_and_again_make_the_same_bytes(tmp_path):
-    odd = replace(ASK, name="own", text='a "cup"\n\u2028 é, 杯', explanation=None, with_reference=False)
-    asks = {"p2": (ASK, odd), "p1": (odd,)}
-    write_asks(tmp_path / "asks.jsonl", asks)
-    write_asks(tmp_path / "again.jsonl", read_asks(tmp_path / "asks.jsonl"))
-
-    assert read_asks(tmp_path / "asks.jsonl") == asks
-    assert list(read_asks(tmp_path / "asks.jsonl")) == ["p2", "p1"]
-    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "asks.jsonl").read_bytes()
-
-
 def test_two_questions_of_one_name_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="p1: two questions have the same name"):
         write_asks(tmp_path / "asks.jsonl", {"p1": [ASK, replace(ASK, text="Again?")]})
     assert not (tmp_path / "asks.jsonl").exists()
 
 
-def line(**changes) -> str:
-    return json.dumps({"prompt_id": "p1", **vars(ASK), **changes}) + "\n"
+def test_a_file_of_equal_questions_has_equal_bytes_and_keeps_every_character(tmp_path):
+    odd = replace(ASK, text='a "cup"\n\u2028 é, 杯', explanation=None)
+    for name in ("one.jsonl", "two.jsonl"):
+        write_asks(tmp_path / name, {"p2": (ASK,), "p1": (odd,)})
+
+    written = (tmp_path / "one.jsonl").read_bytes()
+    assert written == (tmp_path / "two.jsonl").read_bytes()
+    rows = [json.loads(line) for line in written.decode().removesuffix("\n").split("\n")]
+    assert [row["prompt_id"] for row in rows] == ["p2", "p1"] and rows[1]["text"] == odd.text
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (line() + "{'a': 1}\n", r"line 2: not JSON"),
-        (line() + "\n" + line(name="b"), r"line 2: not JSON"),
-        (line() + "[1]\n", r"line 2: expected an object with the keys prompt_id, name, .*found \[1\]"),
-        (line(score=1), r"line 1: expected an object with the keys"),
-        (line(prompt_id=""), r"line 1: prompt_id is '', expected a text"),
-        (line(name=" "), r"line 1: name is ' ', expected a text"),
-        (line(kind="taste"), r"line 1: kind is 'taste', known are \['alignment', 'physics', 'quality'"),
-        (line(wanted=True), r"line 1: wanted is True, expected a text"),
-        (line(other="no"), r"line 1: other is 'no', the same word as wanted"),
-        (line(explanation=""), r"line 1: explanation is '', expected a text or null"),
-        (line(with_reference="yes"), r"line 1: with_reference is 'yes', expected true or false"),
-        (line() + line(text="Again?"), r"line 2: p1 has a second question 'physics_motion'"),
-        ("", r": no questions"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path, text, told):
-    (tmp_path / "asks.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=f"asks.jsonl.*{told}"):
-        read_asks(tmp_path / "asks.jsonl")
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.jsonl: not readable"):
-        read_asks(tmp_path / "none.jsonl")
+def test_a_wrong_field_is_named():
+    changes = (
+        ({"name": " "}, "name"), ({"kind": "taste"}, "kind"), ({"wanted": True}, "wanted"),
+        ({"explanation": ""}, "explanation"),
+        ({"with_reference": "yes"}, "with_reference"), ({"other": "no"}, "other is 'no', the same word as wanted"),
+    )  # fmt: skip
+    assert_refused(lambda change: replace(ASK, **change), changes)
 
 
 # Rubrics
@@ -111,40 +88,33 @@ def test_a_rubric_without_a_wanted_answer_says_so(tmp_path):
 # The command line
 
 
-@pytest.mark.parametrize(
-    ("given", "text", "wanted", "other"),
-    [
+def test_the_wanted_answer_stands_after_the_last_equals_sign():
+    judge = "judge the video folding red cloth Accept or Reject"
+    for given, text, wanted, other in (
         ("does the red ball fall off the table=yes", "does the red ball fall off the table", "Yes", "No"),
         ("Is the cup red? = NO", "Is the cup red?", "No", "Yes"),
-        ("does it read 1+1=2=Yes", "does it read 1+1=2", "Yes", "No"),  # the last = counts
-        ("judge the video folding red cloth Accept or Reject=accept", None, "Accept", "Reject"),
-    ],
-)
-def test_the_wanted_answer_stands_after_the_last_equals_sign(given, text, wanted, other):
-    ask = parse_ask(given, "ask_1", [("Yes", "No"), ("Accept", "Reject")])
-
-    assert (ask.wanted, ask.other, ask.name, ask.kind, ask.author) == (wanted, other, "ask_1", "own", "own")
-    assert ask.text == (text or "judge the video folding red cloth Accept or Reject")
+        ("does it read 1+1=2=Yes", "does it read 1+1=2", "Yes", "No"),
+        (f"{judge}=accept", judge, "Accept", "Reject"),
+    ):
+        ask = parse_ask(given, "ask_1", [("Yes", "No"), ("Accept", "Reject")])
+        assert (ask.text, ask.wanted, ask.other) == (text, wanted, other)
+        assert (ask.name, ask.kind, ask.author) == ("ask_1", "own", "own")
 
 
 def test_a_template_stands_around_the_question():
     ask = parse_ask("is it {red}=no", template="{question}? Yes or No.")
 
     assert ask.text == "is it {red}? Yes or No."
-    with pytest.raises(ValueError, match="the template has no {question} in it: 'Yes or No.'"):
+    with pytest.raises(ValueError, match="the template does not contain {question}: 'Yes or No.'"):
         parse_ask("is it red=no", template="Yes or No.")
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
+def test_a_question_without_a_known_wanted_answer_is_refused():
+    cases = (
         ("does it fall", "'does it fall' names no wanted answer; write 'question=answer', the answer one of Yes, No"),
         ("does it fall=", "names no wanted answer"),
         ("=yes", "'=yes' holds no question"),
         ("does it fall=maybe", "the wanted answer 'maybe' is unknown; known are Yes, No"),
         ("does it fall=accept", "the wanted answer 'accept' is unknown"),
-    ],
-)
-def test_a_question_without_a_known_wanted_answer_is_refused(given, told):
-    with pytest.raises(ValueError, match=told):
-        parse_ask(given)
+    )
+    assert_refused(parse_ask, cases)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from feedback.core.kinds import read_block
 from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.metric import MetricJudge, load_metric
 from tests.feedback.metrics.test_hpsv2 import checkpoint, theirs, tokenizer  # noqa: F401
 from tests.feedback.metrics.test_metric import build_clip
+from tests.support.refusals import assert_refused
 
 PROMPTS = {"p1": "pushing red ball", "p2": "lifting blue ball"}
 NONE = Augmentation()
@@ -45,16 +45,17 @@ def in_unit_range(frames: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(frames).float() / 255).requires_grad_()
 
 
-@pytest.mark.parametrize("size", [(32, 32), (97, 41), (24, 30)])
-def test_the_loss_is_minus_the_score_of_the_same_8_bit_frames(block, size):
-    module, options = read_block("m", block)
-    frames = noise(3, *size)
-    for prompt_id, prompt in PROMPTS.items():
-        (score,) = module.measure("m", options, "cpu").score([frames], [prompt])
-        answers = judge_of(block)(in_unit_range(frames), prompt_id, seed=0)
-        assert answers.loss.tolist() == pytest.approx([-score], abs=1e-4 * max(1, abs(score)))
-        assert answers.questions == ("score",) and answers.loss.dtype == torch.float32
-        assert answers.p_wanted.isnan().tolist() == [True] and not answers.p_wanted.requires_grad
+def test_the_loss_is_minus_the_score_of_the_same_8_bit_frames(block):
+    metric = load_metric("m", block, "cpu")
+    judge = MetricJudge("m", metric, PROMPTS, NONE)
+    for size in ((32, 32), (97, 41), (24, 30)):
+        frames = noise(3, *size)
+        for prompt_id, prompt in PROMPTS.items():
+            (score,) = metric.score([frames], [prompt])
+            answers = judge(in_unit_range(frames), prompt_id, seed=0)
+            assert answers.loss.tolist() == pytest.approx([-score], abs=1e-4 * max(1, abs(score))), size
+            assert answers.questions == ("score",) and answers.loss.dtype == torch.float32
+            assert answers.p_wanted.isnan().tolist() == [True] and not answers.p_wanted.requires_grad
 
 
 def test_the_gradient_is_that_of_a_finite_difference(block):
@@ -89,18 +90,17 @@ def test_the_model_is_frozen(block):
     assert weights and all(not weight.requires_grad and weight.grad is None for weight in weights)
 
 
-def test_it_is_shown_as_many_frames_as_its_block_says_and_all_without(tiny_clip):
+def test_it_sees_as_many_frames_as_its_block_says_and_all_without(tiny_clip):
     block = {"kind": "clip", "path": str(tiny_clip)}
-    assert judge_of(block | {"frames": 3}).shown(9, seed=0) == [0, 4, 8]
-    assert judge_of(block, Augmentation(jitter=2)).shown(9, seed=0) == list(range(9))
+    assert judge_of(block | {"frames": 3}).frame_indices(9, seed=0) == [0, 4, 8]
+    assert judge_of(block, Augmentation(jitter=2)).frame_indices(9, seed=0) == list(range(9))
 
 
 def test_fewer_frames_score_as_the_metric_scores_them(tiny_clip):
     block = {"kind": "clip", "path": str(tiny_clip), "frames": 3}
-    module, options = read_block("m", block)
     frames, judge = noise(9, 32, 32), judge_of(block)
-    (score,) = module.measure("m", options, "cpu").score([frames], [PROMPTS["p1"]])
-    loss = judge(in_unit_range(frames[judge.shown(9, 0)]), "p1", 0).loss
+    (score,) = load_metric("m", block, "cpu").score([frames], [PROMPTS["p1"]])
+    loss = judge(in_unit_range(frames[judge.frame_indices(9, 0)]), "p1", 0).loss
     assert loss.tolist() == pytest.approx([-score], abs=1e-5)
 
 
@@ -111,13 +111,14 @@ def test_it_is_augmented_by_the_seed(tiny_clip):
     assert losses[0] == losses[2] != losses[1]
 
 
-@pytest.mark.parametrize("kind", ["optical_flow_dis", "temporal_flickering", "qwen", "nothing"])
-def test_a_kind_without_gradient_is_an_error_that_names_those_with_one(kind):
-    told = f"feedback.sources.m.kind is '{kind}': no gradient; clip, pickscore, hpsv2 have one"
-    with pytest.raises(ValueError, match=told):
-        judge_of({"kind": kind})
+def test_a_kind_without_gradient_is_an_error_that_names_those_with_one():
+    cases = [
+        ({"kind": kind}, f"feedback.sources.m.kind is '{kind}': no gradient; clip, pickscore, hpsv2 have one")
+        for kind in ("optical_flow_dis", "temporal_flickering", "qwen", "nothing")
+    ]
+    assert_refused(judge_of, cases)
 
 
 def test_an_unknown_prompt_is_named(tiny_clip):
-    with pytest.raises(ValueError, match="m: no prompt 'p9' among the 2"):
+    with pytest.raises(ValueError, match="m: no prompt 'p9' among its 2"):
         judge_of({"kind": "clip", "path": str(tiny_clip)})(in_unit_range(noise(1, 32, 32)), "p9", 0)

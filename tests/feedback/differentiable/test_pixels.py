@@ -13,6 +13,7 @@ from feedback.differentiable.pixels import make_pixels
 from feedback.judges.vlm import build_inputs
 from feedback.metrics.image_text import rounding
 from tests.support.judges import FAMILIES
+from tests.support.refusals import assert_refused
 
 SHAPES = [  # frames, height, width
     (8, 64, 64),  # as it is
@@ -59,26 +60,28 @@ def of_processor(processor, frames: np.ndarray, pixels: int | None = None) -> di
     return build_inputs(processor, [frames], ["judge the video"], [7.0], pixels)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("frames_of", [noise, smooth])
-def test_8_bit_frames_become_what_the_models_own_processor_makes_of_them(processor, family, shape, frames_of):
-    frames = frames_of(*shape)
-    theirs = of_processor(processor, frames)
-    ours = make_pixels(processor)(in_unit_range(frames))
-    assert set(ours) == set(theirs) - TEXT
-    assert ours[VALUES[family]].requires_grad
-    for key, values in ours.items():
-        torch.testing.assert_close(values, theirs[key], atol=1e-4, rtol=0)
+def test_8_bit_frames_become_what_the_models_own_processor_makes_of_them(processor, family):
+    prepare = make_pixels(processor)
+    for shape in SHAPES:
+        for frames in (noise(*shape), smooth(*shape)):
+            theirs = of_processor(processor, frames)
+            ours = prepare(in_unit_range(frames))
+            assert set(ours) == set(theirs) - TEXT
+            assert ours[VALUES[family]].requires_grad
+            for key, values in ours.items():
+                torch.testing.assert_close(
+                    values, theirs[key], atol=1e-4, rtol=0, msg=lambda text, shape=shape: f"{shape}: {text}"
+                )
 
 
 @pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
-@pytest.mark.parametrize("shape", [(4, 120, 200), (3, 33, 41), (1, 64, 64)])
-def test_a_size_in_pixels_is_the_processors(folders, family, shape):
-    processor = AutoProcessor.from_pretrained(folders[family])
-    frames = noise(*shape)
-    theirs, ours = of_processor(processor, frames, 48 * 48), make_pixels(processor, 48 * 48)(in_unit_range(frames))
-    assert ours["video_grid_thw"].tolist() == theirs["video_grid_thw"].tolist()
-    torch.testing.assert_close(ours["pixel_values_videos"], theirs["pixel_values_videos"], atol=1e-4, rtol=0)
+def test_a_size_in_pixels_is_the_processors(folders, family):
+    processor, key = AutoProcessor.from_pretrained(folders[family]), "pixel_values_videos"
+    for shape in ((4, 120, 200), (3, 33, 41), (1, 64, 64)):
+        frames = noise(*shape)
+        theirs, ours = of_processor(processor, frames, 48 * 48), make_pixels(processor, 48 * 48)(in_unit_range(frames))
+        assert ours["video_grid_thw"].tolist() == theirs["video_grid_thw"].tolist(), shape
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("family", "published"), [
@@ -113,22 +116,23 @@ def test_without_a_resize_a_value_is_the_pixels_less_the_mean_over_the_deviation
     torch.testing.assert_close(frames.grad, (1 / std).expand(2, 64, 64, 3))
 
 
-@pytest.mark.parametrize("shape", [(2, 120, 200), (2, 33, 41)])
-def test_the_gradient_of_a_resize_is_that_of_the_unrounded_one(processor, family, shape):
+def test_the_gradient_of_a_resize_is_that_of_the_unrounded_one(processor, family):
     """A pixel turned up by 1/10 moves what is measured by 1/10 of its gradient, as in a resize of floats by torch."""
     prepare, key = make_pixels(processor), VALUES[family]
-    frames = torch.full((*shape, 3), 0.5, requires_grad=True)
-    weights = torch.randn(prepare(frames)[key].shape, generator=torch.Generator().manual_seed(0))
-    (weights * prepare(frames)[key]).sum().backward()
-    rng = np.random.default_rng(1)
-    for _ in range(3):
-        place = (0, *(int(rng.integers(side)) for side in shape[1:]), int(rng.integers(3)))
-        up, down = frames.detach().clone(), frames.detach().clone()
-        up[place] += 0.05
-        down[place] -= 0.05
-        # The processor on floats, which rounds nothing; on bytes half a level is most of what one pixel moves.
-        moved = [of_floats(processor, one, weights) for one in (up, down)]
-        assert frames.grad[place].item() == pytest.approx((moved[0] - moved[1]) / 0.1, rel=1e-2, abs=1e-3)
+    for shape in ((2, 120, 200), (2, 33, 41)):
+        frames = torch.full((*shape, 3), 0.5, requires_grad=True)
+        weights = torch.randn(prepare(frames)[key].shape, generator=torch.Generator().manual_seed(0))
+        (weights * prepare(frames)[key]).sum().backward()
+        rng = np.random.default_rng(1)
+        for _ in range(3):
+            place = (0, *(int(rng.integers(side)) for side in shape[1:]), int(rng.integers(3)))
+            up, down = frames.detach().clone(), frames.detach().clone()
+            up[place] += 0.05
+            down[place] -= 0.05
+            # The processor on floats, which rounds nothing; on bytes half a level is most of what one pixel moves.
+            moved = [of_floats(processor, one, weights) for one in (up, down)]
+            expected = (moved[0] - moved[1]) / 0.1
+            assert frames.grad[place].item() == pytest.approx(expected, rel=1e-2, abs=1e-3), (shape, place)
 
 
 def of_floats(processor, frames: torch.Tensor, weights: torch.Tensor) -> float:
@@ -178,16 +182,20 @@ def test_rounding_by_hand():
     assert rounding(halved, frames).flatten().tolist() == [0.5]
 
 
-def test_another_video_processor_is_an_error_that_names_those_that_work(processor):
+def test_another_video_processor_is_an_error_that_names_those_that_work(folders):
+    processor = AutoProcessor.from_pretrained(folders["qwen2.5"])
     processor.video_processor = LlavaOnevisionVideoProcessor()
-    told = "no gradient passes LlavaOnevisionVideoProcessor; .* Qwen2VL.*, Qwen3VL.*, InternVLVideoProcessor"
-    with pytest.raises(ValueError, match=told):
+    message = "no gradient passes LlavaOnevisionVideoProcessor; .* Qwen2VL.*, Qwen3VL.*, InternVLVideoProcessor"
+    with pytest.raises(ValueError, match=message):
         make_pixels(processor)
 
 
-@pytest.mark.parametrize("frames", [
-    torch.zeros(0, 8, 8, 3), torch.zeros(8, 8, 3), torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
-])  # fmt: skip
-def test_frames_of_another_shape_or_type_are_an_error(processor, frames):
-    with pytest.raises(ValueError, match=r"frames are torch\..*, wanted float \(F, H, W, 3\) with F >= 1"):
-        make_pixels(processor)(frames)
+def test_frames_of_another_shape_or_type_are_an_error(folders):
+    prepare = make_pixels(AutoProcessor.from_pretrained(folders["qwen2.5"]))
+    wrong = (
+        torch.zeros(0, 8, 8, 3), torch.zeros(8, 8, 3), torch.zeros(2, 3, 8, 8),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+    )  # fmt: skip
+    assert_refused(
+        prepare, [(one, r"frames are torch\..*, expected float \(F, H, W, 3\) with F >= 1") for one in wrong]
+    )

@@ -16,18 +16,19 @@ from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.losses import LOSSES
 from feedback.differentiable.overlay import Overlay, parse_mark
 from feedback.differentiable.overlay import render as drawn
-from feedback.differentiable.vlm import Clip, VlmJudge, load_judge
+from feedback.differentiable.vlm import ClipShape, VlmJudge, load_judge
 from feedback.judges.vlm import Loaded, build_inputs
 from tabletop.captions import all_claims, caption
 from tabletop.render import render
 from tabletop.scenes import make_scene
 from tests.support.judges import FAMILIES, SIZE
+from tests.support.refusals import assert_refused
 
 SHIPPED = {
     "kind": "qwen", "path": "models/tabletop/judge", "revision": None, "rubric": "tabletop/rubric.yaml",
     "batch_size": 4, "dtype": "float32",
 }  # fmt: skip
-NINE = Clip(num_frames=9, fps=8.0)
+NINE = ClipShape(num_frames=9, fps=8.0)
 
 
 def ask(name: str, text: str, wanted: str = "Accept", **changes) -> Ask:
@@ -110,8 +111,8 @@ def offline_p(rendered, tmp_path: Path) -> list[float]:
         write_video(path, clip, 8.0)
         facts = ("c", "train", "base", index, len(clip), 8.0, *clip.shape[1:3], path.name)
         requests.append(Request(Sample(str(index), "p", prompt, *facts), path))
-    told = {verdict.sample_id: verdict.p_yes for (verdict,) in source.judge(iter(requests))}
-    return [told[str(index)] for index in range(len(rendered))]
+    found = {verdict.sample_id: verdict.p_yes for (verdict,) in source.judge(iter(requests))}
+    return [found[str(index)] for index in range(len(rendered))]
 
 
 def test_p_is_that_of_the_offline_judge_on_the_same_frames(rendered, tmp_path):
@@ -120,9 +121,9 @@ def test_p_is_that_of_the_offline_judge_on_the_same_frames(rendered, tmp_path):
     asks = {str(index): asks_of_rubric(rubric, prompt) for index, (prompt, _) in enumerate(rendered)}
     loaded = load_judge("judge", SHIPPED, "cpu")
     judge = VlmJudge("judge", loaded.model, loaded.processor, asks, "logprob_two_way", rubric.frames, NINE)
-    assert judge.shown(9, 0) == sample_frames(9, rubric.frames)
+    assert judge.frame_indices(9, 0) == sample_frames(9, rubric.frames)
     for index, expected in enumerate(offline):
-        seen = torch.from_numpy(read_video(tmp_path / f"{index}.mp4"))[judge.shown(9, 0)].float() / 255
+        seen = torch.from_numpy(read_video(tmp_path / f"{index}.mp4"))[judge.frame_indices(9, 0)].float() / 255
         answers = judge(seen, str(index), 0)
         assert answers.questions == ("accept",)
         assert float(answers.p_wanted) == pytest.approx(expected, abs=1e-5)
@@ -143,11 +144,11 @@ def test_questions_together_are_answered_as_each_alone(make):
 
 def test_an_explanation_counts_in_sequence_and_nowhere_else(make):
     bare = tuple(replace(one, explanation=None) for one in ASKS)
-    told = {loss: [make(asks, loss)(frames(), "p", 0).loss.tolist() for asks in (ASKS, bare)] for loss in LOSSES}
-    for loss, (explained, brief) in told.items():
+    found = {loss: [make(asks, loss)(frames(), "p", 0).loss.tolist() for asks in (ASKS, bare)] for loss in LOSSES}
+    for loss, (explained, brief) in found.items():
         assert explained[:2] == pytest.approx(brief[:2], abs=1e-4), loss
         assert (explained[2] > brief[2] + 1) == (loss == "sequence"), loss
-    assert told["sequence"][1] == pytest.approx(told["logprob"][1], abs=1e-4)  # an answer of one token is its logprob
+    assert found["sequence"][1] == pytest.approx(found["logprob"][1], abs=1e-4)  # an answer of one token is its logprob
 
 
 def test_sequence_is_teacher_forced(make_qwen, models):
@@ -155,14 +156,14 @@ def test_sequence_is_teacher_forced(make_qwen, models):
     seen = (frames().detach() * 255).byte()
     loaded, times = models["qwen2.5"], [7 / 8 * index for index in sample_frames(9, 8)]
     inputs = dict(build_inputs(loaded.processor, [seen.numpy()], [ASKS[2].text], [7.0], None, [times]))
-    said = loaded.processor.tokenizer.convert_tokens_to_ids(["Accept", "the", "red", "ball"])
-    for key, more in (("input_ids", said), ("mm_token_type_ids", [0] * 4), ("attention_mask", [1] * 4)):
+    reply = loaded.processor.tokenizer.convert_tokens_to_ids(["Accept", "the", "red", "ball"])
+    for key, more in (("input_ids", reply), ("mm_token_type_ids", [0] * 4), ("attention_mask", [1] * 4)):
         inputs[key] = torch.cat([inputs[key], torch.tensor([more])], 1)
     with torch.no_grad():
         logs = loaded.model(**inputs).logits[0].double().log_softmax(-1)
-    expected = -sum(float(logs[place, token]) for place, token in zip(range(-5, -1), said, strict=True))
-    told = make_qwen(loss="sequence")(seen.float() / 255, "p", 0)
-    assert told.loss[2].item() == pytest.approx(expected, abs=1e-4)
+    expected = -sum(float(logs[place, token]) for place, token in zip(range(-5, -1), reply, strict=True))
+    found = make_qwen(loss="sequence")(seen.float() / 255, "p", 0)
+    assert found.loss[2].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_gradient_reaches_the_frames_and_lowers_the_loss(make):
@@ -186,13 +187,13 @@ def test_no_weight_of_the_judge_gets_a_gradient(make, models, family):
 def test_a_reference_is_shown_after_the_clip_to_those_questions_that_want_one(make):
     reference = {"p": frames(1).detach()}
     judge = make((*ASKS, COMPARED), references=reference)
-    told = judge(frames(), "p", 0)
-    assert told.loss[:3].tolist() == pytest.approx(make()(frames(), "p", 0).loss.tolist(), abs=1e-4)
+    found = judge(frames(), "p", 0)
+    assert found.loss[:3].tolist() == pytest.approx(make()(frames(), "p", 0).loss.tolist(), abs=1e-4)
     other = make((*ASKS, COMPARED), references={"p": frames(2).detach()})(frames(), "p", 0)
-    assert other.loss[:3].tolist() == pytest.approx(told.loss[:3].tolist(), abs=1e-4)
-    assert abs((other.loss[3] - told.loss[3]).item()) > 1e-4
+    assert other.loss[:3].tolist() == pytest.approx(found.loss[:3].tolist(), abs=1e-4)
+    assert abs((other.loss[3] - found.loss[3]).item()) > 1e-4
     alone = make((COMPARED,), references=reference)(frames(), "p", 0)
-    assert alone.loss.tolist() == pytest.approx(told.loss[3:].tolist(), abs=1e-4)
+    assert alone.loss.tolist() == pytest.approx(found.loss[3:].tolist(), abs=1e-4)
     swapped = make((COMPARED,), references={"p": frames().detach()})(frames(1), "p", 0)
     assert abs((swapped.loss - alone.loss).item()) > 1e-4
 
@@ -217,16 +218,18 @@ def test_frames_of_another_size_are_scaled_and_asked_about_again(make):
 
 
 def test_the_frames_shown_are_evenly_spaced_and_jitter_as_the_augmentation_says(make_qwen):
-    assert make_qwen(frames=4).shown(9, 7) == sample_frames(9, 4)
+    assert make_qwen(frames=4).frame_indices(9, 7) == sample_frames(9, 4)
     augmentation = Augmentation(jitter=1)
     judge = make_qwen(frames=4, augment=augmentation)
-    assert [judge.shown(9, seed) for seed in range(5)] == [augmentation.shown(9, 4, seed) for seed in range(5)]
+    assert [judge.frame_indices(9, seed) for seed in range(5)] == [
+        augmentation.frame_indices(9, 4, seed) for seed in range(5)
+    ]
 
 
 def test_augmentation_is_addressed_by_its_seed(make_qwen):
     judge = make_qwen(augment=Augmentation(crop=0.2, noise=0.05))
-    told = [judge(frames(), "p", seed).loss.tolist() for seed in (1, 2, 1)]
-    assert told[0] == told[2] != told[1]
+    found = [judge(frames(), "p", seed).loss.tolist() for seed in (1, 2, 1)]
+    assert found[0] == found[2] != found[1]
 
 
 def test_an_overlay_lies_on_its_own_frames_of_the_clip(make_qwen):
@@ -256,41 +259,37 @@ def test_a_loss_that_is_not_a_number_leaves_the_other_answers_be(make_qwen, mode
     assert answers.questions == ("first", "second", "third")
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
+def test_what_cannot_be_asked_is_an_error(make_qwen):
+    cases = (
         ({"loss": "mse"}, "judge judge: loss is 'mse', known are .*'logprob'"),
-        ({"frames": 10}, "judge judge: 10 frames are to be shown of clips that have 9"),
-        ({"frames": 0}, "judge judge: 0 frames are to be shown of clips that have 9"),
+        ({"frames": 10}, "judge judge: frames is 10, expected 1 to 9"),
+        ({"frames": 0}, "judge judge: frames is 0, expected 1 to 9"),
         ({"asks": {}}, "judge judge: no questions"),
         ({"asks": {"p": ()}}, "judge judge: no questions about p"),
-        ({"asks": {"p": (COMPARED,)}}, "a question about p shows a reference, and it has none"),
+        ({"asks": {"p": (COMPARED,)}}, "a question about p compares with a reference, and it has none"),
         ({"asks": {"p": (replace(ASKS[0], wanted="Yes"),)}}, "'Yes' is a wanted answer .* would not produce"),
-    ],
-)
-def test_what_cannot_be_asked_is_an_error(make_qwen, changes, told):
-    with pytest.raises(ValueError, match=told):
-        make_qwen(**changes)
+    )
+    assert_refused(lambda changes: make_qwen(**changes), cases)
 
 
 def test_a_reference_of_another_length_is_an_error(make_qwen):
-    with pytest.raises(ValueError, match="the reference of p has 5 frames, expected as many as are shown .* 8"):
+    with pytest.raises(ValueError, match="the reference of p has 5 frames, expected as many as the judge sees .* 8"):
         make_qwen({"p": (COMPARED,)}, references={"p": frames(count=5).detach()})
 
 
 def test_clips_of_another_length_and_prompts_without_questions_are_errors(make_qwen):
     judge = make_qwen()
     with pytest.raises(ValueError, match="a clip of 17 frames, expected 9"):
-        judge.shown(17, 0)
+        judge.frame_indices(17, 0)
     with pytest.raises(ValueError, match="no questions about q"):
         judge(frames(), "q", 0)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "gemini", "served", "human", "physics", "panel", "clip"])
-def test_a_source_without_gradient_is_an_error_that_names_those_with_one(kind):
-    told = f"feedback.sources.mine is of kind {kind}, .*weights are in this process, kind qwen.*clip, pickscore, hpsv2"
-    with pytest.raises(ValueError, match=told):
-        load_judge("mine", {"kind": kind}, "cpu")
+def test_a_source_without_gradient_is_an_error_that_names_those_with_one():
+    kinds = ("gpt", "gemini", "served", "human", "physics", "panel", "clip")
+    message = "feedback.sources.mine is of kind {}, .*weights are in this process, kind qwen.*clip, pickscore, hpsv2"
+    cases = [({"kind": kind}, message.format(kind)) for kind in kinds]
+    assert_refused(lambda block: load_judge("mine", block, "cpu"), cases)
 
 
 def test_a_block_that_is_wrong_is_named():

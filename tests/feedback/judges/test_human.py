@@ -22,22 +22,24 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect
 
 import stages.label
 from commands.rate import main
 from commands.rate import server as rating
 from commands.rate.server import Ratings, RatingServer, gather, people
+from data.labels import read_labels, read_verdicts
 from data.manifest import StoreError
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, read_labels, read_verdicts, requests_for
+from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import LabelError
 from feedback.judges.human import Rateable
 from feedback.network.ledger import VARIABLE, Ledger
 from tests.conftest import hear_ctrl_c
-from tests.support.browser import browser, needs_chromium
+from tests.support.browser import wait_until
 
 ROOT = Path(__file__).parents[3]
 RUBRIC = ROOT / "feedback" / "rubrics" / "people.yaml"
@@ -576,7 +578,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_another(run, clips, ledger)
     with serving(ratings_of(ledger, clips)) as visitor:
         taken = visitor.host.split(":")[1]
         told = run("people", "anna", clips.folder, "--port", taken)
-    assert f"port {taken} on 127.0.0.1: Address already in use; another one is --port 0" in told
+    assert f"port {taken} on 127.0.0.1: Address already in use; --port 0 takes a free one" in told
 
 
 def test_people_of_a_source_are_looked_up_without_loading_another_kind():
@@ -589,86 +591,81 @@ def test_people_of_a_source_are_looked_up_without_loading_another_kind():
 READY = "document.readyState == 'complete' && !busy && view !== null"
 
 
-@needs_chromium
-def test_real_keys_rate_go_back_and_finish(others, ledger, tmp_path):
-    with serving(ratings_of(ledger, others)) as visitor, browser() as tab:
-        tab.open(f"http://{visitor.host}/")
-        tab.wait(READY)
+def open_page(chromium: Browser, visitor: Visitor) -> Page:
+    """The rating page, with its first clip on it."""
+    tab = chromium.new_page()
+    tab.goto(f"http://{visitor.host}/")
+    wait_until(tab, READY)
+    return tab
+
+
+def press(tab: Page, key: str, then: str) -> None:
+    """Press a key and wait until the page is ready and a JavaScript condition holds."""
+    tab.keyboard.press(key)
+    wait_until(tab, f"{READY} && {then}")
+
+
+def test_real_keys_rate_go_back_and_finish(chromium, others, ledger, tmp_path):
+    with serving(ratings_of(ledger, others)) as visitor:
+        tab = open_page(chromium, visitor)
         first = visitor.view()
-        assert tab.value("document.querySelector('h1').innerText") == first["prompt"]
-        assert tab.value("document.querySelector('#stage').innerText") == ""
+        expect(tab.locator("h1").first).to_have_text(first["prompt"])
+        expect(tab.locator("#stage")).to_have_text("")
         video = "document.querySelector('#stage video')"
-        assert tab.value(f"[{video}.loop, {video}.videoWidth, {video}.error]") == [True, 32, None]
-        tab.wait(f"{video}.currentTime > 0")
-        assert tab.value(f"getComputedStyle({video}).imageRendering") == "pixelated"
-        assert tab.value(f"{video}.getBoundingClientRect().width % 32") == 0
-        assert tab.value("document.documentElement.scrollHeight <= innerHeight")
+        assert tab.evaluate(f"[{video}.loop, {video}.videoWidth, {video}.error]") == [True, 32, None]
+        wait_until(tab, f"{video}.currentTime > 0")
+        expect(tab.locator("#stage video")).to_have_css("image-rendering", "pixelated")
+        assert tab.locator("#stage video").bounding_box()["width"] % 32 == 0
+        assert tab.evaluate("document.documentElement.scrollHeight <= innerHeight")
 
         for count, key in enumerate("aru", start=1):
-            tab.press(key)
-            tab.wait(f"{READY} && view.rated == {count}")
-        tab.press("x")
-        assert tab.value("document.getElementById('progress').innerText").startswith(f"3 of {CLIPS}")
+            press(tab, key, f"view.rated == {count}")
+        tab.keyboard.press("x")
+        expect(tab.locator("#progress")).to_have_text(re.compile(f"^3 of {CLIPS}"))
         for key in ("b", "Backspace", "b"):
-            before = tab.value("view.previous")
-            tab.press(key)
-            tab.wait(f"{READY} && view.item == '{before}'")
-        assert tab.value("view.item") == first["item"]
-        assert tab.value("document.querySelector('.given').dataset.answer") == "a"
-        tab.press("r")
-        tab.wait(f"{READY} && !view.given")
+            before = tab.evaluate("view.previous")
+            press(tab, key, f"view.item == '{before}'")
+        assert tab.evaluate("view.item") == first["item"]
+        expect(tab.locator(".given")).to_have_attribute("data-answer", "a")
+        press(tab, "r", "!view.given")
         for count in range(4, CLIPS + 1):
-            tab.value("document.querySelector('[data-answer=a]').click()")
-            tab.wait(f"{READY} && view.rated == {count}")
-        tab.wait("!document.getElementById('finished').hidden")
-        assert "All clips are rated" in tab.value("document.body.innerText")
+            tab.click("[data-answer=a]")
+            wait_until(tab, f"{READY} && view.rated == {count}")
+        expect(tab.locator("#finished")).to_contain_text("All clips are rated")
 
     order = list(ratings_of(ledger, others).items.values())
     answers = {label.sample_id: label.label for label in labelled(others, tmp_path)[1]}
     assert [answers[item.sample.sample_id] for item in order] == [False, False, None] + [True] * (CLIPS - 3)
 
 
-@needs_chromium
-def test_a_clip_that_does_not_play_can_only_be_unsure(ledger, tmp_path):
+def test_a_clip_that_does_not_play_can_only_be_unsure(chromium, ledger, tmp_path):
     broken = make_clips(tmp_path / "broken")
     for sample in broken.samples:
         path = broken.video(sample)
         path.write_bytes(bytes(path.stat().st_size - 1) + bytes([sample.seed]))
-    with serving(ratings_of(ledger, broken)) as visitor, browser() as tab:
-        tab.open(f"http://{visitor.host}/")
-        tab.wait(READY)
-        assert tab.value("document.querySelector('#stage').innerText") == "This clip cannot be played. Press U."
-        tab.press("a")
-        tab.press("u")
-        tab.wait(f"{READY} && view.rated == 1")
-        assert tab.value("view.previous") and ratings_of(ledger, broken).view()["rated"] == 1
+    with serving(ratings_of(ledger, broken)) as visitor:
+        tab = open_page(chromium, visitor)
+        expect(tab.locator("#stage")).to_have_text("This clip cannot be played. Press U.")
+        tab.keyboard.press("a")
+        press(tab, "u", "view.rated == 1")
+        assert tab.evaluate("view.previous") and ratings_of(ledger, broken).view()["rated"] == 1
 
 
-@needs_chromium
-def test_a_page_whose_server_ended_says_so_and_rates_on_when_it_is_there_again(clips, ledger, tmp_path):
-    ratings = ratings_of(ledger, clips)
-    with browser() as tab:
-        with serving(ratings) as visitor:
-            tab.open(f"http://{visitor.host}/")
-            tab.wait(READY)
-        shown = tab.value("view.item")
-        tab.press("a")
-        tab.wait(f"{READY} && !document.getElementById('trouble').hidden")
-        assert "The server does not answer" in tab.value("document.body.innerText")
-        assert tab.value("view.item") == shown
-        with serving(ratings_of(ledger, clips), int(visitor.host.split(":")[1])):
-            tab.press("a")
-            tab.wait(f"{READY} && view.rated == 1 && document.getElementById('trouble').hidden")
+def test_a_page_whose_server_ended_says_so_and_rates_on_when_it_is_there_again(chromium, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        tab = open_page(chromium, visitor)
+    clip = tab.evaluate("view.item")
+    press(tab, "a", "!document.getElementById('trouble').hidden")
+    expect(tab.locator("#trouble")).to_contain_text("The server does not answer")
+    assert tab.evaluate("view.item") == clip
+    with serving(ratings_of(ledger, clips), int(visitor.host.split(":")[1])):
+        press(tab, "a", "view.rated == 1 && document.getElementById('trouble').hidden")
 
 
-@needs_chromium
-def test_a_browser_without_the_codec_is_shown_the_animated_picture(clips, ledger):
-    with serving(ratings_of(ledger, clips)) as visitor, browser() as tab:
-        tab.open(f"http://{visitor.host}/")
-        tab.wait(READY)
-        tab.value("URL.createObjectURL = () => 'data:video/mp4;base64,AAAA'; 0")
-        tab.press("a")
-        tab.wait(f"{READY} && view.rated == 1")
-        assert tab.value("document.querySelector('#stage img').naturalWidth") == 32
-        tab.press("r")
-        tab.wait(f"{READY} && view.rated == 2")
+def test_a_browser_without_the_codec_plays_the_animated_picture(chromium, clips, ledger):
+    with serving(ratings_of(ledger, clips)) as visitor:
+        tab = open_page(chromium, visitor)
+        tab.evaluate("URL.createObjectURL = () => 'data:video/mp4;base64,AAAA'; 0")
+        press(tab, "a", "view.rated == 1")
+        assert tab.evaluate("document.querySelector('#stage img').naturalWidth") == 32
+        press(tab, "r", "view.rated == 2")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from data.labels import read_labels, read_verdicts
 from data.records import Sample, Verdict
 from feedback.core.kinds import make_source, read_block
-from feedback.core.label import label_clip_set, read_labels, read_verdicts
+from feedback.core.label import label_clip_set
 from feedback.core.rubric import Question, Rubric, combine
 from feedback.core.source import FAILED, REFUSED, UNREADABLE_CLIP, LabelError, Request, verdict
 from feedback.judges import panel
@@ -406,9 +407,9 @@ def test_a_wrong_block_is_named():
         ({"shaping": {"a": {"shift": -1.0}}}, ".shaping.a.shift is -1.0, expected greater than or equal to 0"),
         ({"rule": "most"}, ".rule is 'most', expected .*'product' or 'lexicographic'"),
         ({"votes": 0}, ".votes is 0"),
-        ({"members": ["judge"]}, r".members is \['judge'\], expected an"),
+        ({"members": ["judge"]}, r".members is \['judge'\], expected a section"),
         ({"members": {"judge": PHYSICS}}, r": members are \['judge'\], expected at least two"),
-        ({"members": {"a": PHYSICS, "b": "judge"}}, ".members.b is 'judge', expected an"),
+        ({"members": {"a": PHYSICS, "b": "judge"}}, ".members.b is 'judge', expected a section"),
         ({"members": {"a": PHYSICS, "My B": PHYSICS}}, ": members.My B: a name is made of"),
         ({"members": {"a": PHYSICS, "b": {"kind": "panel"}}}, ": members.b.kind is 'panel'; a panel's members are no"),
         ({"members": {"a": PHYSICS, "b": {"kind": "physics", "votes": 1}}}, ".members.b.votes .* is unknown"),

@@ -9,10 +9,11 @@ import yaml
 from click.testing import CliRunner
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from data.labels import read_labels, read_verdicts
 from data.records import Pair, Sample, Weighted, read_rows
 from data.store import ClipSet, ClipSetWriter, read_clip
 from feedback.core.kinds import make_source, read_block
-from feedback.core.label import label_clip_set, read_labels, read_verdicts
+from feedback.core.label import label_clip_set
 from feedback.metrics.image_text import Pixels
 from feedback.metrics.metric import Metric, MetricSource, reduced
 from stages.build import main

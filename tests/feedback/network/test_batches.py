@@ -11,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from data.records import Sample, Verdict
-from data.store import ClipSet, ClipSetWriter
+from data.records import Verdict
+from data.store import ClipSet
 from feedback.core.kinds import make_source
 from feedback.core.label import requests_for
 from feedback.core.source import UNREADABLE_CLIP, LabelError, Request
@@ -27,11 +25,11 @@ from feedback.network.ledger import Ledger
 from pipeline.forecast import forecast
 from tests.support.batch_server import BatchServer, as_sent
 from tests.support.faulty_provider import serving
+from tests.support.network import PRICE, block_of, judged, make_clips
+from tests.support.refusals import assert_refused
 
-ROOT = Path(__file__).parents[3]
 FORK = multiprocessing.get_context("fork")  # a child that need not import torch anew
 CLIPS = 8
-PRICE = {"input": 1.0, "output": 4.0, "cached_input": 0.1, "batch": 0.5, "as_of": "2026-11-21"}
 # Of a reply of the server's, by this price: GPT's 600 fresh and 400 cached tokens in, 20 out; Gemini's 1000 in, 50 out.
 COST = {"gpt": (600 + 0.1 * 400 + 4 * 20) / 1e6, "gemini": (1000 + 4 * 50) / 1e6}
 PROVIDERS: dict[str, Any] = {"gpt": Gpt, "gemini": Gemini}
@@ -40,27 +38,7 @@ both = pytest.mark.parametrize("kind", PROVIDERS)
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> ClipSet:
-    frames = np.random.default_rng(0).integers(0, 255, (CLIPS, 9, 32, 32, 3)).astype(np.uint8)
-    samples = [
-        Sample(f"clip{n}", f"p{n}", f"scene {n}.", "c", "train", "base", n, 9, 8.0, 32, 32, f"videos/clip{n}.mp4")
-        for n in range(CLIPS)
-    ]
-    writer = ClipSetWriter(tmp_path_factory.mktemp("set") / "samples")
-    writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish({sample.prompt_id: torch.zeros(1, 1) for sample in samples}, torch.zeros(1, 1), {})
-    return ClipSet.open(writer.work)
-
-
-@pytest.fixture(autouse=True)
-def ledger(tmp_path, monkeypatch) -> Path:
-    path = tmp_path / "ledger.sqlite"
-    monkeypatch.setenv("FEEDBACK_LEDGER", str(path))
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
-    monkeypatch.setenv("GEMINI_API_KEY", "sk-0123456789")
-    monkeypatch.setattr("feedback.network.pace.FIRST_REST", 0.02)
-    monkeypatch.setattr("feedback.network.api.POLL", 0.02)
-    monkeypatch.setattr("feedback.network.batches.POLL", 0.02)
-    return path
+    return make_clips(tmp_path_factory.mktemp("set") / "samples", CLIPS)
 
 
 @pytest.fixture
@@ -70,17 +48,12 @@ def server() -> Iterator[BatchServer]:
 
 
 def block_at(server: BatchServer, kind: str, **more) -> dict[str, Any]:
-    base = server.base + ("" if kind == "gemini" else "/v1")
-    facts = {"kind": kind, "model": "m", "rubric": str(ROOT / "feedback/rubrics/review.yaml"), "base_url": base}
-    return facts | {"batch": True, "poll_seconds": 0.01, "concurrency": 4, "timeout": 10.0, "price": PRICE} | more
+    batches = {"batch": True, "poll_seconds": 0.01, "price": PRICE}
+    return block_of(kind, server.base, **batches | more)
 
 
 def source_at(server: BatchServer, kind: str, name: str = "j", **more) -> ApiSource:
     return make_source(name, block_at(server, kind, **more))
-
-
-def judged(source: ApiSource, clips: ClipSet, count: int = CLIPS) -> dict[str, Verdict]:
-    return {rows[0].sample_id: rows[0] for rows in source.judge(requests_for(clips, 1)[:count])}
 
 
 def outcomes(ledger: Path) -> dict[str | None, int]:
@@ -130,14 +103,14 @@ def test_a_line_holds_gemini_s_parameters_where_a_call_holds_them(server, clips)
 
 
 @both
-def test_what_is_answered_is_not_asked_again(server, clips, ledger, kind):
+def test_what_is_answered_is_not_sent_again(server, clips, ledger, kind):
     first, calls = judged(source_at(server, kind), clips), list(server.calls)
     assert judged(source_at(server, kind), clips) == first
     assert (server.calls, len(server.bodies)) == (calls, 1)
 
 
 @both
-def test_lines_that_fail_are_asked_one_by_one(server, clips, ledger, kind):
+def test_lines_that_fail_are_sent_one_by_one(server, clips, ledger, kind):
     server.plan.spoiled = ("scene 3.", "scene 5.")
     rows = judged(source_at(server, kind), clips)
     assert all(row.answer is not None for row in rows.values())
@@ -147,18 +120,19 @@ def test_lines_that_fail_are_asked_one_by_one(server, clips, ledger, kind):
 
 
 @both
-def test_of_an_expired_batch_what_it_answered_is_kept(server, clips, ledger, kind):
-    server.plan.end, server.plan.answers = "expired", 4
+@pytest.mark.parametrize("answers", [4, 0])  # with 0 there is no file
+def test_the_answers_of_an_expired_batch_are_kept_and_the_rest_is_sent_one_by_one(server, clips, ledger, kind, answers):
+    server.plan.end, server.plan.answers = "expired", answers
     assert all(row.answer is not None for row in judged(source_at(server, kind), clips).values())
-    assert outcomes(ledger) == {"answered": CLIPS, "refused": CLIPS - 1 - 4}
-    assert spent(ledger, clips) == pytest.approx(COST[kind] * (CLIPS - 4 + 4 / 2))
+    assert outcomes(ledger) == {"answered": CLIPS, "refused": CLIPS - 1 - answers}
+    assert spent(ledger, clips) == pytest.approx(COST[kind] * (CLIPS - answers + answers / 2))
 
 
-@both
-def test_a_batch_that_expires_without_a_file_is_asked_one_by_one(server, clips, ledger, kind):
-    server.plan.end, server.plan.answers = "expired", 0
-    assert all(row.answer is not None for row in judged(source_at(server, kind), clips).values())
-    assert spent(ledger, clips) == pytest.approx(COST[kind] * CLIPS)
+def test_an_empty_line_of_gemini_is_sent_again_alone_and_counts_as_possibly_billed(server, clips, ledger):
+    server.plan.empty = ("scene 3.",)
+    rows = judged(source_at(server, "gemini"), clips)
+    assert all(row.answer is not None for row in rows.values())
+    assert outcomes(ledger) == {"answered": CLIPS, "lost": 1}
 
 
 @both
@@ -234,7 +208,7 @@ def kill_a_run(server: BatchServer, kind: str, clips: ClipSet, how: Callable[[An
 
 @both
 @pytest.mark.parametrize("how", [dies_writing, dies_before_submitting])
-def test_killed_before_a_batch_is_handed_in_it_is_handed_in_once(server, clips, ledger, kind, how):
+def test_a_batch_of_a_run_killed_before_its_submission_is_submitted_once(server, clips, ledger, kind, how):
     kill_a_run(server, kind, clips, how)
     assert (server.ours, open_batches(ledger)) == ([], 1)
     rows = judged(source_at(server, kind), clips)
@@ -247,7 +221,7 @@ def test_killed_before_a_batch_is_handed_in_it_is_handed_in_once(server, clips, 
 
 @both
 @pytest.mark.parametrize("how", [dies_after_submitting, dies_polling, dies_collecting])
-def test_killed_after_a_batch_is_handed_in_its_answers_are_all_had_and_paid_once(server, clips, ledger, kind, how):
+def test_the_answers_of_a_batch_are_all_kept_and_paid_once_though_its_run_was_killed(server, clips, ledger, kind, how):
     kill_a_run(server, kind, clips, how)
     assert len(server.ours) == 1
     assert outcomes(ledger)[None] == (CLIPS - 1 - 3 if how is dies_collecting else CLIPS - 1)
@@ -273,7 +247,7 @@ def test_a_run_over_fewer_clips_keeps_the_other_answers_of_an_open_batch(server,
     assert outcomes(ledger) == {"answered": CLIPS}
 
 
-def test_two_runs_over_one_set_do_not_both_hand_it_in(server, clips, ledger):
+def test_two_runs_over_one_set_submit_it_once(server, clips, ledger):
     source = source_at(server, "gpt")
     with Ledger(ledger) as other:
         lock = other.hold(f"{source.provider.place} {clips.fingerprint()} j")
@@ -310,7 +284,7 @@ def test_cut_connections_and_full_servers_are_waited_out(server, clips, ledger, 
     judged(source_at(server, kind), clips)
     assert (len(server.ours), len(server.bodies)) == (1, 1)
     assert outcomes(ledger) == {"answered": CLIPS}
-    assert all(told["times"] == 0 for told in server.plan.script)
+    assert all(fault["times"] == 0 for fault in server.plan.script)
 
 
 @both
@@ -331,7 +305,7 @@ def test_a_batch_that_the_provider_forgot_counts_as_possibly_billed(server, clip
     assert outcomes(ledger) == {"answered": CLIPS, "lost": CLIPS - 1}
 
 
-def test_a_refused_hand_in_stops_the_run_before_anything_else_is_asked(server, clips, ledger):
+def test_a_refused_submission_stops_the_run_before_anything_else_is_sent(server, clips, ledger):
     server.plan.script = [{"of": "POST /v1/files", "status": 413}]
     with pytest.raises(LabelError, match="at the batch endpoint: HTTP 413"):
         judged(source_at(server, "gpt"), clips)
@@ -340,9 +314,16 @@ def test_a_refused_hand_in_stops_the_run_before_anything_else_is_asked(server, c
     assert outcomes(ledger) == {"answered": CLIPS, "refused": CLIPS - 1}
 
 
-NO_ENDPOINT = pytest.mark.parametrize(
-    ("status", "page"), [(403, False), (404, False), (404, True), (405, False), (405, True), (501, True)]
-)
+NO_ENDPOINT = ((403, False), (404, False), (405, True), (501, True))  # status, and whether the error is a page
+
+
+def afresh(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[BatchServer, Path, int, bool]]:
+    """For each way to lack a batch endpoint: a new server and ledger, the status, and whether the error is a page."""
+    for status, page in NO_ENDPOINT:
+        ledger = path / f"{status}.sqlite"
+        monkeypatch.setenv("FEEDBACK_LEDGER", str(ledger))
+        with serving(kind=BatchServer) as server:
+            yield server, ledger, status, page
 
 
 def refusing(of: str, status: int, page: bool = False) -> list[dict[str, Any]]:
@@ -351,31 +332,34 @@ def refusing(of: str, status: int, page: bool = False) -> list[dict[str, Any]]:
 
 
 @both
-@NO_ENDPOINT
-def test_where_there_is_no_batch_endpoint_the_run_stops_once_and_says_what_to_set(
-    server, clips, ledger, kind, status, page, caplog
+def test_where_there_is_no_batch_endpoint_the_run_stops_once_and_names_the_option(
+    tmp_path, clips, kind, monkeypatch, caplog
 ):
     caplog.set_level("INFO")
-    server.plan.script = refusing("/files", status, page) + refusing("/batches", status, page)
-    with pytest.raises(LabelError) as stopped:
-        judged(source_at(server, kind), clips)
-    told = str(stopped.value)
-    assert told.startswith("j: at the batch endpoint: ") and f"HTTP {status}" in told
-    assert ". Is there one at base_url, and may the key use it? Otherwise set feedback.sources.j.batch: false." in told
-    assert f"0 calls were answered before, {CLIPS} sent now" in caplog.text
-    assert outcomes(ledger) == {"answered": 1, "refused": CLIPS - 1} and open_batches(ledger) == 0
+    for server, ledger, status, page in afresh(tmp_path, monkeypatch):
+        caplog.clear()
+        server.plan.script = refusing("/files", status, page) + refusing("/batches", status, page)
+        with pytest.raises(LabelError) as stopped:
+            judged(source_at(server, kind), clips)
+        message = str(stopped.value)
+        assert message.startswith("j: at the batch endpoint: ") and f"HTTP {status}" in message
+        assert (
+            "Does base_url have one, and may the key use it? Otherwise set feedback.sources.j.batch: false." in message
+        )
+        assert f"0 calls were answered before, {CLIPS} sent now" in caplog.text
+        assert outcomes(ledger) == {"answered": 1, "refused": CLIPS - 1} and open_batches(ledger) == 0, status
 
-    before = len(server.calls)
-    rows = judged(source_at(server, kind, batch=False), clips)
-    assert all(row.answer is not None for row in rows.values())
-    assert (len(server.calls), len(server.bodies)) == (before, CLIPS)
+        before = len(server.calls)
+        rows = judged(source_at(server, kind, batch=False), clips)
+        assert all(row.answer is not None for row in rows.values()), status
+        assert (len(server.calls), len(server.bodies)) == (before, CLIPS), status
 
 
 @both
-@pytest.mark.parametrize("page", [False, True])
-def test_a_hand_in_that_keeps_failing_stops_and_without_batches_its_calls_are_asked_one_by_one(
-    server, clips, ledger, kind, page, caplog
+def test_a_submission_that_keeps_failing_stops_and_without_batches_its_calls_are_sent_one_by_one(
+    server, clips, ledger, kind, caplog
 ):
+    page = kind == "gpt"  # an error as a page, or as JSON
     server.plan.script = refusing("/files", 502, page) + refusing("/batches", 502, page)
     for _ in range(2):
         with pytest.raises(LabelError, match=r"at the batch endpoint: HTTP 502.* after 3 attempts"):
@@ -384,11 +368,11 @@ def test_a_hand_in_that_keeps_failing_stops_and_without_batches_its_calls_are_as
     rows = judged(source_at(server, kind, attempts=3, batch=False), clips)
     assert all(row.answer is not None for row in rows.values())
     assert outcomes(ledger) == {"answered": CLIPS, "lost": CLIPS - 1} and open_batches(ledger) == 0
-    assert "it may have been billed, and its calls are asked again" in caplog.text
+    assert "it may have been billed, and its calls are sent again" in caplog.text
 
 
 @both
-def test_a_hand_in_that_failed_is_handed_in_again_when_the_server_is_back(server, clips, ledger, kind):
+def test_a_submission_that_failed_is_repeated_when_the_server_is_back(server, clips, ledger, kind):
     server.plan.script = refusing("/files", 502)
     with pytest.raises(LabelError, match="after 2 attempts"):
         judged(source_at(server, kind, attempts=2), clips)
@@ -400,14 +384,15 @@ def test_a_hand_in_that_failed_is_handed_in_again_when_the_server_is_back(server
 
 
 @both
-@NO_ENDPOINT
-def test_a_batch_that_no_listing_can_find_counts_as_possibly_billed(server, clips, ledger, kind, status, page, caplog):
-    kill_a_run(server, kind, clips, dies_after_submitting)
-    server.plan.script = refusing("GET", status, page)
-    rows = judged(source_at(server, kind, batch=False), clips)
-    assert all(row.answer is not None for row in rows.values())
-    assert outcomes(ledger) == {"answered": CLIPS, "lost": CLIPS - 1} and open_batches(ledger) == 0
-    assert "it may have been billed, and its calls are asked again" in caplog.text
+def test_a_batch_that_no_listing_can_find_counts_as_possibly_billed(tmp_path, clips, kind, monkeypatch, caplog):
+    for server, ledger, status, page in afresh(tmp_path, monkeypatch):
+        caplog.clear()
+        kill_a_run(server, kind, clips, dies_after_submitting)
+        server.plan.script = refusing("GET", status, page)
+        rows = judged(source_at(server, kind, batch=False), clips)
+        assert all(row.answer is not None for row in rows.values()), status
+        assert outcomes(ledger) == {"answered": CLIPS, "lost": CLIPS - 1} and open_batches(ledger) == 0, status
+        assert "it may have been billed, and its calls are sent again" in caplog.text, status
 
 
 @both
@@ -447,7 +432,7 @@ def test_a_set_that_is_too_large_goes_in_several_batches(server, clips, ledger, 
     assert open_batches(ledger) == 0
 
 
-def test_the_budget_bounds_what_is_handed_in_and_what_was_is_collected(server, clips, ledger):
+def test_the_budget_bounds_what_is_submitted_and_that_is_collected(server, clips, ledger):
     each = source_at(server, "gpt").estimate(requests_for(clips, 1)).dollars / CLIPS
     with pytest.raises(LabelError, match="budget_usd"):
         judged(source_at(server, "gpt", budget_usd=COST["gpt"] + 4.5 * each), clips)
@@ -478,7 +463,7 @@ def test_a_provider_that_answers_nothing_gets_no_batch(server, clips, ledger):
     assert server.calls == []
 
 
-def test_a_rejected_key_is_told_before_anything_is_handed_in(server, clips):
+def test_a_rejected_key_stops_the_run_before_anything_is_submitted(server, clips):
     server.behaviour.script = [{"status": 401, "body": {"error": {"message": "no"}}, "times": 99}]
     with pytest.raises(LabelError, match="OPENAI_API_KEY was rejected"):
         judged(source_at(server, "gpt"), clips)
@@ -511,14 +496,10 @@ def test_the_forecast_is_at_the_batch_price(server, clips, kind):
     assert "(prices of 2026-11-21)" in forecast("j", block_at(server, kind, batch=False), requests)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        {"kind": "gpt", "mode": "decision"},
-        {"kind": "gemini", "mode": "decision"},
-        {"kind": "served"},
-    ],
-)
-def test_what_has_no_batch_endpoint_says_so(server, block):
-    with pytest.raises(ValueError, match="batch is true, but"):
-        make_source("j", block_at(server, **block))
+def test_what_has_no_batch_endpoint_is_refused(server):
+    cases = [
+        ({"kind": "gpt", "mode": "decision"}, "batch is true, but"),
+        ({"kind": "gemini", "mode": "decision"}, "batch is true, but"),
+        ({"kind": "served"}, "batch is true, but"),
+    ]
+    assert_refused(lambda block: make_source("j", block_at(server, **block)), cases)

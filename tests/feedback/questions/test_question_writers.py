@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,13 @@ from feedback.questions import Writing, write_questions
 from feedback.questions.decomposition import alignment_asks, defect_asks, read_parts
 from feedback.questions.sheet import load_sheet
 from feedback.questions.teaching import read_rules
-from feedback.questions.text_model import Message, text_model
+from feedback.questions.text_model import text_model
+from feedback.questions.texts import TextRequest
 from tabletop.captions import all_claims, caption, vocabulary
 from tabletop.pretraining.judge_model import CHAT_TEMPLATE, word_level_tokenizer
 from tests.support.faulty_provider import serving
 from tests.support.judges import build_judge, text_config
+from tests.support.refusals import assert_refused
 
 SHEET = "feedback/questions/diffusion-drf.yaml"
 TEACHER = "feedback/questions/vlm-as-teacher.yaml"
@@ -62,24 +63,20 @@ def test_a_reply_in_a_code_block_is_read():
     assert read_parts(f"```json\n{json.dumps(STATED)}\n```", list(DRF.parts))["camera"] == ["it looks down"]
 
 
-@pytest.mark.parametrize(
-    ("reply", "told"),
-    [
+def test_a_reply_of_another_form_is_an_error():
+    cases = (
         ("Two cats and a ball.", "the reply is not JSON .*'Two cats and a ball.'"),
         (json.dumps(STATED)[:-1], "the reply is not JSON"),
         (f"Here it is: {json.dumps(STATED)}", "the reply is not JSON"),
-        (json.dumps([STATED]), "the reply is no object with the keys environment, objects"),
-        (json.dumps({"objects": ["a cat"]}), "the reply is no object with the keys"),
-        (json.dumps(STATED | {"mood": []}), "the reply is no object with the keys"),
-        (json.dumps(STATED | {"motion": "they run"}), "motion in the reply is no list of texts: 'they run'"),
-        (json.dumps(STATED | {"motion": [" "]}), "motion in the reply is no list of texts"),
-        (json.dumps(STATED | {"motion": [{"cat": "runs"}]}), "motion in the reply is no list of texts"),
-        (json.dumps(NOTHING), "the reply finds nothing in the caption that could be asked about"),
-    ],
-)
-def test_a_reply_of_another_shape_is_an_error_in_words(reply, told):
-    with pytest.raises(ValueError, match=told):
-        read_parts(reply, list(DRF.parts))
+        (json.dumps([STATED]), "the reply is not an object with the keys environment, objects"),
+        (json.dumps({"objects": ["a cat"]}), "the reply is not an object with the keys"),
+        (json.dumps(STATED | {"mood": []}), "the reply is not an object with the keys"),
+        (json.dumps(STATED | {"motion": "they run"}), "motion in the reply is not a list of texts: 'they run'"),
+        (json.dumps(STATED | {"motion": [" "]}), "motion in the reply is not a list of texts"),
+        (json.dumps(STATED | {"motion": [{"cat": "runs"}]}), "motion in the reply is not a list of texts"),
+        (json.dumps(NOTHING), "the reply finds no statement in the caption"),
+    )
+    assert_refused(lambda reply: read_parts(reply, list(DRF.parts)), cases)
 
 
 def test_each_defect_is_a_question_of_its_own_where_no_is_wanted():
@@ -113,36 +110,34 @@ def test_braces_of_a_caption_are_no_places():
     assert f"what is to be read: {odd}; {{stated}}. Is it so" in stated.text
 
 
-@pytest.mark.parametrize(
-    ("path", "change", "told"),
-    [
-        (SHEET, {"method": "guess"}, r"method is 'guess', known are \['decompose', 'teach'\]"),
-        (SHEET, {"alone": None}, "alone is None, expected a text"),
-        (SHEET, {"parts": {}}, "parts is {}, expected texts by name"),
-        (SHEET, {"physics": {"liquid": ""}}, "physics is .*expected texts by name"),
-        (SHEET, {"decompose": "Take it apart."}, "decompose has no {prompt} in it"),
-        (SHEET, {"alignment": "Is {stated} so?"}, "alignment has no {part} in it"),
-        (SHEET, {"mood": "calm"}, "mood is not a key of this sheet"),
-        (TEACHER, {"most": 0}, "most is 0, expected a whole number, at least 1"),
-        (TEACHER, {"ask": "Yes or No?"}, "ask has no {question} in it"),
-    ],
-)
-def test_a_wrong_sheet_is_named_with_its_key(tmp_path, path, change, told):
-    (tmp_path / "sheet.yaml").write_text(yaml.safe_dump(yaml.safe_load(Path(path).read_text()) | change))
-    with pytest.raises(ValueError, match=f"sheet.yaml: {told}"):
-        load_sheet(tmp_path / "sheet.yaml")
+def test_a_wrong_sheet_is_named_with_its_key(tmp_path):
+    def load(path: str, change: dict) -> None:
+        block = yaml.safe_load(Path(path).read_text()) | change
+        sheet = tmp_path / "sheet.yaml"
+        sheet.write_text(yaml.safe_dump({key: value for key, value in block.items() if value is not ...}))
+        load_sheet(sheet)
+
+    cases = (
+        ((SHEET, {"method": "guess"}), "sheet.yaml: method is 'guess', known are decompose, teach"),
+        ((SHEET, {"alone": None}), "sheet.yaml: sheet.alone is null"),
+        ((SHEET, {"quality": ...}), "sheet.quality is missing; known keys are name, decompose"),
+        ((SHEET, {"parts": {}}), "sheet.parts is {}"),
+        ((SHEET, {"physics": {"liquid": ""}}), "sheet.physics.liquid is ''"),
+        ((SHEET, {"decompose": "Take it apart."}), "sheet: decompose does not contain {prompt}"),
+        ((SHEET, {"alignment": "Is {stated} so?"}), "sheet: alignment does not contain {part}"),
+        ((SHEET, {"mood": "calm"}), "sheet.mood .* is unknown"),
+        ((TEACHER, {"most": 0}), "sheet.most is 0, expected greater than or equal to 1"),
+        ((TEACHER, {"ask": "Yes or No?"}), "sheet: ask does not contain {question}"),
+    )
+    assert_refused(lambda given: load(*given), cases)
 
 
-def test_a_sheet_that_lacks_a_key_or_is_no_sheet_is_named(tmp_path):
-    block = yaml.safe_load(Path(SHEET).read_text())
-    del block["quality"]
-    (tmp_path / "sheet.yaml").write_text(yaml.safe_dump(block))
-    with pytest.raises(ValueError, match="sheet.yaml: quality is missing"):
-        load_sheet(tmp_path / "sheet.yaml")
-    with pytest.raises(ValueError, match="match.yaml: method is None"):
-        load_sheet(Path("feedback/rubrics/match.yaml"))
-    with pytest.raises(ValueError, match="none.yaml: not a readable question sheet"):
-        load_sheet(tmp_path / "none.yaml")
+def test_a_file_that_is_no_sheet_is_named(tmp_path):
+    cases = (
+        (Path("feedback/rubrics/match.yaml"), "match.yaml: method is None"),
+        (tmp_path / "none.yaml", "none.yaml: not a readable question sheet"),
+    )
+    assert_refused(load_sheet, cases)
 
 
 # VLM-as-Teacher's sheet
@@ -159,25 +154,21 @@ def test_rules_and_goals_are_numbered_in_their_order_with_their_wanted_answers()
     )
 
 
-@pytest.mark.parametrize(
-    ("reply", "told"),
-    [
+def test_rules_of_another_form_are_an_error():
+    cases = (
         ("Is the ball at the exit?", "the reply is not JSON"),
-        (json.dumps(RULES[1]), "the reply is no list of 1 to 8 questions"),
-        ("[]", "the reply is no list of 1 to 8 questions"),
-        (json.dumps(RULES * 3), "the reply is no list of 1 to 8 questions"),
-        (json.dumps([*RULES, "and that is all"]), "a question in the reply has not the keys kind, question, wanted"),
-        (json.dumps([{"kind": "goal", "question": "Is it there?"}]), "has not the keys"),
-        (json.dumps([RULES[1] | {"wanted": True}]), "has not the keys"),
+        (json.dumps(RULES[1]), "the reply is not a list of 1 to 8 questions"),
+        ("[]", "the reply is not a list of 1 to 8 questions"),
+        (json.dumps(RULES * 3), "the reply is not a list of 1 to 8 questions"),
+        (json.dumps([*RULES, "and that is all"]), "does not have the keys kind, question, wanted"),
+        (json.dumps([{"kind": "goal", "question": "Is it there?"}]), "does not have the keys"),
+        (json.dumps([RULES[1] | {"wanted": True}]), "does not have the keys"),
         (json.dumps([RULES[1] | {"wanted": "maybe"}]), "is none of process, goal; Yes, No; a text"),
         (json.dumps([RULES[1] | {"kind": "end"}]), "is none of process, goal"),
         (json.dumps([RULES[1] | {"question": " "}]), "is none of process, goal"),
         (json.dumps(RULES[:1]), "no question in the reply is a goal"),
-    ],
-)
-def test_rules_of_another_shape_are_an_error_in_words(reply, told):
-    with pytest.raises(ValueError, match=told):
-        read_rules(reply, TEACH, "w", explain=True)
+    )
+    assert_refused(lambda reply: read_rules(reply, TEACH, "w", explain=True), cases)
 
 
 # Over the network
@@ -248,8 +239,15 @@ def test_a_model_reads_the_instructions_with_the_caption_and_the_parameters_of_i
     assert body["reasoning_effort"] == "none" and "response_format" not in body
 
 
+def test_the_key_of_a_text_is_the_one_under_which_it_was_paid_for():
+    # Pinned: with another key every stored text would be requested, and paid for, again.
+    block = {"kind": "gpt", "model": "m", "rubric": "feedback/rubrics/review.yaml", "base_url": "http://h"}
+    call = text_model("writer", block, "cpu")._call(TextRequest("hello"), "questions")
+    assert call.key.startswith("5f19fc84b128f208")
+
+
 @EVERY_API
-def test_a_prompt_whose_reply_cannot_be_read_is_counted_and_told(server, kind, caplog):
+def test_a_prompt_whose_reply_cannot_be_read_is_counted_and_logged(server, kind, caplog):
     answers(server, kind, {"three dogs": json.dumps(STATED), "blue cup": "I see a cup."})
 
     with caplog.at_level(logging.WARNING):
@@ -310,26 +308,19 @@ def test_only_the_kinds_asked_for_are_kept(server):
     assert ask.name == "goal_1"
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"writer": "oracle"}, "writer is 'oracle', known are ['rubric', 'template', 'writer', 'check']"),
+def test_a_wrong_setting_is_named_before_anything_is_sent(server):
+    blocks = sources(server, "gpt") | {"check": {"kind": "physics"}}
+    cases = (
+        ({"writer": "oracle"}, "writer is 'oracle', known are .*'rubric', 'template', 'writer', 'check'"),
         ({"writer": "check"}, "feedback.sources.check.kind is 'physics', which writes no texts"),
         ({"rubric": None}, "writer is writer, but rubric, a YAML file, is null"),
         ({"writer": "rubric", "rubric": None}, "writer is rubric, but rubric, a YAML file, is null"),
-        (
-            {"kinds": ("alignment", "taste")},
-            "kinds is ('alignment', 'taste'), expected some of ['alignment', 'physics'",
-        ),
-        ({"kinds": ("goal",)}, "kinds is ('goal',), expected some of ['alignment', 'physics', 'quality']"),
+        ({"kinds": ("alignment", "taste")}, "kinds is .*'taste'.*, expected some of .*'alignment', 'physics'"),
+        ({"kinds": ("goal",)}, "kinds is .*'goal',.*, expected some of .*'alignment', 'physics', 'quality'"),
         ({"kinds": None}, "kinds is None, expected some of"),
-        ({"rubric": TEACHER}, "expected some of ['goal', 'process']"),
-    ],
-)
-def test_a_wrong_setting_is_named_before_anything_is_sent(server, change, told):
-    blocks = sources(server, "gpt") | {"check": {"kind": "physics"}}
-    with pytest.raises(ValueError, match=re.escape(told)):
-        write_questions([CATS], replace(BY, **change), blocks, "cpu")
+        ({"rubric": TEACHER}, "expected some of .*'goal', 'process'"),
+    )
+    assert_refused(lambda change: write_questions([CATS], replace(BY, **change), blocks, "cpu"), cases)
     assert server.attempts == []
 
 
@@ -350,9 +341,9 @@ REPLY = json.dumps(
 
 def taught(model, tokenizer, prompt_text: str) -> None:
     """Train a model until REPLY is its reply to a prompt."""
-    asked = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
-    told = tokenizer(f"{REPLY} <|im_end|>", add_special_tokens=False)["input_ids"]
-    ids, labels = torch.tensor([asked + told]), torch.tensor([[-100] * len(asked) + told])
+    before = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+    reply = tokenizer(f"{REPLY} <|im_end|>", add_special_tokens=False)["input_ids"]
+    ids, labels = torch.tensor([before + reply]), torch.tensor([[-100] * len(before) + reply])
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(30):
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
@@ -403,7 +394,7 @@ def test_a_model_in_this_process_takes_captions_apart(tmp_path, build):
 
     (ask,) = written.asks["p1"]
     assert (ask.name, ask.author) == ("alignment_objects", f"writer ({tmp_path / 'model'})")
-    assert written.unwritten == {"p2": "the message holds words outside the model's vocabulary: blue"}
+    assert written.unwritten == {"p2": "the request holds words outside the model's vocabulary: blue"}
 
 
 def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
@@ -419,16 +410,16 @@ def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
         "dtype": "float32",
         "rubric": "tabletop/rubric.yaml",
     }
-    message = Message("take apart red ball", tmp_path / "red.png")
+    message = TextRequest("take apart red ball", tmp_path / "red.png")
 
     (blind,) = text_model("w", block | {"path": str(tmp_path / "llm")}, "cpu").replies([message], "questions")
     model = text_model("w", block | {"path": str(tmp_path / "vlm")}, "cpu")
-    shown = []
-    model.model.model.visual.register_forward_hook(lambda *_: shown.append(1))
+    passes = []
+    model.model.model.visual.register_forward_hook(lambda *_: passes.append(1))
     model.replies([message], "questions")
 
-    assert blind.error == f"w ({tmp_path / 'llm'}) takes no pictures, and the message has one"
-    assert shown == [1]
+    assert blind.error == f"w ({tmp_path / 'llm'}) takes no pictures, and the request has one"
+    assert passes == [1]
 
 
 # The template
@@ -437,7 +428,7 @@ def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
 def test_the_template_asks_in_words_that_the_tabletops_judges_know():
     from tabletop import questions
 
-    known = {*vocabulary(), *questions.vocabulary()}
+    known = {*vocabulary(), *questions.question_words()}
     kinds = ("alignment", "physics", "quality", "process", "goal")
     prompts = [prompt(f"p{i}", caption(claim)) for i, claim in enumerate(all_claims())]
     written = write_questions(prompts, Writing("template", None, kinds, False, True), {}, "cpu")

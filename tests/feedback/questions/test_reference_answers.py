@@ -1,4 +1,4 @@
-"""What the judge says of the real clip of a caption, and which prompts and explanations that leaves."""
+"""The judge's answers about the real clip of a caption, and the prompts and explanations that they leave."""
 
 import logging
 from dataclasses import replace
@@ -23,16 +23,16 @@ from tests.support.judges import FAMILIES
 OBJECTS = Ask("alignment_objects", "alignment", "Is there a cup?", "Yes", "No", None, False, "w")
 MOTION = Ask("physics_motion", "physics", "Does it leap?", "No", "Yes", None, True, "drf")
 CLIP = RealClip(np.zeros((2, 4, 4, 3), np.uint8), 8.0)
-SAID = {
+REPLIES = {
     "Is there a cup?": Said(True, "Yes. A cup stands there.", None),
     "Does it leap?": Said(True, "No, it stands still.", None),
 }
 
 
 def says(others: dict[str, Said] | None = None):
-    """A judge whose answer hangs on the question alone: what SAID has, or `others`."""
+    """A judge whose answer depends on the question alone: REPLIES, or `others`."""
     others = others or {}
-    return lambda ask, clip: (SAID | others)[ask.text]
+    return lambda ask, clip: (REPLIES | others)[ask.text]
 
 
 def test_each_question_gets_what_the_judge_says_of_the_real_clip():
@@ -59,7 +59,7 @@ def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
     def ask_vlm(ask: Ask, clip: RealClip) -> Said:
         if ask is MOTION and clip is leaping:
             return Said(False, "Yes. It leaps twice.", None)
-        return SAID[ask.text]
+        return REPLIES[ask.text]
 
     with caplog.at_level(logging.WARNING):
         found = reference_answers(
@@ -67,7 +67,7 @@ def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
         )
 
     assert list(found.asks) == ["p2"]
-    why = "physics_motion: of the real clip the judge says 'Yes. It leaps twice.', wanted is No"
+    why = "physics_motion: the judge's answer about the real clip is 'Yes. It leaps twice.', wanted is No"
     assert found.dropped == {"p1": why}
     assert f"1 of 2 prompts are left out: p1: {why}" in caplog.text
 
@@ -88,15 +88,14 @@ def test_without_a_real_clip_alignment_alone_is_asked_and_the_log_says_so(caplog
     assert found.asks["p1"] == (OBJECTS,)
     assert [ask.name for ask in found.asks["p2"]] == ["alignment_objects", "physics_motion"]
     assert found.dropped == {"p3": "it has no real clip, and all its questions compare with one"}
-    assert "2 of 3 prompts have no real clip: they are asked about alignment alone" in caplog.text
+    assert "2 of 3 prompts have no real clip: their questions are those without comparison" in caplog.text
 
 
 LONG = " ".join(f"w{n}" for n in range(1, 61))  # 60 words
 
 
-@pytest.mark.parametrize(
-    ("words", "wanted", "explanation"),
-    [
+def test_an_explanation_is_what_follows_the_answer_in_at_most_50_words():
+    for words, wanted, explanation in (
         ("Yes", "Yes", None),
         ("Yes.", "Yes", None),
         ("yes, it falls.", "Yes", ", it falls."),
@@ -105,10 +104,8 @@ LONG = " ".join(f"w{n}" for n in range(1, 61))  # 60 words
         ("It is so. Yes.", "Yes", None),
         (f"No, {LONG}", "No", ", " + " ".join(f"w{n}" for n in range(1, 51))),
         (f"No. One two. Three. {LONG}", "No", ". One two. Three."),  # whole sentences among the first 50 words
-    ],
-)
-def test_an_explanation_is_what_follows_the_answer_in_at_most_50_words(words, wanted, explanation):
-    assert explanation_of(words, wanted) == explanation
+    ):
+        assert explanation_of(words, wanted) == explanation, words
 
 
 # Clips
@@ -127,7 +124,7 @@ def test_real_clips_are_read_at_their_own_rate_and_evenly_spaced(tmp_path):
     assert list(clips) == ["p2"] and "p1" not in clips
     assert np.abs(clips["p2"].frames.astype(int) - frames[[0, 3, 6, 9]]).max() <= 1
     assert clips["p2"].fps == pytest.approx(20 / 3)
-    with pytest.raises(ValueError, match=r"real\.mp4: 10 frames, and 11 are to be shown"):
+    with pytest.raises(ValueError, match=r"real\.mp4: 10 frames, expected at least 11"):
         RealClips([prompt("p2", "b", tmp_path / "real.mp4")], 11)["p2"]
 
 
@@ -144,17 +141,17 @@ def test_the_real_clip_stands_in_both_places_where_a_question_compares(tmp_path,
     judge = load("judge", options(FAMILIES[family](tmp_path), max_new_tokens=3), "cpu")
     clip = RealClip(np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8), 8.0)
     ask = Ask("q", "physics", "judge the video", "Accept", "Reject", None, False, "w")
-    shown: list[int] = []
+    counts: list[int] = []
 
     def counting(processor, clips, *others):
-        shown.append(len(clips))
+        counts.append(len(clips))
         return build_inputs(processor, clips, *others)
 
     monkeypatch.setattr("feedback.judges.vlm.build_inputs", counting)
-    said = [asking(judge)(one, clip) for one in (ask, replace(ask, with_reference=True))]
+    replies = [asking(judge)(one, clip) for one in (ask, replace(ask, with_reference=True))]
 
-    assert shown == [1, 2]
-    assert all(isinstance(one.answer, bool) and one.error is None for one in said)
+    assert counts == [1, 2]
+    assert all(isinstance(one.answer, bool) and one.error is None for one in replies)
 
 
 def test_the_judge_says_the_same_as_when_it_labels(tmp_path):
@@ -170,16 +167,15 @@ def test_the_judge_says_the_same_as_when_it_labels(tmp_path):
     )
 
 
-@pytest.mark.parametrize("words", ["Accept because the red ball falls", "Accept , the red ball falls", "Accept"])
-def test_answer_and_explanation_are_forced_as_the_judge_said_them(tmp_path, words):
+def test_answer_and_explanation_are_forced_in_the_judges_own_words(tmp_path):
     judge = load("judge", options(FAMILIES["qwen2.5"](tmp_path)), "cpu")
     judge.processor.tokenizer.add_tokens(["because", "falls", ","])
     ask = Ask("q", "alignment", "judge the video", "Accept", "Reject", None, False, "w")
-
-    found = reference_answers({"p1": [ask]}, {"p1": CLIP}, lambda *_: Said(True, words, None), explain=True)
-
-    target = find_target(judge.processor, found.asks["p1"][0], whole=True)
-    assert judge.processor.tokenizer.convert_ids_to_tokens(target.tokens) == words.split()
+    for words in ("Accept because the red ball falls", "Accept , the red ball falls", "Accept"):
+        reply = Said(True, words, None)
+        found = reference_answers({"p1": [ask]}, {"p1": CLIP}, lambda *_, reply=reply: reply, explain=True)
+        target = find_target(judge.processor, found.asks["p1"][0], whole=True)
+        assert judge.processor.tokenizer.convert_ids_to_tokens(target.tokens) == words.split()
 
 
 def rendered(text: str, seed: int, botch: str | None = None) -> RealClip:
@@ -199,5 +195,5 @@ def test_the_shipped_judge_keeps_prompts_of_fulfilled_clips_and_gives_its_reason
     (rejected,) = reference_answers(against, clips, asking(judge), explain=True).asks["p2"]
 
     assert found.asks == {"p1": asks["p1"]}  # of a clip that it accepts, it says nothing more
-    assert found.dropped["p2"].startswith("accept: of the real clip the judge says 'Reject because")
+    assert found.dropped["p2"].startswith("accept: the judge's answer about the real clip is 'Reject because")
     assert rejected.explanation is not None and rejected.explanation.startswith("because ")

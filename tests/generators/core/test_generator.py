@@ -75,18 +75,15 @@ def test_latents_have_the_pipelines_shape(wan):
     assert wan.latent_shape(1, 16, 16) == (4, 1, 4, 4)
 
 
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
+def test_a_size_that_latents_cannot_represent_is_an_error(wan):
+    for size, message in (
         ((6, 16, 16), "num_frames: 6 .* nearest is 5 or 7"),
         ((5, 20, 16), "height: 20 .* nearest is 16 or 24"),
         ((5, 16, 4), "width: 4 .* nearest is 8"),
         ((0, 16, 16), "num_frames: 0 .* nearest is 1"),
-    ],
-)
-def test_a_size_that_latents_cannot_represent_is_an_error(wan, size, message):
-    with pytest.raises(ValueError, match=message):
-        wan.latent_shape(*size)
+    ):
+        with pytest.raises(ValueError, match=message):
+            wan.latent_shape(*size)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -275,20 +272,25 @@ def test_a_pickle_is_never_read(tiny_wan, tmp_path):
         load_generator("wan", str(folder.parent))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"family": "sora"}, "family: found 'sora'; known are wan"),
+def test_a_wrong_argument_is_named(tiny_wan):
+    for arguments, message in (
+        ({"family": "sora"}, "generator.family is 'sora'; known are wan, and dotted paths"),
         ({"dtype": "float16"}, "dtype: found 'float16'; known are float32, bfloat16"),
         ({"parts": ("transformer", "unet")}, "parts: found unet"),
         ({"path": "models/tabletop/absent"}, "models/tabletop/absent: no such folder"),
         ({"path": "tests"}, "tests: not a diffusers pipeline folder"),
         ({"path": "nobody/nothing"}, "nobody/nothing: neither a local folder nor"),
-    ],
-)
-def test_a_wrong_argument_is_named(tiny_wan, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        load_generator(**{"family": "wan", "path": str(tiny_wan), **arguments})
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_generator(**{"family": "wan", "path": str(tiny_wan), **arguments})
+
+
+def test_a_users_own_family_is_loaded_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/family.py").write_text("def load(*arguments):\n    return arguments\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = load_generator("my_lab.family", "a/path", "main", "bfloat16", "cpu", 77, ("transformer",))
+    assert found == ("a/path", "main", torch.bfloat16, torch.device("cpu"), 77, ("transformer",))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,8 @@
 """Claims about the training loop, on tiny models of the real classes."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,20 +13,23 @@ from safetensors.torch import load_file
 
 from cluster import devices
 from commands.preset import overlay
+from data.config import ConfigError
 from data.policies import CHECKPOINTS
 from data.records import Pair, Weighted
 from generators.core import lora
 from generators.core.load import load_generator
 from rl.objectives import OBJECTIVES, get_objective
+from rl.training import run as frame
 from rl.training import state as resume_state
-from rl.training import trainer
 from rl.training.batches import ClipReader, draw, rows_of_step
 from rl.training.config import configure
-from rl.training.policies import NonFiniteLossError, make_optimizer
+from rl.training.policies import make_optimizer
+from rl.training.run import NonFiniteLossError
 from rl.training.state import STATE_FILE, ResumeError
-from rl.training.timesteps import uniform
+from rl.training.timesteps import Uniform
 from rl.training.trainer import learning_rate
-from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, write_base, write_clip_set
+from tests.support.children import start
+from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, run_slowly, write_base, write_clip_set
 
 ROOT = Path(__file__).parents[3]
 
@@ -90,7 +90,7 @@ def test_every_objective_trains_a_policy_folder(objective, generator, clip_set, 
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     facts = {"step", "loss", "learning_rate", "gradient_norm", *OBJECTIVES[objective].facts}
     assert all(set(line) == facts for line in lines)
-    assert report.last == lines[-1] and report.samples_per_step == (8 if objective == "dpo" else 4)
+    assert report.last == lines[-1] and report.clips_per_step == (8 if objective == "dpo" else 4)
     assert any(value.abs().max() > 0 for key, value in adapter(tmp_path).items() if ".lora_B." in key)
 
 
@@ -113,7 +113,7 @@ def test_a_trained_policy_and_its_checkpoints_are_policies_to_sample_from(tiny_w
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(objective, tiny_wan, clip_set, base, tmp_path):
     for name, seed in (("one", 1), ("two", 1), ("other", 2)):
-        run(objective, tiny_wan, clip_set, base, tmp_path / name, seed=seed)
+        run(objective, tiny_wan, clip_set, base, tmp_path / name, seed=seed, steps=2)
     assert contents(tmp_path / "one" / "out") == contents(tmp_path / "two" / "out")
     weights = (tmp_path / name / "out" / lora.LORA_FILE for name in ("one", "other"))
     assert len({path.read_bytes() for path in weights}) == 2
@@ -169,11 +169,10 @@ def test_a_dpo_step_is_two_batched_forwards_of_which_one_has_a_graph(generator, 
     assert forwards == [(8, False), (8, True)]  # four chosen and four rejected clips, reference before policy
 
 
-@pytest.mark.parametrize("dropout, empty", [(0.0, 0), (1.0, 4)])
-def test_caption_dropout_trains_the_empty_caption(dropout, empty, generator, clip_set, base, tmp_path):
+def test_caption_dropout_trains_the_empty_caption(generator, clip_set, base, tmp_path):
     calls = predicted_batches(generator)
-    run("sft", generator, clip_set, base, tmp_path, steps=1, caption_dropout=dropout)
-    assert sum(torch.equal(embedding, clip_set.empty_embedding) for embedding in calls[0][2]) == empty
+    run("sft", generator, clip_set, base, tmp_path, steps=1, caption_dropout=1.0)
+    assert all(torch.equal(embedding, clip_set.empty_embedding) for embedding in calls[0][2])
 
 
 def test_clips_of_weight_zero_are_not_run_and_still_count_in_the_mean(generator, clip_set, base, tmp_path):
@@ -185,7 +184,7 @@ def test_clips_of_weight_zero_are_not_run_and_still_count_in_the_mean(generator,
     table = rows("rwr", clip_set)
     order = rows_of_step(0, 8, 8, seed=1)
     places = [place for place in range(8) if table[order[place]].weight]
-    draws = draw(1, 0, places, LATENT_SHAPE, uniform, 0.0)
+    draws = draw(1, 0, places, LATENT_SHAPE, Uniform(), 0.0)
     clean = clip_set.latents([table[order[place]].sample_id for place in places])
     with torch.no_grad():
         generator.transformer.disable_adapters()
@@ -208,17 +207,18 @@ def test_every_pass_visits_every_row_once():
 
 
 def test_draws_depend_on_the_place_in_the_batch_alone():
-    together = draw(1, 7, range(6), LATENT_SHAPE, uniform, 0.5)
-    apart = [draw(1, 7, [place], LATENT_SHAPE, uniform, 0.5) for place in range(6)]
+    together = draw(1, 7, range(6), LATENT_SHAPE, Uniform(), 0.5)
+    apart = [draw(1, 7, [place], LATENT_SHAPE, Uniform(), 0.5) for place in range(6)]
     for index, values in enumerate(together):
         assert torch.equal(values, torch.cat([one[index] for one in apart]))
-    assert not torch.equal(together.noise, draw(1, 8, range(6), LATENT_SHAPE, uniform, 0.5).noise)
+    assert not torch.equal(together.noise, draw(1, 8, range(6), LATENT_SHAPE, Uniform(), 0.5).noise)
 
 
 # Optimisation
 
 # Adam divides by the gradient's own size: at its usual eps an element whose gradient is mere rounding steps anywhere.
-FLOAT_ORDER = {"eps": 1e-6}
+# At 1e-2 another order of sums moves an element by less than 2e-6, where training moves it by 0.01.
+FLOAT_ORDER = {"eps": 1e-2}
 
 
 def test_micro_batches_change_the_adapter_by_float_order_alone(tiny_wan, clip_set, base, tmp_path):
@@ -273,23 +273,22 @@ def test_full_fine_tuning_keeps_the_whole_transformer(objective, generator, clip
 
 
 def start_child(tiny_wan: Path, clip_set, base: Path, home: Path, changes: dict, pause: float = 0.0, **environment):
-    command = [sys.executable, "-m", "tests.support.training", "--objective", "dpo", "--changes", json.dumps(changes)]
-    command += ["--generator", tiny_wan, "--clips", clip_set.folder, "--start", base, "--home", home, "--pause", pause]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | environment)
+    return start(run_slowly, tiny_wan, clip_set.folder, base, home, changes, pause, **environment)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, clip_set, base, tmp_path):
-    changes = {"steps": 30, "checkpoint_every": 3}
+    changes = {"steps": 20, "checkpoint_every": 2}
     run("dpo", tiny_wan, clip_set, base, tmp_path / "whole", **changes)
     child = start_child(tiny_wan, clip_set, base, tmp_path / "killed", changes, pause=0.05)
     state = tmp_path / "killed" / "work" / STATE_FILE
     while not state.is_file():
-        assert child.poll() is None, "ended before it wrote a state"
+        assert child.is_alive(), "ended before it wrote a state"
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
     report = run("dpo", tiny_wan, clip_set, base, tmp_path / "killed", **changes)
-    assert report.steps < 30  # it did not start afresh
+    assert report.steps < 20  # it did not start afresh
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
 
 
@@ -300,7 +299,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("moment", ["write_state", "append_log", "write_manifest", "publish"])
 def test_no_moment_to_be_killed_at_changes_the_bytes(moment, tiny_wan, clip_set, base, tmp_path, monkeypatch):
     run("sft", tiny_wan, clip_set, base, tmp_path / "whole")
-    home = resume_state if hasattr(resume_state, moment) else trainer
+    home = resume_state if hasattr(resume_state, moment) else frame
     original, calls = getattr(home, moment), []
 
     def killed(*args, **kwargs):
@@ -320,7 +319,7 @@ def test_no_moment_to_be_killed_at_changes_the_bytes(moment, tiny_wan, clip_set,
 def run_until_publishing(tiny_wan, clip_set, base, home, monkeypatch):
     """Train to the last step, and be killed before the policy is published."""
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish", lambda work, out: (_ for _ in ()).throw(Killed))
+        patch.setattr(frame, "publish", lambda work, out: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run("sft", tiny_wan, clip_set, base, home)
 
@@ -354,13 +353,12 @@ def test_resume_from_another_folder(tiny_wan, clip_set, base, tmp_path, monkeypa
     assert contents(tmp_path / "new" / "out") == contents(tmp_path / "whole" / "out")
 
 
-@pytest.mark.parametrize(
-    "change", [{"learning_rate": 0.02}, {"seed": 2}, {"timesteps": {"name": "shifted", "shift": 3}}]
-)
-def test_resuming_another_configuration_names_the_key_that_differs(change, tiny_wan, clip_set, base, tmp_path):
-    run("sft", tiny_wan, clip_set, base, tmp_path / "old")
-    with pytest.raises(ResumeError, match=rf"config\.{next(iter(change))} was .* and is .* now"):
-        run("sft", tiny_wan, clip_set, base, tmp_path / "new", resume_from=tmp_path / "old" / "work", **change)
+def test_resuming_another_configuration_names_the_key_that_differs(tiny_wan, clip_set, base, tmp_path):
+    run("sft", tiny_wan, clip_set, base, tmp_path / "old", steps=2)
+    for key, value in {"learning_rate": 0.02, "seed": 2, "timesteps": {"name": "shifted", "shift": 3}}.items():
+        changes = {"steps": 2, key: value, "resume_from": tmp_path / "old" / "work"}
+        with pytest.raises(ResumeError, match=rf"config\.{key} was .* and is .* now"):
+            run("sft", tiny_wan, clip_set, base, tmp_path / key, **changes)
 
 
 def test_resuming_from_nothing_is_an_error(tiny_wan, clip_set, base, tmp_path):
@@ -398,20 +396,22 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_pa
         start_child(tiny_wan, clip_set, base, tmp_path / "two", changes, RANK=rank, LOCAL_RANK=rank, **group)
         for rank in "01"
     ]
-    assert [child.wait() for child in children] == [0, 0]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
     assert len(log(tmp_path / "two")) == 4
 
 
-@pytest.mark.parametrize("count, pieces, ranks", [(10, 1, 3), (2, 4, 1), (7, 2, 2)])
-def test_the_slices_of_all_ranks_are_the_batch_in_its_order(count, pieces, ranks, monkeypatch):
-    monkeypatch.setattr(devices, "world_size", lambda: ranks)
-    covered = []
-    for rank in range(ranks):
-        monkeypatch.setattr(devices, "rank", lambda rank=rank: rank)
-        covered += [place for piece in devices.slice_of_rank(count, pieces) for place in piece]
-    assert covered == list(range(count))
+def test_the_slices_of_all_ranks_are_the_batch_in_its_order(monkeypatch):
+    for count, pieces, ranks in ((10, 1, 3), (2, 4, 1), (7, 2, 2)):
+        monkeypatch.setattr(devices, "world_size", lambda ranks=ranks: ranks)
+        covered = []
+        for rank in range(ranks):
+            monkeypatch.setattr(devices, "rank", lambda rank=rank: rank)
+            covered += [place for piece in devices.slice_of_rank(count, pieces) for place in piece]
+        assert covered == list(range(count)), (count, pieces, ranks)
 
 
 def test_devices_are_picked_by_name():
@@ -427,21 +427,15 @@ def test_devices_are_picked_by_name():
 # Wrong input
 
 
-@pytest.mark.parametrize(
-    "objective, table, error",
-    [
+def test_rows_that_cannot_be_trained_on_are_an_error(generator, clip_set, base, tmp_path):
+    elsewhere, unweighted = Pair("p0", "p0-0", "elsewhere", 1.0), Weighted("p0-0", "p0", 0.0, 0.0)
+    for objective, table, error in (
         ("dpo", [], "dpo: the table of Pair rows is empty, there is nothing to train on"),
-        (
-            "dpo",
-            [Pair("p0", "p0-0", "elsewhere", 1.0)],
-            r"1 clips of the Pair rows are in no clip set: \['elsewhere'\]",
-        ),
-        ("rwr", [Weighted("p0-0", "p0", 0.0, 0.0)], "every one of the 1 rows has weight 0"),
-    ],
-)
-def test_rows_that_cannot_be_trained_on_are_an_error(objective, table, error, generator, clip_set, base, tmp_path):
-    with pytest.raises(ValueError, match=error):
-        run(objective, generator, clip_set, base, tmp_path, table=table)
+        ("dpo", [elsewhere], r"1 clips of the Pair rows are in no clip set: \['elsewhere'\]"),
+        ("rwr", [unweighted], "every one of the 1 rows has weight 0"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            run(objective, generator, clip_set, base, tmp_path, table=table)
 
 
 def test_clip_sets_that_do_not_go_together_are_an_error(clip_set, tmp_path):
@@ -460,16 +454,14 @@ def test_clips_of_several_rounds_are_read_together(clip_set, tmp_path):
     assert torch.equal(clips.embeddings[1], clip_set.empty_embedding)
 
 
-def test_a_start_of_another_rank_is_an_error(tiny_wan, clip_set, base, tmp_path):
-    run("sft", tiny_wan, clip_set, base, tmp_path / "one", steps=1)
-    with pytest.raises(ValueError, match="lora_rank is 8, but .* is continued, whose adapter has 4"):
-        run("sft", tiny_wan, clip_set, tmp_path / "one" / "out", tmp_path / "two", lora_rank=8)
-
-
-def test_a_lora_over_a_fully_trained_start_is_an_error(tiny_wan, clip_set, base, tmp_path):
-    run("sft", tiny_wan, clip_set, base, tmp_path / "one", steps=1, full=True)
-    with pytest.raises(ValueError, match="fully trained, so a LoRA is not the whole change from the base"):
-        run("sft", tiny_wan, clip_set, tmp_path / "one" / "out", tmp_path / "two")
+def test_a_start_that_does_not_fit_is_an_error(tiny_wan, clip_set, base, tmp_path):
+    for name, made, change, error in (
+        ("lora", {}, {"lora_rank": 8}, "lora_rank is 8, but .* is continued, whose adapter has 4"),
+        ("full", {"full": True}, {}, "fully trained, so a LoRA is not the whole change from the base"),
+    ):
+        run("sft", tiny_wan, clip_set, base, tmp_path / name, steps=1, **made)
+        with pytest.raises(ValueError, match=error):
+            run("sft", tiny_wan, clip_set, tmp_path / name / "out", tmp_path / f"{name}2", **change)
 
 
 def test_a_start_that_is_no_policy_is_an_error(generator, clip_set, tmp_path):
@@ -477,33 +469,41 @@ def test_a_start_that_is_no_policy_is_an_error(generator, clip_set, tmp_path):
         run("sft", generator, clip_set, tmp_path, tmp_path / "home")
 
 
-@pytest.mark.parametrize(
-    "objective, values, error",
-    [
-        ("rwr", CONFIG | {"learning_rte": 1.0}, r"unknown key in train\.rwr: learning_rte; known: full, lora_rank"),
-        ("rwr", CONFIG | DPO, r"key that rwr does not read in train\.rwr: beta, chosen_error_weight"),
-        ("dpo", CONFIG | {"beta": 100.0}, r"missing key in train\.dpo \(or train\.common\): chosen_error_weight"),
-        ("dpo", CONFIG | DPO | {"beta": 0}, "beta must be a number > 0, found 0"),
-        ("sft", CONFIG | {"learning_rate": "high"}, "learning_rate must be a number > 0, found 'high'"),
-        ("sft", CONFIG | {"steps": 1.5}, r"steps must be a whole number >= 1, found 1\.5"),
-        ("sft", CONFIG | {"schedule": "cosine"}, "schedule must be constant or linear, found 'cosine'"),
-        ("sft", CONFIG | {"timesteps": {"name": "beta"}}, "'beta' is unknown; known: uniform, logit_normal, shifted"),
-        ("sft", CONFIG | {"lora_targets": "to_q"}, "lora_targets must be a list of module name endings, or null"),
-    ],
-)
-def test_a_wrong_setting_is_named(objective, values, error):
-    with pytest.raises(ValueError, match=error):
-        configure(get_objective(objective), values)
+def test_a_wrong_setting_is_named_with_section_key_value_and_known_keys():
+    cases = (
+        ("rwr", {"learning_rte": 1.0}, "train.rwr.learning_rte (1.0) is unknown; known keys are full, lora_rank"),
+        ("rwr", {"beta": 1.0}, "train.rwr.beta (1.0) is unknown"),  # of another objective
+        ("dpo", {"beta": 100.0}, "train.dpo.chosen_error_weight is missing; known keys are full"),
+        ("dpo", DPO | {"beta": 0}, "train.dpo.beta is 0, expected greater than 0"),
+        ("sft", {"learning_rate": "high"}, "train.sft.learning_rate is 'high', expected a valid number"),
+        ("sft", {"schedule": "cosine"}, "train.sft.schedule is 'cosine', expected 'constant' or 'linear'"),
+        ("sft", {"timesteps": {"name": "beta"}}, "train.sft.timesteps.name is 'beta', expected one of uniform, logit"),
+        ("sft", {"timesteps": {"name": "shifted", "shift": 0}}, "train.sft.timesteps.shift is 0, expected greater"),
+        ("sft", {"timesteps": {"name": "uniform", "std": 1}}, "train.sft.timesteps.std (1) is unknown; known keys are"),
+        ("sft", {"lora_targets": "to_q"}, "train.sft.lora_targets is 'to_q', expected a list"),
+    )
+    for objective, change, error in cases:
+        with pytest.raises(ConfigError) as raised:
+            configure(get_objective(objective), CONFIG | change)
+        assert error in str(raised.value), change
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_papers_preset_laid_over_params_trains_as_the_paper_does(objective):
+def test_each_objective_finds_its_own_settings_in_its_config():
+    """And a whole number stays one, for the bytes of the adapter's file."""
+    for name, objective in OBJECTIVES.items():
+        found = config(name)
+        assert found.of(objective) == (DPO if name == "dpo" else {}) and type(found.lora_alpha) is int
+
+
+def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
     """Appendix A of Furuta et al."""
     params, preset = (
         yaml.safe_load((ROOT / path).read_text()) for path in ("params.yaml", "configs/presets/paper.yaml")
     )
     overlay(params, preset)
-    paper = configure(get_objective(objective), params["train"]["common"] | params["train"][objective])
-    assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
-    assert (paper.warmup_steps, paper.max_grad_norm, paper.checkpoint_every) == (10_000, 1.0, 500)
-    assert (paper.beta, paper.chosen_error_weight) == ((5000, 0.0) if objective == "dpo" else (None, None))
+    for name, objective in OBJECTIVES.items():
+        paper = configure(objective, params["train"]["common"] | params["train"][name])
+        assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
+        assert (paper.warmup_steps, paper.max_grad_norm, paper.checkpoint_every) == (10_000, 1.0, 500)
+        own = {"beta": 5000, "chosen_error_weight": 0.0} if name == "dpo" else {}
+        assert paper.of(objective) == own

@@ -30,7 +30,7 @@ def histogram(title: str, values: np.ndarray, low: float, high: float) -> str:
         return f"{title}: {low:.3g} in all {len(values)}"
     inner = [float(f"{edge:.12g}") for edge in np.linspace(low, high, BINS + 1)[1:-1]]  # 0.6, not 0.6000000000000001
     counts, edges = np.histogram(values, [low, *inner, high])
-    bars = ["█" * -(-BAR * int(count) // int(counts.max())) for count in counts]  # rounded up: 1 is seen beside 1000
+    bars = ["█" * -(-BAR * int(count) // int(counts.max())) for count in counts]  # rounded up: 1 stays visible
     rows = [
         [f"{edges[i]:.3g}", "to", f"{edges[i + 1]:.3g}", str(count), bar]
         for i, (count, bar) in enumerate(zip(counts, bars, strict=True))

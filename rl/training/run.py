@@ -1,0 +1,260 @@
+"""The frame of a training run, which both loops share: begin or resume, apply a step, log, checkpoint, publish, report.
+
+run = begin("dpo", generator, config, start, work, None, origin, inputs)
+with run.loop(config.steps, "step") as progress:
+    for step in range(run.done, config.steps):
+        ...                                             # losses of the step, back-propagated
+        line = run.apply({"loss": loss}, learning_rate)
+        run.keep(line)
+report = run.finish(out, clips_per_step)
+"""
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cluster import devices
+from data.manifest import MANIFEST, publish, sha256_of, write_manifest
+from data.policies import CHECKPOINTS, append_log, is_whole, keep_until, name_of, read_log
+from generators.core.generator import Generator
+from rl.training import state
+from rl.training.config import PolicyConfig, as_written
+from rl.training.policies import Policy, make_optimizer, make_trainable
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "policy"  # in a run's `work`, the folder that becomes the policy
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or gradient that is not finite; the step was not applied."""
+
+
+class TrainReport(NamedTuple):
+    """What a run measured; steps, times and memory are this process's, since its last start.
+
+    A step is an optimizer step: an update of an online run.
+    """
+
+    steps: int
+    clips_per_step: int  # both of a pair, and those of weight 0
+    seconds: float
+    cpu_seconds: float  # of all threads: the cost, also on a machine with other load
+    clips_per_second: float
+    peak_memory_bytes: int
+    parameters: int  # trainable
+    kept: int  # the step whose weights are the policy; 0 is its start
+    stopped: str | None  # why the run ended before its last step
+    last: dict[str, Any]  # the last line of log.jsonl
+
+
+@dataclass
+class TrainingRun:
+    """A training run: its policy, optimizer and folders, and how far it is."""
+
+    name: str  # of the objective
+    config: PolicyConfig
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    made_from: Mapping[str, Any]  # the facts of policy.json
+    work: Path
+    device: torch.device
+    first: int  # steps that earlier starts of this run have done
+    done: int  # steps so far
+    last: dict[str, Any]  # the last line of log.jsonl
+    writes: bool = field(default_factory=lambda: devices.rank() == 0)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        """The folder in `work` that becomes the policy."""
+        return self.work / FOLDER
+
+    @contextlib.contextmanager
+    def loop(self, steps: int, unit: str) -> Iterator[tqdm]:
+        """The clocks, the progress bar and the fixed order of sums around the loop over `steps` steps."""
+        began, cpu_began = time.perf_counter(), time.process_time()
+        with (
+            devices.deterministic(self.device),
+            tqdm(total=steps, initial=self.first, desc=self.name, unit=unit, disable=not self.writes) as progress,
+        ):
+            yield progress
+        devices.synchronize(self.device)
+        self.seconds, self.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+
+    def gradients(self) -> list[Tensor]:
+        """The parameters' gradients, zeros where no row of this process had one."""
+        for parameter in self.policy.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.policy.parameters.values() if parameter.grad is not None]
+
+    def apply(self, facts: Mapping[str, Any], learning_rate: float) -> dict[str, Any]:
+        """One optimizer step by the gradients, clipped; returns the step's line for log.jsonl.
+
+        facts: of the step, `loss` among them, the same on every process; the gradients are summed over processes.
+        Raises NonFiniteLossError before a step whose loss or gradient norm is not finite.
+        """
+        parameters = list(self.policy.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm).item()
+        if not (math.isfinite(facts["loss"]) and math.isfinite(norm)):
+            found = f"loss {facts['loss']}, gradient norm {norm}"
+            raise NonFiniteLossError(f"step {self.done + 1}: {found}; step not applied, {self.last_good()}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done += 1
+        return {"step": self.done, **facts, "learning_rate": learning_rate, "gradient_norm": norm}
+
+    def keep(self, line: Mapping[str, Any], log: bool = False) -> None:
+        """Log the line, every log_every steps or where `log` is true, and checkpoint every checkpoint_every steps."""
+        self.last = dict(line)
+        if not self.writes:
+            return
+        if log or self.done % self.config.log_every == 0:
+            append_log(self.folder, line)
+        if self.done % self.config.checkpoint_every == 0:
+            self._checkpoint()
+
+    def last_good(self) -> str:
+        """In words, the checkpoint that a run leaves when it stops early."""
+        kept = sorted((self.folder / CHECKPOINTS).glob("step-*"))
+        return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+
+    def finish(
+        self,
+        out: Path,
+        clips_per_step: int,
+        kept: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+        stopped: str | None = None,
+        add: Callable[[Path], None] | None = None,
+    ) -> TrainReport:
+        """Publish the policy as `out` and report the run.
+
+        kept: the step whose checkpoint becomes the policy; None: the last. facts: further ones of policy.json.
+        stopped: why the run ended early. add: writes further files into the policy's folder, before its manifest.
+        """
+        kept = self.done if kept is None else kept
+        if self.writes:
+            if kept == self.done:
+                self.policy.save(self.folder)
+            else:
+                shutil.copytree(self.folder / CHECKPOINTS / name_of(kept), self.folder, dirs_exist_ok=True)
+            describe(self.folder, {**self.made_from, "step": kept, **(facts or {})})
+            if add:
+                add(self.folder)
+            write_manifest(self.folder, "policy", objective=self.name, steps=kept)
+            publish(self.folder, out)
+        devices.barrier()
+        steps = self.done - self.first
+        report = TrainReport(
+            steps=steps,
+            clips_per_step=clips_per_step,
+            seconds=round(self.seconds, 3),
+            cpu_seconds=round(self.cpu_seconds, 3),
+            clips_per_second=round(clips_per_step * steps / self.seconds, 3),
+            peak_memory_bytes=devices.peak_memory(self.device),
+            parameters=sum(parameter.numel() for parameter in self.policy.parameters.values()),
+            kept=kept,
+            stopped=stopped,
+            last=self.last,
+        )
+        logger.info("%s: %s", self.name, report)
+        return report
+
+    def _checkpoint(self) -> None:
+        """Write the policy as it is now, and then the state to resume from it."""
+        unfinished = self.folder / CHECKPOINTS / ".unfinished"
+        self.policy.save(unfinished)
+        describe(unfinished, {**self.made_from, "step": self.done})
+        unfinished.rename(unfinished.with_name(name_of(self.done)))
+        state.write_state(self.work, self.done, self.policy.parameters, self.optimizer, _identity(self.made_from))
+
+
+def begin(
+    name: str,
+    generator: Generator,
+    config: PolicyConfig,
+    start: Path,
+    work: Path,
+    resume_from: Path | None,
+    origin: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+) -> TrainingRun:
+    """A run of the objective `name` from the policy `start`, or the one that `work` holds as far as it came.
+
+    Joins the other processes of a torchrun launch.
+    resume_from: `work` of an earlier run, copied where `work` has no state. origin, inputs: plain JSON for
+        policy.json, what the run is made from; nothing volatile.
+    Raises ResumeError naming the setting that a state differs in.
+    """
+    devices.join_group(generator.device)
+    policy = make_trainable(generator, config, start)
+    optimizer = make_optimizer(list(policy.parameters.values()), config)
+    described = start / (MANIFEST if (start / MANIFEST).is_file() else "policy.json")
+    made_from = {
+        **origin,
+        "start": start.name,
+        "start_sha256": sha256_of(described),
+        "config": as_written(config),
+        "objective": name,
+        **inputs,
+    }
+    done = _resume(work, resume_from, policy, optimizer, made_from, config.checkpoint_every)
+    devices.barrier()
+    log = read_log(work / FOLDER)
+    last = log[-1] if log else {}
+    return TrainingRun(name, config, policy, optimizer, made_from, work, generator.device, done, done, last)
+
+
+def _resume(
+    work: Path,
+    resume_from: Path | None,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    made_from: Mapping[str, Any],
+    checkpoint_every: int,
+) -> int:
+    """Restore the state in `work`, if any, and tidy its policy folder up to it; returns the number of steps done."""
+    if resume_from is not None and not (resume_from / state.STATE_FILE).is_file():
+        raise state.ResumeError(f"{resume_from}: no {state.STATE_FILE} to resume from")
+    if devices.rank() == 0 and resume_from is not None and not (work / state.STATE_FILE).is_file():
+        shutil.copytree(resume_from, work, dirs_exist_ok=True)
+    devices.barrier()
+    done = 0
+    if (work / state.STATE_FILE).is_file():
+        state.check_identity(work, _identity(made_from))
+        # Killed while publishing, a run has lost part of its folder: only a fresh start has the same bytes again.
+        if is_whole(work / FOLDER, state.steps_done(work), checkpoint_every):
+            done = state.read_state(work, policy.parameters, optimizer)
+            logger.info("resumed from %s after step %d", work / state.STATE_FILE, done)
+    devices.barrier()
+    if devices.rank() == 0:
+        keep_until(work / FOLDER, done)
+    return done
+
+
+def describe(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write policy.json: what the weights beside it are made from."""
+    text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, default=list)
+    (folder / "policy.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of policy.json, one level deep: a resumed run must share them."""
+    flat = {key: value for key, value in made_from.items() if key != "config"}
+    return flat | {f"config.{key}": value for key, value in made_from["config"].items()}

@@ -1,0 +1,223 @@
+"""Calls that fail: what is sent again, after which wait, and what the ledger and the log record of it."""
+
+import re
+import time
+
+import pytest
+
+from feedback.core.source import FAILED
+from feedback.network.pace import Pace, jitter, retry_after
+from tests.support.faulty_provider import BILLED, TRANSPORT
+from tests.support.network import (
+    CLIPS,
+    answered_as_meant,
+    attempts,
+    every_kind,
+    judged,
+    of_clip,
+    outcomes,
+    source_at,
+)
+
+
+@every_kind
+def test_a_call_that_fails_on_its_way_is_sent_again_and_recorded_as_lost_where_it_may_have_been_billed(
+    server, clips, ledger, kind
+):
+    server.behaviour.script = [{"of": f"scene {n}.", "fault": fault} for n, fault in enumerate(TRANSPORT)]
+    rows = judged(source_at(server, kind, timeout=1.5), clips, len(TRANSPORT))
+    assert answered_as_meant(server, rows)
+    recorded = {row.id: row.outcome for row in attempts(ledger)}
+    assert recorded.keys() == {attempt["id"] for attempt in server.attempts}
+    for n, fault in enumerate(TRANSPORT):
+        sent = of_clip(server, f"clip{n}")
+        assert [attempt["delivered"] for attempt in sent] == [fault not in BILLED, True], fault
+        lost = "lost" if fault in BILLED else "refused"
+        assert [recorded[attempt["id"]] for attempt in sent] == [lost, "answered"], fault
+
+
+@every_kind
+def test_an_answer_delivered_twice_is_not_taken_for_the_next_ones(server, clips, kind):
+    server.behaviour.script = [{"fault": "twice", "times": CLIPS}]
+    rows = judged(source_at(server, kind, concurrency=1), clips)
+    assert answered_as_meant(server, rows)
+    assert len(server.attempts) == CLIPS
+
+
+@pytest.mark.parametrize("kind", ["gpt", "gemini"])
+def test_a_server_that_cannot_be_reached_bills_nothing_and_fails_the_call(server, clips, ledger, kind):
+    source = source_at(server, kind, base_url="http://127.0.0.1:9/v1", attempts=2)
+    (row,) = judged(source, clips, 1).values()
+    assert row.answer is None
+    assert re.fullmatch(rf"{FAILED}no reply from http://127.0.0.1:9/v1 \(.+\) after 2 attempts", row.error)
+    assert outcomes(ledger) == ["refused", "refused"]
+
+
+@pytest.mark.parametrize("kind", ["served", "gemini"])
+def test_a_server_that_is_down_is_logged_once(server, clips, caplog, kind):
+    rows = judged(source_at(server, kind, base_url="http://127.0.0.1:9/v1", attempts=3), clips, 4)
+    assert all(row.answer is None for row in rows.values())
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.fullmatch(r"j: no reply from http://127.0.0.1:9/v1 \(.+\); tried again, 3 times at most", message)
+
+
+def test_the_first_fault_of_each_kind_and_every_rest_are_logged(server, clips, caplog):
+    busy = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
+    server.behaviour.script = [{"fault": fault, "times": 2} for fault in ("500", "truncated")]
+    server.behaviour.script += [{"status": 413, "body": {"error": {"message": "too large"}}, "times": 2}]
+    server.behaviour.script += [{"status": 429, "headers": {"Retry-After": "1"}, "body": busy, "times": 2}]
+    judged(source_at(server, concurrency=1), clips, 4)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "j: HTTP 500: a fault of the server: 500; tried again, 8 times at most",
+        "j: the reply is not whole JSON; tried again, 8 times at most",
+        "j: HTTP 413: too large; not tried again",
+        "j: no call starts for 1 s: HTTP 429: slow down",
+        "j: HTTP 429: slow down; tried again, 8 times at most",
+        "j: no call starts for 1 s: HTTP 429: slow down",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["gpt", "gemini"])
+def test_a_call_that_keeps_failing_is_null_with_the_reason_and_asked_again_by_the_next_run(server, clips, ledger, kind):
+    server.behaviour.script = [{"fault": "500", "times": 3}]
+    (row,) = judged(source_at(server, kind, attempts=3), clips, 1).values()
+    assert (row.answer, row.raw) == (None, None)
+    assert row.error == f"{FAILED}HTTP 500: a fault of the server: 500 after 3 attempts"
+    assert answered_as_meant(server, judged(source_at(server, kind), clips, 1))
+    assert outcomes(ledger) == ["refused"] * 3 + ["answered"]
+
+
+@pytest.mark.parametrize("kind", ["gpt", "gemini", "gemini-decision"])
+def test_a_request_that_the_provider_cannot_take_fails_at_once_and_leaves_the_others_alone(server, clips, kind):
+    error = {"error": {"message": "The image is too large.", "code": "too_large", "status": "INVALID_ARGUMENT"}}
+    server.behaviour.script = [{"of": "scene 1.", "status": 413, "body": error, "times": 9}]
+    rows = judged(source_at(server, kind), clips, 3)
+    assert rows["clip1"].error == f"{FAILED}HTTP 413: The image is too large."
+    assert rows["clip0"].error is rows["clip2"].error is None
+    assert len(server.attempts) == 3
+
+
+@pytest.mark.parametrize("kind", ["gpt", "served"])
+def test_a_parameter_that_the_model_refuses_is_left_out_from_then_on(server, clips, ledger, kind):
+    server.behaviour.refuses = ("logprobs",)
+    rows = judged(source_at(server, kind, concurrency=1), clips, 4)
+    assert all(row.answer is not None and row.p_yes is None for row in rows.values())
+    refused = outcomes(ledger).count("refused")
+    assert 1 <= refused <= 2  # it is asked for less, before it is asked for none
+    assert outcomes(ledger) == ["refused"] * refused + ["answered"] * 4
+    assert ["logprobs" in body for body in server.bodies] == [True] * refused + [False] * 4
+
+
+@every_kind
+def test_an_error_of_any_shape_is_an_error(server, clips, kind):
+    bodies = ["", "null", "[]", '"no"', '{"error": "no"}', '{"error": null}', '{"error": {"details": 7}}', b"\xe9\xff"]
+    server.behaviour.script = [
+        {"of": f"scene {n}.", "status": status, "body": body}
+        for n, body in enumerate(bodies)
+        for status in (429, 500, 400)
+    ]
+    rows = judged(source_at(server, kind, attempts=3), clips)
+    for n, body in enumerate(bodies):
+        expected = (
+            ("HTTP 400", "an error page that is no UTF-8 after 3 attempts") if body == b"\xe9\xff" else "HTTP 400"
+        )
+        assert rows[f"clip{n}"].error.removeprefix(FAILED).startswith(expected), body
+    assert answered_as_meant(server, {name: row for name, row in rows.items() if row.raw})
+    assert sum(attempt["billed"] for attempt in server.attempts) == CLIPS - len(bodies)
+
+
+@pytest.mark.parametrize("kind", ["gemini"])
+def test_an_empty_reply_of_gemini_is_requested_again_and_counts_as_possibly_billed(server, clips, ledger, kind):
+    candidate = {"content": {"role": "model"}, "finishReason": "STOP", "index": 0}
+    used = {"promptTokenCount": 1000, "totalTokenCount": 1000}
+    empty = {"candidates": [candidate], "usageMetadata": used, "modelVersion": "m"}
+    server.behaviour.script = [{"body": empty}]
+    rows = judged(source_at(server, kind), clips, 1)
+    assert answered_as_meant(server, rows)
+    assert outcomes(ledger) == ["lost", "answered"]
+    server.behaviour.script = [{"body": empty, "times": 2}]
+    (row,) = judged(source_at(server, kind, attempts=2, model="other"), clips, 1).values()
+    assert row.error == f"{FAILED}an empty reply, finishReason STOP after 2 attempts"
+    assert answered_as_meant(server, judged(source_at(server, kind), clips, 1))  # and by the next run
+
+
+def test_an_error_under_the_status_of_a_success_is_asked_again_and_counts_as_possibly_billed(server, clips, ledger):
+    server.behaviour.script = [{"body": {"error": {"message": "upstream is overloaded", "code": 502}}}]
+    rows = judged(source_at(server, concurrency=1), clips, 1)
+    assert answered_as_meant(server, rows)
+    assert outcomes(ledger) == ["lost", "answered"]
+
+
+def test_a_429_rests_all_calls_for_as_long_as_it_says(server, clips):
+    body = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
+    server.behaviour.script = [{"of": "scene 1.", "status": 429, "headers": {"Retry-After": "0.6"}, "body": body}]
+    server.behaviour.latency = 0.05
+    judged(source_at(server, concurrency=2), clips)
+    at = [attempt["at"] for attempt in server.attempts]
+    refused = next(index for index, attempt in enumerate(server.attempts) if not attempt["billed"])
+    later = [moment - at[refused] for moment in at if moment > at[refused] + 0.05]
+    assert len(later) >= CLIPS - 3
+    assert min(later) >= 0.59
+
+
+def test_rests_without_a_given_time_double_and_are_short_again_after_a_success(monkeypatch):
+    monkeypatch.setattr("feedback.network.pace.FIRST_REST", 1.0)
+    now = 0.0
+    monkeypatch.setattr("feedback.network.pace.time.monotonic", lambda: now)
+    pace, ends = Pace(4, None, None), []
+    for _ in range(8):
+        began = pace.rest(None)
+        assert pace.rest(None) == pace.rest(0.5) == 0  # others that were in flight with it begin none
+        assert began == pace._rest_until - now
+        ends.append(pace._rest_until - now)
+        now = pace._rest_until
+    assert ends == [1, 2, 4, 8, 16, 32, 60, 60]
+    pace.went_well()
+    pace.rest(None)
+    assert pace._rest_until - now == 1
+
+
+def test_waits_before_a_further_attempt_are_drawn_up_to_a_bound_that_doubles(monkeypatch):
+    monkeypatch.setattr("feedback.network.pace.FIRST_REST", 1.0)
+    drawn = {attempt: [jitter(attempt) for _ in range(500)] for attempt in range(2, 10)}
+    for attempt, bound in zip(drawn, (1, 2, 4, 8, 16, 32, 60, 60), strict=True):
+        assert 0 <= min(drawn[attempt]) < 0.1 * bound
+        assert 0.9 * bound < max(drawn[attempt]) <= bound
+
+
+def test_retry_after_is_read_in_all_its_forms():
+    for headers, seconds in (
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "Fri, 01 Jan 2021 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "in a while"}, None),
+        ({"retry-after": ""}, None),
+    ):
+        assert retry_after(headers) == seconds, headers
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 90))
+    assert retry_after({"retry-after": date}) == pytest.approx(90, abs=2)
+
+
+def test_the_wait_in_the_body_of_a_gemini_error_is_kept(server, clips):
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.5s"}]
+    error = {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "slow down", "details": details}
+    server.behaviour.script = [{"status": 429, "body": {"error": error}}]
+    judged(source_at(server, "gemini", concurrency=1), clips, 1)
+    first, second = server.attempts
+    assert second["at"] - first["at"] >= 0.49
+
+
+@pytest.mark.parametrize("rate", [{"requests_per_minute": 600.0}, {"tokens_per_minute": 600_000.0}])
+def test_calls_start_no_faster_than_the_given_rates(server, clips, rate):
+    source = source_at(server, concurrency=CLIPS, **rate)
+    (call,) = source.calls_about(clips.samples[0], 1, "")
+    apart = 0.1 if "requests_per_minute" in rate else call.tokens / 10_000
+    began = time.monotonic()
+    judged(source, clips, 6)
+    at = sorted(attempt["at"] for attempt in server.attempts)
+    # However late the machine is: so many have not come before so many could start.
+    assert len(at) == 6 and all(come - began >= place * apart - 0.01 for place, come in enumerate(at))

@@ -1,0 +1,171 @@
+"""`vfrl check`: what is wrong with params.yaml is found before anything is computed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.preset import PRESETS, overlay
+from feedback.core.kinds import resolve
+from pipeline.check import check_params
+from pipeline.params import ParamsError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Writes a params.yaml where `check_params` reads it, with our files beside it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "data", "feedback", "models", "tabletop"):
+        Path(name).symlink_to(ROOT / name)
+    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.parametrize("preset", [None, *sorted(path.stem for path in PRESETS.glob("*.yaml"))])
+def test_params_fit_together_under_every_preset(preset, project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    if preset:
+        overlay(params, yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()))
+    project(params)
+
+    check_params()
+
+
+JUDGE = "feedback.sources.judge"
+WRONG = {
+    "generate.solver": ("heun", "generate.solver is 'heun', expected 'euler' or 'unipc'"),
+    "evaluate.generate.split": ("val", "evaluate.generate.split is 'val', expected 'train', 'test' or 'all'"),
+    "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin' or 'quantile'"),
+    "build.reward": ("accept", "build.reward is 'accept', expected 'label', 'p_accept' or 'score'"),
+    "build.shift": (-1, "build.shift is -1, expected greater than or equal to 0"),
+    "build.sources.clip.scale": (0, "build.sources.clip.scale is 0, expected greater than 0"),
+    "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, scale"),
+    "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
+    "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
+    f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
+    f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold is not an option"),
+    f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
+    "feedback.sources.gpt.rubric": ("none.yaml", "feedback.sources.gpt.rubric: none.yaml: not a readable rubric"),
+    "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a valid number"),
+    "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected a valid boolean"),
+    "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
+    "label.votes": (0, "label.votes is 0, expected greater than or equal to 1"),
+    "label.batch_size": (0, "label.batch_size is 0, expected greater than or equal to 1"),
+    "select.keep": ("best-of-last-0", "select: keep is 'best-of-last-0'; known are last, best, or best-of-last-N"),
+    "select.generate.prompts": (0, "select.generate.prompts is 0, expected greater than or equal to 1"),
+    "prompts.path": ("configs/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
+}
+
+
+def test_a_wrong_value_is_named_before_anything_is_computed(project):
+    for key, (value, message) in WRONG.items():
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        *sections, last = key.split(".")
+        inner = params
+        for name in sections:
+            inner = inner[name]
+        inner[last] = value
+        project(params)
+        with pytest.raises((ParamsError, ValueError)) as error:
+            check_params()
+        assert message in str(getattr(error.value, "message", error.value)), key
+
+
+def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["train"]["common"]["checkpoint_every"] = 300
+    params["select"]["policies"] = ["rwr1"]
+    project(params)
+    check_params()  # rwr: 600 steps
+
+    params["select"]["policies"] = ["rwr1", "sft1"]
+    project(params)
+    with pytest.raises(ParamsError, match="select.policies: sft1 is trained for 300 steps with a checkpoint every 300"):
+        check_params()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"template": "filmed up close"}, r"extend.more: template is 'filmed up close', expected a text with {prompt}"),
+        ({"prompts": "configs/presets/smoke.csv"}, "extend.more: 52 of 58 prompts have no text to extend: "),
+        ({"prompts": "none.csv"}, "extend.more: .*No such file or directory: 'none.csv'"),
+        ({"policy": "rwr9"}, "extend.more.policy: 'rwr9' is unknown; known are base, "),
+        ({"model": "gpt"}, r"extend.more.model \('gpt'\) is unknown; known keys are policy, prompts, template"),
+    ],
+)
+def test_a_wrong_extension_is_named(change, message, project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    more = {"policy": "base", "prompts": "configs/prompt_sets/tabletop.csv", "template": "{prompt}, up close"}
+    params["extend"], params["evaluate"]["policies"] = {"more": more}, ["base", "more"]
+    project(params)
+    check_params()
+
+    more |= change
+    project(params)
+    with pytest.raises(ParamsError, match=message):
+        check_params()
+
+
+def with_panel(**changes) -> dict:
+    """Our params with a panel of both sources, which is what labels."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    panel = {"kind": "panel", "rule": "majority", "members": ["judge", "physics"]} | changes
+    params["feedback"]["sources"]["panel"] = panel
+    params["feedback"]["source"] = "panel"
+    return params
+
+
+def test_the_shipped_panel_lists_its_members_by_name(project):
+    sources = yaml.safe_load((ROOT / "params.yaml").read_text())["feedback"]["sources"]
+    assert resolve("panel", sources)["members"] == {name: sources[name] for name in ("judge", "physics")}
+
+
+def test_a_panels_members_are_checked_as_other_sources_are(project):
+    wrong = {
+        "feedback.sources.panel.rule is 'most'": with_panel(rule="most"),
+        "feedback.sources.panel.members: 'gemni' is unknown; feedback.sources has ": with_panel(
+            members=["judge", "gemni"]
+        ),
+        "feedback.sources.panel.members.panel.kind is 'panel'; a panel's members": with_panel(
+            members=["judge", "panel"]
+        ),
+    }
+    for message, params in wrong.items():
+        project(params)
+        with pytest.raises((ParamsError, ValueError)) as error:
+            check_params()
+        assert message in str(getattr(error.value, "message", error.value)), message
+
+
+def test_what_a_panels_members_cannot_judge_is_refused_if_they_are_needed(project):
+    params = with_panel() | {"prompts": {"path": "configs/prompt_sets/furuta.csv"}}
+    params["evaluate"]["judges"], params["audit"]["sources"] = ["judge"], []  # which has no known answers there
+    project(params)
+    with pytest.raises(ValueError, match="physics knows the tabletop world alone"):
+        check_params()
+
+    params["feedback"]["source"] = "judge"
+    project(params)
+    check_params()
+
+
+def test_full_fine_tuning_in_bfloat16_is_refused(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["train"]["common"]["full"], params["generator"]["dtype"] = True, "bfloat16"
+    project(params)
+
+    with pytest.raises(ParamsError, match="full fine-tuning needs generator.dtype: float32"):
+        check_params()
+
+
+def test_an_online_policy_that_trains_all_weights_is_refused_in_bfloat16(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["generator"]["dtype"] = "bfloat16"
+    full = {"start": "base", "recipe": "vanilla-drf", "judge": "judge", "held_out": "physics"}
+    params["online"]["policies"]["drf1"] = full
+    project(params)
+
+    with pytest.raises(ParamsError, match="online.policies.drf1: full fine-tuning needs generator.dtype: float32"):
+        check_params()
