@@ -3,11 +3,12 @@
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT
 from data.records import Verdict
 from feedback.core.kinds import Kind
 from feedback.core.rubric import Question, Rubric
@@ -34,7 +35,7 @@ RUBRIC = Rubric(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options:
     """The physics check has no options."""
 

@@ -71,7 +71,7 @@ def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
         raise ValueError(f"{where}.kind is {block['kind']!r}, which people do not rate: {PLACE}")
     options: Options = read_block(name, block)[1]
     if rater not in options.raters:
-        raise ValueError(f"{where}.raters is {options.raters}, without {rater!r}; add the name there")
+        raise ValueError(f"{where}.raters is {list(options.raters)}, without {rater!r}; add the name there")
     return options
 
 

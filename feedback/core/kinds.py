@@ -1,11 +1,9 @@
 """The kinds of source: what each takes, and who makes a source of it; `feedback.sources.<name>.kind` names one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
-
-from pydantic.dataclasses import is_pydantic_dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from data.config import read_config
 from data.doors import find
@@ -24,21 +22,17 @@ KINDS = {
     "gemini": "feedback.network.gemini",
     "gpt": "feedback.network.gpt",
     "served": "feedback.network.served",
-    "clip": "feedback.metrics.clip",
-    "pickscore": "feedback.metrics.pickscore",
+    "clip": "feedback.metrics.clip.CLIP",
+    "pickscore": "feedback.metrics.clip.PICKSCORE",
     "hpsv2": "feedback.metrics.hpsv2",
     "optical_flow": "feedback.metrics.optical_flow",
-    "optical_flow_dis": "feedback.metrics.optical_flow_dis",
-    "subject_consistency": "feedback.metrics.subject_consistency",
-    "background_consistency": "feedback.metrics.background_consistency",
-    "temporal_flickering": "feedback.metrics.temporal_flickering",
-    "dynamic_degree": "feedback.metrics.dynamic_degree",
+    "optical_flow_dis": "feedback.metrics.optical_flow.DIS",
+    "subject_consistency": "feedback.metrics.vbench.SUBJECT_CONSISTENCY",
+    "background_consistency": "feedback.metrics.vbench.BACKGROUND_CONSISTENCY",
+    "temporal_flickering": "feedback.metrics.vbench.TEMPORAL_FLICKERING",
+    "dynamic_degree": "feedback.metrics.vbench.DYNAMIC_DEGREE",
     "metrics": "feedback.metrics.several",
 }
-TYPES: dict[Any, str] = {
-    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a section",
-    type(None): "null",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def _no_needs(options: Any) -> Needs:
 class Kind(Generic[OptionsT]):
     """A kind of source."""
 
-    options: type[OptionsT]  # a frozen dataclass: the keys beside `kind`; raises ValueError for a value that is wrong
+    options: type[OptionsT]  # the keys beside `kind`: a dataclass of pydantic with the config data.config.STRICT
     load: Callable[[str, OptionsT, str], Source]  # of the source's name, its options, and a device as torch names it
     needs_device: bool = False  # whether it keeps a model on the device
     network: bool = False  # whether it asks over the network; its source is a feedback.network.api.ApiSource
@@ -70,6 +64,10 @@ class Kind(Generic[OptionsT]):
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # of metrics: as `load`, the metric alone
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts that it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
+
+    def __post_init__(self) -> None:
+        if getattr(self.options, "__pydantic_config__", {}).get("extra") != "forbid":
+            raise TypeError(f"{self.options}: expected a dataclass of pydantic with config=data.config.STRICT")
 
     @property
     def keeps_answers(self) -> bool:
@@ -128,49 +126,28 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
     """A source's kind, and its options as `feedback.sources.<name>` gives them.
 
     `kind` is a name in KINDS, or a dotted path: of a module that defines KIND, or of a Kind in a module.
-    Raises ValueError naming feedback.sources.<name>.<key> where a key is unknown, missing or has a wrong value.
+    Blocks of sources within, such as a panel's members, are read too. Raises ValueError naming
+    feedback.sources.<name>.<key> where a key is unknown, missing or has a wrong value.
     """
     where = f"feedback.sources.{name}"
-    if "kind" not in block:
+    if not isinstance(block, Mapping) or "kind" not in block:
         raise ValueError(f"{where}.kind is missing; known are {', '.join(KINDS)}")
-    kind = find(block["kind"], KINDS, f"{where}.kind", "KIND")
-    if not isinstance(kind, Kind):
-        raise ValueError(f"{where}.kind is {block['kind']!r}, which is no feedback.core.kinds.Kind but {kind!r}")
+    kind = find_kind(block["kind"], f"{where}.kind")
     given = {key: value for key, value in block.items() if key != "kind"}
-    if is_pydantic_dataclass(kind.options):
-        read = SourceBlock(kind, read_config(kind.options, given, where))
-    else:
-        _check(given, kind.options, where)
-        try:
-            read = SourceBlock(kind, kind.options(**given))
-        except ValueError as error:
-            raise ValueError(f"{where}.{error}") from error
+    read = SourceBlock(kind, read_config(kind.options, given, where))
     if (rubric := read.needs.rubric) is not None:
-        _check_rubric(rubric, where)
+        try:
+            load_rubric(Path(rubric))
+        except ValueError as error:
+            raise ValueError(f"{where}.rubric: {error}") from error
+    for key, inner in read.needs.inner.items():
+        read_block(f"{name}.{key}", inner)
     return read
 
 
-def _check_rubric(path: str, where: str) -> None:
-    try:
-        load_rubric(Path(path))
-    except ValueError as error:
-        raise ValueError(f"{where}.rubric: {error}") from error
-
-
-def _in_words(hint: Any) -> str:
-    """What a value of this type is called in params.yaml."""
-    return " or ".join(TYPES.get(one, str(one)) for one in get_args(hint) or (hint,))
-
-
-def _check(given: Mapping[str, Any], options: type, where: str) -> None:
-    known = {field.name: field for field in fields(options)}
-    hints = get_type_hints(options)
-    for key, value in given.items():
-        if key not in known:
-            raise ValueError(f"{where}.{key} is not an option of this kind; known are {sorted(known)}")
-        whole_for_real = isinstance(value, int) and not isinstance(value, bool) and isinstance(1.0, hints[key])
-        if not (isinstance(value, hints[key]) or whole_for_real):
-            raise ValueError(f"{where}.{key} is {value!r}, expected {_in_words(hints[key])}")
-    for key, one in known.items():
-        if key not in given and one.default is MISSING and one.default_factory is MISSING:
-            raise ValueError(f"{where}.{key} is missing")
+def find_kind(name: Any, where: str) -> Kind[Any]:
+    """The kind that a block's `kind` names. where: what errors call the key. Raises ValueError for what is none."""
+    kind = find(name, KINDS, where, "KIND")
+    if not isinstance(kind, Kind):
+        raise ValueError(f"{where} is {name!r}, which is {kind!r}; expected a feedback.core.kinds.Kind")
+    return kind

@@ -29,39 +29,56 @@ and means; it is never a 0 and never half a tie. The order in which the verdicts
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT, Count, read_config
 from data.records import Label, Verdict
 
-RULES = ("all", "majority", "mean", "product", "lexicographic")
+Rule = Literal["all", "majority", "mean", "product", "lexicographic"]
 
 
-@dataclass(frozen=True)
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no text; put Yes and No in quotes")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError(f"{value!r} is empty, expected a text")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_no_boolean), AfterValidator(_not_blank)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Question:
-    """One thing that is asked about a clip, to be answered by one of two words."""
+    """A question about a clip, to be answered by one of two words."""
 
-    name: str
-    ask: str
-    affirmative: str  # the word that means yes
-    negative: str
+    name: Text
+    ask: Text
+    affirmative: Text  # the word that means yes
+    negative: Text
     wanted: bool  # the answer that speaks for the clip: yes is true
     required: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Rubric:
     """What is asked about a clip. `{prompt}` stands for the clip's prompt in the instructions or in every question."""
 
     name: str
-    frames: int | None  # how many frames are shown, evenly spaced; null: all of them
-    rule: str  # all | majority | mean | product | lexicographic
+    frames: Count | None  # how many frames are shown, evenly spaced; null: all of them
+    rule: Rule
     instructions: str
     questions: tuple[Question, ...]
 
@@ -82,14 +99,11 @@ def load_rubric(path: Path) -> Rubric:
         block = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a readable rubric ({error})") from error
-    if problem := _wrong_keys(block, Rubric):
-        raise ValueError(f"{path}: {problem}")
-    if not isinstance(block["questions"], list) or not block["questions"]:
-        raise ValueError(f"{path}: questions is {block['questions']!r}, expected a list of at least one")
-    for index, question in enumerate(block["questions"]):
-        if problem := _wrong_keys(question, Question):
-            raise ValueError(f"{path}: questions[{index}].{problem}")
-    rubric = Rubric(**{**block, "questions": tuple(Question(**question) for question in block["questions"])})
+    try:
+        rubric = read_config(Rubric, block, "")
+    except ValueError as error:
+        problems = [line.strip().removeprefix(".") for line in str(error).splitlines()]
+        raise ValueError(f"{path}: " + "\n  ".join(problems)) from error
     if problem := _problem(rubric):
         raise ValueError(f"{path}: {problem}")
     return rubric
@@ -129,7 +143,7 @@ class _Outcome(NamedTuple):
     p_accept: float | None
 
 
-def _outcome(rule: str, met: Sequence[bool | None], chances: Sequence[float | None]) -> _Outcome:
+def _outcome(rule: Rule, met: Sequence[bool | None], chances: Sequence[float | None]) -> _Outcome:
     """What a rule makes of the required questions: which were answered as wanted, and how probable that was."""
     known = [chance for chance in chances if chance is not None]
     if not met:
@@ -164,7 +178,7 @@ def _measured(ballot: Sequence[Verdict]) -> bool:
     return all(verdict.answer is None and verdict.score is not None for verdict in ballot)
 
 
-def _score(rule: str, label: bool | None, ballots: Sequence[Sequence[Verdict]]) -> float | None:
+def _score(rule: Rule, label: bool | None, ballots: Sequence[Sequence[Verdict]]) -> float | None:
     """What a rule makes of the scores of the required questions, each the mean of its votes'."""
     scores = [[verdict.score for verdict in ballot if verdict.score is not None] for ballot in ballots]
     if not all(scores):
@@ -180,7 +194,7 @@ def _score(rule: str, label: bool | None, ballots: Sequence[Sequence[Verdict]]) 
     return fmean(means)
 
 
-def _why_unlabelled(rule: str, met: Sequence[bool | None], ballots: Mapping[str, Sequence[Verdict]]) -> str | None:
+def _why_unlabelled(rule: Rule, met: Sequence[bool | None], ballots: Mapping[str, Sequence[Verdict]]) -> str | None:
     """How the answers stand, unless one that is missing says it all, and what is missing; null if nothing was asked."""
     tally = f"{met.count(True)} for and {met.count(False)} against, of {len(met)} required questions"
     gaps = [_gap(name, ballot) for name, ballot in ballots.items()]
@@ -208,42 +222,16 @@ def _joined(texts: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys(text for text in texts if text))
 
 
-def _wrong_keys(block: object, cls: type) -> str | None:
-    """What is wrong with the keys of a rubric's block, with the key first; null if nothing is."""
-    known = {field.name for field in fields(cls)}
-    if not isinstance(block, dict):
-        return f"expected the keys {sorted(known)}, found {block!r}"
-    for key in block:
-        if key not in known:
-            return f"{key} is not a key of a rubric; known are {sorted(known)}"
-    for key in sorted(known):
-        if key not in block:
-            return f"{key} is missing"
-    return None
-
-
 def _problem(rubric: Rubric) -> str | None:
-    """What is wrong with a rubric's values, with the key first; null if nothing is."""
+    """What is wrong with a rubric's values together, with the key first; None if nothing is."""
     names = [question.name for question in rubric.questions]
-    if rubric.frames is not None and (type(rubric.frames) is not int or rubric.frames < 1):
-        return f"frames is {rubric.frames!r}, expected a whole number of frames, at least 1, or null for all"
-    if rubric.rule not in RULES:
-        return f"rule is {rubric.rule!r}, known are {list(RULES)}"
     if len(set(names)) != len(names):
         return f"questions: two have the same name in {names}"
     if not any(question.required for question in rubric.questions):
         return "questions: none is required, so no clip could be labelled"
     for index, question in enumerate(rubric.questions):
-        where = f"questions[{index}]"
-        for key in ("wanted", "required"):
-            if not isinstance(getattr(question, key), bool):
-                return f"{where}.{key} is {getattr(question, key)!r}, expected yes or no without quotes"
-        for key in ("name", "ask", "affirmative", "negative"):
-            if not isinstance(value := getattr(question, key), str) or not value.strip():
-                quotes = "; put Yes and No in quotes" if isinstance(value, bool) else ""
-                return f"{where}.{key} is {value!r}, expected a text{quotes}"
         if question.affirmative.lower() == question.negative.lower():
-            return f"{where}.negative is {question.negative!r}, the same word as its affirmative"
+            return f"questions[{index}].negative is {question.negative!r}, the same word as its affirmative"
         if "{prompt}" not in rubric.text(question, "{prompt}"):
-            return f"{where}.ask: neither it nor the instructions hold {{prompt}}"
+            return f"questions[{index}].ask: neither it nor the instructions hold {{prompt}}"
     return None

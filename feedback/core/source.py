@@ -68,10 +68,11 @@ class Metric(Protocol):
     model_version: str  # revision or fingerprint of it
     definition: str  # a sentence that says what the number is, with every value it depends on
 
-    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> Sequence[float]:
-        """A number for each clip, from all its frames, uint8 (F, H, W, 3), F as it may be.
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float]) -> Sequence[float]:
+        """A number for each clip, from all its frames, uint8 (F, H, W, 3); F may differ from clip to clip.
 
-        A clip that the metric is not defined for, such as one of a single frame, has nan.
+        fps: frames per second of each clip. A clip that the metric is not defined for, such as one of a single frame,
+        has nan.
         """
 
 

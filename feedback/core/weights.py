@@ -2,16 +2,34 @@
 
 import hashlib
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from feedback.core.source import UNKNOWN_VERSION
 
 # Everything in a model's folder that decides its answers: weights, configs, tokenizer.
 DECIDES = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*")
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def is_local(path: str) -> bool:
     """Whether a model is a folder of this machine, and not a hub id."""
     return Path(path).is_dir()
+
+
+def _folder_or_hub_id(path: str) -> str:
+    if not is_local(path) and path.count("/") != 1:
+        raise ValueError(f"{path} is neither a folder nor a hub id")
+    return path
+
+
+FolderOrHubId = Annotated[str, AfterValidator(_folder_or_hub_id)]
+
+
+def hub_page(path: str, revision: str, file: str) -> str:
+    """The URL of a file of a hub id."""
+    return f"https://huggingface.co/{path}/resolve/{revision}/{file}"
 
 
 def weights_version(path: str, revision: str | None, config: object) -> str:

@@ -1,8 +1,8 @@
 """Frames with gradient, prepared as a video VLM's own processor prepares a clip.
 
 The processor itself is run, on floats, so sizes, the order of patches, mean and standard deviation are the processor's.
-Where it resizes, it rounds 8-bit pixels to 8 bits and clamps what overshoots; `feedback.metrics.rounding` keeps that in
-the values and leaves it out of the gradient. So 8-bit frames have the processor's own values, and other frames these
+Where it resizes, it rounds 8-bit pixels to 8 bits and clamps what overshoots; feedback/metrics/image_text.py keeps that
+in the values and leaves it out of the gradient. So 8-bit frames have the processor's own values, and other frames these
 plus what lies between their levels: at most half a level, 0.0075 of a normalised value.
 
 Without that constant a resized value would be off by up to 0.012 (0.004 on average) on smooth frames, and by up to 0.5
@@ -16,7 +16,7 @@ from transformers import ProcessorMixin, Qwen2VLVideoProcessor, Qwen3VLVideoProc
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 
 from feedback.judges.vlm import frame_order, sizes
-from feedback.metrics.rounding import WHITE, rounding
+from feedback.metrics.image_text import WHITE, rounding
 
 WORK = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor, InternVLVideoProcessor)  # Qwen2.5-VL has Qwen2-VL's
 

@@ -8,11 +8,14 @@ are missing labelling stops and says which command asks for them.
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT
 from data.manifest import sha256_of
 from data.records import Verdict
 from feedback.core.kinds import Kind, Needs
@@ -26,21 +29,24 @@ UNSURE = "unsure"  # the error of a verdict whose rater could not tell
 NAMED = 3  # sample ids in an error
 
 
-@dataclass(frozen=True)
+def _names(raters: tuple[str, ...]) -> tuple[str, ...]:
+    if not raters:
+        raise ValueError("expected the name of at least one person")
+    for rater in raters:
+        if not rater or rater != rater.strip():
+            raise ValueError(f"{rater!r} is no name")
+    if len(set(raters)) != len(raters):
+        raise ValueError(f"a name stands twice in {', '.join(raters)}")
+    return raters
+
+
+@dataclass(frozen=True, config=STRICT)
 class Options:
-    """A `human` block of params.yaml."""
+    """Options of kind `human`."""
 
     rubric: str  # YAML file
-    raters: list  # names of the people whose ratings count, one vote each, in this order
-
-    def __post_init__(self) -> None:
-        if not self.raters:
-            raise ValueError("raters is [], expected the name of at least one person")
-        for rater in self.raters:
-            if not isinstance(rater, str) or not rater or rater != rater.strip():
-                raise ValueError(f"raters: {rater!r} is no name")
-        if len(set(self.raters)) != len(self.raters):
-            raise ValueError(f"raters: a name stands twice in {self.raters}")
+    # Names of the people whose ratings count, one vote each, in this order
+    raters: Annotated[tuple[str, ...], AfterValidator(_names)]
 
 
 class Rateable(NamedTuple):

@@ -20,45 +20,48 @@ to whoever asks the panel it is repeatable, and label.votes stays 1.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from itertools import islice
 from typing import Any
 
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count, NotNegative, Positive
 from data.records import Label, Verdict
 from feedback.core.kinds import Kind, Needs, make_source
-from feedback.core.rubric import RULES, Question, Rubric, combine
+from feedback.core.rubric import Question, Rubric, Rule, combine
 from feedback.core.source import FAILED, Request, Source, verdict, votes_of
 
 CHUNK = 256  # clips that a member judges before the next one does: of a local member, the most that a kill can cost
 
 
-@dataclass(frozen=True)
-class Options:
-    """A `panel` block of params.yaml."""
+@dataclass(frozen=True, config=STRICT)
+class Shape:
+    """What a member's value becomes in the panel's score: scale * value + shift (§3.2)."""
 
-    rule: str  # all | majority | mean | product | lexicographic
-    members: dict  # the name of each member and its whole block, as it stands under feedback.sources
-    votes: int = 1  # independent askings of each member that samples its answer
-    shaping: dict = field(default_factory=dict)  # member -> {scale, shift} of its value in the score; else 1 and 0
+    scale: Positive = 1.0
+    shift: NotNegative = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Options:
+    """Options of kind `panel`."""
+
+    rule: Rule
+    members: dict[str, dict[str, Any]]  # each member's name and block, as in feedback.sources
+    votes: Count = 1  # independent askings of each member that samples its answer
+    shaping: dict[str, Shape] = field(default_factory=dict)  # by member; without one, its value is not changed
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule is {self.rule!r}, known are {list(RULES)}")
-        if self.votes < 1:
-            raise ValueError(f"votes is {self.votes}, expected at least 1")
         if len(self.members) < 2:
             raise ValueError(f"members are {list(self.members)}, expected at least two")
         for name, block in self.members.items():
-            if not re.fullmatch(r"[a-z0-9_-]+", str(name)):
+            if not re.fullmatch(r"[a-z0-9_-]+", name):
                 raise ValueError(f"members.{name}: a name is made of a-z, 0-9, - and _")
-            if not isinstance(block, dict):
-                raise ValueError(f"members.{name} is {block!r}, expected a source's whole block: {{{name}: *{name}}}")
             if block.get("kind") == "panel":
                 raise ValueError(f"members.{name}.kind is 'panel'; a panel's members are no panels themselves")
-        for name, given in self.shaping.items():
-            if name not in self.members:
-                raise ValueError(f"shaping.{name} is of no member; members are {list(self.members)}")
-            _shape(name, given)
+        if unknown := [name for name in self.shaping if name not in self.members]:
+            raise ValueError(f"shaping.{unknown[0]} is of no member; members are {', '.join(self.members)}")
 
 
 def load(name: str, options: Options, device: str) -> "PanelSource":
@@ -79,14 +82,14 @@ class PanelSource:
         self,
         name: str,
         members: Mapping[str, Source],
-        rule: str,
+        rule: Rule,
         votes: int = 1,
-        shaping: Mapping[str, Mapping[str, float]] | None = None,
+        shaping: Mapping[str, Shape] | None = None,
     ) -> None:
         if votes > 1 and all(member.repeatable for member in members.values()):
             raise ValueError(f"{name}: votes is {votes}, but all of its members answer the same however often asked: 1")
         self.name, self.members = name, members
-        self._shapes = {key: _shape(key, (shaping or {}).get(key, {})) for key in members}
+        self._shapes = {key: (shaping or {}).get(key, Shape()) for key in members}
         self.votes = {key: votes_of(one, votes) for key, one in members.items()}
         self.model = " + ".join(member.model for member in members.values())
         self.rubric = Rubric(
@@ -130,8 +133,8 @@ class PanelSource:
         failed = [error for error in errors if error.startswith(FAILED)]
         told: dict[str, Any] = {"answer": label.label, "p_yes": label.p_accept, "reason": label.reason}
         if (value := _value(label)) is not None:
-            scale, shift = self._shapes[question.name]
-            told["score"] = scale * value + shift
+            shape = self._shapes[question.name]
+            told["score"] = shape.scale * value + shape.shift
         if failed:  # whatever else it said: it is to be asked again
             told = {"error": failed[0]}
         elif value is None:  # the member's own words, as long as they begin as source.py says
@@ -166,17 +169,7 @@ def _value(label: Label) -> float | None:
     return float(label.label) if label.p_accept is None else label.p_accept
 
 
-def _shape(member: str, given: Mapping[str, Any]) -> tuple[float, float]:
-    """Scale and shift of a member's value. Raises ValueError for others than a scale > 0 and a shift >= 0 (§3.2)."""
-    if unknown := given.keys() - {"scale", "shift"}:
-        raise ValueError(f"shaping.{member}.{sorted(unknown)[0]} is unknown; known are scale, shift")
-    scale, shift = given.get("scale", 1.0), given.get("shift", 0.0)
-    if not scale > 0 or not shift >= 0:
-        raise ValueError(f"shaping.{member} is scale {scale}, shift {shift}; expected a scale > 0 and a shift >= 0")
-    return float(scale), float(shift)
-
-
-def _question(name: str, member: Source, votes: int, shape: tuple[float, float]) -> Question:
+def _question(name: str, member: Source, votes: int, shape: Shape) -> Question:
     """A member as a question. Its text, and so the panel's hash, holds all that makes the member's label."""
     sheet = member.rubric
     wanted = ", ".join(f"{q.name}: {'yes' if q.wanted else 'no'}" for q in sheet.questions if q.required)
@@ -185,7 +178,7 @@ def _question(name: str, member: Source, votes: int, shape: tuple[float, float])
         ask=(
             f"Does {member.model} ({member.model_version or 'of a version that its replies name'}) accept it, "
             f"asked {sheet.hash} {votes} times, {sheet.rule} of {wanted}?"
-            + ("" if shape == (1.0, 0.0) else f" Its value counts {shape[0]} times, and {shape[1]} more.")
+            + ("" if shape == Shape() else f" Its value counts {shape.scale} times, and {shape.shift} more.")
         ),
         affirmative="accept",
         negative="reject",

@@ -12,44 +12,36 @@ parsing, and a probability. With yes and no the sets of first tokens of the two 
     p_yes = mass(yes) / (mass(yes) + mass(no)),    mass(S) = sum of softmax(logits) over S.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count, Probability, WholeNotNegative
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import load_rubric
-from feedback.core.weights import is_local
+from feedback.core.weights import Dtype, FolderOrHubId, is_local
 
 if TYPE_CHECKING:
     from feedback.judges.vlm import Loaded, QwenSource
 
-DTYPES = ("float32", "bfloat16", "float16")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Options:
-    """A `qwen` block of params.yaml."""
+    """Options of kind `qwen`."""
 
-    path: str  # a local folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct
+    path: FolderOrHubId  # such as Qwen/Qwen2.5-VL-7B-Instruct
     revision: str | None  # commit, tag or branch of a hub id; null for a local folder
     rubric: str  # YAML file
-    batch_size: int  # clips per forward pass
-    dtype: str  # float32 | bfloat16 | float16
-    pixels: int | None = None  # of Qwen's: scale each frame to about this many; null: as the judge's own processor says
-    min_answer_mass: float = 0.05  # probability that both answers together must hold; less is off-topic: null
-    max_new_tokens: int = 0  # tokens of the judge's own words to keep as the reason; 0 is none, and much faster
+    batch_size: Count  # clips per forward pass
+    dtype: Dtype
+    pixels: Count | None = None  # of Qwen's: scale each frame to about this many; null: as its processor says
+    min_answer_mass: Probability = 0.05  # probability that both answers together must hold; less is off-topic: null
+    max_new_tokens: WholeNotNegative = 0  # of the judge's own words to keep as the reason; 0 is none, and much faster
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}, known are {list(DTYPES)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1 clip")
-        if self.pixels is not None and self.pixels < 1:
-            raise ValueError(f"pixels is {self.pixels}, expected at least 1, or null")
         if is_local(self.path) and self.revision is not None:
             raise ValueError(f"revision is {self.revision!r}, but {self.path} is a local folder: null")
-        if not is_local(self.path) and self.path.count("/") != 1:
-            raise ValueError(f"path: {self.path} is neither a folder nor a hub id")
 
 
 def load(name: str, options: Options, device: str) -> "QwenSource":

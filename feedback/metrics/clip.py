@@ -1,58 +1,61 @@
-"""CLIP score: how alike a clip's frames and its prompt are to CLIP (Radford et al. 2021), as Furuta et al. reward it.
+"""CLIP score and PickScore: how alike a clip's frames and its prompt are to a CLIP model.
 
-    score = sum over frames of cos(image embedding, text embedding)
+clip        sum over frames of cos(image embedding, text embedding), as Furuta et al. reward it (Radford et al. 2021).
+            The paper takes ViT-B/16, `openai/clip-vit-base-patch16`
+pickscore   sum over frames of T * cos(image embedding, text embedding), with the model's own temperature T (about
+            100), as its authors compute it (Kirstain et al. 2023): a CLIP trained on which of two pictures people pick
+            for a prompt. `yuvalkirstain/PickScore_v1` is a CLIP ViT-H/14; its tokenizer and preprocessing are those of
+            the model that it was trained on from
 
-The paper takes ViT-B/16, `openai/clip-vit-base-patch16`, and the sum; `reduce: mean` does not depend on the length.
+The paper sums over frames; `reduce: mean` does not depend on the length.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from pydantic.dataclasses import dataclass
 
+from data.config import STRICT
 from feedback.core.source import Metric
-from feedback.metrics.metric import REDUCTIONS, MetricOptions, metric_kind, needs_model
+from feedback.core.weights import FolderOrHubId
+from feedback.metrics.metric import FrameOptions, metric_kind, needs_model
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameOptions(MetricOptions):
-    """What the blocks of metrics say that score a clip frame by frame."""
-
-    reduce: str = "sum"  # over frames: sum | mean
-    frames: int | None = None  # evenly spaced ones that are scored; null: all
-    dtype: str = "float32"  # float32 | bfloat16 | float16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reduce not in REDUCTIONS:
-            raise ValueError(f"reduce is {self.reduce!r}, known are {list(REDUCTIONS)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}, known are {list(DTYPES)}")
-        if self.frames is not None and self.frames < 1:
-            raise ValueError(f"frames is {self.frames}, expected at least 1, or null")
+VIT_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore and HPSv2 were trained on from
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(FrameOptions):
-    """A block of kind `clip` in params.yaml."""
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClipOptions(FrameOptions):
+    """Options of kind `clip`."""
 
-    path: str  # a local folder, or a hub id such as openai/clip-vit-base-patch16
+    path: FolderOrHubId  # such as openai/clip-vit-base-patch16
     revision: str | None = None  # commit, tag or branch of a hub id; null for a local folder
-    processor: str | None = None  # folder or hub id of tokenizer and image preprocessing; null: the model's own
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, where in (("path", self.path), ("processor", self.processor)):
-            if where is not None and not Path(where).is_dir() and where.count("/") != 1:
-                raise ValueError(f"{name}: {where} is neither a folder nor a hub id")
+    processor: FolderOrHubId | None = None  # of tokenizer and image preprocessing; null: the model's own
 
 
-def measure(name: str, options: Options, device: str) -> Metric:
-    """The metric of this block, its weights on the device."""
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PickScoreOptions(ClipOptions):
+    """Options of kind `pickscore`."""
+
+    path: FolderOrHubId = "yuvalkirstain/PickScore_v1"
+    processor: FolderOrHubId | None = VIT_H14
+
+
+def clip_score(name: str, options: ClipOptions, device: str) -> Metric:
+    """CLIP score, its weights on the device."""
     from feedback.metrics.image_text import load_image_text  # transformers takes seconds to import
 
     definition = f"Cosine of CLIP's embeddings of a frame and of the prompt ({options.path})"
-    return load_image_text(name, options, device, definition, scaled=False)
+    return load_image_text(
+        name, options.path, options.revision, options.processor, options, device, definition, scaled=False
+    )
 
 
-KIND = metric_kind("clip", Options, measure, needs_device=True, needs=needs_model)
+def pick_score(name: str, options: PickScoreOptions, device: str) -> Metric:
+    """PickScore, its weights on the device."""
+    from feedback.metrics.image_text import load_image_text
+
+    definition = f"PickScore of a frame for the prompt ({options.path}), with its temperature"
+    return load_image_text(
+        name, options.path, options.revision, options.processor, options, device, definition, scaled=True
+    )
+
+
+CLIP = metric_kind("clip", ClipOptions, clip_score, needs_device=True, needs=needs_model)
+PICKSCORE = metric_kind("pickscore", PickScoreOptions, pick_score, needs_device=True, needs=needs_model)

@@ -8,7 +8,6 @@ the ones it loads, and pictures are shrunk with antialiasing.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,7 @@ from torchvision.transforms.v2 import functional as images
 from transformers import CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTModel
 
 from feedback.core.weights import weights_version
-from feedback.metrics.image_text import TOGETHER, Pixels
-from feedback.metrics.rounding import WHITE
+from feedback.metrics.image_text import TOGETHER, WHITE, Pixels
 
 EDGE = 224  # pixels of the shorter side, as DINO sees it
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
@@ -45,7 +43,7 @@ class Consistency:
         )
 
     @torch.inference_mode()
-    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float] = ()) -> list[float]:
         """A number for each clip, uint8 (F, H, W, 3); nan for one of a single frame."""
         return [consistency(self._embeddings(clip)) for clip in clips]
 
@@ -64,44 +62,32 @@ def consistency(embeddings: Tensor) -> float:
     return float(((to_previous + to_first) / 2).mean())
 
 
-def subject(name: str, options: Any, device: str) -> Consistency:
+def subject(name: str, path: str, revision: str | None, device: str) -> Consistency:
     """By DINO (Caron et al. 2021), a ViT whose embedding follows the subject of a picture.
 
-    name, options: a block's name, and its path and revision. Raises ValueError naming the path where no model is there.
+    name: of the block in feedback.sources. Raises ValueError naming its key `path` where no model is there.
     """
-    given = _given(options)
-    with _told(name, options):
+    given = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
+    with _naming(name, path):
         model = ViTModel.from_pretrained(**given, add_pooling_layer=False, dtype=torch.float32).to(device)
 
     def embed(pixels: Tensor) -> Tensor:
         return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
-    return Consistency(
-        model,
-        shorter_edge,
-        embed,
-        name=options.path,
-        version=weights_version(options.path, options.revision, model.config),
-    )
+    return Consistency(model, shorter_edge, embed, name=path, version=weights_version(path, revision, model.config))
 
 
-def background(name: str, options: Any, device: str) -> Consistency:
+def background(name: str, path: str, revision: str | None, device: str) -> Consistency:
     """By CLIP, whose embedding of a picture follows the scene; otherwise as above."""
-    given = _given(options)
-    with _told(name, options):
+    given = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
+    with _naming(name, path):
         model = CLIPModel.from_pretrained(**given, dtype=torch.float32).to(device)
         pixels = Pixels(CLIPImageProcessor.from_pretrained(**given))
 
     def embed(batch: Tensor) -> Tensor:
         return model.get_image_features(pixel_values=batch).pooler_output
 
-    return Consistency(
-        model,
-        pixels,
-        embed,
-        name=options.path,
-        version=weights_version(options.path, options.revision, model.config),
-    )
+    return Consistency(model, pixels, embed, name=path, version=weights_version(path, revision, model.config))
 
 
 def shorter_edge(frames: np.ndarray) -> Tensor:
@@ -111,13 +97,9 @@ def shorter_edge(frames: np.ndarray) -> Tensor:
     return images.normalize(resized / WHITE, MEAN, STD)
 
 
-def _given(options: Any) -> dict[str, str]:
-    return {"pretrained_model_name_or_path": options.path, "revision": options.revision or "main"}
-
-
 @contextlib.contextmanager
-def _told(name: str, options: Any) -> Iterator[None]:
+def _naming(name: str, path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise ValueError(f"feedback.sources.{name}.path: no model could be had from {options.path}: {error}") from error
+        raise ValueError(f"feedback.sources.{name}.path: no model could be loaded from {path}: {error}") from error

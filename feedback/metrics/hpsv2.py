@@ -9,42 +9,49 @@ A frame is shown whole: its longer side becomes 224 pixels and the rest is black
 half precision; here `dtype` says, float32 by default.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT
 from feedback.core.source import Metric
-from feedback.metrics.clip import FrameOptions
-from feedback.metrics.metric import metric_kind, needs_model
+from feedback.core.weights import FolderOrHubId, hub_page
+from feedback.metrics.clip import VIT_H14
+from feedback.metrics.metric import FrameOptions, metric_kind, needs_model
 
-PAGE = "https://huggingface.co/{path}/resolve/{revision}/{file}"
+HUB_ID, FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 
 
-@dataclass(frozen=True, kw_only=True)
+def _model_or_file(path: str) -> str:
+    if Path(path).suffix in (".pt", ".pth") and not Path(path).is_file():
+        raise ValueError(f"{path} is not there; download {hub_page(HUB_ID, 'main', FILE)} and put it there")
+    if not Path(path).exists() and path.count("/") != 1:
+        raise ValueError(f"{path} is neither a file, a folder nor a hub id")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options(FrameOptions):
-    """A block of kind `hpsv2` in params.yaml."""
+    """Options of kind `hpsv2`."""
 
-    path: str = "xswu/HPSv2"  # hub id, a checkpoint's file, or a folder in transformers' layout
-    file: str = "HPS_v2.1_compressed.pt"  # the checkpoint among the files of a hub id
+    # A hub id, a checkpoint's file, or a folder in transformers' layout
+    path: Annotated[str, AfterValidator(_model_or_file)] = HUB_ID
+    file: str = FILE  # the checkpoint among the files of a hub id
     revision: str | None = None  # commit, tag or branch of a hub id; null for what is local
-    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # folder or hub id of CLIP's tokenizer
+    processor: FolderOrHubId = VIT_H14  # of CLIP's tokenizer
     cache: str | None = None  # folder of converted checkpoints; null: the user's cache folder
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if Path(self.path).suffix in (".pt", ".pth") and not Path(self.path).is_file():
-            page = PAGE.format(path=Options.path, revision="main", file=Options.file)
-            raise ValueError(f"path: {self.path} is not there; download {page} and put it there")
-        if not Path(self.path).exists() and self.path.count("/") != 1:
-            raise ValueError(f"path: {self.path} is neither a file, a folder nor a hub id")
-        if not Path(self.processor).is_dir() and self.processor.count("/") != 1:
-            raise ValueError(f"processor: {self.processor} is neither a folder nor a hub id")
 
 
 def measure(name: str, options: Options, device: str) -> Metric:
     """The metric of this block, its weights on the device; the checkpoint is converted if it never was."""
     from feedback.metrics.hpsv2_model import load_hpsv2  # transformers takes seconds to import
 
-    return load_hpsv2(name, options, device)
+    cache = Path(options.cache) if options.cache else None
+    return load_hpsv2(
+        name, options.path, options.file, options.revision or "main", options.processor, cache, options, device
+    )
 
 
 KIND = metric_kind("hpsv2", Options, measure, needs_device=True, needs=needs_model)

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ftfy
 import numpy as np
@@ -13,29 +13,38 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images
 from transformers import AutoTokenizer, BatchEncoding, CLIPModel, PreTrainedTokenizerBase
 
-from feedback.core.weights import fingerprint
-from feedback.metrics.hpsv2 import PAGE, Options
+from feedback.core.weights import fingerprint, hub_page
+from feedback.metrics.clip import VIT_H14
 from feedback.metrics.hpsv2_checkpoint import converted
-from feedback.metrics.image_text import ImageText, channels_first, how_reduced
-from feedback.metrics.rounding import WHITE
+from feedback.metrics.image_text import WHITE, ImageText, channels_first, how_reduced
+from feedback.metrics.metric import FrameOptions
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 
 
-def load_hpsv2(name: str, options: Options, device: str) -> ImageText:
-    """The metric of a block, its weights on the device.
+def load_hpsv2(
+    name: str,
+    path: str,
+    file: str,
+    revision: str,
+    processor: str,
+    cache: Path | None,
+    options: FrameOptions,
+    device: str,
+) -> ImageText:
+    """HPSv2 with its weights on the device; the arguments are as in feedback.metrics.hpsv2.Options.
 
     Raises ValueError naming feedback.sources.<name>.path or .processor where there is no such model or tokenizer.
     """
-    source, folder, version = _found(name, options)
+    source, folder, version = _found(name, path, file, revision, cache)
     try:
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=getattr(torch, options.dtype))
     except (OSError, ValueError) as error:
-        raise ValueError(f"feedback.sources.{name}.path: no CLIP could be had from {folder}: {error}") from error
+        raise ValueError(f"feedback.sources.{name}.path: no CLIP could be loaded from {folder}: {error}") from error
     formula = "the cosine of their embeddings, the frame whole and padded with black"
     return ImageText(
         model.to(device),
-        Tokens(_tokenizer(name, options, model)),
+        Tokens(_tokenizer(name, processor, model)),
         Whole(model.config.vision_config.image_size),
         name=source,
         version=version,
@@ -79,43 +88,47 @@ class Tokens:
         return self._tokenizer(cleaned, **settings)
 
 
-def _found(name: str, options: Options) -> tuple[str, Path, str]:
-    """What the numbers come from, a folder that CLIPModel reads, and the version of it."""
-    where = f"feedback.sources.{name}.path"
-    path = Path(options.path)
-    if path.is_dir():
-        return options.path, path, fingerprint(path)
-    source = options.path if path.is_file() else f"{options.path}/{options.file}"
+class _Found(NamedTuple):
+    """Weights in transformers' layout."""
+
+    source: str  # what the numbers come from
+    folder: Path  # that CLIPModel reads
+    version: str
+
+
+def _found(name: str, path: str, file: str, revision: str, cache: Path | None) -> _Found:
+    local = Path(path)
+    if local.is_dir():
+        return _Found(path, local, fingerprint(local))
     try:
-        checkpoint = path if path.is_file() else _download(options)
-        folder, sha256 = converted(checkpoint, Path(options.cache) if options.cache else None)
+        checkpoint = local if local.is_file() else _download(path, file, revision)
+        folder, sha256 = converted(checkpoint, cache)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return source, folder, sha256[:12]
+        raise ValueError(f"feedback.sources.{name}.path: {error}") from error
+    return _Found(path if local.is_file() else f"{path}/{file}", folder, sha256[:12])
 
 
-def _download(options: Options) -> Path:
+def _download(path: str, file: str, revision: str) -> Path:
     """The checkpoint of a hub id, from the hub or its cache; ValueError saying what to do where there is none."""
-    revision = options.revision or "main"
     try:
-        return Path(hf_hub_download(options.path, options.file, revision=revision))
+        return Path(hf_hub_download(path, file, revision=revision))
     except (OSError, ValueError) as error:
-        page = PAGE.format(path=options.path, revision=revision, file=options.file)
+        page = hub_page(path, revision, file)
         raise ValueError(f"no download ({error}). Get {page} by hand, put it anywhere and give it as path") from error
 
 
-def _tokenizer(name: str, options: Options, model: CLIPModel) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, processor: str, model: CLIPModel) -> PreTrainedTokenizerBase:
     where = f"feedback.sources.{name}.processor"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.processor)
+        tokenizer = AutoTokenizer.from_pretrained(processor)
     except (OSError, ValueError) as error:
         files = "tokenizer.json, tokenizer_config.json, vocab.json and merges.txt"
         raise ValueError(
-            f"{where}: no tokenizer could be had from {options.processor} ({error}). "
-            f"Get {files} of https://huggingface.co/{Options.processor} by hand, and give their folder"
+            f"{where}: no tokenizer could be loaded from {processor} ({error}). "
+            f"Get {files} of https://huggingface.co/{VIT_H14} by hand, and give their folder"
         ) from error
     end = model.config.text_config.eos_token_id
     if tokenizer.eos_token_id != end:
         ends = f"ends a text with token {tokenizer.eos_token_id}, and the model with {end}"
-        raise ValueError(f"{where}: {options.processor} {ends}")
+        raise ValueError(f"{where}: {processor} {ends}")
     return tokenizer

@@ -1,7 +1,6 @@
 """What `clip`, `pickscore` and `hpsv2` run: a CLIP model that scores each frame of a clip against its prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from data.video import sample_frames
 from feedback.core.weights import weights_version
-from feedback.metrics.rounding import WHITE, rounding
+from feedback.metrics.metric import FrameOptions, Reduction
 
+WHITE = 255.0
 TOGETHER = 256  # frames of a forward pass
 
 
@@ -30,7 +30,7 @@ class ImageText:
         name: str,
         version: str,
         definition: str,
-        reduce: str,
+        reduce: Reduction,
         frames: int | None,
         temperature: float = 1.0,
     ) -> None:
@@ -44,7 +44,7 @@ class ImageText:
         self._reduce, self.frames, self._temperature = reduce, frames, temperature
 
     @torch.inference_mode()
-    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float] = ()) -> list[float]:
         """A number for each clip, from its frames, uint8 (F, H, W, 3), and its prompt."""
         return self.scores(clips, prompts).tolist()
 
@@ -101,36 +101,61 @@ class Pixels:
         return images.normalize(images.crop(resized, top, left, *self._crop) / WHITE, self._mean, self._std)
 
 
+def rounding(prepare: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """The constant that makes `prepare(frames * WHITE)` equal `prepare` of the nearest 8-bit frames, on those frames.
+
+    prepare: of uint8 (F, H, W, 3), or of float32 in [0, 255]. frames: float32 (F, H, W, 3) in [0, 1].
+    Returns what `prepare` does, without gradient, on the device of `frames`.
+
+    A resize of 8-bit frames rounds its result to 8 bits and cuts off where it overshoots 0 or 255, and neither has a
+    gradient; a resize of floats does neither. With the constant, that of floats has the values of that of bytes and
+    keeps its own gradient (a straight-through estimator). Where nothing is resized the constant is 0.
+    """
+    with torch.no_grad():
+        nearest = (frames * WHITE).round().clamp(0, WHITE)
+        # Bytes on the CPU, where judges prepare their clips: a GPU's resize rounds some of them the other way.
+        return prepare(nearest.to("cpu", torch.uint8)).to(frames.device) - prepare(nearest)
+
+
 def channels_first(frames: np.ndarray | Tensor) -> Tensor:
     """(F, 3, H, W) of frames (F, H, W, 3), in their own dtype."""
     whole = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
     return whole.permute(0, 3, 1, 2)
 
 
-def load_image_text(name: str, options: Any, device: str, definition: str, scaled: bool) -> ImageText:
-    """The CLIP of a block, its weights on the device.
+def load_image_text(
+    name: str,
+    path: str,
+    revision: str | None,
+    processor: str | None,
+    options: FrameOptions,
+    device: str,
+    definition: str,
+    scaled: bool,
+) -> ImageText:
+    """A CLIP with its weights on the device.
 
-    options: feedback.metrics.clip.Options, or another's with the same fields. definition: the formula, as a sentence.
-    scaled: whether cosines are multiplied by the model's own temperature.
+    path, processor: folders or hub ids of the model, and of tokenizer and preprocessing (None: the model's own).
+    definition: the formula, as a sentence. scaled: whether cosines are multiplied by the model's own temperature.
     Raises ValueError naming feedback.sources.<name>.path where there is no such model.
     """
-    revision = options.revision or "main"
+    branch = revision or "main"
     try:
         model = CLIPModel.from_pretrained(
-            options.path, revision=revision, use_safetensors=True, dtype=getattr(torch, options.dtype)
+            path, revision=branch, use_safetensors=True, dtype=getattr(torch, options.dtype)
         )
-        other = {"revision": revision} if options.processor is None else {}
-        tokenizer = AutoTokenizer.from_pretrained(options.processor or options.path, **other)
-        pixels = Pixels(CLIPImageProcessor.from_pretrained(options.processor or options.path, **other))
+        other = {"revision": branch} if processor is None else {}
+        tokenizer = AutoTokenizer.from_pretrained(processor or path, **other)
+        pixels = Pixels(CLIPImageProcessor.from_pretrained(processor or path, **other))
     except (OSError, ValueError) as error:
-        raise ValueError(f"feedback.sources.{name}.path: no CLIP could be had from {options.path}: {error}") from error
-    prepared = f", prepared by {options.processor}" if options.processor else ""
+        raise ValueError(f"feedback.sources.{name}.path: no CLIP could be loaded from {path}: {error}") from error
+    prepared = f", prepared by {processor}" if processor else ""
     return ImageText(
         model.to(device),
         tokenizer,
         pixels,
-        name=options.path,
-        version=weights_version(options.path, options.revision, model.config),
+        name=path,
+        version=weights_version(path, revision, model.config),
         definition=f"{definition}{prepared}, {how_reduced(options)}.",
         reduce=options.reduce,
         frames=options.frames,
@@ -138,7 +163,7 @@ def load_image_text(name: str, options: Any, device: str, definition: str, scale
     )
 
 
-def how_reduced(options: Any) -> str:
+def how_reduced(options: FrameOptions) -> str:
     """The end of a definition: over which frames, how, and in which precision, as FrameOptions say."""
     seen = f"{options.frames} evenly spaced frames" if options.frames else "all frames"
     return f"{options.reduce} over {seen}, in {options.dtype}"

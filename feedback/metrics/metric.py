@@ -7,28 +7,37 @@ weighted with is made of it by `build`. It says neither yes nor no, so the label
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count
 from data.records import Verdict
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import Metric, Request, decoded, verdict, without_answer
+from feedback.core.weights import Dtype
 
-REDUCTIONS = ("sum", "mean")
+Reduction = Literal["sum", "mean"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MetricOptions:
-    """What the blocks of all metrics may say."""
+    """Options of all metrics."""
 
-    batch_size: int = 8  # clips whose frames go through together
+    batch_size: Count = 8  # clips whose frames go through together
     threshold: float | None = None  # accept above it; null: a number and no label
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1 clip")
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FrameOptions(MetricOptions):
+    """Options of metrics that score a clip frame by frame."""
+
+    reduce: Reduction = "sum"  # over frames
+    frames: Count | None = None  # evenly spaced ones that are scored; null: all
+    dtype: Dtype = "float32"
 
 
 OptionsT = TypeVar("OptionsT", bound=MetricOptions)
@@ -47,6 +56,13 @@ def metric_kind(
         return MetricSource(name, {metric: measure(name, given, device)}, given.batch_size, given.threshold)
 
     return Kind(options, load, needs_device, measure=measure, needs=needs or (lambda _: Needs()))
+
+
+def there(file: str) -> str:
+    """A local file's path. Raises ValueError where there is none."""
+    if not Path(file).is_file():
+        raise ValueError(f"{file} is not there")
+    return file
 
 
 def needs_model(options: Any) -> Needs:
@@ -93,8 +109,9 @@ class MetricSource:
         waiting = decoded(requests, 2 * self.batch_size)
         while batch := list(islice(waiting, self.batch_size)):
             seen = [(request, frames) for request, frames in batch if not isinstance(frames, str)]
-            clips, prompts = [frames for _, frames in seen], [request.sample.prompt for request, _ in seen]
-            scores = [metric.score(clips, prompts) for metric in self.metrics.values()] if seen else []
+            clips, samples = [frames for _, frames in seen], [request.sample for request, _ in seen]
+            prompts, fps = [sample.prompt for sample in samples], [sample.fps for sample in samples]
+            scores = [metric.score(clips, prompts, fps) for metric in self.metrics.values()] if seen else []
             of_clips = zip(*scores, strict=True)
             for request, frames in batch:
                 if isinstance(frames, str):
@@ -104,19 +121,19 @@ class MetricSource:
                     yield [self._verdict(request, question, float(score), len(frames)) for question, score in pairs]
 
     def status(self) -> dict[str, Any]:
-        """Nothing beside the counts."""
+        """Nothing beside the counts of labels."""
         return {}
 
     def _verdict(self, request: Request, question: Question, score: float, frames: int) -> Verdict:
-        told: dict[str, Any] = {"score": score}
+        fields: dict[str, Any] = {"score": score}
         if not math.isfinite(score):
-            told = {"error": f"{question.name} is not defined for this clip, or not finite: {score}"}
+            fields = {"error": f"{question.name} is not defined for this clip, or not finite: {score}"}
         elif question.required and self.threshold is not None:
-            told["answer"] = score > self.threshold
-        return verdict(self, request.sample, 0, question, range(frames), **told)
+            fields["answer"] = score > self.threshold
+        return verdict(self, request.sample, 0, question, range(frames), **fields)
 
 
-def reduced(of_frames: Sequence[float], how: str) -> float:
+def reduced(of_frames: Sequence[float], how: Reduction) -> float:
     """One number for a clip from one for each frame: their sum, as Furuta et al. take (§3.2), or their mean."""
     total = math.fsum(of_frames)
     return total if how == "sum" else total / len(of_frames)

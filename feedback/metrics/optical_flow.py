@@ -1,48 +1,145 @@
-"""Optical flow by RAFT (Teed and Deng 2020), torchvision's, as a metric: see feedback/metrics/flow.py for what is
-summed.
+"""How much moves in a clip: the optical flow between successive frames, as Furuta et al. reward it (§3.2).
 
-RAFT compares frames at an eighth of their size and needs 128 pixels a side there. Smaller clips are enlarged by a whole
-factor, bilinearly, and their flow is told in pixels of the clip; others are padded to multiples of eight.
+They take "the average of norm among the top-5%" of RAFT's flow "as a single scalar" and leave open over what. Read
+here, as in VBench's dynamic degree: for each pair of successive frames the mean norm of the 5 % of its pixels that move
+most, in pixels a frame; and, as for all their metrics, the sum over the pairs.
+
+optical_flow       RAFT (Teed and Deng 2020), torchvision's. It compares frames at an eighth of their size and needs 128
+                   pixels a side there: smaller clips are enlarged by a whole factor, bilinearly, and their flow is in
+                   pixels of the clip; others are padded to multiples of eight
+optical_flow_dis   DIS (Kroeger et al. 2016), OpenCV's: no weights and no GPU. DIS matches patches of grey pictures
+                   where RAFT has learned to, so the figures of the two cannot be compared
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT, Count
 from feedback.core.source import Metric
-from feedback.metrics.metric import REDUCTIONS, MetricOptions, metric_kind
+from feedback.metrics.metric import MetricOptions, Reduction, metric_kind, reduced, there
 
-SIZES = ("large", "small")
+TOP = 0.05  # part of a frame's pixels
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options(MetricOptions):
-    """A block of kind `optical_flow` in params.yaml."""
-
-    weights: str = "large"  # large: RAFT as published, trained on by torchvision | small: a tenth of the time
-    file: str | None = None  # a local copy of those weights, a state_dict; null: torchvision's download
-    updates: int = 20  # refinements of the flow; VBench takes 20
-    reduce: str = "sum"  # over pairs of frames: sum | mean
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weights not in SIZES:
-            raise ValueError(f"weights is {self.weights!r}, known are {list(SIZES)}")
-        if self.reduce not in REDUCTIONS:
-            raise ValueError(f"reduce is {self.reduce!r}, known are {list(REDUCTIONS)}")
-        if self.updates < 1:
-            raise ValueError(f"updates is {self.updates}, expected at least 1")
-        if self.file is not None and not Path(self.file).is_file():
-            raise ValueError(f"file: {self.file} is not there")
+RaftSize = Literal["large", "small"]
 
 
-def measure(name: str, options: Options, device: str) -> Metric:
-    """The metric of this block, its weights on the device.
+class Flow(Protocol):
+    """An estimator of optical flow."""
 
-    Raises ValueError where the weights are not to be had, naming the metric that needs none.
+    model: str
+    model_version: str
+    what: str  # its name in a metric's definition
+    settings: str  # what its flow depends on, in the definition; empty, or ends with a comma and a space
+
+    def flows(self, clip: np.ndarray) -> Iterator[np.ndarray]:
+        """The flow of each pair of successive frames of uint8 (F, H, W, 3): (H, W, 2), as x, y in pixels."""
+
+
+class Motion:
+    """The sum (or mean) over pairs of frames of how far their fastest pixels move."""
+
+    def __init__(self, flow: Flow, reduce: Reduction) -> None:
+        self.flow, self._reduce = flow, reduce
+        self.model, self.model_version = flow.model, flow.model_version
+        self.definition = (
+            f"Mean norm of {flow.what} over the 5 % of a pair's pixels that move most, "
+            f"{flow.settings}{reduce} over pairs of successive frames, in pixels."
+        )
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float] = ()) -> list[float]:
+        """A number for each clip, uint8 (F, H, W, 3); nan for one of a single frame."""
+        return [motion(self.flow.flows(clip), self._reduce) for clip in clips]
+
+
+def motion(flows: Iterable[np.ndarray], how: Reduction) -> float:
+    """One number for a clip from the flow of each pair of frames, (H, W, 2): their sum or mean; nan without a pair."""
+    of_pairs = [fastest(flow) for flow in flows]
+    return reduced(of_pairs, how) if of_pairs else float("nan")
+
+
+def fastest(flow: np.ndarray) -> float:
+    """Mean norm of the 5 % of a pair's pixels that move most, at least one. flow: (H, W, 2), in pixels."""
+    norms = np.linalg.norm(flow.astype(np.float64), axis=-1).ravel()
+    count = max(1, int(TOP * norms.size))
+    return float(np.partition(norms, -count)[-count:].mean())
+
+
+# RAFT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RaftOptions(MetricOptions):
+    """Options of metrics by RAFT."""
+
+    weights: RaftSize = "large"  # large: RAFT as published, trained on by torchvision | small: a tenth of the time
+    file: Annotated[str, AfterValidator(there)] | None = None  # a state_dict of them; null: torchvision's download
+    updates: Count = 20  # refinements of the flow; VBench takes 20
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Options(RaftOptions):
+    """Options of kind `optical_flow`."""
+
+    reduce: Reduction = "sum"  # over pairs of frames
+
+
+def measure(name: str, options: Options, device: str) -> Motion:
+    """The metric of this block, RAFT's weights on the device.
+
+    Raises ValueError where the weights cannot be loaded, naming the metric that needs none.
     """
+    return Motion(raft(name, options, device), options.reduce)
+
+
+def raft(name: str, options: RaftOptions, device: str) -> Flow:
+    """RAFT with its weights on the device; raises as `measure` does."""
     from feedback.metrics.raft import load_raft  # torchvision takes seconds to import
 
-    return load_raft(name, options, device)
+    return load_raft(name, options.weights, options.file, options.updates, device)
 
 
 KIND = metric_kind("optical_flow", Options, measure, needs_device=True)
+
+
+# DIS
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DisOptions(MetricOptions):
+    """Options of kind `optical_flow_dis`."""
+
+    preset: Literal["ultrafast", "fast", "medium"] = "medium"  # OpenCV's
+    reduce: Reduction = "sum"  # over pairs of frames
+
+
+class Dis:
+    """Optical flow by DIS."""
+
+    settings = ""
+
+    def __init__(self, preset: str) -> None:
+        import cv2  # which a check of params need not wait for
+
+        self._cv2: Any = cv2  # whose annotations know no DIS
+        self._preset = getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}")
+        self.model, self.model_version = "OpenCV DIS", cv2.__version__
+        self.what = f"DIS's optical flow ({preset})"
+
+    def flows(self, clip: np.ndarray) -> Iterator[np.ndarray]:
+        """The flow of each pair of successive frames, (H, W, 2) as x, y in pixels."""
+        grey = [self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY) for frame in clip]
+        for before, after in zip(grey, grey[1:], strict=False):
+            # A new one for each pair: it would start from the flow of the pair before.
+            yield self._cv2.DISOpticalFlow_create(self._preset).calc(before, after, None)
+
+
+def measure_dis(name: str, options: DisOptions, device: str) -> Metric:
+    """The metric of this block; no device is used."""
+    return Motion(Dis(options.preset), options.reduce)
+
+
+DIS = metric_kind("optical_flow_dis", DisOptions, measure_dis)

@@ -7,28 +7,27 @@ measures everything; a metric that is trained on is a source of its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from feedback.core.kinds import Kind, Needs, read_block
+from pydantic.dataclasses import dataclass
+
+from data.config import STRICT
+from feedback.core.kinds import Kind, Needs, find_kind, read_block
 from feedback.core.source import Metric
 from feedback.metrics.metric import MetricOptions, MetricSource
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options(MetricOptions):
-    """A block of kind `metrics` in params.yaml."""
+    """Options of kind `metrics`."""
 
-    of: dict  # a name and the whole block of each metric, the first one's score being the label's
+    of: dict[str, dict[str, Any]]  # a name and the whole block of each metric, the first one's score being the label's
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.of:
             raise ValueError("of is empty, expected at least one metric")
         for name, block in self.of.items():
-            if not isinstance(block, dict):
-                raise ValueError(f"of.{name} is {block!r}, expected a metric's whole block")
-            if read_block(f"of.{name}", block).kind.measure is None:
+            if "kind" in block and find_kind(block["kind"], f"of.{name}.kind").measure is None:
                 raise ValueError(f"of.{name}.kind is {block['kind']!r}, which is no metric")
 
 

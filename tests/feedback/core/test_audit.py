@@ -463,7 +463,7 @@ def test_agreement_with_people_is_on_what_they_have_rated(project, beside_refere
     items = gather([Path("runs/r1/samples")], load_rubric(PEOPLE), "me", None, 0)
     ratings = Ratings(items, Path("ledger.sqlite"))
     for item in items:  # of the botched clips one is rejected, one accepted; of the good ones one is rated
-        key, name = item.asked.key, item.sample.sample_id
+        key, name = item.rateable.key, item.sample.sample_id
         if name != f"r1-{PROMPTS[1].prompt_id}-1":
             ratings.rate(key, "r" if name == f"r1-{PROMPTS[0].prompt_id}-0" else "a", None)
     done, found = project(human=human)

@@ -11,7 +11,7 @@ from transformers.models.internvl.video_processing_internvl import InternVLVideo
 
 from feedback.differentiable.pixels import make_pixels
 from feedback.judges.vlm import build_inputs
-from feedback.metrics.rounding import rounding
+from feedback.metrics.image_text import rounding
 from tests.support.judges import FAMILIES
 from tests.support.refusals import assert_refused
 

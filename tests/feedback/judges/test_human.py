@@ -525,19 +525,17 @@ def test_the_command_in_the_error_names_the_set_as_the_stage_was_given_it(clips,
         next(make_source("people", block("anna")).judge(requests_for(ClipSet.open(Path("samples")), 1)))
 
 
-@pytest.mark.parametrize(
-    ("raters", "told"),
-    [
-        ([], "feedback.sources.people.raters is [], expected the name of at least one person"),
-        (["anna", "anna"], "feedback.sources.people.raters: a name stands twice"),
-        (["anna", 7], "feedback.sources.people.raters: 7 is no name"),
-        ([" "], "feedback.sources.people.raters: ' ' is no name"),
-        ("anna", "feedback.sources.people.raters is 'anna', expected a list"),
-    ],
-)
-def test_wrong_raters_are_an_error_that_names_the_key(raters, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
-        make_source("people", block() | {"raters": raters})
+def test_wrong_raters_are_an_error_that_names_the_key():
+    wrong = [
+        ([], "raters: expected the name of at least one person"),
+        (["anna", "anna"], "raters: a name stands twice"),
+        (["anna", 7], r"raters\[1\] is 7"),
+        ([" "], "raters: ' ' is no name"),
+        ("anna", "raters is 'anna'"),
+    ]
+    for raters, problem in wrong:
+        with pytest.raises(ValueError, match=f"feedback.sources.people.{problem}"):
+            make_source("people", block() | {"raters": raters})
 
 
 # What the command says
@@ -562,7 +560,7 @@ def run(tmp_path, monkeypatch, clips):
 def test_unknown_names_are_errors_that_say_what_is_known(run, tmp_path):
     assert "feedback.sources.folk is missing; in feedback.sources there is: " in run("folk")
     assert "feedback.sources.physics.kind is 'physics', which people do not rate: human" in run("physics")
-    assert "feedback.sources.nobody.raters is [], expected the name of at least one person" in run("nobody")
+    assert "feedback.sources.nobody.raters: expected the name of at least one person" in run("nobody")
     assert "feedback.sources.people.raters is ['anna'], without 'bob'; add the name there" in run(rater="bob")
     assert f"{tmp_path / 'none'}: no such folder" in run(folder=tmp_path / "none")
 

@@ -7,9 +7,9 @@ from transformers import CLIPImageProcessor, CLIPModel, ViTConfig, ViTModel
 
 from feedback.core.kinds import make_source, needs_device, read_block
 from feedback.metrics.consistency import consistency, shorter_edge
-from feedback.metrics.dynamic_degree import DynamicDegree, moves
 from feedback.metrics.image_text import Pixels
-from feedback.metrics.temporal_flickering import stillness
+from feedback.metrics.optical_flow import Motion
+from feedback.metrics.vbench import DynamicDegree, moves, stillness
 from tests.feedback.metrics.test_metric import build_clip
 
 
@@ -48,7 +48,7 @@ def test_dynamic_degree_by_hand(of_pairs, side, fps, expected):
 class Flows:
     """Stands for RAFT: the first pairs of a clip move by 10 pixels, as many as its first pixel says."""
 
-    model, model_version, definition = "raft", "1", "Flow."
+    model, model_version, what, settings = "raft", "1", "flow", ""
 
     def flows(self, clip: np.ndarray):
         for pair in range(len(clip) - 1):
@@ -57,9 +57,17 @@ class Flows:
 
 def test_dynamic_degree_thins_clips_to_eight_frames_a_second():
     clip = np.full((48, 256, 256, 3), 4, np.uint8)
-    metric = DynamicDegree(Flows(), fps=24.0)  # every third frame: 16 of them, four pairs of which move
-    assert metric.score([clip, clip * 0, clip[:1]], [""] * 3)[:2] == [1.0, 0.0]
-    assert np.isnan(metric.score([clip[:1]], [""])[0])
+    metric = DynamicDegree(Motion(Flows(), "sum"))
+    # At 24 frames a second every third frame is left: 16 of them, four pairs of which move.
+    assert metric.score([clip, clip * 0], [""] * 2, [24.0] * 2) == [1.0, 0.0]
+    assert np.isnan(metric.score([clip[:1]], [""], [24.0])[0])
+
+
+def test_dynamic_degree_goes_by_the_rate_of_each_clip():
+    """33 frames at 16 a second are thinned to 17, of which round(17 / 4) = 4 must move; at 8 a second round(33 / 4)."""
+    clip = np.full((33, 256, 256, 3), 5, np.uint8)  # five pairs move, by 10 pixels
+    metric = DynamicDegree(Motion(Flows(), "sum"))
+    assert metric.score([clip, clip], ["", ""], [16.0, 8.0]) == [1.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +115,7 @@ def test_weights_that_ship_in_half_precision_are_run_in_single():
 
 def test_a_model_that_is_not_there_is_an_error_that_names_the_block(tmp_path):
     for kind in ("subject_consistency", "background_consistency"):
-        with pytest.raises(ValueError, match=r"feedback.sources.s.path: no model could be had from"):
+        with pytest.raises(ValueError, match=r"feedback.sources.s.path: no model could be loaded from"):
             make_source("s", {"kind": kind, "path": str(tmp_path)})
 
 
@@ -124,15 +132,13 @@ def test_several_metrics_are_one_source(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("of", "told"),
-    [
-        ({}, r"feedback.sources.m.of is empty"),
-        ({"a": "clip"}, r"feedback.sources.m.of.a is 'clip', expected a metric's whole block"),
-        ({"a": {"kind": "physics"}}, r"feedback.sources.m.of.a.kind is 'physics', which is no metric"),
-        ({"a": {"kind": "optical_flow_dis", "preset": "x"}}, r"of.a.preset is 'x'"),
-    ],
-)
-def test_what_is_no_metric_is_named(of, told):
-    with pytest.raises(ValueError, match=told):
-        read_block("m", {"kind": "metrics", "of": of})
+def test_what_is_no_metric_is_named():
+    wrong = [
+        ({}, ": of is empty"),
+        ({"a": "clip"}, ".of.a is 'clip', expected a"),
+        ({"a": {"kind": "physics"}}, ": of.a.kind is 'physics', which is no metric"),
+        ({"a": {"kind": "optical_flow_dis", "preset": "x"}}, ".of.a.preset is 'x'"),
+    ]
+    for of, problem in wrong:
+        with pytest.raises(ValueError, match=f"feedback.sources.m{problem}"):
+            read_block("m", {"kind": "metrics", "of": of})

@@ -5,8 +5,7 @@ from scipy.ndimage import gaussian_filter
 from torchvision.models.optical_flow import raft_small
 
 from feedback.core.kinds import make_source, read_block
-from feedback.metrics.flow import fastest, motion
-from feedback.metrics.optical_flow import Options
+from feedback.metrics.optical_flow import Motion, fastest, motion
 from feedback.metrics.raft import Raft
 from tabletop.captions import all_claims
 from tabletop.render import render
@@ -51,7 +50,7 @@ def test_dis_measures_a_known_shift(pixels):
 def test_dis_does_not_depend_on_the_pairs_before():
     (metric,) = make_source("flow", DIS).metrics.values()
     clip = moving(2, frames=6)
-    assert np.array_equal(list(metric.flows(clip))[3], next(iter(metric.flows(clip[3:]))))
+    assert np.array_equal(list(metric.flow.flows(clip))[3], next(iter(metric.flow.flows(clip[3:]))))
 
 
 def test_dis_sees_what_moves_on_the_tabletop():
@@ -82,15 +81,15 @@ class Shifts(torch.nn.Module):
         return [torch.full_like(flow, 99.0), flow]
 
 
-def raft(model: torch.nn.Module, **changes) -> Raft:
-    return Raft(model, Options(weights="small", **changes), "1")
+def raft(model: torch.nn.Module, reduce: str = "sum") -> Motion:
+    return Motion(Raft(model, "small", 20, "1"), reduce)
 
 
 @pytest.mark.parametrize(("side", "factor"), [(32, 4), (100, 2), (128, 1), (131, 1)])
 def test_small_clips_are_enlarged_for_raft_and_told_in_their_own_pixels(side, factor):
     model = Shifts()
     clip = np.zeros((11, side, side, 3), np.uint8)
-    flows = list(raft(model).flows(clip))
+    flows = list(raft(model).flow.flows(clip))
     assert len(flows) == 10 and flows[0].shape == (side, side, 2)
     assert [len(seen) for seen in model.seen] == [8, 2]
     enlarged = factor * side
@@ -119,7 +118,7 @@ def test_the_real_raft_takes_what_it_is_given(tmp_path):
         )
         expected = model.eval()(frames[:2], frames[1:], num_flow_updates=2)[-1]
     expected = torch.nn.functional.avg_pool2d(expected, 2) / 2
-    assert np.allclose(np.stack(list(metric.flows(clip))), expected.permute(0, 2, 3, 1), atol=1e-4)
+    assert np.allclose(np.stack(list(metric.flow.flows(clip))), expected.permute(0, 2, 3, 1), atol=1e-4)
     with pytest.raises(ValueError, match=r"feedback.sources.flow.file: .* does not hold RAFT large's weights"):
         make_source("flow", block | {"weights": "large"})
 
@@ -127,20 +126,19 @@ def test_the_real_raft_takes_what_it_is_given(tmp_path):
 def test_weights_that_are_not_to_be_had_name_the_metric_without(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"flow.weights: RAFT large could not be had .* take kind optical_flow_dis"):
+    with pytest.raises(ValueError, match=r"flow.weights: RAFT large could not be .* take kind optical_flow_dis"):
         make_source("flow", {"kind": "optical_flow"})
 
 
-@pytest.mark.parametrize(
-    ("block", "told"),
-    [
-        ({"kind": "optical_flow", "weights": "huge"}, r"flow.weights is 'huge', known are \['large', 'small'\]"),
-        ({"kind": "optical_flow", "file": "nowhere.pth"}, r"flow.file: nowhere.pth is not there"),
-        ({"kind": "optical_flow", "updates": 0}, r"flow.updates is 0"),
-        (DIS | {"preset": "slow"}, r"flow.preset is 'slow'"),
-        (DIS | {"reduce": "max"}, r"flow.reduce is 'max'"),
-    ],
-)
-def test_wrong_options_are_named(block, told):
-    with pytest.raises(ValueError, match=told):
-        read_block("flow", block)
+def test_wrong_options_are_named():
+    raft_block = {"kind": "optical_flow"}
+    wrong = [
+        (raft_block | {"weights": "huge"}, "weights is 'huge', expected 'large' or 'small'"),
+        (raft_block | {"file": "nowhere.pth"}, "file: nowhere.pth is not there"),
+        (raft_block | {"updates": 0}, "updates is 0"),
+        (DIS | {"preset": "slow"}, "preset is 'slow'"),
+        (DIS | {"reduce": "max"}, "reduce is 'max'"),
+    ]
+    for block, problem in wrong:
+        with pytest.raises(ValueError, match=f"feedback.sources.flow.{problem}"):
+            read_block("flow", block)
