@@ -34,7 +34,7 @@ P = ParamSpec("P")
 _IN_FRAME = np.stack([np.zeros((3, 3)), ndimage.generate_binary_structure(2, 1), np.zeros((3, 3))])  # no links in time
 
 
-class Finding(Enum):
+class FailureKind(Enum):
     """What can be wrong with a clip; the value is its wording, with the fields of a Failure in braces."""
 
     # with a claimed thing
@@ -93,7 +93,7 @@ class Finding(Enum):
 class Failure:
     """What is wrong with a clip, with the measurements that its wording names."""
 
-    finding: Finding
+    finding: FailureKind
     fields: dict[str, str | float]
 
     def __str__(self) -> str:
@@ -102,8 +102,8 @@ class Failure:
     @property
     def reverse(self) -> bool:
         """Whether the event runs the wrong way, at least in part."""
-        measured = (Finding.MOVES_TOO_LITTLE, Finding.DISTANCE_CHANGES_TOO_LITTLE)
-        return self.finding is Finding.GOES_BACK or self.finding in measured and float(self.fields["units"]) < 0
+        measured = (FailureKind.MOVES_TOO_LITTLE, FailureKind.DISTANCE_CHANGES_TOO_LITTLE)
+        return self.finding is FailureKind.GOES_BACK or self.finding in measured and float(self.fields["units"]) < 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ Track = list[Blob | None]  # a thing through all frames; None where it is hidden
 class _Failed(Exception):
     """Raised by the checks below with what they found."""
 
-    def __init__(self, finding: Finding, **fields: str | float) -> None:
+    def __init__(self, finding: FailureKind, **fields: str | float) -> None:
         super().__init__(finding, fields)
         self.failure = Failure(finding, fields)
 
@@ -314,15 +314,15 @@ def _follow(blobs: Blobs, color: str, claim: Claim) -> Track:
     for frame, found in enumerate(blobs):
         mine = found[color]
         if len(mine) > 1 and mine[1].area > 0.45 * mine[0].area and mine[1].area > 2 * MIN_AREA:
-            raise _Failed(Finding.TWICE, color=color, frame=frame)
+            raise _Failed(FailureKind.TWICE, color=color, frame=frame)
         if not mine and not hideable:
-            raise _Failed(Finding.MISSING, color=color, frame=frame)
+            raise _Failed(FailureKind.MISSING, color=color, frame=frame)
         track.append(mine[0] if mine else None)
     if not any(track):
-        raise _Failed(Finding.ABSENT, color=color)
+        raise _Failed(FailureKind.ABSENT, color=color)
     seen = [blob is not None for blob in track]
     if hideable and not all(seen[seen.index(True) :]):
-        raise _Failed(Finding.VANISHES, color=color)
+        raise _Failed(FailureKind.VANISHES, color=color)
     return track
 
 
@@ -338,22 +338,22 @@ def _same_shape(track: Track, shape: str) -> None:
     if shape in ("cloth", "sponge"):
         flat = [blob.fill for blob in track if blob]
         if np.median(flat) < 0.8:
-            raise _Failed(Finding.RAGGED, shape=shape)
+            raise _Failed(FailureKind.RAGGED, shape=shape)
         return
     free = [blob for blob in track if blob and blob.free]
     if not free:
-        raise _Failed(Finding.CUT_OFF, shape=shape)
+        raise _Failed(FailureKind.CUT_OFF, shape=shape)
     half = (len(free) + 1) // 2
     for part in (free[:half], free[-half:]):
         if shape_of(part) != shape:
-            raise _Failed(Finding.OTHER_SHAPE, shape=shape, other=shape_of(part))
+            raise _Failed(FailureKind.OTHER_SHAPE, shape=shape, other=shape_of(part))
     if sum(abs(blob.slant) > MAX_SLANT for blob in free) > 1:
-        raise _Failed(Finding.SLANTED, shape=shape)
+        raise _Failed(FailureKind.SLANTED, shape=shape)
     if not 1 / MAX_STRETCH < median(blob.width / blob.height for blob in free) < MAX_STRETCH:
-        raise _Failed(Finding.STRETCHED, shape=shape)
+        raise _Failed(FailureKind.STRETCHED, shape=shape)
     for lengths in ([blob.width for blob in free], [blob.height for blob in free]):
         if max(lengths) > MAX_CHANGE * min(lengths):
-            raise _Failed(Finding.SHAPE_RESIZED, shape=shape)
+            raise _Failed(FailureKind.SHAPE_RESIZED, shape=shape)
 
 
 def _continuous(track: Track, color: str, kind: str) -> None:
@@ -365,10 +365,10 @@ def _continuous(track: Track, color: str, kind: str) -> None:
             continue
         jump = max(abs(after.x - before.x), abs(after.bottom - before.bottom))
         if jump > most:
-            raise _Failed(Finding.JUMPS, color=color, units=jump)
+            raise _Failed(FailureKind.JUMPS, color=color, units=jump)
     whole = [blob.area for blob in track if blob and blob.free]
     if not resizes and whole and min(whole) < 0.6 * max(whole):
-        raise _Failed(Finding.RESIZED, color=color)
+        raise _Failed(FailureKind.RESIZED, color=color)
 
 
 def _seen(track: Track) -> list[Blob]:
@@ -385,33 +385,33 @@ def _monotone(values: list[float], what: str, slack: float = 2.5) -> None:
     highest = -np.inf
     for value in values:
         if value < highest - slack:
-            raise _Failed(Finding.GOES_BACK, what=what)
+            raise _Failed(FailureKind.GOES_BACK, what=what)
         highest = max(highest, value)
 
 
 def _steady(values: list[float], what: str, slack: float) -> None:
     """The values stay within a range of `slack`."""
     if max(values) - min(values) > slack:
-        raise _Failed(Finding.DRIFTS, what=what, units=max(values) - min(values))
+        raise _Failed(FailureKind.DRIFTS, what=what, units=max(values) - min(values))
 
 
 def _push(tracks: list[Track], dark: np.ndarray, direction: int) -> None:
     track = _seen(tracks[0])
     if not all(map(_on_table, track)):
-        raise _Failed(Finding.LEAVES_TABLE)
+        raise _Failed(FailureKind.LEAVES_TABLE)
     xs = [direction * blob.x for blob in track]
     if xs[-1] - xs[0] < 15:
-        raise _Failed(Finding.MOVES_TOO_LITTLE, units=xs[-1] - xs[0])
+        raise _Failed(FailureKind.MOVES_TOO_LITTLE, units=xs[-1] - xs[0])
     _monotone(xs, "the push")
 
 
 def _lift(tracks: list[Track], dark: np.ndarray) -> None:
     track = _seen(tracks[0])
     if not _on_table(track[0]):
-        raise _Failed(Finding.STARTS_OFF_TABLE)
+        raise _Failed(FailureKind.STARTS_OFF_TABLE)
     ups = [-blob.bottom for blob in track]
     if ups[-1] - ups[0] < 14:
-        raise _Failed(Finding.RISES_TOO_LITTLE, units=ups[-1] - ups[0])
+        raise _Failed(FailureKind.RISES_TOO_LITTLE, units=ups[-1] - ups[0])
     _monotone(ups, "the lift")
     _steady([blob.x for blob in track], "the lift", 6)
 
@@ -419,9 +419,9 @@ def _lift(tracks: list[Track], dark: np.ndarray) -> None:
 def _drop(tracks: list[Track], dark: np.ndarray) -> None:
     track = _seen(tracks[0])
     if TABLE_TOP - track[0].bottom < 14:
-        raise _Failed(Finding.STARTS_LOW)
+        raise _Failed(FailureKind.STARTS_LOW)
     if not _on_table(track[-1]):
-        raise _Failed(Finding.ENDS_OFF_TABLE)
+        raise _Failed(FailureKind.ENDS_OFF_TABLE)
     _monotone([blob.bottom for blob in track], "the drop")
     _steady([blob.x for blob in track], "the drop", 6)
 
@@ -429,12 +429,12 @@ def _drop(tracks: list[Track], dark: np.ndarray) -> None:
 def _fall(tracks: list[Track], dark: np.ndarray) -> None:
     track = _seen(tracks[0])
     if not _on_table(track[0]):
-        raise _Failed(Finding.STARTS_OFF_TABLE)
+        raise _Failed(FailureKind.STARTS_OFF_TABLE)
     if track[-1].bottom - TABLE_TOP < 10:
-        raise _Failed(Finding.FALLS_TOO_LITTLE)
+        raise _Failed(FailureKind.FALLS_TOO_LITTLE)
     for blob in track:
         if blob.bottom > TABLE_TOP + 4 and blob.x - blob.width / 2 < TABLE_EDGE - 3.5:
-            raise _Failed(Finding.FALLS_THROUGH_TABLE)
+            raise _Failed(FailureKind.FALLS_THROUGH_TABLE)
     _monotone([blob.bottom for blob in track], "the fall")
     _monotone([blob.x for blob in track], "the push")
 
@@ -442,13 +442,13 @@ def _fall(tracks: list[Track], dark: np.ndarray) -> None:
 def _two(tracks: list[Track], dark: np.ndarray, direction: int) -> None:
     a, b = map(_seen, tracks)
     if not all(map(_on_table, a + b)):
-        raise _Failed(Finding.TWO_LEAVE_TABLE)
+        raise _Failed(FailureKind.TWO_LEAVE_TABLE)
     gaps = [direction * abs(p.x - q.x) for p, q in zip(a, b, strict=True)]
     if gaps[-1] - gaps[0] < 9:
-        raise _Failed(Finding.DISTANCE_CHANGES_TOO_LITTLE, units=gaps[-1] - gaps[0])
+        raise _Failed(FailureKind.DISTANCE_CHANGES_TOO_LITTLE, units=gaps[-1] - gaps[0])
     for track in (a, b):
         if abs(track[-1].x - track[0].x) < 3.5:
-            raise _Failed(Finding.ONLY_ONE_MOVES)
+            raise _Failed(FailureKind.ONLY_ONE_MOVES)
     _monotone(gaps, "the movement")
 
 
@@ -457,14 +457,14 @@ def _take_out(tracks: list[Track], dark: np.ndarray) -> None:
     box = _box(dark[0])
     last_box = _box(dark[-1])
     if box is None or last_box is None:
-        raise _Failed(Finding.NO_BOX)
+        raise _Failed(FailureKind.NO_BOX)
     if abs(box[0] - last_box[0]) > 4 or abs(box[1] - last_box[1]) > 4:
-        raise _Failed(Finding.BOX_MOVES)
+        raise _Failed(FailureKind.BOX_MOVES)
     final = _seen(track)[-1]
     if track[0] is not None and track[0].area > 0.45 * final.area:
-        raise _Failed(Finding.NOT_IN_BOX)
+        raise _Failed(FailureKind.NOT_IN_BOX)
     if final.bottom > last_box[1] + 2.5:
-        raise _Failed(Finding.STAYS_IN_BOX)
+        raise _Failed(FailureKind.STAYS_IN_BOX)
     ups = [last_box[1] - blob.top if blob else 0.0 for blob in track]
     _monotone(ups, "the taking out")
     _no_leap(ups, MAX_JUMP)
@@ -476,15 +476,15 @@ def _uncover(tracks: list[Track], dark: np.ndarray) -> None:
     final = _seen(track)[-1]
     first, last = _box(dark[0]), _box(dark[-1])
     if first is None or last is None:
-        raise _Failed(Finding.NO_COVER)
+        raise _Failed(FailureKind.NO_COVER)
     if track[0] is not None and track[0].area > 0.3 * final.area:
-        raise _Failed(Finding.NOT_COVERED)
+        raise _Failed(FailureKind.NOT_COVERED)
     if abs(first[2] - TABLE_TOP) > 4:
-        raise _Failed(Finding.COVER_STARTS_HIGH)
+        raise _Failed(FailureKind.COVER_STARTS_HIGH)
     if not _on_table(final):
-        raise _Failed(Finding.LEAVES_TABLE)
+        raise _Failed(FailureKind.LEAVES_TABLE)
     if last[2] > final.top + 2:
-        raise _Failed(Finding.COVER_STAYS)
+        raise _Failed(FailureKind.COVER_STAYS)
     ups = [-b[2] for b in map(_box, dark) if b]
     _monotone(ups, "the cover", 3)
     _no_leap(ups, MAX_JUMP)
@@ -505,31 +505,31 @@ def _box(dark: np.ndarray) -> tuple[float, float, float] | None:
 def _fold(tracks: list[Track], dark: np.ndarray, direction: int) -> None:
     track = _seen(tracks[0])
     if not all(abs(blob.bottom - TABLE_TOP) <= 3 for blob in track):
-        raise _Failed(Finding.CLOTH_OFF_TABLE)
+        raise _Failed(FailureKind.CLOTH_OFF_TABLE)
     ratio = (track[-1].width / track[0].width) ** direction
     if ratio < 1.45:
-        raise _Failed(Finding.WIDTH_CHANGES_TOO_LITTLE, factor=ratio)
+        raise _Failed(FailureKind.WIDTH_CHANGES_TOO_LITTLE, factor=ratio)
     wide = track[0] if direction < 0 else track[-1]
     if wide.width < 22 or wide.height > 0.5 * wide.width:
-        raise _Failed(Finding.NOT_SPREAD)
+        raise _Failed(FailureKind.NOT_SPREAD)
     _monotone([direction * blob.width for blob in track], "the folding", 3)
     _no_leap([blob.width for blob in track], 12)
     if any(blob.height > 2.6 * min(b.height for b in track) for blob in track):
-        raise _Failed(Finding.CLOTH_SWELLS)
+        raise _Failed(FailureKind.CLOTH_SWELLS)
 
 
 def _squeeze(tracks: list[Track], dark: np.ndarray) -> None:
     track = _seen(tracks[0])
     if not all(abs(blob.bottom - TABLE_TOP) <= 3 for blob in track):
-        raise _Failed(Finding.SPONGE_OFF_TABLE)
+        raise _Failed(FailureKind.SPONGE_OFF_TABLE)
     if track[0].height < 16:
-        raise _Failed(Finding.NOT_TALL)
+        raise _Failed(FailureKind.NOT_TALL)
     if track[-1].height > 0.68 * track[0].height:
-        raise _Failed(Finding.NOT_SQUEEZED)
+        raise _Failed(FailureKind.NOT_SQUEEZED)
     _monotone([-blob.height for blob in track], "the squeezing", 3)
     _no_leap([blob.height for blob in track], 10)
     if max(blob.width for blob in track) > 1.6 * min(blob.width for blob in track):
-        raise _Failed(Finding.SPONGE_SPREADS)
+        raise _Failed(FailureKind.SPONGE_SPREADS)
     _steady([blob.x for blob in track], "the sponge", 6)
 
 
@@ -537,7 +537,7 @@ def _no_leap(values: list[float], most: float) -> None:
     """No value differs from the one before by more than `most`."""
     leap = float(np.abs(np.diff(values)).max())
     if leap > most:
-        raise _Failed(Finding.LEAPS, units=leap)
+        raise _Failed(FailureKind.LEAPS, units=leap)
 
 
 def _nothing_else(blobs: Blobs, claim: Claim) -> None:
@@ -548,14 +548,14 @@ def _nothing_else(blobs: Blobs, claim: Claim) -> None:
         if not whole or max(blob.area for blob in whole) < 1.6 * MIN_AREA:
             continue
         if len(whole) < len(found):
-            raise _Failed(Finding.OTHER_COMES_OR_GOES, color=color)
+            raise _Failed(FailureKind.OTHER_COMES_OR_GOES, color=color)
         free = [blob for blob in whole if blob.free]
         if free and max(abs(b.x - free[0].x) + abs(b.bottom - free[0].bottom) for b in free) > 5:
-            raise _Failed(Finding.OTHER_WANDERS, color=color)
+            raise _Failed(FailureKind.OTHER_WANDERS, color=color)
         if len(free) > 2 and max(blob.area for blob in free) > 1.5 * min(blob.area for blob in free):
-            raise _Failed(Finding.OTHER_RESIZED, color=color)
+            raise _Failed(FailureKind.OTHER_RESIZED, color=color)
         if len(free) > 3 and shape_of(free[: len(free) // 2]) != shape_of(free[-(len(free) // 2) :]):
-            raise _Failed(Finding.OTHER_RESHAPED, color=color)
+            raise _Failed(FailureKind.OTHER_RESHAPED, color=color)
 
 
 _EVENTS: dict[str, Callable[[list[Track], np.ndarray], None]] = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tabletop.captions import COLORS, SHAPES, Claim, Thing, caption
-from tabletop.physics import Aspects, Blobs, Failure, Finding, aspects, find_blobs, shape_of
+from tabletop.physics import Aspects, Blobs, Failure, FailureKind, aspects, find_blobs, shape_of
 
 YES, NO = "Yes", "No"
 OBJECT = "is there a {thing}"
@@ -61,46 +61,46 @@ class AspectAnswer(NamedTuple):
 
 
 SHORT = {  # a failure of physics in words that the judges know; any other is "wrong place"
-    Finding.TWICE: "two of them",
-    Finding.MISSING: "vanishes",
-    Finding.ABSENT: "nothing there",
-    Finding.VANISHES: "vanishes",
-    Finding.RAGGED: "wrong form",
-    Finding.OTHER_SHAPE: "wrong shape {other}",
-    Finding.SLANTED: "wrong form",
-    Finding.STRETCHED: "wrong form",
-    Finding.SHAPE_RESIZED: "changes size",
-    Finding.JUMPS: "jumps",
-    Finding.RESIZED: "changes size",
-    Finding.GOES_BACK: "moves the wrong way",
-    Finding.DRIFTS: "stops too soon",
-    Finding.LEAPS: "jumps",
-    Finding.MOVES_TOO_LITTLE: "stops too soon",  # or moves the wrong way
-    Finding.RISES_TOO_LITTLE: "stops too soon",
-    Finding.DISTANCE_CHANGES_TOO_LITTLE: "stops too soon",  # or moves the wrong way
-    Finding.ONLY_ONE_MOVES: "only one moves",
-    Finding.STAYS_IN_BOX: "stops too soon",
-    Finding.COVER_STAYS: "stops too soon",
-    Finding.WIDTH_CHANGES_TOO_LITTLE: "stops too soon",
-    Finding.CLOTH_SWELLS: "wrong form",
-    Finding.NOT_SQUEEZED: "stops too soon",
-    Finding.SPONGE_SPREADS: "wrong form",
-    Finding.OTHER_COMES_OR_GOES: "something else appears",
-    Finding.OTHER_WANDERS: "something else appears",
-    Finding.OTHER_RESIZED: "changes size",
-    Finding.OTHER_RESHAPED: "something else appears",
+    FailureKind.TWICE: "two of them",
+    FailureKind.MISSING: "vanishes",
+    FailureKind.ABSENT: "nothing there",
+    FailureKind.VANISHES: "vanishes",
+    FailureKind.RAGGED: "wrong form",
+    FailureKind.OTHER_SHAPE: "wrong shape {other}",
+    FailureKind.SLANTED: "wrong form",
+    FailureKind.STRETCHED: "wrong form",
+    FailureKind.SHAPE_RESIZED: "changes size",
+    FailureKind.JUMPS: "jumps",
+    FailureKind.RESIZED: "changes size",
+    FailureKind.GOES_BACK: "moves the wrong way",
+    FailureKind.DRIFTS: "stops too soon",
+    FailureKind.LEAPS: "jumps",
+    FailureKind.MOVES_TOO_LITTLE: "stops too soon",  # or moves the wrong way
+    FailureKind.RISES_TOO_LITTLE: "stops too soon",
+    FailureKind.DISTANCE_CHANGES_TOO_LITTLE: "stops too soon",  # or moves the wrong way
+    FailureKind.ONLY_ONE_MOVES: "only one moves",
+    FailureKind.STAYS_IN_BOX: "stops too soon",
+    FailureKind.COVER_STAYS: "stops too soon",
+    FailureKind.WIDTH_CHANGES_TOO_LITTLE: "stops too soon",
+    FailureKind.CLOTH_SWELLS: "wrong form",
+    FailureKind.NOT_SQUEEZED: "stops too soon",
+    FailureKind.SPONGE_SPREADS: "wrong form",
+    FailureKind.OTHER_COMES_OR_GOES: "something else appears",
+    FailureKind.OTHER_WANDERS: "something else appears",
+    FailureKind.OTHER_RESIZED: "changes size",
+    FailureKind.OTHER_RESHAPED: "something else appears",
 }
 ELSE = "wrong place"
 # Where the answers about a thing and about the event differ from the verdict's words. The shipped second judge learnt
 # them so.
-OF_OBJECT = {Finding.SHAPE_RESIZED: "wrong form", Finding.CUT_OFF: "wrong form"}
-OF_EVENT = {Finding.LEAPS: "stops too soon", Finding.CLOTH_SWELLS: ELSE, Finding.SPONGE_SPREADS: ELSE}
+OF_OBJECT = {FailureKind.SHAPE_RESIZED: "wrong form", FailureKind.CUT_OFF: "wrong form"}
+OF_EVENT = {FailureKind.LEAPS: "stops too soon", FailureKind.CLOTH_SWELLS: ELSE, FailureKind.SPONGE_SPREADS: ELSE}
 
 
-def in_words(failure: Failure, other: Mapping[Finding, str] | None = None) -> str:
+def in_words(failure: Failure, other: Mapping[FailureKind, str] | None = None) -> str:
     """A failure of physics in words that the judges know. other: the wording of some findings, in place of SHORT's."""
     if failure.reverse:
-        return SHORT[Finding.GOES_BACK]
+        return SHORT[FailureKind.GOES_BACK]
     words = {**SHORT, **(other or {})}.get(failure.finding, ELSE)
     return words.format(**failure.fields)
 
@@ -136,7 +136,7 @@ def answers(frames: np.ndarray, claim: Claim, blobs: Blobs | None = None) -> dic
             answered[_object(i)] = AspectAnswer(YES, f"there is a {thing}")
         else:
             there = any(of_frame[thing.color] for of_frame in blobs)
-            reason = in_words(check.failure, OF_OBJECT) if there else SHORT[Finding.ABSENT]
+            reason = in_words(check.failure, OF_OBJECT) if there else SHORT[FailureKind.ABSENT]
             answered[_object(i)] = AspectAnswer(NO, reason)
     answered |= _event(found, claim)
     for name, present in _defects(found, claim.things, blobs).items():
@@ -165,7 +165,7 @@ def _object(index: int) -> str:
 def _event(found: Aspects, claim: Claim) -> dict[str, AspectAnswer]:
     """The answer about the event. A thing that is not there throughout does nothing."""
     if found.event is None:
-        return {"event": AspectAnswer(NO, SHORT[Finding.ABSENT])}
+        return {"event": AspectAnswer(NO, SHORT[FailureKind.ABSENT])}
     if found.event.failure is None:
         # Whether a leap is a movement, and whether the movement of another shape counts, is left open.
         sure = all(check.ok for check in (*found.things, *found.steady) if check)
@@ -178,15 +178,15 @@ def _defects(found: Aspects, things: tuple[Thing, ...], blobs: Blobs) -> dict[st
     checks = [check for check in (*found.things, *found.steady, found.others) if check]
     findings = {check.failure.finding for check in checks if check.failure}
     followed = all(found.steady)  # every claimed thing could be followed
-    resized = {Finding.SHAPE_RESIZED, Finding.RESIZED, Finding.OTHER_RESIZED}
-    reshaped = Finding.OTHER_RESHAPED in findings or any(_morphs(blobs, thing) for thing in things)
+    resized = {FailureKind.SHAPE_RESIZED, FailureKind.RESIZED, FailureKind.OTHER_RESIZED}
+    reshaped = FailureKind.OTHER_RESHAPED in findings or any(_morphs(blobs, thing) for thing in things)
     present = {
-        "jump": Finding.JUMPS in findings,
-        "vanish": Finding.VANISHES in findings or any(_goes(blobs, thing) for thing in things),
-        "stray": Finding.OTHER_COMES_OR_GOES in findings,
+        "jump": FailureKind.JUMPS in findings,
+        "vanish": FailureKind.VANISHES in findings or any(_goes(blobs, thing) for thing in things),
+        "stray": FailureKind.OTHER_COMES_OR_GOES in findings,
         "reshape": reshaped,
         "resize": bool(findings & resized),
-        "form": bool(findings & {Finding.SLANTED, Finding.STRETCHED, Finding.RAGGED}),
+        "form": bool(findings & {FailureKind.SLANTED, FailureKind.STRETCHED, FailureKind.RAGGED}),
     }
     # The absence of the other defects shows only in things that were followed.
     return {name: there for name, there in present.items() if there or followed or name in ("vanish", "stray")}

@@ -1,4 +1,4 @@
-"""A policy that is told more than the prompt: what it is found, what its clips say of it, and who wrote it."""
+"""A policy with extended prompts: the texts, its clips, and the language model that writes them."""
 
 import json
 import shutil
