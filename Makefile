@@ -2,7 +2,7 @@
 # make test      lint, and pytest
 # make lint      ruff's rules and format, mypy
 # make coverage  pytest, with the part of the code that it ran
-# make pretrain  train the shipped weights of models/tabletop again
+# make pretrain  train models of the same recipe over those of models/tabletop: other bytes, hours
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -12,7 +12,6 @@ PYTEST = pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loa
 .PHONY: repro test lint coverage pretrain env
 
 repro: env
-	vfrl check  # checks params.yaml in seconds, where dvc would come to a typo after the clips before it
 	dvc repro
 	vfrl show
 

@@ -6,8 +6,6 @@ from typing import Any
 import click
 
 from pipeline.command import PATH, device_option, stage_command
-from pipeline.configs import LabelConfig
-from pipeline.params import section, source_block
 
 
 @stage_command
@@ -22,6 +20,9 @@ def main(
     name: str, clips: Path | None, limit: int | None, dry_run: bool, assume: str | None, count: int, device: str
 ) -> None:
     """Estimate the cost of a source with --dry-run, or print its answers about a few clips with --limit."""
+    from pipeline.configs import LabelConfig
+    from pipeline.params import section, source_block
+
     votes, max_failed = (config := section("label", LabelConfig)).votes, config.max_failed
     given = source_block(name)
     if limit:

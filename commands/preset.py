@@ -32,6 +32,7 @@ def main(name: str) -> None:
     overlay(params, yaml.load(PRESETS / f"{name}.yaml"))
     with PARAMS.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
+    click.echo(f"{PARAMS}: preset {name} is laid over it; `git diff {PARAMS}` shows the changes")
 
 
 def overlay(params: MutableMapping[str, Any], preset: MutableMapping[str, Any], where: str = "") -> None:

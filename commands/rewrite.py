@@ -5,8 +5,6 @@ from pathlib import Path
 import click
 
 from pipeline.command import PATH, stage_command
-from pipeline.configs import PromptsConfig
-from pipeline.params import section
 
 
 @stage_command
@@ -24,6 +22,8 @@ def main(
     """Rewrite every prompt at more length. The replies are kept in the ledger, so that none is paid for twice."""
     from data.prompts import load_prompts, write_prompts
     from feedback.questions.rewrite import INSTRUCTIONS, Rewriter, rewrite
+    from pipeline.configs import PromptsConfig
+    from pipeline.params import section
 
     rows = load_prompts(prompts or Path(section("prompts", PromptsConfig).path))
     text = instructions.read_text(encoding="utf-8") if instructions else INSTRUCTIONS

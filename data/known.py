@@ -77,7 +77,8 @@ def write_known(folder: Path, policy: str, batches: Iterable[Sequence[KnownClip]
     Batches that an earlier run finished are kept.
     """
     writer = ClipSetWriter(folder)
-    done, samples, made = writer.done_batches(), [], {}
+    done, samples = writer.done_batches(), []
+    made: dict[str, str] = {}
     for index, batch in enumerate(batches):
         of_batch = [clip.sample for clip in batch]
         if index not in done:

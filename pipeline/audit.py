@@ -65,6 +65,7 @@ def by_renderer(
 def by_references(
     asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, base: Path | None
 ) -> Found:
+    """The judge's labels of reference clips and of generated clips, and how often it prefers the reference."""
     from data.known import first_clips, reference_clips
     from data.store import ClipSet
     from evaluation.accuracy import against_generated

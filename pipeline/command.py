@@ -22,6 +22,13 @@ metrics_option = click.option("--metrics", type=PATH, required=True, help="JSON 
 device_option = click.option(
     "--device", default="auto", envvar="STAGE_DEVICE", show_envvar=True, help="auto, cpu, cuda or tpu."
 )
+processes_option = click.option(
+    "--processes",
+    default="auto",
+    envvar="STAGE_PROCESSES",
+    show_envvar=True,
+    help="How many train together: a number, or auto for one on each accelerator.",
+)
 
 
 def stage_command(function: Callable[..., None]) -> click.Command:

@@ -52,7 +52,7 @@ def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The entries of `online.policies` by name: what is trained on a judge's answers, without a round."""
-    return params["online"]["policies"]
+    return dict(params["online"]["policies"])
 
 
 def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
     generator.json         the family's code and the files of the model
     prompts.json           the prompt set and the clips and images that it names
     sources/<name>.json    the block with its members', the files that it names (rubric, model), the code of its kind
-    online/<name>.json     the files that an entry of online.policies names
+    online/<name>.json     the files that an entry of online.policies and its recipe name, the code of their writer
 
 Stage `base` writes them at every `dvc repro`; the other stages depend on those that they use. So a changed rubric runs
 the stages that use it, in any folder, and no others.
@@ -19,10 +19,14 @@ from typing import Any
 from data.manifest import atomically
 from data.prompts import load_prompts
 from feedback.core.kinds import KINDS, resolve
+from feedback.questions import WRITERS
 from generators.core.load import FAMILIES
+from pipeline.online import REFERENCES
+from pipeline.recipes import load_recipe
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators/core", "feedback", "rl")
+NO_PATH = ("kind", "references")  # keys whose values name code
 CACHE = Path(".state/hashes.json")  # path -> size, mtime in ns, sha256: a large model is read once
 
 
@@ -41,7 +45,16 @@ def write_inputs(params: Mapping[str, Any], out: Path) -> None:
             code = {kind: found for kind in kinds if (found := _code(kind, KINDS, hashes))}
             _write(out / f"sources/{name}.json", block=block, files=_files(block, hashes), code=code)
         for name, entry in params["online"]["policies"].items():
-            _write(out / f"online/{name}.json", files=_files(entry, hashes))
+            _write(out / f"online/{name}.json", **_online(entry, hashes))
+
+
+def _online(entry: Mapping[str, Any], hashes: "_Hashes") -> dict[str, Any]:
+    """The files that an entry of online.policies and its recipe name, and the code of its writer and references."""
+    questions = load_recipe(entry["recipe"], entry.get("changes") or {}).questions
+    files = _files([dict(entry), questions.rubric if questions else None], hashes)
+    named = [(entry.get("references"), REFERENCES), (questions.writer if questions else None, WRITERS)]
+    modules = {name: table.get(name, name) for name, table in named if name and (name in table or "." in name)}
+    return {"files": files, "code": {name: _code(path, {}, hashes) for name, path in modules.items()}}
 
 
 def module_files(dotted: str) -> list[Path]:
@@ -89,7 +102,7 @@ def _blocks(block: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _files(value: Any, hashes: "_Hashes") -> dict[str, str]:
     """sha256 by path of every file and folder that a value of params.yaml names, however deep."""
     if isinstance(value, Mapping):
-        value = [inner for key, inner in value.items() if key != "kind"]
+        value = [inner for key, inner in value.items() if key not in NO_PATH]
     if isinstance(value, list):
         return {path: found for inner in value for path, found in _files(inner, hashes).items()}
     path = Path(value) if isinstance(value, str) and value else None

@@ -142,7 +142,7 @@ def _guardians() -> list[psutil.Process]:
     """The parent, and every ancestor up to the dvc that started this stage, if there is one."""
     ancestors = psutil.Process().parents()
     dvc = next((index for index, process in enumerate(ancestors) if _is_dvc(process)), 0)
-    return ancestors[: dvc + 1]
+    return list(ancestors[: dvc + 1])
 
 
 def _is_dvc(process: psutil.Process) -> bool:
@@ -154,6 +154,6 @@ def _is_dvc(process: psutil.Process) -> bool:
 
 def _alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.command import (
+    PATH,
+    device_option,
+    metrics_option,
+    out_option,
+    processes_option,
+    stage_command,
+    write_metrics,
+)
 from pipeline.configs import GeneratorConfig, PromptsConfig
 from pipeline.params import section, source_block
 from pipeline.state import stage_state
@@ -21,13 +29,7 @@ logger = logging.getLogger(__name__)
 @out_option
 @metrics_option
 @device_option
-@click.option(
-    "--processes",
-    default="auto",
-    envvar="STAGE_PROCESSES",
-    show_envvar=True,
-    help="How many train together: a number, or auto for one on each accelerator.",
-)
+@processes_option
 def main(name: str, start: Path, out: Path, metrics: Path, device: str, processes: str) -> None:
     """Train a policy on a judge's answers, as an entry of online.policies says."""
     from cluster.devices import pick_device, rank, relaunch

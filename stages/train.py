@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.command import (
+    PATH,
+    device_option,
+    metrics_option,
+    out_option,
+    processes_option,
+    stage_command,
+    write_metrics,
+)
 from pipeline.configs import GeneratorConfig, train_config
 from pipeline.params import section
 from pipeline.state import stage_state
@@ -19,13 +27,7 @@ from pipeline.state import stage_state
 @out_option
 @metrics_option
 @device_option
-@click.option(
-    "--processes",
-    default="auto",
-    envvar="STAGE_PROCESSES",
-    show_envvar=True,
-    help="How many train together: a number, or auto for one on each accelerator.",
-)
+@processes_option
 @click.option("--resume-from", type=PATH, help="State folder of an earlier run with the same settings.")
 def main(
     name: str,

@@ -1,1 +1,1 @@
-"""A simulated tabletop: captions, scenes, renderer, and a physics check that reads clips from their pixels."""
+"""A simulated tabletop as a plug-in: captions, scenes, renderer, a physics check from pixels, and its own models."""

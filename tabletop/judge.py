@@ -1,4 +1,4 @@
-"""The tabletop world's own physics as a source: it reads all frames, and gives its reason."""
+"""The physics check as a source: it reads all frames and gives its reason."""
 
 import hashlib
 import inspect
@@ -15,7 +15,7 @@ from feedback.core.rubric import Question, Rubric
 from feedback.core.source import Request, decoded, verdict, without_answer
 from tabletop import captions, physics, scenes
 
-AHEAD = 64  # clips that lie decoded in memory at once
+AHEAD = 64  # decoded clips in memory at once
 
 RUBRIC = Rubric(
     name="physics",
@@ -37,7 +37,7 @@ RUBRIC = Rubric(
 
 @dataclass(frozen=True, config=STRICT)
 class Options:
-    """Nothing to choose."""
+    """The physics check has no options."""
 
 
 def check_prompts(texts: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ def load(name: str, options: Options, device: str) -> "PhysicsSource":
 
 
 class PhysicsSource:
-    """Answers yes or no with certainty; null for captions and frame sizes outside the tabletop world."""
+    """Answers yes or no, or None with an error for captions and frame sizes outside the tabletop world."""
 
     rubric = RUBRIC
     model = "tabletop.physics"
@@ -75,11 +75,11 @@ class PhysicsSource:
     def _verdict(self, request: Request, frames: np.ndarray) -> Verdict:
         try:
             check = physics.check(frames, request.sample.prompt)
-            told: dict[str, Any] = {"answer": check.ok, "reason": check.reason}
+            outcome: dict[str, Any] = {"answer": check.ok, "reason": check.reason}
         except ValueError as error:
-            told = {"error": f"cannot be checked: {error}"}
+            outcome = {"error": f"cannot be checked: {error}"}
         (question,) = self.rubric.questions
-        return verdict(self, request.sample, 0, question, range(len(frames)), **told)
+        return verdict(self, request.sample, 0, question, range(len(frames)), **outcome)
 
 
 KIND = Kind(Options, load, check_prompts=check_prompts)

@@ -19,7 +19,7 @@ ORDER = (FULFILLED, BOTCHED, FULFILLED, SWAPPED)  # of the clips of a category; 
 def known_clips(folder: Path, prompts: Sequence[Prompt], count: int, seed: int, fps: float) -> Known:
     """`count` rendered clips of captions of the tabletop world, written to `folder`.
 
-    The prompts' categories take turns. In each, half of the clips fulfil their prompt, a quarter is botched and a
+    The prompts' categories take turns. In each, half of the clips show their prompt, a quarter is botched and a
     quarter shows another caption. A clip depends only on the prompts and (seed, its number). Raises ValueError for
     prompts that are no captions.
     """

@@ -256,7 +256,7 @@ def find_blobs(frames: np.ndarray) -> Blobs:
 
 def _dark(frames: np.ndarray) -> np.ndarray:
     """Where the box or the cover is: bool (F, H, W)."""
-    return frames.max(-1) < 105
+    return np.asarray(frames.max(-1) < 105)
 
 
 def _blob(own: np.ndarray, place: list[slice], chroma: np.ndarray, others: np.ndarray, dark: np.ndarray) -> Blob:

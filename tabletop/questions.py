@@ -38,7 +38,7 @@ DEFECTS = {  # name -> (kind, question, the reason of Yes, the reason of No)
     "form": ("quality", "is anything out of form", "wrong form", "nothing out of form"),
     "blur": ("quality", "is the picture blurred", "blurred", "sharp"),
 }
-IN_FIRST = "in the first video"  # ends a question where two clips are shown, the generated one and then a real one
+IN_FIRST = "in the first video"  # ends a question about two clips, the generated one and then a real one
 
 
 class AspectQuestion(NamedTuple):

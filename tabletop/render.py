@@ -16,7 +16,7 @@ def _background() -> np.ndarray:
     wall = np.array([216, 224, 234], np.float32) - (_Y / WORLD * 34)[..., None]
     table = np.array([158, 146, 136], np.float32) - ((_Y - TABLE_TOP) / WORLD * 30)[..., None]
     cover = np.clip((_Y - TABLE_TOP) / PIXEL + 0.5, 0, 1) * np.clip((TABLE_EDGE - _X) / PIXEL + 0.5, 0, 1)
-    return wall + (table - wall) * cover[..., None]
+    return np.asarray(wall + (table - wall) * cover[..., None])
 
 
 _BACKGROUND = _background()
@@ -25,12 +25,12 @@ _BACKGROUND = _background()
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Signed distance in units (negative inside) to a shape of width w and height h, x and y from its centre."""
     if shape == "ball":
-        return np.hypot(x, y * (w / h)) - w / 2
+        return np.asarray(np.hypot(x, y * (w / h)) - w / 2)
     if shape == "cone":  # an upright triangle: two slanted sides and the base
         slope = np.hypot(h, w / 2)
         sides = (np.abs(x) * h - (y + h / 2) * (w / 2)) / slope
-        return np.maximum(sides, y - h / 2)
-    return np.maximum(np.abs(x) - w / 2, np.abs(y) - h / 2)
+        return np.asarray(np.maximum(sides, y - h / 2))
+    return np.asarray(np.maximum(np.abs(x) - w / 2, np.abs(y) - h / 2))
 
 
 def _draw(frames: np.ndarray, entity: Entity, look: Thing, where: np.ndarray) -> None:
@@ -65,6 +65,6 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def random_clip(claim: Claim, rng: np.random.Generator, botched: float) -> tuple[np.ndarray, str | None]:
-    """A rendered clip of the claim and how it fails, null when it does not; `botched` is the probability of failing."""
+    """A rendered clip of the claim and its botch, None where there is none. botched: the probability of one."""
     botch = str(rng.choice(BOTCHES[claim.kind])) if rng.random() < botched else None
     return render(make_scene(claim, rng, botch)), botch

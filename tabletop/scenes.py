@@ -1,4 +1,4 @@
-"""Scenes: where every thing stands in every frame, for clips that fulfil their claim and clips that botch it.
+"""Scenes: where every thing stands in every frame, for clips that show their claim and clips that botch it.
 
 Coordinates are units of a WORLD x WORLD square, y down, drawn on SIZE x SIZE pixels. The table's top is at
 y = TABLE_TOP and ends at x = TABLE_EDGE, beyond which things can fall. A scene is made from a claim, a random
@@ -19,52 +19,24 @@ TABLE_EDGE = 49.0
 FLOOR = 63.0
 
 _SOLID = ("static", "reverse", "partial", "teleport", "vanish", "wrong_color", "wrong_shape", "recolor", "reshape")
+_FALL = ("static", "partial", "teleport", "vanish", "wrong_color", "wrong_shape", "recolor", "reshape", "hover")
+_HIDDEN = ("static", "reverse", "partial", "teleport", "vanish", "wrong_color", "wrong_shape", "recolor")
+_SOFT = ("static", "reverse", "partial", "vanish", "wrong_color", "recolor")
 _COMMON = ("empty", "duplicate", "stray")
-# kind -> the ways in which its event can go wrong
+# kind -> the ways in which its event can go wrong; random draws depend on their order
 BOTCHES: dict[str, tuple[str, ...]] = {
     "push_right": (*_SOLID, "sink", *_COMMON),
     "push_left": (*_SOLID, "sink", *_COMMON),
     "lift": (*_SOLID, *_COMMON),
-    "fall": (
-        "static",
-        "partial",
-        "teleport",
-        "vanish",
-        "wrong_color",
-        "wrong_shape",
-        "recolor",
-        "reshape",
-        "hover",
-        *_COMMON,
-    ),
+    "fall": (*_FALL, *_COMMON),
     "drop": (*_SOLID, "sink", *_COMMON),
     "closer": (*_SOLID, "one_only", "sink", *_COMMON),
     "apart": (*_SOLID, "one_only", "sink", *_COMMON),
-    "take_out": (
-        "static",
-        "reverse",
-        "partial",
-        "teleport",
-        "vanish",
-        "wrong_color",
-        "wrong_shape",
-        "recolor",
-        *_COMMON,
-    ),
-    "uncover": (
-        "static",
-        "reverse",
-        "partial",
-        "teleport",
-        "vanish",
-        "wrong_color",
-        "wrong_shape",
-        "recolor",
-        *_COMMON,
-    ),
-    "fold": ("static", "reverse", "partial", "vanish", "wrong_color", "recolor", *_COMMON),
-    "unfold": ("static", "reverse", "partial", "vanish", "wrong_color", "recolor", *_COMMON),
-    "squeeze": ("static", "reverse", "partial", "vanish", "wrong_color", "recolor", *_COMMON),
+    "take_out": (*_HIDDEN, *_COMMON),
+    "uncover": (*_HIDDEN, *_COMMON),
+    "fold": (*_SOFT, *_COMMON),
+    "unfold": (*_SOFT, *_COMMON),
+    "squeeze": (*_SOFT, *_COMMON),
 }
 
 
@@ -81,6 +53,7 @@ class Entity:
     things: list[Thing] | None = None  # per frame, where the thing changes its looks
 
     def look(self, frame: int) -> Thing:
+        """The thing's colour and shape in a frame."""
         return self.things[frame] if self.things else self.thing
 
 
@@ -95,15 +68,15 @@ class Scene:
 
 
 def make_scene(claim: Claim, rng: np.random.Generator, botch: str | None = None) -> Scene:
-    """A random scene of the claim; with `botch`, one that fails it in that way.
+    """A random scene of the claim; with `botch`, one that goes wrong in that way.
 
     Raises ValueError for a botch that this kind of event does not know.
     """
     if botch is not None and botch not in BOTCHES[claim.kind]:
         raise ValueError(f"{botch!r} is no way to botch {claim.kind}; known: {BOTCHES[claim.kind]}")
-    shown = replace(claim, things=_substitute(claim.things, rng, botch))
+    actual = replace(claim, things=_substitute(claim.things, rng, botch))
     progress = _botched_progress(_progress(rng), rng, botch)
-    entities = _STAGINGS[claim.kind](shown, progress, rng, botch)
+    entities = _STAGINGS[claim.kind](actual, progress, rng, botch)
     main = entities[0]
     if botch == "vanish":
         main.visible[rng.integers(2, FRAMES - 2) :] = False
@@ -141,7 +114,7 @@ def _botched_progress(progress: np.ndarray, rng: np.random.Generator, botch: str
 
 
 def _substitute(things: tuple[Thing, ...], rng: np.random.Generator, botch: str | None) -> tuple[Thing, ...]:
-    """The things that are really shown: the claimed ones, but for a wrong colour or shape of the first."""
+    """The things in the scene: the claimed ones, but for a wrong colour or shape of the first."""
     first, rest = things[0], things[1:]
     if botch == "wrong_color":
         others = [c for c in COLORS if c not in {t.color for t in things}]
@@ -152,7 +125,7 @@ def _substitute(things: tuple[Thing, ...], rng: np.random.Generator, botch: str 
 
 
 def _change_looks(main: Entity, things: tuple[Thing, ...], rng: np.random.Generator, botch: str) -> None:
-    """Let the thing change its colour or shape part-way, as generators let things morph."""
+    """Change the thing's colour or shape part-way, as in clips of generators."""
     when = rng.integers(3, FRAMES - 3)
     if botch == "recolor":
         taken = {t.color for t in things}
@@ -175,7 +148,7 @@ def _duplicate(main: Entity, rng: np.random.Generator) -> Entity:
     height = np.full(FRAMES, float(np.median(main.height)))
     if room:
         x, bottom = float(rng.choice(room)), TABLE_TOP
-    else:  # the path takes the whole table: the copy hangs in the air, clear of the highest point of the path
+    else:  # the path takes the whole table: the copy is in the air, above the highest point of the path
         x, bottom = (
             float(np.clip(main.x[0], width / 2 + 1, WORLD - width / 2 - 1)),
             float((main.bottom - main.height).min()) - 3,
@@ -186,7 +159,7 @@ def _duplicate(main: Entity, rng: np.random.Generator) -> Entity:
 
 
 def _bystander(claim: Claim, entities: list[Entity], rng: np.random.Generator, stray: bool) -> list[Entity]:
-    """Perhaps a thing of another colour that just stands by; as a `stray` it comes or goes half-way."""
+    """At times a thing of another colour that stands still; with `stray`, one that comes or goes half-way."""
     if not stray and rng.random() > 0.25:
         return []
     colors = [c for c in COLORS if c not in {t.color for t in claim.things} | {e.thing.color for e in entities}]
@@ -197,7 +170,7 @@ def _bystander(claim: Claim, entities: list[Entity], rng: np.random.Generator, s
         x for x in np.arange(radius + 1, TABLE_EDGE - radius, 1.0) if x + radius + 1.5 < low or x - radius - 1.5 > high
     ]
     bottom = TABLE_TOP
-    if not room:  # on a shelf of air, as clutter on the wall: above every path
+    if not room:  # in the air above every path, as if it were on the wall
         top = min((float((e.bottom - e.height).min()) for e in entities), default=WORLD)
         if top < 2 * radius + 4:
             if not stray:

@@ -17,7 +17,7 @@ AUTHOR = "template"
 def write_asks(caption: str, kinds: Sequence[str], with_reference: bool) -> list[Ask]:
     """The questions of these kinds about clips of a caption, kind by kind.
 
-    with_reference: whether defects are asked about beside a real clip.
+    with_reference: whether questions about defects compare with a real clip.
     Raises ValueError for a kind that the grammar does not have, and for a caption of another world.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:

@@ -144,7 +144,8 @@ FLOORS = (  # each may import those before it, and itself
     {"cluster"},
     {"generators"},
     {"feedback", "rl", "evaluation"},
-    {"inspection", "report", "pipeline"},
+    {"report"},
+    {"inspection", "pipeline"},
     {"stages", "commands", "tabletop"},
 )
 
@@ -189,6 +190,8 @@ def params_read_by(name: str) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "build_config":
             read.add("build")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "train_config":
+            read |= {"train.common", "train.*"}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_params":
             read.add(node.args[0].args[0].value)  # of load_params(Path("file"))
         if (

@@ -7,7 +7,7 @@ generator and who wrote it.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import StringConstraints
 from pydantic.dataclasses import dataclass
@@ -16,14 +16,9 @@ from data.config import STRICT
 from data.manifest import atomically
 from feedback.core.rubric import Rubric
 
-QuestionKind = Literal["alignment", "physics", "quality", "process", "goal", "rubric", "own"]
-ALIGNMENT: QuestionKind = "alignment"
-PHYSICS: QuestionKind = "physics"
-QUALITY: QuestionKind = "quality"
-PROCESS: QuestionKind = "process"
-GOAL: QuestionKind = "goal"
-RUBRIC: QuestionKind = "rubric"
-OWN: QuestionKind = "own"
+ALIGNMENT, PHYSICS, QUALITY, PROCESS, GOAL = "alignment", "physics", "quality", "process", "goal"
+RUBRIC, OWN = "rubric", "own"
+KINDS = (ALIGNMENT, PHYSICS, QUALITY, PROCESS, GOAL, RUBRIC, OWN)
 YES, NO = "Yes", "No"
 QUESTION = "{question}"  # in a template, for the question
 
@@ -35,7 +30,9 @@ class Ask:
     """One question to a judge, answered by one of two words. Raises ValueError naming the field that is wrong."""
 
     name: Text  # unique among the questions of a prompt
-    kind: QuestionKind  # alignment, physics, quality: of Diffusion-DRF; process, goal: of VLM-as-Teacher
+    kind: (
+        str  # one of KINDS: alignment, physics, quality of Diffusion-DRF; process, goal of VLM-as-Teacher; rubric, own
+    )
     text: Text  # the judge's whole message beside the pictures
     wanted: Text  # the answer in favour of the clip, in the judge's spelling
     other: Text  # the answer against it
@@ -44,6 +41,8 @@ class Ask:
     author: Text  # of the question: a rubric, a question sheet, a text model, template, own
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}, known are {', '.join(KINDS)}")
         if self.wanted.casefold() == self.other.casefold():
             raise ValueError(f"other is {self.other!r}, the same word as wanted")
 

@@ -152,7 +152,7 @@ def _centres(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _largest(*distances: Tensor) -> Tensor:
-    return torch.stack(torch.broadcast_tensors(*distances)).amax(0)
+    return torch.stack(torch.broadcast_tensors(*distances)).amax(0)  # type: ignore[no-untyped-call]
 
 
 def _covered(distance: Tensor) -> Tensor:

@@ -211,7 +211,14 @@ class ImageMark:
         return Picture(_file(folder, self.image), None if self.mask is None else _file(folder, self.mask))
 
 
-MARKS = {"image": ImageMark, "box": BoxMark, "point": PointMark, "arrow": ArrowMark, "mask": MaskMark}
+MarkSettings = BoxMark | PointMark | ArrowMark | MaskMark | ImageMark
+MARKS: dict[str, type[MarkSettings]] = {
+    "image": ImageMark,
+    "box": BoxMark,
+    "point": PointMark,
+    "arrow": ArrowMark,
+    "mask": MaskMark,
+}
 
 
 def load_overlay(path: Path) -> Overlay:
@@ -249,7 +256,7 @@ def _mark(where: str, given: Any, folder: Path) -> Mark:
     kinds = [kind for kind in MARKS if isinstance(given, dict) and kind in given]
     if kinds[:1] != ["image"] and len(kinds) != 1:  # the key mask may stand beside image
         raise ValueError(f"{where}: {given!r}, expected one of {', '.join(MARKS)}, and frames")
-    read = read_config(MARKS[kinds[0]], given, where)
+    read: MarkSettings = read_config(MARKS[kinds[0]], given, where)
     try:
         return Mark(read.shape(folder), _frames(read.frames), read.opacity)
     except ValueError as error:

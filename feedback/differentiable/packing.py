@@ -95,7 +95,8 @@ def packed_attention(
     """
     branching = None if attention_mask is None else attention_mask.shape[-2]
     if branching is None or branching == query.shape[-2]:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        plain: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+        return plain, None
     chain = query.shape[-2] - branching
     first = [states[:, :, :chain] for states in (query, key, value)]
     attended, _ = sdpa_attention_forward(module, *first, None, **kwargs)
@@ -128,7 +129,8 @@ def positions_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor
     if not hasattr(model.model, "get_rope_index"):
         return torch.arange(inputs["input_ids"].shape[1])[None]
     known = {key: value for key, value in inputs.items() if key in ROTARY}
-    return model.model.get_rope_index(**known)[0][:, 0]
+    positions: Tensor = model.model.get_rope_index(**known)[0]
+    return positions[:, 0]
 
 
 def packed_logits(

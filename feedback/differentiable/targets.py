@@ -52,7 +52,7 @@ def _after(tokenizer: Any, prompt: str, words: str, ask: Ask) -> list[int]:
     whole = tokenizer.encode(prompt + words, add_special_tokens=False)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise _unlike(ask, words, "it merges with the words before it")
-    tokens = whole[len(before) :]
+    tokens: list[int] = whole[len(before) :]
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
         raise _unlike(ask, words, f"the vocabulary lacks {unknown_words(tokenizer, words)}")
     return tokens

@@ -73,7 +73,7 @@ def attack(
         latents = last_steps(predict, scheduler, noise, config.gradient_steps).latents
         frames = made_by.decode_float(latents)
         margins = margin(frames, texts)
-        (-margins.mean()).backward()
+        torch.autograd.backward(-margins.mean())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -103,4 +103,5 @@ class VerdictMargin:
         inputs, lines = self.encode(LessonBatch(clips.detach().numpy(), pairs))
         hidden = self.model.model(**inputs, **self.encode.pixels(clips), use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden[lines.rows, lines.places])[lines.first].float()
-        return logits[:, self.accept] - logits[:, self.reject]
+        margins: Tensor = logits[:, self.accept] - logits[:, self.reject]
+        return margins

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 Family = Literal["qwen2_5_vl", "qwen3_vl"]
 FPS = 8.0
 SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
-SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes when a frame is shown
+SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes the time of a frame
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -94,7 +94,7 @@ class Curriculum(NamedTuple):
 
 
 class LessonBatch(NamedTuple):
-    """The clips and lessons of one step. frames: uint8 (B, V, F, H, W, 3), V clips shown one after the other."""
+    """The clips and lessons of one step. frames: uint8 (B, V, F, H, W, 3), V clips one after the other."""
 
     frames: np.ndarray
     pairs: list[list[Pair]]  # of each row
@@ -131,7 +131,9 @@ def train_judge(config: JudgeConfig, curriculum: Curriculum, folder: Path, start
     processor.save_pretrained(folder)
 
 
-def _loss(model, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor) -> tuple[Tensor, float]:
+def _loss(
+    model: Any, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor
+) -> tuple[Tensor, float]:
     """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255, and how many first tokens are right."""
     hidden = model.model(**inputs, **encode.pixels(frames), use_cache=False).last_hidden_state
     logits = model.lm_head(hidden[lines.rows, lines.places])
@@ -165,7 +167,7 @@ def perturbed(
     return (frames.detach() + change).clamp(0, 255)
 
 
-def new_judge(config: JudgeConfig):
+def new_judge(config: JudgeConfig) -> tuple[Any, Any]:
     """A model with fresh weights and its processor."""
     sizes = {
         "patch": config.patch, "merge": config.merge, "vision_hidden": config.vision_hidden,
@@ -181,7 +183,7 @@ def new_judge(config: JudgeConfig):
     return model, qwen3_processor(tokenizer, config.patch, config.merge, SIZE, FRAMES_SEEN)
 
 
-def load_judge(folder: Path):
+def load_judge(folder: Path) -> tuple[Any, Any]:
     """A saved judge in float32, and its processor."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return model, AutoProcessor.from_pretrained(folder)
@@ -204,7 +206,7 @@ class Encoder:
     The tokens of a question are the processor's, its positions the model's, as if it stood alone.
     """
 
-    def __init__(self, model, processor) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         self.cache: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.dummy = np.zeros((FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
@@ -271,7 +273,7 @@ def _counted(positions: Tensor, count: int) -> Tensor:
     return (int(positions.max()) + 1 + torch.arange(count)).expand(3, count)
 
 
-def video_patches(frames: Tensor, processor) -> Tensor:
+def video_patches(frames: Tensor, processor: Any) -> Tensor:
     """The output of Qwen's video processor for (B, T, H, W, 3) frames of its own size in 0 to 255, of a whole batch.
 
     (B * T/2 * H/p * W/p, 3 * 2 * p * p), p the patch size; in its order of merged patches.

@@ -26,7 +26,7 @@ from feedback.differentiable.overlay import Overlay, apply, parse_mark
 from feedback.differentiable.overlay import render as render_overlay
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
 from tabletop.near_misses import near_miss, pick
-from tabletop.physics import Blob, check, find_blobs, shape_of
+from tabletop.physics import Blob, Blobs, check_claim, find_blobs, shape_of
 from tabletop.questions import (
     DEFECTS,
     IN_FIRST,
@@ -125,7 +125,7 @@ def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedCli
         if botch is None:
             other = caption(near_miss(claim, allowed, rng))
             verdicts.append((verdict_question(other), _rejected(REASONS["other"])))
-        asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), rng)
+        asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), find_blobs(frames[i]), rng)
         asks.append(_defect_pair("blur", False))
         pairs.append({"verdict": verdicts, "describe": [(DESCRIBE, _description(scene))], "ask": asks})
     return RenderedClips(frames, pairs, captions)
@@ -135,16 +135,16 @@ def blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The frames, uint8 (F, H, W, 3), out of focus by 0.9 to 1.8 pixels."""
     sigma = rng.uniform(0.9, 1.8)
     smooth = ndimage.gaussian_filter(frames.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
-    return smooth.round().astype(np.uint8)
+    return np.asarray(smooth.round(), np.uint8)
 
 
-def aspect_pairs(frames: np.ndarray, claim: Claim, other: Claim, rng: np.random.Generator) -> list[Pair]:
+def aspect_pairs(frames: np.ndarray, claim: Claim, other: Claim, blobs: Blobs, rng: np.random.Generator) -> list[Pair]:
     """Questions about a clip's claim and about another claim, with the answers of its pixels, (F, H, W, 3) uint8.
 
     All questions about alignment; of those about defects the ones that the clip has and ABSENT others, since most clips
-    lack most of them.
+    lack most of them. blobs: `find_blobs(frames)`.
     """
-    pairs, blobs = [], find_blobs(frames)
+    pairs = []
     for about in (claim, other):
         answered = answers(frames, about, blobs)
         known = [question for question in questions(about) if question.name in answered]
@@ -191,14 +191,15 @@ def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Cla
     rng = np.random.default_rng(seed)
     pairs = []
     for clip, claim in zip(frames, _claims(captions, allowed), strict=True):
-        text, other = caption(claim), near_miss(claim, allowed, rng)
-        verdict, of_other = verdict_answer(clip, text), verdict_answer(clip, caption(other))
+        other, blobs = near_miss(claim, allowed, rng), find_blobs(clip)
+        verdict, of_other = (verdict_answer(clip, about, blobs) for about in (claim, other))
         of_clip = {
-            "verdict": [(verdict_question(text), verdict)] * 4 + [(verdict_question(caption(other)), of_other)],
-            "ask": aspect_pairs(clip, claim, other, rng),
+            "verdict": [(verdict_question(caption(claim)), verdict)] * 4
+            + [(verdict_question(caption(other)), of_other)],
+            "ask": aspect_pairs(clip, claim, other, blobs, rng),
         }
         if {thing.shape for thing in claim.things} <= set(SHAPES):
-            of_clip["describe"] = [(DESCRIBE, f"{_things(clip)} because {verdict}")]
+            of_clip["describe"] = [(DESCRIBE, f"{_things(blobs)} because {verdict}")]
         pairs.append(of_clip)
     return Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], pairs)
 
@@ -299,15 +300,14 @@ def _claims(captions: list[str], allowed: list[Claim]) -> list[Claim]:
     return [parse(text) for text in captions]
 
 
-def verdict_answer(clip: np.ndarray, text: str) -> str:
+def verdict_answer(clip: np.ndarray, claim: Claim, blobs: Blobs) -> str:
     """The physics check's verdict on a clip, uint8 (F, H, W, 3), and its reason in the judge's words."""
-    failure = check(clip, text).failure
+    failure = check_claim(clip, claim, blobs).failure
     return ACCEPT if failure is None else _rejected(in_words(failure))
 
 
-def _things(clip: np.ndarray) -> str:
+def _things(blobs: Blobs) -> str:
     """The solids that stand free in the first and in the last frames, by colour and shape, from left to right."""
-    blobs = find_blobs(clip)
     halves = []
     for part in (blobs[: len(blobs) // 2], blobs[-(len(blobs) // 2) :]):
         free = {color: [found[color][0] for found in part if found[color] and found[color][0].free] for color in COLORS}

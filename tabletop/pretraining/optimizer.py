@@ -44,7 +44,7 @@ class MuonAdamW:
 
     def step(self, loss: Tensor, max_norm: float = 1.0) -> float:
         """Back-propagate, clip, update; the gradient norm before clipping."""
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, max_norm)
         for weight, flat in self.convolutions:
             flat.grad = None if weight.grad is None else weight.grad.view_as(flat)

@@ -1,6 +1,7 @@
-"""The embedded default's pretraining: what the judge may see, and a run of it all at toy length."""
+"""The embedded default's pretraining: the lessons of a judge, and a run of all parts at toy length."""
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,50 +90,45 @@ def rl_prompts() -> list[str]:
     return [prompt.prompt for prompt in load_prompts(PROMPTS)]
 
 
-def test_the_judge_is_kept_from_every_rl_prompt_in_either_order_of_its_things():
-    taught = allowed_claims(["moving red cube and blue ball closer to each other"])
-    assert not any(claim.event == Claim("closer", (BLUE, RED)).event for claim in taught)
+def test_no_claim_of_an_rl_prompt_is_allowed_in_either_order_of_its_things():
+    allowed = allowed_claims(["moving red cube and blue ball closer to each other"])
+    assert not any(claim.event == Claim("closer", (BLUE, RED)).event for claim in allowed)
     assert not {caption(claim) for claim in allowed_claims(rl_prompts())} & set(rl_prompts())
 
 
-def test_every_kind_of_event_is_left_to_be_taught():
+def test_some_claim_of_every_kind_of_event_is_allowed():
     assert len({claim.kind for claim in allowed_claims(rl_prompts())}) == 12
 
 
 def test_no_lesson_from_a_generated_clip_asks_about_an_rl_prompt():
     allowed = allowed_claims(rl_prompts())
-    captions = [caption(claim) for claim in allowed[:40]]
+    captions = [caption(claim) for claim in allowed[::12]]
     frames = rendered_lessons(len(captions), allowed, seed=0).frames
     lessons = generated_lessons(frames, captions, allowed, seed=0)
-    asked = [question for of_clip in lessons.pairs for pairs in of_clip.values() for question, _ in pairs]
-    assert verdict_question(captions[0]) in asked
-    assert not [prompt for prompt in rl_prompts() if verdict_question(prompt) in asked]
-    assert not [prompt for prompt in rl_prompts() if event_question(parse(prompt)) in asked]
+    texts = {question for of_clip in lessons.pairs for pairs in of_clip.values() for question, _ in pairs}
+    assert verdict_question(captions[0]) in texts
+    assert not [prompt for prompt in rl_prompts() if verdict_question(prompt) in texts]
+    assert not [prompt for prompt in rl_prompts() if event_question(parse(prompt)) in texts]
 
 
-@pytest.mark.parametrize(
-    ("botch", "told"),
-    [
-        (None, "Accept"),
-        ("reverse", "Reject because moves the wrong way"),
-        ("static", "Reject because stops too soon"),
-        ("wrong_shape", "Reject because wrong shape (ball|cone)"),
-        ("vanish", "Reject because vanishes"),
-        ("duplicate", "Reject because two of them"),
-    ],
-)
-def test_a_lesson_gives_the_reason_of_physics_in_words_that_the_judge_has(botch, told):
-    clip = render(make_scene(PUSH, np.random.default_rng(0), botch))
-    (of_clip,) = generated_lessons(clip[None], [caption(PUSH)], allowed_claims([]), seed=0).pairs
-    answers = dict(pair for pairs in of_clip.values() for pair in pairs)
-
-    assert re.fullmatch(told, answers[verdict_question(caption(PUSH))])
-    assert {word for answer in answers.values() for word in answer.split()} <= set(words())
-    if botch is None:
-        assert re.fullmatch(
-            "(.* and )?red cube( and .*)? to (.* and )?red cube( and .*)? because Accept",
-            answers[DESCRIBE],
-        )
+def test_a_lesson_gives_the_reason_of_physics_in_words_that_the_judge_has():
+    expected = {
+        None: "Accept",
+        "reverse": "Reject because moves the wrong way",
+        "static": "Reject because stops too soon",
+        "wrong_shape": "Reject because wrong shape (ball|cone)",
+        "vanish": "Reject because vanishes",
+        "duplicate": "Reject because two of them",
+    }
+    for botch, verdict in expected.items():
+        clip = render(make_scene(PUSH, np.random.default_rng(0), botch))
+        (of_clip,) = generated_lessons(clip[None], [caption(PUSH)], allowed_claims([]), seed=0).pairs
+        answers = dict(pair for pairs in of_clip.values() for pair in pairs)
+        assert re.fullmatch(verdict, answers[verdict_question(caption(PUSH))]), botch
+        assert {word for answer in answers.values() for word in answer.split()} <= set(words()), botch
+        if botch is None:
+            seen = "(.* and )?red cube( and .*)?"
+            assert re.fullmatch(f"{seen} to {seen} because Accept", answers[DESCRIBE])
 
 
 def test_a_clip_of_an_rl_prompt_is_refused_as_a_lesson():
@@ -145,9 +141,9 @@ def test_a_rectangle_lesson_is_right_about_where_the_thing_is():
     rng = np.random.default_rng(0)
     clips = np.stack([render(make_scene(PUSH, rng)) for _ in range(30)])
     lessons = marked_lessons(clips, [caption(PUSH)] * len(clips), seed=0)
-    told = [answer.split()[0] for of_clip in lessons.pairs for _, answer in of_clip["inside"]]
-    assert len(told) > 20 and {"Yes", "No"} == set(told)
-    for frames, answer in zip(lessons.frames, told, strict=True):
+    answers = [answer.split()[0] for of_clip in lessons.pairs for _, answer in of_clip["inside"]]
+    assert len(answers) > 20 and {"Yes", "No"} == set(answers)
+    for frames, answer in zip(lessons.frames, answers, strict=True):
         marked = (frames[..., 0] > 200) & (frames[..., 2] > 200) & (frames[..., 1] < 60)  # magenta is no colour here
         red = (frames[..., 0] > 150) & (frames[..., 1] < 90) & (frames[..., 2] < 90)
         for mark, thing in zip(marked, red, strict=True):
@@ -159,7 +155,7 @@ def test_a_rectangle_lesson_is_right_about_where_the_thing_is():
             assert within == (answer == "Yes")
 
 
-def test_a_pair_of_clips_is_asked_about_the_first():
+def test_the_question_about_a_pair_of_clips_is_about_the_first():
     vanishing = np.stack([render(make_scene(PUSH, np.random.default_rng(seed), "vanish")) for seed in range(4)])
     lessons = compared_lessons(vanishing, [caption(PUSH)] * 4, allowed_claims([]), seed=0)
     pairs = dict(pair for of_clip in lessons.pairs for pair in of_clip["compare"])
@@ -210,7 +206,7 @@ def test_a_perturbed_clip_is_harder_to_judge_and_near_what_it_was():
     assert perturbed(loss, torch.full(weights.shape, 255.0), 0.5, rng).max() <= 255
 
 
-def test_an_attacked_verdict_is_what_the_judge_is_asked_offline():
+def test_an_attacked_verdict_is_that_of_the_rubrics_question_offline():
     claims = [Claim("push_right", (RED,)), Claim("closer", (RED, BLUE)), Claim("lift", (BLUE,))]
     texts = [caption(claim) for claim in claims]
     frames = np.stack([render(make_scene(claim, np.random.default_rng(1))) for claim in claims])
@@ -255,13 +251,17 @@ def processor():
     return clip_processor([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
 
 
-def similarity(folder: Path, frames: np.ndarray, texts: list[str]) -> torch.Tensor:
+def similarity(folder: Path) -> Callable[[np.ndarray, list[str]], torch.Tensor]:
     """Cosine of every frame and text, (F, texts), by the stock classes alone."""
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-    inputs = CLIPProcessor.from_pretrained(folder)(text=texts, images=list(frames), padding=True, return_tensors="pt")
-    with torch.no_grad():
-        out = model(**inputs)
-    return out.image_embeds @ out.text_embeds.T
+    processor = CLIPProcessor.from_pretrained(folder)
+
+    def similar(frames: np.ndarray, texts: list[str]) -> torch.Tensor:
+        with torch.no_grad():
+            out = model(**processor(text=texts, images=list(frames), padding=True, return_tensors="pt"))
+        return out.image_embeds @ out.text_embeds.T
+
+    return similar
 
 
 def test_clip_reads_every_caption_whole_between_its_two_marks(processor):
@@ -313,24 +313,26 @@ COLOR_CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "color", "shape"), COLOR_CASES)
-def test_the_shipped_clip_finds_a_clip_more_like_its_caption_than_like_that_of_another_color(kind, color, shape):
-    claim = Claim(kind, (Thing(color, shape),))
-    clip = render(make_scene(claim, np.random.default_rng(7)))
-    others = [caption(Claim(kind, (Thing(other, shape),))) for other in COLORS if other != color]
-    own, *wrong = similarity(SHIPPED_CLIP, clip, [caption(claim), *others]).sum(0).tolist()
-    assert own > max(wrong)
+def test_the_shipped_clip_finds_a_clip_more_like_its_caption_than_like_that_of_another_color():
+    similar = similarity(SHIPPED_CLIP)
+    for kind, color, shape in COLOR_CASES:
+        claim = Claim(kind, (Thing(color, shape),))
+        clip = render(make_scene(claim, np.random.default_rng(7)))
+        others = [caption(Claim(kind, (Thing(other, shape),))) for other in COLORS if other != color]
+        own, *wrong = similar(clip, [caption(claim), *others]).sum(0).tolist()
+        assert own > max(wrong), claim
 
 
-@pytest.mark.parametrize("kind", ["lift", "fall", "take_out", "uncover"])
-def test_the_shipped_clip_finds_a_clip_in_which_nothing_happens_less_like_its_caption(kind):
-    claim = Claim(kind, (RED,))
-    honest, static = (
-        np.concatenate([render(make_scene(claim, np.random.default_rng(seed), botch)) for seed in range(8)])
-        for botch in (None, "static")
-    )
-    scores = similarity(SHIPPED_CLIP, np.concatenate([honest, static]), [caption(claim)]).view(2, -1).sum(1)
-    assert scores[0] > scores[1]
+def test_the_shipped_clip_finds_a_clip_in_which_nothing_happens_less_like_its_caption():
+    similar = similarity(SHIPPED_CLIP)
+    for kind in ("lift", "fall", "take_out", "uncover"):
+        claim = Claim(kind, (RED,))
+        honest, static = (
+            np.concatenate([render(make_scene(claim, np.random.default_rng(seed), botch)) for seed in range(8)])
+            for botch in (None, "static")
+        )
+        scores = similar(np.concatenate([honest, static]), [caption(claim)]).view(2, -1).sum(1)
+        assert scores[0] > scores[1], kind
 
 
 def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
@@ -384,4 +386,4 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
         }  # fmt: skip
         source = make_source(folder, block)
         assert source.rubric.frames == len(sample_frames(FRAMES, FRAMES_SEEN))
-    assert similarity(tmp_path / "out/clip", clip[0].numpy(), [rl_prompts()[0]]).shape == (FRAMES, 1)
+    assert similarity(tmp_path / "out/clip")(clip[0].numpy(), [rl_prompts()[0]]).shape == (FRAMES, 1)
