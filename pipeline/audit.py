@@ -11,7 +11,7 @@ from pipeline.configs import AuditConfig
 if TYPE_CHECKING:
     from data.known import Known, World
     from data.prompts import Prompt
-    from feedback.core.audit import Asking, Judged
+    from feedback.core.audit import Asking, Judgements
     from feedback.core.source import Source
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def check_known(config: AuditConfig, prompts: "Sequence[Prompt]") -> None:
         )
 
 
-Found = tuple["Known", "Judged", dict[str, Any]]
+Found = tuple["Known", "Judgements", dict[str, Any]]
 
 
 def by_renderer(
@@ -89,7 +89,7 @@ def stability(
     source: "Source",
     source_block: dict[str, Any],
     known: "Known",
-    judged: "Judged",
+    judged: "Judgements",
     config: AuditConfig,
     notes: dict[str, str],
 ) -> dict[str, Any]:
@@ -97,9 +97,9 @@ def stability(
     from feedback.core.audit import frame_stability, shown_other_frames, vote_stability
     from feedback.core.kinds import read_block
 
-    _, options = read_block(source.name, source_block)
+    whole_clips = read_block(source.name, source_block).needs.whole_clips
     votes = vote_stability(judged, source)
-    other = shown_other_frames(source, options, judged.samples, config.frames)
+    other = shown_other_frames(source, whole_clips, judged.samples, config.frames)
     notes |= {key: reason for key, reason in (("votes", votes), ("frames", other)) if isinstance(reason, str)}
     frames = None
     if not isinstance(other, str):
@@ -133,7 +133,7 @@ def beside_people(
     return cohen_of_labels(asking.judge(both, source, "rated").labels, labels)
 
 
-def write_rows(path: Path, known: "Known", judged: "Judged") -> None:
+def write_rows(path: Path, known: "Known", judged: "Judgements") -> None:
     """A line for each known-answer clip: what it is, and the judge's label."""
     rows = [
         {"sample_id": one.sample_id, "made": known.made[one.sample_id], "label": one.label, "p_accept": one.p_accept}

@@ -17,7 +17,7 @@ from feedback.core.rubric import combine
 from feedback.core.source import LabelError, Source, votes_of
 
 
-class Judged(NamedTuple):
+class Judgements(NamedTuple):
     """Clips and what a source said of them, in one order; the verdicts by clip, question and vote."""
 
     samples: list[Sample]
@@ -35,7 +35,7 @@ class Asking:
     votes: int  # that a label is made of, of a source that samples its answer
     max_failed: float
 
-    def judge(self, clip_set: ClipSet, source: Source, what: str, votes: int = 1) -> Judged:
+    def judge(self, clip_set: ClipSet, source: Source, what: str, votes: int = 1) -> Judgements:
         """The source's labels, made of `self.votes` votes as in stage `label`, though `votes` may be asked.
 
         Raises as label_clip_set does, such as ValueError for a source that answers about no clip.
@@ -50,10 +50,10 @@ class Asking:
             if row.vote < counted:
                 of_clip[row.sample_id].append(row)
         labels = [combine(of_clip[sample.sample_id], source.rubric) for sample in clip_set.samples]
-        return Judged(clip_set.samples, labels, verdicts)
+        return Judgements(clip_set.samples, labels, verdicts)
 
 
-def vote_stability(judged: Judged, source: Source) -> dict[str, Any] | str:
+def vote_stability(judged: Judgements, source: Source) -> dict[str, Any] | str:
     """How far the labels agree that each vote would make alone (feedback.core.agreement), or why that is not known."""
     if source.repeatable:
         return f"{source.name} answers the same however often it is asked"
@@ -62,17 +62,20 @@ def vote_stability(judged: Judged, source: Source) -> dict[str, Any] | str:
     return asdict(vote_agreement(judged.verdicts, source.rubric).label)
 
 
-def shown_other_frames(source: Source, options: object, samples: Sequence[Sample], frames: int | None) -> Source | str:
+def shown_other_frames(
+    source: Source, whole_clips: bool, samples: Sequence[Sample], frames: int | None
+) -> Source | str:
     """The source, showing `frames` frames in place of its rubric's, or why that cannot be.
 
-    options: its block. The rubric's words stay, also where they tell a number of frames.
+    whole_clips: whether the source is sent whole clips. The rubric's words stay, also where they name a number of
+        frames.
     """
     shown = source.rubric.frames
     if frames is None:
         return "audit.frames is null"
     if hasattr(source, "raters"):
         return f"{source.name} are people, who are shown the clip"
-    if getattr(options, "clip", "frames") == "video":
+    if whole_clips:
         return f"{source.name} is sent whole clips"
     if shown is None:
         return f"{source.name} chooses no frames: the rubric {source.rubric.name} shows all"
@@ -83,7 +86,7 @@ def shown_other_frames(source: Source, options: object, samples: Sequence[Sample
     return other
 
 
-def frame_stability(before: Judged, after: Judged) -> dict[str, Any]:
+def frame_stability(before: Judgements, after: Judgements) -> dict[str, Any]:
     """changed: part of the clips labelled both times that got another label (null without any); n: those clips."""
     pairs = [(one.label, two.label) for one, two in zip(before.labels, after.labels, strict=True)]
     known = [one != two for one, two in pairs if one is not None and two is not None]

@@ -18,10 +18,10 @@ from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
 from feedback.core.rubric import Question, Rubric, combine
-from feedback.core.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, votes_of
+from feedback.core.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, in_order, verdicts_on, votes_of
 
 logger = logging.getLogger(__name__)
-SHOWN = 240  # characters of a raw reply; an OpenAI-compatible server's answer stands within them
+REPLY_LENGTH = 240  # characters of a raw reply; an OpenAI-compatible server's answer stands within them
 
 
 class LabelCounts(NamedTuple):
@@ -194,12 +194,8 @@ def _judge(
         progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
         if commits:
             ending.callback(commits.flush)  # also when the source gives up half-way
-        answers = source.judge(iter(requests))
-        ending.callback(getattr(answers, "close", lambda: None))  # what is in flight ends before the caller goes on
-        for rows in answers:
-            sample = rows[0].sample_id if rows else "no clip"
-            if sample not in votes or sample in found:
-                raise ValueError(f"{source.name} answered about {sample} unasked, or twice")
+        answers = verdicts_on(source, {request.sample.sample_id: request for request in requests})
+        for sample, rows in ending.enter_context(contextlib.closing(answers)):
             found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
             nulls += any(row.error is not None for row in rows)
             if _failed(rows):
@@ -209,8 +205,6 @@ def _judge(
                 commits.add(found[sample])
             progress.set_postfix({"null": nulls} | source.status(), refresh=False)
             progress.update()
-    if missing := sorted(votes.keys() - found.keys()):
-        raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
     if requests:
         seconds = time.monotonic() - started
         told = "%s: %d clips in %.1f s, %.1f ms a clip"
@@ -241,7 +235,7 @@ def _in_a_line(verdict: Verdict, question: Question) -> str:
     words = {True: question.affirmative, False: question.negative, None: "no answer"}
     said = words[verdict.answer] if verdict.score is None else f"score {verdict.score:g}"
     chance = "" if verdict.p_yes is None else f" ({verdict.p_yes:.2f} {question.affirmative})"
-    raw = " ".join((verdict.raw or "").split())[:SHOWN]
+    raw = " ".join((verdict.raw or "").split())[:REPLY_LENGTH]
     why = "; ".join(text for text in (verdict.error, verdict.reason or raw) if text)
     return f"{said}{chance}{f': {why}' if why else ''}"
 
@@ -281,11 +275,8 @@ def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict]
 
 
 def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
-    """One clip's verdicts by question and vote. Raises ValueError if they are not exactly those asked for."""
-    asked = [(sample, question.name, vote) for question in source.rubric.questions for vote in range(votes)]
-    found = {(row.sample_id, row.question, row.vote): row for row in rows}
-    if len(found) != len(rows) or found.keys() != set(asked):
-        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(asked)} asked for")
+    """As `in_order`. Raises ValueError also for verdicts of another source, and for a null without an error."""
+    ordered = in_order(rows, sample, source, votes, where)
     known = (source.name, source.model, source.rubric.hash)
     for row in rows:
         stated = (row.source, row.model, row.rubric_hash)
@@ -296,7 +287,7 @@ def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, 
             )
         if row.answer is None and row.score is None and not row.error:
             raise ValueError(f"{where}: {source.name} left {sample} unanswered without saying why")
-    return [found[key] for key in asked]
+    return ordered
 
 
 def _publish(

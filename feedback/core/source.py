@@ -1,7 +1,7 @@
 """What every kind of source shares: it is asked about clips, and answers with verdicts."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,40 @@ def without_answer(source: Source, request: Request, error: str) -> list[Verdict
         for question in source.rubric.questions
         for vote in range(request.votes)
     ]
+
+
+def verdicts_on(
+    source: Source, requests: Mapping[str, Request]
+) -> Generator[tuple[str, Sequence[Verdict]], None, None]:
+    """Each clip's sample_id with the source's verdicts on it, as they come. requests: by sample_id.
+
+    Raises ValueError where the source answers about a clip that is not among them, about one twice, or about one never.
+    """
+    found: set[str] = set()
+    answers = source.judge(iter(requests.values()))
+    try:
+        for rows in answers:
+            sample = rows[0].sample_id if rows else "no clip"
+            if sample not in requests or sample in found:
+                raise ValueError(f"{source.name} answered about {sample} unasked, or twice")
+            found.add(sample)
+            yield sample, rows
+    finally:  # calls in flight end before the caller goes on
+        getattr(answers, "close", lambda: None)()
+    if missing := sorted(requests.keys() - found):
+        raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
+
+
+def in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
+    """A clip's verdicts by question and vote. Raises ValueError unless there is one for each question and vote.
+
+    where: what the error calls the place of the verdicts.
+    """
+    expected = [(sample, question.name, vote) for question in source.rubric.questions for vote in range(votes)]
+    found = {(row.sample_id, row.question, row.vote): row for row in rows}
+    if len(found) != len(rows) or found.keys() != set(expected):
+        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(expected)} asked for")
+    return [found[key] for key in expected]
 
 
 def decoded(requests: Iterable[Request], ahead: int) -> Iterator[tuple[Request, np.ndarray | str]]:

@@ -17,6 +17,7 @@ How often its members are asked is the panel's own option `votes`, which those t
 to whoever asks the panel it is repeatable, and label.votes stays 1.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from data.config import STRICT, Count, NotNegative, Positive
 from data.records import Label, Verdict
 from feedback.core.kinds import Kind, Needs, make_source
 from feedback.core.rubric import Question, Rubric, Rule, combine
-from feedback.core.source import FAILED, Request, Source, verdict, votes_of
+from feedback.core.source import FAILED, Request, Source, in_order, verdict, verdicts_on, votes_of
 
 CHUNK = 256  # clips that a member judges before the next one does: of a local member, the most that a kill can cost
 
@@ -105,40 +106,34 @@ class PanelSource:
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         waiting = iter(requests)
         while chunk := list(islice(waiting, CHUNK)):
-            heard = [self._hear(question, chunk) for question in self.rubric.questions]
+            by_member = [self._member_verdicts(question, chunk) for question in self.rubric.questions]
             for request in chunk:
-                yield [of_member[request.sample.sample_id] for of_member in heard]
+                yield [of_member[request.sample.sample_id] for of_member in by_member]
 
     def status(self) -> dict[str, Any]:
         return {f"{key} {what}": so for key, member in self.members.items() for what, so in member.status().items()}
 
-    def _hear(self, question: Question, chunk: Sequence[Request]) -> dict[str, Verdict]:
+    def _member_verdicts(self, question: Question, chunk: Sequence[Request]) -> dict[str, Verdict]:
         """One member's verdict on each clip of a chunk, by sample_id."""
         member, votes = self.members[question.name], self.votes[question.name]
-        asked = {request.sample.sample_id: replace(request, votes=votes) for request in chunk}
-        found: dict[str, Verdict] = {}
-        for rows in member.judge(iter(asked.values())):
-            sample = rows[0].sample_id if rows else "no clip"
-            if sample not in asked or sample in found:
-                raise ValueError(f"{member.name} answered about {sample} unasked, or twice")
-            found[sample] = self._verdict(question, member, asked[sample], rows)
-        if left_out := sorted(asked.keys() - found.keys()):
-            raise ValueError(f"{member.name} left out {len(left_out)} clips, such as {left_out[:3]}")
-        return found
+        requests = {request.sample.sample_id: replace(request, votes=votes) for request in chunk}
+        with contextlib.closing(verdicts_on(member, requests)) as answers:
+            return {sample: self._verdict(question, member, requests[sample], rows) for sample, rows in answers}
 
     def _verdict(self, question: Question, member: Source, request: Request, rows: Sequence[Verdict]) -> Verdict:
         """What a member's verdicts on a clip amount to: its label, or why it has none."""
-        rows = _in_order(rows, member)
+        votes = -(-len(rows) // len(member.rubric.questions))  # which the member decides: people have one each
+        rows = in_order(rows, request.sample.sample_id, member, votes, member.name)
         label, errors = combine(rows, member.rubric), [row.error for row in rows if row.error is not None]
         failed = [error for error in errors if error.startswith(FAILED)]
-        told: dict[str, Any] = {"answer": label.label, "p_yes": label.p_accept, "reason": label.reason}
+        facts: dict[str, Any] = {"answer": label.label, "p_yes": label.p_accept, "reason": label.reason}
         if (value := _value(label)) is not None:
             shape = self._shapes[question.name]
-            told["score"] = shape.scale * value + shape.shift
+            facts["score"] = shape.scale * value + shape.shift
         if failed:  # whatever else it said: it is to be asked again
-            told = {"error": failed[0]}
+            facts = {"error": failed[0]}
         elif value is None:  # the member's own words, as long as they begin as source.py says
-            told |= {"reason": None, "error": errors[0] if len(errors) == len(rows) else label.reason}
+            facts |= {"reason": None, "error": errors[0] if len(errors) == len(rows) else label.reason}
         return verdict(
             self,
             request.sample,
@@ -149,7 +144,7 @@ class PanelSource:
             raw=_as_json(rows),
             tokens=_total(row.tokens for row in rows),
             cost=_total(row.cost for row in rows),
-            **told,
+            **facts,
         )
 
 
@@ -187,23 +182,10 @@ def _question(name: str, member: Source, votes: int, shape: Shape) -> Question:
     )
 
 
-def _in_order(rows: Sequence[Verdict], member: Source) -> list[Verdict]:
-    """A member's verdicts on a clip by question and vote. Raises ValueError if a question lacks votes that others have.
-
-    How many votes is the member's affair: people have one each.
-    """
-    votes = len(rows) // len(member.rubric.questions)
-    wanted = [(question.name, vote) for question in member.rubric.questions for vote in range(votes)]
-    found = {(row.question, row.vote): row for row in rows}
-    if len(found) != len(rows) or found.keys() != set(wanted):
-        raise ValueError(f"{member.name}: verdicts on {rows[0].sample_id} are {sorted(found)}, expected {wanted}")
-    return [found[key] for key in wanted]
-
-
 def _as_json(rows: Iterable[Verdict]) -> str:
     """Verdicts without what is null, and without what the panel's own row says."""
-    said = ("sample_id", "source", "tokens", "cost")
-    kept = [{key: value for key, value in asdict(row).items() if value is not None and key not in said} for row in rows]
+    own = ("sample_id", "source", "tokens", "cost")
+    kept = [{key: value for key, value in asdict(row).items() if value is not None and key not in own} for row in rows]
     return json.dumps(kept, ensure_ascii=False)
 
 

@@ -27,7 +27,7 @@ from feedback.core.weights import weights_version
 COUNT_IN_PIXELS = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor)  # their `size` is not of an edge
 
 
-class Shown(NamedTuple):
+class ShownClip(NamedTuple):
     """What a judge is shown of a clip."""
 
     sample: Sample
@@ -35,17 +35,17 @@ class Shown(NamedTuple):
     frames: np.ndarray  # (F, H, W, 3) uint8, those frames
 
 
-class Answer(NamedTuple):
-    """A judge's answer: the probability of the affirmative word, and of either word being said at all."""
+class AnswerProbability(NamedTuple):
+    """The probability of the affirmative answer word among the two, and of either of the two as the first token."""
 
     p_yes: float
     mass: float
 
 
-class Said(NamedTuple):
-    """What a judge said, in its own words."""
+class VlmReply(NamedTuple):
+    """A judge's reply to one question, in its own words."""
 
-    answer: bool | None  # whether the affirmative word; null where it said neither
+    answer: bool | None  # True: the affirmative word; None: neither word
     words: str  # its whole reply, without special tokens; max_new_tokens of it at most
     error: str | None  # why there is no answer
 
@@ -58,7 +58,7 @@ class AnswerTokens(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A judge of a `qwen` block, ready to be asked."""
+    """The model of a `qwen` block."""
 
     model: PreTrainedModel  # on its device, in eval mode
     processor: ProcessorMixin
@@ -129,19 +129,19 @@ class QwenSource:
         return {}
 
     @torch.no_grad()
-    def say(self, question: Question, clips: Sequence[np.ndarray], fps: float) -> Said:
+    def say(self, question: Question, clips: Sequence[np.ndarray], fps: float) -> VlmReply:
         """Its answer to one question about some clips, shown one after the other; the rubric's instructions left out.
 
         clips: uint8 (F, H, W, 3) each, F the same for all: the frames that are shown. fps: their own rate.
         """
         if problem := unreadable(self.processor, question.ask):
-            return Said(None, "", problem)
+            return VlmReply(None, "", problem)
         inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self._pixels)
         logits, (reply,) = self._reply(inputs.to(self.vlm.device))
         (answer,) = read_answers(logits, answer_tokens(self.processor.tokenizer, question))
-        told = self._told(question, answer, reply)
+        facts = self._facts(question, answer, reply)
         words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
-        return Said(told.get("answer"), words, told.get("error"))
+        return VlmReply(facts.get("answer"), words, facts.get("error"))
 
     def _judge_window(self, window: Sequence[tuple[Request, np.ndarray | str]]) -> Iterator[list[Verdict]]:
         """The verdicts on some consecutive clips, those with equally many frames to show in one batch.
@@ -149,7 +149,7 @@ class QwenSource:
         Which clips meet in a batch changes the last digits of p_yes, so no clip waits for those of the next window:
         a run that is resumed between windows forms the same batches.
         """
-        batches: dict[int, list[Shown]] = {}
+        batches: dict[int, list[ShownClip]] = {}
         for request, frames in window:
             if isinstance(frames, str):
                 yield without_answer(self, request, frames)
@@ -157,12 +157,12 @@ class QwenSource:
                 yield without_answer(self, request, problem)
             else:
                 indices = sample_frames(len(frames), self.rubric.frames or len(frames))
-                batches.setdefault(len(indices), []).append(Shown(request.sample, indices, frames[indices]))
+                batches.setdefault(len(indices), []).append(ShownClip(request.sample, indices, frames[indices]))
         for batch in batches.values():
             yield from map(list, zip(*(self._ask(question, batch) for question in self.rubric.questions), strict=True))
 
     @torch.no_grad()
-    def _ask(self, question: Question, batch: Sequence[Shown]) -> list[Verdict]:
+    def _ask(self, question: Question, batch: Sequence[ShownClip]) -> list[Verdict]:
         """One question about each clip of a batch, in one forward pass."""
         fps = [sampled_fps(shown.indices, shown.sample.fps) for shown in batch]
         inputs = build_inputs(
@@ -178,8 +178,8 @@ class QwenSource:
         answers = read_answers(logits, self.answers[question.name])
         verdicts = []
         for shown, answer, reply, length in zip(batch, answers, replies, lengths, strict=True):
-            told = self._told(question, answer, reply) | {"tokens": length + len(reply)}
-            verdicts.append(verdict(self, shown.sample, 0, question, shown.indices, **told))
+            facts = self._facts(question, answer, reply) | {"tokens": length + len(reply)}
+            verdicts.append(verdict(self, shown.sample, 0, question, shown.indices, **facts))
         return verdicts
 
     def _reply(self, inputs: BatchFeature) -> tuple[Tensor, list[list[int]]]:
@@ -197,17 +197,17 @@ class QwenSource:
         new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         return out.logits[0], [row[:1] + [token for token in row[1:] if token != padding] for row in new]
 
-    def _told(self, question: Question, answer: Answer, reply: list[int]) -> dict[str, Any]:
+    def _facts(self, question: Question, answer: AnswerProbability, reply: list[int]) -> dict[str, Any]:
         raw = self.processor.tokenizer.decode(reply).strip()
         if not answer.mass >= self._min_answer_mass:  # also when it is not a number
             least = f"at least {self._min_answer_mass:g} is asked for"
             words = f"{question.affirmative} or {question.negative}"
             return {"raw": raw, "error": f"{UNREADABLE_ANSWER}{words} has a probability of {answer.mass:.3g}, {least}"}
-        said = answer.p_yes > 0.5
-        word = question.affirmative if said else question.negative
+        affirmative = answer.p_yes > 0.5
+        word = question.affirmative if affirmative else question.negative
         words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
         reason = words.removeprefix(word).strip(" .,:;-\n") if self._max_new_tokens else None
-        return {"answer": said, "p_yes": answer.p_yes, "raw": raw, "reason": reason or None}
+        return {"answer": affirmative, "p_yes": answer.p_yes, "raw": raw, "reason": reason or None}
 
 
 def build_inputs(
@@ -253,13 +253,13 @@ def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: 
     """
     content: list = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
     message = [{"role": "user", "content": content}]
-    told = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
+    rendered = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
     if not isinstance(processor, Qwen3VLProcessor):
-        return told
+        return rendered
     # The processor brackets each pair of frames, and transformers 5 leaves the template's brackets around them all;
     # Qwen's own code, in transformers 4.57, takes those away.
     bracketed = f"{processor.vision_start_token}{processor.video_token}{processor.vision_end_token}"
-    return told.replace(bracketed, processor.video_token)
+    return rendered.replace(bracketed, processor.video_token)
 
 
 def frame_order(processor: ProcessorMixin, num_frames: int) -> list[int]:
@@ -313,13 +313,13 @@ def _first_tokens(tokenizer: Any, word: str) -> set[int]:
     return {spelling[0] for spelling in spellings if spelling} - {tokenizer.unk_token_id}
 
 
-def read_answers(logits: Tensor, tokens: AnswerTokens) -> list[Answer]:
+def read_answers(logits: Tensor, tokens: AnswerTokens) -> list[AnswerProbability]:
     """What the logits (B, V) of the first answer token say."""
     logs = logits.float().log_softmax(-1)
     yes = logs[:, tokens.affirmative].logsumexp(-1)
     no = logs[:, tokens.negative].logsumexp(-1)
     masses = torch.logaddexp(yes, no).exp()
-    return [Answer(p, mass) for p, mass in zip((yes - no).sigmoid().tolist(), masses.tolist(), strict=True)]
+    return [AnswerProbability(p, mass) for p, mass in zip((yes - no).sigmoid().tolist(), masses.tolist(), strict=True)]
 
 
 def unreadable(processor: ProcessorMixin, prompt: str) -> str | None:

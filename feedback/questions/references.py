@@ -19,7 +19,7 @@ from data.prompts import Prompt
 from data.video import read_fps, read_video, sample_frames
 from feedback.core.rubric import Question
 from feedback.differentiable.asks import Ask
-from feedback.judges.vlm import QwenSource, Said, sampled_fps
+from feedback.judges.vlm import QwenSource, VlmReply, sampled_fps
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,13 @@ def real_clips(prompts: Sequence[Prompt], frames: int, fps: float) -> RealClips:
     return RealClips(prompts, frames)
 
 
-AskVlm = Callable[[Ask, RealClip], Said]
+AskVlm = Callable[[Ask, RealClip], VlmReply]
 
 
 def asking(judge: QwenSource) -> AskVlm:
     """The answers of a judge in this process. Where a question compares two clips, both are the real clip."""
 
-    def ask_vlm(ask: Ask, clip: RealClip) -> Said:
+    def ask_vlm(ask: Ask, clip: RealClip) -> VlmReply:
         question = Question(ask.name, ask.text, affirmative=ask.wanted, negative=ask.other, wanted=True, required=True)
         return judge.say(question, [clip.frames] * (1 + ask.with_reference), clip.fps)
 

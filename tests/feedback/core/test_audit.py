@@ -311,7 +311,7 @@ def test_other_frames_change_the_labels_of_a_judge_that_counts_them(four, tmp_pa
     asking, source = Asking(tmp_path / "work", tmp_path / "out", 2, votes=1, max_failed=0.0), Wavering()
     before = asking.judge(four, source, "labels")
 
-    other = shown_other_frames(source, None, four.samples, 6)
+    other = shown_other_frames(source, False, four.samples, 6)
     after = asking.judge(four, other, "other")
 
     assert frame_stability(before, after) == {"changed": 1.0, "n": 4}
@@ -320,16 +320,16 @@ def test_other_frames_change_the_labels_of_a_judge_that_counts_them(four, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "frames", "why"),
+    ("source", "whole_clips", "frames", "why"),
     [
-        (Wavering(), None, None, "audit.frames is null"),
-        (Wavering(), None, 8, "8 frames of these clips are those that the rubric shows already"),
-        (Wavering(), type("Options", (), {"clip": "video"}), 6, "wavering is sent whole clips"),
-        (PhysicsSource("physics"), None, 6, "physics chooses no frames: the rubric physics shows all"),
+        (Wavering(), False, None, "audit.frames is null"),
+        (Wavering(), False, 8, "8 frames of these clips are those that the rubric shows already"),
+        (Wavering(), True, 6, "wavering is sent whole clips"),
+        (PhysicsSource("physics"), False, 6, "physics chooses no frames: the rubric physics shows all"),
     ],
 )
-def test_where_frames_cannot_be_chosen_the_reason_is_told(source, options, frames, why, four):
-    assert shown_other_frames(source, options, four.samples, frames) == why
+def test_where_frames_cannot_be_chosen_the_reason_is_given(source, whole_clips, frames, why, four):
+    assert shown_other_frames(source, whole_clips, four.samples, frames) == why
 
 
 # The stage

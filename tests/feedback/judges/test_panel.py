@@ -353,7 +353,7 @@ class Incomplete(Member):
     [
         (Forgetful, "odd left out 1 clips"),
         (Repetitive, "odd answered about clip0 unasked, or twice"),
-        (Incomplete, r"odd: verdicts on clip0 are \[\('good', 0\)\], expected"),
+        (Incomplete, "odd: 1 verdicts on clip0 do not match the 2 asked for"),
     ],
 )
 def test_a_member_that_breaks_the_protocol_is_named(cls, told):

@@ -16,7 +16,7 @@ from data.video import read_video, write_video
 from feedback.core.kinds import make_source
 from feedback.core.rubric import Question
 from feedback.core.source import Request
-from feedback.core.weights import fingerprint
+from feedback.core.weights import fingerprint, weights_version
 from feedback.judges.vlm import answer_tokens, build_inputs, read_answers, sampled_fps
 from tabletop.pretraining.judge_model import word_level_tokenizer
 from tests.support.judges import FAMILIES, SIZE, build_judge
@@ -316,3 +316,9 @@ def test_a_missing_option_is_named(folder):
     short = {key: value for key, value in block(folder).items() if key != "rubric"}
     with pytest.raises(ValueError, match="feedback.sources.judge.rubric is missing"):
         make_source("judge", short)
+
+
+def test_the_version_of_a_hub_model_is_the_commit_that_was_loaded_and_not_its_branch():
+    loaded = type("Config", (), {"_commit_hash": "0123abc"})
+    assert weights_version("nobody/judge", "main", loaded) == "0123abc"
+    assert weights_version("nobody/judge", "v1", object()) == "v1"  # a config without a commit

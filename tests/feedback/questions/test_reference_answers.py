@@ -13,7 +13,7 @@ from feedback.core.rubric import Question, load_rubric
 from feedback.differentiable.asks import Ask, asks_of_rubric
 from feedback.differentiable.targets import find_target
 from feedback.judges.qwen import Options, load
-from feedback.judges.vlm import Said, build_inputs
+from feedback.judges.vlm import VlmReply, build_inputs
 from feedback.questions.references import RealClip, RealClips, asking, explanation_of, reference_answers
 from tabletop.captions import parse
 from tabletop.render import render
@@ -24,12 +24,12 @@ OBJECTS = Ask("alignment_objects", "alignment", "Is there a cup?", "Yes", "No", 
 MOTION = Ask("physics_motion", "physics", "Does it leap?", "No", "Yes", None, True, "drf")
 CLIP = RealClip(np.zeros((2, 4, 4, 3), np.uint8), 8.0)
 REPLIES = {
-    "Is there a cup?": Said(True, "Yes. A cup stands there.", None),
-    "Does it leap?": Said(True, "No, it stands still.", None),
+    "Is there a cup?": VlmReply(True, "Yes. A cup stands there.", None),
+    "Does it leap?": VlmReply(True, "No, it stands still.", None),
 }
 
 
-def says(others: dict[str, Said] | None = None):
+def says(others: dict[str, VlmReply] | None = None):
     """A judge whose answer depends on the question alone: REPLIES, or `others`."""
     others = others or {}
     return lambda ask, clip: (REPLIES | others)[ask.text]
@@ -45,7 +45,7 @@ def test_each_question_gets_what_the_judge_says_of_the_real_clip():
 
 
 def test_without_explanations_the_questions_stay_and_prompts_are_judged_all_the_same():
-    denied = says({"Does it leap?": Said(False, "Yes, it does.", None)})
+    denied = says({"Does it leap?": VlmReply(False, "Yes, it does.", None)})
     kept = reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, says(), explain=False)
 
     assert kept.asks == {"p1": (OBJECTS, MOTION)}
@@ -56,9 +56,9 @@ def test_without_explanations_the_questions_stay_and_prompts_are_judged_all_the_
 def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
     leaping = RealClip(np.ones((2, 4, 4, 3), np.uint8), 8.0)
 
-    def ask_vlm(ask: Ask, clip: RealClip) -> Said:
+    def ask_vlm(ask: Ask, clip: RealClip) -> VlmReply:
         if ask is MOTION and clip is leaping:
-            return Said(False, "Yes. It leaps twice.", None)
+            return VlmReply(False, "Yes. It leaps twice.", None)
         return REPLIES[ask.text]
 
     with caplog.at_level(logging.WARNING):
@@ -73,7 +73,7 @@ def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
 
 
 def test_an_answer_that_cannot_be_read_is_no_affirmation():
-    unsure = says({"Is there a cup?": Said(None, "Perhaps.", "unreadable: Yes or No has a probability of 0.01")})
+    unsure = says({"Is there a cup?": VlmReply(None, "Perhaps.", "unreadable: Yes or No has a probability of 0.01")})
     found = reference_answers({"p1": (OBJECTS,), "p2": (MOTION,)}, {"p1": CLIP, "p2": CLIP}, unsure, explain=True)
 
     assert found.dropped == {"p1": "alignment_objects: unreadable: Yes or No has a probability of 0.01"}
@@ -172,7 +172,7 @@ def test_answer_and_explanation_are_forced_in_the_judges_own_words(tmp_path):
     judge.processor.tokenizer.add_tokens(["because", "falls", ","])
     ask = Ask("q", "alignment", "judge the video", "Accept", "Reject", None, False, "w")
     for words in ("Accept because the red ball falls", "Accept , the red ball falls", "Accept"):
-        reply = Said(True, words, None)
+        reply = VlmReply(True, words, None)
         found = reference_answers({"p1": [ask]}, {"p1": CLIP}, lambda *_, reply=reply: reply, explain=True)
         target = find_target(judge.processor, found.asks["p1"][0], whole=True)
         assert judge.processor.tokenizer.convert_ids_to_tokens(target.tokens) == words.split()
