@@ -399,10 +399,3 @@ def test_swapping_the_judge_runs_what_depends_on_it_and_swapping_back_runs_nothi
 
 def test_editing_another_source_runs_nothing(swapping):
     assert swapping("judge", physics={"kind": "physics", "threshold": 1}) == set()
-
-
-def test_a_panel_labels_again_when_a_members_own_block_is_edited(swapping):
-    panel = {"kind": "panel", "rule": "all", "members": ["judge", "physics"]}
-    swapping("panel", physics={"kind": "physics"}, panel=panel)
-    ran = swapping("panel", physics={"kind": "physics", "threshold": 2})
-    assert "label@r1" in ran and "generate@r1" not in ran

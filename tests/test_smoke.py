@@ -47,11 +47,12 @@ def home(tmp_path_factory, tiny_wan) -> Path:
 
 
 def slow_down(path: Path) -> None:
-    """Many small batches and checkpoints, so that there is something to kill half-way."""
+    """Many small batches and checkpoints, so that there is something to kill half-way; one judge."""
     params = yaml.safe_load(path.read_text())
     params["generate"]["batch_size"] = params["label"]["batch_size"] = 1
     params["generate"]["steps"] = 60  # the stage lives on for half a second after its dvc is killed
     params["train"]["common"] |= {"steps": 8, "checkpoint_every": 1}
+    params["evaluate"]["judges"] = ["judge"]  # a stage for each policy and judge
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 

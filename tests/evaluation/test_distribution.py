@@ -163,6 +163,7 @@ class Frames(Dataset):
         return self.images[index]
 
 
+@pytest.mark.slow
 @with_the_extra
 def test_fid_and_is_are_torch_fidelitys_own_of_the_frames(tmp_path, inception, monkeypatch):
     """FID on a layer of 64 features, because the root of a 2,048 x 2,048 matrix takes seconds."""
@@ -477,6 +478,7 @@ def run(*arguments) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 @with_the_extra
 def test_the_command_writes_its_figures_and_refuses_too_few_unless_they_are_allowed(tmp_path, inception, i3d):
     write_clips(tmp_path / "clips", 2)
