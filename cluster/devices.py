@@ -64,7 +64,7 @@ def relaunch(processes: str, device: torch.device) -> None:
     os.execv(sys.executable, [*torchrun, "-m", "--", *command])
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """The context a forward runs in: "fp32" as the tensors are, "bf16" under bfloat16 autocast.
 
     Raises ValueError for another precision.

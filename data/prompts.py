@@ -123,7 +123,7 @@ def _check_header(path: Path, columns: Sequence[str]) -> None:
         raise ValueError(f"{path}: unknown column {', '.join(unknown)}; {wanted}")
 
 
-def _prompts(path: Path, reader: csv.DictReader) -> list[Prompt]:
+def _prompts(path: Path, reader: "csv.DictReader[str]") -> list[Prompt]:
     prompts: list[Prompt] = []
     row_of: dict[str, int] = {}
     for cells in reader:

@@ -168,7 +168,8 @@ class ClipSet:
     @cached_property
     def empty_embedding(self) -> torch.Tensor:
         """(L, D) embedding of the unconditional prompt."""
-        return self._tensors(EMBEDDINGS).get_tensor("empty")
+        empty: torch.Tensor = self._tensors(EMBEDDINGS).get_tensor("empty")
+        return empty
 
     def video(self, sample: Sample) -> Path:
         """Path of a sample's mp4."""
@@ -226,7 +227,7 @@ def _opened(path: Path) -> safe_open:
         raise StoreError(f"{path}: not a readable safetensors file, it may be truncated ({error})") from error
 
 
-def _shard_layout(path: Path) -> tuple[set[int], dict[str, tuple]]:
+def _shard_layout(path: Path) -> tuple[set[int], dict[str, tuple[Any, ...]]]:
     """Lengths of a shard's tensors, and name -> (dtype, shape of one sample)."""
     shard = _opened(path)
     slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 - safe_open is no dict

@@ -222,7 +222,7 @@ def _escaped(text: str, font: Font) -> str:
 
 
 def _strip_width(frames: np.ndarray, scale: int) -> int:
-    return len(frames) * (frames.shape[2] * scale + _GAP) - _GAP
+    return int(len(frames) * (frames.shape[2] * scale + _GAP) - _GAP)
 
 
 def _wrapped(caption: str, font: Font, width: int) -> list[str]:

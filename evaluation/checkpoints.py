@@ -93,11 +93,11 @@ def keep(points: Sequence[Mapping[str, Any]], rule: str) -> int:
     """
     among = points[-candidates_of(rule, len(points)) :]
     if rule == LAST:
-        return among[-1]["step"]
+        return int(among[-1]["step"])
     best = max(among, key=lambda point: -math.inf if point["rate"] is None else point["rate"])  # the first of equals
     if best["rate"] is None:
         raise ValueError(f"the judge labelled no clip of steps {[point['step'] for point in among]}; nothing to keep")
-    return best["step"]
+    return int(best["step"])
 
 
 def plot_rows(points: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[dict[str, Any]]:

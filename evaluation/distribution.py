@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -225,7 +224,7 @@ def _weights_file(network: str, where: str) -> Path:
         raise ValueError(f"weights of {network}: {where} is not to be had ({_first_line(error)})") from error
 
 
-def _library() -> ModuleType:
+def _library() -> Any:
     try:
         import torch_fidelity
         import torch_fidelity.metric_fid
@@ -249,7 +248,7 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
     """
     there = _library().metric_fid
     statistics = [there.fid_features_to_statistics(features) for features in (one, other)]
-    return there.fid_statistics_to_metric(*statistics, verbose=False)[there.KEY_METRIC_FID]
+    return float(there.fid_statistics_to_metric(*statistics, verbose=False)[there.KEY_METRIC_FID])
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:

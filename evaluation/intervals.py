@@ -76,7 +76,8 @@ def _drawn_means(sums: np.ndarray, counts: np.ndarray, draws: int, seed: int) ->
     """(draws,) means over resampled prompts, nan where a resample knows nothing."""
     drawn = _times_drawn(len(sums), draws, seed)
     totals = drawn @ counts
-    return np.divide(drawn @ sums, totals, out=np.full(draws, np.nan), where=totals > 0)
+    means: np.ndarray = np.divide(drawn @ sums, totals, out=np.full(draws, np.nan), where=totals > 0)
+    return means
 
 
 @lru_cache(maxsize=32)  # as many as there are splits and categories of other sizes

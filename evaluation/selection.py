@@ -39,7 +39,8 @@ def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:
     names, index, counts = np.unique(prompts, return_inverse=True, return_counts=True)
     if counts.min() < k:
         raise ValueError(f"prompt {names[counts.argmin()]} has {counts.min()} clips, too few for the top {k}")
-    return (_ranks(scores, index) < k) & ~np.isnan(scores)
+    taken: np.ndarray = (_ranks(scores, index) < k) & ~np.isnan(scores)
+    return taken
 
 
 def take_best_of(scores: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
@@ -53,7 +54,8 @@ def take_best_of(scores: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
     if counts.min() < n:
         raise ValueError(f"prompt {names[counts.argmin()]} has {counts.min()} clips, too few for the best of {n}")
     group, whole = _groups_of(index, n)
-    return (_ranks(scores, group) == 0) & whole
+    best: np.ndarray = (_ranks(scores, group) == 0) & whole
+    return best
 
 
 def _groups_of(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

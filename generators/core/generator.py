@@ -202,12 +202,13 @@ class Generator:
     ) -> Tensor:
         self._check_conditioning(conditioning)
         inputs = latents if conditioning is None else torch.cat([latents, conditioning.to(latents.device)], dim=1)
-        return self.transformer(
+        output: Tensor = self.transformer(
             hidden_states=inputs.to(self.device, self.dtype),
             timestep=timestep.to(self.device),
             encoder_hidden_states=embeddings.to(self.device, self.dtype),
             return_dict=False,
-        )[0].float()
+        )[0]
+        return output.float()
 
     def _check_conditioning(self, conditioning: Tensor | None) -> None:
         channels = 0 if conditioning is None else conditioning.shape[1]
@@ -298,8 +299,10 @@ def solver_times(scheduler: Any, process: NoiseProcess) -> Tensor:
     A flow model's is the solver's own sigma: UniPC rounds the timestep that it passes to the transformer.
     """
     if isinstance(process, VariancePreserving):
-        return scheduler.timesteps / (len(process.alphas_cumprod) - 1)
-    return scheduler.sigmas[:-1]
+        timesteps: Tensor = scheduler.timesteps
+        return timesteps / (len(process.alphas_cumprod) - 1)
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas[:-1]
 
 
 def _taken_by(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:

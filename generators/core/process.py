@@ -163,7 +163,7 @@ def shift_key(scheduler_config: Mapping[str, Any]) -> str:
 
 
 def _class_name(scheduler_config: Mapping[str, Any]) -> str:
-    return scheduler_config.get("_class_name", "")
+    return str(scheduler_config.get("_class_name", ""))
 
 
 def _alphas_cumprod(scheduler_config: Mapping[str, Any]) -> Tensor:

@@ -78,7 +78,8 @@ class WanGenerator(Generator):
 
     def decode_float(self, latents: Tensor) -> Tensor:
         mean, std = self._latents_mean_std()
-        pixels = self.part("vae").decode(latents.to(self.device, torch.float32) * std + mean, return_dict=False)[0]
+        scaled = latents.to(self.device, torch.float32) * std + mean
+        pixels: Tensor = self.part("vae").decode(scaled, return_dict=False)[0]
         return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
 
     def frame_decoder(self) -> FrameDecoder:
@@ -97,7 +98,8 @@ class WanGenerator(Generator):
         _check_size("num_frames", frames.shape[1], every=ENCODER_CHUNK, offset=1 - ENCODER_CHUNK)
         pixels = frames.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         mean, std = self._latents_mean_std()
-        return (self.part("vae").encode(pixels).latent_dist.mode() - mean) / std
+        mode: Tensor = self.part("vae").encode(pixels).latent_dist.mode()
+        return (mode - mean) / std
 
     def _latents_mean_std(self) -> tuple[Tensor, Tensor]:
         """Of the VAE's latents, (1, C, 1, 1, 1) each: what normalises them for the transformer."""

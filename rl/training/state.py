@@ -68,7 +68,7 @@ def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: tor
 
 def steps_done(folder: Path) -> int:
     """The number of steps before the folder's state."""
-    return _facts(folder)["step"]
+    return int(_facts(folder)["step"])
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -84,4 +84,5 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _facts(folder: Path) -> dict[str, Any]:
     with safe_open(folder / STATE_FILE, framework="pt") as file:
-        return json.loads(file.metadata()["state"])
+        facts: dict[str, Any] = json.loads(file.metadata()["state"])
+    return facts
