@@ -94,12 +94,12 @@ def stability(
     notes: dict[str, str],
 ) -> dict[str, Any]:
     """votes and frames, each null where `notes` says why."""
-    from feedback.core.audit import frame_stability, shown_other_frames, vote_stability
+    from feedback.core.audit import frame_stability, vote_stability, with_other_frames
     from feedback.core.kinds import read_block
 
     whole_clips = read_block(source.name, source_block).needs.whole_clips
     votes = vote_stability(judged, source)
-    other = shown_other_frames(source, whole_clips, judged.samples, config.frames)
+    other = with_other_frames(source, whole_clips, judged.samples, config.frames)
     notes |= {key: reason for key, reason in (("votes", votes), ("frames", other)) if isinstance(reason, str)}
     frames = None
     if not isinstance(other, str):

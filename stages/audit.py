@@ -26,7 +26,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     from data.prompts import load_prompts
     from feedback.core.audit import Asking
     from feedback.core.kinds import make_source, needs_device
-    from feedback.core.label import who
+    from feedback.core.label import judge_identity
     from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, world_of, write_rows
 
     config, given = section("audit", AuditConfig), source_block(name)
@@ -55,7 +55,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
         figures |= {"human": beside_people(asking, source, config, people, notes), "notes": notes}
         write_rows(folder / "known.jsonl", known, judged)
         (folder / "audit.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        facts = who(source, given) | {key: figures[key] for key in ("accuracy", "clips")}
+        facts = judge_identity(source, given) | {key: figures[key] for key in ("accuracy", "clips")}
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
     write_metrics(metrics, figures)

@@ -26,7 +26,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     from data.manifest import read_manifest
     from data.store import ClipSet
     from feedback.core.kinds import make_source, needs_device
-    from feedback.core.label import label_clip_set, warn_of_audit, who
+    from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
 
     config, given = section("label", LabelConfig), source_block(name)
     if needs_device(name, given):
@@ -39,7 +39,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     with stage_state("label", out, (name, shaping, given), inputs) as work:
         source = make_source(name, given, device)
         if config.min_audited_accuracy is not None:
-            warn_of_audit(AUDITS / name, who(source, given), config.min_audited_accuracy)
+            warn_of_audit(AUDITS / name, judge_identity(source, given), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)
         counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
     agreed = read_manifest(out, "labels")["facts"]["agreement"]

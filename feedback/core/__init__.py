@@ -1,1 +1,1 @@
-"""What every judge shares: sources, rubrics, labels, answers and the table of kinds."""
+"""Code that all judges share: sources, rubrics, labels, answers and the table of kinds."""

@@ -1,13 +1,13 @@
-"""How far several votes on the same clips agree: of a judge that was asked again, or of several people.
+"""Agreement of several votes on the same clips: repeated votes of one judge, or one vote each of several people.
 
-After Fleiss, "Measuring nominal scale agreement among many raters" (1971), with two answers and any number of votes.
-A clip's agreement is the part of the pairs of its votes that are the same, k of n being yes:
-(k(k - 1) + (n - k)(n - k - 1)) / (n(n - 1)). Observed agreement (P-bar) is its mean over the clips, expected agreement
-(P_e) is p^2 + (1 - p)^2, p the mean over the clips of k / n, and kappa is (observed - expected) / (1 - expected).
+The measure follows Fleiss, "Measuring nominal scale agreement among many raters" (1971), with two answers and any
+number of votes. A clip's agreement is the fraction of pairs of its votes that are equal. With k yes among n votes it is
+(k(k - 1) + (n - k)(n - k - 1)) / (n(n - 1)). Observed agreement (P-bar) is the mean over the clips. Expected agreement
+(P_e) is p^2 + (1 - p)^2, where p is the mean of k / n over the clips. kappa is (observed - expected) / (1 - expected).
 
-Fleiss has as many votes on every clip. Here a vote without an answer is left out, and so is a clip with fewer than two
-answered votes; every other clip counts the same. Over several questions both agreements are means over all clips
-of all questions, with each question's own p, so that questions that differ do not pass for votes that agree.
+Deviation: Fleiss has the same number of votes on every clip. This module leaves out votes without an answer and clips
+with fewer than two answered votes; all other clips have equal weight. Over several questions both agreements are means
+over all clips of all questions, with each question's own p: a difference between questions does not raise kappa.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,30 +18,30 @@ from statistics import fmean
 from data.records import Verdict
 from feedback.core.rubric import Rubric, combine
 
-Ballots = Mapping[str, Sequence[bool | None]]  # sample_id -> its votes, null where there was no answer
+Ballots = Mapping[str, Sequence[bool | None]]  # sample_id -> its votes; None: no answer
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the clips with at least two answered votes."""
+    """Agreement on the clips with at least two answered votes."""
 
     clips: int
-    not_unanimous: int  # clips, among them
-    observed: float | None  # in [0, 1]; null without clips
-    kappa: float | None  # at most 1, 0 as by chance; null without clips and where all votes are the same
+    not_unanimous: int  # how many of these clips have votes that differ
+    observed: float | None  # in [0, 1]; None without clips
+    kappa: float | None  # at most 1; 0 is chance; None without clips and where all votes are equal
 
 
 @dataclass(frozen=True)
 class VoteAgreement:
-    """How far the votes of one source on a clip set agree."""
+    """Agreement of the votes of one source on a clip set."""
 
-    label: Agreement  # of the labels that the votes would make, each alone
-    answers: Agreement  # over all questions; a clip is unanimous where it is on each of them
+    label: Agreement  # of the labels that the rule makes from each single vote
+    answers: Agreement  # over all questions; a clip is unanimous if it is unanimous on every question
     questions: dict[str, Agreement]
 
 
 def vote_agreement(verdicts: Iterable[Verdict], rubric: Rubric) -> VoteAgreement:
-    """Agreement of the votes of one source, by question and of the labels that the rubric's rule makes of each vote."""
+    """Agreement of one source's votes, by question and for the labels that the rubric's rule makes from each vote."""
     answers: dict[str, dict[str, list[bool | None]]] = {question.name: {} for question in rubric.questions}
     votes: dict[tuple[str, int], list[Verdict]] = {}
     for row in verdicts:
@@ -58,7 +58,7 @@ def vote_agreement(verdicts: Iterable[Verdict], rubric: Rubric) -> VoteAgreement
 
 
 def agreement(*questions: Ballots) -> Agreement:
-    """Agreement of the votes on one question, or over several."""
+    """Agreement of the votes on one question or on several questions."""
     observed: list[float] = []
     expected: list[float] = []
     clips: set[str] = set()
@@ -80,5 +80,5 @@ def agreement(*questions: Ballots) -> Agreement:
 
 
 def _agreeing_pairs(votes: Sequence[bool]) -> float:
-    """Part of the pairs of votes that are the same."""
+    """Fraction of the pairs of votes that are equal."""
     return (comb(sum(votes), 2) + comb(len(votes) - sum(votes), 2)) / comb(len(votes), 2)

@@ -1,10 +1,13 @@
-"""Reads one of two answer words out of what a judge wrote, strictly: what might mean either is nobody's answer.
+"""Reads one of two answer words from a judge's reply; an ambiguous reply is not an answer.
 
-    a JSON object with "answer", one of the two words, and perhaps "reason"
-    the word alone, in any case, with punctuation or quotes around it
-    the word first, then a reason in which the other word does not occur
+Three forms are accepted:
 
-All else is null, with why. `word_masses` reads the same two words out of the probabilities of one token.
+    a JSON object with "answer", which is one of the two words, and optionally "reason"
+    only the word, in any case, with punctuation or quotes around it
+    the word first, then a reason that does not contain the other word
+
+Every other reply gives an error that states the cause. `word_masses` reads the same two words from the probabilities
+of one token.
 """
 
 import json
@@ -16,24 +19,24 @@ from typing import Any, NamedTuple
 from feedback.core.rubric import Question
 from feedback.core.source import UNREADABLE_ANSWER
 
-SHOWN = 80  # characters of an unreadable reply that its error repeats; `raw` keeps them all
+QUOTE_LENGTH = 80  # characters of an unreadable reply that its error quotes; `raw` keeps the whole reply
 
 
 class Masses(NamedTuple):
-    """Probability that one token begins the affirmative word, and the negative one, in any spelling."""
+    """Probability that one token begins the affirmative word, and that it begins the negative word, in any spelling."""
 
     affirmative: float
     negative: float
 
     @property
     def p_yes(self) -> float | None:
-        """Share of the affirmative word in what both hold; null where neither was among the tokens."""
+        """The affirmative word's share of the two probabilities; None if neither word was among the tokens."""
         both = self.affirmative + self.negative
         return self.affirmative / both if both else None
 
 
 def read_answer(text: str, question: Question) -> dict[str, Any]:
-    """Fields of a Verdict: answer and reason, or error."""
+    """The fields of a Verdict: `answer` and `reason`, or `error`."""
     given = _object(text)
     if given is not None:
         return _of_object(given, question)
@@ -46,11 +49,11 @@ def read_answer(text: str, question: Question) -> dict[str, Any]:
         if not re.search(rf"\b{re.escape(other)}\b", first["reason"], re.IGNORECASE):
             return {"answer": answer, "reason": first["reason"].strip()}
     wanted = f"{question.affirmative} or {question.negative}"
-    return {"error": f"{UNREADABLE_ANSWER}neither {wanted} alone, but {_shown(text)}"}
+    return {"error": f"{UNREADABLE_ANSWER}neither {wanted} alone, but {_quoted(text)}"}
 
 
 def verdict_schema(question: Question) -> dict[str, Any]:
-    """JSON schema of a structured answer. The answer comes before the reason, so that nothing is read into it."""
+    """JSON schema of a structured answer. `answer` comes first, so that the reason cannot influence it."""
     words = {"type": "string", "enum": [question.affirmative, question.negative]}
     return {
         "type": "object",
@@ -61,7 +64,7 @@ def verdict_schema(question: Question) -> dict[str, Any]:
 
 
 def probable(p_yes: float) -> dict[str, Any]:
-    """Fields of a Verdict from a probability alone. One half, which rounding makes common, is no answer."""
+    """The fields of a Verdict from a probability only. Exactly 0.5, which rounding makes frequent, is not an answer."""
     if isinstance(p_yes, bool) or not 0 <= p_yes <= 1 or p_yes == 0.5:
         return {"error": f"{UNREADABLE_ANSWER}a probability of {p_yes!r} decides nothing"}
     return {"answer": p_yes > 0.5, "p_yes": float(p_yes)}
@@ -72,7 +75,7 @@ def _of_object(given: Mapping[str, Any], question: Question) -> dict[str, Any]:
     answer = _word(word.strip(), question) if isinstance(word, str) else None
     if answer is None:
         wanted = f"{question.affirmative} or {question.negative}"
-        return {"error": f"{UNREADABLE_ANSWER}`answer` is {_shown(repr(word))}, neither {wanted}"}
+        return {"error": f"{UNREADABLE_ANSWER}`answer` is {_quoted(repr(word))}, neither {wanted}"}
     return {"answer": answer, "reason": reason.strip() or None if isinstance(reason, str) else None}
 
 
@@ -82,7 +85,7 @@ def _word(word: str, question: Question) -> bool | None:
 
 
 def unfenced(text: str) -> str:
-    """A reply without the code block around it, where all of it is one."""
+    """The reply without its code fence, if the whole reply is one fenced block."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     return fenced[1] if fenced else text
 
@@ -95,15 +98,15 @@ def _object(text: str) -> Mapping[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= QUOTE_LENGTH else text[:QUOTE_LENGTH] + "…")
 
 
 def word_masses(top: Mapping[str, float], question: Question) -> Masses:
-    """What the most probable tokens at one position say. top: token -> log probability (nats).
+    """Probabilities of the two answer words at one position. top: most probable tokens -> log probability (nats).
 
-    A token speaks for a word when it begins it, whatever its case and the space or quote before it, and does not begin
-    the other word too.
+    A token counts for a word if it is a prefix of that word and not of the other one. Case and a preceding space or
+    quote are ignored.
     """
     words = question.affirmative.casefold(), question.negative.casefold()
     masses = [0.0, 0.0]

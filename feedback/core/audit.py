@@ -1,4 +1,4 @@
-"""Asks a source about known-answer clips: once for its labels, again for how stable they are."""
+"""Judges known-answer clips with a source: once for the labels, then again to measure how stable the labels are."""
 
 import contextlib
 import copy
@@ -14,11 +14,11 @@ from data.video import sample_frames
 from feedback.core.agreement import vote_agreement
 from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import combine
-from feedback.core.source import LabelError, Source, votes_of
+from feedback.core.source import LabelError, Source, raters_of, votes_of
 
 
 class Judgements(NamedTuple):
-    """Clips and what a source said of them, in one order; the verdicts by clip, question and vote."""
+    """Clips and a source's labels of them, in the same order; verdicts ordered by clip, question and vote."""
 
     samples: list[Sample]
     labels: list[Label]
@@ -27,23 +27,23 @@ class Judgements(NamedTuple):
 
 @dataclass(frozen=True)
 class Asking:
-    """How clips are judged. Each set of answers is kept as a label folder `out/<what>`; resume state is in `work`."""
+    """How clips are judged. Each set of answers becomes a label folder `out/<what>`; resume state is in `work`."""
 
     work: Path
     out: Path
     batch_size: int
-    votes: int  # that a label is made of, of a source that samples its answer
+    votes: int  # votes per label, for a source that samples its answer
     max_failed: float
 
     def judge(self, clip_set: ClipSet, source: Source, what: str, votes: int = 1) -> Judgements:
-        """The source's labels, made of `self.votes` votes as in stage `label`, though `votes` may be asked.
+        """Labels from `self.votes` votes, as in stage `label`; at least `votes` votes if the source samples.
 
-        Raises as label_clip_set does, such as ValueError for a source that answers about no clip.
+        Raises the errors of label_clip_set, such as ValueError for a source that answers about no clip.
         """
-        asked = 1 if source.repeatable else max(self.votes, votes)
+        requested = 1 if source.repeatable else max(self.votes, votes)
         counted = votes_of(source, 1 if source.repeatable else self.votes)
         work, out = self.work / what, self.out / what
-        label_clip_set(clip_set, source, work, out, self.batch_size, asked, self.max_failed)
+        label_clip_set(clip_set, source, work, out, self.batch_size, requested, self.max_failed)
         verdicts = read_verdicts(out)
         of_clip: dict[str, list[Verdict]] = {sample.sample_id: [] for sample in clip_set.samples}
         for row in verdicts:
@@ -54,7 +54,7 @@ class Asking:
 
 
 def vote_stability(judged: Judgements, source: Source) -> dict[str, Any] | str:
-    """How far the labels agree that each vote would make alone (feedback.core.agreement), or why that is not known."""
+    """Agreement of the labels that each single vote makes (feedback.core.agreement), or why it is unknown."""
     if source.repeatable:
         return f"{source.name} answers the same however often it is asked"
     if all(row.vote == 0 for row in judged.verdicts):
@@ -62,24 +62,22 @@ def vote_stability(judged: Judgements, source: Source) -> dict[str, Any] | str:
     return asdict(vote_agreement(judged.verdicts, source.rubric).label)
 
 
-def shown_other_frames(
-    source: Source, whole_clips: bool, samples: Sequence[Sample], frames: int | None
-) -> Source | str:
-    """The source, showing `frames` frames in place of its rubric's, or why that cannot be.
+def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sample], frames: int | None) -> Source | str:
+    """A copy of the source that sees `frames` frames of each clip, or the reason why that is impossible.
 
-    whole_clips: whether the source is sent whole clips. The rubric's words stay, also where they name a number of
+    whole_clips: whether the source is sent whole clips. The rubric's texts stay the same, even if they name a number of
         frames.
     """
-    shown = source.rubric.frames
+    current = source.rubric.frames
     if frames is None:
         return "audit.frames is null"
-    if hasattr(source, "raters"):
+    if raters_of(source):
         return f"{source.name} are people, who are shown the clip"
     if whole_clips:
         return f"{source.name} is sent whole clips"
-    if shown is None:
+    if current is None:
         return f"{source.name} chooses no frames: the rubric {source.rubric.name} shows all"
-    if all(sample_frames(one.num_frames, shown) == sample_frames(one.num_frames, frames) for one in samples):
+    if all(sample_frames(one.num_frames, current) == sample_frames(one.num_frames, frames) for one in samples):
         return f"{frames} frames of these clips are those that the rubric shows already"
     other = copy.copy(source)
     other.rubric = replace(source.rubric, frames=frames)
@@ -87,14 +85,14 @@ def shown_other_frames(
 
 
 def frame_stability(before: Judgements, after: Judgements) -> dict[str, Any]:
-    """changed: part of the clips labelled both times that got another label (null without any); n: those clips."""
+    """n: number of clips labelled both times; changed: fraction of them whose label differs, None if n is 0."""
     pairs = [(one.label, two.label) for one, two in zip(before.labels, after.labels, strict=True)]
     known = [one != two for one, two in pairs if one is not None and two is not None]
     return {"changed": sum(known) / len(known) if known else None, "n": len(known)}
 
 
 def rated(people: Source, clip_set: ClipSet) -> list[Label]:
-    """The labels of those clips of a set that every rater of a `human` source has rated."""
+    """The labels of the clips of a set that every rater of a `human` source has rated."""
     labels = []
     for request in requests_for(clip_set, 1):
         with contextlib.suppress(LabelError):  # not rated yet

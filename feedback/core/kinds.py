@@ -1,4 +1,4 @@
-"""The kinds of source: what each takes, and who makes a source of it; `feedback.sources.<name>.kind` names one."""
+"""The kinds of source: the options and the loader of each. `feedback.sources.<name>.kind` names one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from feedback.core.source import Metric, Source
 
 OptionsT = TypeVar("OptionsT")
 
-# Where each kind's record is: a module that defines KIND, or the dotted path of a record. Imported when it is needed:
-# a module with a kind imports no torch and no transformers, so that params.yaml is checked in seconds.
+# The place of each kind's record: a module that defines KIND, or the dotted path of a record. It is imported on use.
+# A module with a kind imports neither torch nor transformers, so that params.yaml is checked in seconds.
 KINDS = {
     "qwen": "feedback.judges.qwen",
     "physics": "tabletop.judge",
@@ -37,15 +37,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Needs:
-    """What a source needs beside its code, as its options name it; `vfrl check` and `vfrl doctor` look for it."""
+    """What a source needs apart from its code, according to its options; `vfrl check` and `vfrl doctor` look for it."""
 
     rubric: str | None = None  # its YAML file
     model: str | None = None  # a local folder, or a hub id
     revision: str | None = None  # of a hub id
     server: str | None = None  # URL of an OpenAI-compatible server
     key_variable: str | None = None  # environment variable that holds a key
-    whole_clips: bool = False  # whether it is sent whole clips, whatever number of frames the rubric names
-    inner: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # sources within, such as members.judge
+    whole_clips: bool = False  # whether it is sent whole clips, regardless of the rubric's number of frames
+    inner: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # nested sources, such as members.judge
 
 
 def _no_needs(options: Any) -> Needs:
@@ -56,27 +56,27 @@ def _no_needs(options: Any) -> Needs:
 class Kind(Generic[OptionsT]):
     """A kind of source."""
 
-    options: type[OptionsT]  # the keys beside `kind`: a dataclass of pydantic with the config data.config.STRICT
-    load: Callable[[str, OptionsT, str], Source]  # of the source's name, its options, and a device as torch names it
+    options: type[OptionsT]  # the keys other than `kind`: a pydantic dataclass with data.config.STRICT
+    load: Callable[[str, OptionsT, str], Source]  # takes the source's name, its options and a torch device name
     needs_device: bool = False  # whether it keeps a model on the device
-    network: bool = False  # whether it asks over the network; its source is a feedback.network.api.ApiSource
+    network: bool = False  # whether it calls a server; its source is a feedback.network.api.ApiSource
     people: bool = False  # whether people answer
-    measure: Callable[[str, OptionsT, str], Metric] | None = None  # of metrics: as `load`, the metric alone
-    check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts that it cannot judge
+    measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
+    check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
 
     def __post_init__(self) -> None:
         if getattr(self.options, "__pydantic_config__", {}).get("extra") != "forbid":
-            raise TypeError(f"{self.options}: expected a dataclass of pydantic with config=data.config.STRICT")
+            raise TypeError(f"{self.options}: expected a pydantic dataclass with config=data.config.STRICT")
 
     @property
     def keeps_answers(self) -> bool:
-        """Whether its answers are kept in the ledger."""
+        """Whether the ledger keeps its answers."""
         return self.network or self.people
 
 
 class SourceBlock(NamedTuple):
-    """A block of `feedback.sources`, read."""
+    """A parsed block of `feedback.sources`."""
 
     kind: Kind[Any]
     options: Any  # an instance of kind.options
@@ -90,21 +90,21 @@ class SourceBlock(NamedTuple):
 def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:
     """The source that `feedback.sources.<name>` describes.
 
-    device: where a source that runs in this process keeps its model, as torch names it.
-    Raises ValueError as `read_block` does, and where the source cannot be loaded.
+    device: torch name of the device that holds the model of a source that runs in this process.
+    Raises ValueError as `read_block` does, and if the source cannot be loaded.
     """
     kind, options = read_block(name, block)
     return kind.load(name, options, device)
 
 
 def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The block of `feedback.sources.<name>`, complete: a mapping of name to block where it lists sources by name.
+    """The block of `feedback.sources.<name>`, with a mapping of name to block in place of each list of source names.
 
-    A panel lists its `members`, kind metrics the metrics that it computes (`of`). Raises ValueError for a name that
-    `feedback.sources` does not have.
+    A panel lists its `members`; a source of kind `metrics` lists the metrics that it computes (`of`). Raises ValueError
+    for a name that `feedback.sources` does not have.
     """
     if name not in sources:
-        raise ValueError(f"feedback.sources.{name} is missing; there is: {', '.join(sources)}")
+        raise ValueError(f"feedback.sources.{name} is missing; feedback.sources has {', '.join(sources)}")
     block = dict(sources[name])
     for key in ("members", "of"):
         if isinstance(listed := block.get(key), list):
@@ -116,18 +116,18 @@ def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def needs_device(name: str, block: Mapping[str, Any]) -> bool:
-    """Whether a source, or one within it, runs a model in this process. Raises ValueError as `read_block` does."""
+    """Whether a source or a nested source runs a model in this process. Raises ValueError as `read_block` does."""
     read = read_block(name, block)
     inner = read.needs.inner
     return read.kind.needs_device or any(needs_device(f"{name}.{key}", inner[key]) for key in inner)
 
 
 def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
-    """A source's kind, and its options as `feedback.sources.<name>` gives them.
+    """The kind and the options in the block of `feedback.sources.<name>`.
 
-    `kind` is a name in KINDS, or a dotted path: of a module that defines KIND, or of a Kind in a module.
-    Blocks of sources within, such as a panel's members, are read too. Raises ValueError naming
-    feedback.sources.<name>.<key> where a key is unknown, missing or has a wrong value.
+    `kind` is a name in KINDS, or a dotted path of a module that defines KIND, or of a Kind in a module.
+    The blocks of nested sources, such as a panel's members, are read too. Raises ValueError that names
+    feedback.sources.<name>.<key> if a key is unknown or missing or has a wrong value.
     """
     where = f"feedback.sources.{name}"
     if not isinstance(block, Mapping) or "kind" not in block:
@@ -146,7 +146,7 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
 
 
 def find_kind(name: Any, where: str) -> Kind[Any]:
-    """The kind that a block's `kind` names. where: what errors call the key. Raises ValueError for what is none."""
+    """The kind that a block's `kind` names. where: the key's name in errors. Raises ValueError if it names no kind."""
     kind = find(name, KINDS, where, "KIND")
     if not isinstance(kind, Kind):
         raise ValueError(f"{where} is {name!r}, which is {kind!r}; expected a feedback.core.kinds.Kind")

@@ -1,4 +1,4 @@
-"""Labels a clip set: asks a source about every clip, keeps each answer as it comes, combines them into labels."""
+"""Labels a clip set: judges every clip with a source, stores the answers and combines them into labels."""
 
 import contextlib
 import hashlib
@@ -18,20 +18,30 @@ from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
 from feedback.core.rubric import Question, Rubric, combine
-from feedback.core.source import FAILED, UNREADABLE_CLIP, LabelError, Request, Source, in_order, verdicts_on, votes_of
+from feedback.core.source import (
+    FAILED,
+    UNREADABLE_CLIP,
+    LabelError,
+    Request,
+    Source,
+    in_order,
+    metrics_of,
+    verdicts_on,
+    votes_of,
+)
 
 logger = logging.getLogger(__name__)
-REPLY_LENGTH = 240  # characters of a raw reply; an OpenAI-compatible server's answer stands within them
+REPLY_LENGTH = 240  # characters of a raw reply; enough for the answer of an OpenAI-compatible server
 
 
 class LabelCounts(NamedTuple):
-    """How a clip set was labelled, in clips. The unreadable and failed ones are among the unlabelled."""
+    """Numbers of clips by label. The unlabelled clips include the unreadable and the failed ones."""
 
     accepted: int
     rejected: int
     unlabelled: int
-    unreadable: int  # their mp4 could not be decoded, so no source saw them
-    failed: int  # no reply could be had
+    unreadable: int  # their mp4 could not be decoded, so the source did not see them
+    failed: int  # every attempt to get a reply failed
 
 
 def label_clip_set(
@@ -39,15 +49,15 @@ def label_clip_set(
 ) -> LabelCounts:
     """Judge every clip `votes` times and publish verdicts.parquet, labels.parquet and a manifest as the folder `out`.
 
-    work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only
-        what is missing and ends with the same bytes. The caller deletes it on success, and gives another folder
-        to another source, rubric or clip set.
-    votes: independent askings of every clip. People answer once each, whatever it is, and a source that always answers
-        the same is asked once.
-    max_failed: part of the clips of which no reply need be had. They get null verdicts, and are asked about again by
-        the next run.
-    A clip that cannot be decoded gets null verdicts with the error. Raises LabelError when more clips failed,
-    ValueError when no clip at all got an answer, and when `work` holds verdicts of something else.
+    work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only the
+        missing clips and produces the same bytes. The caller deletes it on success, and uses a separate folder for each
+        source, rubric and clip set.
+    votes: independent votes on every clip. Each person votes once and a repeatable source votes once, regardless of
+        this number.
+    max_failed: largest fraction of the clips that may remain without a reply. They get null verdicts, and the next run
+        judges them again.
+    A clip that cannot be decoded gets null verdicts with the error. Raises LabelError if more clips than `max_failed`
+    failed, and ValueError if no clip got an answer or if `work` holds verdicts on other clips or of another source.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
@@ -62,7 +72,7 @@ def label_clip_set(
     facts = {
         "votes": votes,
         "agreement": asdict(agreed) if agreed else None,
-        "measures": list(getattr(source, "metrics", ())),
+        "measures": list(metrics_of(source)),
         "clip_set": clip_set.fingerprint(),
         **counts._asdict(),
     }
@@ -71,14 +81,14 @@ def label_clip_set(
 
 
 class Look(NamedTuple):
-    """A clip, what was said about it, and what that amounts to."""
+    """A clip, the verdicts on it and the label that they make."""
 
     sample: Sample
     label: Label
     verdicts: list[Verdict]
 
     def in_words(self, rubric: Rubric) -> str:
-        """For the author of the rubric: the prompt, the label, and the answer to each question with its reason."""
+        """Text for the author of the rubric: the prompt, the label, and the answer to each question with its reason."""
         outcome = {True: "accepted", False: "rejected", None: "unlabelled"}[self.label.label]
         chance = "" if self.label.p_accept is None else f", p_accept {self.label.p_accept:.2f}"
         lines = [f"{self.sample.file_name}: {self.sample.prompt}", f"    {outcome}{chance}"]
@@ -90,7 +100,7 @@ class Look(NamedTuple):
 
 
 def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> list[Look]:
-    """Judge some clips of a set only, and keep nothing but what the source itself keeps."""
+    """Judge at most `limit` clips of a set. Nothing is stored, except what the source itself stores."""
     votes = votes_of(source, votes)
     requests = spread(requests_for(clip_set, votes), limit)
     found = _judge(source, requests, max_failed, None, 0)
@@ -104,13 +114,13 @@ def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_f
 
 
 def spread(requests: Sequence[Request], limit: int) -> list[Request]:
-    """So many of these, evenly spread and the first among them: a set lists its clips prompt after prompt."""
+    """`limit` of these, evenly spread and including the first: a set lists its clips grouped by prompt."""
     count = min(limit, len(requests))
     return [requests[place * len(requests) // count] for place in range(count)]
 
 
-def who(source: Source, block: Mapping[str, Any]) -> dict[str, str | None]:
-    """What an audit is true of: the source, its block in params.yaml as a hash, and what answers which question."""
+def judge_identity(source: Source, block: Mapping[str, Any]) -> dict[str, str | None]:
+    """What an audit applies to: the source, the hash of its block in params.yaml, its model and its rubric."""
     written = json.dumps(block, sort_keys=True, default=str)
     return {
         "source": source.name,
@@ -122,19 +132,19 @@ def who(source: Source, block: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -> None:
-    """Log a warning where the audit in `folder` found the judge right less often than `least`; no audit is no warning.
+    """Log a warning if the audit in `folder` found an accuracy below `least`. Without an audit nothing is logged.
 
-    judge: from `who`. An audit of another one says nothing about this one, and that is logged.
+    judge: from `judge_identity`. If the audit is of another judge, it does not apply, and an info line says so.
     """
     if not (folder / MANIFEST).is_file():
         return
     facts = read_manifest(folder, "audit")["facts"]
     if other := [key for key, value in judge.items() if facts[key] != value]:
-        told = "%s: the audit in %s is of another %s, so it does not count here; audit this one by `dvc repro audit@%s`"
-        logger.info(told, judge["source"], folder, " and ".join(other), judge["source"])
+        message = "%s: the audit in %s does not apply: it is of another %s; audit this judge by `dvc repro audit@%s`"
+        logger.info(message, judge["source"], folder, " and ".join(other), judge["source"])
     elif facts["accuracy"] < least:
-        told = "%s: right on %.1f %% by its audit of %d clips (%s), less than label.min_audited_accuracy: %g asks for"
-        logger.warning(told, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)
+        message = "%s: accuracy %.1f %% in its audit of %d clips (%s), below label.min_audited_accuracy: %g"
+        logger.warning(message, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)
 
 
 def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
@@ -183,9 +193,9 @@ class _Commits:
 def _judge(
     source: Source, requests: Sequence[Request], max_failed: float, commits: _Commits | None, before: int
 ) -> dict[str, list[Verdict]]:
-    """The source's verdicts on all requests by sample_id, committed on the way.
+    """The source's verdicts on all requests by sample_id, committed in batches.
 
-    before: clips judged by earlier runs.
+    before: number of clips that earlier runs judged.
     """
     votes = {request.sample.sample_id: request.votes for request in requests}
     found: dict[str, list[Verdict]] = {}
@@ -193,7 +203,7 @@ def _judge(
     with contextlib.ExitStack() as ending:
         progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
         if commits:
-            ending.callback(commits.flush)  # also when the source gives up half-way
+            ending.callback(commits.flush)  # also if the source stops with an error
         answers = verdicts_on(source, {request.sample.sample_id: request for request in requests})
         for sample, rows in ending.enter_context(contextlib.closing(answers)):
             found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
@@ -201,21 +211,21 @@ def _judge(
             if _failed(rows):
                 failed += 1
                 _stop_at(failed, max_failed, total, rows, source)
-            elif commits:  # what failed is not committed, so that the next run asks again
+            elif commits:  # failed clips are not committed, so that the next run judges them again
                 commits.add(found[sample])
             progress.set_postfix({"null": nulls} | source.status(), refresh=False)
             progress.update()
     if requests:
         seconds = time.monotonic() - started
-        told = "%s: %d clips in %.1f s, %.1f ms a clip"
-        logger.info(told, source.name, len(requests), seconds, 1000 * seconds / len(requests))
+        message = "%s: %d clips in %.1f s, %.1f ms per clip"
+        logger.info(message, source.name, len(requests), seconds, 1000 * seconds / len(requests))
     return found
 
 
 def _combined(
     source: Source, samples: Sequence[Sample], found: Mapping[str, Sequence[Verdict]]
 ) -> tuple[list[Verdict], list[Label], LabelCounts]:
-    """All verdicts in the order of the samples, their labels, and how many there are of each."""
+    """All verdicts in the order of the samples, the labels, and the numbers of clips by label."""
     verdicts = [verdict for sample in samples for verdict in found[sample.sample_id]]
     if all(one.error is not None for one in verdicts):
         first = verdicts[0].error if verdicts else "the clip set is empty"
@@ -231,17 +241,17 @@ def _combined(
 
 
 def _in_a_line(verdict: Verdict, question: Question) -> str:
-    """An answer with its probability, and why it was given or is missing; the raw reply where no reason is told."""
+    """An answer with its probability and its reason or error; without a reason, the raw reply."""
     words = {True: question.affirmative, False: question.negative, None: "no answer"}
-    said = words[verdict.answer] if verdict.score is None else f"score {verdict.score:g}"
+    answer = words[verdict.answer] if verdict.score is None else f"score {verdict.score:g}"
     chance = "" if verdict.p_yes is None else f" ({verdict.p_yes:.2f} {question.affirmative})"
     raw = " ".join((verdict.raw or "").split())[:REPLY_LENGTH]
     why = "; ".join(text for text in (verdict.error, verdict.reason or raw) if text)
-    return f"{said}{chance}{f': {why}' if why else ''}"
+    return f"{answer}{chance}{f': {why}' if why else ''}"
 
 
 def _agreed(source: Source, verdicts: Sequence[Verdict], votes: int) -> VoteAgreement | None:
-    """How far the votes agree; null where there is one."""
+    """The agreement of the votes; None for a single vote."""
     if votes == 1:
         return None
     found = vote_agreement(verdicts, source.rubric)
@@ -270,12 +280,12 @@ def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict]
         error = next(row.error for row in rows if (row.error or "").startswith(FAILED))
         raise LabelError(
             f"{source.name}: no reply about {failed} of {total} clips, more than label.max_failed "
-            f"({max_failed:.1%}) allows; the last error: {error}. The answers so far are kept: run it again to go on"
+            f"({max_failed:.1%}) allows; the last error: {error}. The answers so far are kept; run it again to continue"
         )
 
 
 def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
-    """As `in_order`. Raises ValueError also for verdicts of another source, and for a null without an error."""
+    """As `in_order`. Also raises ValueError for verdicts of another source, and for a null verdict without an error."""
     ordered = in_order(rows, sample, source, votes, where)
     known = (source.name, source.model, source.rubric.hash)
     for row in rows:
@@ -286,14 +296,14 @@ def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, 
                 f"expected {known} of version {source.model_version}"
             )
         if row.answer is None and row.score is None and not row.error:
-            raise ValueError(f"{where}: {source.name} left {sample} unanswered without saying why")
+            raise ValueError(f"{where}: {source.name} gave neither an answer nor an error about {sample}")
     return ordered
 
 
 def _publish(
     folder: Path, out: Path, source: Source, verdicts: Sequence[Verdict], labels: Sequence[Label], facts: dict
 ) -> None:
-    """Write the tables and their manifest to `folder`, afresh, and move it to `out`."""
+    """Write the tables and their manifest to a new `folder`, and move it to `out`."""
     shutil.rmtree(folder, ignore_errors=True)
     write_rows(folder / "verdicts.parquet", verdicts, Verdict)
     write_rows(folder / "labels.parquet", labels, Label)

@@ -1,29 +1,30 @@
-"""What a source is asked: questions with their wanted answers, and how the answers combine into one label.
+"""A rubric: the questions for a source, their wanted answers, and the rule that combines the answers into one label.
 
-A rubric is a YAML file (feedback/rubrics/). Its rule, in full, for the verdicts of one source on one clip:
+A rubric is a YAML file (feedback/rubrics/). This is the full rule for the verdicts of one source on one clip:
 
-- A question's answer is the majority of its votes. Votes without an answer are left out and counted; a question
-  without any answer, or with as many for as against, stays unanswered.
-- A question's chance is the mean over its answered votes of the probability of the wanted answer; a vote whose source
-  tells no probability counts as 1 or 0 by its answer. Without an answered vote it is unknown; votes that tie leave the
-  question unanswered but its chance known.
-- `rule: all`: the label is true when every required question got its wanted answer, false when all are answered and
-  one is not as wanted, null when a required question is unanswered. p_accept is the product of the required questions'
-  chances, null when one is unknown.
-- `rule: majority`: the label is true when more than half of the answered required questions got their wanted answer,
-  false when more than half did not, null when it is as many as not, or when fewer than half of the required questions
-  are answered. p_accept is the mean of the known chances, null when fewer than half of them are known. It grades how
-  far the answers agree, so it may lie on the other side of 0.5 than the label: two just in favour, one dead against.
-- `rule: mean`: p_accept as under majority; the label is p_accept > 0.5, null where p_accept is null or exactly 0.5.
-- A question that was measured and not answered, as a metric's, is no null and is left out of label and p_accept; with
-  no other question both are null.
-- score is the mean over the required questions of the mean of their votes' scores; null where one of them has none.
-- `rule: product`: label and p_accept as under all; score is the product of the questions' scores.
-- `rule: lexicographic`: label and p_accept as under all; score is 0 where the label is false, null where questions were
-  answered and it is null, else the mean of the measured questions' scores: a reject vetoes.
+- A question's answer is the majority of its votes. Votes without an answer are left out, and their number is recorded.
+  A question without any answer, or with as many votes for as against, stays unanswered.
+- A question's chance is the mean over its answered votes of the probability of the wanted answer. A vote without a
+  probability counts as 1 if it is the wanted answer, else as 0. Without an answered vote the chance is unknown. If the
+  votes tie, the question is unanswered but its chance is known.
+- `rule: all`: the label is true if every required question got its wanted answer, false if all are answered and at
+  least one got the other answer, null if a required question is unanswered. p_accept is the product of the required
+  questions' chances; it is null if one of them is unknown.
+- `rule: majority`: the label is true if more than half of the answered required questions got their wanted answer,
+  false if more than half did not, null if the two numbers are equal or fewer than half of the required questions are
+  answered. p_accept is the mean of the known chances; it is null if fewer than half of them are known. p_accept
+  measures agreement, so it and the label may be on different sides of 0.5: for example two chances just above 0.5 and
+  one close to 0.
+- `rule: mean`: p_accept as under majority. The label is p_accept > 0.5; it is null if p_accept is null or exactly 0.5.
+- A question whose votes have scores and no answers, such as a metric's, does not count as null and is left out of label
+  and p_accept. If there is no other required question, both are null.
+- score is the mean over the required questions of the mean score of their votes; null if one question has no score.
+- `rule: product`: label and p_accept as under all. score is the product of the questions' scores.
+- `rule: lexicographic`: label and p_accept as under all. If questions were answered, score is 0 for a false label and
+  null for a null label. Otherwise it is the mean of the measured questions' scores. A reject is thus a veto.
 
-Questions that are not required are asked and recorded, and change nothing. What is unanswered is left out of counts
-and means; it is never a 0 and never half a tie. The order in which the verdicts come changes nothing.
+Questions that are not required are sent and recorded, and do not affect the label. Counts and means leave out what is
+unanswered: it is never a 0 and never half a tie. The order of the verdicts has no effect.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ Rule = Literal["all", "majority", "mean", "product", "lexicographic"]
 
 def _no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"{value} is no text; put Yes and No in quotes")
+        raise ValueError(f"{value} is not a text; put Yes and No in quotes")
     return value
 
 
@@ -62,39 +63,39 @@ Text = Annotated[str, BeforeValidator(_no_boolean), AfterValidator(_not_blank)]
 
 @dataclass(frozen=True, config=STRICT)
 class Question:
-    """A question about a clip, to be answered by one of two words."""
+    """A question about a clip, answered by one of two words."""
 
     name: Text
     ask: Text
     affirmative: Text  # the word that means yes
     negative: Text
-    wanted: bool  # the answer that speaks for the clip: yes is true
+    wanted: bool  # the answer in favour of the clip; true: yes
     required: bool
 
 
 @dataclass(frozen=True, config=STRICT)
 class Rubric:
-    """What is asked about a clip. `{prompt}` stands for the clip's prompt in the instructions or in every question."""
+    """The questions about a clip. `{prompt}`, in the instructions or in every question, stands for its prompt."""
 
     name: str
-    frames: Count | None  # how many frames are shown, evenly spaced; null: all of them
+    frames: Count | None  # number of evenly spaced frames that the source sees; null: all frames
     rule: Rule
     instructions: str
     questions: tuple[Question, ...]
 
     def text(self, question: Question, prompt: str) -> str:
-        """The words that a source is sent for one question about a clip of this prompt."""
+        """The text that a source receives for one question about a clip of this prompt."""
         return f"{self.instructions.strip()}\n\n{question.ask.strip()}".replace("{prompt}", prompt)
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hex digits of what is really sent: texts, answer words and frame count, not how answers combine."""
+        """Twelve hex digits of what is sent: texts, answer words and frame count, without the combining rule."""
         sent = [[q.name, self.text(q, "{prompt}"), q.affirmative, q.negative] for q in self.questions]
         return hashlib.sha256(json.dumps([self.frames, sent]).encode()).hexdigest()[:12]
 
 
 def load_rubric(path: Path) -> Rubric:
-    """A rubric from its YAML file. Raises ValueError naming the file and the key that is wrong."""
+    """A rubric from its YAML file. Raises ValueError that names the file and the wrong key."""
     try:
         block = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -110,9 +111,9 @@ def load_rubric(path: Path) -> Rubric:
 
 
 def combine(verdicts: Sequence[Verdict], rubric: Rubric) -> Label:
-    """The label that one source's verdicts on one clip amount to, by the rule that this module states.
+    """The label that the rule in this module's docstring makes from one source's verdicts on one clip.
 
-    Raises ValueError where the verdicts are of several clips or sources, or miss a required question.
+    Raises ValueError if the verdicts are of several clips or sources, or lack a required question.
     """
     if len({(verdict.sample_id, verdict.source) for verdict in verdicts}) != 1:
         raise ValueError("a label combines the verdicts of one source on one clip")
@@ -123,9 +124,10 @@ def combine(verdicts: Sequence[Verdict], rubric: Rubric) -> Label:
         raise ValueError(f"{verdicts[0].sample_id}: no verdict on the required questions {empty}")
     votes = {verdict.vote for verdict in verdicts}
     null_votes = {v.vote for ballot in ballots.values() for v in ballot if v.answer is None and v.score is None}
-    asked = [question for question in required if not _measured(ballots[question.name])]
-    met = [_met(question, ballots[question.name]) for question in asked]
-    label, p_accept = _outcome(rubric.rule, met, [_chance(question, ballots[question.name]) for question in asked])
+    not_measured = [question for question in required if not _measured(ballots[question.name])]
+    met = [_met(question, ballots[question.name]) for question in not_measured]
+    chances = [_chance(question, ballots[question.name]) for question in not_measured]
+    label, p_accept = _outcome(rubric.rule, met, chances)
     return Label(
         sample_id=verdicts[0].sample_id,
         source=verdicts[0].source,
@@ -144,7 +146,7 @@ class _Outcome(NamedTuple):
 
 
 def _outcome(rule: Rule, met: Sequence[bool | None], chances: Sequence[float | None]) -> _Outcome:
-    """What a rule makes of the required questions: which were answered as wanted, and how probable that was."""
+    """Label and p_accept by a rule. met: whether each question got its wanted answer. chances: their probabilities."""
     known = [chance for chance in chances if chance is not None]
     if not met:
         return _Outcome(None, None)
@@ -163,23 +165,23 @@ def _majority(answers: Sequence[bool]) -> bool | None:
 
 
 def _met(question: Question, ballot: Sequence[Verdict]) -> bool | None:
-    """Whether the majority of a question's answered votes is as wanted; null without answers and when they tie."""
+    """Whether the majority of a question's answered votes is the wanted answer; None without answers and for a tie."""
     return _majority([verdict.answer == question.wanted for verdict in ballot if verdict.answer is not None])
 
 
 def _chance(question: Question, ballot: Sequence[Verdict]) -> float | None:
-    """Mean over a question's answered votes of the probability of the wanted answer; null without answers."""
-    told = [float(v.answer) if v.p_yes is None else v.p_yes for v in ballot if v.answer is not None]
-    return fmean(p if question.wanted else 1 - p for p in told) if told else None
+    """Mean over a question's answered votes of the probability of the wanted answer; None without answers."""
+    p_yes = [float(v.answer) if v.p_yes is None else v.p_yes for v in ballot if v.answer is not None]
+    return fmean(p if question.wanted else 1 - p for p in p_yes) if p_yes else None
 
 
 def _measured(ballot: Sequence[Verdict]) -> bool:
-    """Whether a question's votes are numbers, and none of them an answer or a null."""
+    """Whether every vote on a question has a score and no answer."""
     return all(verdict.answer is None and verdict.score is not None for verdict in ballot)
 
 
 def _score(rule: Rule, label: bool | None, ballots: Sequence[Sequence[Verdict]]) -> float | None:
-    """What a rule makes of the scores of the required questions, each the mean of its votes'."""
+    """The score by a rule; each required question's score is the mean of its votes' scores."""
     scores = [[verdict.score for verdict in ballot if verdict.score is not None] for ballot in ballots]
     if not all(scores):
         return None
@@ -195,14 +197,14 @@ def _score(rule: Rule, label: bool | None, ballots: Sequence[Sequence[Verdict]])
 
 
 def _why_unlabelled(rule: Rule, met: Sequence[bool | None], ballots: Mapping[str, Sequence[Verdict]]) -> str | None:
-    """How the answers stand, unless one that is missing says it all, and what is missing; null if nothing was asked."""
+    """The tally under rules majority and mean, and the cause of each missing answer; None if there is neither."""
     tally = f"{met.count(True)} for and {met.count(False)} against, of {len(met)} required questions"
     gaps = [_gap(name, ballot) for name, ballot in ballots.items()]
     return _joined([tally if met and rule in ("majority", "mean") else None, *gaps]) or None
 
 
 def _gap(name: str, ballot: Sequence[Verdict]) -> str | None:
-    """Why a question is unanswered; null if it is answered, or was measured and not asked."""
+    """Why a question is unanswered; None if it is answered or measured."""
     answers = [verdict.answer for verdict in ballot if verdict.answer is not None]
     if _measured(ballot):
         return None
@@ -212,9 +214,9 @@ def _gap(name: str, ballot: Sequence[Verdict]) -> str | None:
 
 
 def _words(required: Sequence[Question], ballots: Mapping[str, Sequence[Verdict]], label: bool) -> str | None:
-    """The source's own reasons for a label: of all questions when it accepts, of the failed ones when it rejects."""
-    telling = [q for q in required if _met(q, ballots[q.name]) == label]
-    reasons = (v.reason for q in telling for v in ballots[q.name] if v.answer == (q.wanted == label))
+    """The source's reasons for a label: of all questions if it accepts, of the failed questions if it rejects."""
+    decisive = [q for q in required if _met(q, ballots[q.name]) == label]
+    reasons = (v.reason for q in decisive for v in ballots[q.name] if v.answer == (q.wanted == label))
     return _joined(reasons) or None
 
 
@@ -223,7 +225,7 @@ def _joined(texts: Iterable[str | None]) -> str:
 
 
 def _problem(rubric: Rubric) -> str | None:
-    """What is wrong with a rubric's values together, with the key first; None if nothing is."""
+    """A contradiction between a rubric's values, with the key first; None if there is none."""
     names = [question.name for question in rubric.questions]
     if len(set(names)) != len(names):
         return f"questions: two have the same name in {names}"

@@ -1,7 +1,7 @@
-"""What every kind of source shares: it is asked about clips, and answers with verdicts."""
+"""The interface of all kinds of source: a source receives requests about clips and answers with verdicts."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,100 +15,116 @@ from feedback.core.rubric import Question, Rubric
 
 READERS = 2  # threads that decode clips ahead of a source in this process
 
-# How the error of a verdict without an answer begins; what follows is the reason.
+# Prefixes of the error of a verdict without an answer. The cause follows the prefix.
 UNREADABLE_CLIP = "unreadable clip: "  # its mp4 could not be decoded, so the source did not see it
-UNREADABLE_ANSWER = "unreadable: "  # the source replied, and its words are not an answer
-REFUSED = "refused: "  # the source, or its provider's filter, would not answer
-UNKNOWN_VERSION = "unknown"  # of a model whose reply does not name it
-FAILED = "failed: "  # no reply could be had; asked again by the next run
+UNREADABLE_ANSWER = "unreadable: "  # the source replied, but not with an answer
+REFUSED = "refused: "  # the source or its provider's filter refused to answer
+UNKNOWN_VERSION = "unknown"  # version of a model whose reply does not name one
+FAILED = "failed: "  # every attempt to get a reply failed; the next run tries again
 
 
 class LabelError(ValueError):
-    """Why a clip set was not labelled, and what to do; the answers that were had are kept."""
+    """Why a clip set was not labelled, and what to do. The answers received so far are kept."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to be judged, on every question of the source's rubric, `votes` times over."""
+    """One clip to judge: `votes` verdicts on every question of the source's rubric."""
 
     sample: Sample
     path: Path  # its mp4
-    votes: int = 1  # independent askings; more than 1 only for sources whose `repeatable` is false
-    purpose: str = ""  # what it is for, the same for all clips of a set: budgets add up by it
-    content: str | None = None  # sha256 of the mp4, where it is known without reading it
+    votes: int = 1  # independent votes; more than 1 only for sources whose `repeatable` is false
+    purpose: str = ""  # the same text for all clips of a set: budgets are summed by purpose
+    content: str | None = None  # sha256 of the mp4, if it is known without reading the file
 
 
 class Source(Protocol):
-    """Who judges. A verdict for each clip, vote and question of the rubric; what it cannot tell is null."""
+    """A judge or a metric: a verdict for each clip, vote and question of its rubric. An unknown answer is None.
+
+    A source may have two further attributes: `raters`, the names of people with one vote each (see `raters_of`), and
+    `metrics`, the names of the metrics that it computes (see `metrics_of`).
+    """
 
     name: str  # the name under feedback.sources
     rubric: Rubric
     model: str  # folder, hub id or product that answers
-    repeatable: bool  # whether asking again gives the same answer, so that a second vote says nothing
+    repeatable: bool  # whether a second vote always equals the first, and is therefore not needed
 
     @property
     def model_version(self) -> str | None:
-        """Revision or fingerprint of every answer; null where each reply names its own."""
+        """Revision or fingerprint of the model behind every answer; None if each reply names its own."""
 
     def judge(self, requests: Iterable[Request]) -> Iterator[Sequence[Verdict]]:
-        """All verdicts on one clip at a time, as they come, in any order of the clips.
+        """Yields all verdicts on one clip at a time, in any order of the clips.
 
-        Requests are drawn as they are needed. An answer that cannot be read, a refusal, a blocked or a failed call:
-        answer null, and `error` says which, beginning with one of the words above.
+        Requests are drawn on demand. For an unreadable answer, a refusal, a blocked or a failed call, `answer` is None
+        and `error` begins with one of the prefixes above.
         """
 
     def status(self) -> dict[str, Any]:
-        """What a progress bar should show beside the counts of labels: retries, dollars; may be empty."""
+        """What a progress bar displays besides the counts of labels, such as retries and dollars; may be empty."""
 
 
 class Metric(Protocol):
     """A function of clips."""
 
-    model: str  # folder, hub id or library that the numbers come from
-    model_version: str  # revision or fingerprint of it
-    definition: str  # a sentence that says what the number is, with every value it depends on
+    model: str  # folder, hub id or library that computes the numbers
+    model_version: str  # its revision or fingerprint
+    definition: str  # a sentence that defines the number, with every value it depends on
 
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float]) -> Sequence[float]:
-        """A number for each clip, from all its frames, uint8 (F, H, W, 3); F may differ from clip to clip.
+        """A number for each clip, from all its frames, uint8 (F, H, W, 3); F may differ between clips.
 
-        fps: frames per second of each clip. A clip that the metric is not defined for, such as one of a single frame,
-        has nan.
+        fps: frames per second of each clip. The number is nan if the metric is undefined for a clip, such as a clip of
+        one frame.
         """
 
 
 def verdict(
-    source: Source, sample: Sample, vote: int, question: Question, frames: Sequence[int], **told: Any
+    source: Source, sample: Sample, vote: int, question: Question, frames: Sequence[int], **fields: Any
 ) -> Verdict:
-    """A verdict of this source; whatever is not told stays null, but for the model's version.
+    """A verdict of this source. frames: indices of the frames that the source saw.
 
-    frames: indices of the frames that it saw.
+    fields: further fields of Verdict. Missing ones are None, except `model_version`, which defaults to the source's.
     """
-    untold = dict.fromkeys(("answer", "p_yes", "score", "reason", "raw", "tokens", "cost", "error"))
+    empty = dict.fromkeys(("answer", "p_yes", "score", "reason", "raw", "tokens", "cost", "error"))
     return Verdict(
         sample_id=sample.sample_id,
         source=source.name,
         question=question.name,
         vote=vote,
         model=source.model,
-        model_version=told.pop("model_version", source.model_version) or UNKNOWN_VERSION,
+        model_version=fields.pop("model_version", source.model_version) or UNKNOWN_VERSION,
         rubric_hash=source.rubric.hash,
         frames=list(frames),
-        **(untold | told),
+        **(empty | fields),
     )
 
 
-def votes_of(source: Source, asked: int) -> int:
-    """How many votes a clip gets where so many are asked for.
+def raters_of(source: Source) -> Sequence[str]:
+    """The names of the people who vote, one vote each; empty if the source is not people."""
+    raters: Sequence[str] = getattr(source, "raters", ())
+    return raters
 
-    People have one each; so has a judge that answers the same however often it is asked. Raises ValueError below 1.
+
+def metrics_of(source: Source) -> Collection[str]:
+    """The names of the metrics that the source computes; empty if it computes none."""
+    metrics: Collection[str] = getattr(source, "metrics", ())
+    return metrics
+
+
+def votes_of(source: Source, votes: int) -> int:
+    """The number of votes that a clip gets if `votes` are requested.
+
+    Each person has one vote. A repeatable source has one vote in total. Raises ValueError if `votes` is below 1.
     """
-    if asked < 1:
-        raise ValueError(f"votes {asked} must be at least 1")
-    return len(getattr(source, "raters", ())) or (1 if source.repeatable else asked)
+    if votes < 1:
+        raise ValueError(f"votes {votes} must be at least 1")
+    return len(raters_of(source)) or (1 if source.repeatable else votes)
 
 
 def without_answer(source: Source, request: Request, error: str) -> list[Verdict]:
-    """Null verdicts on all questions and votes of a clip, for one reason."""
+    """Null verdicts with this error on all questions and votes of a clip."""
     return [
         verdict(source, request.sample, vote, question, [], error=error)
         for question in source.rubric.questions
@@ -119,9 +135,9 @@ def without_answer(source: Source, request: Request, error: str) -> list[Verdict
 def verdicts_on(
     source: Source, requests: Mapping[str, Request]
 ) -> Generator[tuple[str, Sequence[Verdict]], None, None]:
-    """Each clip's sample_id with the source's verdicts on it, as they come. requests: by sample_id.
+    """Yields each clip's sample_id with the source's verdicts on it, in the source's order. requests: by sample_id.
 
-    Raises ValueError where the source answers about a clip that is not among them, about one twice, or about one never.
+    Raises ValueError if the source answers about another clip, answers twice about a clip, or leaves one out.
     """
     found: set[str] = set()
     answers = source.judge(iter(requests.values()))
@@ -129,31 +145,31 @@ def verdicts_on(
         for rows in answers:
             sample = rows[0].sample_id if rows else "no clip"
             if sample not in requests or sample in found:
-                raise ValueError(f"{source.name} answered about {sample} unasked, or twice")
+                raise ValueError(f"{source.name} answered about {sample}, which was not requested, or answered twice")
             found.add(sample)
             yield sample, rows
-    finally:  # calls in flight end before the caller goes on
+    finally:  # calls in flight end before the caller continues
         getattr(answers, "close", lambda: None)()
     if missing := sorted(requests.keys() - found):
         raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
 
 
 def in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
-    """A clip's verdicts by question and vote. Raises ValueError unless there is one for each question and vote.
+    """A clip's verdicts, sorted by question and vote. Raises ValueError unless each question and vote has one verdict.
 
-    where: what the error calls the place of the verdicts.
+    where: the place of the verdicts, for the error.
     """
     expected = [(sample, question.name, vote) for question in source.rubric.questions for vote in range(votes)]
     found = {(row.sample_id, row.question, row.vote): row for row in rows}
     if len(found) != len(rows) or found.keys() != set(expected):
-        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(expected)} asked for")
+        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(expected)} requested")
     return [found[key] for key in expected]
 
 
 def decoded(requests: Iterable[Request], ahead: int) -> Iterator[tuple[Request, np.ndarray | str]]:
-    """Each request with all frames of its clip, uint8 (F, H, W, 3), or with the error that its verdicts should hold.
+    """Each request with all frames of its clip, uint8 (F, H, W, 3), or with the error for its verdicts.
 
-    Threads decode while the caller works on earlier clips; at most `ahead` clips lie decoded in memory.
+    Threads decode while the caller works on earlier clips; memory holds at most `ahead` decoded clips.
     """
 
     def read(request: Request) -> np.ndarray | str:

@@ -1,4 +1,4 @@
-"""Where the weights of a judge or a metric come from, a folder or the Hugging Face hub, and which version they are."""
+"""The origin of a judge's or a metric's weights, a folder or the Hugging Face hub, and their version."""
 
 import hashlib
 from pathlib import Path
@@ -8,13 +8,13 @@ from pydantic import AfterValidator
 
 from feedback.core.source import UNKNOWN_VERSION
 
-# Everything in a model's folder that decides its answers: weights, configs, tokenizer.
+# The files in a model's folder that determine its answers: weights, configs, tokenizer.
 DECIDES = ("*.safetensors", "*config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def is_local(path: str) -> bool:
-    """Whether a model is a folder of this machine, and not a hub id."""
+    """Whether a model is a local folder and not a hub id."""
     return Path(path).is_dir()
 
 
@@ -33,10 +33,10 @@ def hub_page(path: str, revision: str, file: str) -> str:
 
 
 def weights_version(path: str, revision: str | None, config: object) -> str:
-    """The version of a model: the fingerprint of a local folder, or the commit of a hub id that was loaded.
+    """The version of a model: the fingerprint of a local folder, or the loaded commit of a hub id.
 
-    config: of the loaded model; transformers keeps the commit there. The commit goes before `revision`, which may name
-    a branch: `main` is another model once the branch has moved.
+    config: the loaded model's config, in which transformers stores the commit. The commit has priority over `revision`,
+    which may name a branch: `main` is another model after the branch has moved.
     """
     if is_local(path):
         return fingerprint(Path(path))
@@ -44,7 +44,7 @@ def weights_version(path: str, revision: str | None, config: object) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hex digits of everything in a model's folder that decides its answers: weights, configs, tokenizer."""
+    """Twelve hex digits of the files in a model's folder that determine its answers: weights, configs, tokenizer."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in DECIDES for path in folder.glob(pattern) if path.is_file()}):
         digest.update(path.name.encode())

@@ -1,4 +1,4 @@
-"""How far several votes agree: small examples worked by hand, and what leaves the figures alone."""
+"""Agreement of several votes: small examples worked by hand, and changes that do not affect the figures."""
 
 import random
 
@@ -11,7 +11,7 @@ from feedback.core.rubric import Question, Rubric
 Y, N, NULL = True, False, None
 
 
-def said(sample: str, name: str, *votes: bool | None) -> list[Verdict]:
+def votes_on(sample: str, name: str, *votes: bool | None) -> list[Verdict]:
     return [
         Verdict(
             sample, "judge", name, vote, answer, None, None, None, None, "m", "1", "h", [0], None, None,
@@ -21,7 +21,7 @@ def said(sample: str, name: str, *votes: bool | None) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def about(found: Agreement) -> tuple:
+def figures(found: Agreement) -> tuple:
     return (found.clips, found.not_unanimous, pytest.approx(found.observed), pytest.approx(found.kappa))
 
 
@@ -30,7 +30,7 @@ def test_two_votes_a_clip():
     # kappa = (48/64 - 34/64) / (30/64) = 14/30.
     ballots = {"a": [Y, Y], "b": [Y, Y], "c": [N, N], "d": [Y, N]}
 
-    assert about(agreement(ballots)) == (4, 1, 3 / 4, 14 / 30)
+    assert figures(agreement(ballots)) == (4, 1, 3 / 4, 14 / 30)
 
 
 def test_unequal_votes_with_nulls_left_out():
@@ -39,12 +39,12 @@ def test_unequal_votes_with_nulls_left_out():
     # by chance (13/24)^2 + (11/24)^2 = 290/576 = 145/288. kappa = (168 - 145) / (288 - 145) = 23/143.
     ballots = {"a": [Y, Y, Y], "b": [Y, N, Y], "c": [N, NULL, N], "d": [NULL, Y, NULL], "e": [Y, N, NULL]}
 
-    assert about(agreement(ballots)) == (4, 2, 7 / 12, 23 / 143)
+    assert figures(agreement(ballots)) == (4, 2, 7 / 12, 23 / 143)
 
 
 def test_votes_that_always_differ_are_below_chance():
     # No pair agrees, one in two would by chance: kappa = (0 - 1/2) / (1/2).
-    assert about(agreement({"a": [Y, N], "b": [N, Y]})) == (2, 2, 0, -1)
+    assert figures(agreement({"a": [Y, N], "b": [N, Y]})) == (2, 2, 0, -1)
 
 
 def test_where_all_votes_are_the_same_kappa_is_undefined():
@@ -62,37 +62,38 @@ def test_the_order_of_votes_and_what_yes_means_change_nothing():
     negated = {clip: [vote if vote is None else not vote for vote in votes] for clip, votes in ballots.items()}
 
     assert agreement(shuffled) == agreement(ballots)
-    assert about(agreement(negated)) == about(agreement(ballots))
+    assert figures(agreement(negated)) == figures(agreement(ballots))
 
 
 def test_a_question_that_all_answer_the_same_does_not_raise_kappa():
-    # Alone, `hard` agrees on 1 of 2 clips; a quarter is yes, by chance 1/16 + 9/16 = 5/8: kappa (4/8 - 5/8) / (3/8).
+    # Without `easy`, `hard` agrees on 1 of 2 clips; a quarter is yes, by chance 1/16 + 9/16 = 5/8:
+    # kappa (4/8 - 5/8) / (3/8).
     # With `easy`, where all 2 clips agree, as they would by chance: observed 3/4, by chance (1 + 1 + 5/8 + 5/8) / 4
     # = 13/16: kappa (12/16 - 13/16) / (3/16), again -1/3.
     easy, hard = {"a": [Y, Y], "b": [Y, Y]}, {"a": [Y, N], "b": [N, N]}
 
-    assert about(agreement(hard)) == (2, 1, 1 / 2, -1 / 3)
-    assert about(agreement(easy, hard)) == (2, 1, 3 / 4, -1 / 3)
+    assert figures(agreement(hard)) == (2, 1, 1 / 2, -1 / 3)
+    assert figures(agreement(easy, hard)) == (2, 1, 3 / 4, -1 / 3)
 
 
 def test_votes_that_differ_in_their_answers_may_agree_on_the_label():
-    # Wanted are good and no flaw. Clip a is rejected by both votes, each for another reason; b is accepted by both.
-    # c's second vote lacks an answer, so it makes no label, and its answer on flaw counts all the same.
+    # The wanted answers are yes on good and no on flaw. Both votes reject clip a, each for another reason; both accept
+    # b. c's second vote has no answer on good: it makes no label, but its answer on flaw counts.
     questions = (Question("good", "?", "yes", "no", True, True), Question("flaw", "?", "yes", "no", False, True))
     rows = [
-        *said("a", "good", N, Y), *said("a", "flaw", N, Y),
-        *said("b", "good", Y, Y), *said("b", "flaw", N, N),
-        *said("c", "good", Y, NULL), *said("c", "flaw", N, N),
+        *votes_on("a", "good", N, Y), *votes_on("a", "flaw", N, Y),
+        *votes_on("b", "good", Y, Y), *votes_on("b", "flaw", N, N),
+        *votes_on("c", "good", Y, NULL), *votes_on("c", "flaw", N, N),
     ]  # fmt: skip
 
     found = vote_agreement(rows, Rubric("r", None, "all", "{prompt}", questions))
 
     # Labels: a no, no; b yes, yes. By chance 1/2.
-    assert about(found.label) == (2, 0, 1, 1)
+    assert figures(found.label) == (2, 0, 1, 1)
     # good: a 0, b 1; yes 3/4, by chance 10/16. kappa (8/16 - 10/16) / (6/16) = -1/3.
-    assert about(found.questions["good"]) == (2, 1, 1 / 2, -1 / 3)
+    assert figures(found.questions["good"]) == (2, 1, 1 / 2, -1 / 3)
     # flaw: a 0, b 1, c 1; yes 1/6, by chance 26/36. kappa (24/36 - 26/36) / (10/36) = -1/5.
-    assert about(found.questions["flaw"]) == (3, 1, 2 / 3, -1 / 5)
+    assert figures(found.questions["flaw"]) == (3, 1, 2 / 3, -1 / 5)
     # Both: 3 of 5 agree; by chance (2 * 10/16 + 3 * 26/36) / 5 = (15/12 + 26/12) / 5 = 41/60.
     # kappa (36/60 - 41/60) / (19/60) = -5/19. Only a is not unanimous.
-    assert about(found.answers) == (3, 1, 3 / 5, -5 / 19)
+    assert figures(found.answers) == (3, 1, 3 / 5, -5 / 19)

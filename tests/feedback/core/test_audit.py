@@ -1,4 +1,4 @@
-"""How far a judge can be believed: its figures on known-answer clips, worked by hand, and the stage that makes them."""
+"""The audit of a judge: its figures on known-answer clips, worked by hand, and the stage that computes them."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from evaluation.accuracy import (
     suggested_threshold,
 )
 from evaluation.agreement import cohen_of_labels
-from feedback.core.audit import Asking, frame_stability, shown_other_frames, vote_stability
+from feedback.core.audit import Asking, frame_stability, vote_stability, with_other_frames
 from feedback.core.label import warn_of_audit
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import Request, decoded, verdict, without_answer
@@ -60,7 +60,7 @@ def label(sample: Sample, answer: bool | None, p: float | None = None) -> Label:
 # Figures
 
 
-def test_auc_is_the_part_of_the_pairs_in_order_ties_counting_half():
+def test_auc_is_the_fraction_of_pairs_in_order_with_ties_as_half():
     # .9 beats .5 and .1; .5 ties with .5 and beats .1: (1 + 1 + 1/2 + 1) / 4.
     p, truth = np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])
 
@@ -81,7 +81,7 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins():
     ]
 
 
-def test_the_best_threshold_parts_true_from_false_and_stays_at_a_half_where_that_does():
+def test_the_best_threshold_separates_true_from_false_and_stays_at_a_half_if_that_does():
     truth = np.array([False, False, True, True])
 
     assert best_threshold(np.array([0.1, 0.2, 0.3, 0.4]), truth) == pytest.approx(0.25)
@@ -89,7 +89,7 @@ def test_the_best_threshold_parts_true_from_false_and_stays_at_a_half_where_that
     assert best_threshold(np.array([0.1, 0.2, 0.3, 0.4]), np.ones(4, bool)) == 0.5
 
 
-def test_youdens_j_does_not_hang_on_how_many_clips_are_true():
+def test_youdens_j_does_not_depend_on_the_number_of_true_clips():
     # Above .25: 2 of 2 true and 1 of 2 false, J = 1/2. Above .5: 1 of 2 and 0 of 2, J = 1/2, and nearer to a half.
     # Accuracy would prefer .25 where the true clips count nine times: 19 of 20 right, against 11 of 20.
     p, truth = np.array([0.3, 0.6, 0.2, 0.4]), np.array([True, True, False, False])
@@ -99,9 +99,10 @@ def test_youdens_j_does_not_hang_on_how_many_clips_are_true():
         assert best_threshold(np.repeat(p, many), np.repeat(truth, many)) == 0.5
 
 
-def test_the_suggested_threshold_is_not_judged_on_the_prompts_that_it_was_taken_from():
-    # All four: .25 would be right throughout. But a is judged by what b suggests, (.2 + .4) / 2 = .3, which rejects its
-    # true clip of .3; b by a's (.1 + .3) / 2 = .2, which accepts .4 and not .2: 3 of 4. At .5 all are rejected: 2 of 4.
+def test_the_suggested_threshold_is_evaluated_on_other_prompts():
+    # Fitted to all four, .25 would be right on each. But a is judged by the threshold of b, (.2 + .4) / 2 = .3, which
+    # rejects a's true clip of .3; b by that of a, (.1 + .3) / 2 = .2, which accepts .4 and not .2: 3 of 4 are right. At
+    # .5 all are rejected: 2 of 4.
     found = suggested_threshold(
         np.array([0.3, 0.1, 0.4, 0.2]), np.array([True, False, True, False]), np.array(["a", "a", "b", "b"]), seed=0
     )
@@ -110,7 +111,7 @@ def test_the_suggested_threshold_is_not_judged_on_the_prompts_that_it_was_taken_
     assert suggested_threshold(np.array([0.3]), np.array([True]), np.array(["a"]), seed=0) is None
 
 
-def test_kappa_is_agreement_beyond_chance_on_what_both_labelled():
+def test_kappa_is_agreement_beyond_chance_on_clips_that_both_labelled():
     # TTFF and TFFF: 3/4 the same; by chance 1/2 * 1/4 + 1/2 * 3/4 = 1/2; (3/4 - 1/2) / (1/2) = 1/2.
     clips = [clip(name) for name in "abcdef"]
     one = [label(c, answer) for c, answer in zip(clips, [True, True, False, False, None, True], strict=True)]
@@ -122,7 +123,7 @@ def test_kappa_is_agreement_beyond_chance_on_what_both_labelled():
 
 
 def test_a_judge_against_the_truth():
-    # Falling: accepted and rightly so, accepted wrongly, unlabelled. Folding: rejected wrongly, rejected rightly.
+    # Falling: right accept, false accept, unlabelled. Folding: false reject, right reject.
     clips = [clip("a"), clip("b"), clip("c"), clip("d", "folding"), clip("e", "folding")]
     made = dict(zip("abcde", [FULFILLED, "vanish", FULFILLED, FULFILLED, SWAPPED], strict=True))
     answers = [(True, 0.9), (True, 0.6), (None, None), (False, 0.4), (False, 0.2)]
@@ -132,7 +133,7 @@ def test_a_judge_against_the_truth():
 
     assert (found["clips"], found["labelled"], found["accuracy"]) == (5, 4, 0.5)
     assert found["low"] < 0.5 < found["high"]
-    assert found["auc"] == 0.75  # .9 beats .6 and .2, .4 beats .2 alone
+    assert found["auc"] == 0.75  # .9 beats .6 and .2, .4 beats only .2
     assert (found["false_accepts"], found["false_rejects"]) == (1, 1)
     assert found["categories"] == {
         "falling": {"clips": 3, "labelled": 2, "accuracy": 0.5, "false_accept_rate": 1.0, "false_reject_rate": 0.0},
@@ -144,7 +145,7 @@ def test_a_judge_against_the_truth():
     json.dumps(found, allow_nan=False)
 
 
-def test_a_judge_that_says_yes_and_no_alone_has_no_calibration_and_no_threshold():
+def test_a_judge_without_probabilities_has_no_calibration_and_no_threshold():
     clips = [clip("a"), clip("b")]
     labels = [label(clips[0], True, 1.0), label(clips[1], True, 1.0)]
 
@@ -180,7 +181,7 @@ def test_a_judge_against_generated_clips_of_the_same_prompt():
     }  # fmt: skip
 
 
-def test_pairs_of_which_nothing_is_known_cannot_be_audited():
+def test_pairs_without_p_accept_of_both_clips_cannot_be_audited():
     one, two = clip("ra", prompt="a"), clip("a1", prompt="a")
     with pytest.raises(ValueError, match="no p_accept of both clips of any of 1 pairs"):
         against_generated([one], [label(one, True, 0.9)], [two], [label(two, None)], draws=10, seed=0)
@@ -189,7 +190,7 @@ def test_pairs_of_which_nothing_is_known_cannot_be_audited():
 # Known-answer clips
 
 
-def test_rendered_clips_are_half_fulfilled_and_physics_says_so(tmp_path):
+def test_half_of_the_rendered_clips_are_fulfilled_and_physics_agrees(tmp_path):
     known = known_clips(tmp_path, PROMPTS, 200, seed=1, fps=8.0)
     samples, made = known.clip_set.samples, known.made
 
@@ -202,7 +203,7 @@ def test_rendered_clips_are_half_fulfilled_and_physics_says_so(tmp_path):
     assert {sample.prompt for sample in samples} <= {prompt.prompt for prompt in PROMPTS}
 
 
-def test_a_rendered_clip_hangs_on_its_number_alone(tmp_path):
+def test_a_rendered_clip_depends_only_on_seed_and_number(tmp_path):
     few = known_clips(tmp_path / "few", PROMPTS, 10, seed=1, fps=8.0)
     many = known_clips(tmp_path / "many", PROMPTS, 20, seed=1, fps=8.0)
     other = known_clips(tmp_path / "other", PROMPTS, 10, seed=2, fps=8.0)
@@ -230,8 +231,8 @@ def test_reference_clips_keep_their_size_length_and_rate(tmp_path):
         PROMPTS[0].prompt_id, 5, 32, 40, 12.0
     )  # fmt: skip
     assert (second.num_frames, second.fps) == (3, 8.0)
-    shown = read_video(tmp_path / "0.mp4")[:, :32]
-    assert np.abs(known.clip_set.frames(first).astype(int) - shown).max() <= 1
+    pixels = read_video(tmp_path / "0.mp4")[:, :32]
+    assert np.abs(known.clip_set.frames(first).astype(int) - pixels).max() <= 1
 
 
 def test_a_corrupt_reference_is_named(tmp_path):
@@ -244,7 +245,7 @@ def test_a_corrupt_reference_is_named(tmp_path):
         reference_clips(tmp_path / "none", PROMPTS[:1])
 
 
-def test_the_first_clips_of_each_prompt_are_taken_and_none_is_an_error(tmp_path):
+def test_the_first_clips_of_each_prompt_are_taken_and_a_prompt_without_clips_is_an_error(tmp_path):
     clips = known_clips(tmp_path, PROMPTS[:1], 4, seed=0, fps=8.0).clip_set
 
     assert first_clips(clips, [PROMPTS[0].prompt_id], 2).samples == clips.samples[:2]
@@ -256,7 +257,7 @@ def test_the_first_clips_of_each_prompt_are_taken_and_none_is_an_error(tmp_path)
 
 
 class Wavering:
-    """Accepts what it sees eight frames of, but takes it back in its second vote on every other clip."""
+    """Accepts a clip if it sees eight frames, except in the second vote on every other clip."""
 
     name, model = "wavering", "wavering"
     model_version: str | None = "1"
@@ -281,24 +282,24 @@ class Wavering:
         return {}
 
 
-@pytest.fixture
-def four(tmp_path) -> ClipSet:
-    return known_clips(tmp_path / "four", PROMPTS, 4, seed=0, fps=8.0).clip_set
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> ClipSet:
+    return known_clips(tmp_path_factory.mktemp("known") / "four", PROMPTS, 4, seed=0, fps=8.0).clip_set
 
 
-def test_labels_are_made_of_as_many_votes_as_stage_label_asks_for_however_many_are_compared(four, tmp_path):
+def test_labels_use_the_votes_of_stage_label_even_if_more_votes_are_compared(four, tmp_path):
     asking = Asking(tmp_path / "work", tmp_path / "out", 2, votes=1, max_failed=0.0)
 
     judged = asking.judge(four, Wavering(), "labels", votes=2)
 
-    assert [one.label for one in judged.labels] == [True] * 4  # by the first vote; two votes would tie on two clips
+    assert [one.label for one in judged.labels] == [True] * 4  # from the first vote; two votes would tie on two clips
     # Votes of two clips agree, of two they do not: 1/2. Yes on average (1 + 1/2) / 2 = 3/4, by chance 9/16 + 1/16,
     # which is 5/8; (1/2 - 5/8) / (3/8) = -1/3.
     found = vote_stability(judged, Wavering())
     assert found == {"clips": 4, "not_unanimous": 2, "observed": 0.5, "kappa": pytest.approx(-1 / 3)}
 
 
-def test_one_vote_and_a_judge_that_repeats_itself_say_nothing_of_stability(four, tmp_path):
+def test_vote_stability_is_unknown_for_one_vote_and_for_a_repeatable_judge(four, tmp_path):
     asking = Asking(tmp_path / "work", tmp_path / "out", 2, votes=1, max_failed=0.0)
     once = asking.judge(four, Wavering(), "once")
     physics = asking.judge(four, PhysicsSource("physics"), "physics", votes=3)
@@ -307,11 +308,11 @@ def test_one_vote_and_a_judge_that_repeats_itself_say_nothing_of_stability(four,
     assert vote_stability(physics, PhysicsSource("physics")) == "physics answers the same however often it is asked"
 
 
-def test_other_frames_change_the_labels_of_a_judge_that_counts_them(four, tmp_path):
+def test_another_number_of_frames_changes_the_labels_of_a_judge_that_counts_frames(four, tmp_path):
     asking, source = Asking(tmp_path / "work", tmp_path / "out", 2, votes=1, max_failed=0.0), Wavering()
     before = asking.judge(four, source, "labels")
 
-    other = shown_other_frames(source, False, four.samples, 6)
+    other = with_other_frames(source, False, four.samples, 6)
     after = asking.judge(four, other, "other")
 
     assert frame_stability(before, after) == {"changed": 1.0, "n": 4}
@@ -319,17 +320,17 @@ def test_other_frames_change_the_labels_of_a_judge_that_counts_them(four, tmp_pa
     assert {row.rubric_hash for row in after.verdicts} != {row.rubric_hash for row in before.verdicts}
 
 
-@pytest.mark.parametrize(
-    ("source", "whole_clips", "frames", "why"),
-    [
-        (Wavering(), False, None, "audit.frames is null"),
-        (Wavering(), False, 8, "8 frames of these clips are those that the rubric shows already"),
-        (Wavering(), True, 6, "wavering is sent whole clips"),
-        (PhysicsSource("physics"), False, 6, "physics chooses no frames: the rubric physics shows all"),
-    ],
+FIXED_FRAMES = (
+    (Wavering(), False, None, "audit.frames is null"),
+    (Wavering(), False, 8, "8 frames of these clips are those that the rubric shows already"),
+    (Wavering(), True, 6, "wavering is sent whole clips"),
+    (PhysicsSource("physics"), False, 6, "physics chooses no frames: the rubric physics shows all"),
 )
-def test_where_frames_cannot_be_chosen_the_reason_is_given(source, whole_clips, frames, why, four):
-    assert shown_other_frames(source, whole_clips, four.samples, frames) == why
+
+
+def test_if_frames_cannot_be_chosen_the_reason_is_given(four):
+    for source, whole_clips, frames, reason in FIXED_FRAMES:
+        assert with_other_frames(source, whole_clips, four.samples, frames) == reason
 
 
 # The stage
@@ -342,7 +343,7 @@ AUDIT = {
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Runs stage `audit` in a folder of its own, on params of its own."""
+    """Runs stage `audit` in a temporary folder with its own params."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEEDBACK_LEDGER", str(tmp_path / "ledger.sqlite"))
     for name in ("configs", "data", "feedback", "models", "tabletop"):
@@ -390,7 +391,7 @@ def test_the_shipped_judge_is_soft_and_better_than_chance(project):
     assert "votes" in found["notes"] and "frames" not in found["notes"]
 
 
-def test_an_unknown_source_and_prompts_without_a_known_answer_are_told(project):
+def test_an_unknown_source_and_prompts_without_a_known_answer_are_errors(project):
     done, _ = project("oracle")
     assert done.exit_code == 1 and "feedback.sources.oracle is missing" in done.output
 
@@ -410,7 +411,7 @@ def rendered(prompt: str, seed: int, botch: str | None = None) -> np.ndarray:
 
 @pytest.fixture
 def beside_references(project) -> ClipSet:
-    """prompts.csv with a rendered reference for two prompts, and two clips of each by the base: one bad, one good."""
+    """prompts.csv with a rendered reference for two prompts, and two base clips of each: one wrong, one right."""
     rows = ["prompt_id,prompt,category,split,image,reference"]
     samples, frames = [], []
     for prompt in PROMPTS[:2]:
@@ -418,8 +419,8 @@ def beside_references(project) -> ClipSet:
         rows.append(f"{prompt.prompt_id},{prompt.prompt},{prompt.category},train,,{prompt.prompt_id}.mp4")
         for number, botch in enumerate(("static", None)):
             name = f"r1-{prompt.prompt_id}-{number}"
-            told = (prompt.prompt_id, prompt.prompt, prompt.category, "train", "base")
-            samples.append(Sample(name, *told, number, 9, 8.0, 32, 32, f"videos/{name}.mp4"))
+            facts = (prompt.prompt_id, prompt.prompt, prompt.category, "train", "base")
+            samples.append(Sample(name, *facts, number, 9, 8.0, 32, 32, f"videos/{name}.mp4"))
             frames.append(rendered(prompt.prompt, 7, botch))
     Path("prompts.csv").write_text("\n".join(rows))
     writer, nothing = ClipSetWriter(Path("runs/r1/samples")), torch.zeros(1)
@@ -428,11 +429,11 @@ def beside_references(project) -> ClipSet:
     return ClipSet.open(Path("runs/r1/samples"))
 
 
-def test_references_are_preferred_to_botched_clips_and_tie_with_good_ones(project, beside_references):
+def test_references_beat_botched_clips_and_tie_with_right_ones(project, beside_references):
     done, found = project(prompts="prompts.csv", set="runs/r1/samples", clips=6)
 
     assert done.exit_code == 0, done.output
-    # Physics says 1 or 0: each reference beats the static clip and ties with the other one, (1 + 1/2) / 2.
+    # Physics gives 1 or 0: each reference beats the static clip and ties with the other one, (1 + 1/2) / 2.
     assert (found["clips"], found["labelled"], found["accuracy"]) == (6, 6, 0.75)
     assert found["references"] == {"accepted": 1.0, "generated_accepted": 0.5, "pairs": 4, "ties": 2}
     assert "runs/r1/samples" in found["truth"]
@@ -453,7 +454,7 @@ def test_a_corrupt_generated_clip_is_left_out_and_another_policys_clips_are_refu
     assert done.exit_code == 1 and "is of the policy rwr1; wanted are clips of base" in done.output
 
 
-def test_agreement_with_people_is_on_what_they_have_rated(project, beside_references):
+def test_agreement_with_people_is_on_the_clips_that_they_rated(project, beside_references):
     human = {"set": "runs/r1/samples", "source": "people"}
     done, found = project(human=human)
     assert done.exit_code == 0, done.output
@@ -462,7 +463,7 @@ def test_agreement_with_people_is_on_what_they_have_rated(project, beside_refere
 
     items = gather([Path("runs/r1/samples")], load_rubric(PEOPLE), "me", None, 0)
     ratings = Ratings(items, Path("ledger.sqlite"))
-    for item in items:  # of the botched clips one is rejected, one accepted; of the good ones one is rated
+    for item in items:  # one botched clip is rejected, the other accepted; one right clip is rated
         key, name = item.rateable.key, item.sample.sample_id
         if name != f"r1-{PROMPTS[1].prompt_id}-1":
             ratings.rate(key, "r" if name == f"r1-{PROMPTS[0].prompt_id}-0" else "a", None)
@@ -473,27 +474,27 @@ def test_agreement_with_people_is_on_what_they_have_rated(project, beside_refere
     assert found["human"] == {"kappa": pytest.approx(0.4), "agree": pytest.approx(2 / 3), "n": 3}
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"sources": ["oracle"]}, "audit.sources: 'oracle' is unknown"),
-        ({"human": {"set": "x", "source": "oracle"}}, "audit.human.source: 'oracle' is unknown"),
-        ({"human": {"set": "x", "source": "physics"}}, "audit.human.source is physics, of kind physics"),
-        ({"set": "runs/r1/samples"}, "has a reference clip to compare its clips with"),
-    ],
+WRONG_PARAMS = (
+    ({"sources": ["oracle"]}, "audit.sources: 'oracle' is unknown"),
+    ({"human": {"set": "x", "source": "oracle"}}, "audit.human.source: 'oracle' is unknown"),
+    ({"human": {"set": "x", "source": "physics"}}, "audit.human.source is physics, of kind physics"),
+    ({"set": "runs/r1/samples"}, "has a reference clip to compare its clips with"),
 )
-def test_an_audit_that_does_not_fit_is_told_before_anything_is_made(changes, told, tmp_path, monkeypatch):
+
+
+def test_check_finds_wrong_params_of_an_audit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "data", "feedback", "models", "tabletop"):
         Path(name).symlink_to(ROOT / name)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["audit"] |= changes
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    for changes, problem in WRONG_PARAMS:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params["audit"] |= changes
+        Path("params.yaml").write_text(yaml.safe_dump(params))
 
-    with pytest.raises(Exception) as error:
-        check_params()
+        with pytest.raises(Exception) as error:
+            check_params()
 
-    assert told in str(getattr(error.value, "message", error.value))
+        assert problem in str(getattr(error.value, "message", error.value))
 
 
 # The warning in `label`
@@ -507,16 +508,16 @@ def audited(folder: Path, accuracy: float = 0.613, **changes: str) -> Path:
     return folder
 
 
-def test_a_judge_that_was_right_too_seldom_is_warned_of_with_the_figure_and_the_parameter(tmp_path, caplog):
+def test_the_warning_of_a_low_accuracy_has_the_figure_and_the_parameter(tmp_path, caplog):
     warn_of_audit(audited(tmp_path / "judge"), JUDGE, 0.7)
 
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "right on 61.3 % by its audit of 240 clips" in record.message
+    assert "accuracy 61.3 % in its audit of 240 clips" in record.message
     assert "label.min_audited_accuracy: 0.7" in record.message
 
 
-def test_no_audit_and_a_good_one_are_silent(tmp_path, caplog):
+def test_no_audit_and_a_sufficient_accuracy_log_nothing(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     warn_of_audit(tmp_path / "none", JUDGE, 0.7)
     warn_of_audit(audited(tmp_path / "judge", accuracy=0.7), JUDGE, 0.7)
@@ -524,26 +525,28 @@ def test_no_audit_and_a_good_one_are_silent(tmp_path, caplog):
     assert caplog.records == []
 
 
-def test_an_audit_of_another_rubric_or_version_is_said_to_be_so_and_warns_of_nothing(tmp_path, caplog):
+def test_an_audit_of_another_rubric_or_version_gives_an_info_line_and_no_warning(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     warn_of_audit(audited(tmp_path / "judge", rubric_hash="r0", model_version="v0"), JUDGE, 0.7)
 
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    assert "is of another model_version and rubric_hash" in record.message
+    assert "it is of another model_version and rubric_hash" in record.message
 
 
-@pytest.mark.parametrize(("least", "warned"), [(None, False), (0.7, False), (0.8, True)])
-def test_stage_label_warns_by_the_audit_of_its_source(least, warned, project, beside_references, caplog):
+def test_stage_label_warns_if_its_source_has_a_low_accuracy(project, beside_references, caplog):
     done, found = project(prompts="prompts.csv", set="runs/r1/samples", clips=6)
     assert done.exit_code == 0, done.output
     assert found["accuracy"] == 0.75
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["label"]["min_audited_accuracy"] = least
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-
     options = ["--set", "runs/r1/samples", "--source", "physics", "--out", "labels", "--metrics", "m.json"]
-    done = CliRunner().invoke(stages.label.main, options)
+    for least, warned in ((None, False), (0.7, False), (0.8, True)):
+        params["label"]["min_audited_accuracy"] = least
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        caplog.clear()
 
-    assert done.exit_code == 0, done.output
-    assert any("min_audited_accuracy" in one.message for one in caplog.records if one.levelno > logging.INFO) == warned
+        done = CliRunner().invoke(stages.label.main, options)
+
+        assert done.exit_code == 0, done.output
+        warnings = [one.message for one in caplog.records if one.levelno > logging.INFO]
+        assert any("min_audited_accuracy" in message for message in warnings) == warned, least

@@ -31,7 +31,7 @@ BATCH = 2
 
 
 class Brightness:
-    """Accepts bright clips, and takes some seconds over each."""
+    """Accepts bright clips; takes `seconds` per clip."""
 
     name = "brightness"
     model = "brightness"
@@ -41,7 +41,7 @@ class Brightness:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
-        self.asked: list[str] = []
+        self.judged: list[str] = []
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         for request, frames in decoded(requests, BATCH):
@@ -49,42 +49,42 @@ class Brightness:
                 yield without_answer(self, request, frames)
                 continue
             time.sleep(self.seconds)
-            self.asked.append(request.sample.sample_id)
+            self.judged.append(request.sample.sample_id)
             yield [self.verdict(request.sample, vote, frames) for vote in range(request.votes)]
 
     def status(self) -> dict:
         return {}
 
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
-        return self.told(sample, vote, answer=bool(frames.mean() > 120))
+        return self.row(sample, vote, answer=bool(frames.mean() > 120))
 
-    def told(self, sample: Sample, vote: int, **told) -> Verdict:
-        return verdict(self, sample, vote, self.rubric.questions[0], range(sample.num_frames), **told)
+    def row(self, sample: Sample, vote: int, **fields) -> Verdict:
+        return verdict(self, sample, vote, self.rubric.questions[0], range(sample.num_frames), **fields)
 
 
 class Undecided(Brightness):
-    """Says yes and no in turn, and nothing about the first clip."""
+    """Answers yes and no in turn, and gives no answer about the first clip."""
 
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
-        return self.told(sample, vote, **({"error": "blocked"} if sample.seed == 0 else {"answer": vote % 2 == 0}))
+        return self.row(sample, vote, **({"error": "blocked"} if sample.seed == 0 else {"answer": vote % 2 == 0}))
 
 
 class Wavering(Brightness):
-    """Accepts clips, but every fifth one in two of three votes only; of the one after it a vote is missing."""
+    """Accepts all clips, but every fifth one in only two of three votes; the next clip lacks one vote."""
 
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
         if sample.seed % 5 == 1 and vote == 2:
-            return self.told(sample, vote, error="refused")
-        return self.told(sample, vote, answer=not (sample.seed % 5 == 0 and vote == 1))
+            return self.row(sample, vote, error="refused")
+        return self.row(sample, vote, answer=not (sample.seed % 5 == 0 and vote == 1))
 
 
 class Mute(Brightness):
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
-        return self.told(sample, vote, error="no answer")
+        return self.row(sample, vote, error="no answer")
 
 
 class Unreachable(Brightness):
-    """Gets no reply about the clips of some seeds."""
+    """Gets no reply about the clips with these seeds."""
 
     def __init__(self, *seeds: int) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class Unreachable(Brightness):
 
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
         if sample.seed in self.seeds:
-            return self.told(sample, vote, error=f"{FAILED}timed out")
+            return self.row(sample, vote, error=f"{FAILED}timed out")
         return super().verdict(sample, vote, frames)
 
 
 class Hasty(Brightness):
-    """Answers in an order drawn at random, and stops with an error after `until` clips."""
+    """Answers in a random order, and stops with an error after `until` clips."""
 
     def __init__(self, seed: int, until: int) -> None:
         super().__init__()
@@ -112,12 +112,12 @@ class Hasty(Brightness):
 
 
 class Versioned(Brightness):
-    """Its replies name the version that wrote them."""
+    """Each reply names the model version."""
 
     model_version = None
 
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
-        return self.told(sample, vote, answer=sample.seed > 4, model_version=f"v{sample.seed // 5}")
+        return self.row(sample, vote, answer=sample.seed > 4, model_version=f"v{sample.seed // 5}")
 
 
 class Forgetful(Brightness):
@@ -137,7 +137,7 @@ class Astray(Brightness):
 
 
 class Muddled(Brightness):
-    """Puts two clips into one answer."""
+    """Mixes the verdicts on two clips in one answer."""
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         (first, _), (_, second), *others = super().judge(requests)
@@ -146,7 +146,7 @@ class Muddled(Brightness):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> ClipSet:
-    """Ten clips, brighter from one to the next."""
+    """Ten clips of increasing brightness."""
     return make_clips(tmp_path_factory.mktemp("set") / "samples")
 
 
@@ -188,7 +188,7 @@ def test_answers_in_any_order_end_in_clip_order_with_the_same_bytes(clips, tmp_p
         label_clip_set(clips, Hasty(seed, until=5), work, out, BATCH)
     last = Hasty(seed, until=CLIPS)
     label_clip_set(clips, last, work, out, BATCH)
-    assert len(last.asked) == 5  # the five that were had are kept, though not all make a full batch
+    assert len(last.judged) == 5  # the five received answers are kept, including an incomplete batch
     assert contents(out) == contents(tmp_path / "expected")
 
 
@@ -202,12 +202,12 @@ def test_the_agreement_of_several_votes_is_logged_and_kept_in_the_manifest(clips
     caplog.set_level("INFO")
     label_clip_set(clips, Wavering(), tmp_path / "work", tmp_path / "labels", BATCH, votes=3)
     agreement = read_manifest(tmp_path / "labels", "labels")["facts"]["agreement"]
-    # 8 clips agree in all pairs, 2 in one of three: (8 + 2/3) / 10 = 13/15. Yes 8 times in all votes, twice in 2/3:
+    # 8 clips agree in all pairs, 2 in one of three: (8 + 2/3) / 10 = 13/15. All votes are yes on 8 clips, 2/3 on two:
     # 14/15, by chance (196 + 1) / 225. kappa = (195 - 197) / (225 - 197) = -1/14.
     bright = {"clips": 10, "not_unanimous": 2, "observed": pytest.approx(13 / 15), "kappa": pytest.approx(-1 / 14)}
     assert agreement == {"label": bright, "answers": bright, "questions": {"bright": bright}}
-    told = "brightness: votes agree on the label: 86.7% of the pairs (kappa -0.07), 2 of 10 clips are not unanimous"
-    assert told in caplog.text
+    line = "brightness: votes agree on the label: 86.7% of the pairs (kappa -0.07), 2 of 10 clips are not unanimous"
+    assert line in caplog.text
     caplog.clear()
     look_at(clips, Wavering(), 1, votes=3)  # yes, no, yes: one pair of three, by chance 5/9; (3/9 - 5/9) / (4/9)
     assert "votes agree on the label: 33.3% of the pairs (kappa -0.50), 1 of 1 clips" in caplog.text
@@ -228,14 +228,14 @@ def test_ties_and_blocked_answers_stay_unlabelled(clips, tmp_path):
     assert (tied.label, tied.nulls, tied.reason) == (None, 0, "bright: 2 votes tied")
 
 
-def test_a_clip_that_cannot_be_decoded_is_null_with_its_error_and_counted(tmp_path, caplog):
+def test_a_clip_that_cannot_be_decoded_gets_null_and_its_error_and_is_counted(tmp_path, caplog):
     clips = make_clips(tmp_path / "samples")
     broken = clips.video(clips.samples[7])
     broken.write_bytes(b"\0" * broken.stat().st_size)
     source = Brightness()
     counts = label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH)
     assert counts == (4, 5, 1, 1, 0)
-    assert "clip7" not in source.asked
+    assert "clip7" not in source.judged
     row = read_verdicts(tmp_path / "labels")[7]
     assert (row.answer, row.p_yes, row.frames) == (None, None, [])
     assert "clip7.mp4" in row.error
@@ -250,7 +250,7 @@ def test_no_answer_about_any_clip_is_an_error_and_publishes_nothing(clips, tmp_p
         read_labels(tmp_path / "labels")
 
 
-def test_a_clip_without_a_reply_is_null_and_asked_about_again(clips, tmp_path, caplog):
+def test_a_clip_without_a_reply_gets_null_and_is_judged_again(clips, tmp_path, caplog):
     label_clip_set(clips, Brightness(), tmp_path / "whole", tmp_path / "expected", BATCH)
     work, out = tmp_path / "work", tmp_path / "labels"
     counts = label_clip_set(clips, Unreachable(2, 6), work, out, BATCH, max_failed=0.2)
@@ -261,30 +261,32 @@ def test_a_clip_without_a_reply_is_null_and_asked_about_again(clips, tmp_path, c
     assert read_manifest(out, "labels")["facts"]["failed"] == 2
     again = Brightness()
     assert label_clip_set(clips, again, work, out, BATCH).failed == 0
-    assert again.asked == ["clip2", "clip6"]
+    assert again.judged == ["clip2", "clip6"]
     assert contents(out) == contents(tmp_path / "expected")
 
 
 def test_more_clips_without_a_reply_than_allowed_stop_the_run_and_keep_the_answers(clips, tmp_path):
     work, out = tmp_path / "work", tmp_path / "labels"
-    told = r"no reply about 2 of 10 clips, more than label.max_failed \(10.0%\) allows; the last error: failed: timed"
-    with pytest.raises(LabelError, match=told):
+    problem = (
+        r"no reply about 2 of 10 clips, more than label.max_failed \(10.0%\) allows; the last error: failed: timed"
+    )
+    with pytest.raises(LabelError, match=problem):
         label_clip_set(clips, Unreachable(5, 7), work, out, batch_size=4, max_failed=0.1)
     assert not out.exists()
     again = Brightness()
     label_clip_set(clips, again, work, out, batch_size=4)
-    assert again.asked == ["clip5", "clip7", "clip8", "clip9"]
+    assert again.judged == ["clip5", "clip7", "clip8", "clip9"]
 
 
 def test_a_limit_judges_clips_of_the_whole_set_and_publishes_nothing(clips, tmp_path):
     source, work, out = Brightness(), tmp_path / "work", tmp_path / "labels"
     looks = look_at(clips, source, 4)
-    assert source.asked == ["clip0", "clip2", "clip5", "clip7"]  # of ten
-    assert [look.sample.sample_id for look in looks] == source.asked
+    assert source.judged == ["clip0", "clip2", "clip5", "clip7"]  # of ten
+    assert [look.sample.sample_id for look in looks] == source.judged
     assert [look.label.label for look in looks] == [False, False, True, True]
     assert not out.exists()
     label_clip_set(clips, source, work, out, BATCH)
-    assert source.asked[4:] == [sample.sample_id for sample in clips.samples]
+    assert source.judged[4:] == [sample.sample_id for sample in clips.samples]
 
 
 def test_a_limit_above_the_number_of_clips_takes_them_all(clips):
@@ -295,15 +297,15 @@ class Talker(Brightness):
     """Gives a reason for the first clip, a bare word for the second, and no answer about the third."""
 
     def verdict(self, sample: Sample, vote: int, frames: np.ndarray) -> Verdict:
-        told = [
+        fields = [
             {"answer": False, "p_yes": 0.125, "reason": "it is dark", "raw": '{"a": 1}'},
             {"answer": True, "raw": "yes,\n  quite"},
             {"error": "unreadable: neither word", "raw": "x" * 300},
         ]
-        return self.told(sample, vote, **told[sample.seed])
+        return self.row(sample, vote, **fields[sample.seed])
 
 
-def test_what_was_looked_at_is_told_with_prompt_label_and_reason_or_raw_words(clips):
+def test_a_look_prints_prompt_label_and_reason_or_raw_reply(clips):
     first_three = ClipSet(clips.folder, clips.manifest, clips.samples[:3])
     one, two, three = (look.in_words(Talker.rubric).splitlines() for look in look_at(first_three, Talker(), 3))
     sample = clips.samples[0]
@@ -316,7 +318,7 @@ def test_what_was_looked_at_is_told_with_prompt_label_and_reason_or_raw_words(cl
     assert three[1:] == ["    unlabelled", f"    bright: no answer: unreadable: neither word; {'x' * 240}"]
 
 
-def test_what_was_looked_at_is_told_vote_by_vote(clips):
+def test_a_look_prints_each_vote(clips):
     (look,) = look_at(clips, Undecided(), 1, votes=2)
     assert look.in_words(Undecided.rubric).splitlines()[1:] == [
         "    unlabelled",
@@ -325,28 +327,28 @@ def test_what_was_looked_at_is_told_vote_by_vote(clips):
     ]
 
 
-def test_a_source_that_repeats_itself_is_asked_once_whatever_the_votes(clips, tmp_path):
+def test_a_repeatable_source_votes_once_regardless_of_the_number_of_votes(clips, tmp_path):
     source = Brightness()
     source.repeatable = True
     label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH, votes=3)
-    assert source.asked == [sample.sample_id for sample in clips.samples]
+    assert source.judged == [sample.sample_id for sample in clips.samples]
     assert {row.vote for row in read_verdicts(tmp_path / "labels")} == {0}
     with pytest.raises(ValueError, match="votes 0 must be at least 1"):
         label_clip_set(clips, source, tmp_path / "work", tmp_path / "others", BATCH, votes=0)
 
 
-@pytest.mark.parametrize(
-    ("source", "told"),
-    [
-        (Forgetful(), r"brightness left out 1 clips, such as \['clip0'\]"),
-        (Stuttering(), "brightness answered about clip0 unasked, or twice"),
-        (Astray(), "brightness answered about clip99 unasked, or twice"),
-        (Muddled(), "2 verdicts on clip0 do not match the 2 asked for"),
-    ],
+FAULTY_SOURCES = (
+    (Forgetful(), r"brightness left out 1 clips, such as \['clip0'\]"),
+    (Stuttering(), "brightness answered about clip0, which was not requested, or answered twice"),
+    (Astray(), "brightness answered about clip99, which was not requested, or answered twice"),
+    (Muddled(), "2 verdicts on clip0 do not match the 2 requested"),
 )
-def test_a_source_that_does_not_answer_as_asked_is_an_error(clips, tmp_path, source, told):
-    with pytest.raises(ValueError, match=told):
-        label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH, votes=2)
+
+
+def test_a_source_whose_verdicts_do_not_match_the_requests_is_an_error(clips, tmp_path):
+    for number, (source, problem) in enumerate(FAULTY_SOURCES):
+        with pytest.raises(ValueError, match=problem):
+            label_clip_set(clips, source, tmp_path / f"work{number}", tmp_path / "labels", BATCH, votes=2)
 
 
 def test_replies_that_name_their_own_version_are_all_listed(clips, tmp_path):
@@ -355,7 +357,7 @@ def test_replies_that_name_their_own_version_are_all_listed(clips, tmp_path):
     assert [row.model_version for row in read_verdicts(tmp_path / "labels")] == ["v0"] * 5 + ["v1"] * 5
 
 
-def test_clips_are_decoded_a_few_ahead_in_the_order_asked(clips):
+def test_clips_are_decoded_a_few_ahead_in_the_order_of_the_requests(clips):
     drawn = []
 
     def requests() -> Iterator[Request]:
@@ -378,7 +380,7 @@ def test_work_of_another_source_is_an_error(clips, tmp_path):
         label_clip_set(clips, newer, tmp_path / "work", tmp_path / "labels", BATCH)
 
 
-def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(clips, tmp_path):
+def test_a_killed_run_resumes_and_produces_the_same_bytes(clips, tmp_path):
     label_clip_set(clips, Brightness(), tmp_path / "whole", tmp_path / "expected", BATCH, votes=2)
     work, out = tmp_path / "work", tmp_path / "labels"
     code = (
@@ -392,16 +394,16 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(clips, t
     committed = len(list(work.glob("verdicts-*.parquet")))
     assert 2 <= committed < CLIPS // BATCH
     (work / "out").mkdir()
-    (work / "out" / "torn.parquet").write_bytes(b"a kill while publishing leaves such things")
+    (work / "out" / "torn.parquet").write_bytes(b"left by a kill during publishing")
     source = Brightness()
     label_clip_set(clips, source, work, out, BATCH, votes=2)
-    assert len(source.asked) == CLIPS - BATCH * committed
+    assert len(source.judged) == CLIPS - BATCH * committed
     assert contents(out) == contents(tmp_path / "expected")
 
 
 def label_slowly(clip_set: str, work: str, out: str) -> None:
-    """What the killed child runs: a second for each batch."""
-    label_clip_set(ClipSet.open(Path(clip_set)), Brightness(1 / BATCH), Path(work), Path(out), BATCH, votes=2)
+    """The code of the killed child: half a second per batch."""
+    label_clip_set(ClipSet.open(Path(clip_set)), Brightness(0.5 / BATCH), Path(work), Path(out), BATCH, votes=2)
 
 
 def wait_for(path: Path, child: subprocess.Popen) -> None:
@@ -411,7 +413,7 @@ def wait_for(path: Path, child: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_physics_gives_its_reason_and_is_silent_about_other_worlds(tmp_path):
+def test_physics_gives_its_reason_and_no_answer_outside_the_tabletop_world(tmp_path):
     source = make_source("physics", {"kind": "physics"})
     path = tmp_path / "empty.mp4"
     write_video(path, np.full((9, SIZE, SIZE, 3), 200, np.uint8), 8.0)

@@ -21,53 +21,53 @@ def rubric(*questions: Question, rule: str = "all") -> Rubric:
     return Rubric("test", 8, rule, "judge {prompt}", questions or (question(),))
 
 
-def said(answer: bool | None, p_yes: float | None = None, vote: int = 0, name: str = "accept", **told) -> Verdict:
+def vote_of(answer: bool | None, p_yes: float | None = None, vote: int = 0, name: str = "accept", **fields) -> Verdict:
     error = "refused" if answer is None else None
-    facts = {"score": None, "reason": None, "raw": None, "tokens": None, "cost": None, "error": error} | told
+    facts = {"score": None, "reason": None, "raw": None, "tokens": None, "cost": None, "error": error} | fields
     return Verdict(
         "clip", "judge", name, vote, answer, p_yes, model="m", model_version="1", rubric_hash="h", frames=[0], **facts
     )
 
 
 def test_a_single_vote_is_the_label_and_its_probability_is_p_accept():
-    label = combine([said(True, 0.8, reason="it falls")], rubric())
+    label = combine([vote_of(True, 0.8, reason="it falls")], rubric())
     assert (label.label, label.p_accept, label.votes, label.nulls, label.reason) == (True, 0.8, 1, 0, "it falls")
 
 
 def test_the_majority_of_votes_decides_and_p_accept_is_their_mean():
     # 0.9, 0.6 and 0.3 affirm twice and deny once; their mean is 1.8 / 3.
-    label = combine([said(True, 0.9), said(True, 0.6, vote=1), said(False, 0.3, vote=2)], rubric())
+    label = combine([vote_of(True, 0.9), vote_of(True, 0.6, vote=1), vote_of(False, 0.3, vote=2)], rubric())
     assert label.label is True
     assert label.p_accept == pytest.approx(0.6)
 
 
 def test_an_answer_without_probability_counts_as_one_or_zero():
-    label = combine([said(True), said(False, vote=1), said(True, vote=2)], rubric())
+    label = combine([vote_of(True), vote_of(False, vote=1), vote_of(True, vote=2)], rubric())
     assert label.p_accept == pytest.approx(2 / 3)
 
 
 def test_tied_votes_leave_the_label_null_with_its_reason():
-    label = combine([said(True, 0.9), said(False, 0.3, vote=1)], rubric())
+    label = combine([vote_of(True, 0.9), vote_of(False, 0.3, vote=1)], rubric())
     assert label.label is None
     assert label.p_accept == pytest.approx(0.6)
     assert "tied" in label.reason
 
 
-def test_a_failed_vote_is_counted_and_is_neither_a_rejection_nor_half_a_tie():
-    label = combine([said(True, 0.9), said(None, vote=1)], rubric())
+def test_a_failed_vote_is_counted_and_is_neither_a_reject_nor_half_a_tie():
+    label = combine([vote_of(True, 0.9), vote_of(None, vote=1)], rubric())
     assert (label.label, label.p_accept, label.votes, label.nulls) == (True, 0.9, 2, 1)
 
 
-def test_no_answer_at_all_is_null_everywhere_and_says_why():
-    label = combine([said(None), said(None, vote=1)], rubric())
+def test_without_any_answer_all_values_are_null_and_the_reason_is_given():
+    label = combine([vote_of(None), vote_of(None, vote=1)], rubric())
     assert (label.label, label.p_accept, label.score, label.votes, label.nulls) == (None, None, None, 2, 2)
     assert "refused" in label.reason
 
 
 def test_all_required_questions_must_get_their_wanted_answer():
     sheet = rubric(question("done"), question("glitch", wanted=False))
-    clean = combine([said(True, 0.8, name="done"), said(False, 0.1, name="glitch")], sheet)
-    flawed = combine([said(True, 0.8, name="done"), said(True, 0.7, name="glitch", reason="it melts")], sheet)
+    clean = combine([vote_of(True, 0.8, name="done"), vote_of(False, 0.1, name="glitch")], sheet)
+    flawed = combine([vote_of(True, 0.8, name="done"), vote_of(True, 0.7, name="glitch", reason="it melts")], sheet)
     # p_accept: 0.8 * (1 - 0.1) and 0.8 * (1 - 0.7)
     assert (clean.label, clean.p_accept) == (True, pytest.approx(0.72))
     assert (flawed.label, flawed.p_accept, flawed.reason) == (False, pytest.approx(0.24), "it melts")
@@ -75,25 +75,25 @@ def test_all_required_questions_must_get_their_wanted_answer():
 
 def test_null_in_a_required_question_leaves_the_label_null_even_if_another_one_failed():
     sheet = rubric(question("done"), question("glitch", wanted=False))
-    label = combine([said(False, 0.2, name="done"), said(None, name="glitch")], sheet)
+    label = combine([vote_of(False, 0.2, name="done"), vote_of(None, name="glitch")], sheet)
     assert (label.label, label.p_accept, label.nulls) == (None, None, 1)
 
 
-def test_a_question_that_is_not_required_changes_nothing():
+def test_a_question_that_is_not_required_does_not_affect_the_label():
     sheet = rubric(question("done"), question("pretty", required=False))
-    label = combine([said(True, 0.8, name="done"), said(None, name="pretty")], sheet)
+    label = combine([vote_of(True, 0.8, name="done"), vote_of(None, name="pretty")], sheet)
     assert (label.label, label.p_accept, label.nulls) == (True, 0.8, 0)
 
 
 def three(rule: str) -> Rubric:
-    """Done is wanted, glitch and blur are not."""
+    """The wanted answers are yes on done and no on glitch and blur."""
     return rubric(question("done"), question("glitch", wanted=False), question("blur", wanted=False), rule=rule)
 
 
 def answers(done: float | None, glitch: float | None, blur: float | None) -> list[Verdict]:
     """A vote on each question by the probability of yes."""
     given = {"done": done, "glitch": glitch, "blur": blur}
-    return [said(None if p is None else p > 0.5, p, name=name) for name, p in given.items()]
+    return [vote_of(None if p is None else p > 0.5, p, name=name) for name, p in given.items()]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def answers(done: float | None, glitch: float | None, blur: float | None) -> lis
         (answers(0.9, 0.2, 0.9), True, 0.6),
         # 0.3, 0.2 and 0.7: one of three; mean 1.2 / 3.
         (answers(0.3, 0.8, 0.3), False, 0.4),
-        # 0.6, 0.6 and 0: two of three say yes, though the mean is 0.4.
+        # 0.6, 0.6 and 0: two of three as wanted, though the mean is 0.4.
         (answers(0.6, 0.4, 1.0), True, 0.4),
         # 0.9 and 0.8, of two that answered.
         (answers(0.9, 0.2, None), True, 0.85),
@@ -114,7 +114,7 @@ def answers(done: float | None, glitch: float | None, blur: float | None) -> lis
         (answers(None, None, None), None, None),
     ],
 )
-def test_majority_is_what_more_than_half_of_the_answered_questions_say(given, label, p_accept):
+def test_rule_majority_follows_more_than_half_of_the_answered_questions(given, label, p_accept):
     found = combine(given, three("majority"))
     assert (found.label, found.p_accept) == (label, p_accept if p_accept is None else pytest.approx(p_accept))
 
@@ -123,21 +123,22 @@ def test_majority_is_what_more_than_half_of_the_answered_questions_say(given, la
     ("given", "label", "p_accept"),
     [
         (answers(0.9, 0.2, 0.9), True, 0.6),  # as above
-        (answers(0.6, 0.4, 1.0), False, 0.4),  # two of three as wanted, and rejected all the same
+        (answers(0.6, 0.4, 1.0), False, 0.4),  # two of three as wanted, and still a reject
         (answers(0.9, 0.7, None), True, 0.6),
         (answers(0.75, 0.75, None), None, 0.5),  # 0.75 and 1 - 0.75
         (answers(0.9, None, None), None, None),
     ],
 )
-def test_mean_is_whether_the_mean_probability_of_the_wanted_answers_is_above_a_half(given, label, p_accept):
+def test_rule_mean_accepts_if_the_mean_probability_of_the_wanted_answers_is_above_a_half(given, label, p_accept):
     found = combine(given, three("mean"))
     assert (found.label, found.p_accept) == (label, p_accept if p_accept is None else pytest.approx(p_accept))
 
 
 @pytest.mark.parametrize("rule", ["majority", "mean"])
-def test_half_of_the_questions_answered_is_enough_and_a_null_is_no_vote_against(rule):
+def test_half_of_the_questions_answered_is_enough_and_a_null_is_not_a_vote_against(rule):
     found = combine(
-        [said(True, 0.9, name="done"), said(None, name="sharp")], rubric(question("done"), question("sharp"), rule=rule)
+        [vote_of(True, 0.9, name="done"), vote_of(None, name="sharp")],
+        rubric(question("done"), question("sharp"), rule=rule),
     )
     assert (found.label, found.p_accept, found.nulls) == (True, 0.9, 1)
 
@@ -146,69 +147,70 @@ def test_half_of_the_questions_answered_is_enough_and_a_null_is_no_vote_against(
 def test_a_question_whose_votes_tie_has_a_chance_but_no_answer(rule):
     # done: one yes at 0.9, one no at 0.3, so chance 0.6 and no answer; sharp: chance 0.2. Mean 0.4.
     given = [
-        said(True, 0.9, name="done"),
-        said(False, 0.3, vote=1, name="done"),
-        *(said(False, 0.2, vote=v, name="sharp") for v in (0, 1)),
+        vote_of(True, 0.9, name="done"),
+        vote_of(False, 0.3, vote=1, name="done"),
+        *(vote_of(False, 0.2, vote=v, name="sharp") for v in (0, 1)),
     ]
     found = combine(given, rubric(question("done"), question("sharp"), rule=rule))
     assert (found.label, found.p_accept) == (False, pytest.approx(0.4))
 
 
-@pytest.mark.parametrize(
-    ("rule", "given", "told"),
-    [
-        (
-            "majority",
-            answers(0.9, 0.7, None),
-            "1 for and 1 against, of 3 required questions; blur: no answer (refused)",
-        ),
-        (
-            "majority",
-            answers(0.9, None, None),
-            "1 for and 0 against, of 3 required questions; glitch: no answer (refused)",
-        ),
-        ("mean", answers(0.75, 0.75, None), "1 for and 1 against, of 3 required questions; blur: no answer (refused)"),
-        ("all", answers(0.9, 0.2, None), "blur: no answer (refused)"),
-    ],
+REASONS = (
+    (
+        "majority",
+        answers(0.9, 0.7, None),
+        "1 for and 1 against, of 3 required questions; blur: no answer (refused)",
+    ),
+    (
+        "majority",
+        answers(0.9, None, None),
+        "1 for and 0 against, of 3 required questions; glitch: no answer (refused)",
+    ),
+    ("mean", answers(0.75, 0.75, None), "1 for and 1 against, of 3 required questions; blur: no answer (refused)"),
+    ("all", answers(0.9, 0.2, None), "blur: no answer (refused)"),
 )
-def test_a_missing_label_says_how_the_answers_stand_and_which_are_missing(rule, given, told):
-    assert combine(given, three(rule)).reason.startswith(told)
+
+
+def test_the_reason_of_a_missing_label_gives_the_tally_and_the_missing_answers():
+    for rule, given, reason in REASONS:
+        assert combine(given, three(rule)).reason.startswith(reason), rule
 
 
 @pytest.mark.parametrize("rule", typing.get_args(Rule))
-def test_the_order_of_verdicts_changes_nothing(rule):
+def test_the_order_of_verdicts_has_no_effect(rule):
     rng = random.Random(0)
     for _ in range(50):
         rows = []
         for name, vote in itertools.product(("done", "glitch", "blur"), range(3)):
             answer = rng.choice((True, False, None))
             p_yes = None if answer is None else rng.random()
-            rows.append(said(answer, p_yes, vote, name, reason=f"{name} {vote}", score=rng.random()))
+            rows.append(vote_of(answer, p_yes, vote, name, reason=f"{name} {vote}", score=rng.random()))
         label = combine(rows, three(rule))
         assert combine(rng.sample(rows, len(rows)), three(rule)) == label
 
 
 @pytest.mark.parametrize("rule", typing.get_args(Rule))
-def test_with_one_question_and_one_vote_all_rules_say_the_same(rule):
+def test_with_one_question_and_one_vote_all_rules_give_the_same_label(rule):
     for answer, p_yes in ((True, 0.8), (False, 0.1), (None, None)):
-        label = combine([said(answer, p_yes)], rubric(rule=rule))
+        label = combine([vote_of(answer, p_yes)], rubric(rule=rule))
         assert (label.label, label.p_accept) == (answer, p_yes)
 
 
 def test_scores_are_averaged_over_votes():
-    assert combine([said(True, score=1.0), said(True, score=2.0, vote=1)], rubric()).score == 1.5
+    assert combine([vote_of(True, score=1.0), vote_of(True, score=2.0, vote=1)], rubric()).score == 1.5
 
 
 def test_a_missing_verdict_is_an_error_and_not_a_null():
     with pytest.raises(ValueError, match="clip.*glitch"):
-        combine([said(True, name="done")], rubric(question("done"), question("glitch", wanted=False)))
+        combine([vote_of(True, name="done")], rubric(question("done"), question("glitch", wanted=False)))
 
 
-@pytest.mark.parametrize("path", RUBRICS, ids=lambda path: path.stem)
-def test_the_shipped_rubrics_load_and_send_the_prompt(path):
-    sheet = load_rubric(path)
-    assert sheet.frames in (8, None)  # null: people see the whole clip
-    assert all("pushing a {cup}" in sheet.text(one, "pushing a {cup}") for one in sheet.questions)
+def test_the_shipped_rubrics_load_and_send_the_prompt():
+    assert RUBRICS
+    for path in RUBRICS:
+        sheet = load_rubric(path)
+        assert sheet.frames in (8, None), path  # None: people see the whole clip
+        assert all("pushing a {cup}" in sheet.text(one, "pushing a {cup}") for one in sheet.questions), path
 
 
 def test_aspects_wants_alignment_and_no_defect():
@@ -219,7 +221,7 @@ def test_aspects_wants_alignment_and_no_defect():
     assert {(one.affirmative, one.negative) for one in sheet.questions} == {("Yes", "No")}
 
 
-def test_review_asks_for_one_word_about_four_points():
+def test_review_requires_one_word_about_four_points():
     sheet = load_rubric(Path("feedback/rubrics/review.yaml"))
     (only,) = sheet.questions
     text = sheet.text(only, "pushing a cup")
@@ -228,14 +230,15 @@ def test_review_asks_for_one_word_about_four_points():
     assert all(word in text for word in words)
 
 
-@pytest.mark.parametrize("name", ["review", "aspects"])
-def test_what_is_asked_of_clips_and_of_their_frames_alike_counts_no_frames(name):
-    sheet = load_rubric(Path(f"feedback/rubrics/{name}.yaml"))
-    assert "some of its frames" in sheet.instructions  # a judge that is sent the mp4 takes others than `frames` says
-    assert not any(re.search(r"eight|8", sheet.text(one, "")) for one in sheet.questions)
+def test_rubrics_for_whole_clips_and_for_frames_name_no_number_of_frames():
+    for name in ("review", "aspects"):
+        sheet = load_rubric(Path(f"feedback/rubrics/{name}.yaml"))
+        # A judge that is sent the mp4 samples another number of frames than `frames`.
+        assert "some of its frames" in sheet.instructions, name
+        assert not any(re.search(r"eight|8", sheet.text(one, "")) for one in sheet.questions), name
 
 
-def test_the_hash_is_of_what_is_sent_and_not_of_how_answers_combine():
+def test_the_hash_covers_what_is_sent_and_not_the_combining_rule():
     sent = rubric(question())
     assert rubric(question(wanted=False)).hash == sent.hash
     assert rubric(question(), rule="mean").hash == sent.hash

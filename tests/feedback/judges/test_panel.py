@@ -352,8 +352,8 @@ class Incomplete(Member):
     ("cls", "told"),
     [
         (Forgetful, "odd left out 1 clips"),
-        (Repetitive, "odd answered about clip0 unasked, or twice"),
-        (Incomplete, "odd: 1 verdicts on clip0 do not match the 2 asked for"),
+        (Repetitive, "odd answered about clip0, which was not requested, or answered twice"),
+        (Incomplete, "odd: 1 verdicts on clip0 do not match the 2 requested"),
     ],
 )
 def test_a_member_that_breaks_the_protocol_is_named(cls, told):
