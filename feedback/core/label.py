@@ -301,7 +301,7 @@ def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, 
 
 
 def _publish(
-    folder: Path, out: Path, source: Source, verdicts: Sequence[Verdict], labels: Sequence[Label], facts: dict
+    folder: Path, out: Path, source: Source, verdicts: Sequence[Verdict], labels: Sequence[Label], facts: dict[str, Any]
 ) -> None:
     """Write the tables and their manifest to a new `folder`, and move it to `out`."""
     shutil.rmtree(folder, ignore_errors=True)

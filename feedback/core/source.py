@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,7 +179,7 @@ def decoded(requests: Iterable[Request], ahead: int) -> Iterator[tuple[Request, 
             return f"{UNREADABLE_CLIP}{error}"
 
     with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque = deque()
+        waiting: deque[tuple[Request, Future[np.ndarray | str]]] = deque()
         for request in requests:
             waiting.append((request, pool.submit(read, request)))
             if len(waiting) >= ahead:
