@@ -134,8 +134,9 @@ class ClipSet:
 
     @classmethod
     def open(cls, folder: Path, verify: bool = False) -> ClipSet:
-        """The clip set in `folder`. Raises StoreError naming the file that is missing, truncated or, with `verify`,
-        changed in its bytes.
+        """The clip set in `folder`.
+
+        Raises StoreError naming the file that is missing, truncated or, with `verify`, changed in its bytes.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, KIND, verify)

@@ -1,5 +1,6 @@
-"""Judge-side augmentation: the judge's input varies a little from update to update, so that no fixed pixel pattern
-fools it (Ask-A-Video §4.3 reports such patterns; the augmentation is ours).
+"""Judge-side augmentation: the judge's input varies a little from update to update.
+
+No fixed pixel pattern then fools it. Ask-A-Video §4.3 reports such patterns; the augmentation is ours.
 """
 
 import math

@@ -183,8 +183,10 @@ def _description(scene: Scene) -> str:
 
 
 def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
-    """Clips of generators with the physics check's verdict on their caption and on a near miss of it, its answers about
-    single aspects of both, and the things in the clip.
+    """Clips of generators with the physics check's verdicts and answers.
+
+    The verdict is on the clip's caption and on a near miss of it, the answers are about single aspects of both, and the
+    things in the clip are listed.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """

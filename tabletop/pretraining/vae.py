@@ -98,6 +98,7 @@ def psnr(error: Tensor) -> float:
 
 @torch.no_grad()
 def set_latent_statistics(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
+    """Set latents_mean and latents_std of the VAE's config, by channel, to those of these clips' latents."""
     latents = torch.cat([vae.encode(to_unit(clips[i : i + 32])).latent_dist.mode() for i in range(0, len(clips), 32)])
     vae.register_to_config(
         latents_mean=[round(v, 4) for v in latents.mean((0, 2, 3, 4)).tolist()],
