@@ -1,1 +1,1 @@
-"""Judges that run in this process or are people: VLMs, physics, panels, people's ratings."""
+"""Judges without a server: local VLMs, panels of several sources, people's ratings."""

@@ -1,8 +1,8 @@
-"""People as a source: what they rated on the page of `vfrl rate` (commands/rate/server.py).
+"""People as a source: their ratings from the page of `vfrl rate` (commands/rate/server.py).
 
-A rating is kept in the ledger under the clip's bytes, its prompt, the rubric and the rater, so it counts in every clone
-and every clip set with that very clip. Nothing is served or waited for here: what was rated is read, and where ratings
-are missing labelling stops and says which command asks for them.
+The ledger's key of a rating consists of the clip's bytes, its prompt, the rubric and the rater, so a rating applies in
+every clone and every clip set that contains the same clip. This module serves no page and does not wait: it reads the
+ratings. If some are missing, labelling stops with an error that names the command to collect them.
 """
 
 import json
@@ -24,9 +24,9 @@ from feedback.core.source import UNREADABLE_ANSWER, LabelError, Request, verdict
 from feedback.network.ledger import Ledger, ledger_path, request_key
 
 PLACE = "human"
-MEANING = {"a": True, "r": False, "u": None}  # key pressed -> the affirmative answer, the negative one, neither
-UNSURE = "unsure"  # the error of a verdict whose rater could not tell
-NAMED = 3  # sample ids in an error
+MEANING = {"a": True, "r": False, "u": None}  # key pressed -> affirmative answer, negative answer, neither
+UNSURE = "unsure"  # the error of a verdict whose rater could not decide
+NAMED = 3  # number of sample ids in an error
 
 
 def _names(raters: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,9 +34,9 @@ def _names(raters: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError("expected the name of at least one person")
     for rater in raters:
         if not rater or rater != rater.strip():
-            raise ValueError(f"{rater!r} is no name")
+            raise ValueError(f"{rater!r} is not a name")
     if len(set(raters)) != len(raters):
-        raise ValueError(f"a name stands twice in {', '.join(raters)}")
+        raise ValueError(f"a name occurs twice in {', '.join(raters)}")
     return raters
 
 
@@ -50,7 +50,7 @@ class Options:
 
 
 class Rateable(NamedTuple):
-    """One question to one person about one clip. Two clips of the same bytes and prompt are the same clip."""
+    """One question to one person about one clip. Clips with the same bytes and prompt count as the same clip."""
 
     rater: str
     clip: str  # sha256 of the mp4
@@ -60,7 +60,7 @@ class Rateable(NamedTuple):
 
     @property
     def sent(self) -> dict[str, str]:
-        """All that determines the rating, as the ledger keeps it."""
+        """All values that determine the rating, in the ledger's form."""
         return {
             "place": PLACE,
             "rater": self.rater,
@@ -72,17 +72,18 @@ class Rateable(NamedTuple):
 
     @property
     def key(self) -> str:
+        """The ledger's key of the rating."""
         return request_key(self.sent)
 
 
 def write_reply(answer: str, seconds: float | None) -> str:
-    """A rating as the ledger keeps it. answer: a key of MEANING. seconds: how long the rater looked."""
+    """A rating in the ledger's form. answer: a key of MEANING. seconds: time that the rater took."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps({"answer": answer, "at": at, "seconds": seconds if seconds is None else round(seconds, 1)})
 
 
 def read_reply(reply: str) -> str | None:
-    """Which key of MEANING was pressed; null for a reply that this code did not write."""
+    """The key of MEANING that was pressed; None for a reply that `write_reply` did not write."""
     try:
         answer = json.loads(reply)["answer"]
     except (ValueError, TypeError, KeyError):
@@ -91,17 +92,17 @@ def read_reply(reply: str) -> str | None:
 
 
 def rated_at(reply: str) -> str:
-    """When a reply was written; texts in the order of their times."""
+    """Time when a reply was written, as a text that sorts by time."""
     return str(json.loads(reply)["at"])
 
 
 def load(name: str, options: Options, device: str) -> "HumanSource":
-    """The people of this block; no device is used."""
+    """The people of this block. The device is not used."""
     return HumanSource(name, load_rubric(Path(options.rubric)), options.raters)
 
 
 class HumanSource:
-    """Reads ratings, a vote each rater. Raises LabelError before the first verdict where any rating is missing."""
+    """Reads ratings, one vote per rater. Raises LabelError before the first verdict if a rating is missing."""
 
     model = "human"
     model_version: str | None = None  # each verdict names its rater
@@ -111,37 +112,39 @@ class HumanSource:
         self.name, self.rubric, self.raters = name, rubric, tuple(raters)
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
-        asked = [(request, self._asked(request)) for request in requests]
+        """As the protocol says, in the order of the requests."""
+        pairs = [(request, self._rateables(request)) for request in requests]
         with Ledger(ledger_path()) as ledger:
-            found = ledger.answers(one.key for _, ones in asked for one in ones)
-        missing = {rater: [r for r, ones in asked if _lacks(ones, rater, found)] for rater in self.raters}
+            found = ledger.answers(one.key for _, ones in pairs for one in ones)
+        missing = {rater: [r for r, ones in pairs if _lacks(ones, rater, found)] for rater in self.raters}
         if any(missing.values()):
-            raise LabelError(self._what_to_do(missing, len(asked)))
-        for request, ones in asked:
+            raise LabelError(self._what_to_do(missing, len(pairs)))
+        for request, ones in pairs:
             yield [self._verdict(request, one, found[one.key].reply) for one in ones]
 
     def status(self) -> dict[str, Any]:
+        """Empty: reading ratings has no retries and no cost."""
         return {}
 
-    def _asked(self, request: Request) -> list[Rateable]:
+    def _rateables(self, request: Request) -> list[Rateable]:
         clip, prompt = sha256_of(request.path), request.sample.prompt
-        return [Rateable(who, clip, prompt, self.rubric, q) for q in self.rubric.questions for who in self.raters]
+        return [Rateable(rater, clip, prompt, self.rubric, q) for q in self.rubric.questions for rater in self.raters]
 
     def _verdict(self, request: Request, one: Rateable, reply: str) -> Verdict:
         pressed = read_reply(reply)
         if pressed is None:
-            told: dict[str, Any] = {"error": f"{UNREADABLE_ANSWER}{reply}"}
+            fields: dict[str, Any] = {"error": f"{UNREADABLE_ANSWER}{reply}"}
         elif MEANING[pressed] is None:
-            told = {"error": UNSURE}
+            fields = {"error": UNSURE}
         else:
-            told = {"answer": MEANING[pressed]}
+            fields = {"answer": MEANING[pressed]}
         vote, frames = self.raters.index(one.rater), range(request.sample.num_frames)
-        return verdict(self, request.sample, vote, one.question, frames, raw=reply, model_version=one.rater, **told)
+        return verdict(self, request.sample, vote, one.question, frames, raw=reply, model_version=one.rater, **fields)
 
     def _what_to_do(self, missing: dict[str, list[Request]], clips: int) -> str:
-        """Which ratings are missing and which commands ask for them.
+        """Text that names the missing ratings and the commands to collect them.
 
-        missing: by rater, the clips without a rating. clips: how many there are.
+        missing: by rater, the clips without a rating. clips: number of clips in all.
         """
         lines, commands = [], []
         for rater, requests in ((rater, requests) for rater, requests in missing.items() if requests):
@@ -153,7 +156,7 @@ class HumanSource:
         return (
             f"{self.name}: clips without a rating in {ledger_path()}: {'; '.join(lines)}. Rate them with\n"
             + "\n".join(commands)
-            + "\nand run this again; what was rated is kept"
+            + "\nand run this again; ratings are kept"
         )
 
 

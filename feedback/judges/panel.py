@@ -1,20 +1,21 @@
 """Several sources as one: each member labels the clip by its own rubric, and a rule combines their labels.
 
 "Future extensions may mitigate these issues by using stronger VLM as judges or ensembling multiple VLM judges", says
-Ask-A-Video of what fooled its judge (§4.3). A panel is that, and nothing is combined twice: to rubric.combine a member
-is a question, its label the answer and its p_accept the answer's probability, so the rules all, majority and mean are
-the ones stated there. A member without a label is a null and never a vote against. Under `mean` a member speaks with
-its own p_accept: that of a long sheet under `rule: all` is a product and low even where it accepts; give such a member
-a rubric whose rule is mean.
+Ask-A-Video about errors of its judge (§4.3). A panel is such an ensemble. rubric.combine makes its label: it treats
+each member as a question, the member's label as the answer and its p_accept as the answer's probability, so the rules
+all, majority and mean are those stated there. A member without a label is a null and never a vote against. Rule
+`mean` uses each member's p_accept. With many questions under `rule: all`, a p_accept is a product and is low even for
+an accepted clip; such a member should have a rubric with rule mean.
 
-Metrics may be members too. A panel's `score`, which `build` can take as the reward, is made of a value of each member:
-a metric's score, a judge's p_accept (or 1 and 0 where it tells none), shaped as scale * value + shift by the panel's
-`shaping`. The rules mean (also majority and all), product and lexicographic combine them as rubric.py states: under
-product one bad value spoils the whole, under lexicographic a judge's reject vetoes and the metrics decide the rest.
+Metrics may be members too. A panel's `score`, which `build` can take as the reward, is made from one value per member:
+a metric's score, or a judge's p_accept (1 or 0 by its label if it has none). The panel's `shaping` changes a value to
+scale * value + shift. The rules mean (also majority and all), product and lexicographic combine the values as rubric.py
+states: under product one low value makes the score low; under lexicographic a judge's reject is a veto, and otherwise
+the metrics decide.
 
-A panel's verdict on a clip is one row per member, in vote 0: the member's own verdicts stand in `raw`, word by word.
-How often its members are asked is the panel's own option `votes`, which those that always answer the same do not need;
-to whoever asks the panel it is repeatable, and label.votes stays 1.
+A panel's verdict on a clip is one row per member, in vote 0. `raw` holds the member's own verdicts verbatim. The
+panel's option `votes` is the number of votes of each member that samples its answer. The panel itself is
+repeatable: it votes once, regardless of label.votes.
 """
 
 import contextlib
@@ -33,12 +34,12 @@ from feedback.core.kinds import Kind, Needs, make_source
 from feedback.core.rubric import Question, Rubric, Rule, combine
 from feedback.core.source import FAILED, Request, Source, in_order, verdict, verdicts_on, votes_of
 
-CHUNK = 256  # clips that a member judges before the next one does: of a local member, the most that a kill can cost
+CHUNK = 256  # clips that a member judges before the next member does; a kill loses at most one chunk of a local member
 
 
 @dataclass(frozen=True, config=STRICT)
-class Shape:
-    """What a member's value becomes in the panel's score: scale * value + shift (§3.2)."""
+class Shaping:
+    """Changes a member's value in the panel's score to scale * value + shift (§3.2)."""
 
     scale: Positive = 1.0
     shift: NotNegative = 0.0
@@ -49,9 +50,11 @@ class Options:
     """Options of kind `panel`."""
 
     rule: Rule
-    members: dict[str, dict[str, Any]]  # each member's name and block, as in feedback.sources
-    votes: Count = 1  # independent askings of each member that samples its answer
-    shaping: dict[str, Shape] = field(default_factory=dict)  # by member; without one, its value is not changed
+    members: dict[str, dict[str, Any]]  # name -> block of each member, as in feedback.sources
+    votes: Count = 1  # independent votes of each member that samples its answer
+    shaping: dict[str, Shaping] = field(
+        default_factory=dict
+    )  # by member; the value of a member without one is unchanged
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
@@ -60,13 +63,13 @@ class Options:
             if not re.fullmatch(r"[a-z0-9_-]+", name):
                 raise ValueError(f"members.{name}: a name is made of a-z, 0-9, - and _")
             if block.get("kind") == "panel":
-                raise ValueError(f"members.{name}.kind is 'panel'; a panel's members are no panels themselves")
+                raise ValueError(f"members.{name}.kind is 'panel'; a panel cannot be a member of a panel")
         if unknown := [name for name in self.shaping if name not in self.members]:
-            raise ValueError(f"shaping.{unknown[0]} is of no member; members are {', '.join(self.members)}")
+            raise ValueError(f"shaping.{unknown[0]} names no member; members are {', '.join(self.members)}")
 
 
 def load(name: str, options: Options, device: str) -> "PanelSource":
-    """The panel of this block, all of its members loaded."""
+    """The panel of this block, with all members loaded."""
     members = {
         member: make_source(f"{name}.members.{member}", block, device) for member, block in options.members.items()
     }
@@ -74,9 +77,9 @@ def load(name: str, options: Options, device: str) -> "PanelSource":
 
 
 class PanelSource:
-    """Asks every member about a chunk of clips, one member after the other."""
+    """Judges each chunk of clips with every member, one member after the other."""
 
-    model_version: str | None = None  # each row has that of its member
+    model_version: str | None = None  # each row has its member's version
     repeatable = True
 
     def __init__(
@@ -85,12 +88,12 @@ class PanelSource:
         members: Mapping[str, Source],
         rule: Rule,
         votes: int = 1,
-        shaping: Mapping[str, Shape] | None = None,
+        shaping: Mapping[str, Shaping] | None = None,
     ) -> None:
         if votes > 1 and all(member.repeatable for member in members.values()):
-            raise ValueError(f"{name}: votes is {votes}, but all of its members answer the same however often asked: 1")
+            raise ValueError(f"{name}: votes is {votes}, but all of its members are repeatable; expected 1")
         self.name, self.members = name, members
-        self._shapes = {key: (shaping or {}).get(key, Shape()) for key in members}
+        self._shaping = {key: (shaping or {}).get(key, Shaping()) for key in members}
         self.votes = {key: votes_of(one, votes) for key, one in members.items()}
         self.model = " + ".join(member.model for member in members.values())
         self.rubric = Rubric(
@@ -99,11 +102,12 @@ class PanelSource:
             rule=rule,
             instructions=f"Is this a clip of: {{prompt}}\nBy the rule {rule} of the members' labels.",
             questions=tuple(
-                _question(key, member, self.votes[key], self._shapes[key]) for key, member in members.items()
+                _question(key, member, self.votes[key], self._shaping[key]) for key, member in members.items()
             ),
         )
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        """As the protocol says, in the order of the requests."""
         waiting = iter(requests)
         while chunk := list(islice(waiting, CHUNK)):
             by_member = [self._member_verdicts(question, chunk) for question in self.rubric.questions]
@@ -111,6 +115,7 @@ class PanelSource:
                 yield [of_member[request.sample.sample_id] for of_member in by_member]
 
     def status(self) -> dict[str, Any]:
+        """The status of every member, with the member's name before each key."""
         return {f"{key} {what}": so for key, member in self.members.items() for what, so in member.status().items()}
 
     def _member_verdicts(self, question: Question, chunk: Sequence[Request]) -> dict[str, Verdict]:
@@ -121,18 +126,18 @@ class PanelSource:
             return {sample: self._verdict(question, member, requests[sample], rows) for sample, rows in answers}
 
     def _verdict(self, question: Question, member: Source, request: Request, rows: Sequence[Verdict]) -> Verdict:
-        """What a member's verdicts on a clip amount to: its label, or why it has none."""
-        votes = -(-len(rows) // len(member.rubric.questions))  # which the member decides: people have one each
+        """The panel's row for a member: the member's label from its verdicts on a clip, or why it has none."""
+        votes = -(-len(rows) // len(member.rubric.questions))  # the member determines the number: each person has one
         rows = in_order(rows, request.sample.sample_id, member, votes, member.name)
         label, errors = combine(rows, member.rubric), [row.error for row in rows if row.error is not None]
         failed = [error for error in errors if error.startswith(FAILED)]
         facts: dict[str, Any] = {"answer": label.label, "p_yes": label.p_accept, "reason": label.reason}
         if (value := _value(label)) is not None:
-            shape = self._shapes[question.name]
-            facts["score"] = shape.scale * value + shape.shift
-        if failed:  # whatever else it said: it is to be asked again
+            shaping = self._shaping[question.name]
+            facts["score"] = shaping.scale * value + shaping.shift
+        if failed:  # regardless of its other answers: the next run judges the clip again
             facts = {"error": failed[0]}
-        elif value is None:  # the member's own words, as long as they begin as source.py says
+        elif value is None:  # the member's own error, which begins with a prefix of source.py
             facts |= {"reason": None, "error": errors[0] if len(errors) == len(rows) else label.reason}
         return verdict(
             self,
@@ -156,7 +161,7 @@ KIND = Kind(
 
 
 def _value(label: Label) -> float | None:
-    """What a member says as a number: a metric its score, a judge its p_accept; null where it says nothing."""
+    """A member's value: a metric's score, a judge's p_accept, or 1 or 0 by its label; None without all of these."""
     if label.score is not None:
         return label.score
     if label.label is None:
@@ -164,8 +169,8 @@ def _value(label: Label) -> float | None:
     return float(label.label) if label.p_accept is None else label.p_accept
 
 
-def _question(name: str, member: Source, votes: int, shape: Shape) -> Question:
-    """A member as a question. Its text, and so the panel's hash, holds all that makes the member's label."""
+def _question(name: str, member: Source, votes: int, shaping: Shaping) -> Question:
+    """A member as a question. Its text, and so the panel's hash, contains all that determines the label."""
     sheet = member.rubric
     wanted = ", ".join(f"{q.name}: {'yes' if q.wanted else 'no'}" for q in sheet.questions if q.required)
     return Question(
@@ -173,7 +178,7 @@ def _question(name: str, member: Source, votes: int, shape: Shape) -> Question:
         ask=(
             f"Does {member.model} ({member.model_version or 'of a version that its replies name'}) accept it, "
             f"asked {sheet.hash} {votes} times, {sheet.rule} of {wanted}?"
-            + ("" if shape == Shape() else f" Its value counts {shape.scale} times, and {shape.shift} more.")
+            + ("" if shaping == Shaping() else f" Its value counts {shaping.scale} times, and {shaping.shift} more.")
         ),
         affirmative="accept",
         negative="reject",
@@ -183,13 +188,13 @@ def _question(name: str, member: Source, votes: int, shape: Shape) -> Question:
 
 
 def _as_json(rows: Iterable[Verdict]) -> str:
-    """Verdicts without what is null, and without what the panel's own row says."""
+    """Verdicts without null values and without values that the panel's own row holds."""
     own = ("sample_id", "source", "tokens", "cost")
     kept = [{key: value for key, value in asdict(row).items() if value is not None and key not in own} for row in rows]
     return json.dumps(kept, ensure_ascii=False)
 
 
 def _total(amounts: Iterable[float | None]) -> Any:
-    """Their sum; null where none is known."""
+    """The sum of the known amounts; None if none is known."""
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known else None

@@ -1,13 +1,13 @@
-"""A local video VLM as a source, in this process: whatever AutoModelForImageTextToText loads that takes videos.
+"""A local video VLM as a source, in this process: any model of AutoModelForImageTextToText that takes videos.
 
-Tested with tiny models of the real classes, which tell a clip's time and size frames each in their own way:
+Tested with tiny models of the real classes. They differ in how they encode time and how they resize frames:
 
     Qwen2.5-VL      time is in the positions                        `pixels` of each frame
     Qwen3-VL        each pair of frames begins with its seconds     `pixels` of each frame
     InternVL (-hf)  frames are numbered; no time                    one square size, so no `pixels`
 
-The answer is read from the distribution of the first answer token, not from sampled text: one forward pass, no
-parsing, and a probability. With yes and no the sets of first tokens of the two words in all their spellings,
+The answer is read from the distribution of the first answer token, not from sampled text: this takes one forward pass
+and no parsing, and gives a probability. Let yes and no be the sets of first tokens of the two words in all spellings:
 
     p_yes = mass(yes) / (mass(yes) + mass(no)),    mass(S) = sum of softmax(logits) over S.
 """
@@ -35,9 +35,13 @@ class Options:
     rubric: str  # YAML file
     batch_size: Count  # clips per forward pass
     dtype: Dtype
-    pixels: Count | None = None  # of Qwen's: scale each frame to about this many; null: as its processor says
-    min_answer_mass: Probability = 0.05  # probability that both answers together must hold; less is off-topic: null
-    max_new_tokens: WholeNotNegative = 0  # of the judge's own words to keep as the reason; 0 is none, and much faster
+    pixels: Count | None = (
+        None  # Qwen models only: scale each frame to about this number; null: the processor's default
+    )
+    min_answer_mass: Probability = (
+        0.05  # least probability of both answers together; below it the reply is off-topic: null
+    )
+    max_new_tokens: WholeNotNegative = 0  # tokens of the judge's reply to keep as the reason; 0: no reason, much faster
 
     def __post_init__(self) -> None:
         if is_local(self.path) and self.revision is not None:
@@ -47,7 +51,7 @@ class Options:
 def load(name: str, options: Options, device: str) -> "QwenSource":
     """The judge of this block, with its weights on the device.
 
-    Raises ValueError naming the option where its processor takes no videos, or does not count in pixels.
+    Raises ValueError that names the option if the processor takes no videos or has no size in pixels.
     """
     from feedback.judges.vlm import load_model  # transformers takes seconds to import
 
@@ -56,7 +60,7 @@ def load(name: str, options: Options, device: str) -> "QwenSource":
 
 
 def source_of(name: str, options: Options, loaded: "Loaded") -> "QwenSource":
-    """The judge of this block, whose model is loaded."""
+    """The judge of this block, from its loaded model."""
     from feedback.judges.vlm import QwenSource
 
     return QwenSource(

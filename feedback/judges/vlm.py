@@ -1,4 +1,4 @@
-"""What `qwen` runs: a video VLM, its inputs, and the answer in its logits (see feedback/judges/qwen.py)."""
+"""Implements kind `qwen`: a video VLM, its inputs and the answer in its logits (see feedback/judges/qwen.py)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,19 +24,22 @@ from feedback.core.rubric import Question, Rubric
 from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
 from feedback.core.weights import weights_version
 
-COUNT_IN_PIXELS = (Qwen2VLVideoProcessor, Qwen3VLVideoProcessor)  # their `size` is not of an edge
+COUNT_IN_PIXELS = (
+    Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
+)  # their `size` is a number of pixels, not an edge length
 
 
-class ShownClip(NamedTuple):
-    """What a judge is shown of a clip."""
+class SampledClip(NamedTuple):
+    """The frames of a clip that a judge sees."""
 
     sample: Sample
     indices: list[int]  # of the frames in the clip
-    frames: np.ndarray  # (F, H, W, 3) uint8, those frames
+    frames: np.ndarray  # (F, H, W, 3) uint8, the frames at `indices`
 
 
 class AnswerProbability(NamedTuple):
-    """The probability of the affirmative answer word among the two, and of either of the two as the first token."""
+    """The affirmative word's share of the two answer words, and the probability that the first token is one of them."""
 
     p_yes: float
     mass: float
@@ -46,12 +49,12 @@ class VlmReply(NamedTuple):
     """A judge's reply to one question, in its own words."""
 
     answer: bool | None  # True: the affirmative word; None: neither word
-    words: str  # its whole reply, without special tokens; max_new_tokens of it at most
+    words: str  # its reply without special tokens; at most max_new_tokens tokens
     error: str | None  # why there is no answer
 
 
 class AnswerTokens(NamedTuple):
-    """Ids of the first tokens of the two answer words, in the spellings that the tokenizer tells apart."""
+    """Ids of the first tokens of the two answer words, in all spellings that the tokenizer distinguishes."""
 
     affirmative: list[int]
     negative: list[int]
@@ -68,8 +71,8 @@ class Loaded(NamedTuple):
 def load_model(name: str, path: str, revision: str | None, dtype: str, pixels: int | None, device: str) -> Loaded:
     """The model and the processor of `feedback.sources.<name>`, the weights on the device.
 
-    path: a local folder or a hub id. dtype: the name of one of torch's. pixels: as `build_inputs` has it.
-    Raises ValueError naming the option where its processor takes no videos, or does not count in pixels.
+    path: a local folder or a hub id. dtype: the name of a torch dtype. pixels: see `build_inputs`.
+    Raises ValueError that names the option if the processor takes no videos or has no size in pixels.
     """
     branch = revision or "main"
     processor = AutoProcessor.from_pretrained(path, revision=branch)
@@ -77,7 +80,7 @@ def load_model(name: str, path: str, revision: str | None, dtype: str, pixels: i
         raise ValueError(f"feedback.sources.{name}.path: {path} takes no videos")
     if pixels is not None and not isinstance(processor.video_processor, COUNT_IN_PIXELS):
         kind = type(processor.video_processor).__name__
-        raise ValueError(f"feedback.sources.{name}.pixels is {pixels}, but {kind} has a size of its own: null")
+        raise ValueError(f"feedback.sources.{name}.pixels is {pixels}, but {kind} has a fixed size; expected null")
     model = AutoModelForImageTextToText.from_pretrained(
         path, revision=branch, use_safetensors=True, dtype=getattr(torch, dtype)
     )
@@ -86,7 +89,7 @@ def load_model(name: str, path: str, revision: str | None, dtype: str, pixels: i
 
 
 class QwenSource:
-    """Asks a VLM in this process, batch_size clips at a time, a rubric's questions one after the other."""
+    """Judges with a VLM in this process, batch_size clips at a time, a rubric's questions one after the other."""
 
     repeatable = True
 
@@ -101,10 +104,10 @@ class QwenSource:
         min_answer_mass: float,
         max_new_tokens: int,
     ) -> None:
-        """path: that the model was loaded from. pixels: as `build_inputs` has it.
+        """path: the model's origin. pixels: see `build_inputs`.
 
-        min_answer_mass: probability that both answers together must hold; with less the answer is unreadable.
-        max_new_tokens: of the judge's own words to keep as the reason.
+        min_answer_mass: least probability of both answers together; below it the answer is unreadable.
+        max_new_tokens: number of tokens of the judge's reply to keep as the reason.
         """
         self.name, self.rubric, self.model, self.model_version = name, rubric, path, loaded.version
         self.vlm, self.processor = loaded.model, loaded.processor
@@ -117,6 +120,7 @@ class QwenSource:
                 raise ValueError(f"rubric {rubric.name}: {path} does not know its words {unknown}")
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        """As the protocol says, in windows of batch_size consecutive clips."""
         window: list[tuple[Request, np.ndarray | str]] = []
         for one in decoded(requests, 2 * self._batch_size):
             window.append(one)
@@ -126,13 +130,14 @@ class QwenSource:
         yield from self._judge_window(window)
 
     def status(self) -> dict[str, Any]:
+        """Empty: a local model has no retries and no cost."""
         return {}
 
     @torch.no_grad()
     def say(self, question: Question, clips: Sequence[np.ndarray], fps: float) -> VlmReply:
-        """Its answer to one question about some clips, shown one after the other; the rubric's instructions left out.
+        """Its answer to one question about several clips in one message, without the rubric's instructions.
 
-        clips: uint8 (F, H, W, 3) each, F the same for all: the frames that are shown. fps: their own rate.
+        clips: the frames that the judge sees, uint8 (F, H, W, 3) each, F the same for all. fps: their rate.
         """
         if problem := unreadable(self.processor, question.ask):
             return VlmReply(None, "", problem)
@@ -144,12 +149,12 @@ class QwenSource:
         return VlmReply(facts.get("answer"), words, facts.get("error"))
 
     def _judge_window(self, window: Sequence[tuple[Request, np.ndarray | str]]) -> Iterator[list[Verdict]]:
-        """The verdicts on some consecutive clips, those with equally many frames to show in one batch.
+        """The verdicts on some consecutive clips. Clips with the same number of sampled frames form one batch.
 
-        Which clips meet in a batch changes the last digits of p_yes, so no clip waits for those of the next window:
-        a run that is resumed between windows forms the same batches.
+        The other clips in a batch change the last digits of p_yes. Batches therefore never span two windows: a run that
+        is resumed between windows forms the same batches.
         """
-        batches: dict[int, list[ShownClip]] = {}
+        batches: dict[int, list[SampledClip]] = {}
         for request, frames in window:
             if isinstance(frames, str):
                 yield without_answer(self, request, frames)
@@ -157,38 +162,38 @@ class QwenSource:
                 yield without_answer(self, request, problem)
             else:
                 indices = sample_frames(len(frames), self.rubric.frames or len(frames))
-                batches.setdefault(len(indices), []).append(ShownClip(request.sample, indices, frames[indices]))
+                batches.setdefault(len(indices), []).append(SampledClip(request.sample, indices, frames[indices]))
         for batch in batches.values():
             yield from map(list, zip(*(self._ask(question, batch) for question in self.rubric.questions), strict=True))
 
     @torch.no_grad()
-    def _ask(self, question: Question, batch: Sequence[ShownClip]) -> list[Verdict]:
+    def _ask(self, question: Question, batch: Sequence[SampledClip]) -> list[Verdict]:
         """One question about each clip of a batch, in one forward pass."""
-        fps = [sampled_fps(shown.indices, shown.sample.fps) for shown in batch]
+        fps = [sampled_fps(clip.indices, clip.sample.fps) for clip in batch]
         inputs = build_inputs(
             self.processor,
-            [shown.frames for shown in batch],
-            [self.rubric.text(question, shown.sample.prompt) for shown in batch],
+            [clip.frames for clip in batch],
+            [self.rubric.text(question, clip.sample.prompt) for clip in batch],
             fps,
             self._pixels,
-            [[i * rate / shown.sample.fps for i in shown.indices] for shown, rate in zip(batch, fps, strict=True)],
+            [[i * rate / clip.sample.fps for i in clip.indices] for clip, rate in zip(batch, fps, strict=True)],
         ).to(self.vlm.device)
         logits, replies = self._reply(inputs)
         lengths = inputs["attention_mask"].sum(-1).tolist()
         answers = read_answers(logits, self.answers[question.name])
         verdicts = []
-        for shown, answer, reply, length in zip(batch, answers, replies, lengths, strict=True):
+        for clip, answer, reply, length in zip(batch, answers, replies, lengths, strict=True):
             facts = self._facts(question, answer, reply) | {"tokens": length + len(reply)}
-            verdicts.append(verdict(self, shown.sample, 0, question, shown.indices, **facts))
+            verdicts.append(verdict(self, clip.sample, 0, question, clip.indices, **facts))
         return verdicts
 
     def _reply(self, inputs: BatchFeature) -> tuple[Tensor, list[list[int]]]:
-        """Logits (B, V) of the first answer token, and each clip's most probable continuation, at least that token."""
+        """Logits (B, V) of the first answer token, and each clip's greedy continuation of at least one token."""
         padding = self.processor.tokenizer.pad_token_id
-        out = self.vlm.generate(  # for one token as well: it alone knows each model's positions beside padding
+        out = self.vlm.generate(  # also for one token: only generate computes each model's positions beside padding
             **inputs,
             do_sample=False,
-            repetition_penalty=1.0,  # or a checkpoint's own keeps it from the words of the question
+            repetition_penalty=1.0,  # a checkpoint's own penalty would suppress the words of the question
             max_new_tokens=max(1, self._max_new_tokens),
             pad_token_id=padding,
             return_dict_in_generate=True,
@@ -199,7 +204,7 @@ class QwenSource:
 
     def _facts(self, question: Question, answer: AnswerProbability, reply: list[int]) -> dict[str, Any]:
         raw = self.processor.tokenizer.decode(reply).strip()
-        if not answer.mass >= self._min_answer_mass:  # also when it is not a number
+        if not answer.mass >= self._min_answer_mass:  # also true for nan
             least = f"at least {self._min_answer_mass:g} is asked for"
             words = f"{question.affirmative} or {question.negative}"
             return {"raw": raw, "error": f"{UNREADABLE_ANSWER}{words} has a probability of {answer.mass:.3g}, {least}"}
@@ -218,14 +223,14 @@ def build_inputs(
     pixels: int | None = None,
     places: Sequence[Sequence[float]] | None = None,
 ) -> BatchFeature:
-    """A video VLM's inputs for a batch of texts: a user's message of the video and then the text, answer to come.
+    """A video VLM's inputs for a batch of texts: one user message each, with the videos and then the text.
 
-    frames_list: uint8 (F, H, W, 3) each, the frames that are shown, all of them and no other; F the same for all.
-        As many for each text, which shows them one after the other: first all of the first text, then the next one's.
-    fps: their own rate, not that of the clip. places: when each is shown, in units of 1 / fps; None is 0, 1, 2...
-    pixels: scale each frame to about this many, keeping its shape; None is what the processor's configuration says.
-    Padded on the left, so that the answer is predicted at the last position of every row. Qwen's hold
-    `mm_token_type_ids`, without which its positions silently degrade.
+    frames_list: the frames that the model sees, uint8 (F, H, W, 3) per video, F the same for all. Every text has the
+        same number of videos: first all videos of the first text, then those of the next text.
+    fps: the rate of these frames, not of the clip. places: time of each frame in units of 1 / fps; None: 0, 1, 2...
+    pixels: scale each frame to about this number of pixels and keep its aspect ratio; None: the processor's default.
+    Inputs are padded on the left, so that the answer is predicted at the last position of every row. Qwen's inputs
+    include `mm_token_type_ids`; without it the positions are silently wrong.
     """
     (num_frames,) = {len(frames) for frames in frames_list}
     order = frame_order(processor, num_frames)
@@ -247,25 +252,25 @@ def build_inputs(
 
 
 def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: bool = True) -> str:
-    """A user's message of some videos and a text in the judge's chat template, each video one placeholder as yet.
+    """A user message of some videos and a text in the judge's chat template, with one placeholder per video.
 
-    answering: with the words that begin the judge's turn, where the template has such.
+    answering: whether to append the tokens that begin the judge's turn, if the template has them.
     """
     content: list = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
     message = [{"role": "user", "content": content}]
     rendered = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
     if not isinstance(processor, Qwen3VLProcessor):
         return rendered
-    # The processor brackets each pair of frames, and transformers 5 leaves the template's brackets around them all;
-    # Qwen's own code, in transformers 4.57, takes those away.
+    # The processor puts brackets around each pair of frames. transformers 5 keeps the template's brackets around all
+    # pairs; Qwen's own code, in transformers 4.57, removes them.
     bracketed = f"{processor.vision_start_token}{processor.video_token}{processor.vision_end_token}"
     return rendered.replace(bracketed, processor.video_token)
 
 
 def frame_order(processor: ProcessorMixin, num_frames: int) -> list[int]:
-    """Indices of the frames that the processor is given of `num_frames`: each, and a lone one as often as it must be.
+    """Indices of the frames for the processor: each of `num_frames` once, but a single frame as often as it requires.
 
-    Qwen3-VL's processor refuses a lone frame; the others repeat it themselves, as all do with an odd one.
+    Qwen3-VL's processor rejects a single frame; the others repeat it. All repeat the last of an odd number of frames.
     """
     least = getattr(processor.video_processor, "temporal_patch_size", 1)
     return [min(index, num_frames - 1) for index in range(max(num_frames, least))]
@@ -276,34 +281,34 @@ def sizes(processor: ProcessorMixin, pixels: int | None, num_frames: int) -> dic
     if pixels is None:
         return {}
     if isinstance(processor.video_processor, Qwen3VLVideoProcessor):
-        pixels *= num_frames  # it counts those of a clip, not of a frame
+        pixels *= num_frames  # it counts the pixels of a clip, not of a frame
     size = {"shortest_edge": pixels, "longest_edge": pixels}
     return {"size": size, "do_resize": True, "cap_pixels_per_frame": False}
 
 
 def sampled_fps(indices: Sequence[int], fps: float) -> float:
-    """Frames per second of the frames at these indices of a clip of `fps`: Qwen2.5-VL places them in time by it."""
+    """Mean rate of the frames at these indices of a clip with rate `fps`; Qwen2.5-VL derives frame times from it."""
     span = indices[-1] - indices[0]
     return (len(indices) - 1) / span * fps if span else fps
 
 
 def answer_tokens(tokenizer: Any, question: Question) -> AnswerTokens:
-    """First tokens of a question's two answer words, each as written, in other cases, and after a space.
+    """First tokens of a question's two answer words: as written, in other cases, and after a space.
 
-    Raises ValueError where a word is unknown to the vocabulary, or both begin with the same token.
+    Raises ValueError if the vocabulary lacks a word, or if both words begin with the same token.
     """
     first = {}
     for word in (question.affirmative, question.negative):
         plain = tokenizer.encode(word, add_special_tokens=False)
         if not plain or tokenizer.unk_token_id in plain:
-            raise ValueError(f"question {question.name}: the vocabulary does not hold the answer {word!r}")
+            raise ValueError(f"question {question.name}: the vocabulary lacks the answer {word!r}")
         first[word] = plain[0]
     if len(set(first.values())) == 1:
         words = f"{question.affirmative!r} and {question.negative!r}"
         raise ValueError(f"question {question.name}: the answers {words} begin with the same token")
     affirmative = _first_tokens(tokenizer, question.affirmative)
     negative = _first_tokens(tokenizer, question.negative)
-    # What both can begin with, such as a lone space, speaks for neither.
+    # A token that begins both, such as a single space, counts for neither.
     return AnswerTokens(sorted(affirmative - negative), sorted(negative - affirmative))
 
 
@@ -314,7 +319,7 @@ def _first_tokens(tokenizer: Any, word: str) -> set[int]:
 
 
 def read_answers(logits: Tensor, tokens: AnswerTokens) -> list[AnswerProbability]:
-    """What the logits (B, V) of the first answer token say."""
+    """The answer probabilities of each row of the first answer token's logits (B, V)."""
     logs = logits.float().log_softmax(-1)
     yes = logs[:, tokens.affirmative].logsumexp(-1)
     no = logs[:, tokens.negative].logsumexp(-1)
@@ -323,7 +328,7 @@ def read_answers(logits: Tensor, tokens: AnswerTokens) -> list[AnswerProbability
 
 
 def unreadable(processor: ProcessorMixin, prompt: str) -> str | None:
-    """Why a judge cannot be asked about this prompt; null if it can."""
+    """Why a judge cannot judge this prompt; None if it can."""
     tokens = dict.fromkeys([*processor.tokenizer.all_special_tokens, *processor.all_special_multimodal_tokens])
     if control := [token for token in tokens if token in prompt]:
         return f"the prompt holds control tokens {control}"
@@ -333,7 +338,7 @@ def unreadable(processor: ProcessorMixin, prompt: str) -> str | None:
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """Words of a text that the tokenizer does not know; none for tokenizers that spell out whatever they meet."""
+    """Words of a text that the tokenizer does not know; empty for tokenizers that can encode any text."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in tokenizer.encode(text, add_special_tokens=False):
         return []

@@ -1,1 +1,1 @@
-"""Metrics as sources: a score a clip, and no question."""
+"""Metrics as sources: one score per clip, without a question to a judge."""

@@ -1,11 +1,11 @@
-"""CLIP score and PickScore: how alike a clip's frames and its prompt are to a CLIP model.
+"""CLIP score and PickScore: similarity of a clip's frames and its prompt according to a CLIP model.
 
-clip        sum over frames of cos(image embedding, text embedding), as Furuta et al. reward it (Radford et al. 2021).
-            The paper takes ViT-B/16, `openai/clip-vit-base-patch16`
+clip        sum over frames of cos(image embedding, text embedding), the reward of Furuta et al. (CLIP: Radford et al.
+            2021). The paper uses ViT-B/16, `openai/clip-vit-base-patch16`
 pickscore   sum over frames of T * cos(image embedding, text embedding), with the model's own temperature T (about
-            100), as its authors compute it (Kirstain et al. 2023): a CLIP trained on which of two pictures people pick
-            for a prompt. `yuvalkirstain/PickScore_v1` is a CLIP ViT-H/14; its tokenizer and preprocessing are those of
-            the model that it was trained on from
+            100), as its authors compute it (Kirstain et al. 2023). The model is a CLIP trained on people's choices
+            between two pictures for a prompt. `yuvalkirstain/PickScore_v1` is a CLIP ViT-H/14; its tokenizer and
+            preprocessing are those of the model from which its training started
 
 The paper sums over frames; `reduce: mean` does not depend on the length.
 """
@@ -17,7 +17,7 @@ from feedback.core.source import Metric
 from feedback.core.weights import FolderOrHubId
 from feedback.metrics.metric import FrameOptions, metric_kind, needs_model
 
-VIT_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore and HPSv2 were trained on from
+VIT_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the model from which the training of PickScore and HPSv2 started
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -26,7 +26,7 @@ class ClipOptions(FrameOptions):
 
     path: FolderOrHubId  # such as openai/clip-vit-base-patch16
     revision: str | None = None  # commit, tag or branch of a hub id; null for a local folder
-    processor: FolderOrHubId | None = None  # of tokenizer and image preprocessing; null: the model's own
+    processor: FolderOrHubId | None = None  # model with the tokenizer and image preprocessing; null: `path`
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,7 +38,7 @@ class PickScoreOptions(ClipOptions):
 
 
 def clip_score(name: str, options: ClipOptions, device: str) -> Metric:
-    """CLIP score, its weights on the device."""
+    """CLIP score, with its weights on the device."""
     from feedback.metrics.image_text import load_image_text  # transformers takes seconds to import
 
     definition = f"Cosine of CLIP's embeddings of a frame and of the prompt ({options.path})"
@@ -48,7 +48,7 @@ def clip_score(name: str, options: ClipOptions, device: str) -> Metric:
 
 
 def pick_score(name: str, options: PickScoreOptions, device: str) -> Metric:
-    """PickScore, its weights on the device."""
+    """PickScore, with its weights on the device."""
     from feedback.metrics.image_text import load_image_text
 
     definition = f"PickScore of a frame for the prompt ({options.path}), with its temperature"

@@ -1,9 +1,9 @@
-"""How alike the frames of a clip are to a picture model: what VBench (Huang et al. 2024) calls consistency.
+"""Similarity of a clip's frames according to an image model; VBench (Huang et al. 2024) calls it consistency.
 
     score = mean over frames i > 0 of (max(0, cos(f_i, f_{i-1})) + max(0, cos(f_i, f_0))) / 2
 
-with f the model's embedding of a frame. VBench-style: the formula is VBench's, the models are transformers' copies of
-the ones it loads, and pictures are shrunk with antialiasing.
+where f is the model's embedding of a frame. VBench-style: the formula is VBench's; the models are transformers' copies
+of VBench's models, and images are downsized with antialiasing.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTMode
 from feedback.core.weights import weights_version
 from feedback.metrics.image_text import TOGETHER, WHITE, Pixels
 
-EDGE = 224  # pixels of the shorter side, as DINO sees it
+EDGE = 224  # pixels of the shorter side of DINO's input
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 
 
@@ -35,7 +35,7 @@ class Consistency:
         name: str,
         version: str,
     ) -> None:
-        """prepare: uint8 (F, H, W, 3) to what `embed` takes; embed: (F, 3, H', W') to (F, D)."""
+        """prepare: from uint8 (F, H, W, 3) to the input of `embed`, (F, 3, H', W'); embed: from that to (F, D)."""
         self._model, self._prepare, self._embed = model.eval().requires_grad_(False), prepare, embed
         self.model, self.model_version = name, version
         self.definition = (
@@ -44,7 +44,7 @@ class Consistency:
 
     @torch.inference_mode()
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float] = ()) -> list[float]:
-        """A number for each clip, uint8 (F, H, W, 3); nan for one of a single frame."""
+        """A number for each clip, uint8 (F, H, W, 3); nan for a clip of one frame."""
         return [consistency(self._embeddings(clip)) for clip in clips]
 
     def _embeddings(self, clip: np.ndarray) -> Tensor:
@@ -53,7 +53,7 @@ class Consistency:
 
 
 def consistency(embeddings: Tensor) -> float:
-    """The formula above for (F, D) embeddings; nan for a single frame."""
+    """The formula of this module for embeddings (F, D); nan for one frame."""
     if len(embeddings) < 2:
         return float("nan")
     unit = functional.normalize(embeddings, dim=-1)
@@ -63,9 +63,9 @@ def consistency(embeddings: Tensor) -> float:
 
 
 def subject(name: str, path: str, revision: str | None, device: str) -> Consistency:
-    """By DINO (Caron et al. 2021), a ViT whose embedding follows the subject of a picture.
+    """Consistency by DINO (Caron et al. 2021), a ViT whose embedding represents the subject of an image.
 
-    name: of the block in feedback.sources. Raises ValueError naming its key `path` where no model is there.
+    name: of the block in feedback.sources. Raises ValueError that names its key `path` if no model can be loaded.
     """
     given = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
     with _naming(name, path):
@@ -78,7 +78,7 @@ def subject(name: str, path: str, revision: str | None, device: str) -> Consiste
 
 
 def background(name: str, path: str, revision: str | None, device: str) -> Consistency:
-    """By CLIP, whose embedding of a picture follows the scene; otherwise as above."""
+    """Consistency by CLIP, whose embedding represents the scene of an image; otherwise as `subject`."""
     given = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
     with _naming(name, path):
         model = CLIPModel.from_pretrained(**given, dtype=torch.float32).to(device)
@@ -91,7 +91,7 @@ def background(name: str, path: str, revision: str | None, device: str) -> Consi
 
 
 def shorter_edge(frames: np.ndarray) -> Tensor:
-    """(F, 3, H', W') float32 for DINO: the shorter side 224, the other in proportion, normalised as ImageNet."""
+    """float32 (F, 3, H', W') for DINO: shorter side 224, other side in proportion, ImageNet's normalisation."""
     whole = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     resized = images.resize(whole, [EDGE], images.InterpolationMode.BILINEAR, antialias=True)
     return images.normalize(resized / WHITE, MEAN, STD)

@@ -1,4 +1,4 @@
-"""HPSv2's checkpoint, a pickle in OpenCLIP's layout, as the safetensors that transformers' CLIPModel reads."""
+"""Converts HPSv2's checkpoint, a pickle in OpenCLIP's layout, to safetensors for transformers' CLIPModel."""
 
 import fcntl
 import logging
@@ -17,8 +17,8 @@ from transformers import CLIPConfig, CLIPModel
 from data.manifest import StoreError, publish, read_manifest, sha256_of, write_manifest
 
 KIND = "hpsv2"  # of the converted folder's manifest
-# A checkpoint does not show them: an attention's weights are as large for one head as for many. OpenCLIP's config of
-# ViT-H-14 has 1280 / 80 (`head_width`) in the image tower and 16 (`heads`) in the text tower.
+# A checkpoint does not contain the number of heads, and the shapes of attention weights do not depend on it. OpenCLIP's
+# config of ViT-H-14 has 1280 / 80 (`head_width`) in the image tower and 16 (`heads`) in the text tower.
 HEADS = 16
 
 TOWERS = {"visual.transformer.resblocks": "vision_model", "transformer.resblocks": "text_model"}
@@ -51,10 +51,10 @@ logger = logging.getLogger(__name__)
 
 
 def converted(checkpoint: Path, cache: Path | None = None) -> tuple[Path, str]:
-    """The folder of a checkpoint's converted copy, made if it is not there, and the checkpoint's sha256.
+    """The folder of a checkpoint's converted copy, and the checkpoint's sha256. Converts the checkpoint on first use.
 
-    cache: where copies are kept, each under its checkpoint's sha256; None: `hpsv2` in the user's cache folder.
-    A kill leaves no copy or a whole one, a torn one is made again, and of two processes one converts.
+    cache: folder of the copies, each under its checkpoint's sha256; None: `hpsv2` in the user's cache folder.
+    A kill never leaves a partial copy, a damaged copy is made again, and of two processes only one converts.
     Raises ValueError as `convert` does.
     """
     cache, sha256 = cache or platformdirs.user_cache_path("video-feedback-rl") / "hpsv2", sha256_of(checkpoint)
@@ -64,7 +64,7 @@ def converted(checkpoint: Path, cache: Path | None = None) -> tuple[Path, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_whole(out):
             logger.info("converting %s, once, to %s", checkpoint, out)
-            shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+            shutil.rmtree(work, ignore_errors=True)  # left by a killed run
             convert(checkpoint, work)
             write_manifest(work, KIND, checkpoint=sha256)
             publish(work, out)
@@ -72,50 +72,53 @@ def converted(checkpoint: Path, cache: Path | None = None) -> tuple[Path, str]:
 
 
 def convert(checkpoint: Path, out: Path) -> None:
-    """Write the folder that CLIPModel.from_pretrained reads: model.safetensors in the checkpoint's dtype, config.json.
+    """Write a folder for CLIPModel.from_pretrained: model.safetensors in the checkpoint's dtype, config.json.
 
-    Raises ValueError naming the checkpoint where it holds more than tensors, or another layout.
+    Raises ValueError that names the checkpoint if it contains more than tensors or has another layout.
     """
     weights = read_checkpoint(checkpoint)
     try:
         config, renamed = config_of(weights), transformers_layout(weights)
         check_layout(config, renamed)
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: no CLIP in OpenCLIP's layout: {error}") from error
+        raise ValueError(f"{checkpoint}: not a CLIP in OpenCLIP's layout: {error}") from error
     out.mkdir(parents=True)
     save_file(renamed, out / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(out)
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights in a file as HPSv2 publishes it: under `state_dict`, OpenCLIP's names.
+    """The weights in a file of HPSv2's published form: `state_dict` with OpenCLIP's names.
 
-    No code in the pickle is run: where there is any, or the file is none, ValueError.
+    Never runs code from the pickle. Raises ValueError if there is any, or if the file is not a pickle.
     """
     try:
         document = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{checkpoint}: torn, or more than plain tensors, which is refused: {told}") from error
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{checkpoint}: damaged, or contains more than plain tensors, which is refused: {cause}"
+        ) from error
     weights = document.get("state_dict") if isinstance(document, dict) else None
     if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
-        raise ValueError(f"{checkpoint}: no tensors under `state_dict`, which is where HPSv2 has them")
+        raise ValueError(f"{checkpoint}: no tensors under `state_dict`, where HPSv2 has them")
     return weights
 
 
 def config_of(weights: Mapping[str, Tensor]) -> CLIPConfig:
-    """The sizes of a CLIP, read from the shapes of its weights; HEADS in both towers.
+    """The sizes of a CLIP, from the shapes of its weights; HEADS heads in both towers.
 
-    OpenCLIP's GELU is the exact one. It takes the text's embedding at the highest token id, which is the end of text:
-    the last of the vocabulary, as `eos_token_id` says here. What follows it, it does not see, so padding is free.
+    OpenCLIP uses the exact GELU. It takes the text embedding at the position of the highest token id, which is the end
+    of text, the last token of the vocabulary; `eos_token_id` is therefore that token. This position does not attend to
+    later ones, so padding has no effect.
     """
     if lacking := [name for name in (*OUTSIDE, *TRANSPOSED) if name not in weights]:
-        raise ValueError(f"{', '.join(lacking[:3])} and {len(lacking[3:])} more are not there")
+        raise ValueError(f"{', '.join(lacking[:3])} and {len(lacking[3:])} more are missing")
     vocabulary, text_width = weights["token_embedding.weight"].shape
     width, _, _, patch = weights["visual.conv1.weight"].shape
     if indivisible := [size for size in (text_width, width) if size % HEADS]:
         raise ValueError(f"a width of {indivisible[0]} cannot have ViT-H/14's {HEADS} heads")
-    patches = len(weights["visual.positional_embedding"]) - 1  # beside the class token
+    patches = len(weights["visual.positional_embedding"]) - 1  # without the class token
     return CLIPConfig(
         text_config=_tower(weights, "transformer.resblocks", text_width)
         | {
@@ -132,7 +135,7 @@ def config_of(weights: Mapping[str, Tensor]) -> CLIPConfig:
 
 
 def transformers_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights by transformers' names; a name that is not OpenCLIP's stays."""
+    """The same weights with transformers' names; a name that is not OpenCLIP's is unchanged."""
     renamed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if inside := QUERIES_KEYS_VALUES.fullmatch(name):
@@ -150,7 +153,7 @@ def transformers_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_layout(config: CLIPConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError naming the weights that a CLIPModel of this config lacks, does not have, or has otherwise."""
+    """Raises ValueError that names missing, unknown and differently shaped weights for a CLIPModel of this config."""
     with torch.device("meta"):
         wanted = {name: weight.shape for name, weight in CLIPModel(config).state_dict().items()}
     found = {name: weight.shape for name, weight in weights.items()}
@@ -170,7 +173,7 @@ def _is_whole(folder: Path) -> bool:
 def _tower(weights: Mapping[str, Tensor], blocks: str, width: int) -> dict:
     first = f"{blocks}.0.mlp.c_fc.weight"
     if first not in weights:
-        raise ValueError(f"{first} is not there")
+        raise ValueError(f"{first} is missing")
     numbers = {int(found[2]) for name in weights if (found := BLOCK.fullmatch(name)) and found[1] == blocks}
     return {
         "hidden_size": width,

@@ -1,4 +1,4 @@
-"""What `hpsv2` runs: a CLIP of people's preferences, given frames and prompts as its authors prepare them."""
+"""The implementation of kind `hpsv2`: a CLIP of people's preferences, with its authors' preprocessing."""
 
 import html
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def load_hpsv2(
 ) -> ImageText:
     """HPSv2 with its weights on the device; the arguments are as in feedback.metrics.hpsv2.Options.
 
-    Raises ValueError naming feedback.sources.<name>.path or .processor where there is no such model or tokenizer.
+    Raises ValueError that names feedback.sources.<name>.path or .processor if model or tokenizer cannot be loaded.
     """
     source, folder, version = _found(name, path, file, revision, cache)
     try:
@@ -55,11 +55,11 @@ def load_hpsv2(
 
 
 class Whole:
-    """HPSv2's image preprocessing: the longer side to `edge` pixels, bicubic, and black around the rest.
+    """HPSv2's image preprocessing: a bicubic resize of the longer side to `edge` pixels, padded with black.
 
-    Its authors' `preprocess_val` resizes float values, which may leave [0, 1] beside an edge and stay so, and
-    antialiases since torchvision 0.17. Where the longer side is `edge` already it does not pad, and a picture that is
-    not square then fails; here it is padded.
+    The authors' `preprocess_val` resizes float values, which may overshoot [0, 1] near an edge and are not clipped; it
+    antialiases since torchvision 0.17. Deviation: it does not pad if the longer side is already `edge`, and then fails
+    for an image that is not square; here such an image is padded.
     """
 
     def __init__(self, edge: int) -> None:
@@ -77,13 +77,13 @@ class Whole:
 
 
 class Tokens:
-    """CLIP's tokenizer on prompts cleaned as OpenCLIP cleans them: mended by ftfy, HTML entities read."""
+    """CLIP's tokenizer after OpenCLIP's cleaning of prompts: text repaired by ftfy, HTML entities decoded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
     def __call__(self, prompts: Sequence[str], **settings: Any) -> BatchEncoding:
-        """As the tokenizer itself."""
+        """The tokenizer's result for the cleaned prompts."""
         cleaned = [html.unescape(html.unescape(ftfy.fix_text(prompt))) for prompt in prompts]
         return self._tokenizer(cleaned, **settings)
 
@@ -91,8 +91,8 @@ class Tokens:
 class _Found(NamedTuple):
     """Weights in transformers' layout."""
 
-    source: str  # what the numbers come from
-    folder: Path  # that CLIPModel reads
+    source: str  # the origin of the weights
+    folder: Path  # for CLIPModel.from_pretrained
     version: str
 
 
@@ -109,12 +109,12 @@ def _found(name: str, path: str, file: str, revision: str, cache: Path | None) -
 
 
 def _download(path: str, file: str, revision: str) -> Path:
-    """The checkpoint of a hub id, from the hub or its cache; ValueError saying what to do where there is none."""
+    """The checkpoint of a hub id, from the hub or its cache. Raises ValueError with the remedy if there is none."""
     try:
         return Path(hf_hub_download(path, file, revision=revision))
     except (OSError, ValueError) as error:
         page = hub_page(path, revision, file)
-        raise ValueError(f"no download ({error}). Get {page} by hand, put it anywhere and give it as path") from error
+        raise ValueError(f"no download ({error}). Download {page} by hand and give the file as path") from error
 
 
 def _tokenizer(name: str, processor: str, model: CLIPModel) -> PreTrainedTokenizerBase:
@@ -125,10 +125,10 @@ def _tokenizer(name: str, processor: str, model: CLIPModel) -> PreTrainedTokeniz
         files = "tokenizer.json, tokenizer_config.json, vocab.json and merges.txt"
         raise ValueError(
             f"{where}: no tokenizer could be loaded from {processor} ({error}). "
-            f"Get {files} of https://huggingface.co/{VIT_H14} by hand, and give their folder"
+            f"Download {files} of https://huggingface.co/{VIT_H14} by hand and give their folder"
         ) from error
     end = model.config.text_config.eos_token_id
     if tokenizer.eos_token_id != end:
-        ends = f"ends a text with token {tokenizer.eos_token_id}, and the model with {end}"
+        ends = f"ends a text with token {tokenizer.eos_token_id}, but the model with {end}"
         raise ValueError(f"{where}: {processor} {ends}")
     return tokenizer

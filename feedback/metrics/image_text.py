@@ -1,4 +1,4 @@
-"""What `clip`, `pickscore` and `hpsv2` run: a CLIP model that scores each frame of a clip against its prompt."""
+"""Implements kinds `clip`, `pickscore` and `hpsv2`: a CLIP model that scores each frame against the prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,11 +15,11 @@ from feedback.core.weights import weights_version
 from feedback.metrics.metric import FrameOptions, Reduction
 
 WHITE = 255.0
-TOGETHER = 256  # frames of a forward pass
+TOGETHER = 256  # frames per forward pass
 
 
 class ImageText:
-    """A CLIP model with its own preprocessing. score: as `definition` says."""
+    """A CLIP model with its preprocessing. `definition` defines the score."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class ImageText:
         frames: int | None,
         temperature: float = 1.0,
     ) -> None:
-        """tokenizer: a PreTrainedTokenizer, or what is called as one. pixels: uint8 (F, H, W, 3), or float32 in
-            [0, 255] with their gradient, to the model's input.
+        """tokenizer: a PreTrainedTokenizer or a function with the same arguments.
 
-        temperature: what the cosine is multiplied by. name, version, definition, reduce, frames: see the options.
+        pixels: converts uint8 (F, H, W, 3), or float32 in [0, 255] with gradient, to the model's input.
+        temperature: factor of the cosine. name, version, definition, reduce, frames: see the options.
         """
         self._model, self._tokenizer, self._pixels = model.eval().requires_grad_(False), tokenizer, pixels
         self.model, self.model_version, self.definition = name, version, definition
@@ -49,7 +49,7 @@ class ImageText:
         return self.scores(clips, prompts).tolist()
 
     def scores(self, clips: Sequence[np.ndarray] | Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        """The same as (N,) float64 on the CPU, with the gradient of clips that are float32 tensors in [0, 1]."""
+        """The same as float64 (N,) on the CPU, with the gradient of clips that are float32 tensors in [0, 1]."""
         chosen = [clip[sample_frames(len(clip), min(self.frames or len(clip), len(clip)))] for clip in clips]
         counts = torch.tensor([len(clip) for clip in chosen])
         texts = self._text_embeddings(prompts).repeat_interleave(counts, 0)
@@ -69,7 +69,7 @@ class ImageText:
         return self._pixels(clip * WHITE) + rounding(self._pixels, clip)
 
     def _text_embeddings(self, prompts: Sequence[str]) -> Tensor:
-        """(N, D) float32 of unit length, on the CPU. A prompt longer than CLIP's context is cut, as CLIP does."""
+        """(N, D) float32 of unit length, on the CPU. A prompt longer than CLIP's context is truncated, as CLIP does."""
         unlike = sorted(set(prompts))
         context = int(self._model.config.text_config.max_position_embeddings)
         tokens = self._tokenizer(unlike, padding="max_length", truncation=True, max_length=context, return_tensors="pt")
@@ -81,20 +81,22 @@ class ImageText:
 
 
 class Pixels:
-    """A CLIP's image preprocessing as tensor operations, with the values of its own config."""
+    """A CLIP's image preprocessing as tensor operations, with the values of its config."""
 
     def __init__(self, processor: CLIPImageProcessor) -> None:
-        """Raises ValueError for a config that resizes otherwise than CLIP: the shorter edge, then the middle of it."""
+        """Raises ValueError for a config that does not resize the shorter edge and crop the centre, as CLIP does."""
         if not (processor.size.shortest_edge and processor.do_center_crop and processor.do_normalize):
-            raise ValueError(f"it prepares images otherwise than CLIP: {dict(processor.size)}, expected shortest_edge")
+            raise ValueError(
+                f"its image preprocessing differs from CLIP's: {dict(processor.size)}, expected shortest_edge"
+            )
         self._edge = int(processor.size.shortest_edge)
         self._crop = [int(processor.crop_size.height), int(processor.crop_size.width)]
         self._mean, self._std = list(processor.image_mean), list(processor.image_std)
 
     def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
-        """(F, 3, crop, crop) float32 from uint8 (F, H, W, 3), as CLIPImageProcessor makes it.
+        """float32 (F, 3, crop, crop) from uint8 (F, H, W, 3), equal to CLIPImageProcessor's result.
 
-        From float32 in [0, 255] the same, but for what the resize rounds, with their gradient.
+        For float32 in [0, 255] the result is the same except for the resize's rounding, and has a gradient.
         """
         resized = images.resize(channels_first(frames), [self._edge], images.InterpolationMode.BICUBIC, antialias=True)
         top, left = ((size - crop) // 2 for size, crop in zip(resized.shape[-2:], self._crop, strict=True))
@@ -104,21 +106,21 @@ class Pixels:
 def rounding(prepare: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
     """The constant that makes `prepare(frames * WHITE)` equal `prepare` of the nearest 8-bit frames, on those frames.
 
-    prepare: of uint8 (F, H, W, 3), or of float32 in [0, 255]. frames: float32 (F, H, W, 3) in [0, 1].
-    Returns what `prepare` does, without gradient, on the device of `frames`.
+    prepare: takes uint8 (F, H, W, 3), or float32 in [0, 255]. frames: float32 (F, H, W, 3) in [0, 1].
+    Returns a tensor of the shape of `prepare`'s result, without gradient, on the device of `frames`.
 
-    A resize of 8-bit frames rounds its result to 8 bits and cuts off where it overshoots 0 or 255, and neither has a
-    gradient; a resize of floats does neither. With the constant, that of floats has the values of that of bytes and
-    keeps its own gradient (a straight-through estimator). Where nothing is resized the constant is 0.
+    A resize of 8-bit frames rounds its result to 8 bits and clips it to [0, 255]; neither operation has a gradient. A
+    resize of floats does neither. With the constant, the resize of floats has the values of the resize of bytes and
+    keeps its own gradient (a straight-through estimator). Without a resize the constant is 0.
     """
     with torch.no_grad():
         nearest = (frames * WHITE).round().clamp(0, WHITE)
-        # Bytes on the CPU, where judges prepare their clips: a GPU's resize rounds some of them the other way.
+        # Bytes on the CPU, where judges prepare their clips: a GPU's resize rounds some bytes differently.
         return prepare(nearest.to("cpu", torch.uint8)).to(frames.device) - prepare(nearest)
 
 
 def channels_first(frames: np.ndarray | Tensor) -> Tensor:
-    """(F, 3, H, W) of frames (F, H, W, 3), in their own dtype."""
+    """Frames (F, H, W, 3) as (F, 3, H, W), in the same dtype."""
     whole = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
     return whole.permute(0, 3, 1, 2)
 
@@ -135,9 +137,9 @@ def load_image_text(
 ) -> ImageText:
     """A CLIP with its weights on the device.
 
-    path, processor: folders or hub ids of the model, and of tokenizer and preprocessing (None: the model's own).
+    path, processor: folder or hub id of the model, and of tokenizer and preprocessing (None: `path`).
     definition: the formula, as a sentence. scaled: whether cosines are multiplied by the model's own temperature.
-    Raises ValueError naming feedback.sources.<name>.path where there is no such model.
+    Raises ValueError that names feedback.sources.<name>.path if no model can be loaded.
     """
     branch = revision or "main"
     try:
@@ -164,11 +166,11 @@ def load_image_text(
 
 
 def how_reduced(options: FrameOptions) -> str:
-    """The end of a definition: over which frames, how, and in which precision, as FrameOptions say."""
+    """The end of a definition: the reduction, its frames and the precision, from FrameOptions."""
     seen = f"{options.frames} evenly spaced frames" if options.frames else "all frames"
     return f"{options.reduce} over {seen}, in {options.dtype}"
 
 
 def _unit(features: BaseModelOutputWithPooling) -> Tensor:
-    """Projected embeddings, of unit length, float32 on the CPU."""
+    """Projected embeddings of unit length, float32 on the CPU."""
     return functional.normalize(features.pooler_output.float(), dim=-1).cpu()

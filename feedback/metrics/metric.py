@@ -1,8 +1,7 @@
-"""Metrics as sources: a number for a clip by a fixed function of its frames and its prompt.
+"""Metrics as sources: a metric is a fixed function from a clip's frames and its prompt to a number.
 
-A metric's number is the verdict's `score`, as the metric defines it, and nothing shapes it here: what a loss is
-weighted with is made of it by `build`. It says neither yes nor no, so the label is null, unless the block gives a
-`threshold`: then the clip is accepted where the score lies above it.
+The number is the verdict's `score`, unchanged; stage `build` computes the weights of a loss from it. A metric gives no
+answer, so the label is null, unless the block has a `threshold`: then a clip is accepted if its score is above it.
 """
 
 import math
@@ -27,8 +26,8 @@ Reduction = Literal["sum", "mean"]
 class MetricOptions:
     """Options of all metrics."""
 
-    batch_size: Count = 8  # clips whose frames go through together
-    threshold: float | None = None  # accept above it; null: a number and no label
+    batch_size: Count = 8  # clips per batch
+    threshold: float | None = None  # accept scores above it; null: a score without a label
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,7 +35,7 @@ class FrameOptions(MetricOptions):
     """Options of metrics that score a clip frame by frame."""
 
     reduce: Reduction = "sum"  # over frames
-    frames: Count | None = None  # evenly spaced ones that are scored; null: all
+    frames: Count | None = None  # number of evenly spaced frames to score; null: all
     dtype: Dtype = "float32"
 
 
@@ -50,7 +49,7 @@ def metric_kind(
     needs_device: bool = False,
     needs: Callable[[OptionsT], Needs] | None = None,
 ) -> Kind[OptionsT]:
-    """The kind of source that gives this one number. metric: its name, as the question of the verdicts."""
+    """The kind of source for one metric. metric: its name, which is the question of the verdicts."""
 
     def load(name: str, given: OptionsT, device: str) -> MetricSource:
         return MetricSource(name, {metric: measure(name, given, device)}, given.batch_size, given.threshold)
@@ -58,22 +57,22 @@ def metric_kind(
     return Kind(options, load, needs_device, measure=measure, needs=needs or (lambda _: Needs()))
 
 
-def there(file: str) -> str:
-    """A local file's path. Raises ValueError where there is none."""
+def existing_file(file: str) -> str:
+    """The path of a local file. Raises ValueError if it does not exist."""
     if not Path(file).is_file():
-        raise ValueError(f"{file} is not there")
+        raise ValueError(f"{file} does not exist")
     return file
 
 
 def needs_model(options: Any) -> Needs:
-    """What a metric needs whose options have `path` and `revision`."""
+    """The needs of a metric whose options have `path` and `revision`."""
     return Needs(model=options.path, revision=options.revision)
 
 
 class MetricSource:
-    """Measures clips, `batch_size` at a time. Each clip is decoded once, however many metrics there are.
+    """Computes metrics of clips, `batch_size` at a time. Each clip is decoded once for all metrics.
 
-    metrics: by name. The first is the one that a label's `score` and `label` are of; all have a verdict.
+    metrics: by name. All have a verdict; a label's `score` and `label` are of the first.
     """
 
     repeatable = True
@@ -121,7 +120,7 @@ class MetricSource:
                     yield [self._verdict(request, question, float(score), len(frames)) for question, score in pairs]
 
     def status(self) -> dict[str, Any]:
-        """Nothing beside the counts of labels."""
+        """Empty: a metric has no retries and no cost."""
         return {}
 
     def _verdict(self, request: Request, question: Question, score: float, frames: int) -> Verdict:
@@ -134,6 +133,6 @@ class MetricSource:
 
 
 def reduced(of_frames: Sequence[float], how: Reduction) -> float:
-    """One number for a clip from one for each frame: their sum, as Furuta et al. take (§3.2), or their mean."""
+    """One number for a clip from one number per frame: the sum, as in Furuta et al. (§3.2), or the mean."""
     total = math.fsum(of_frames)
     return total if how == "sum" else total / len(of_frames)

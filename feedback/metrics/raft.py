@@ -1,4 +1,4 @@
-"""The optical flow of RAFT, for the metrics of optical_flow.py and vbench.py: it runs on pairs of successive frames."""
+"""RAFT's optical flow between successive frames, for the metrics of optical_flow.py and vbench.py."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models.optical_flow import RAFT, Raft_Large_Weights, Raft_Small_Weights, raft_large, raft_small
 
-LEAST = 128  # pixels a side that RAFT needs
-TOGETHER = 8  # pairs of a forward pass
+LEAST = 128  # pixels per side that RAFT needs
+TOGETHER = 8  # pairs per forward pass
 BUILT = {"large": (raft_large, Raft_Large_Weights.C_T_SKHT_V2), "small": (raft_small, Raft_Small_Weights.C_T_V2)}
 
 
 class Raft:
-    """Optical flow by RAFT; a feedback.metrics.optical_flow.Flow."""
+    """Optical flow by RAFT; implements feedback.metrics.optical_flow.Flow."""
 
     def __init__(self, model: RAFT, size: str, updates: int, version: str) -> None:
         """size: large or small. updates: refinements of the flow."""
@@ -52,8 +52,8 @@ class Raft:
 def load_raft(name: str, size: str, file: str | None, updates: int, device: str) -> Raft:
     """RAFT with its weights on the device.
 
-    name: of the block in feedback.sources, for errors. size: large or small. file: a state_dict; None: the download.
-    Raises ValueError where the weights cannot be loaded, or are another model's.
+    name: of the block in feedback.sources, for errors. size: large or small. file: a state_dict; None: torchvision's
+    download. Raises ValueError if the weights cannot be loaded or belong to another model.
     """
     build, published = BUILT[size]
     where = f"feedback.sources.{name}"
@@ -67,8 +67,8 @@ def load_raft(name: str, size: str, file: str | None, updates: int, device: str)
         model.load_state_dict(state)
     except OSError as error:
         raise ValueError(
-            f"{where}.weights: RAFT {size} could not be downloaded ({error}); name a copy of {published.url} as "
-            f"{where}.file, or take kind optical_flow_dis, a different metric that needs no weights"
+            f"{where}.weights: RAFT {size} could not be downloaded ({error}); give a copy of {published.url} as "
+            f"{where}.file, or use kind optical_flow_dis, a different metric that needs no weights"
         ) from error
     except RuntimeError as error:
         raise ValueError(f"{where}.file: {file} does not hold RAFT {size}'s weights") from error

@@ -1,9 +1,9 @@
-"""Several metrics as one source: every clip is decoded once for all of them.
+"""Several metrics as one source, which decodes every clip once for all metrics.
 
     metrics: {kind: metrics, of: {clip: {kind: clip, …}, flow: {kind: optical_flow_dis}}}
 
-Each has a verdict on every clip; a label's score is the first one's. Meant for `evaluate.judges`, where one stage then
-measures everything; a metric that is trained on is a source of its own.
+Each metric has a verdict on every clip; a label's score is that of the first metric. Intended for `evaluate.judges`,
+where one stage then computes all metrics. A metric for training needs its own source.
 """
 
 from collections.abc import Mapping
@@ -21,25 +21,25 @@ from feedback.metrics.metric import MetricOptions, MetricSource
 class Options(MetricOptions):
     """Options of kind `metrics`."""
 
-    of: dict[str, dict[str, Any]]  # a name and the whole block of each metric, the first one's score being the label's
+    of: dict[str, dict[str, Any]]  # name -> whole block of each metric; the label's score is the first one's
 
     def __post_init__(self) -> None:
         if not self.of:
             raise ValueError("of is empty, expected at least one metric")
         for name, block in self.of.items():
             if "kind" in block and find_kind(block["kind"], f"of.{name}.kind").measure is None:
-                raise ValueError(f"of.{name}.kind is {block['kind']!r}, which is no metric")
+                raise ValueError(f"of.{name}.kind is {block['kind']!r}, which is not a metric")
 
 
 def load(name: str, options: Options, device: str) -> MetricSource:
-    """The metrics of this block as one source, their weights on the device."""
+    """The metrics of this block as one source, with their weights on the device."""
     metrics = {key: _metric(f"{name}.of.{key}", block, device) for key, block in options.of.items()}
     return MetricSource(name, metrics, options.batch_size, options.threshold)
 
 
 def _metric(name: str, block: Mapping[str, Any], device: str) -> Metric:
     kind, options = read_block(name, block)
-    assert kind.measure is not None  # Options has seen to it
+    assert kind.measure is not None  # Options checks it
     return kind.measure(name, options, device)
 
 

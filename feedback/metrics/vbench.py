@@ -1,14 +1,14 @@
-"""VBench-style metrics (Huang et al. 2024): VBench's formulas, with models that differ from VBench's as stated here.
+"""VBench-style metrics (Huang et al. 2024): VBench's formulas; the differences between the models are stated here.
 
-subject_consistency      how alike the frames are to DINO (feedback/metrics/consistency.py); VBench loads DINO ViT-B/16
+subject_consistency      similarity of frames by DINO (feedback/metrics/consistency.py); VBench loads DINO ViT-B/16
 background_consistency   the same by CLIP; VBench loads CLIP ViT-B/32
-temporal_flickering      1 - mean absolute difference of successive frames / 255. VBench measures it on prompts of
-                         static scenes alone, and asks for clips that are static: on others it is a measure of
-                         stillness, highest for a clip in which nothing happens
-dynamic_degree           1 where enough pairs of frames move, else 0. A pair moves where the mean norm of RAFT's flow
-                         over its fastest 5 % of pixels lies above 6 pixels for a shorter side of 256, in proportion;
-                         enough are 4 of 16 frames, rounded. VBench thins a clip to about 8 frames a second first. It
-                         loads the weights `raft-things`, torchvision trained its own
+temporal_flickering      1 - mean absolute difference of successive frames / 255. VBench computes it only on
+                         prompts of static scenes and requires static clips. On other clips it measures stillness and
+                         is highest for a clip without motion
+dynamic_degree           1 if enough pairs of frames move, else 0. A pair moves if the mean norm of RAFT's flow over
+                         its fastest 5 % of pixels is above 6 pixels for a shorter side of 256, in proportion. Enough
+                         is 4 of 16 frames, rounded. As in VBench, a clip is first thinned to about 8 frames a second.
+                         VBench loads the weights `raft-things`; torchvision trained its own weights
 """
 
 from collections.abc import Sequence
@@ -41,14 +41,14 @@ class BackgroundOptions(SubjectOptions):
 
 
 def subject_consistency(name: str, options: SubjectOptions, device: str) -> Metric:
-    """The metric of this block, its weights on the device. Raises ValueError where there are none."""
+    """The metric of this block, with its weights on the device. Raises ValueError if they cannot be loaded."""
     from feedback.metrics.consistency import subject  # transformers takes seconds to import
 
     return subject(name, options.path, options.revision, device)
 
 
 def background_consistency(name: str, options: BackgroundOptions, device: str) -> Metric:
-    """The metric of this block, its weights on the device. Raises ValueError where there are none."""
+    """The metric of this block, with its weights on the device. Raises ValueError if they cannot be loaded."""
     from feedback.metrics.consistency import background
 
     return background(name, options.path, options.revision, device)
@@ -76,19 +76,19 @@ class Stillness:
     definition = "VBench-style temporal flickering: 1 - mean absolute difference of successive frames / 255."
 
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float] = ()) -> list[float]:
-        """A number for each clip, uint8 (F, H, W, 3); nan for one of a single frame."""
+        """A number for each clip, uint8 (F, H, W, 3); nan for a clip of one frame."""
         return [stillness(clip) for clip in clips]
 
 
 def stillness(clip: np.ndarray) -> float:
-    """The formula above for uint8 (F, H, W, 3); nan for a single frame."""
+    """The formula of `Stillness` for a clip, uint8 (F, H, W, 3); nan for one frame."""
     if len(clip) < 2:
         return float("nan")
     return float(1 - np.abs(np.diff(clip.astype(np.float32), axis=0)).mean() / 255)
 
 
 def temporal_flickering(name: str, options: MetricOptions, device: str) -> Metric:
-    """The metric of this block; no device is used."""
+    """The metric of this block. The device is not used."""
     return Stillness()
 
 
@@ -97,18 +97,18 @@ TEMPORAL_FLICKERING = metric_kind("vbench_style_temporal_flickering", MetricOpti
 
 # dynamic_degree
 
-PIXELS, SIDE = 6.0, 256.0  # what counts as motion, at this shorter side
-ENOUGH, OF = 4, 16  # pairs that must move, of so many frames
-FRAMES_PER_SECOND = 8.0  # that clips are thinned to
+PIXELS, SIDE = 6.0, 256.0  # threshold of motion in pixels, at this shorter side
+ENOUGH, OF = 4, 16  # pairs that must move, per this number of frames
+FRAMES_PER_SECOND = 8.0  # rate of thinned clips
 
 
 def dynamic_degree(name: str, options: RaftOptions, device: str) -> Metric:
-    """The metric of this block, its weights on the device."""
+    """The metric of this block, with its weights on the device."""
     return DynamicDegree(Motion(raft(name, options, device), "sum"))
 
 
 class DynamicDegree:
-    """1 where a clip moves, 0 where it does not."""
+    """1 if a clip moves, else 0."""
 
     def __init__(self, motion: Motion) -> None:
         self._flow = motion.flow
@@ -116,7 +116,7 @@ class DynamicDegree:
         self.definition = f"VBench-style dynamic degree, of clips at their own frame rate. {motion.definition}"
 
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float]) -> list[float]:
-        """0 or 1 for each clip, uint8 (F, H, W, 3), of these frames per second; nan for one of a single frame."""
+        """0 or 1 for each clip, uint8 (F, H, W, 3), with these frames per second; nan for a clip of one frame."""
         return [self._moves(clip, rate) for clip, rate in zip(clips, fps, strict=True)]
 
     def _moves(self, clip: np.ndarray, fps: float) -> float:
@@ -125,7 +125,7 @@ class DynamicDegree:
 
 
 def moves(of_pairs: Sequence[float], side: int, fps: float) -> float:
-    """1 or 0 from the motion of each pair, in pixels. side: the shorter one, in pixels. fps: of the whole clip."""
+    """1 or 0 from the motion of each pair, in pixels. side: the shorter side, in pixels. fps: of the whole clip."""
     if not of_pairs:
         return float("nan")
     threshold = max(1.0, FRAMES_PER_SECOND / fps) * PIXELS * side / SIDE

@@ -1,4 +1,4 @@
-"""People's ratings: the page that asks for them over real HTTP, and the source that reads them."""
+"""People's ratings: the page that collects them, over real HTTP, and the source that reads them."""
 
 import contextlib
 import dataclasses
@@ -48,7 +48,7 @@ CLIPS = PROMPTS * SEEDS
 
 
 def make_clips(folder: Path, policy: str = "rwr1", shade: int = 0) -> ClipSet:
-    """Two clips of each of three prompts, all of different brightness, each brighter from frame to frame."""
+    """Two clips of each of three prompts. All differ in brightness, which rises from frame to frame."""
     names = [f"eval-{policy}-p{prompt}-{seed:03d}" for prompt in range(PROMPTS) for seed in range(SEEDS)]
     samples = [
         Sample(
@@ -93,11 +93,11 @@ def ratings_of(
 
 
 class Visitor:
-    """Talks to a rating server as a browser would, unless told otherwise."""
+    """Sends requests to a rating server with a browser's headers, unless others are given."""
 
     def __init__(self, url: str) -> None:
         self.host = urlsplit(url).netloc
-        self.seen = b""  # all that came back
+        self.seen = b""  # all replies
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self.host, timeout=30)
@@ -129,7 +129,7 @@ class Visitor:
 @contextlib.contextmanager
 def serving(ratings: Ratings, port: int = 0) -> Iterator[Visitor]:
     with RatingServer(ratings, port) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds between looks for the end
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds between checks for the shutdown
         thread.start()
         try:
             yield Visitor(server.url)
@@ -139,7 +139,7 @@ def serving(ratings: Ratings, port: int = 0) -> Iterator[Visitor]:
 
 
 def labelled(clips: ClipSet, tmp_path: Path, *raters: str, name: str = "people") -> tuple[list, list]:
-    """Verdicts and labels of a set, made afresh."""
+    """Verdicts and labels of a set, labelled anew."""
     out = tmp_path / "labels"
     source = make_source(name, block(*(raters or ("anna",))))
     work = tmp_path / f"work{len(list(tmp_path.iterdir()))}"
@@ -150,7 +150,7 @@ def labelled(clips: ClipSet, tmp_path: Path, *raters: str, name: str = "people")
 # Rating and labelling
 
 
-def test_a_set_that_was_rated_over_http_is_labelled_by_what_was_pressed(clips, ledger, tmp_path):
+def test_the_labels_of_a_set_are_the_ratings_sent_over_http(clips, ledger, tmp_path):
     pressed = {}
     with serving(ratings_of(ledger, clips)) as visitor:
         view = visitor.view()
@@ -175,7 +175,7 @@ def test_a_set_that_was_rated_over_http_is_labelled_by_what_was_pressed(clips, l
     assert {label.reason for label in labels if label.label is None} == {"accept: no answer (unsure)"}
 
 
-def test_a_clip_that_was_rated_once_counts_in_every_set_that_holds_it(clips, ledger, tmp_path):
+def test_the_rating_of_a_clip_applies_in_every_set_that_contains_it(clips, ledger, tmp_path):
     with serving(ratings_of(ledger, clips)) as visitor:
         visitor.rate_all("r")
 
@@ -185,17 +185,17 @@ def test_a_clip_that_was_rated_once_counts_in_every_set_that_holds_it(clips, led
     assert [label.label for label in labelled(copied, tmp_path)[1]] == [False] * CLIPS
 
 
-def test_the_same_clip_of_another_prompt_rubric_or_rater_is_asked_about_anew():
+def test_another_clip_prompt_rubric_or_rater_needs_a_new_rating():
     rubric = Rubric("r", None, "all", "{prompt}", (Question("accept", "?", "Accept", "Reject", True, True),))
-    asked = Rateable("anna", "c0ffee", "a ball", rubric, rubric.questions[0])
+    first = Rateable("anna", "c0ffee", "a ball", rubric, rubric.questions[0])
     reworded = dataclasses.replace(rubric, instructions="Look well: {prompt}")
     others = [
-        asked._replace(rater="ben"), asked._replace(clip="decaf"), asked._replace(prompt="a cube"),
-        asked._replace(rubric=reworded),
+        first._replace(rater="ben"), first._replace(clip="decaf"), first._replace(prompt="a cube"),
+        first._replace(rubric=reworded),
     ]  # fmt: skip
 
-    assert len({one.key for one in [asked, *others]}) == 5
-    assert asked.sent == {  # what years of ratings are found by
+    assert len({one.key for one in [first, *others]}) == 5
+    assert first.sent == {  # a change would lose all ratings of the past
         "place": "human", "rater": "anna", "clip": "c0ffee", "prompt": "a ball", "rubric": rubric.hash,
         "question": "accept",
     }  # fmt: skip
@@ -218,7 +218,7 @@ def test_every_rater_has_one_vote_and_a_tie_is_null(clips, ledger, tmp_path):
     assert {(label.label, label.p_accept, label.votes, label.nulls) for label in labels} == {(None, 0.5, 2, 0)}
 
 
-def test_the_metrics_of_a_stage_tell_how_far_raters_agree(clips, ledger, tmp_path, monkeypatch):
+def test_the_metrics_of_stage_label_include_the_raters_agreement(clips, ledger, tmp_path, monkeypatch):
     for rater, presses in (("anna", "aaarra"), ("ben", "aarrru")):
         ratings = ratings_of(ledger, clips, rater=rater)
         with serving(ratings) as visitor:
@@ -236,7 +236,7 @@ def test_the_metrics_of_a_stage_tell_how_far_raters_agree(clips, ledger, tmp_pat
     done = CliRunner().invoke(stages.label.main, options)
 
     assert done.exit_code == 0, done.output
-    # Both rated five clips and differ on one: 4/5. Yes: 1, 1, 1/2, 0, 0, on average 1/2, and by chance 1/2.
+    # Both rated five clips and disagree on one: 4/5. Yes: 1, 1, 1/2, 0, 0, on average 1/2, and by chance 1/2.
     # kappa = (4/5 - 1/2) / (1/2) = 3/5.
     both = {"clips": 5, "not_unanimous": 1, "observed": 0.8, "kappa": pytest.approx(0.6)}
     metrics = json.loads((tmp_path / "metrics/r1.json").read_text())
@@ -248,7 +248,7 @@ def clip_bytes(clips: ClipSet) -> list[bytes]:
     return [clips.video(sample).read_bytes() for sample in clips.samples]
 
 
-def test_a_person_may_go_back_and_change_their_mind(clips, ledger, tmp_path):
+def test_a_rater_can_go_back_and_change_a_rating(clips, ledger, tmp_path):
     with serving(ratings_of(ledger, clips)) as visitor:
         first = visitor.view()["item"]
         second = visitor.rate(first, "a")["item"]
@@ -266,7 +266,7 @@ def test_a_person_may_go_back_and_change_their_mind(clips, ledger, tmp_path):
     assert sorted(label.label for label in labels) == [False] + [True] * (CLIPS - 1)
 
 
-def test_the_way_back_leads_over_a_restart(clips, ledger):
+def test_a_rater_can_go_back_after_a_restart(clips, ledger):
     with serving(ratings_of(ledger, clips)) as visitor:
         first = visitor.view()["item"]
         second = visitor.rate(first, "a")["item"]
@@ -278,14 +278,14 @@ def test_the_way_back_leads_over_a_restart(clips, ledger):
     assert (view["rated"], view["previous"]) == (2, first)  # the latest
 
 
-def test_time_left_is_told_at_the_median_pace(clips, ledger, monkeypatch):
+def test_the_remaining_time_is_estimated_from_the_median_pace(clips, ledger, monkeypatch):
     ratings, now = ratings_of(ledger, clips), [0.0]
     monkeypatch.setattr(rating.time, "monotonic", lambda: now[0])
     for item, seconds in zip(list(ratings.items)[:4], (0, 30, 30, 3000), strict=True):
         assert ratings.view()["minutes"] is None
         now[0] += seconds
         ratings.rate(item, "a", None)
-    assert ratings.view()["minutes"] == 1  # two clips of 30 s, whatever the coffee took
+    assert ratings.view()["minutes"] == 1  # two clips of 30 s; the pause of 3000 s has no effect
 
 
 # Order and choice
@@ -295,12 +295,12 @@ def test_raters_see_different_orders_that_never_change(clips, others, ledger):
     def order(*sets: ClipSet, **of) -> list[str]:
         return [item.sample.sample_id for item in ratings_of(ledger, *sets, **of).items.values()]
 
-    alone, both = order(clips), order(clips, others)
-    assert sorted(alone) == sorted(sample.sample_id for sample in clips.samples) != alone
-    assert alone == order(clips)
-    assert alone != order(clips, rater="ben")
-    assert alone != order(clips, seed=1)
-    assert [name for name in both if name in alone] == alone
+    single, both = order(clips), order(clips, others)
+    assert sorted(single) == sorted(sample.sample_id for sample in clips.samples) != single
+    assert single == order(clips)
+    assert single != order(clips, rater="ben")
+    assert single != order(clips, seed=1)
+    assert [name for name in both if name in single] == single
     assert both == order(others, clips)
     policies = [name.split("-")[1] for name in both]
     assert policies not in (["base"] * CLIPS + ["rwr1"] * CLIPS, ["rwr1"] * CLIPS + ["base"] * CLIPS)
@@ -319,7 +319,7 @@ def test_per_prompt_takes_the_first_clips_of_each_prompt_in_each_set(clips, othe
 
 @contextlib.contextmanager
 def command(folder: Path, clips: ClipSet) -> Iterator[tuple[subprocess.Popen, Visitor]]:
-    """`vfrl rate` in a folder with a params.yaml, as a process of its own."""
+    """`vfrl rate` in a folder with a params.yaml, in a separate process."""
     (folder / "params.yaml").write_text(yaml.safe_dump({"feedback": {"sources": {"people": block("anna")}}}))
     words = ["--set", str(clips.folder), "--source", "people", "--rater", "anna", "--port", "0"]
     process = subprocess.Popen(
@@ -340,7 +340,7 @@ def command(folder: Path, clips: ClipSet) -> Iterator[tuple[subprocess.Popen, Vi
         process.stdout.close()
 
 
-def test_a_server_killed_between_two_ratings_loses_none_and_goes_on(clips, tmp_path):
+def test_a_server_killed_between_two_ratings_loses_none_and_resumes(clips, tmp_path):
     with command(tmp_path, clips) as (process, visitor):
         first = visitor.view()["item"]
         second = visitor.rate(first, "r")["item"]
@@ -360,7 +360,7 @@ def test_a_server_killed_between_two_ratings_loses_none_and_goes_on(clips, tmp_p
     assert [label.label for label in labelled(clips, tmp_path)[1]].count(False) == 1
 
 
-def test_a_rating_that_could_not_be_written_is_told_and_the_page_stays(clips, ledger, monkeypatch):
+def test_a_rating_that_cannot_be_written_is_reported_and_the_view_is_unchanged(clips, ledger, monkeypatch):
     def full(*_: Any) -> None:
         raise StoreError("ledger.sqlite: the disk is full")
 
@@ -368,15 +368,15 @@ def test_a_rating_that_could_not_be_written_is_told_and_the_page_stays(clips, le
         before = visitor.view()
         with monkeypatch.context() as broken:
             broken.setattr(Ledger, "write", full)
-            status, told = visitor.ask("POST", "/rate", {"item": before["item"], "answer": "a", "seconds": 1})
-        assert (status, told) == (500, b"ledger.sqlite: the disk is full")
+            status, reply = visitor.ask("POST", "/rate", {"item": before["item"], "answer": "a", "seconds": 1})
+        assert (status, reply) == (500, b"ledger.sqlite: the disk is full")
         assert visitor.view() == before
 
 
-# Blind and closed
+# Blind rating and access
 
 
-def test_the_page_and_its_answers_tell_nothing_of_where_a_clip_comes_from(clips, others, ledger):
+def test_the_page_and_its_replies_do_not_reveal_the_origin_of_a_clip(clips, others, ledger):
     with serving(ratings_of(ledger, clips, others)) as visitor:
         visitor.ask("GET", "/")
         view = visitor.view()
@@ -386,7 +386,7 @@ def test_the_page_and_its_answers_tell_nothing_of_where_a_clip_comes_from(clips,
         visitor.ask("GET", "/item/nothing")
         visitor.ask("POST", "/rate", {"item": "nothing", "answer": "a"})
 
-    told = visitor.seen.decode().lower()
+    replies = visitor.seen.decode().lower()
     names = [sample.sample_id for one in (clips, others) for sample in one.samples]
     for word in [
         "policy",
@@ -401,15 +401,15 @@ def test_the_page_and_its_answers_tell_nothing_of_where_a_clip_comes_from(clips,
         "split",
         *names,
     ]:
-        assert not re.search(rf"\b{word}", told), word
-    assert str(clips.folder) not in told
+        assert not re.search(rf"\b{word}", replies), word
+    assert str(clips.folder) not in replies
 
 
-def test_the_page_loads_nothing_from_elsewhere():
+def test_the_page_loads_nothing_from_other_hosts():
     assert "://" not in rating.PAGE.read_text()
 
 
-def test_a_request_by_a_foreign_host_is_refused(clips, ledger):
+def test_a_request_with_a_foreign_host_is_refused(clips, ledger):
     with serving(ratings_of(ledger, clips)) as visitor:
         item = visitor.view()["item"]
         for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil", ""):
@@ -463,7 +463,7 @@ def test_a_malformed_rating_is_refused(clips, ledger):
         assert visitor.view()["rated"] == 0
 
 
-def test_the_headers_forbid_other_pages_to_embed_or_read_this_one(clips, ledger):
+def test_the_headers_forbid_other_pages_to_embed_or_read_the_page(clips, ledger):
     with serving(ratings_of(ledger, clips)) as visitor:
         connection = http.client.HTTPConnection(visitor.host)
         connection.request("GET", "/")
@@ -474,28 +474,28 @@ def test_the_headers_forbid_other_pages_to_embed_or_read_this_one(clips, ledger)
     assert headers["Access-Control-Allow-Origin"] is None
 
 
-def test_the_animated_picture_has_the_frames_and_the_pace_of_the_clip(clips, ledger):
+def test_the_animated_picture_has_the_frames_and_the_rate_of_the_clip(clips, ledger):
     with serving(ratings_of(ledger, clips)) as visitor:
         item = visitor.view()["item"]
         _, mp4 = visitor.ask("GET", f"/clip/{item}")
         status, webp = visitor.ask("GET", f"/frames/{item}")
     assert status == 200
     sample = next(sample for sample in clips.samples if clips.video(sample).read_bytes() == mp4)
-    shown, durations = [], []
+    pictures, durations = [], []
     with Image.open(io.BytesIO(webp)) as picture:
         assert picture.info["loop"] == 0  # endless
         for number in range(picture.n_frames):
             picture.seek(number)
-            shown.append(np.array(picture.convert("RGB")))
+            pictures.append(np.array(picture.convert("RGB")))
             durations.append(picture.info["duration"])
     assert durations == [125] * 3  # 8 frames a second
-    assert np.array_equal(shown, clips.frames(sample))
+    assert np.array_equal(pictures, clips.frames(sample))
 
 
-# What labelling says
+# Missing ratings
 
 
-def test_labelling_stops_before_the_first_verdict_and_says_which_clips_miss_and_what_to_run(clips, ledger, tmp_path):
+def test_labelling_without_all_ratings_stops_and_names_the_clips_and_the_command(clips, ledger, tmp_path):
     with serving(ratings_of(ledger, clips, rater="anna")) as visitor:
         visitor.rate_all()
     with serving(ratings_of(ledger, clips, rater="ben d")) as visitor:
@@ -504,14 +504,14 @@ def test_labelling_stops_before_the_first_verdict_and_says_which_clips_miss_and_
     with pytest.raises(LabelError) as stopped:
         labelled(clips, tmp_path, "anna", "ben d")
 
-    told = str(stopped.value)
+    message = str(stopped.value)
     lacking = ratings_of(ledger, clips, rater="ben d")
     unrated = [s.sample_id for s in clips.samples if s.sample_id not in {
         item.sample.sample_id for key, item in lacking.items.items() if key in lacking._pressed
     }]  # fmt: skip
-    assert f"{CLIPS - 1} of {CLIPS} by ben d ({', '.join(unrated[:3])}, …)" in told
-    assert f"\n  vfrl rate --set {clips.folder} --source people --rater 'ben d'\n" in told
-    assert str(ledger) in told and "anna" not in told
+    assert f"{CLIPS - 1} of {CLIPS} by ben d ({', '.join(unrated[:3])}, …)" in message
+    assert f"\n  vfrl rate --set {clips.folder} --source people --rater 'ben d'\n" in message
+    assert str(ledger) in message and "anna" not in message
     assert not list(tmp_path.glob("work*/verdicts-*"))
 
     with serving(lacking) as visitor:
@@ -519,7 +519,7 @@ def test_labelling_stops_before_the_first_verdict_and_says_which_clips_miss_and_
     assert len(labelled(clips, tmp_path, "anna", "ben d")[1]) == CLIPS
 
 
-def test_the_command_in_the_error_names_the_set_as_the_stage_was_given_it(clips, monkeypatch):
+def test_the_command_in_the_error_has_the_same_path_as_the_set(clips, monkeypatch):
     monkeypatch.chdir(clips.folder.parent)
     with pytest.raises(LabelError, match=r"--set samples --source people --rater anna\n"):
         next(make_source("people", block("anna")).judge(requests_for(ClipSet.open(Path("samples")), 1)))
@@ -528,9 +528,9 @@ def test_the_command_in_the_error_names_the_set_as_the_stage_was_given_it(clips,
 def test_wrong_raters_are_an_error_that_names_the_key():
     wrong = [
         ([], "raters: expected the name of at least one person"),
-        (["anna", "anna"], "raters: a name stands twice"),
+        (["anna", "anna"], "raters: a name occurs twice"),
         (["anna", 7], r"raters\[1\] is 7"),
-        ([" "], "raters: ' ' is no name"),
+        ([" "], "raters: ' ' is not a name"),
         ("anna", "raters is 'anna'"),
     ]
     for raters, problem in wrong:
@@ -538,12 +538,12 @@ def test_wrong_raters_are_an_error_that_names_the_key():
             make_source("people", block() | {"raters": raters})
 
 
-# What the command says
+# Errors of the command
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, clips):
-    """Runs the command in a folder with a params.yaml; what it printed."""
+    """Runs the command in a folder with a params.yaml and returns its output."""
     sources = {"people": block("anna"), "physics": {"kind": "physics"}, "nobody": block()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"feedback": {"sources": sources}}))
     monkeypatch.chdir(tmp_path)
@@ -557,7 +557,7 @@ def run(tmp_path, monkeypatch, clips):
     return run
 
 
-def test_unknown_names_are_errors_that_say_what_is_known(run, tmp_path):
+def test_unknown_names_are_errors_that_list_the_known_ones(run, tmp_path):
     assert "feedback.sources.folk is missing; in feedback.sources there is: " in run("folk")
     assert "feedback.sources.physics.kind is 'physics', which people do not rate: human" in run("physics")
     assert "feedback.sources.nobody.raters: expected the name of at least one person" in run("nobody")
@@ -565,14 +565,14 @@ def test_unknown_names_are_errors_that_say_what_is_known(run, tmp_path):
     assert f"{tmp_path / 'none'}: no such folder" in run(folder=tmp_path / "none")
 
 
-def test_a_port_that_is_taken_is_an_error_that_names_another(run, clips, ledger):
+def test_a_port_in_use_is_an_error_that_names_an_alternative(run, clips, ledger):
     with serving(ratings_of(ledger, clips)) as visitor:
         taken = visitor.host.split(":")[1]
-        told = run("people", "anna", clips.folder, "--port", taken)
-    assert f"port {taken} on 127.0.0.1: Address already in use; --port 0 takes a free one" in told
+        output = run("people", "anna", clips.folder, "--port", taken)
+    assert f"port {taken} on 127.0.0.1: Address already in use; --port 0 takes a free one" in output
 
 
-def test_people_of_a_source_are_looked_up_without_loading_another_kind():
+def test_a_source_of_another_kind_is_refused_without_loading_it():
     with pytest.raises(ValueError, match="feedback.sources.judge.kind is 'qwen'"):
         people("judge", {"kind": "qwen"}, "anna")
 
@@ -583,7 +583,7 @@ READY = "document.readyState == 'complete' && !busy && view !== null"
 
 
 def open_page(chromium: Browser, visitor: Visitor) -> Page:
-    """The rating page, with its first clip on it."""
+    """The rating page with its first clip."""
     tab = chromium.new_page()
     tab.goto(f"http://{visitor.host}/")
     wait_until(tab, READY)
@@ -596,7 +596,7 @@ def press(tab: Page, key: str, then: str) -> None:
     wait_until(tab, f"{READY} && {then}")
 
 
-def test_real_keys_rate_go_back_and_finish(chromium, others, ledger, tmp_path):
+def test_keys_rate_go_back_and_finish(chromium, others, ledger, tmp_path):
     with serving(ratings_of(ledger, others)) as visitor:
         tab = open_page(chromium, visitor)
         first = visitor.view()
@@ -642,7 +642,7 @@ def test_a_clip_that_does_not_play_can_only_be_unsure(chromium, ledger, tmp_path
         assert tab.evaluate("view.previous") and ratings_of(ledger, broken).view()["rated"] == 1
 
 
-def test_a_page_whose_server_ended_says_so_and_rates_on_when_it_is_there_again(chromium, clips, ledger):
+def test_a_page_reports_a_stopped_server_and_continues_after_its_restart(chromium, clips, ledger):
     with serving(ratings_of(ledger, clips)) as visitor:
         tab = open_page(chromium, visitor)
     clip = tab.evaluate("view.item")

@@ -13,7 +13,7 @@ from feedback.core.label import label_clip_set
 from feedback.core.rubric import Question, Rubric, combine
 from feedback.core.source import FAILED, REFUSED, UNREADABLE_CLIP, LabelError, Request, verdict
 from feedback.judges import panel
-from feedback.judges.panel import PanelSource, Shape
+from feedback.judges.panel import PanelSource, Shaping
 from tests.feedback.core.test_label import CLIPS, contents, make_clips
 
 GOOD = Question("good", "Is it good?", "yes", "no", True, True)
@@ -25,7 +25,7 @@ def sheet(*questions: Question, rule: str = "all") -> Rubric:
 
 
 class Member:
-    """Says what `opinion` returns for a sample, a vote and a question: fields of a Verdict. Notes what it is asked."""
+    """Answers with `opinion(sample, vote, question)`, the fields of a Verdict. Records the clips that it judges."""
 
     def __init__(
         self, name: str, opinion: Callable[..., dict], rubric: Rubric | None = None, repeatable: bool = True
@@ -33,14 +33,14 @@ class Member:
         self.name, self.opinion, self.rubric, self.repeatable = name, opinion, rubric or sheet(), repeatable
         self.model: str = f"model of {name}"
         self.model_version: str | None = "1"
-        self.asked: list[str] = []
+        self.judged: list[str] = []
         self.random = random.Random(0)
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         requests = list(requests)
         self.random.shuffle(requests)
         for request in requests:
-            self.asked.append(request.sample.sample_id)
+            self.judged.append(request.sample.sample_id)
             rows = [
                 verdict(
                     self, request.sample, vote, question, [0, vote + 1], **self.opinion(request.sample, vote, question)
@@ -51,13 +51,13 @@ class Member:
             yield self.random.sample(rows, len(rows))
 
     def status(self) -> dict:
-        return {"asked": len(self.asked)}
+        return {"judged": len(self.judged)}
 
 
-def steady(name: str, p_yes: float | None, **told) -> Member:
-    """A member of one opinion: null where p_yes is."""
+def steady(name: str, p_yes: float | None, **more) -> Member:
+    """A member with the same answer to every question; no answer if p_yes is None."""
     fields = {"answer": None, "error": f"{REFUSED}no"} if p_yes is None else {"answer": p_yes > 0.5, "p_yes": p_yes}
-    return Member(name, lambda sample, vote, question: fields | {"reason": f"{name} says so"} | told)
+    return Member(name, lambda sample, vote, question: fields | {"reason": f"{name} says so"} | more)
 
 
 def of(*members: Member, rule: str = "majority", votes: int = 1) -> PanelSource:
@@ -80,10 +80,10 @@ def label_of(*opinions: float | None, rule: str = "majority"):
     return combine(rows_of(source), source.rubric)
 
 
-# What a panel says
+# Verdicts and labels
 
 
-def test_a_panel_says_what_each_member_says_in_a_row_of_its_own():
+def test_a_panel_has_one_row_per_member_with_the_members_answer():
     rows = rows_of(of(steady("bold", 0.9, tokens=3, cost=0.5), steady("shy", 0.2), steady("mute", None)))
     assert [(row.question, row.answer, row.p_yes, row.reason) for row in rows] == [
         ("bold", True, 0.9, "bold says so"),
@@ -96,26 +96,20 @@ def test_a_panel_says_what_each_member_says_in_a_row_of_its_own():
     }
 
 
-@pytest.mark.parametrize(
-    ("rule", "label", "p_accept"),
-    [
-        ("all", False, 0.9 * 0.8 * 0.1),
-        ("majority", True, 0.6),  # (0.9 + 0.8 + 0.1) / 3
-        ("mean", True, 0.6),
-    ],
-)
-def test_a_rule_makes_one_label_of_the_members(rule, label, p_accept):
-    found = label_of(0.9, 0.8, 0.1, rule=rule)
-    assert (found.label, found.p_accept) == (label, pytest.approx(p_accept))
+def test_a_rule_combines_the_members_labels():
+    mean = (0.9 + 0.8 + 0.1) / 3
+    for rule, label, p_accept in (("all", False, 0.9 * 0.8 * 0.1), ("majority", True, mean), ("mean", True, mean)):
+        found = label_of(0.9, 0.8, 0.1, rule=rule)
+        assert (found.label, found.p_accept) == (label, pytest.approx(p_accept)), rule
 
 
 def metric(name: str, score: float | None) -> Member:
-    """A member that measures, and neither accepts nor rejects; null where the score is."""
-    told = {"error": "not finite"} if score is None else {"score": score}
-    return Member(name, lambda sample, vote, question: told)
+    """A member with a score and no label; an error if the score is None."""
+    fields = {"error": "not finite"} if score is None else {"score": score}
+    return Member(name, lambda sample, vote, question: fields)
 
 
-SHAPING = {"judge": Shape(scale=0.5), "flow": Shape(scale=0.1, shift=0.25)}
+SHAPING = {"judge": Shaping(scale=0.5), "flow": Shaping(scale=0.1, shift=0.25)}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +130,7 @@ SHAPING = {"judge": Shape(scale=0.5), "flow": Shape(scale=0.1, shift=0.25)}
         ("product", 0.8, None, None, None),
     ],
 )
-def test_judges_and_metrics_make_one_score(rule, p_yes, flow, label, score):
+def test_judges_and_metrics_are_combined_in_one_score(rule, p_yes, flow, label, score):
     members = {"judge": steady("judge", p_yes), "flow": metric("flow", flow), "other": metric("other", 2.0)}
     source = PanelSource("panel", members, rule, shaping=SHAPING)
     found = combine(rows_of(source), source.rubric)
@@ -144,7 +138,7 @@ def test_judges_and_metrics_make_one_score(rule, p_yes, flow, label, score):
     assert found.score == (None if score is None else pytest.approx(score))
 
 
-def test_metrics_alone_score_and_label_nothing():
+def test_a_panel_of_metrics_has_a_score_and_no_label():
     source = PanelSource("panel", {"a": metric("a", 3.0), "b": metric("b", 4.0)}, "product")
     found = combine(rows_of(source), source.rubric)
     assert (found.label, found.p_accept, found.score, found.nulls, found.reason) == (None, None, 12.0, 0, None)
@@ -154,37 +148,39 @@ def test_shaping_is_in_the_hash_of_a_panel():
     members = {"a": metric("a", 3.0), "b": metric("b", 4.0)}
     plain, shaped = (
         PanelSource("p", members, "mean"),
-        PanelSource("p", members, "mean", shaping={"a": Shape(scale=2.0)}),
+        PanelSource("p", members, "mean", shaping={"a": Shaping(scale=2.0)}),
     )
     assert (
-        plain.rubric.hash == PanelSource("p", members, "mean", shaping={"a": Shape()}).rubric.hash != shaped.rubric.hash
+        plain.rubric.hash
+        == PanelSource("p", members, "mean", shaping={"a": Shaping()}).rubric.hash
+        != shaped.rubric.hash
     )
 
 
-def test_a_sure_member_outweighs_two_that_waver_by_mean_and_not_by_majority():
+def test_one_certain_member_outweighs_two_uncertain_ones_under_mean_but_not_under_majority():
     # (0.6 + 0.6 + 0) / 3 is 0.4
     assert label_of(0.6, 0.6, 0.0, rule="mean").label is False
     assert label_of(0.6, 0.6, 0.0, rule="majority").label is True
 
 
-def test_a_member_without_a_label_is_no_vote_against():
+def test_a_member_without_a_label_is_not_a_vote_against():
     assert label_of(0.9, 0.8, None).label is True
     assert label_of(0.9, None).label is True  # half of the members is enough
     assert label_of(0.9, None, None).label is None
     assert label_of(0.9, 0.8, None, rule="all").label is None
 
 
-def test_members_that_disagree_evenly_leave_the_clip_unlabelled_and_it_says_so():
+def test_a_tie_of_members_leaves_the_clip_unlabelled_with_the_tally_as_reason():
     found = label_of(0.9, 0.2, None)
     assert (found.label, found.p_accept) == (None, pytest.approx(0.55))
     assert found.reason == f"1 for and 1 against, of 3 required questions; m2: no answer ({REFUSED}no)"
 
 
-def test_a_rejection_gives_the_reasons_of_those_who_reject():
+def test_a_reject_gives_the_reasons_of_the_rejecting_members():
     assert label_of(0.1, 0.2, 0.9).reason == "m0 says so; m1 says so"
 
 
-def test_a_member_speaks_by_its_own_rubric():
+def test_a_members_label_follows_its_own_rubric():
     # good 0.9 and glitch 0.2 are both as wanted: 0.9 * (1 - 0.2); their mean would be 0.85
     chances = {"good": 0.9, "glitch": 0.2}
     member = Member(
@@ -196,7 +192,7 @@ def test_a_member_speaks_by_its_own_rubric():
     assert (row.answer, row.p_yes) == (True, pytest.approx(0.72))
 
 
-def test_tokens_and_cost_are_summed_and_the_members_own_words_are_kept():
+def test_tokens_and_cost_are_summed_and_the_members_verdicts_are_kept():
     member = Member(
         "two",
         lambda sample, vote, question: {
@@ -220,7 +216,7 @@ def test_tokens_and_cost_are_summed_and_the_members_own_words_are_kept():
 # Votes
 
 
-def test_only_members_that_sample_their_answer_are_asked_more_than_once():
+def test_only_members_that_sample_their_answer_vote_more_than_once():
     # Yes, no, yes: the majority says yes, at 2/3.
     wavering = Member("wavering", lambda sample, vote, question: {"answer": vote != 1}, repeatable=False)
     rows = rows_of(of(wavering, steady("firm", 0.9), votes=3))
@@ -231,13 +227,13 @@ def test_only_members_that_sample_their_answer_are_asked_more_than_once():
 
 
 def test_a_member_whose_votes_tie_has_no_label():
-    torn = Member("torn", lambda sample, vote, question: {"answer": vote == 0}, repeatable=False)
-    row = rows_of(of(torn, steady("firm", 0.9), votes=2))[0]
+    tied = Member("tied", lambda sample, vote, question: {"answer": vote == 0}, repeatable=False)
+    row = rows_of(of(tied, steady("firm", 0.9), votes=2))[0]
     assert (row.answer, row.error) == (None, "good: 2 votes tied")
 
 
-def test_votes_of_members_that_never_change_their_mind_are_an_error():
-    with pytest.raises(ValueError, match="panel: votes is 2, but all of its members answer the same"):
+def test_several_votes_of_repeatable_members_are_an_error():
+    with pytest.raises(ValueError, match="panel: votes is 2, but all of its members are repeatable"):
         of(steady("a", 0.9), steady("b", 0.9), votes=2)
 
 
@@ -250,7 +246,7 @@ def clips(tmp_path_factory):
 
 
 def unreachable(name: str, *seeds: int) -> Member:
-    """No reply about the clips of these seeds, in the second of its two votes."""
+    """A member without a reply about the clips with these seeds in the second of its two votes."""
 
     def opinion(sample: Sample, vote: int, question: Question) -> dict:
         return {"error": f"{FAILED}timed out"} if vote and sample.seed in seeds else {"answer": True}
@@ -258,25 +254,25 @@ def unreachable(name: str, *seeds: int) -> Member:
     return Member(name, opinion, repeatable=False)
 
 
-def test_a_clip_on_which_a_members_call_failed_is_asked_again_by_the_next_run(clips, tmp_path):
+def test_the_next_run_judges_a_clip_again_if_a_members_call_failed(clips, tmp_path):
     work, out = tmp_path / "work", tmp_path / "labels"
     with pytest.raises(LabelError, match="panel: no reply about 1 of 10 clips.*failed: timed out"):
         label_clip_set(clips, of(unreachable("far", 3, 7), steady("near", 0.9), votes=2), work, out, 2)
     again = [unreachable("far"), steady("near", 0.9)]
     label_clip_set(clips, of(*again, votes=2), work, out, 2)
-    assert [sorted(member.asked) for member in again] == 2 * [[f"clip{index}" for index in range(3, CLIPS)]]
+    assert [sorted(member.judged) for member in again] == 2 * [[f"clip{index}" for index in range(3, CLIPS)]]
     assert [label.label for label in read_labels(out)] == [True] * CLIPS
 
 
-def test_what_may_fail_is_null_and_the_other_members_decide(clips, tmp_path):
+def test_an_allowed_failure_is_null_and_the_other_members_decide(clips, tmp_path):
     source = of(unreachable("far", 3), steady("near", 0.1), votes=2)
     counts = label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", 2, max_failed=0.1)
-    assert (counts.failed, counts.rejected) == (1, 1)  # elsewhere one accepts and one rejects
+    assert (counts.failed, counts.rejected) == (1, 1)  # on the other clips one accepts and one rejects
     row = next(row for row in read_verdicts(tmp_path / "labels") if (row.sample_id, row.question) == ("clip3", "far"))
     assert (row.answer, row.p_yes, row.error) == (None, None, f"{FAILED}timed out")
 
 
-def test_a_clip_that_no_member_could_see_is_counted_as_unreadable(clips, tmp_path):
+def test_a_clip_that_no_member_could_decode_is_counted_as_unreadable(clips, tmp_path):
     def blind(sample: Sample, vote: int, question: Question) -> dict:
         return {"error": f"{UNREADABLE_CLIP}torn"} if sample.seed == 5 else {"answer": True}
 
@@ -286,7 +282,7 @@ def test_a_clip_that_no_member_could_see_is_counted_as_unreadable(clips, tmp_pat
 
 
 class Quitting(Member):
-    """Stops with an error when it is to judge the clip of `at`."""
+    """Stops with an error at the clip `at`."""
 
     at = "clip5"
 
@@ -297,7 +293,7 @@ class Quitting(Member):
             yield rows
 
 
-def test_a_stop_costs_a_chunk_at_most_and_the_rest_ends_with_the_same_bytes(clips, tmp_path, monkeypatch):
+def test_a_stop_loses_at_most_one_chunk_and_the_resumed_run_produces_the_same_bytes(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(panel, "CHUNK", 4)
 
     def bright(sample: Sample, vote: int, question: Question) -> dict:
@@ -306,16 +302,16 @@ def test_a_stop_costs_a_chunk_at_most_and_the_rest_ends_with_the_same_bytes(clip
     first, work = Member("local", bright), tmp_path / "work"
     with pytest.raises(LabelError, match="money"):
         label_clip_set(clips, of(first, Quitting("paid", bright)), work, tmp_path / "labels", 2)
-    assert len(first.asked) == 8  # two chunks, of which the first is kept
+    assert len(first.judged) == 8  # two chunks; the first is kept
     second = Member("local", bright)
     label_clip_set(clips, of(second, Member("paid", bright)), work, tmp_path / "labels", 3)
-    assert sorted(second.asked) == [f"clip{index}" for index in range(4, CLIPS)]
+    assert sorted(second.judged) == [f"clip{index}" for index in range(4, CLIPS)]
     whole = of(Member("local", bright), Member("paid", bright))
     label_clip_set(clips, whole, tmp_path / "other", tmp_path / "whole", 5)
     assert contents(tmp_path / "labels") == contents(tmp_path / "whole")
 
 
-def test_members_take_turns_by_the_chunk_and_clips_are_drawn_as_they_are_needed(monkeypatch):
+def test_members_alternate_by_chunk_and_clips_are_drawn_on_demand(monkeypatch):
     monkeypatch.setattr(panel, "CHUNK", 2)
     turns: list[str] = []
 
@@ -330,7 +326,7 @@ def test_members_take_turns_by_the_chunk_and_clips_are_drawn_as_they_are_needed(
     assert len(drawn) == 2
     assert [turn.split()[0] for turn in turns] == ["a", "a", "b", "b"]
     assert [rows[0].sample_id for rows in answers] == ["clip1", "clip2", "clip3", "clip4"]
-    assert source.status() == {"a asked": 5, "b asked": 5}
+    assert source.status() == {"a judged": 5, "b judged": 5}
 
 
 class Forgetful(Member):
@@ -348,21 +344,21 @@ class Incomplete(Member):
         yield from ([row for row in rows if row.question == "good"] for rows in super().judge(requests))
 
 
-@pytest.mark.parametrize(
-    ("cls", "told"),
-    [
-        (Forgetful, "odd left out 1 clips"),
-        (Repetitive, "odd answered about clip0, which was not requested, or answered twice"),
-        (Incomplete, "odd: 1 verdicts on clip0 do not match the 2 requested"),
-    ],
+FAULTY_MEMBERS = (
+    (Forgetful, "odd left out 1 clips"),
+    (Repetitive, "odd answered about clip0, which was not requested, or answered twice"),
+    (Incomplete, "odd: 1 verdicts on clip0 do not match the 2 requested"),
 )
-def test_a_member_that_breaks_the_protocol_is_named(cls, told):
-    odd = cls("odd", lambda sample, vote, question: {"answer": True}, sheet(GOOD, GLITCH))
-    with pytest.raises(ValueError, match=told):
-        rows_of(of(steady("fine", 0.9), odd))
 
 
-# What was asked
+def test_a_member_that_breaks_the_protocol_is_named():
+    for cls, problem in FAULTY_MEMBERS:
+        odd = cls("odd", lambda sample, vote, question: {"answer": True}, sheet(GOOD, GLITCH))
+        with pytest.raises(ValueError, match=problem):
+            rows_of(of(steady("fine", 0.9), odd))
+
+
+# The hash
 
 
 def test_the_hash_covers_the_rule_and_each_members_model_and_rubric():
@@ -390,7 +386,7 @@ def test_the_hash_covers_the_rule_and_each_members_model_and_rubric():
 PHYSICS = {"kind": "physics"}
 
 
-def test_a_panel_is_made_of_whole_blocks():
+def test_a_panel_is_loaded_from_its_members_blocks():
     block = {"kind": "panel", "rule": "all", "members": {"one": PHYSICS, "two": PHYSICS}}
     source = make_source("panel", block)
     assert [member.name for member in source.members.values()] == ["panel.members.one", "panel.members.two"]
@@ -401,7 +397,7 @@ def test_a_panel_is_made_of_whole_blocks():
 
 def test_a_wrong_block_is_named():
     wrong = [
-        ({"shaping": {"c": {"scale": 2.0}}}, ": shaping.c is of no member; members are a, b"),
+        ({"shaping": {"c": {"scale": 2.0}}}, ": shaping.c names no member; members are a, b"),
         ({"shaping": {"a": {"eta": 2.0}}}, ".shaping.a.eta .* is unknown"),
         ({"shaping": {"a": {"scale": 0.0}}}, ".shaping.a.scale is 0.0, expected greater than 0"),
         ({"shaping": {"a": {"shift": -1.0}}}, ".shaping.a.shift is -1.0, expected greater than or equal to 0"),
@@ -411,7 +407,10 @@ def test_a_wrong_block_is_named():
         ({"members": {"judge": PHYSICS}}, r": members are \['judge'\], expected at least two"),
         ({"members": {"a": PHYSICS, "b": "judge"}}, ".members.b is 'judge', expected a section"),
         ({"members": {"a": PHYSICS, "My B": PHYSICS}}, ": members.My B: a name is made of"),
-        ({"members": {"a": PHYSICS, "b": {"kind": "panel"}}}, ": members.b.kind is 'panel'; a panel's members are no"),
+        (
+            {"members": {"a": PHYSICS, "b": {"kind": "panel"}}},
+            ": members.b.kind is 'panel'; a panel cannot be a member",
+        ),
         ({"members": {"a": PHYSICS, "b": {"kind": "physics", "votes": 1}}}, ".members.b.votes .* is unknown"),
     ]
     for changes, problem in wrong:

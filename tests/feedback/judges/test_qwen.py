@@ -21,7 +21,7 @@ from feedback.judges.vlm import answer_tokens, build_inputs, read_answers, sampl
 from tabletop.pretraining.judge_model import word_level_tokenizer
 from tests.support.judges import FAMILIES, SIZE, build_judge
 
-SHOWN = [0, 1, 2, 3, 5, 6, 7, 8]
+SAMPLED = [0, 1, 2, 3, 5, 6, 7, 8]
 PROMPTS = ("pushing red ball", "lifting the red ball off the table", "ball off table", "red ball")
 
 
@@ -59,12 +59,12 @@ def judge(judges, family):
 
 @pytest.fixture
 def qwen(judges):
-    """What belongs to Qwen2.5-VL alone is asked of this one."""
+    """The judge for tests of Qwen2.5-VL only."""
     return judges["qwen2.5"]
 
 
 def clip(index: int = 0, num_frames: int = 9) -> np.ndarray:
-    """Smooth frames, so that the codec has nothing to lose that a camera would not."""
+    """Smooth frames, so that the codec changes them little."""
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     shades = [np.stack([x * 3, y * 3, 10 * f + 20 * index + (x + y) // 2], -1) for f in range(num_frames)]
     return np.stack(shades).clip(0, 255).astype(np.uint8)
@@ -72,9 +72,9 @@ def clip(index: int = 0, num_frames: int = 9) -> np.ndarray:
 
 @pytest.fixture
 def ask(tmp_path):
-    """Makes a request about a clip, whose mp4 it writes."""
+    """Writes the mp4 of a clip and returns a request about it."""
 
-    def asked(index: int = 0, prompt: str | None = None, frames: np.ndarray | None = None) -> Request:
+    def request(index: int = 0, prompt: str | None = None, frames: np.ndarray | None = None) -> Request:
         frames = clip(index) if frames is None else frames
         prompt = PROMPTS[index % len(PROMPTS)] if prompt is None else prompt
         facts = ("c", "train", "base", index, len(frames), 8.0, *frames.shape[1:3], "v.mp4")
@@ -82,23 +82,23 @@ def ask(tmp_path):
         write_video(path, frames, 8.0)
         return Request(Sample(f"clip{index}", "p", prompt, *facts), path)
 
-    return asked
+    return request
 
 
-def verdicts_of(judge, *asked: Request) -> list[Verdict]:
-    """By clip, in the order asked; each of one question."""
-    answers = {verdict.sample_id: verdict for (verdict,) in judge.judge(iter(asked))}
-    return [answers[request.sample.sample_id] for request in asked]
+def verdicts_of(judge, *requests: Request) -> list[Verdict]:
+    """The verdicts on one question, in the order of the requests."""
+    answers = {verdict.sample_id: verdict for (verdict,) in judge.judge(iter(requests))}
+    return [answers[request.sample.sample_id] for request in requests]
 
 
 def inputs_of(judge, frames: np.ndarray, prompt: str = PROMPTS[0]):
-    """As for a clip of nine frames at 8 frames per second, of which eight are shown, at 7 per second."""
+    """The inputs for a clip of nine frames at 8 frames per second; the judge sees eight of them, at 7 per second."""
     text = judge.rubric.text(judge.rubric.questions[0], prompt)
-    return build_inputs(judge.processor, [frames[SHOWN]], [text], [7.0], None, [[7 / 8 * frame for frame in SHOWN]])
+    return build_inputs(judge.processor, [frames[SAMPLED]], [text], [7.0], None, [[7 / 8 * frame for frame in SAMPLED]])
 
 
 def pairs_of_frames() -> list[str]:
-    """At 0 and 1, 2 and 3, 5 and 6, 7 and 8 eighths of a second: 0.0625, 0.3125, 0.6875, 0.9375 on average."""
+    """Pairs at 0 and 1, 2 and 3, 5 and 6, 7 and 8 eighths of a second; their means: 0.0625, 0.3125, 0.6875, 0.9375."""
     seen = ["seconds>", "<|vision_start|>", *["<|video_pad|>"] * 16, "<|vision_end|>"]
     return [token for time in ("<0.1", "<0.3", "<0.7", "<0.9") for token in (time, *seen)]
 
@@ -107,7 +107,7 @@ def numbered_frames() -> list[str]:
     return [t for n in range(1, 9) for t in (f"Frame{n}:", "<img>", *["<IMG_CONTEXT>"] * 16, "</img>")]
 
 
-# 8 frames of 64 / 8 patches a side, merged 2 by 2: 4 * 4 tokens each, which the Qwens halve by taking frames in pairs
+# 8 frames with 64 / 8 patches per side, merged 2 by 2: 4 * 4 tokens each. Both Qwen models merge frames in pairs, too
 VIDEOS = {
     "qwen2.5": ["<|vision_start|>", *["<|video_pad|>"] * 64, "<|vision_end|>"],
     "qwen3": pairs_of_frames(),
@@ -115,7 +115,7 @@ VIDEOS = {
 }
 
 
-def test_a_request_is_the_video_then_the_question_then_the_answer_to_come(judge, family):
+def test_the_input_is_the_video_the_question_and_the_start_of_the_answer(judge, family):
     ids = inputs_of(judge, clip())["input_ids"][0]
     assert judge.processor.tokenizer.convert_ids_to_tokens(ids.tolist()) == [
         *("<|im_start|>", "user", *VIDEOS[family]),
@@ -129,9 +129,9 @@ DEVIATIONS = {"qwen2.5": OPENAI_CLIP_STD, "qwen3": IMAGENET_STANDARD_STD, "inter
 
 
 def test_frames_of_the_judges_size_are_not_resampled(judge, family):
-    shown = clip()[SHOWN].transpose(0, 3, 1, 2) / 255  # (F, C, H, W)
+    seen = clip()[SAMPLED].transpose(0, 3, 1, 2) / 255  # (F, C, H, W)
     mean, std = (np.array(values[family]).reshape(1, 3, 1, 1) for values in (MEANS, DEVIATIONS))
-    frames = (shown - mean) / std
+    frames = (seen - mean) / std
     inputs = inputs_of(judge, clip())
     if family == "internvl":
         pixels = inputs["pixel_values"]
@@ -144,7 +144,7 @@ def test_frames_of_the_judges_size_are_not_resampled(judge, family):
 
 
 @pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
-def test_frames_of_another_size_are_scaled_to_the_judges(judge):
+def test_frames_of_another_size_are_scaled_to_the_judges_size(judge):
     large = np.zeros((8, 128, 128, 3), np.uint8)
     assert build_inputs(judge.processor, [large], ["ball"], [8.0])["video_grid_thw"].tolist() == [[4, 8, 8]]
     for num_frames in (4, 8):
@@ -153,21 +153,21 @@ def test_frames_of_another_size_are_scaled_to_the_judges(judge):
 
 
 @pytest.mark.parametrize("family", ["internvl"])
-def test_pixels_of_a_judge_that_shows_one_size_are_an_error(folders, judge):
+def test_pixels_of_a_judge_with_a_fixed_size_are_an_error(folders, judge):
     large = np.zeros((2, 128, 128, 3), np.uint8)
     assert build_inputs(judge.processor, [large], ["ball"], [8.0])["pixel_values"].shape == (2, 3, SIZE, SIZE)
-    told = "feedback.sources.judge.pixels is 2304, but InternVLVideoProcessor has a size of its own: null"
-    with pytest.raises(ValueError, match=told):
+    problem = "feedback.sources.judge.pixels is 2304, but InternVLVideoProcessor has a fixed size; expected null"
+    with pytest.raises(ValueError, match=problem):
         make_source("judge", block(folders["internvl"], pixels=48 * 48))
 
 
-def test_p_yes_is_the_share_of_the_affirmative_word_in_both_words_mass(judge, ask):
-    asked = ask()
+def test_p_yes_is_the_share_of_the_affirmative_word_in_the_mass_of_both_words(judge, ask):
+    request = ask()
     with torch.no_grad():
-        logits = judge.vlm(**inputs_of(judge, read_video(asked.path))).logits[0, -1].double().numpy()
+        logits = judge.vlm(**inputs_of(judge, read_video(request.path))).logits[0, -1].double().numpy()
     mass = dict(zip(judge.processor.tokenizer.convert_ids_to_tokens(range(len(logits))), np.exp(logits), strict=True))
-    yes, no = mass["Accept"] + mass["accept"], mass["Reject"]  # the vocabulary has two spellings of the one
-    (verdict,) = verdicts_of(judge, asked)
+    yes, no = mass["Accept"] + mass["accept"], mass["Reject"]  # the vocabulary has two spellings of Accept
+    (verdict,) = verdicts_of(judge, request)
     assert verdict.p_yes == pytest.approx(yes / (yes + no), abs=1e-5)
     assert verdict.answer == (yes > no)
     assert verdict.error is None
@@ -177,31 +177,31 @@ def test_positions_come_from_mm_token_type_ids(qwen):
     inputs = inputs_of(qwen, clip())
     assert (inputs["mm_token_type_ids"] == 2).sum() == 64
     with torch.no_grad():
-        told = qwen.vlm(**inputs).logits[0, -1]
-        untold = qwen.vlm(**{k: v for k, v in inputs.items() if k != "mm_token_type_ids"}).logits[0, -1]
-    assert (told - untold).abs().max() > 1e-2
+        with_ids = qwen.vlm(**inputs).logits[0, -1]
+        without = qwen.vlm(**{k: v for k, v in inputs.items() if k != "mm_token_type_ids"}).logits[0, -1]
+    assert (with_ids - without).abs().max() > 1e-2
 
 
-def test_a_batch_is_judged_as_each_clip_alone(judge, ask):
-    asked = [ask(index) for index in range(7)]  # two batches, prompts of several lengths
-    asked[2] = ask(2, frames=clip(2, num_frames=5))  # one with fewer frames than the rubric asks for
-    together = verdicts_of(judge, *asked)
-    alone = [verdict for one in asked for verdict in verdicts_of(judge, one)]
-    assert [v.p_yes for v in together] == pytest.approx([v.p_yes for v in alone], abs=1e-5)
-    assert [replace(v, p_yes=None) for v in together] == [replace(v, p_yes=None) for v in alone]
+def test_a_clip_has_the_same_verdict_in_a_batch_and_by_itself(judge, ask):
+    requests = [ask(index) for index in range(7)]  # two batches, prompts of several lengths
+    requests[2] = ask(2, frames=clip(2, num_frames=5))  # fewer frames than in the rubric
+    together = verdicts_of(judge, *requests)
+    single = [verdict for one in requests for verdict in verdicts_of(judge, one)]
+    assert [v.p_yes for v in together] == pytest.approx([v.p_yes for v in single], abs=1e-5)
+    assert [replace(v, p_yes=None) for v in together] == [replace(v, p_yes=None) for v in single]
     assert len({round(v.p_yes, 3) for v in together}) > 1
     assert together[2].frames == [0, 1, 2, 3, 4]
 
 
 def test_a_run_resumed_between_batches_repeats_the_last_digit(qwen, ask):
-    asked = [ask(index) for index in range(10)]
-    asked[1] = replace(asked[1], path=Path("absent.mp4"))
-    assert verdicts_of(qwen, *asked)[4:] == verdicts_of(qwen, *asked[4:])
+    requests = [ask(index) for index in range(10)]
+    requests[1] = replace(requests[1], path=Path("absent.mp4"))
+    assert verdicts_of(qwen, *requests)[4:] == verdicts_of(qwen, *requests[4:])
 
 
-def test_the_judge_sees_eight_frames_and_no_other(judge, ask):
+def test_the_judge_sees_only_the_eight_sampled_frames(judge, ask):
     (verdict,) = verdicts_of(judge, ask())
-    assert verdict.frames == SHOWN
+    assert verdict.frames == SAMPLED
     changed = {}
     for frame in (4, 5):
         frames = clip()
@@ -216,15 +216,15 @@ def test_a_clip_of_one_frame_can_be_judged(judge, ask):
     assert (verdict.error, verdict.frames) == (None, [0])
 
 
-def test_the_shown_frames_keep_their_place_in_time():
+def test_the_rate_of_sampled_frames_follows_from_their_times():
     assert sampled_fps([0, 1, 2, 3, 5, 6, 7, 8], 8.0) == 7.0  # 7 steps in a second
     assert sampled_fps([0], 8.0) == 8.0
 
 
 def test_the_verdict_is_the_same_before_and_after_encoding(judge, ask):
-    asked = [ask(index) for index in range(4)]
-    after = verdicts_of(judge, *asked)
-    inputs = [inputs_of(judge, clip(index), one.sample.prompt) for index, one in enumerate(asked)]
+    requests = [ask(index) for index in range(4)]
+    after = verdicts_of(judge, *requests)
+    inputs = [inputs_of(judge, clip(index), one.sample.prompt) for index, one in enumerate(requests)]
     with torch.no_grad():
         logits = torch.cat([judge.vlm(**one).logits[:, -1] for one in inputs])
     before = read_answers(logits, judge.answers["accept"])
@@ -232,7 +232,7 @@ def test_the_verdict_is_the_same_before_and_after_encoding(judge, ask):
     assert [v.p_yes for v in after] == pytest.approx([answer.p_yes for answer in before], abs=0.02)
 
 
-def test_an_off_topic_reply_is_null_and_keeps_its_raw_words(judge, folders, family, ask):
+def test_an_off_topic_reply_is_null_and_its_raw_text_is_kept(judge, folders, family, ask):
     (verdict,) = verdicts_of(make_source("judge", block(folders[family], min_answer_mass=0.999)), ask())
     assert (verdict.answer, verdict.p_yes) == (None, None)
     assert verdict.error.startswith("unreadable")
@@ -242,27 +242,27 @@ def test_an_off_topic_reply_is_null_and_keeps_its_raw_words(judge, folders, fami
 @pytest.mark.parametrize(
     ("family", "control"), [("qwen2.5", "<|video_pad|>"), ("qwen3", "<|vision_start|>"), ("internvl", "<video>")]
 )
-def test_a_prompt_that_cannot_be_put_is_null_and_leaves_its_batch_alone(judge, control, ask):
-    asked = [ask(0), ask(1, "pushing purple ball"), ask(2, f"red {control} ball")]
-    put, unknown, controlling = verdicts_of(judge, *asked)
+def test_an_unusable_prompt_gives_null_and_does_not_affect_its_batch(judge, control, ask):
+    requests = [ask(0), ask(1, "pushing purple ball"), ask(2, f"red {control} ball")]
+    usable, unknown, controlling = verdicts_of(judge, *requests)
     assert "['purple']" in unknown.error
     assert control in controlling.error
     assert unknown.answer is controlling.answer is None
-    assert put.p_yes == verdicts_of(judge, asked[0])[0].p_yes
+    assert usable.p_yes == verdicts_of(judge, requests[0])[0].p_yes
 
 
-def test_a_clip_that_cannot_be_decoded_is_null_and_leaves_its_batch_alone(qwen, ask):
-    asked = [ask(0), replace(ask(1), path=Path("absent.mp4"))]
-    seen, unseen = verdicts_of(qwen, *asked)
+def test_a_clip_that_cannot_be_decoded_gives_null_and_does_not_affect_its_batch(qwen, ask):
+    requests = [ask(0), replace(ask(1), path=Path("absent.mp4"))]
+    seen, unseen = verdicts_of(qwen, *requests)
     assert (unseen.answer, unseen.frames) == (None, [])
     assert unseen.error.startswith("unreadable clip: absent.mp4")
-    assert seen == verdicts_of(qwen, asked[0])[0]
+    assert seen == verdicts_of(qwen, requests[0])[0]
 
 
-def test_explaining_changes_the_reason_and_not_the_answer(judge, folders, family, ask):
-    asked = [ask(index) for index in range(3)]
-    brief = verdicts_of(judge, *asked)
-    wordy = verdicts_of(make_source("judge", block(folders[family], max_new_tokens=5)), *asked)
+def test_a_longer_reply_changes_the_reason_and_not_the_answer(judge, folders, family, ask):
+    requests = [ask(index) for index in range(3)]
+    brief = verdicts_of(judge, *requests)
+    wordy = verdicts_of(make_source("judge", block(folders[family], max_new_tokens=5)), *requests)
     assert [v.p_yes for v in wordy] == pytest.approx([v.p_yes for v in brief], abs=1e-5)
     assert [v.answer for v in wordy] == [v.answer for v in brief]
     assert all(v.reason is None for v in brief)
@@ -274,11 +274,11 @@ def question(affirmative: str, negative: str) -> Question:
     return Question("accept", "{prompt}", affirmative, negative, True, True)
 
 
-def test_answers_that_the_judge_cannot_tell_apart_are_an_error():
+def test_answers_that_the_judge_cannot_distinguish_are_an_error():
     tokenizer = word_level_tokenizer(["not", "true", "false"])
     with pytest.raises(ValueError, match="begin with the same token"):
         answer_tokens(tokenizer, question("not true", "not false"))
-    with pytest.raises(ValueError, match="does not hold the answer 'maybe'"):
+    with pytest.raises(ValueError, match="lacks the answer 'maybe'"):
         answer_tokens(tokenizer, question("true", "maybe"))
 
 
@@ -287,7 +287,7 @@ def test_a_rubric_outside_the_judges_vocabulary_is_an_error(folder):
         make_source("judge", block(folder, rubric="feedback/rubrics/review.yaml"))
 
 
-def test_the_version_of_a_local_judge_covers_all_that_decides_its_verdicts(tmp_path, qwen):
+def test_the_version_of_a_local_judge_covers_all_files_that_determine_its_verdicts(tmp_path, qwen):
     folder = build_judge(tmp_path)
     assert fingerprint(folder) == qwen.model_version
     (folder / "README.md").write_text("not read by the judge")
@@ -318,7 +318,7 @@ def test_a_missing_option_is_named(folder):
         make_source("judge", short)
 
 
-def test_the_version_of_a_hub_model_is_the_commit_that_was_loaded_and_not_its_branch():
+def test_the_version_of_a_hub_model_is_the_loaded_commit_and_not_the_branch():
     loaded = type("Config", (), {"_commit_hash": "0123abc"})
     assert weights_version("nobody/judge", "main", loaded) == "0123abc"
     assert weights_version("nobody/judge", "v1", object()) == "v1"  # a config without a commit

@@ -14,7 +14,7 @@ from tests.feedback.metrics.test_metric import build_clip
 
 
 def test_consistency_by_hand():
-    """Unit vectors at 0, 60 and 150 degrees: cosines .5 and .5, then cos 90 = 0 and cos 150 < 0, which counts as 0."""
+    """Vectors at 0, 60 and 150 degrees: cosines .5 and .5, then cos 90 = 0 and cos 150 < 0, which counts as 0."""
     angles = torch.deg2rad(torch.tensor([0.0, 60.0, 150.0]))
     embeddings = torch.stack([3 * angles.cos(), 3 * angles.sin()], -1)
     assert consistency(embeddings) == pytest.approx((0.5 + 0.0) / 2)
@@ -24,29 +24,29 @@ def test_consistency_by_hand():
 
 def test_stillness_by_hand():
     clip = np.zeros((3, 2, 2, 3), np.uint8)
-    clip[1] = 51  # a fifth of 255 up, and down again
+    clip[1] = 51  # up by a fifth of 255, then down
     assert stillness(clip) == pytest.approx(0.8)
     assert stillness(clip[:1].repeat(4, axis=0)) == 1.0
     assert np.isnan(stillness(clip[:1]))
 
 
-@pytest.mark.parametrize(
-    ("of_pairs", "side", "fps", "expected"),
-    [
-        ([7.0] * 4 + [0.0] * 11, 256, 8.0, 1.0),  # 16 frames: four pairs above 6 pixels
-        ([7.0] * 3 + [0.0] * 12, 256, 8.0, 0.0),
-        ([7.0] * 15, 512, 8.0, 0.0),  # 12 pixels at twice the side
-        ([7.0] * 15, 256, 4.0, 0.0),  # 12 pixels at half the rate
-        ([0.8] * 2 + [0.0] * 6, 32, 8.0, 1.0),  # 9 frames of 32 pixels: 0.75 pixels, two pairs
-        ([0.0, 0.0], 32, 8.0, 0.0),
-    ],
+DYNAMIC = (
+    ([7.0] * 4 + [0.0] * 11, 256, 8.0, 1.0),  # 16 frames: four pairs above 6 pixels
+    ([7.0] * 3 + [0.0] * 12, 256, 8.0, 0.0),
+    ([7.0] * 15, 512, 8.0, 0.0),  # 12 pixels at twice the side
+    ([7.0] * 15, 256, 4.0, 0.0),  # 12 pixels at half the rate
+    ([0.8] * 2 + [0.0] * 6, 32, 8.0, 1.0),  # 9 frames of 32 pixels: 0.75 pixels, two pairs
+    ([0.0, 0.0], 32, 8.0, 0.0),
 )
-def test_dynamic_degree_by_hand(of_pairs, side, fps, expected):
-    assert moves(of_pairs, side, fps) == expected
+
+
+def test_dynamic_degree_by_hand():
+    for of_pairs, side, fps, expected in DYNAMIC:
+        assert moves(of_pairs, side, fps) == expected, (of_pairs, side, fps)
 
 
 class Flows:
-    """Stands for RAFT: the first pairs of a clip move by 10 pixels, as many as its first pixel says."""
+    """Replaces RAFT: the first pairs of a clip move by 10 pixels; the value of its first pixel is their number."""
 
     model, model_version, what, settings = "raft", "1", "flow", ""
 
@@ -58,12 +58,12 @@ class Flows:
 def test_dynamic_degree_thins_clips_to_eight_frames_a_second():
     clip = np.full((48, 256, 256, 3), 4, np.uint8)
     metric = DynamicDegree(Motion(Flows(), "sum"))
-    # At 24 frames a second every third frame is left: 16 of them, four pairs of which move.
+    # At 24 frames a second every third frame is kept: 16 frames, of which four pairs move.
     assert metric.score([clip, clip * 0], [""] * 2, [24.0] * 2) == [1.0, 0.0]
     assert np.isnan(metric.score([clip[:1]], [""], [24.0])[0])
 
 
-def test_dynamic_degree_goes_by_the_rate_of_each_clip():
+def test_dynamic_degree_uses_the_rate_of_each_clip():
     """33 frames at 16 a second are thinned to 17, of which round(17 / 4) = 4 must move; at 8 a second round(33 / 4)."""
     clip = np.full((33, 256, 256, 3), 5, np.uint8)  # five pairs move, by 10 pixels
     metric = DynamicDegree(Motion(Flows(), "sum"))
@@ -85,7 +85,7 @@ def frames(seed: int, count: int = 5, height: int = 48, width: int = 64) -> np.n
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def test_subject_consistency_is_dinos(dino):
+def test_subject_consistency_uses_dino(dino):
     (metric,) = make_source("s", {"kind": "subject_consistency", "path": str(dino)}).metrics.values()
     clip = frames(0)
     model = ViTModel.from_pretrained(dino, add_pooling_layer=False).eval()
@@ -96,14 +96,14 @@ def test_subject_consistency_is_dinos(dino):
     assert metric.score([clip, still, clip[:1]], [""] * 3)[:2] == pytest.approx([consistency(found), 1.0], abs=1e-5)
 
 
-def test_background_consistency_is_clips(tmp_path):
+def test_background_consistency_uses_clip(tmp_path):
     (metric,) = make_source("b", {"kind": "background_consistency", "path": str(build_clip(tmp_path))}).metrics.values()
     clip = frames(1)
     moving, still = metric.score([clip, np.repeat(clip[:1], 3, axis=0)], ["", ""])
     assert still == pytest.approx(1.0, abs=1e-5) and 0 <= moving < 1.0
 
 
-def test_weights_that_ship_in_half_precision_are_run_in_single():
+def test_weights_stored_in_half_precision_are_run_in_single():
     folder, clip = "models/tabletop/clip", frames(2)
     (metric,) = make_source("b", {"kind": "background_consistency", "path": folder}).metrics.values()
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -113,7 +113,7 @@ def test_weights_that_ship_in_half_precision_are_run_in_single():
     assert metric.score([clip], [""]) == [pytest.approx(expected, abs=1e-6)]
 
 
-def test_a_model_that_is_not_there_is_an_error_that_names_the_block(tmp_path):
+def test_a_missing_model_is_an_error_that_names_the_block(tmp_path):
     for kind in ("subject_consistency", "background_consistency"):
         with pytest.raises(ValueError, match=r"feedback.sources.s.path: no model could be loaded from"):
             make_source("s", {"kind": kind, "path": str(tmp_path)})
@@ -132,11 +132,11 @@ def test_several_metrics_are_one_source(tmp_path):
     )
 
 
-def test_what_is_no_metric_is_named():
+def test_a_wrong_metric_is_named():
     wrong = [
         ({}, ": of is empty"),
         ({"a": "clip"}, ".of.a is 'clip', expected a"),
-        ({"a": {"kind": "physics"}}, ": of.a.kind is 'physics', which is no metric"),
+        ({"a": {"kind": "physics"}}, ": of.a.kind is 'physics', which is not a metric"),
         ({"a": {"kind": "optical_flow_dis", "preset": "x"}}, ".of.a.preset is 'x'"),
     ]
     for of, problem in wrong:

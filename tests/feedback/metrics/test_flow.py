@@ -15,45 +15,45 @@ DIS = {"kind": "optical_flow_dis"}
 
 
 def moving(pixels: int, frames: int = 4, side: int = 64) -> np.ndarray:
-    """A smooth random pattern that moves to the right by so many pixels a frame, uint8 (F, side, side, 3)."""
+    """A smooth random pattern that moves right by `pixels` per frame, uint8 (F, side, side, 3)."""
     pattern = gaussian_filter(np.random.default_rng(0).uniform(size=(300, 300)), 2)
     pattern = (255 * (pattern - pattern.min()) / np.ptp(pattern)).astype(np.uint8)
     clip = [pattern[50 : 50 + side, 100 - pixels * frame : 100 - pixels * frame + side] for frame in range(frames)]
     return np.repeat(np.stack(clip)[..., None], 3, axis=-1)
 
 
-def test_the_fastest_twentieth_by_hand():
+def test_the_flow_of_the_fastest_pixels_by_hand():
     flow = np.zeros((10, 10, 2))
     flow[0, :4] = 3.0, 4.0  # four pixels of norm 5
     flow[1, 0] = 0.0, 10.0
-    flow[2, 0] = 1.0, 0.0  # the sixth fastest, and out: 5 % of 100 pixels are five
+    flow[2, 0] = 1.0, 0.0  # the sixth fastest, not counted: 5 % of 100 pixels are five
     assert fastest(flow) == pytest.approx((10 + 4 * 5) / 5)
-    assert fastest(np.full((3, 3, 2), [0.0, 2.0])) == 2.0  # 5 % of nine pixels are less than one
+    assert fastest(np.full((3, 3, 2), [0.0, 2.0])) == 2.0  # 5 % of nine pixels are less than one; one counts
 
 
-def test_pairs_are_summed_or_averaged_and_a_single_frame_has_none():
+def test_motion_is_the_sum_or_mean_over_pairs_and_nan_without_pairs():
     flows = [np.full((3, 3, 2), [0.0, float(norm)]) for norm in (1, 2, 6)]
     assert motion(flows, "sum") == 9.0
     assert motion(flows, "mean") == 3.0
     assert np.isnan(motion([], "sum"))
 
 
-@pytest.mark.parametrize("pixels", [0, 1, 3])
-def test_dis_measures_a_known_shift(pixels):
-    (metric,) = make_source("flow", DIS | {"reduce": "mean"}).metrics.values()
-    (found,) = metric.score([moving(pixels)], [""])
-    assert found == pytest.approx(pixels, rel=0.08, abs=0.05)
-    (total,) = next(iter(make_source("flow", DIS).metrics.values())).score([moving(pixels)], [""])
-    assert total == pytest.approx(3 * found)
+def test_dis_measures_a_known_shift():
+    (mean,) = make_source("flow", DIS | {"reduce": "mean"}).metrics.values()
+    (total,) = make_source("flow", DIS).metrics.values()
+    for pixels in (0, 1, 3):
+        (found,) = mean.score([moving(pixels)], [""])
+        assert found == pytest.approx(pixels, rel=0.08, abs=0.05), pixels
+        assert total.score([moving(pixels)], [""]) == [pytest.approx(3 * found)], pixels
 
 
-def test_dis_does_not_depend_on_the_pairs_before():
+def test_dis_does_not_depend_on_earlier_pairs():
     (metric,) = make_source("flow", DIS).metrics.values()
     clip = moving(2, frames=6)
     assert np.array_equal(list(metric.flow.flows(clip))[3], next(iter(metric.flow.flows(clip[3:]))))
 
 
-def test_dis_sees_what_moves_on_the_tabletop():
+def test_dis_separates_moving_from_still_tabletop_clips():
     (metric,) = make_source("flow", DIS).metrics.values()
     claim = next(claim for claim in all_claims() if claim.kind == "push_left")
     moves = [render(make_scene(claim, np.random.default_rng(seed))) for seed in range(8)]
@@ -62,11 +62,11 @@ def test_dis_sees_what_moves_on_the_tabletop():
     assert max(metric.score(rests, [""] * 8)) < 0.1
 
 
-# RAFT: its weights are not to be had here, so what surrounds them is tested with random ones
+# RAFT: its weights are not available here, so the surrounding code is tested with random weights
 
 
 class Shifts(torch.nn.Module):
-    """Stands for RAFT: tells of each pair a uniform flow, two pixels to the right and the pair's brightness down."""
+    """Replaces RAFT: a uniform flow for each pair, two pixels to the right, and down by the pair's brightness."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,16 +85,16 @@ def raft(model: torch.nn.Module, reduce: str = "sum") -> Motion:
     return Motion(Raft(model, "small", 20, "1"), reduce)
 
 
-@pytest.mark.parametrize(("side", "factor"), [(32, 4), (100, 2), (128, 1), (131, 1)])
-def test_small_clips_are_enlarged_for_raft_and_told_in_their_own_pixels(side, factor):
-    model = Shifts()
-    clip = np.zeros((11, side, side, 3), np.uint8)
-    flows = list(raft(model).flow.flows(clip))
-    assert len(flows) == 10 and flows[0].shape == (side, side, 2)
-    assert [len(seen) for seen in model.seen] == [8, 2]
-    enlarged = factor * side
-    assert model.seen[0].shape[-1] == enlarged + -enlarged % 8 >= 128
-    assert flows[0][0, 0, 0] == pytest.approx(2 / factor)
+def test_small_clips_are_enlarged_for_raft_and_their_flow_is_in_pixels_of_the_clip():
+    for side, factor in ((32, 4), (100, 2), (128, 1), (131, 1)):
+        model = Shifts()
+        clip = np.zeros((11, side, side, 3), np.uint8)
+        flows = list(raft(model).flow.flows(clip))
+        assert len(flows) == 10 and flows[0].shape == (side, side, 2), side
+        assert [len(seen) for seen in model.seen] == [8, 2], side
+        enlarged = factor * side
+        assert model.seen[0].shape[-1] == enlarged + -enlarged % 8 >= 128, side
+        assert flows[0][0, 0, 0] == pytest.approx(2 / factor), side
 
 
 def test_raft_sums_the_fastest_pixels_of_all_pairs():
@@ -105,7 +105,7 @@ def test_raft_sums_the_fastest_pixels_of_all_pairs():
     assert np.isnan(raft(Shifts()).score([clip[:1]], [""])[0])
 
 
-def test_the_real_raft_takes_what_it_is_given(tmp_path):
+def test_the_flow_equals_that_of_the_real_raft(tmp_path):
     torch.manual_seed(0)
     model = raft_small(weights=None)
     torch.save(model.state_dict(), tmp_path / "small.pth")
@@ -123,10 +123,10 @@ def test_the_real_raft_takes_what_it_is_given(tmp_path):
         make_source("flow", block | {"weights": "large"})
 
 
-def test_weights_that_are_not_to_be_had_name_the_metric_without(monkeypatch, tmp_path):
+def test_the_error_of_unavailable_weights_names_the_metric_without_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"flow.weights: RAFT large could not be .* take kind optical_flow_dis"):
+    with pytest.raises(ValueError, match=r"flow.weights: RAFT large could not be .* use kind optical_flow_dis"):
         make_source("flow", {"kind": "optical_flow"})
 
 
@@ -134,7 +134,7 @@ def test_wrong_options_are_named():
     raft_block = {"kind": "optical_flow"}
     wrong = [
         (raft_block | {"weights": "huge"}, "weights is 'huge', expected 'large' or 'small'"),
-        (raft_block | {"file": "nowhere.pth"}, "file: nowhere.pth is not there"),
+        (raft_block | {"file": "nowhere.pth"}, "file: nowhere.pth does not exist"),
         (raft_block | {"updates": 0}, "updates is 0"),
         (DIS | {"preset": "slow"}, "preset is 'slow'"),
         (DIS | {"reduce": "max"}, "reduce is 'max'"),

@@ -1,4 +1,4 @@
-"""HPSv2, held against open_clip: random weights of the real architecture, saved as the published checkpoint is."""
+"""HPSv2 compared with open_clip: random weights of the real architecture, saved in the published checkpoint's form."""
 
 import gzip
 import os
@@ -39,7 +39,7 @@ def theirs() -> CLIP:
     torch.manual_seed(0)
     model = CLIP(48, VISION, TEXT).eval()
     for name, weight in model.named_parameters():
-        if name.endswith("bias"):  # zero until trained, and then no test of where they go
+        if name.endswith("bias"):  # initially zero, which would not test their assignment
             torch.nn.init.normal_(weight, std=0.1)
     return model
 
@@ -53,7 +53,7 @@ def checkpoint(theirs, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
-    """CLIP's own tokenizer in transformers' form, made of the merges that open_clip ships."""
+    """CLIP's tokenizer in transformers' form, from open_clip's merges."""
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : VOCABULARY - 2 - 512 + 1]]
     letters = list(bytes_to_unicode().values())
@@ -78,13 +78,13 @@ def frames(count: int, height: int, width: int) -> np.ndarray:
 # The weights
 
 
-def test_vit_h_14_has_the_heads_that_a_checkpoint_does_not_show():
+def test_heads_is_the_number_of_heads_of_vit_h_14():
     config = open_clip.get_model_config("ViT-H-14")
     assert config["vision_cfg"]["width"] / config["vision_cfg"]["head_width"] == HEADS
     assert config["text_cfg"]["heads"] == HEADS
 
 
-def test_the_converted_model_embeds_as_open_clip_does(theirs, checkpoint, tmp_path):
+def test_the_converted_models_embeddings_equal_open_clips(theirs, checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "out")
     ours = CLIPModel.from_pretrained(tmp_path / "out")
     pixels = torch.randn(3, 3, EDGE, EDGE, generator=torch.Generator().manual_seed(1))
@@ -99,7 +99,7 @@ def test_the_converted_model_embeds_as_open_clip_does(theirs, checkpoint, tmp_pa
     assert ours.logit_scale.item() == theirs.logit_scale.item()
 
 
-def test_every_weight_arrives_once_in_its_dtype(theirs, tmp_path):
+def test_every_weight_is_converted_once_in_its_dtype(theirs, tmp_path):
     half = {name: weight.half() for name, weight in theirs.state_dict().items()}
     torch.save({"state_dict": half}, tmp_path / "half.pt")
     convert(tmp_path / "half.pt", tmp_path / "out")
@@ -109,7 +109,7 @@ def test_every_weight_arrives_once_in_its_dtype(theirs, tmp_path):
 
 
 class Code:
-    """What a hostile pickle holds: unpickling it makes a file."""
+    """Code in a hostile pickle: unpickling it makes a folder."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -120,52 +120,52 @@ class Code:
 
 def test_a_pickle_with_code_in_it_is_refused_and_the_code_is_not_run(theirs, tmp_path):
     torch.save({"state_dict": theirs.state_dict(), "more": Code(tmp_path / "ran")}, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match=r"bad.pt: torn, or more than plain tensors, which is refused"):
+    with pytest.raises(ValueError, match=r"bad.pt: damaged, or contains more than plain tensors, which is refused"):
         convert(tmp_path / "bad.pt", tmp_path / "out")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
     torch.load(tmp_path / "bad.pt", weights_only=False)
-    assert (tmp_path / "ran").exists()  # it would have run
+    assert (tmp_path / "ran").exists()  # without the check the code runs
 
 
 def changed(weights: dict, **changes) -> dict:
     return {"state_dict": {k: v for k, v in (weights | changes).items() if v is not None}}
 
 
-@pytest.mark.parametrize(
-    ("document", "told"),
-    [
-        (lambda given: given, "no tensors under `state_dict`"),
-        (lambda given: changed(given, **{"visual.conv1.weight": None}), "visual.conv1.weight and 0 more are not there"),
-        (lambda given: changed({"module." + k: v for k, v in given.items()}), "logit_scale, .* and 11 more are not"),
-        (lambda given: changed(given, extra=torch.zeros(2)), r"extra: \(2,\), expected none; and 0 more"),
-        (
-            lambda given: changed(given, **{"transformer.resblocks.1.ln_1.bias": None}),
-            r"text_model.encoder.layers.1.layer_norm1.bias: none, expected \(32,\)",
-        ),
-        (
-            lambda given: changed(given, **{"visual.positional_embedding": torch.zeros(6, 64)}),
-            r"vision_model.embeddings.position_embedding.weight: \(6, 64\), expected \(5, 64\)",
-        ),
-        (
-            lambda given: changed(given, **{"token_embedding.weight": torch.zeros(9, 24)}),
-            "a width of 24 cannot have ViT-H/14's 16 heads",
-        ),
-        (
-            lambda given: changed({k: v for k, v in given.items() if not k.startswith("transformer.")}),
-            "transformer.resblocks.0.mlp.c_fc.weight is not there",
-        ),
-    ],
+OTHER_LAYOUTS = (
+    (lambda given: given, "no tensors under `state_dict`"),
+    (lambda given: changed(given, **{"visual.conv1.weight": None}), "visual.conv1.weight and 0 more are missing"),
+    (lambda given: changed({"module." + k: v for k, v in given.items()}), "logit_scale, .* and 11 more are missing"),
+    (lambda given: changed(given, extra=torch.zeros(2)), r"extra: \(2,\), expected none; and 0 more"),
+    (
+        lambda given: changed(given, **{"transformer.resblocks.1.ln_1.bias": None}),
+        r"text_model.encoder.layers.1.layer_norm1.bias: none, expected \(32,\)",
+    ),
+    (
+        lambda given: changed(given, **{"visual.positional_embedding": torch.zeros(6, 64)}),
+        r"vision_model.embeddings.position_embedding.weight: \(6, 64\), expected \(5, 64\)",
+    ),
+    (
+        lambda given: changed(given, **{"token_embedding.weight": torch.zeros(9, 24)}),
+        "a width of 24 cannot have ViT-H/14's 16 heads",
+    ),
+    (
+        lambda given: changed({k: v for k, v in given.items() if not k.startswith("transformer.")}),
+        "transformer.resblocks.0.mlp.c_fc.weight is missing",
+    ),
 )
-def test_another_layout_is_named(theirs, tmp_path, document, told):
-    torch.save(document(theirs.state_dict()), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=rf"other.pt: .*{told}"):
-        convert(tmp_path / "other.pt", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+def test_another_layout_is_named(theirs, tmp_path):
+    for document, problem in OTHER_LAYOUTS:
+        torch.save(document(theirs.state_dict()), tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=rf"other.pt: .*{problem}"):
+            convert(tmp_path / "other.pt", tmp_path / "out")
+        assert not (tmp_path / "out").exists(), problem
+
+
+def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path):
     (tmp_path / "page.pt").write_text("<html>Not found</html>")
-    with pytest.raises(ValueError, match=r"page.pt: torn, or more than plain tensors"):
+    with pytest.raises(ValueError, match=r"page.pt: damaged, or contains more than plain tensors"):
         convert(tmp_path / "page.pt", tmp_path / "out")
 
 
@@ -178,12 +178,12 @@ def test_a_checkpoint_is_converted_once(checkpoint, tmp_path):
     assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
     bytes_before = weights.read_bytes()
-    weights.write_bytes(bytes_before[:100])  # torn
+    weights.write_bytes(bytes_before[:100])  # damaged
     converted(checkpoint, tmp_path)
     assert weights.read_bytes() == bytes_before
 
 
-def test_a_conversion_that_was_killed_is_made_again(checkpoint, tmp_path):
+def test_a_killed_conversion_is_repeated(checkpoint, tmp_path):
     folder, _ = converted(checkpoint, tmp_path)
     folder.rename(tmp_path / f".{folder.name}.partial")
     assert not folder.exists()
@@ -195,8 +195,8 @@ def test_a_conversion_that_was_killed_is_made_again(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (240, 320), (97, 41), (32, 33), (224, 100), (31, 500)])
-def test_frames_are_shown_whole_on_black(height, width):
-    """Held against Pillow, which resizes each channel in floating point and clips nothing either."""
+def test_frames_are_resized_whole_and_padded_with_black(height, width):
+    """Compared with Pillow, which also resizes each channel in floating point without clipping."""
     given = frames(2, height, width)
     scale = 224 / max(height, width)
     new = round(width * scale), round(height * scale)
@@ -212,7 +212,7 @@ def test_frames_are_shown_whole_on_black(height, width):
     assert np.allclose(Whole(224)(given).numpy(), expected, atol=1e-4)
 
 
-def test_prompts_become_the_tokens_that_open_clip_makes(tokenizer):
+def test_the_tokens_of_prompts_equal_open_clips(tokenizer):
     settings = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
     ours = Tokens(AutoTokenizer.from_pretrained(tokenizer))(PROMPTS, **settings)
     theirs = SimpleTokenizer(context_length=CONTEXT)(list(PROMPTS))
@@ -241,15 +241,15 @@ def test_the_score_is_open_clips_cosine_summed_over_frames(theirs, block, tmp_pa
     (tmp_path / "c").mkdir()
     verdicts = judged(make_source("h", block), tmp_path / "c")
     for number, (prompt, (verdict,)) in enumerate(zip(PROMPTS, verdicts, strict=True)):
-        shown = read_video(tmp_path / f"c/set/videos/clip{number}.mp4")
+        pixels = read_video(tmp_path / f"c/set/videos/clip{number}.mp4")
         with torch.no_grad():
-            images, texts, _ = theirs(Whole(EDGE)(shown), SimpleTokenizer(context_length=CONTEXT)([prompt]))
+            images, texts, _ = theirs(Whole(EDGE)(pixels), SimpleTokenizer(context_length=CONTEXT)([prompt]))
         assert verdict.score == pytest.approx((images @ texts[0]).sum().item(), abs=1e-5)
         assert verdict.answer is None
     assert len({round(verdict.score, 3) for (verdict,) in verdicts}) == len(PROMPTS)
 
 
-def test_a_converted_folder_scores_as_its_checkpoint(block, checkpoint, tmp_path):
+def test_a_converted_folder_has_the_scores_of_its_checkpoint(block, checkpoint, tmp_path):
     folder, sha256 = converted(checkpoint, Path(block["cache"]))
     sources = [make_source("h", block), make_source("h", block | {"path": str(folder)})]
     for name in ("a", "b"):
@@ -259,25 +259,27 @@ def test_a_converted_folder_scores_as_its_checkpoint(block, checkpoint, tmp_path
     assert sources[0].model_version == sha256[:12]
 
 
-def test_what_is_left_out_is_v2_1_by_its_hub_name():
+def test_the_default_is_v2_1_from_the_hub():
     options = read_block("h", {"kind": "hpsv2"})[1]
     assert (options.path, options.file, options.reduce) == ("xswu/HPSv2", "HPS_v2.1_compressed.pt", "sum")
 
 
-def test_without_a_network_the_error_says_what_to_download_and_where_to_put_it():
+def test_without_a_network_the_error_names_the_download_and_the_option():
     url = "https://huggingface.co/nobody/none/resolve/main/HPS_v2.1_compressed.pt"
-    with pytest.raises(ValueError, match=rf"feedback.sources.h.path: no download .*Get {url} by hand, .* give it as"):
+    with pytest.raises(
+        ValueError, match=rf"feedback.sources.h.path: no download .*Download {url} by hand and give the file as"
+    ):
         make_source("h", {"kind": "hpsv2", "path": "nobody/none"})
     url = "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt"
-    with pytest.raises(ValueError, match=rf"feedback.sources.h.path: gone/HPS.pt is not there; download {url}"):
+    with pytest.raises(ValueError, match=rf"feedback.sources.h.path: gone/HPS.pt does not exist; download {url}"):
         read_block("h", {"kind": "hpsv2", "path": "gone/HPS.pt"})
 
 
-def test_a_tokenizer_that_is_not_to_be_had_or_another_models_is_named(block, tmp_path):
+def test_an_unavailable_tokenizer_and_one_of_another_model_are_named(block, tmp_path):
     with pytest.raises(ValueError, match=rf"(?s)feedback.sources.h.processor: no tokenizer .*{VIT_H14}"):
         make_source("h", block | {"processor": "nobody/none"})
     word_level_tokenizer(["ball"]).save_pretrained(tmp_path / "words")
-    with pytest.raises(ValueError, match=r"processor: .*words ends a text with token 3, and the model with 49407"):
+    with pytest.raises(ValueError, match=r"processor: .*words ends a text with token 3, but the model with 49407"):
         make_source("h", block | {"processor": str(tmp_path / "words")})
 
 

@@ -20,7 +20,7 @@ from stages.build import main
 from tabletop.pretraining.judge_model import word_level_tokenizer
 
 WORDS = ("pushing", "lifting", "red", "blue", "ball")
-EDGE = 32  # pixels that the tiny CLIP sees a side
+EDGE = 32  # pixels per side of the tiny CLIP's input
 
 
 class Mean:
@@ -30,18 +30,18 @@ class Mean:
     model_version = "1"
 
     def __init__(self, channel: int) -> None:
-        self.channel, self.asked = channel, 0
+        self.channel, self.calls = channel, 0
         self.definition = f"Mean of channel {channel}."
 
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float]) -> list[float]:
-        self.asked += 1
+        self.calls += 1
         means = [float(clip[..., self.channel].mean()) for clip in clips]
         return [math.nan if prompt == "nothing" else mean for mean, prompt in zip(means, prompts, strict=True)]
 
 
 @pytest.fixture
 def clips(tmp_path) -> ClipSet:
-    """Five clips of 5 frames of 40 x 48: 10, 20 … bright in red, 100 less in blue; the last has another prompt."""
+    """Five clips of 5 frames of 40 x 48 with red 100, 110 ... and blue 0, 10 ...; the last has another prompt."""
     writer = ClipSetWriter(tmp_path / "set")
     samples = [
         Sample(f"clip{n}", "p", "pushing red ball" if n < 4 else "nothing", "c", "train", "base", n, 5, 8.0, 40, 48,
@@ -62,7 +62,7 @@ def labelled(clips: ClipSet, tmp_path: Path, metrics: dict[str, Metric], **optio
     return read_labels(tmp_path / "labels"), read_verdicts(tmp_path / "labels")
 
 
-def test_a_metric_scores_clips_and_neither_accepts_nor_rejects(clips, tmp_path):
+def test_a_metric_gives_scores_and_no_labels(clips, tmp_path):
     red = Mean(0)
     labels, verdicts = labelled(clips, tmp_path, {"red": red})
     assert [label.score for label in labels] == [pytest.approx(100 + 10 * n, abs=1) for n in range(4)] + [None]
@@ -70,15 +70,15 @@ def test_a_metric_scores_clips_and_neither_accepts_nor_rejects(clips, tmp_path):
     assert [(label.nulls, label.reason) for label in labels[:4]] == [(0, None)] * 4
     assert "red is not defined for this clip, or not finite: nan" in labels[4].reason
     assert verdicts[0].frames == [0, 1, 2, 3, 4] and verdicts[0].model_version == "1"
-    assert red.asked == 3  # two clips at a time
+    assert red.calls == 3  # two clips at a time
 
 
-def test_a_threshold_makes_a_label(clips, tmp_path):
+def test_a_threshold_makes_labels(clips, tmp_path):
     labels, _ = labelled(clips, tmp_path, {"red": Mean(0)}, threshold=115.0)
     assert [label.label for label in labels] == [False, False, True, True, None]
 
 
-def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_label(clips, tmp_path, monkeypatch):
+def test_several_metrics_decode_each_clip_once_and_the_first_gives_the_label(clips, tmp_path, monkeypatch):
     import feedback.core.source
 
     read, decoded = feedback.core.source.read_clip, []
@@ -90,14 +90,14 @@ def test_several_metrics_are_measured_in_one_pass_and_the_first_is_the_label(cli
     assert of_blue == [pytest.approx(10 * n, abs=1) for n in range(4)] + [None]
 
 
-def test_an_unreadable_clip_is_null_and_its_neighbours_keep_their_scores(clips, tmp_path):
+def test_an_unreadable_clip_gets_null_and_the_other_clips_keep_their_scores(clips, tmp_path):
     clips.video(clips.samples[1]).write_bytes(b"no mp4")
     labels, verdicts = labelled(clips, tmp_path, {"red": Mean(0)})
     assert [label.score for label in labels] == [pytest.approx(v, abs=1) if v else None for v in (100, 0, 120, 130, 0)]
     assert verdicts[1].error.startswith("unreadable clip")
 
 
-def test_the_hash_of_a_verdict_holds_the_definition_and_the_threshold():
+def test_the_rubric_hash_covers_the_definition_and_the_threshold():
     hashes = {
         MetricSource("m", {"x": Mean(channel)}, 1, threshold).rubric.hash
         for channel in (0, 1)
@@ -111,7 +111,7 @@ def test_sum_and_mean_over_frames_by_hand():
     assert reduced([0.5, 0.25, 1.5], "mean") == 0.75
 
 
-def test_build_makes_weights_and_pairs_of_scores_as_the_source_own_block_says(clips, tmp_path, monkeypatch):
+def test_build_makes_weights_and_pairs_from_scores_by_the_sources_block(clips, tmp_path, monkeypatch):
     labelled(clips, tmp_path, {"red": Mean(0)})
     build = {
         "reward": "label", "scale": 1.0, "shift": 0.0, "pairs": "balanced", "pairs_per_prompt": 8, "min_margin": 0.0,
@@ -125,7 +125,7 @@ def test_build_makes_weights_and_pairs_of_scores_as_the_source_own_block_says(cl
     weighted = read_rows(tmp_path / "datasets" / "rwr" / "weighted.parquet", Weighted)
     assert [row.weight for row in weighted] == [pytest.approx(0.1 * (100 + 10 * n) + 0.5, abs=0.15) for n in range(4)]
     pairs = read_rows(tmp_path / "datasets" / "dpo" / "paired.parquet", Pair)
-    # the better half of the prompt's four clips that have a score with the worse one
+    # of the prompt's four clips with a score, each of the better half with each of the worse half
     assert {(row.chosen, row.rejected) for row in pairs} == {
         (better, worse) for better in ("clip2", "clip3") for worse in ("clip0", "clip1")
     }
@@ -136,7 +136,7 @@ def test_build_makes_weights_and_pairs_of_scores_as_the_source_own_block_says(cl
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory) -> Path:
-    """A folder with a random CLIP of the real class, its tokenizer and its image preprocessing."""
+    """A folder with a random CLIP of the real class, a tokenizer and an image processor."""
     return build_clip(tmp_path_factory.mktemp("clip"))
 
 
@@ -164,12 +164,12 @@ def clip_block(folder: Path, **changes) -> dict:
     return {"kind": "clip", "path": str(folder), "batch_size": 3} | changes
 
 
-@pytest.mark.parametrize("size", [(32, 32), (240, 320), (97, 41), (32, 33)])
-def test_preprocessing_equals_the_processors_own(tiny_clip, size):
+def test_preprocessing_equals_the_processors(tiny_clip):
     processor = CLIPImageProcessor.from_pretrained(tiny_clip)
-    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
-    theirs = processor(list(frames), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(Pixels(processor)(frames), theirs, atol=1e-5)
+    for size in ((32, 32), (240, 320), (97, 41), (32, 33)):
+        frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+        theirs = processor(list(frames), return_tensors="pt")["pixel_values"]
+        assert torch.allclose(Pixels(processor)(frames), theirs, atol=1e-5), size
 
 
 def test_the_clip_score_is_the_sum_of_the_frames_cosines(tiny_clip, clips, tmp_path):
@@ -192,7 +192,7 @@ def test_fewer_frames_and_the_mean_are_options(tiny_clip, clips, tmp_path):
         label_clip_set(clips, source, tmp_path / f"w-{name}", tmp_path / name, 4)
     by = {name: [label.score for label in read_labels(tmp_path / name)] for name in ("all", "three", "many", "sum")}
     assert by["all"] == pytest.approx([score / 5 for score in by["sum"]], abs=1e-6)
-    assert by["three"] == pytest.approx([3 * score / 5 for score in by["sum"]], abs=1e-4)  # its frames are all alike
+    assert by["three"] == pytest.approx([3 * score / 5 for score in by["sum"]], abs=1e-4)  # all frames are equal
     assert by["many"] == by["sum"]
 
 
@@ -218,7 +218,7 @@ def test_wrong_options_are_named(tiny_clip):
             read_block("c", clip_block(tiny_clip, **changes))
 
 
-def test_a_folder_without_a_clip_is_an_error_that_names_it(tmp_path):
+def test_a_folder_without_a_clip_model_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=r"feedback.sources.c.path: no CLIP could be loaded from"):
         make_source("c", clip_block(tmp_path))
 
@@ -226,8 +226,8 @@ def test_a_folder_without_a_clip_is_an_error_that_names_it(tmp_path):
 # pickscore
 
 
-def test_pickscore_is_the_same_with_the_models_temperature_and_another_processor(tiny_clip, clips, tmp_path):
-    bare = tmp_path / "bare"  # as the published one: weights alone
+def test_pickscore_is_the_clip_score_times_the_temperature_with_a_separate_processor(tiny_clip, clips, tmp_path):
+    bare = tmp_path / "bare"  # only weights, as in the published folder
     CLIPModel.from_pretrained(tiny_clip).save_pretrained(bare)
     blocks = {
         "clip": clip_block(tiny_clip),
