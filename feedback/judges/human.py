@@ -7,7 +7,7 @@ ratings. If some are missing, labelling stops with an error that names the comma
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -163,7 +163,7 @@ class HumanSource:
 KIND = Kind(Options, load, people=True, needs=lambda given: Needs(rubric=given.rubric))
 
 
-def _lacks(ones: Sequence[Rateable], rater: str, found: dict) -> bool:
+def _lacks(ones: Sequence[Rateable], rater: str, found: Mapping[str, Any]) -> bool:
     return any(one.rater == rater and one.key not in found for one in ones)
 
 

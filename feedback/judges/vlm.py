@@ -256,9 +256,9 @@ def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: 
 
     answering: whether to append the tokens that begin the judge's turn, if the template has them.
     """
-    content: list = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
+    content: list[dict[str, str]] = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
     message = [{"role": "user", "content": content}]
-    rendered = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
+    rendered: str = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
     if not isinstance(processor, Qwen3VLProcessor):
         return rendered
     # The processor puts brackets around each pair of frames. transformers 5 keeps the template's brackets around all

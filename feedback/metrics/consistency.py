@@ -72,7 +72,8 @@ def subject(name: str, path: str, revision: str | None, device: str) -> Consiste
         model = ViTModel.from_pretrained(**given, add_pooling_layer=False, dtype=torch.float32).to(device)
 
     def embed(pixels: Tensor) -> Tensor:
-        return model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+        hidden: Tensor = model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        return hidden[:, 0]
 
     return Consistency(model, shorter_edge, embed, name=path, version=weights_version(path, revision, model.config))
 
@@ -85,7 +86,8 @@ def background(name: str, path: str, revision: str | None, device: str) -> Consi
         pixels = Pixels(CLIPImageProcessor.from_pretrained(**given))
 
     def embed(batch: Tensor) -> Tensor:
-        return model.get_image_features(pixel_values=batch).pooler_output
+        pooled: Tensor = model.get_image_features(pixel_values=batch).pooler_output
+        return pooled
 
     return Consistency(model, pixels, embed, name=path, version=weights_version(path, revision, model.config))
 
@@ -94,7 +96,8 @@ def shorter_edge(frames: np.ndarray) -> Tensor:
     """float32 (F, 3, H', W') for DINO: shorter side 224, other side in proportion, ImageNet's normalisation."""
     whole = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     resized = images.resize(whole, [EDGE], images.InterpolationMode.BILINEAR, antialias=True)
-    return images.normalize(resized / WHITE, MEAN, STD)
+    normalised: Tensor = images.normalize(resized / WHITE, MEAN, STD)
+    return normalised
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -170,7 +171,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _tower(weights: Mapping[str, Tensor], blocks: str, width: int) -> dict:
+def _tower(weights: Mapping[str, Tensor], blocks: str, width: int) -> dict[str, Any]:
     first = f"{blocks}.0.mlp.c_fc.weight"
     if first not in weights:
         raise ValueError(f"{first} is missing")

@@ -73,7 +73,8 @@ class Whole:
         resized = images.resize(whole, [height, width], images.InterpolationMode.BICUBIC, antialias=True)
         down, right = self._edge - height, self._edge - width
         padded = images.pad(resized, [right // 2, down // 2, right - right // 2, down - down // 2], fill=0)
-        return images.normalize(padded, MEAN, STD)
+        normalised: Tensor = images.normalize(padded, MEAN, STD)
+        return normalised
 
 
 class Tokens:

@@ -100,7 +100,9 @@ class Pixels:
         """
         resized = images.resize(channels_first(frames), [self._edge], images.InterpolationMode.BICUBIC, antialias=True)
         top, left = ((size - crop) // 2 for size, crop in zip(resized.shape[-2:], self._crop, strict=True))
-        return images.normalize(images.crop(resized, top, left, *self._crop) / WHITE, self._mean, self._std)
+        cropped = images.crop(resized, top, left, *self._crop) / WHITE
+        normalised: Tensor = images.normalize(cropped, self._mean, self._std)
+        return normalised
 
 
 def rounding(prepare: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The tabletop's judges: a small Qwen2.5-VL that labels, and a small Qwen3-VL.
 
-Each can be held out where the other is trained on. (The shipped Qwen2.5-VL is older than most of these lessons: docs/tabletop.md.)
+Each can be held out where the other is trained on. (The shipped Qwen2.5-VL is older than most of these lessons:
+docs/tabletop.md.)
 
 Both learn the same lessons (tabletop/pretraining/lessons.py), from other draws of them: the second is of another
 family, of other sizes and of another seed, and shares no weight with the first, so that a clip that fools one need not
