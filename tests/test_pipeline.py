@@ -388,14 +388,7 @@ DEPEND_ON_THE_JUDGE = {
 }  # fmt: skip
 
 
-def test_with_nothing_changed_nothing_runs(swapping):
-    assert swapping("judge") == set()
-
-
 def test_swapping_the_judge_runs_what_depends_on_it_and_swapping_back_runs_nothing(swapping):
     assert swapping("physics") == DEPEND_ON_THE_JUDGE  # not r1's clips, nor sft1 and its evaluation
-    assert swapping("judge") == set()
-
-
-def test_editing_another_source_runs_nothing(swapping):
+    # Nothing runs twice, and an edit of a source that is not used runs nothing.
     assert swapping("judge", physics={"kind": "physics", "threshold": 1}) == set()
