@@ -52,7 +52,7 @@ def slow_down(path: Path) -> None:
     params["generate"]["batch_size"] = params["label"]["batch_size"] = 1
     params["generate"]["steps"] = 60  # the stage lives on for half a second after its dvc is killed
     params["train"]["common"] |= {"steps": 8, "checkpoint_every": 1}
-    params["evaluate"]["judges"] = ["judge"]  # a stage for each policy and judge
+    params["evaluate"] |= {"policies": ["base", "rwr1", "ask1"], "judges": ["judge"]}  # each pair is a stage
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
@@ -72,8 +72,8 @@ def test_the_loop_ends_with_a_report(home):
     policies = yaml.safe_load((home / "params.yaml").read_text())["evaluate"]["policies"]
 
     assert list(summary["policies"]) == [*policies, "base best of 2 by judge"]
-    assert set(summary["policies"]["dpo2"]["accept"]["judge"]["all"]) == {"rate", "low", "high", "n"}
-    assert set(summary["policies"]["dpo2"]["minus_base"]["judge"]["all"]) == {"diff", "low", "high"}
+    assert set(summary["policies"]["rwr1"]["accept"]["judge"]["all"]) == {"rate", "low", "high", "n"}
+    assert set(summary["policies"]["rwr1"]["minus_base"]["judge"]["all"]) == {"diff", "low", "high"}
     assert sum(summary["rounds"]["r2"][key] for key in ("accepted", "rejected", "unlabelled")) == 12
     assert (home / "report-out/index.html").is_file()
     read_manifest(home / "report-out", "report", verify=True)
