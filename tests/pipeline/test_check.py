@@ -44,7 +44,7 @@ WRONG = {
     "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
     "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
     f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
-    f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold is not an option"),
+    f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold (0.5) is unknown"),
     f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
     "feedback.sources.gpt.rubric": ("none.yaml", "feedback.sources.gpt.rubric: none.yaml: not a readable rubric"),
     "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a valid number"),
@@ -128,7 +128,7 @@ def test_a_panels_members_are_checked_as_other_sources_are(project):
         "feedback.sources.panel.members: 'gemni' is unknown; feedback.sources has ": with_panel(
             members=["judge", "gemni"]
         ),
-        "feedback.sources.panel.members.panel.kind is 'panel'; a panel's members": with_panel(
+        "feedback.sources.panel: members.panel.kind is 'panel'; a panel cannot be": with_panel(
             members=["judge", "panel"]
         ),
     }
