@@ -1,5 +1,5 @@
 # make repro     the whole loop on this machine, from a fresh clone to report-out/index.html
-# make test      lint, and pytest
+# make test      lint, and pytest; MARKS="not slow" adds the tests that .ci/run runs too
 # make lint      ruff's rules and format, mypy
 # make coverage  pytest, with the part of the code that it ran
 # make pretrain  train models of the same recipe over those of models/tabletop: other bytes, hours
@@ -7,7 +7,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-PYTEST = pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(if $(MARKS),-m "$(MARKS)")
 
 .PHONY: repro test lint coverage pretrain env
 

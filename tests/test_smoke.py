@@ -111,6 +111,7 @@ def test_a_policy_of_the_second_round_is_a_plain_diffusers_lora(home):
         assert all(key.startswith("transformer.") for key in file.keys())  # noqa: SIM118 - safe_open is no dict
 
 
+@pytest.mark.ci
 def test_train_spreads_over_processes_and_learns_the_same(home):
     printed = run(
         home, sys.executable, "-m", "stages.train", "--objective", "sft", "--start", "runs/policies/base",
@@ -125,6 +126,7 @@ def test_train_spreads_over_processes_and_learns_the_same(home):
     assert [path.name for path in (home / ".state/train-runs-policies-sft1-by-two").iterdir()] == ["lock"]
 
 
+@pytest.mark.ci
 def test_online_spreads_over_processes_and_the_judges_see_the_same_clips(home):
     printed = run(
         home, sys.executable, "-m", "stages.online", "--entry", "ask1", "--start", "runs/policies/rwr1",
@@ -148,8 +150,8 @@ def test_online_spreads_over_processes_and_the_judges_see_the_same_clips(home):
     ("stage", "out", "begun", "victims"),
     [
         ("generate@r1", "runs/r1/samples", "clips/.batches/*.parquet", ("dvc",)),
-        ("label@r1", "runs/r1/labels/judge", "verdicts-*.parquet", ("stage",)),
-        ("train@dpo2", "runs/policies/dpo2", "state.safetensors", ("dvc", "stage")),
+        pytest.param("label@r1", "runs/r1/labels/judge", "verdicts-*.parquet", ("stage",), marks=pytest.mark.ci),
+        pytest.param("train@dpo2", "runs/policies/dpo2", "state.safetensors", ("dvc", "stage"), marks=pytest.mark.ci),
     ],
 )
 def test_a_stage_that_is_killed_and_started_again_ends_with_the_same_bytes(home, stage, out, begun, victims):

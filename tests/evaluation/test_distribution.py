@@ -163,7 +163,7 @@ class Frames(Dataset):
         return self.images[index]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @with_the_extra
 def test_fid_and_is_are_torch_fidelitys_own_of_the_frames(tmp_path, inception, monkeypatch):
     """FID on a layer of 64 features, because the root of a 2,048 x 2,048 matrix takes seconds."""
@@ -185,6 +185,7 @@ def test_fid_and_is_are_torch_fidelitys_own_of_the_frames(tmp_path, inception, m
     assert found["is"]["std"] == pytest.approx(theirs["inception_score_std"], abs=1e-5)
 
 
+@pytest.mark.ci
 @with_the_extra
 def test_a_clip_has_one_row_for_fvd_and_one_a_frame_for_fid_and_is(tmp_path, inception, i3d):
     clips = next(batches(write_clips(tmp_path, 2, frames=3), 3, cut=False, size=8))
@@ -432,6 +433,7 @@ def test_clips_too_short_for_i3d_are_refused(tmp_path, i3d):
         measured(clips, clips, ["fvd"], i3d=i3d)
 
 
+@pytest.mark.ci
 @with_the_extra
 def test_a_distance_needs_a_reference_and_the_inception_score_none(tmp_path, inception):
     clips = write_clips(tmp_path, 2, frames=5)
@@ -478,7 +480,7 @@ def run(*arguments) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @with_the_extra
 def test_the_command_writes_its_figures_and_refuses_too_few_unless_they_are_allowed(tmp_path, inception, i3d):
     write_clips(tmp_path / "clips", 2)

@@ -335,6 +335,7 @@ def test_the_shipped_clip_finds_a_clip_in_which_nothing_happens_less_like_its_ca
         assert scores[0] > scores[1], kind
 
 
+@pytest.mark.ci
 def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     from feedback.core.kinds import make_source
     from generators.core.load import load_generator

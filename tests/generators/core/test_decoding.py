@@ -251,6 +251,7 @@ def test_no_seam_between_tiles(tabletop, clip, axis):
     assert jumps(cut, axis).argmax() in (15, 16)  # between the tiles, pixels 0 to 15 and 16 to 31
 
 
+@pytest.mark.ci
 def test_the_error_shrinks_as_windows_overlap_more(tabletop, clip):
     wanted = range(11, 29, 2)
     cut, blended = (compare(tabletop, clip, wanted, windowed(overlap=overlap)) for overlap in (0, 3))
@@ -258,6 +259,7 @@ def test_the_error_shrinks_as_windows_overlap_more(tabletop, clip):
     assert 0.99 < cut.gradient_cosine < 0.998 < blended.gradient_cosine
 
 
+@pytest.mark.ci
 def test_the_error_shrinks_as_tiles_grow_and_overlap(tabletop, clip):
     latents, tiles = clip[:, :, :5], ((4, 0), (4, 1), (7, 6))
     found = [
@@ -269,6 +271,7 @@ def test_the_error_shrinks_as_tiles_grow_and_overlap(tabletop, clip):
     assert cosines[0] < 0.9 and cosines[1] > 0.95 and cosines[2] > 0.998
 
 
+@pytest.mark.ci
 def test_windows_of_a_deep_decoder_come_nearer_as_they_grow():
     # Random weights look back over all latent frames alike, where trained ones look at the last most; so do these.
     generator, latents = deep(), torch.randn(1, 16, 8, 2, 2, generator=torch.Generator().manual_seed(0))
