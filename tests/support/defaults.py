@@ -1,6 +1,6 @@
 """The default values of params.yaml for tests: a copy of the file, since users edit params.yaml itself.
 
-A change of a default goes into both files. A required key that is missing in the copy fails tests/pipeline/test_check.py.
+A change of a default goes into both files. tests/pipeline/test_check.py fails where the copy lacks a required key.
 """
 
 from pathlib import Path
