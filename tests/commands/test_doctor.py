@@ -19,9 +19,10 @@ from commands.doctor.usable import PATIENCE, check_generator, check_sources, kee
 from feedback.network.ledger import Ledger
 from pipeline.check import check_params
 from pipeline.state import StateError
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS = default_params()
 BLOCKS = PARAMS["feedback"]["sources"]
 SHEET = str(ROOT / "feedback/rubrics/review.yaml")
 SECRET = "sk-of-the-test-alone"
