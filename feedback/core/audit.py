@@ -92,7 +92,7 @@ def frame_stability(before: Judgements, after: Judgements) -> dict[str, Any]:
 
 
 def rated(people: Source, clip_set: ClipSet) -> list[Label]:
-    """The labels of the clips of a set that every rater of a `human` source has rated, under `leave_out` at least one."""
+    """The labels of the clips of a set that every rater of a `human` source, or under `leave_out` one, has rated."""
     labels = []
     for request in requests_for(clip_set, 1):
         with contextlib.suppress(LabelError):  # not rated yet

@@ -132,7 +132,7 @@ class HumanSource:
             yield [self._verdict(request, one, found[one.key].reply if one.key in found else None) for one in ones]
 
     def rated(self, requests: Iterable[Request]) -> dict[str, set[str]]:
-        """By rater, the sample_ids of the clips that have all of the rater's answers. No mp4 is read if its hash is known."""
+        """By rater, the sample_ids of the clips with all of the rater's answers. Reads no mp4 whose hash is known."""
         pairs = [(request, self._rateables(request, request.content)) for request in requests]
         with Ledger(ledger_path()) as ledger:
             found = ledger.answers(one.key for _, ones in pairs for one in ones)
