@@ -29,14 +29,44 @@ def test_no_test_reads_the_params_yaml_that_a_user_edits():
     assert [path for path in tests.rglob("*.py") if 'ROOT / "params' + '.yaml"' in path.read_text()] == []
 
 
-@pytest.mark.parametrize("preset", [None, *sorted(path.stem for path in PRESETS.glob("*.yaml"))])
-def test_params_fit_together_under_every_preset(preset, project):
+def laid_over(*presets: str) -> dict:
+    """The default params under these presets, the last one uppermost."""
     params = default_params()
-    if preset:
-        overlay(params, yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()))
+    for name in presets:
+        overlay(params, yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+    return params
+
+
+ALONE = [(path.stem,) for path in sorted(PRESETS.glob("*.yaml"))]
+WAN = [("wan2.1",), ("wan2.1", "paper"), ("wan2.1", "rounds")]
+
+
+@pytest.mark.parametrize("presets", [(), *ALONE, *WAN[1:]], ids=" ".join)
+def test_params_fit_together_under_every_preset(presets, project):
+    project(laid_over(*presets))
+
+    check_params()
+
+
+@pytest.mark.parametrize("presets", WAN, ids=" ".join)
+def test_under_the_wan_preset_a_folder_of_its_layout_is_accepted_and_nothing_of_the_tabletop_is_left(
+    presets, project, tiny_wan
+):
+    params = laid_over(*presets)
+    assert params["generator"]["path"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    del params["feedback"]["sources"]["physics"]  # nothing else names it
+    assert "tabletop" not in yaml.safe_dump(params)
+    params["generator"]["path"] = str(tiny_wan)
     project(params)
 
     check_params()
+
+
+def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_preset_plans():
+    train, paper = laid_over("wan2.1", "paper")["train"]["common"], laid_over("paper")["train"]["common"]
+    memory = {"gradient_accumulation": 64, "gradient_checkpointing": True, "precision": "bf16"}
+    assert {key: value for key, value in train.items() if value != paper[key]} == memory
+    assert train["full"] is True
 
 
 JUDGE = "feedback.sources.judge"
