@@ -245,7 +245,7 @@ class _Pass:
     def _add(self, chunk: _Chunk | None, folder: Path, call: Call, line: bytes) -> _Chunk:
         """The chunk with one more call, which is in flight from here on. Raises Stopped where the budget is spent."""
         price = self.source.price
-        expected = price.of(call.tokens, self.options.output_tokens, batch=True) if price else None
+        expected = price.of(call.tokens, self.source.output_tokens, batch=True) if price else None
         self.run.afford(expected or 0.0)
         if chunk is None:
             token = f"label-{uuid.uuid4().hex}"

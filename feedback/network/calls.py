@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
+from data.config import STRICT, Count, NotNegative, Positive
 from feedback.core.source import LabelError
 from feedback.network.ledger import Attempt, GroupCommit, Ledger, StoredAnswer
 from feedback.network.pace import Pace, retry, waits_too_long
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 LOGGED_REST = 1.0  # seconds; shorter rests are not logged
 POLL = 1.0  # seconds between looks at a request that another stage has in flight
+OUTPUT_TOKENS = 60  # expected of an answer of a model without a price
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,15 +37,30 @@ class ApiOptions:
     attempts: Count = 8  # at one call, before it counts as failed
     longest_wait: Positive = 600.0  # seconds; the run stops where a provider asks for a longer wait
     budget_usd: NotNegative | None = None  # for labelling one clip set, all runs together; null: no bound
-    price: Price | None = None  # null: unknown
-    output_tokens: WholeNotNegative = 60  # expected of an answer, for estimates before there are answers
+    price: Price | None = None  # of `model`; null: unknown
     parameters: dict[str, Any] = field(default_factory=dict)  # sent with every call, such as {temperature: 1.0}
     batch: bool = False  # true: by the provider's batch endpoint, at price.batch, within a day
     poll_seconds: Positive = 60.0  # between looks at a batch
 
     def __post_init__(self) -> None:
-        if self.price is None and self.budget_usd is not None:
-            raise ValueError(f"budget_usd is {self.budget_usd}, but price is null, so the budget could not be kept")
+        if self.budget_usd is not None and self.own_price is None:
+            problem = self.wrong_price or "price is null"
+            raise ValueError(
+                f"budget_usd is {self.budget_usd:g}, but {problem}, so the budget could not be kept. Give the price of "
+                f"{self.model} (price.model: {self.model}), or set budget_usd: null"
+            )
+
+    @property
+    def own_price(self) -> Price | None:
+        """The price of `model`; None where it is unknown, as when the block's price is of another model."""
+        return None if self.wrong_price else self.price
+
+    @property
+    def wrong_price(self) -> str | None:
+        """Why the block's price is not of its model; None where it is, or is null."""
+        if self.price is None or self.price.model == self.model:
+            return None
+        return f"price is of {self.price.model} and model is {self.model}"
 
 
 def key_from(variable: str) -> str:
@@ -84,6 +100,10 @@ class Caller(Protocol):
     @property
     def price(self) -> Price | None:
         """None where it is unknown."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Expected of a reply, for estimates before there are replies."""
 
     def cost(self, call: Call, reply: str, batch: bool = False) -> float | None:
         """US dollars that a reply cost; None where the price, or what the reply used, is unknown."""
@@ -153,7 +173,7 @@ class CallRun:
         """One attempt at a call, within pace and budget; None while another run has the call in flight."""
         async with self.pace.turn(call.tokens):
             price = self.caller.price
-            expected = price.of(call.tokens, self.options.output_tokens) if price else None
+            expected = price.of(call.tokens, self.caller.output_tokens) if price else None
             self.afford(expected or 0.0)
             self.open()
             self.reserved += expected or 0.0

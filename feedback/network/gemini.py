@@ -30,7 +30,7 @@ from feedback.network.calls import ApiOptions, key_from
 from feedback.network.openai_protocol import ReplyMessage, count, mapping, mappings, parsed, string
 from feedback.network.pace import LIMITS, retry_after
 from feedback.network.pictures import PictureFormat, data_urls
-from feedback.network.price import text_tokens
+from feedback.network.price import Price, text_tokens
 from feedback.network.provider import (
     ATTEMPT_HEADER,
     HOPELESS,
@@ -44,6 +44,7 @@ from feedback.network.provider import (
     is_loopback,
 )
 
+FRAME_TOKENS = 70  # of a model without a price
 MOST_FPS = 24.0  # frames per second: the most that Gemini samples of a video
 GOOGLE = "https://generativelanguage.googleapis.com/"
 OVER = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED", "FAILED")  # states of a batch, after JOB_STATE_
@@ -58,16 +59,23 @@ FILTERS = (
 
 
 @dataclass(frozen=True, config=STRICT)
+class GeminiPrice(Price):
+    """The price of a Gemini model."""
+
+    frame_tokens: WholeNotNegative  # tokens of one frame: Gemini 3 takes 70 of a video, 2.5 258
+
+
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gemini` block of params.yaml."""
 
+    price: GeminiPrice | None = None  # of `model`; null: unknown
     mode: Literal["text", "decision"] = "text"
     clip: Literal["video", "frames"] = "video"  # video: the whole mp4 | frames: the rubric's, as pictures
     # Frames per second that Gemini samples of a video; null: all, up to 24. A whole number stays one: it is in the key.
     fps: Annotated[int | float, Interval(gt=0, le=MOST_FPS)] | None = None
     picture: PictureFormat = "png"  # of frames
     resolution: Literal["low", "medium", "high"] | None = None  # tokens a frame; null: the model's own choice
-    frame_tokens: WholeNotNegative = 70  # tokens of one frame, for estimates: Gemini 3 takes 70 of a video, 2.5 258
     base_url: str | None = None  # null: Google's
     key_variable: str = "GEMINI_API_KEY"  # environment variable that holds the key
 
@@ -309,7 +317,9 @@ class Gemini:
         return Reading({question.name: _read_text(question, given)}, version, **usage(given))
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
-        return len(self.seen(sample, rubric)["frames"]) * self.options.frame_tokens + text_tokens(plan.body)
+        price = self.options.own_price
+        each = price.frame_tokens if isinstance(price, GeminiPrice) else FRAME_TOKENS
+        return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
 
 
 def _content(plan: Plan, media: Media) -> dict[str, Any]:

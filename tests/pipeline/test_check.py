@@ -87,6 +87,7 @@ WRONG = {
     "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a valid number"),
     "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected a valid boolean"),
     "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
+    "feedback.sources.gpt.model": ("gpt-4o-mini", "but price is of gpt-6-luna and model is gpt-4o-mini, so the budget"),
     "label.votes": (0, "label.votes is 0, expected greater than or equal to 1"),
     "label.batch_size": (0, "label.batch_size is 0, expected greater than or equal to 1"),
     "select.keep": ("best-of-last-0", "select: keep is 'best-of-last-0'; known are last, best, or best-of-last-N"),
