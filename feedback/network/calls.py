@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import random
+import time
 from collections.abc import Mapping
 from dataclasses import field
 from functools import partial
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 LOGGED_REST = 1.0  # seconds; shorter rests are not logged
 POLL = 1.0  # seconds between looks at a request that another stage has in flight
+KEPT = "The answers so far are kept"
+FIRST_CONTACT = 4.0  # seconds in which a server that this run has not reached must be reachable
+RESTART = 300.0  # likewise of one that was: a server with a large model starts in minutes
 OUTPUT_TOKENS = 60  # expected of an answer of a model without a price
 
 
@@ -69,7 +74,7 @@ def key_from(variable: str) -> str:
     if not key:
         raise LabelError(f"the environment variable {variable} is not set; it holds the key of this judge's provider")
     if not (key.isascii() and key.isprintable() and " " not in key):  # no header takes it, and the error would show it
-        raise LabelError(f"the environment variable {variable} holds characters that no key has; set it again")
+        raise LabelError(f"the environment variable {variable} holds characters that no key has")
     return key
 
 
@@ -129,6 +134,8 @@ class CallRun:
         self.stop = False  # no more calls are started
         self.stop_reason: LabelError | None = None
         self.opened = False
+        self.reached = False  # the server has taken a connection of this run
+        self.away_since: float | None = None  # time.monotonic() since when it takes none
         self.dollars = self.reserved = 0.0  # of this purpose: spent, or possibly so; and in flight
         self.cost_ratio = 1.0  # largest actual / estimated cost of a call of this run, at least 1
         self.counts = {"answered before": 0, "sent": 0, "retried": 0}
@@ -147,8 +154,14 @@ class CallRun:
         """
 
         async def attempt() -> StoredAnswer | Fault:
-            while (result := await self._attempt(call, media)) is None:  # another stage has this call in flight
-                await self.pace.sleep(POLL)
+            while True:
+                result = await self._attempt(call, media)
+                if result is None:  # another stage has this call in flight
+                    await self.pace.sleep(POLL)
+                elif isinstance(result, Fault) and result.unreachable:
+                    await self.wait_for_server(result)
+                else:
+                    break
             if isinstance(result, Fault) and result.remedy is not Remedy.LEARN:
                 self._warn_once(result)
             return result
@@ -159,6 +172,25 @@ class CallRun:
             await self.pace.sleep(seconds)
 
         return await retry(attempt, self.options.attempts, self.options.longest_wait, pause)
+
+    async def wait_for_server(self, fault: Fault) -> None:
+        """Wait before a server that takes no connection is tried again. Raises Stopped where it stays away.
+
+        A server that was never reached is probably not started, or its address is wrong; one that was reached may be
+        restarted.
+        """
+        now = time.monotonic()
+        patience = RESTART if self.reached else FIRST_CONTACT
+        if self.away_since is None:
+            self.away_since = now
+            what = "it answered before, and may be restarting" if self.reached else "it was not reached yet"
+            logger.warning("%s: %s; %s: waiting up to %.0f s", self.caller.name, fault.reason, what, patience)
+        if now - self.away_since >= patience:
+            away = f"{fault.reason}; it took no connection for {now - self.away_since:.0f} s"
+            self.halt(away, None if self.reached else "Start the server, or correct base_url, or mend the network")
+        await self.pace.sleep(patience / 60 + random.uniform(0, 1))
+        if self.stop:
+            raise Stopped
 
     def _warn_once(self, fault: Fault) -> None:
         """Log the first fault of a kind, so that a server that is down does not go unnoticed."""
@@ -196,6 +228,8 @@ class CallRun:
                 fault = Fault(Remedy.RETRY, defect, lost=True)
         except Exception as error:
             fault = self.provider.fault(error)
+        if fault is None or not fault.unreachable:
+            self.reached, self.away_since = True, None
         if fault is not None and fault.remedy is Remedy.ANSWER:
             reply, fault = fault.body or "{}", None
         if fault is not None:
@@ -218,7 +252,7 @@ class CallRun:
         else:
             await self.commits.do(partial(self.ledger.refused, attempt))
         if fault.remedy is Remedy.STOP:
-            self.halt(fault.reason)
+            self.halt(fault.reason, fault.cure)
         if too_long := waits_too_long(fault, self.options.longest_wait):
             self.halt(too_long)
         if fault.remedy is Remedy.REST and (seconds := self.pace.rest(fault.wait)) >= LOGGED_REST:
@@ -230,7 +264,7 @@ class CallRun:
             try:
                 self.provider.open()
             except LabelError as error:
-                self.halt(str(error))
+                self.halt(str(error), "Set it")
             self.opened = True
 
     async def close(self) -> None:
@@ -249,13 +283,15 @@ class CallRun:
                 f"${max(0.0, budget - self.dollars):,.4f}; raise feedback.sources.{self.caller.name}.budget_usd"
             )
 
-    def halt(self, reason: str) -> NoReturn:
-        """Start no more calls, and raise Stopped; `stop_reason` becomes an error with this reason."""
+    def halt(self, reason: str, cure: str | None = None) -> NoReturn:
+        """Start no more calls, and raise Stopped; `stop_reason` becomes an error with this reason.
+
+        cure: what to do, where a further run would otherwise fail too.
+        """
         self.stop = True
         self.pace.stop()
-        self.stop_reason = self.stop_reason or LabelError(
-            f"{self.caller.name}: {reason}. The answers so far are kept: run it again to continue"
-        )
+        then = f"{cure}; the answers so far are kept" if cure else f"{KEPT}: run it again to continue"
+        self.stop_reason = self.stop_reason or LabelError(f"{self.caller.name}: {reason.rstrip('.')}. {then}")
         raise Stopped
 
     def _update_status(self) -> None:

@@ -50,7 +50,7 @@ class CostEstimate(NamedTuple):
 
     def line(self, name: str, model: str, price: Price | None) -> str:
         """The estimate in one line for people."""
-        dollars = "cost unknown: no price given"
+        dollars = f"cost unknown: no price of {model} given"
         if self.dollars is not None:
             dollars = f"${self.dollars:,.2f}" if self.dollars >= 1 or not self.dollars else f"${self.dollars:.4f}"
         dated = f" ({'batch prices' if self.batch else 'prices'} of {price.as_of})" if price else ""

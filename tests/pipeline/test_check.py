@@ -7,6 +7,7 @@ import yaml
 
 from commands.preset import PRESETS, overlay
 from feedback.core.kinds import resolve
+from pipeline.advice import advice
 from pipeline.check import check_params
 from pipeline.params import ParamsError
 from tests.support.defaults import default_params
@@ -207,3 +208,46 @@ def test_an_online_policy_that_trains_all_weights_is_refused_in_bfloat16(project
 
     with pytest.raises(ParamsError, match="online.policies.drf1: full fine-tuning needs generator.dtype: float32"):
         check_params()
+
+
+def test_a_key_that_the_run_needs_and_frames_that_no_clip_has_are_warnings(project, monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    params = with_panel(members=["gpt", "judge"])
+    project(params)
+    assert advice(params) == ["feedback.sources.panel.members.gpt needs the environment variable OPENAI_API_KEY, "
+                              "which is not set"]  # and gemini, which is not used, needs none  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-this-test")
+    assert advice(params) == []
+
+    sheet = yaml.safe_load((ROOT / "tabletop/rubric.yaml").read_text()) | {"frames": 200}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(sheet))
+    params["feedback"]["sources"]["judge"]["rubric"] = "many.yaml"
+    assert "feedback.sources.judge: frames is 200 in many.yaml, but clips have 9, so it sees all of them" in advice(
+        params
+    )
+
+
+def test_a_key_in_params_is_refused_without_printing_it(project):
+    secret = "sk-proj-0123456789abcdefghij"
+    for source, change, where, cure in (
+        ("gpt", {"api_key": "short"}, "gpt.api_key", "variable OPENAI_API_KEY"),
+        ("gpt", {"key": secret}, "gpt.key", "variable OPENAI_API_KEY"),
+        ("gemini", {"token": "AIza" + 35 * "x"}, "gemini.token", "variable GEMINI_API_KEY"),
+        ("served", {"apiKey": secret}, "served.apiKey", "and give the variable's name as key_variable"),
+        ("gpt", {"key_variable": secret}, "gpt.key_variable", "variable OPENAI_API_KEY"),
+        ("gpt", {"parameters": {"extra_headers": {"Authorization": f"Bearer {secret}"}}}, "Authorization", "variable"),
+        ("judge", {"revision": "hf_" + 34 * "x"}, "judge.revision", "an environment variable"),
+    ):
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params["feedback"]["sources"][source] |= change
+        project(params)
+        with pytest.raises(ValueError) as error:
+            check_params()
+        message = str(error.value)
+        assert f"{where} holds a key" in message and cure in message, message
+        assert not any(str(value) in message for value in (secret, "short", 34 * "x")), where
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["feedback"]["sources"]["gpt"]["parameters"] = {"prompt_cache_key": "judge"}  # a parameter of OpenAI's
+    project(params)
+    check_params()

@@ -98,7 +98,7 @@ def stopped(source: ApiSource, clips: ClipSet, count: int = CLIPS) -> str:
     with pytest.raises(LabelError) as raised:
         judged(source, clips, count)
     message = str(raised.value)
-    assert message.endswith("The answers so far are kept: run it again to continue")
+    assert "he answers so far are kept" in message
     return message
 
 

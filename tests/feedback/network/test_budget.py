@@ -117,6 +117,6 @@ def test_an_estimate_is_written_to_the_digits_that_matter():
         (CostEstimate(20, 20, 0, 8425, 1200, 0.00144, None), "8,425 tokens in, 1,200 out, $0.0014"),
         (CostEstimate(20, 20, 20, 0, 0, 0.0, None), "0 tokens in, 0 out, $0.00"),
         (CostEstimate(9, 9, 0, 63_810_000, 920_000, 6.841, None), "63.81 M tokens in, 0.92 M out, $6.84"),
-        (CostEstimate(9, 9, 0, 63_810_000, 920_000, None, None), "0.92 M out, cost unknown: no price given"),
+        (CostEstimate(9, 9, 0, 63_810_000, 920_000, None, None), "0.92 M out, cost unknown: no price of m given"),
     ):
         assert estimate.line("gpt", "m", None).endswith(line)
