@@ -1,4 +1,4 @@
-"""Which sources and which generator of params.yaml are usable on this machine, and why others are not.
+"""Which sources of params.yaml are usable on this machine, and why others are not.
 
 No call that costs is made: the key of a provider is only looked for, and a server need only answer at all.
 """
@@ -108,11 +108,6 @@ def check_sources(
 
     with ThreadPoolExecutor(max(1, len(sources))) as pool:
         return list(pool.map(found, sources))
-
-
-def check_generator(family: str, path: str, revision: str | None) -> Finding:
-    """Whether the generator's model can be found here."""
-    return as_finding("generator", list(_model_doubts(path, revision, "model_index.json")), True, f"{family}, {path}")
 
 
 def as_finding(what: str, doubts: Sequence[Doubt], needed: bool, detail: str) -> Finding:
