@@ -103,7 +103,7 @@ def check_sources(
         model = str(source.block.get("path") or source.block.get("model") or "")
         rated = list(_ratings(source, (sets or {}).get(source.name, ())))
         doubts = [*_doubts(source, prompts), *(one.doubt for one in rated if one.doubt)]
-        detail = ", ".join(part for part in (source.block.get("kind"), model, *(one.count for one in rated)) if part)
+        detail = ", ".join(part for part in (source.block.get("kind"), model, *(one.words for one in rated)) if part)
         return as_finding(f"{source.name}{use}", doubts, source.name in needed, detail)
 
     with ThreadPoolExecutor(max(1, len(sources))) as pool:
@@ -159,7 +159,7 @@ def _doubts(source: Configured, prompts: Sequence[str]) -> Iterator[Doubt]:
 class Rated(NamedTuple):
     """How far people have rated a clip set."""
 
-    count: str
+    words: str  # empty where there is nothing to count
     doubt: Doubt | None  # None where its labelling would succeed, or is done
 
 
