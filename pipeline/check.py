@@ -140,8 +140,8 @@ def _uneven_batches(params: Mapping[str, Any]) -> list[str]:
     for name in sorted(needed_sources(params)):
         if (own := sources[name].get("batch_size")) and size % own:
             notes.append(
-                f"label.batch_size is {size}, no multiple of feedback.sources.{name}.batch_size ({own}): labelling that "
-                "is resumed after a kill forms other batches, so probabilities may differ in their last digits"
+                f"label.batch_size is {size}, no multiple of feedback.sources.{name}.batch_size ({own}): labelling "
+                "that is resumed after a kill forms other batches, so probabilities may differ in their last digits"
             )
     return notes
 
