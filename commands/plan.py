@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SAMPLING = ("generate", "eval-generate", "generate-select")  # the stages that cost most
 INPUTS, BASE = Path("runs/inputs"), Path("runs/policies/base")  # what stage base writes
+SHOWN = 3  # reasons of a line
 RUNS, RESTORED, FOLLOWS = "runs", "restored", "follows"
 
 
@@ -55,10 +56,10 @@ def plan() -> Iterator[Planned]:
                 continue
             before = sorted(one.addressing for one in graph.successors(stage) if one in touched)
             if before:
-                found = Planned(stage.addressing, FOLLOWS, f"after {', '.join(before)}")
-            elif reasons := [*_changes(stage), *sorted(pending := stale & {dep.def_path for dep in stage.deps})]:
-                state = RESTORED if not pending and _is_kept(stage) else RUNS
-                found = Planned(stage.addressing, state, ", ".join(reasons))
+                found = Planned(stage.addressing, FOLLOWS, f"after {_first(before)}")
+            elif reasons := list(dict.fromkeys([*_changes(stage), *_pending(stage, stale)])):
+                state = RUNS if _pending(stage, stale) or not _is_kept(stage) else RESTORED
+                found = Planned(stage.addressing, state, _first(reasons))
             else:
                 continue
             touched.add(stage)
@@ -80,8 +81,20 @@ def stale_inputs() -> Iterator[str]:
                     yield str(BASE)
 
 
+def _pending(stage: "Stage", stale: set[str]) -> list[str]:
+    """What it depends on that stage base would write anew."""
+    return sorted(f"{path} modified" for path in stale & {dep.def_path for dep in stage.deps})
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join([*names[:SHOWN], *([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])])
+
+
 def _changes(stage: "Stage") -> Iterator[str]:
     """What DVC sees changed: params, files, outputs, the command."""
+    if not any(out.hash_info for out in stage.outs):
+        yield "not run yet"
+        return
     for change in stage.status().get(stage.addressing, []):
         if isinstance(change, str):
             yield change
