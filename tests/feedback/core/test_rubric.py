@@ -271,7 +271,7 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path):
         ({"questions": [ACCEPT | {"negative": 7}]}, r"questions\[0\].negative is 7, expected a valid string"),
         ({"questions": [ACCEPT | {"negative": "accept"}]}, r"questions\[0\].negative is 'accept', the same word"),
         ({"questions": [ACCEPT | {"ask": " "}]}, r"questions\[0\].ask: ' ' is empty"),
-        ({"questions": [ACCEPT | {"wanted": "yes"}]}, r"questions\[0\].wanted is 'yes', expected a valid boolean"),
+        ({"questions": [ACCEPT | {"wanted": "yes"}]}, r"questions\[0\].wanted is 'yes', expected true or false"),
         ({"questions": [ACCEPT | {"wanted": None}]}, r"questions\[0\].wanted is null"),
         ({"instructions": "judge the video"}, r"questions\[0\].ask: neither"),
     ]
