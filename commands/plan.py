@@ -45,13 +45,13 @@ def main() -> None:
 
 def plan() -> Iterator[Planned]:
     """The stages besides base that are out of date, each after those that it depends on."""
-    import networkx
     from dvc.repo import Repo
+    from dvc.repo.reproduce import plan_repro
 
     stale = set(stale_inputs())
     with Repo() as repo, repo.lock:
         graph, touched = repo.index.graph, set[Any]()
-        for stage in networkx.dfs_postorder_nodes(graph):
+        for stage in plan_repro(graph):
             if stage.frozen or stage.always_changed:
                 continue
             before = sorted(one.addressing for one in graph.successors(stage) if one in touched)

@@ -40,7 +40,6 @@ SECTIONS = {
     "generate": Sampling,
     "label": LabelConfig,
     "audit": AuditConfig,
-    "evaluate": EvaluateConfig,
     "evaluate.generate": Sampling,
     "report": ReportConfig,
     "select": SelectConfig,
@@ -80,7 +79,7 @@ def check_params(with_generator: bool = True) -> Checked:
     check_shapes(params)
     for name, cls in SECTIONS.items():
         section(name, cls)
-    validate_graph(params, OBJECTIVES)
+    validate_graph(params, OBJECTIVES)  # before `evaluate`: a judge's misspelt name comes before what follows from it
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
     _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
@@ -183,13 +182,8 @@ def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainC
 
 
 def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
-    """top_k and best_of choose from the clips that each prompt has, by a judge that labels them."""
+    """top_k and best_of choose from the clips that each prompt has."""
     top_k, best_of = evaluate.top_k, evaluate.best_of
-    by = {"top_k.by": top_k.by if top_k else None, "best_of.judge": best_of.judge if best_of else None}
-    for key, judge in by.items():
-        if judge is not None and judge not in evaluate.judges:
-            known = ", ".join(evaluate.judges)
-            raise ParamsError(f"evaluate.{key} is {judge!r}, expected one of evaluate.judges: {known}")
     wanted = {"top_k.k": top_k.k if top_k else None, "best_of.n": best_of.n if best_of else None}
     for key, clips in wanted.items():
         if clips is not None and clips > sampled.samples_per_prompt:

@@ -138,6 +138,15 @@ class EvaluateConfig:
     draws: Count
     seed: int
 
+    def __post_init__(self) -> None:
+        ranked_by = {
+            "top_k.by": self.top_k.by if self.top_k else None,
+            "best_of.judge": self.best_of.judge if self.best_of else None,
+        }
+        for key, judge in ranked_by.items():
+            if judge is not None and judge not in self.judges:
+                raise ValueError(f"{key} is {judge!r}, expected one of evaluate.judges: {', '.join(self.judges)}")
+
 
 @dataclass(frozen=True, config=STRICT)
 class ReportConfig:

@@ -27,6 +27,9 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "comparison.rounds": list,
     "comparison.sources": list,
     "comparison.policies": dict,
+    "evaluate": dict,
+    "evaluate.policies": list,
+    "evaluate.judges": list,
     "online": dict,
     "online.policies": dict,
     "extend": dict,
@@ -263,5 +266,5 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown(where: str, name: Any, known: Collection[str]) -> Iterator[str]:
-    if name not in known:
+    if name not in list(known):  # a name may be of any type
         yield f"{where}: {name!r} is unknown; known are {', '.join(known) or 'none'}"

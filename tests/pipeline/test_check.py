@@ -70,7 +70,7 @@ WRONG = {
     "evaluate.judges": (["physics", "jugde"], "evaluate.judges: 'jugde' is unknown; known are clip, flickering"),
     "evaluate.best_of": (
         {"judge": "flow", "n": 2},
-        "evaluate.best_of.judge is 'flow', expected one of evaluate.judges",
+        "evaluate: best_of.judge is 'flow', expected one of evaluate.judges",
     ),
     "select.generate.prompts": (0, "select.generate.prompts is 0, expected greater than or equal to 1"),
     "prompts.path": ("configs/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
