@@ -25,7 +25,7 @@ from pipeline.configs import (
     build_config,
     train_config,
 )
-from pipeline.graph import check_shapes, needed_sources, trained_policies, unused_policies, validate_graph
+from pipeline.graph import SHAPES, check_shapes, needed_sources, trained_policies, unused_policies, validate_graph
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
@@ -94,7 +94,7 @@ def check_params(with_generator: bool = True) -> Checked:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
-    checkpoint, notes = None, [*unused_policies(params), *_uneven_batches(params)]
+    checkpoint, notes = None, [*_unread(params), *unused_policies(params), *_uneven_batches(params)]
     if with_generator:
         try:
             checkpoint = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
@@ -130,6 +130,14 @@ def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
             select(prompts, split, count)
         except ValueError as error:
             raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
+
+
+def _unread(params: Mapping[str, Any]) -> list[str]:
+    """Sections that nothing reads: misspelt, or of an objective that is none."""
+    known = {name.split(".")[0] for name in (*SECTIONS, *SHAPES)}
+    unread = [name for name in params if name not in known]
+    unread += [f"train.{name}" for name in params["train"] if name not in ("common", *OBJECTIVES)]
+    return [f"nothing reads the section {name}" for name in unread]
 
 
 def _uneven_batches(params: Mapping[str, Any]) -> list[str]:

@@ -258,6 +258,8 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _unknown("evaluate.policies", name, [*_all_policies(params), *params["extend"]])
     for name in evaluate["judges"]:
         yield from _unknown("evaluate.judges", name, params["feedback"]["sources"])
+    if not evaluate["judges"]:
+        yield "evaluate.judges is empty, so nothing would be measured; name one of feedback.sources"
     if BASE not in evaluate["policies"]:
         yield f"evaluate.policies lacks {BASE}, which every policy is compared with"
     stages = [f"{policy}-{judge}" for policy in evaluate["policies"] for judge in evaluate["judges"]]

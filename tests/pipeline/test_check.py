@@ -20,7 +20,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "data", "feedback", "models", "tabletop"):
         Path(name).symlink_to(ROOT / name)
-    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params))
+    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 @pytest.mark.parametrize("preset", [None, *sorted(path.stem for path in PRESETS.glob("*.yaml"))])
@@ -67,7 +67,9 @@ WRONG = {
         {"rounds": [], "policies": {}},
         "comparison.sources is missing, expected a list ([] for none); beside",
     ),
-    "evaluate.judges": (["physics", "jugde"], "evaluate.judges: 'jugde' is unknown; known are clip, flickering"),
+    "evaluate.judges": ([], "evaluate.judges is empty, so nothing would be measured"),
+    "audit.sources": (["jugde"], "audit.sources: 'jugde' is unknown"),
+    "evaluate.judges ": (["physics", "jugde"], "evaluate.judges: 'jugde' is unknown; known are judge, second"),
     "evaluate.best_of": (
         {"judge": "flow", "n": 2},
         "evaluate: best_of.judge is 'flow', expected one of evaluate.judges",
@@ -80,7 +82,7 @@ WRONG = {
 def test_a_wrong_value_is_named_before_anything_is_computed(project):
     for key, (value, message) in WRONG.items():
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
-        *sections, last = key.split(".")
+        *sections, last = key.strip().split(".")
         inner = params
         for name in sections:
             inner = inner[name]
@@ -94,7 +96,7 @@ def test_a_wrong_value_is_named_before_anything_is_computed(project):
 def test_rounds_without_a_prompt_of_their_split_are_refused(project):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     rows = (ROOT / "configs/prompt_sets/tabletop.csv").read_text().splitlines()
-    Path("only_test.csv").write_text("\n".join(row for row in rows if not row.endswith(",train")) + "\n")
+    Path("only_test.csv").write_text("\n".join(row for row in rows if ",train," not in row) + "\n")
     params["prompts"]["path"] = "only_test.csv"
     project(params)
     with pytest.raises(ParamsError, match=r"generate: no prompts in split 'train' among 18 of only_test.csv"):
@@ -106,8 +108,10 @@ def test_what_is_no_error_and_probably_not_meant_is_a_note(project):
     params["policies"]["rwr3"] = {"start": "base", "round": "r1", "objective": "rwr"}
     params["evaluate"]["policies"].remove("rwr1")  # round r2 samples from it
     params["label"]["batch_size"] = 50
+    params["lable"], params["train"]["ppo"] = {}, {}
     project(params)
-    unused, uneven = check_params().notes
+    *unread, unused, uneven = check_params().notes
+    assert unread == ["nothing reads the section lable", "nothing reads the section train.ppo"]
     assert unused == "rwr3 is trained, but it is not in evaluate.policies and nothing else uses it"
     assert "label.batch_size is 50, no multiple of feedback.sources.judge.batch_size (32)" in uneven
 
