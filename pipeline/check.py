@@ -105,10 +105,16 @@ def check_params(with_generator: bool = True) -> Checked:
 
 def check_generator(generator: GeneratorConfig, video: VideoSize) -> Checkpoint | None:
     """The checkpoint, by its small files; raises as `examine_generator` does, naming the key of params.yaml."""
-    size = {"num_frames": video.num_frames, "height": video.height, "width": video.width}
-    model = {key: getattr(generator, key) for key in ("family", "path", "revision", "max_prompt_tokens")}
     try:
-        return examine_generator(**model, **size)
+        return examine_generator(
+            generator.family,
+            generator.path,
+            generator.revision,
+            generator.max_prompt_tokens,
+            num_frames=video.num_frames,
+            height=video.height,
+            width=video.width,
+        )
     except ValueError as error:
         argument, _, problem = str(error).partition(": ")
         message = f"{ARGUMENTS[argument]}: {problem}" if argument in ARGUMENTS else str(error)
@@ -122,7 +128,7 @@ def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         wanted["generate"] = section("generate", Sampling)
     if params["select"]["policies"]:
         wanted["select.generate"] = section("select.generate", Sampling)
-    splits = {key: (one.split, one.prompts) for key, one in wanted.items()}
+    splits: dict[str, tuple[str, int | None]] = {key: (one.split, one.prompts) for key, one in wanted.items()}
     for name in params["online"]["policies"]:
         splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
     for key, (split, count) in splits.items():

@@ -34,7 +34,7 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "online.policies": dict,
     "extend": dict,
 }
-IN_WORDS = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
+IN_WORDS: dict[type, str] = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
 
 
 def check_shapes(params: Mapping[str, Any]) -> None:
