@@ -26,7 +26,7 @@ from pipeline.configs import (
     build_config,
     train_config,
 )
-from pipeline.graph import check_shapes, needed_sources, trained_policies, unused_policies, validate_graph
+from pipeline.graph import SHAPES, check_shapes, needed_sources, trained_policies, unused_policies, validate_graph
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
@@ -41,7 +41,6 @@ SECTIONS = {
     "generate": Sampling,
     "label": LabelConfig,
     "audit": AuditConfig,
-    "evaluate": EvaluateConfig,
     "evaluate.generate": Sampling,
     "report": ReportConfig,
     "select": SelectConfig,
@@ -81,7 +80,7 @@ def check_params(with_generator: bool = True) -> Checked:
     check_shapes(params)
     for name, cls in SECTIONS.items():
         section(name, cls)
-    validate_graph(params, OBJECTIVES)
+    validate_graph(params, OBJECTIVES)  # before `evaluate`: a judge's misspelt name comes before what follows from it
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
     _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
@@ -96,7 +95,7 @@ def check_params(with_generator: bool = True) -> Checked:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
-    checkpoint, notes = None, [*advice(params), *unused_policies(params), *_uneven_batches(params)]
+    checkpoint, notes = None, [*advice(params), *_unread(params), *unused_policies(params), *_uneven_batches(params)]
     if with_generator:
         try:
             checkpoint = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
@@ -107,10 +106,16 @@ def check_params(with_generator: bool = True) -> Checked:
 
 def check_generator(generator: GeneratorConfig, video: VideoSize) -> Checkpoint | None:
     """The checkpoint, by its small files; raises as `examine_generator` does, naming the key of params.yaml."""
-    size = {"num_frames": video.num_frames, "height": video.height, "width": video.width}
-    model = {key: getattr(generator, key) for key in ("family", "path", "revision", "max_prompt_tokens")}
     try:
-        return examine_generator(**model, **size)
+        return examine_generator(
+            generator.family,
+            generator.path,
+            generator.revision,
+            generator.max_prompt_tokens,
+            num_frames=video.num_frames,
+            height=video.height,
+            width=video.width,
+        )
     except ValueError as error:
         argument, _, problem = str(error).partition(": ")
         message = f"{ARGUMENTS[argument]}: {problem}" if argument in ARGUMENTS else str(error)
@@ -124,7 +129,7 @@ def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         wanted["generate"] = section("generate", Sampling)
     if params["select"]["policies"]:
         wanted["select.generate"] = section("select.generate", Sampling)
-    splits = {key: (one.split, one.prompts) for key, one in wanted.items()}
+    splits: dict[str, tuple[str, int | None]] = {key: (one.split, one.prompts) for key, one in wanted.items()}
     for name in params["online"]["policies"]:
         splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
     for key, (split, count) in splits.items():
@@ -134,6 +139,14 @@ def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
             raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
 
 
+def _unread(params: Mapping[str, Any]) -> list[str]:
+    """Sections that nothing reads: misspelt, or of an objective that is none."""
+    known = {name.split(".")[0] for name in (*SECTIONS, *SHAPES)}
+    unread = [name for name in params if name not in known]
+    unread += [f"train.{name}" for name in params["train"] if name not in ("common", *OBJECTIVES)]
+    return [f"nothing reads the section {name}" for name in unread]
+
+
 def _uneven_batches(params: Mapping[str, Any]) -> list[str]:
     """Judges whose batches a resumed run would compose differently, so that an answer's last digits may change."""
     size, sources = params["label"]["batch_size"], params["feedback"]["sources"]
@@ -141,8 +154,8 @@ def _uneven_batches(params: Mapping[str, Any]) -> list[str]:
     for name in sorted(needed_sources(params)):
         if (own := sources[name].get("batch_size")) and size % own:
             notes.append(
-                f"label.batch_size is {size}, no multiple of feedback.sources.{name}.batch_size ({own}): labelling that "
-                "is resumed after a kill forms other batches, so probabilities may differ in their last digits"
+                f"label.batch_size is {size}, no multiple of feedback.sources.{name}.batch_size ({own}): labelling "
+                "that is resumed after a kill forms other batches, so probabilities may differ in their last digits"
             )
     return notes
 
@@ -184,13 +197,8 @@ def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainC
 
 
 def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:
-    """top_k and best_of choose from the clips that each prompt has, by a judge that labels them."""
+    """top_k and best_of choose from the clips that each prompt has."""
     top_k, best_of = evaluate.top_k, evaluate.best_of
-    by = {"top_k.by": top_k.by if top_k else None, "best_of.judge": best_of.judge if best_of else None}
-    for key, judge in by.items():
-        if judge is not None and judge not in evaluate.judges:
-            known = ", ".join(evaluate.judges)
-            raise ParamsError(f"evaluate.{key} is {judge!r}, expected one of evaluate.judges: {known}")
     wanted = {"top_k.k": top_k.k if top_k else None, "best_of.n": best_of.n if best_of else None}
     for key, clips in wanted.items():
         if clips is not None and clips > sampled.samples_per_prompt:

@@ -27,11 +27,14 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "comparison.rounds": list,
     "comparison.sources": list,
     "comparison.policies": dict,
+    "evaluate": dict,
+    "evaluate.policies": list,
+    "evaluate.judges": list,
     "online": dict,
     "online.policies": dict,
     "extend": dict,
 }
-IN_WORDS = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
+IN_WORDS: dict[type, str] = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
 
 
 def check_shapes(params: Mapping[str, Any]) -> None:
@@ -255,6 +258,8 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _unknown("evaluate.policies", name, [*_all_policies(params), *params["extend"]])
     for name in evaluate["judges"]:
         yield from _unknown("evaluate.judges", name, params["feedback"]["sources"])
+    if not evaluate["judges"]:
+        yield "evaluate.judges is empty, so nothing would be measured; name one of feedback.sources"
     if BASE not in evaluate["policies"]:
         yield f"evaluate.policies lacks {BASE}, which every policy is compared with"
     stages = [f"{policy}-{judge}" for policy in evaluate["policies"] for judge in evaluate["judges"]]
@@ -263,5 +268,5 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown(where: str, name: Any, known: Collection[str]) -> Iterator[str]:
-    if name not in known:
+    if name not in list(known):  # a name may be of any type
         yield f"{where}: {name!r} is unknown; known are {', '.join(known) or 'none'}"

@@ -1,4 +1,4 @@
-"""What a valid params.yaml asks for, in the few lines that `vfrl check` prints: models, prompts, rounds, clips, hours."""
+"""What a valid params.yaml asks for, in the lines that `vfrl check` prints: models, prompts, rounds, clips, hours."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,8 +145,10 @@ def _online(params: Mapping[str, Any]) -> Iterable[str]:
 def _evaluation_line(params: Mapping[str, Any], clips: Mapping[str, int]) -> str:
     policies, samples = params["evaluate"]["policies"], params["evaluate"]["generate"]["samples_per_prompt"]
     each = clips[f"eval {policies[0]}"]
-    total = each * len(policies)
-    return f"{len(policies)} policies x {each // samples} prompts x {samples} samples = {total:,} clips: {_names(policies)}"
+    counted = (
+        f"{len(policies)} policies x {each // samples} prompts x {samples} samples = {each * len(policies):,} clips"
+    )
+    return f"{counted}: {_names(policies)}"
 
 
 def _hours_line(clips: int, seconds: float | None) -> str:

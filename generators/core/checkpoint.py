@@ -51,7 +51,7 @@ class Checkpoint:
         return found
 
     def check_folders(self, weights: Iterable[str], files: Iterable[str]) -> None:
-        """Raises ValueError for a missing folder of the pipeline, and for one of `weights` without whole safetensors."""
+        """Raises ValueError for a missing folder, and for one of `weights` without whole safetensors."""
         if self.files is None:
             return
         for part in (*weights, *files):

@@ -16,9 +16,10 @@ ValueErrors begin with the argument that is wrong, as `path: …`. A family may 
 
     examine(checkpoint, num_frames, height, width, max_prompt_tokens) -> None
 
-which raises such a ValueError where the model cannot make these clips. It has a `generators.core.checkpoint.Checkpoint`,
-so it reads configs and no weights; `vfrl check`, `vfrl doctor` and stage `base` call it before anything runs. The module imports diffusers and transformers in `load`, not at its top:
-params.yaml is checked without them. One seed gives one clip, whatever the batch, order or process.
+which raises such a ValueError where the model cannot make these clips. It gets a `Checkpoint` of
+generators.core.checkpoint, so it reads configs and no weights; `vfrl check`, `vfrl doctor` and stage `base` call it.
+The module imports diffusers and transformers in its functions, not at its top: params.yaml is checked without them.
+One seed gives one clip, whatever the batch, order or process.
 
 Letters: B batch, L text tokens, D text width; C, F, h, w the latents' channels, frames, height, width;
 F, H, W the clip's frames, height, width. Latents are always normalised, as the transformer sees them.

@@ -22,7 +22,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "data", "feedback", "models", "tabletop"):
         Path(name).symlink_to(ROOT / name)
-    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params))
+    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def test_no_test_reads_the_params_yaml_that_a_user_edits():
@@ -82,12 +82,14 @@ WRONG = {
     "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, scale"),
     "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
     "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
+    "train.common.full": ("no thanks", ".common.full is 'no thanks', expected true or false; known keys are full"),
+    "train.rwr": (None, "train.rwr is None, expected a section"),
     f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
     f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold (0.5) is unknown"),
     f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
     "feedback.sources.gpt.rubric": ("none.yaml", "feedback.sources.gpt.rubric: none.yaml: not a readable rubric"),
     "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a valid number"),
-    "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected a valid boolean"),
+    "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected true or false"),
     "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
     "feedback.sources.gpt.model": ("gpt-4o-mini", "but price is of gpt-6-luna and model is gpt-4o-mini, so the budget"),
     "label.votes": (0, "label.votes is 0, expected greater than or equal to 1"),
@@ -104,10 +106,12 @@ WRONG = {
         {"rounds": [], "policies": {}},
         "comparison.sources is missing, expected a list ([] for none); beside",
     ),
-    "evaluate.judges": (["physics", "jugde"], "evaluate.judges: 'jugde' is unknown; known are clip, flickering"),
+    "evaluate.judges": ([], "evaluate.judges is empty, so nothing would be measured"),
+    "audit.sources": (["jugde"], "audit.sources: 'jugde' is unknown"),
+    "evaluate.judges ": (["physics", "jugde"], "evaluate.judges: 'jugde' is unknown; known are judge, second"),
     "evaluate.best_of": (
         {"judge": "flow", "n": 2},
-        "evaluate.best_of.judge is 'flow', expected one of evaluate.judges",
+        "evaluate: best_of.judge is 'flow', expected one of evaluate.judges",
     ),
     "select.generate.prompts": (0, "select.generate.prompts is 0, expected greater than or equal to 1"),
     "prompts.path": ("configs/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
@@ -117,7 +121,7 @@ WRONG = {
 def test_a_wrong_value_is_named_before_anything_is_computed(project):
     for key, (value, message) in WRONG.items():
         params = default_params()
-        *sections, last = key.split(".")
+        *sections, last = key.strip().split(".")
         inner = params
         for name in sections:
             inner = inner[name]
@@ -131,7 +135,7 @@ def test_a_wrong_value_is_named_before_anything_is_computed(project):
 def test_rounds_without_a_prompt_of_their_split_are_refused(project):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     rows = (ROOT / "configs/prompt_sets/tabletop.csv").read_text().splitlines()
-    Path("only_test.csv").write_text("\n".join(row for row in rows if not row.endswith(",train")) + "\n")
+    Path("only_test.csv").write_text("\n".join(row for row in rows if ",train," not in row) + "\n")
     params["prompts"]["path"] = "only_test.csv"
     project(params)
     with pytest.raises(ParamsError, match=r"generate: no prompts in split 'train' among 18 of only_test.csv"):
@@ -143,8 +147,10 @@ def test_what_is_no_error_and_probably_not_meant_is_a_note(project):
     params["policies"]["rwr3"] = {"start": "base", "round": "r1", "objective": "rwr"}
     params["evaluate"]["policies"].remove("rwr1")  # round r2 samples from it
     params["label"]["batch_size"] = 50
+    params["lable"], params["train"]["ppo"] = {}, {}
     project(params)
-    unused, uneven = check_params().notes
+    *unread, unused, uneven = check_params().notes
+    assert unread == ["nothing reads the section lable", "nothing reads the section train.ppo"]
     assert unused == "rwr3 is trained, but it is not in evaluate.policies and nothing else uses it"
     assert "label.batch_size is 50, no multiple of feedback.sources.judge.batch_size (32)" in uneven
 
