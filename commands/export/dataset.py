@@ -32,13 +32,13 @@ from data.labels import LabelSet, open_labels, read_samples
 from data.manifest import FORMAT, MANIFEST, StoreError, read_manifest, sha256_of
 from data.records import Label, Pair, Sample, Verdict, Weighted, read_rows, schema
 from data.store import METADATA
+from inspection.view import TABLES
 from report.text import aligned
-from rl.tables import FILES as TABLES
-from rl.tables import KIND as ROWS
 
 KIND = "export"
+ROWS = "dataset"  # rl.tables.KIND; importing it takes as long as torch
 MERGED = ("label", "p_accept", "score", "reason")  # columns of Label that stand beside the clip
-NAMES = {Weighted: "weighted", Pair: "pairs"}  # of configurations and files
+NAMES: dict[type, str] = {Weighted: "weighted", Pair: "pairs"}  # of configurations and files
 BESIDE = ("rwr", "dpo")  # folders of datasets/ that are exported by default; sft has every clip with weight 1
 
 
@@ -137,15 +137,16 @@ def listing(parts: Sequence[Part]) -> str:
 def _read_rows(folder: Path, samples: Sequence[Sample], clips: Path) -> _Rows:
     """The rows in a folder of a round's datasets, sft, rwr or dpo."""
     facts = read_manifest(folder, ROWS, verify=True)["facts"]
-    found = [row_type for row_type, file in TABLES.items() if (folder / file).is_file()]
-    if not found:
-        raise StoreError(f"{folder}: no {' and no '.join(TABLES.values())}; name a folder such as datasets/dpo")
-    rows = read_rows(folder / TABLES[found[0]], found[0])
+    files = {name: row_type for name, row_type in TABLES.items() if row_type in NAMES}
+    file = next((name for name in files if (folder / name).is_file()), None)
+    if file is None:
+        raise StoreError(f"{folder}: no {' and no '.join(files)}; name a folder such as datasets/dpo")
+    rows: list[Any] = read_rows(folder / file, files[file])
     known = {sample.sample_id for sample in samples}
     used = {getattr(row, name) for row in rows for name in ("sample_id", "chosen", "rejected") if hasattr(row, name)}
     if foreign := sorted(used - known):
         raise ValueError(f"{folder}: {len(foreign)} clips, such as {foreign[0]}, are not in {clips}")
-    return _Rows(NAMES[found[0]], {"folder": folder.name, **facts}, rows)
+    return _Rows(NAMES[files[file]], {"folder": folder.name, **facts}, rows)
 
 
 def _named(tables: Sequence[_Rows]) -> list[_Rows]:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from commands.export import main
 from commands.export import folder as export_folder
+from commands.export import main
 from commands.export.dataset import Part, Sources, gather
 from commands.export.hub import MOST_FILES, check_count
 from data.manifest import StoreError, read_manifest, write_manifest
