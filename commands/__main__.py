@@ -17,7 +17,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "show": "Print the result table and the path of the report.",
     "online": "Train for one prompt on a judge's differentiated answers.",
     "rewrite": "Rewrite a prompt set with a language model.",
-    "export": "Push clips and labels to the Hugging Face Hub, or write a folder for VBench.",
+    "export": "Write clips, labels and pairs as a dataset, or push it to the Hugging Face Hub.",
     "distribution": "Measure FVD, FID and IS.",
 }
 
