@@ -61,7 +61,7 @@ def _models(methods: Mapping[str, Any]) -> ResultTable:
     generator = methods["generator"]
     rows = [_row("generator", {"model": generator.get("path"), "version": _short(generator.get("fingerprint"))})]
     for source, judge in methods["judges"].items():
-        versions = [_short(version) for version in judge["model_versions"]]
+        versions = [_short(version) for version in judge["model_versions"] or []]
         asked = {"rubric": judge["rubric"], "hash of the rubric": judge["rubric_hash"], "votes": judge["votes"]}
         rows.append(_row(f"judge {source}", {"model": judge["model"], "version": versions, **asked}))
     return ResultTable("Models and rubrics", "", ["model", "version", "rubric", "hash of the rubric", "votes"], rows)

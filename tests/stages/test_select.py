@@ -287,7 +287,8 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     selected, source = Path("runs/policies/rwr1-selected"), Path("runs/policies/rwr1/checkpoints/step-000004")
     assert sorted(path.name for path in selected.iterdir()) == ["manifest.json", "policy.json", LORA_FILE]
     assert (selected / LORA_FILE).read_bytes() == (source / LORA_FILE).read_bytes()
-    assert json.loads((selected / "policy.json").read_text())["step"] == 4
+    facts, of_source = (json.loads((folder / "policy.json").read_text()) for folder in (selected, source.parents[1]))
+    assert facts["step"] == 4 and facts["made_with"] == of_source["made_with"]
     assert read_manifest(selected, "policy", verify=True)["facts"] == {"selected_from": "rwr1", "steps": 4}
     apply_policy(load_generator("wan", tiny_wan, max_prompt_tokens=8), selected)
     run("rwr", tiny_wan, write_clip_set(tmp_path / "clips"), selected, tmp_path / "next", steps=1, checkpoint_every=1)
