@@ -47,7 +47,7 @@ def stage_command(function: Callable[..., None]) -> click.Command:
         try:
             function(**options)
         except KeyboardInterrupt as error:
-            click.echo(f"\n{error or 'Interrupted.'}", err=True)  # click would print "Aborted!"
+            click.echo(f"\n{str(error) or 'Interrupted.'}", err=True)  # click would print "Aborted!"
             raise click.exceptions.Exit(INTERRUPTED) from error
         except (*TOLD, OSError) as error:
             if not isinstance(error, OSError) and not _raised_by_us(error):

@@ -12,6 +12,7 @@ JUDGE = ("model", "model_versions", "rubric", "rubric_hash", "votes")  # of a la
 ORIGIN = ("objective", "start", "round", "source", "reward", "rows", "judge_versions")  # of policy.json, beside config
 NO_RESULT = ("gradient_accumulation", "gradient_checkpointing", "checkpoint_every", "log_every")  # of config
 SHORT = 12  # characters of a hash or commit in a table
+FEW = 6  # names of changed files in a table
 
 
 def read_methods(
@@ -70,9 +71,8 @@ def _models(methods: Mapping[str, Any]) -> ResultTable:
 def _settings(policies: Mapping[str, Any]) -> ResultTable:
     """A row for each setting that a policy has, a column for each policy."""
     columns = {
-        name: {
-            key: value for key, value in (one | one["config"]).items() if key not in (*NO_RESULT, "config", "made_with")
-        }
+        name: {key: one.get(key) for key in ORIGIN}
+        | {key: value for key, value in one["config"].items() if key not in NO_RESULT}
         for name, one in policies.items()
     }
     return _by_column("How each policy was trained", "setting", columns)
@@ -139,4 +139,8 @@ def _short(digest: str | None) -> str | None:
 
 
 def _changed(paths: Sequence[str] | None) -> str | None:
-    return None if paths is None else ", ".join(paths) or "none"
+    """The first files of a list, and how many more there are."""
+    if paths is None:
+        return None
+    more = [f"{len(paths) - FEW} more"] if len(paths) > FEW else []
+    return ", ".join([*paths[:FEW], *more]) or "none"
