@@ -22,13 +22,15 @@ def main(out: Path, inputs: Path) -> None:
     from data.manifest import write_manifest
     from generators.core.identity import identify
     from pipeline.check import check_params
+    from pipeline.graph import needed_sources
     from pipeline.inputs import write_inputs
 
     check_params()
     generator = section("generator", GeneratorConfig)
     for folder in (out, inputs):
         shutil.rmtree(folder, ignore_errors=True)
-    write_inputs(load_params(), inputs)
+    params = load_params()
+    write_inputs(params, inputs, needed_sources(params))
     out.mkdir(parents=True)
     found = identify(generator.family, generator.path, generator.revision)
     (out / "policy.json").write_text(json.dumps(found, indent=1) + "\n")
