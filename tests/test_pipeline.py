@@ -253,6 +253,25 @@ def test_dvc_can_restore_every_run_since_what_is_not_cached_is_a_metric():
             ), name
 
 
+SAMPLING, LABELLING = (
+    {"generate", "generate-select", "eval-generate"},
+    {"label", "label-compare", "label-select", "eval-label"},
+)
+READERS = {
+    "generator.json": SAMPLING | {"train", "train-compare", "online"},
+    "prompts.json": SAMPLING | {"audit", "online", "extend"},
+    "references.json": {"audit", "online"},
+    "sources/": LABELLING | {"audit", "online"},
+    "online/": {"online"},
+}
+
+
+def test_what_params_name_is_an_input_of_the_stages_that_read_it_and_of_no_others():
+    for entry, readers in READERS.items():
+        deps = {name: stage.get("deps", []) for name, stage in STAGES.items()}
+        assert {name for name in deps if any(f"runs/inputs/{entry}" in dep for dep in deps[name])} == readers, entry
+
+
 MODELS = ("generator", "judge", "second_judge", "clip")
 
 
@@ -410,4 +429,5 @@ DEPEND_ON_THE_JUDGE = {
 def test_swapping_the_judge_runs_what_depends_on_it_and_swapping_back_runs_nothing(swapping):
     assert swapping("physics") == DEPEND_ON_THE_JUDGE  # not r1's clips, nor sft1 and its evaluation
     # Nothing runs twice, and an edit of a source that is not used runs nothing.
-    assert swapping("judge", physics={"kind": "physics", "threshold": 1}) == set()
+    people = default_params()["feedback"]["sources"]["people"]
+    assert swapping("judge", people=people | {"raters": ["me", "you"]}) == set()
