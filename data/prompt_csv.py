@@ -20,7 +20,7 @@ MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32"
 KINDS = {b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)", b"%PDF": "a PDF", b"\x1f\x8b": "a gzip archive"}
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row that is not empty."""
 
     number: int  # as a spreadsheet counts; the header is row 1
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 class Table(NamedTuple):
     """All rows of a file, and what in its header may be a mistake, a sentence each."""
 
-    rows: list[Row]
+    rows: list[TableRow]
     remarks: list[str]
 
 
@@ -45,7 +45,11 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> 
     known = [_known(name, (*required, *optional)) for name in header]
     _check_header(path, header, known, required, optional)
     return Table(
-        [Row(number, _cells(path, number, row, known, required)) for number, row in rows if any(map(str.strip, row))],
+        [
+            TableRow(number, _cells(path, number, row, known, required))
+            for number, row in rows
+            if any(map(str.strip, row))
+        ],
         _near_misses(known, required, optional),
     )
 

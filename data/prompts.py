@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.prompt_csv import Row, read_table, write_table
+from data.prompt_csv import TableRow, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _check_row(where: str, cells: Mapping[str, str]) -> None:
         raise ValueError(f"{where}: split {cells['split']!r}; wanted {' or '.join(SPLITS)}")
 
 
-def _prompt(path: Path, row: Row) -> Prompt:
+def _prompt(path: Path, row: TableRow) -> Prompt:
     cells = row.cells
     image, reference = (str(path.parent / cells[name]) if cells.get(name) else None for name in OPTIONAL)
     others = tuple((name, cell) for name, cell in cells.items() if name not in REQUIRED + OPTIONAL)

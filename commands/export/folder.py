@@ -14,7 +14,7 @@ from data.manifest import MANIFEST
 from report.playable import link
 
 
-class Written(NamedTuple):
+class ExportedFolder(NamedTuple):
     """How the clips came into the folder."""
 
     linked: int  # as hard links
@@ -45,7 +45,7 @@ def check_folder(out: Path, facts: dict[str, Any]) -> None:
         )
 
 
-def write_folder(parts: Sequence[Part], out: Path) -> Written:
+def write_folder(parts: Sequence[Part], out: Path) -> ExportedFolder:
     """Write the files as the folder `out`, in place of an earlier export. Clips are hard links where that is possible.
 
     A kill leaves `out` as it was, absent, or whole.
@@ -69,10 +69,10 @@ def write_folder(parts: Sequence[Part], out: Path) -> Written:
             out.rename(replaced)
         work.rename(out)
     shutil.rmtree(replaced, ignore_errors=True)
-    return Written(linked, copied)
+    return ExportedFolder(linked, copied)
 
 
-def in_words(written: Written, out: Path, clips: Path) -> str:
+def in_words(written: ExportedFolder, out: Path, clips: Path) -> str:
     """What was written, and what hard links mean."""
     if written.copied:
         return f"written: {out}; {written.copied} clips were copied, for it is not on the file system of {clips}"

@@ -263,9 +263,11 @@ def _made_with(work: Path, done: int, device: torch.device) -> list[dict[str, An
         return [{"from_step": 0, **now}]
     before = state.steps_made_with(work)
     differing = provenance.differences(before[-1], now)
-    told = provenance.in_words(before[-1], {part: facts for part, facts in differing.items() if part != "code"})
-    if told and devices.rank() == 0:
-        logger.warning("resumed after step %d, other than the steps before: %s; the policy may differ", done, told)
+    difference = provenance.in_words(before[-1], {part: facts for part, facts in differing.items() if part != "code"})
+    if difference and devices.rank() == 0:
+        logger.warning(
+            "resumed after step %d, other than the steps before: %s; the policy may differ", done, difference
+        )
     return [*before, {"from_step": done, **now}] if differing else before
 
 
