@@ -1,14 +1,13 @@
 """Which answers and verdicts are kept, by source, and the removal of some."""
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import click
 
+from feedback.core.verdicts import OFF, VARIABLE, Chosen, VerdictFile, verdicts_path
+from feedback.network.ledger import PEOPLE, Account, Ledger, ledger_path
 from pipeline.command import stage_command
-
-if TYPE_CHECKING:
-    from feedback.core.verdicts import Chosen
 
 MEGABYTE = 1e6
 PAID = ("source", "asked", "answers", "dollars", "MB", "first", "last")
@@ -46,40 +45,20 @@ def main(prune: bool, source: str | None, days: float | None, keep: float | None
             "--prune wants --source, --older-than, --keep-mb or --paid; --older-than 0 is everything"
         )
     else:
-        from feedback.core.verdicts import Chosen
-
         before = None if days is None else datetime.now(UTC) - timedelta(days=days)
         _prune_verdicts(Chosen(source, before, None if keep is None else int(keep * MEGABYTE)), yes)
 
 
 def _show() -> None:
     """Print both files."""
-    from feedback.core.verdicts import OFF, VARIABLE, VerdictFile, verdicts_path
-    from feedback.network.ledger import PEOPLE, Ledger, ledger_path
-
     path, kept = ledger_path(), verdicts_path()
     click.echo(f"Paid answers and ratings: {path}")
     if path.is_file():
         with Ledger(path) as ledger:
             accounts = ledger.accounts()
-        rows = [
-            (one.source, "ratings" if one.place == PEOPLE else one.place, f"{one.answers:,}", _dollars(one.dollars),
-             _mb(one.bytes), one.first[:10], one.last[:10])
-            for one in accounts
-        ]  # fmt: skip
-        _table(PAID, rows)
-        if rows:
-            doubts = (
-                f"; {unpriced:,} answers of unknown price"
-                if (unpriced := sum(one.unpriced for one in accounts))
-                else ""
-            )
-            lost = (
-                f"; {lost:,} calls may have been billed without an answer"
-                if (lost := sum(one.lost for one in accounts))
-                else ""
-            )
-            click.echo(f"  in all {_dollars(sum(one.dollars for one in accounts))}{doubts}{lost}")
+        _table(PAID, [_row(one) for one in accounts])
+        for line in _totals(accounts):
+            click.echo(f"  {line}")
     else:
         click.echo("  none yet")
     if kept is None:
@@ -98,9 +77,24 @@ def _show() -> None:
     _table(LOCAL, rows)
 
 
-def _prune_verdicts(chosen: "Chosen", yes: bool) -> None:
-    from feedback.core.verdicts import VARIABLE, VerdictFile, verdicts_path
+def _row(account: Account) -> tuple[str, ...]:
+    rated = account.place == PEOPLE
+    what, dollars = ("ratings", "-") if rated else (account.place, _dollars(account.dollars))
+    counted = f"{account.answers:,}", dollars, _mb(account.bytes)
+    return account.source, what, *counted, account.first[:10], account.last[:10]
 
+
+def _totals(accounts: Sequence[Account]) -> Iterator[str]:
+    """The dollars of all sources together, and what they leave out; nothing where nobody was paid."""
+    if paid := [one for one in accounts if one.place != PEOPLE]:
+        yield f"in all {_dollars(sum(one.dollars for one in paid))}"
+    if unpriced := sum(one.unpriced for one in paid):
+        yield f"answers of unknown price: {unpriced:,}"
+    if lost := sum(one.lost for one in paid):
+        yield f"calls that may have been billed without an answer: {lost:,}"
+
+
+def _prune_verdicts(chosen: Chosen, yes: bool) -> None:
     path = verdicts_path()
     if path is None:
         raise click.UsageError(f"{VARIABLE} is off; unset it to name the file")
@@ -118,8 +112,6 @@ def _prune_verdicts(chosen: "Chosen", yes: bool) -> None:
 
 
 def _prune_paid(source: str, yes: bool) -> None:
-    from feedback.network.ledger import PEOPLE, Ledger, ledger_path
-
     path = ledger_path()
     if not path.is_file():
         click.echo(f"{path}: there is none")

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from data.hashes import Hashes, named_path, remembered
+from data.hub import commit_in_cache, commit_on_hub
 from data.manifest import atomically
 from data.modules import module_files
 from data.prompts import load_prompts
@@ -113,16 +114,13 @@ def hub_commit(model: str, revision: str | None, ask: bool) -> str | None:
     ask: whether the hub is asked where the cache does not know it. So the first download, by a later stage, changes
         nothing that was recorded, and the labels are not made again.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    for local in (True, False) if ask else (True,):
-        try:
-            found = snapshot_download(model, revision=revision, allow_patterns=["config.json"], local_files_only=local)
-            return Path(found).name
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
-            continue
-    return None
+    found = commit_in_cache(model, revision)
+    try:
+        return commit_on_hub(model, revision) if found is None and ask else found
+    except (HFValidationError, HfHubHTTPError):  # `vfrl check` and the stage that loads it say what is wrong
+        return None
 
 
 def _code(name: str, table: Mapping[str, str], hashes: Hashes) -> dict[str, str]:
