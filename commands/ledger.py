@@ -1,5 +1,6 @@
 """Which answers and verdicts are kept, by source, and the removal of some."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -132,12 +133,12 @@ def _prune_paid(source: str, yes: bool) -> None:
 
 def _agreed() -> bool:
     """Whether the person at the terminal agrees; without a terminal, an error asks for --yes."""
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise click.UsageError("nothing was removed; give --yes to remove it without being asked")
     return click.confirm("Remove them?")
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     if not rows:
         click.echo("  none yet")
         return

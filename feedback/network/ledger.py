@@ -254,7 +254,7 @@ class Ledger:
         """
         with self._errors_named():
             rows = [*self._db.execute(calls), *self._db.execute(ratings, (PEOPLE,))]
-        return sorted(Account(*row[:6], int(row[6]), *row[7:]) for row in rows)
+        return sorted(Account._make(row)._replace(bytes=int(row[6])) for row in rows)
 
     def forget(self, source: str) -> int:
         """Remove the answers to a source's calls. Returns their number; what they cost still counts.
