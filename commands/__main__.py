@@ -13,6 +13,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "plan": "List what dvc repro would run, and whether sampling is among it.",
     "doctor": "List what works on this machine, and why the rest does not.",
     "preset": "Lay a preset over params.yaml.",
+    "prompts": "Make a prompt set of a published benchmark's files.",
     "judge": "Estimate the cost of a source, or print its answers about a few clips.",
     "ledger": "Show which answers and verdicts are kept, and remove some.",
     "rate": "Serve the page on which people rate clips.",

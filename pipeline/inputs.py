@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from data.hashes import Hashes, named_path, remembered
-from data.hub import commit_in_cache, commit_on_hub
+from data.content.hashes import Hashes, named_path, remembered
+from data.content.hub import commit_in_cache, commit_on_hub
+from data.content.modules import module_files
 from data.manifest import atomically
-from data.modules import module_files
 from data.prompts import load_prompts
 from feedback.core.kinds import KINDS, read_block, resolve
 from feedback.questions import WRITERS, is_source

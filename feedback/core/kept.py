@@ -24,9 +24,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.hashes import Hashes, named_path
+from data.content.hashes import Hashes, named_path
+from data.content.modules import installed_versions, module_files
 from data.manifest import sha256_of
-from data.modules import installed_versions, module_files
 from data.records import Verdict
 from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, verdicts_on
 from feedback.core.verdicts import Judge, Unusable, VerdictFile, verdicts_path

@@ -150,7 +150,7 @@ class VerdictFile:
         return removed
 
     def hashes(self) -> dict[str, list[Any]]:
-        """Content hashes of files that judges read, as data.hashes.Hashes takes them."""
+        """Content hashes of files that judges read, as data.content.hashes.Hashes takes them."""
         with self._errors_named():
             return {path: known for path, *known in self._db.execute("SELECT path, size, changed, sha256 FROM files")}
 

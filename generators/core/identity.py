@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from data.hub import commit_in_cache, commit_on_hub
+from data.content.hub import commit_in_cache, commit_on_hub
 from data.manifest import sha256_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.modules import module_files
+from data.content.modules import module_files
 from pipeline.inputs import LISTED, hub_commit, write_inputs
 from tests.support.defaults import default_params
 

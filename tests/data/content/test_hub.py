@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import RevisionNotFoundError
 
-from data.hub import commit_in_cache, commit_on_hub
+from data.content.hub import commit_in_cache, commit_on_hub
 from generators.core.identity import identify
 from tests.support.fake_hub import giving_models, silent_hub
 from tests.support.judges import build_judge
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ONE, TWO = "1" * 40, "2" * 40
 
 
@@ -48,7 +48,7 @@ def test_a_branch_stands_for_the_commit_that_the_hub_has_now(hub):
 
 
 def test_a_hub_that_cannot_be_reached_is_given_up_in_seconds(monkeypatch, tmp_path):
-    monkeypatch.setattr("data.hub.PATIENCE", 0.5)
+    monkeypatch.setattr("data.content.hub.PATIENCE", 0.5)
     with silent_hub() as silent:
         for url in (silent, "http://127.0.0.1:9"):
             reach(url, monkeypatch, tmp_path)
