@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 MARK = "keeping"  # attribute of a source whose verdicts are kept: a Keeping
 AGAIN = (UNREADABLE_CLIP, FAILED, UNRATED)  # beginnings of errors that the next run may not meet
-PACE = ("batch_size",)  # options that change no answer, but for its last digits
+PACE = ("batch_size", "cache")  # options that change no answer, but for its last digits
 WIRING = ("feedback.core.kinds",)  # makes sources of blocks, and decides no answer
 TOGETHER, SECONDS = 64, 2.0  # verdicts are committed so many together, or after so many seconds
 PLACE = ("sample_id", "policy", "seed", "file_name")  # columns that say where a clip comes from, not what it shows
