@@ -29,7 +29,7 @@ from data.content.modules import installed_versions, module_files
 from data.manifest import sha256_of
 from data.records import Verdict
 from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, verdicts_on
-from feedback.core.verdicts import Judge, Unusable, VerdictFile, verdicts_path
+from feedback.core.verdicts import Origin, Unusable, VerdictFile, verdicts_path
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +98,13 @@ class _Asking:
 
     def __init__(self, source: Source, keeping: Keeping, file: VerdictFile, requests: Mapping[str, Request]) -> None:
         self.source, self.keeping, self.file, self.requests = source, keeping, file, requests
-        self.judge = _judge(source, keeping)
+        self.origin = _origin(source, keeping)
         self.clips = {sample: key for sample, request in requests.items() if (key := _clip(request))}
         self.keeps = True  # False from when the file cannot be written
 
     def verdicts(self) -> Generator[tuple[str, Sequence[Verdict]], None, None]:
         """By clip: those that are kept, then those that the source gives."""
-        found = self.file.of(self.judge, self.clips.values())
+        found = self.file.of(self.origin, self.clips.values())
         kept = {sample: found[clip] for sample, clip in self.clips.items() if clip in found}
         if kept:
             what = "%s: %d of %d clips were judged before, and their verdicts are in %s"
@@ -135,7 +135,7 @@ class _Asking:
                 texts.setdefault(self.clips[sample], _text(rows))
         if texts and self.keeps:
             try:
-                texts = self.file.keep(self.judge, texts)
+                texts = self.file.keep(self.origin, texts)
             except Unusable as error:
                 self.keeps = False
                 logger.warning("%s: verdicts are not kept from here on: %s", self.source.name, error)
@@ -161,10 +161,10 @@ def _opened() -> VerdictFile | None:
         return None
 
 
-def _judge(source: Source, keeping: Keeping) -> Judge:
+def _origin(source: Source, keeping: Keeping) -> Origin:
     rubric, version = source.rubric, source.model_version
     key = _hash({"rubric": rubric.hash, "version": version, **keeping.decides})
-    return Judge(key, source.name, keeping.kind, source.model, version, f"{rubric.name} {rubric.hash}")
+    return Origin(key, source.name, keeping.kind, source.model, version, f"{rubric.name} {rubric.hash}")
 
 
 def _clip(request: Request) -> str | None:

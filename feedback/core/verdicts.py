@@ -42,7 +42,7 @@ class Unusable(StoreError):
     """The file cannot be written here: no permission, a full disk, a lock that is held too long."""
 
 
-class Judge(NamedTuple):
+class Origin(NamedTuple):
     """A source with all that its answers depend on beside the clip."""
 
     key: str  # a hash of all that
@@ -108,21 +108,21 @@ class VerdictFile:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def of(self, judge: Judge, clips: Iterable[str]) -> dict[str, str]:
+    def of(self, origin: Origin, clips: Iterable[str]) -> dict[str, str]:
         """The texts that are kept of a judge, by clip, among these clips."""
         query = "SELECT text FROM verdicts JOIN judges ON id = judge WHERE key = ? AND clip = ?"
         with self._errors_named():
-            rows = ((clip, self._db.execute(query, (judge.key, clip)).fetchone()) for clip in clips)
+            rows = ((clip, self._db.execute(query, (origin.key, clip)).fetchone()) for clip in clips)
             return {clip: row[0] for clip, row in rows if row}
 
-    def keep(self, judge: Judge, texts: Mapping[str, str]) -> dict[str, str]:
+    def keep(self, origin: Origin, texts: Mapping[str, str]) -> dict[str, str]:
         """The texts that are kept from now on, by clip: these, or what another process kept of a clip before."""
         with self._transaction():
             query = "INSERT OR IGNORE INTO judges (key, name, kind, model, version, rubric) VALUES (?, ?, ?, ?, ?, ?)"
-            self._db.execute(query, judge)
+            self._db.execute(query, origin)
             query = "INSERT OR IGNORE INTO verdicts SELECT id, ?, ?, ? FROM judges WHERE key = ?"
-            self._db.executemany(query, [(clip, text, _now(), judge.key) for clip, text in texts.items()])
-            return self.of(judge, texts)
+            self._db.executemany(query, [(clip, text, _now(), origin.key) for clip, text in texts.items()])
+            return self.of(origin, texts)
 
     def kept(self) -> list[Kept]:
         """How much is kept of each judge."""

@@ -31,7 +31,7 @@ from commands.rate.server import Ratings, gather
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
 from feedback.core.rubric import load_rubric
-from feedback.core.verdicts import Judge, VerdictFile
+from feedback.core.verdicts import Origin, VerdictFile
 from feedback.network.ledger import Ledger
 from generators.core.rollout import VideoSize
 from pipeline.check import check_params
@@ -254,7 +254,7 @@ def test_verdicts_of_this_machine_are_counted_and_never_broken(tmp_path):
     assert verdicts(None).state == NOTE
     assert verdicts(path) == (OK, "verdicts", f"{path}: none yet; it is made when a judge of this machine is loaded")
     with VerdictFile(path) as file:
-        file.keep(Judge("1", "judge", "qwen", "m", None, "r"), {"a": "[]"})
+        file.keep(Origin("1", "judge", "qwen", "m", None, "r"), {"a": "[]"})
     assert verdicts(path) == (OK, "verdicts", f"{path}: 1 clips, writable")
     path.write_text("Dear diary, " * 100)
     assert verdicts(path).state == NOTE and "file is not a database" in verdicts(path).detail

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import commands.ledger
-from feedback.core.verdicts import Judge, VerdictFile
+from feedback.core.verdicts import Origin, VerdictFile
 from feedback.network.ledger import Ledger, request_key
 
 
@@ -24,8 +24,8 @@ def files(tmp_path, monkeypatch) -> Path:
         rating = {"place": "human", "rater": "anna"}
         ledger.write(request_key(rating), rating, "{}")
     with VerdictFile(tmp_path / "verdicts.sqlite") as file:
-        file.keep(Judge("1", "judge", "qwen", "models/judge", "abc", "review 123"), {"a": "[]", "b": "[]"})
-        file.keep(Judge("2", "flow", "optical_flow", "DIS", None, "metric 456"), {"a": "[]"})
+        file.keep(Origin("1", "judge", "qwen", "models/judge", "abc", "review 123"), {"a": "[]", "b": "[]"})
+        file.keep(Origin("2", "flow", "optical_flow", "DIS", None, "metric 456"), {"a": "[]"})
     return tmp_path
 
 
