@@ -131,7 +131,7 @@ class _Asking:
         """Keep verdicts. Returns what is kept of these clips, or the verdicts themselves where they are not kept."""
         texts = dict[str, str]()
         for sample, rows in waiting.items():
-            if sample in self.clips and not any((row.error or "").startswith(AGAIN) for row in rows):
+            if sample in self.clips and self._is_final(sample, rows):
                 texts.setdefault(self.clips[sample], _text(rows))
         if texts and self.keeps:
             try:
@@ -142,12 +142,23 @@ class _Asking:
         kept = {sample: text for sample in waiting if (text := texts.get(self.clips.get(sample, "")))}
         return {sample: self._read(sample, kept[sample]) if sample in kept else waiting[sample] for sample in waiting}
 
+    def _is_final(self, sample: str, rows: Sequence[Verdict]) -> bool:
+        """Whether these are verdicts that the next run would get too; False for those that the caller will refuse."""
+        votes, own = self.requests[sample].votes, self._own(sample)
+        asked = {(question.name, vote) for question in self.source.rubric.questions for vote in range(votes)}
+        complete = len(rows) == len(asked) and {(row.question, row.vote) for row in rows} == asked
+        theirs = all(getattr(row, name) == value for row in rows for name, value in own.items())
+        return complete and theirs and not any((row.error or "").startswith(AGAIN) for row in rows)
+
     def _read(self, sample: str, text: str) -> list[Verdict]:
         """Verdicts on a clip from their text."""
-        source = self.source
-        own = {"sample_id": sample, "source": source.name, "model": source.model, "rubric_hash": source.rubric.hash}
         empty = {field.name: None for field in fields(Verdict)}
-        return [Verdict(**(empty | row | own)) for row in json.loads(text)]
+        return [Verdict(**(empty | row | self._own(sample))) for row in json.loads(text)]
+
+    def _own(self, sample: str) -> dict[str, str]:
+        """The fields that the source and the clip fill in."""
+        source = self.source
+        return dict(zip(OWN, (sample, source.name, source.model, source.rubric.hash), strict=True))
 
 
 def _opened() -> VerdictFile | None:

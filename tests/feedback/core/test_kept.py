@@ -348,6 +348,21 @@ def test_what_was_judged_before_an_error_of_the_source_is_kept(clips):
     assert judged(clips) == ["clip3", "clip4", "clip5"]
 
 
+def test_verdicts_that_the_caller_refuses_are_not_kept(clips, path):
+    wrong = {
+        "another rubric": lambda rows: [replace(row, rubric_hash="0") for row in rows],
+        "a vote too many": lambda rows: [*rows, replace(rows[0], vote=1)],
+        "another question": lambda rows: [replace(row, question="loud") for row in rows],
+    }
+    for what, change in wrong.items():
+        source = make_source("mine", block())
+        inner = source.judge
+        source.judge = lambda requests, inner=inner, change=change: map(change, inner(requests))
+        with pytest.raises(ValueError, match="clip0"):
+            look_at(clips, source, CLIPS)
+        assert kept_clips(path) == 0, what
+
+
 def test_a_file_that_cannot_be_used_is_an_error_that_says_what_to_do(clips, path):
     def newer():
         with sqlite3.connect(path) as db:
