@@ -65,12 +65,12 @@ def test_where_nothing_is_kept_it_says_so_and_makes_no_file(files, monkeypatch):
 
 
 def test_pruning_verdicts_never_removes_an_answer_or_a_rating(files):
-    before = (files / "ledger.sqlite").read_bytes()
+    before = run().partition("Verdicts of this machine")[0]
     assert "2 clips" in run("--prune", "--source", "judge", "--yes")
     assert lines_with("qwen") == [] and lines_with("optical_flow")
     run("--prune", "--older-than", "0", "--keep-mb", "0", "--yes")
     assert lines_with("optical_flow") == []
-    assert (files / "ledger.sqlite").read_bytes() == before
+    assert run().partition("Verdicts of this machine")[0] == before
 
 
 def test_paid_answers_go_by_name_alone_and_their_dollars_stay(files):
