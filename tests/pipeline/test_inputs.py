@@ -139,6 +139,11 @@ def test_a_members_block_counts_and_a_writers_price_does_not(params):
     }
 
 
+def test_a_text_that_is_too_long_for_a_name_is_no_path(params):
+    params["feedback"]["sources"]["gpt"]["parameters"] = {"instructions": "Look closely. " * 30}
+    assert "Look closely" in entries(params)["sources/gpt.json"]
+
+
 def test_a_path_of_the_working_folder_is_recorded_as_relative(params):
     params["generator"]["path"] = str(Path("lab/model").resolve())
     assert list(json.loads(entries(params)["generator.json"])["files"]) == ["lab/model"]

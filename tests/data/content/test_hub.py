@@ -12,6 +12,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 
 from data.content.hub import commit_in_cache, commit_on_hub
 from generators.core.identity import identify
+from pipeline.inputs import hub_commit
 from tests.support.fake_hub import giving_models, silent_hub
 from tests.support.judges import build_judge
 
@@ -54,6 +55,7 @@ def test_a_hub_that_cannot_be_reached_is_given_up_in_seconds(monkeypatch, tmp_pa
             reach(url, monkeypatch, tmp_path)
             started = time.monotonic()
             assert commit_on_hub("some/judge", None) is None
+            assert hub_commit("some/judge", None, ask=True) is None  # as stage base asks
             with pytest.raises(ValueError, match="some/judge .*: the hub cannot be reached from here"):
                 identify("wan", "some/judge", None)
             assert time.monotonic() - started < 5, url
