@@ -1,6 +1,7 @@
 """The console script `vfrl`, also `python -m commands`: a table of commands, each imported when it is called."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,14 @@ def main() -> None:
 
 
 def script() -> None:
-    """Run from the console script. As under `python -m`, code in the working folder can be imported."""
+    """Run from the console script. As under `python -m`, code in the working folder can be imported.
+
+    In another clone than the one that is installed, that clone's code runs, all of it: a worktree may share an
+    environment.
+    """
+    here = Path.cwd() / "commands/__main__.py"
+    if here.is_file() and not here.samefile(__file__):
+        os.execv(sys.executable, [sys.executable, "-m", "commands", *sys.argv[1:]])
     sys.path.insert(0, str(Path.cwd()))
     main(prog_name="vfrl")
 

@@ -13,7 +13,9 @@ class _FolderOrDiff(click.Group):
     """A group that runs `show` where the first word is no command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+        if args and args[0] in ctx.help_option_names:
+            args = ["show", *args]  # whose options people mean; `diff` is named in its text
+        elif args and args[0] not in self.commands:
             args = ["show", *args]
         return super().parse_args(ctx, args)
 

@@ -1,5 +1,6 @@
 """List what `dvc repro` would run, without running anything."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,10 +33,17 @@ def main() -> None:
 
     `dvc repro --dry` ends with an error at the first stage whose inputs do not exist yet; this does not.
     """
+    from dvc.lock import LockError
+
     from pipeline.check import check_params
 
     check_params(with_generator=False)
-    found = list(plan())
+    try:
+        found = list(plan())
+    except LockError as error:
+        raise click.ClickException(
+            "DVC is busy in this repository or its experiments; ask again when it is done"
+        ) from error
     width = max((len(one.stage) for one in found), default=0)
     for one in found:
         click.echo(f"{one.state:<{len(RESTORED)}}  {one.stage:<{width}}  {one.why}")
@@ -49,6 +57,7 @@ def plan() -> Iterator[Planned]:
     from dvc.repo.reproduce import plan_repro
 
     stale = set(stale_inputs())
+    logging.getLogger("dvc").setLevel("WARNING")  # it says "checking out outputs", which a dry run does not
     with Repo() as repo, repo.lock:
         graph, touched = repo.index.graph, set[Any]()
         for stage in plan_repro(graph):
@@ -103,15 +112,19 @@ def _changes(stage: "Stage") -> Iterator[str]:
             for path, state in entries.items():
                 inner = state if isinstance(state, dict) else {path: state}
                 prefix = "" if what == "changed deps" else "output "
-                yield from (f"{prefix}{key} {found}" for key, found in inner.items())
+                there = {key: "not there yet" if found == "deleted" else found for key, found in inner.items()}
+                yield from (f"{prefix}{key} {found}" for key, found in there.items())
 
 
 def _is_kept(stage: "Stage") -> bool:
     """Whether DVC has run this stage with these params, inputs and code, and still has what it wrote."""
     from dvc.stage.cache import RunCacheNotFoundError
+    from dvc_data.hashfile.hash_info import HashInfo
 
     try:
         stage.save_deps()
+        for out in stage.outs:  # else DVC takes what dvc.lock has of them for outputs of the inputs saved just now
+            out.hash_info = HashInfo()
         stage.repo.stage_cache.restore(stage, dry=True)
     except (RunCacheNotFoundError, FileNotFoundError):
         return False

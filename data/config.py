@@ -9,6 +9,7 @@ A class may check its values together in __post_init__ and raise ValueError.
 """
 
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 STRICT = ConfigDict(extra="forbid", strict=True)  # no unknown key; no "1" for 1, no True for 1, no 1.0 for 1
 
@@ -25,6 +26,15 @@ WholeNotNegative = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
+
+
+def _web_address(value: str) -> str:
+    if not re.match(r"https?://[^/\s]", value):
+        raise ValueError(f"{value!r} is no address, expected one that begins with http:// or https://")
+    return value
+
+
+Url = Annotated[str, AfterValidator(_web_address)]
 
 T = TypeVar("T")
 

@@ -112,6 +112,10 @@ def finished(folder: Path) -> Finished:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return Finished(document["kind"], document["facts"])
     except (OSError, ValueError, KeyError, TypeError):
+        if folder.is_file():
+            raise StoreError(f"{folder} is a file; name the folder that holds it") from None
+        if inner := sorted(str(path.parent) for path in folder.glob(f"*/**/{MANIFEST}")):
+            raise StoreError(f"{folder} is no result itself; within it there are {', '.join(inner[:12])}") from None
         read_manifest(folder, "labels")  # raises with the reason
         raise
 

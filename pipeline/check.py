@@ -26,7 +26,15 @@ from pipeline.configs import (
     build_config,
     train_config,
 )
-from pipeline.graph import SHAPES, check_shapes, needed_sources, trained_policies, unused_policies, validate_graph
+from pipeline.graph import (
+    SHAPES,
+    check_shapes,
+    needed_sources,
+    trained_policies,
+    unused_policies,
+    unused_rounds,
+    validate_graph,
+)
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
@@ -86,6 +94,7 @@ def check_params(with_generator: bool = True) -> Checked:
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
     _check_splits(params, prompts)
     _check_sources(params, [prompt.prompt for prompt in prompts])
+    _check_rewards(params)
     for name in params["extend"]:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
     _check_online(params)
@@ -95,12 +104,16 @@ def check_params(with_generator: bool = True) -> Checked:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
-    checkpoint, notes = None, [*advice(params), *_unread(params), *unused_policies(params), *_uneven_batches(params)]
+    unused = [*unused_policies(params), *unused_rounds(params)]
+    notes = [*advice(params), *_unread(params), *unused, *_uneven_batches(params)]
+    checkpoint = None
     if with_generator:
         try:
             checkpoint = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
         except NotReachedError as error:
             notes.append(str(error))
+    if checkpoint:
+        _check_lora_targets(params, checkpoint)
     return Checked(params, prompts, checkpoint, notes)
 
 
@@ -120,6 +133,24 @@ def check_generator(generator: GeneratorConfig, video: VideoSize) -> Checkpoint 
         argument, _, problem = str(error).partition(": ")
         message = f"{ARGUMENTS[argument]}: {problem}" if argument in ARGUMENTS else str(error)
         raise (NotReachedError if isinstance(error, NotReachedError) else ValueError)(message) from error
+
+
+def _check_lora_targets(params: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """The endings of module names that a section trains are those of modules; of a hub id that is not known here."""
+    modules = checkpoint.modules("transformer")
+    for objective in {entry["objective"] for entry in trained_policies(params).values()} if modules else ():
+        config = train_config(OBJECTIVES[objective])
+        for target in () if config.full else config.lora_targets or ():
+            if not any(name == target or name.endswith(f".{target}") for name in modules):
+                raise ParamsError(
+                    f"train.{objective} (or train.common): lora_targets: {target!r} is the ending of no module of "
+                    f"{checkpoint.path}; such are {', '.join(sorted(_endings(modules))[:8])}"
+                )
+
+
+def _endings(modules: Sequence[str]) -> set[str]:
+    """The last two parts of each name, without numbers, such as attn1.to_q."""
+    return {".".join([part for part in name.split(".") if not part.isdigit()][-2:]) for name in modules}
 
 
 def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
@@ -222,6 +253,21 @@ def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
     needed, sources = needed_sources(params), params["feedback"]["sources"]
     for name in sources:
         _check_source(name, resolve(name, sources), prompts if name in needed else None)
+
+
+def _check_rewards(params: Mapping[str, Any]) -> None:
+    """A source that only measures trains by its score; else stage build would find no label, after all the clips."""
+    if not params["rounds"]:
+        return
+    named = {"feedback.source": [params["feedback"]["source"]], "comparison.sources": params["comparison"]["sources"]}
+    for key, names in named.items():
+        for name in names:
+            read = read_block(name, resolve(name, params["feedback"]["sources"]))
+            if not read.labels and (reward := build_config(name).reward) != "score":
+                raise ParamsError(
+                    f"{key}: {name} measures clips and labels none, but its reward is {reward}. Set "
+                    f"build.sources.{name}: {{reward: score, scale: …, shift: …, pairs: quantile}}, or its threshold"
+                )
 
 
 def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:

@@ -113,6 +113,14 @@ def unused_policies(params: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is trained, but it is not in evaluate.policies and nothing else uses it"
 
 
+def unused_rounds(params: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each round whose clips nothing is trained on."""
+    used = {entry["round"] for entry in trained_policies(params).values()} | set(params["comparison"]["rounds"])
+    for name in params["rounds"]:
+        if name not in used:
+            yield f"rounds.{name} is sampled and judged, but no policy is trained on it"
+
+
 def _all_policies(params: Mapping[str, Any]) -> list[str]:
     return [BASE, *trained_policies(params), *online_policies(params), *selected_policies(params)]
 

@@ -9,7 +9,11 @@ from data.manifest import read_manifest
 from report.table import UNKNOWN, Cell, ResultTable, Row
 
 JUDGE = ("model", "model_versions", "rubric", "rubric_hash", "votes")  # of a labels manifest
-ORIGIN = ("objective", "start", "round", "source", "reward", "rows", "judge_versions")  # of policy.json, beside config
+# Of policy.json, beside config. step: whose weights the policy has; of an online run it may be 0, the start.
+ORIGIN = (
+    "objective", "recipe", "start", "round", "source", "reward", "build", "rows", "judges", "held_out",
+    "judge_versions", "step", "stopped",
+)  # fmt: skip
 NO_RESULT = ("gradient_accumulation", "gradient_checkpointing", "checkpoint_every", "log_every")  # of config
 SHORT = 12  # characters of a hash or commit in a table
 FEW = 6  # names of changed files in a table
@@ -71,7 +75,8 @@ def _models(methods: Mapping[str, Any]) -> ResultTable:
 def _settings(policies: Mapping[str, Any]) -> ResultTable:
     """A row for each setting that a policy has, a column for each policy."""
     columns = {
-        name: {key: one.get(key) for key in ORIGIN}
+        name: {key: one.get(key) for key in ORIGIN if key != "build"}
+        | {f"build.{key}": value for key, value in (one.get("build") or {}).items()}
         | {key: value for key, value in one["config"].items() if key not in NO_RESULT}
         for name, one in policies.items()
     }

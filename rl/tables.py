@@ -37,17 +37,21 @@ def write_tables(
     composition: Mapping[str, Any],
     clips: Mapping[str, Any],
     labels: Mapping[str, Any],
+    weighting: Mapping[str, Any],
+    pairing: Mapping[str, Any],
 ) -> None:
     """Write the folder, manifests last.
 
     samples: all clips of the round. weighted, paired, composition: from `rl.datasets.build`.
     clips, labels: plain JSON that names the clip set and the labels, for the manifests: the first of every table, the
         second of the tables that labels were read for.
+    weighting, pairing: the settings that made `weighted` and `paired`, each for its own table, because a change of the
+        pairing must not change a byte of the weighted rows.
     """
     everything = [Weighted(sample.sample_id, sample.prompt_id, reward=1.0, weight=1.0) for sample in samples]
     _write_table(folder / "sft", everything, Weighted, clips)
-    _write_table(folder / "rwr", weighted, Weighted, {**clips, **labels})
-    _write_table(folder / "dpo", paired, Pair, {**clips, **labels})
+    _write_table(folder / "rwr", weighted, Weighted, {**clips, **labels, "build": dict(weighting)})
+    _write_table(folder / "dpo", paired, Pair, {**clips, **labels, "build": dict(pairing)})
     text = json.dumps(composition, indent=1, ensure_ascii=False)
     (folder / "composition.json").write_text(text + "\n", encoding="utf-8")
     write_manifest(folder, "datasets", **clips, **labels)

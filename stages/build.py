@@ -32,7 +32,11 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     with stage_state("build", out, config, [clips, labels]) as work:
         name = f"{made['round']}/{labelled.source}"
         tables = build(clip_set.samples, labelled.labels, name=name, **asdict(config))
-        write_tables(work / "datasets", clip_set.samples, *tables, clips=made, labels=by)
+        settings = asdict(config)
+        weighting = {key: settings.pop(key) for key in ("scale", "shift")}
+        write_tables(
+            work / "datasets", clip_set.samples, *tables, clips=made, labels=by, weighting=weighting, pairing=settings
+        )
         publish(work / "datasets", out)
     write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})
 

@@ -41,6 +41,7 @@ def home(tmp_path_factory, tiny_wan) -> Path:
     for judge in ("judge", "second_judge"):
         build_judge(folder / "models/tabletop" / judge, words=dict.fromkeys([*WORDS, *prompts]))
     run(folder, *DVC, "init", "--no-scm", "--quiet")
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
     run(folder, sys.executable, "-m", "commands", "preset", "smoke")
     slow_down(folder / "params.yaml")
     run(folder, *DVC, "repro")

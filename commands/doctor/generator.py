@@ -17,7 +17,7 @@ def find_generator(config: GeneratorConfig, video: VideoSize) -> Finding:
     try:
         checkpoint = check_generator(config, video)
     except NotReachedError as error:
-        return Finding(NOTE, WHAT, str(error))
+        return Finding(BROKEN, WHAT, str(error))
     except ValueError as error:
         return Finding(BROKEN, WHAT, str(error))
     line = generator_line(config, checkpoint)

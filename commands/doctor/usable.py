@@ -15,6 +15,7 @@ from data.manifest import MANIFEST, StoreError
 from feedback.core.kinds import SourceBlock, read_block, resolve
 from feedback.network.calls import key_from
 from feedback.network.provider import is_loopback
+from pipeline.graph import BASE
 
 PATIENCE = 2.0  # seconds for a server's answer
 
@@ -41,17 +42,18 @@ class Labelling(NamedTuple):
 
     clips: Path
     labels: Path
+    later: bool = False  # whether a trained policy samples the clips, so that other labels may lead to other clips
 
 
 def labellings(params: Mapping[str, Any]) -> dict[str, list[Labelling]]:
     """By source, the clip sets that it labels, as dvc.yaml names their folders."""
     found: dict[str, list[Labelling]] = {}
 
-    def add(source: str, folder: Path, labels: str) -> None:
-        found.setdefault(source, []).append(Labelling(folder / "samples", folder / labels))
+    def add(source: str, folder: Path, labels: str, later: bool = False) -> None:
+        found.setdefault(source, []).append(Labelling(folder / "samples", folder / labels, later))
 
-    for one in params["rounds"]:
-        add(name := params["feedback"]["source"], Path("runs", one), f"labels/{name}")
+    for one, entry in params["rounds"].items():
+        add(name := params["feedback"]["source"], Path("runs", one), f"labels/{name}", entry["policy"] != BASE)
     for one in params["comparison"]["rounds"]:
         for name in params["comparison"]["sources"]:
             add(name, Path("runs", one), f"compare/{name}/labels")
@@ -204,6 +206,8 @@ def _rated(source: Configured, sets: Labelling) -> Rated:
     if labelled == clip_set.fingerprint():
         return Rated(f"{count}, and labelled", None)
     cure = "rate some" if people.leave_out else "rate all, or set unrated: leave_out"
+    if sets.later:
+        cure += f"; first `dvc repro`, which may make {sets.clips} anew"
     return Rated(count, Doubt(f"{count}: {cure}"))
 
 

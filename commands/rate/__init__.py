@@ -19,9 +19,9 @@ from pipeline.params import block
 def main(sets: tuple[Path, ...], name: str, rater: str, port: int, per_prompt: int | None, seed: int) -> None:
     """Serve a page on this machine to rate clips with the keys a, r and u. Continues where it stopped; Ctrl-C ends it.
 
-    Clips of several sets are shuffled together, so that policies are compared blind. Ratings count at the next
-    `dvc repro`; to count a rating that was changed after its clips had been labelled, label them again with
-    `dvc repro --force --single-item` and the stage.
+    Clips of several sets are shuffled together, so that policies are compared blind. Ratings of a set
+    that is not labelled yet count at the next `dvc repro`; those given after it was labelled count after
+    `dvc repro --force --single-item` of its label stage, such as label@r1.
     """
     from commands.rate.server import Ratings, RatingServer, gather, people
     from feedback.core.rubric import load_rubric

@@ -61,6 +61,10 @@ def _no_needs(options: Any) -> Needs:
     return Needs()
 
 
+def _always(options: Any) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Kind(Generic[OptionsT]):
     """A kind of source."""
@@ -74,6 +78,7 @@ class Kind(Generic[OptionsT]):
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
+    labels: Callable[[OptionsT], bool] = _always  # whether it accepts or rejects clips, and does not only score them
 
     def __post_init__(self) -> None:
         if getattr(self.options, "__pydantic_config__", {}).get("extra") != "forbid":
@@ -95,6 +100,11 @@ class SourceBlock(NamedTuple):
     def needs(self) -> Needs:
         """What this source needs."""
         return self.kind.needs(self.options)
+
+    @property
+    def labels(self) -> bool:
+        """Whether this source accepts or rejects clips; a metric without a threshold only scores them."""
+        return self.kind.labels(self.options)
 
 
 def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:

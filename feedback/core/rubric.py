@@ -114,7 +114,7 @@ def load_rubric(path: Path) -> Rubric:
     """A rubric from its YAML file. Raises ValueError that names the file and the wrong key."""
     try:
         block = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a readable rubric ({error})") from error
     try:
         rubric = read_config(Rubric, block, "")

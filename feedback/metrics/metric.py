@@ -54,7 +54,12 @@ def metric_kind(
     def load(name: str, given: OptionsT, device: str) -> MetricSource:
         return MetricSource(name, {metric: measure(name, given, device)}, given.batch_size, given.threshold)
 
-    return Kind(options, load, needs_device, measure=measure, needs=needs or (lambda _: Needs()))
+    return Kind(options, load, needs_device, measure=measure, needs=needs or (lambda _: Needs()), labels=has_threshold)
+
+
+def has_threshold(options: MetricOptions) -> bool:
+    """Whether these options make a metric accept and reject clips."""
+    return options.threshold is not None
 
 
 def existing_file(file: str) -> str:

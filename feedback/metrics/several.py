@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT
 from feedback.core.kinds import Kind, Needs, find_kind, read_block
 from feedback.core.source import Metric
-from feedback.metrics.metric import MetricOptions, MetricSource
+from feedback.metrics.metric import MetricOptions, MetricSource, has_threshold
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -43,4 +43,9 @@ def _metric(name: str, block: Mapping[str, Any], device: str) -> Metric:
     return kind.measure(name, options, device)
 
 
-KIND = Kind(Options, load, needs=lambda given: Needs(inner={f"of.{key}": block for key, block in given.of.items()}))
+KIND = Kind(
+    Options,
+    load,
+    needs=lambda given: Needs(inner={f"of.{key}": block for key, block in given.of.items()}),
+    labels=has_threshold,
+)

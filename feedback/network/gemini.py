@@ -18,7 +18,7 @@ import numpy as np
 from annotated_types import Interval
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, WholeNotNegative
+from data.config import STRICT, Url, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema
@@ -81,7 +81,7 @@ class Options(ApiOptions):
     fps: Annotated[int | float, Interval(gt=0, le=MOST_FPS)] | None = None
     picture: PictureFormat = "png"  # of frames
     resolution: Literal["low", "medium", "high"] | None = None  # tokens a frame; null: the model's own choice
-    base_url: str | None = None  # null: Google's
+    base_url: Url | None = None  # null: Google's
     key_variable: str = "GEMINI_API_KEY"  # environment variable that holds the key
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, NotNegative
+from data.config import STRICT, NotNegative, Url
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import probable, read_answer, verdict_schema, word_masses
@@ -60,7 +60,7 @@ class Options(ApiOptions):
     mode: Literal["text", "decision"] = "text"
     picture: PictureFormat = "png"  # in which the frames are sent
     detail: str = "auto"  # low | high | auto: how closely the model looks at a picture
-    base_url: str | None = None  # null: api.openai.com
+    base_url: Url | None = None  # null: api.openai.com
     key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
 
     def __post_init__(self) -> None:

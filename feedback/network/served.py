@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, Count, Probability, WholeNotNegative
+from data.config import STRICT, Count, Probability, Url, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
 from feedback.core.answers import Masses, probable, read_answer, word_masses
@@ -34,7 +34,7 @@ NO_KEY = "none"  # sent to a server that requires no key, since the client requi
 class Options(ApiOptions):
     """A `served` block of params.yaml."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: Url = "http://127.0.0.1:8000/v1"
     # video: the whole mp4, from which the server takes frames | frames: the rubric's, as pictures
     clip: Literal["video", "frames"] = "video"
     server_frames: Count | None = None  # frames that the server takes of a video; null: the rubric's

@@ -74,7 +74,7 @@ def load_sheet(path: Path) -> Sheet:
     """A question sheet from its YAML file. Raises ValueError naming the file and the key that is wrong."""
     try:
         block: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a readable question sheet ({error})") from error
     method = block.pop("method", None) if isinstance(block, dict) else None
     if method not in METHODS:

@@ -50,6 +50,16 @@ class Checkpoint:
             raise ValueError(f"path: {self.path}: {name} holds {str(found)[:40]!r}, expected a JSON object")
         return found
 
+    def modules(self, part: str) -> list[str]:
+        """Names of the modules that hold a part's weights, such as blocks.0.attn1.to_q; empty for a hub id."""
+        from safetensors import safe_open
+
+        found = set()
+        for file in sorted(Path(self.path, part).glob("*.safetensors")):
+            with safe_open(file, framework="np") as weights:
+                found |= {name.rpartition(".")[0] for name in weights.keys()}  # noqa: SIM118 (no mapping)
+        return sorted(found)
+
     def check_folders(self, weights: Iterable[str], files: Iterable[str]) -> None:
         """Raises ValueError for a missing folder, and for one of `weights` without whole safetensors."""
         if self.files is None:

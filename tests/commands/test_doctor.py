@@ -209,7 +209,7 @@ def test_a_generator_is_looked_into_by_its_small_files(tmp_path):
         (
             {"path": "nobody/none"},
             {},
-            NOTE,
+            BROKEN,
             "generator.path: nobody/none is no local folder, and could not be looked up",
         ),
         ({"path": str(shipped)}, {"num_frames": 16}, BROKEN, "video.num_frames: 16 cannot be represented; it must be"),

@@ -175,7 +175,7 @@ def drop_rows(path: Path, beginning: str) -> None:
 
 def test_what_is_no_finished_folder_is_an_error(round_, tmp_path):
     assert "no such folder" in error_of(tmp_path / "none")
-    assert "no manifest.json" in error_of(round_ / "labels")
+    assert f"within it there are {round_}/labels/judge" in error_of(round_ / "labels")
     assert "has no table of clips; within it there is dpo, rwr" in error_of(round_ / "datasets")
     (tmp_path / "alone").mkdir()
     shutil.copytree(round_ / "labels/judge", tmp_path / "alone/judge")

@@ -84,6 +84,15 @@ WRONG = {
     "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
     "train.common.full": ("no thanks", ".common.full is 'no thanks', expected true or false; known keys are full"),
     "train.rwr": (None, "train.rwr is None, expected a section"),
+    "train.common.lora_targets": (
+        ["attn9.to_q"],
+        "'attn9.to_q' is the ending of no module of models/tabletop/generator",
+    ),
+    "feedback.source": (
+        "flickering",
+        "flickering measures clips and labels none, but its reward is label. Set build.sou",
+    ),
+    "feedback.sources.served.base_url": ("127.0.0.1:8000/v1", "served.base_url: '127.0.0.1:8000/v1' is no address"),
     f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
     f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold (0.5) is unknown"),
     f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
@@ -148,10 +157,12 @@ def test_what_is_no_error_and_probably_not_meant_is_a_note(project):
     params["evaluate"]["policies"].remove("rwr1")  # round r2 samples from it
     params["label"]["batch_size"] = 50
     params["lable"], params["train"]["ppo"] = {}, {}
+    params["rounds"]["r3"] = {"policy": "rwr2"}
     project(params)
-    *unread, unused, uneven = check_params().notes
+    *unread, unused, nothing, uneven = check_params().notes
     assert unread == ["nothing reads the section lable", "nothing reads the section train.ppo"]
     assert unused == "rwr3 is trained, but it is not in evaluate.policies and nothing else uses it"
+    assert nothing == "rounds.r3 is sampled and judged, but no policy is trained on it"
     assert "label.batch_size is 50, no multiple of feedback.sources.judge.batch_size (32)" in uneven
 
 

@@ -17,16 +17,26 @@ def folder(tmp_path):
     return write(tmp_path / "judge", WEIGHTED, PAIRED, "judge")
 
 
-def write(folder, weighted, paired, source):
-    write_tables(folder, SAMPLES, weighted, paired, {"samples": 3}, {"round": "r1"}, {"source": source})
+def write(folder, weighted, paired, source, pairs="all"):
+    write_tables(
+        folder,
+        SAMPLES,
+        weighted,
+        paired,
+        {"samples": 3},
+        {"round": "r1"},
+        {"source": source},
+        {"scale": 1.0},
+        {"pairs": pairs},
+    )
     return folder
 
 
 def test_every_objective_has_a_folder_with_its_rows(folder):
     tables = {name: read_table(folder / name, objective) for name, objective in OBJECTIVES.items()}
 
-    assert tables["rwr"] == (WEIGHTED, {"round": "r1", "source": "judge"})
-    assert tables["dpo"] == (PAIRED, {"round": "r1", "source": "judge"})
+    assert tables["rwr"] == (WEIGHTED, {"round": "r1", "source": "judge", "build": {"scale": 1.0}})
+    assert tables["dpo"] == (PAIRED, {"round": "r1", "source": "judge", "build": {"pairs": "all"}})
 
 
 def test_sft_has_every_clip_with_weight_one_and_knows_no_judge(folder):
@@ -44,6 +54,14 @@ def test_another_judge_leaves_the_bytes_of_sft_as_they_are(folder, tmp_path):
 
     assert contents(folder / "sft") == contents(other / "sft")
     assert contents(folder / "rwr") != contents(other / "rwr")
+
+
+def test_another_pairing_leaves_the_bytes_of_rwr_as_they_are(folder, tmp_path):
+    other = write(tmp_path / "margin", WEIGHTED, [], "judge", pairs="margin")
+
+    for name in ("weighted.parquet", "manifest.json"):
+        assert (folder / "rwr" / name).read_bytes() == (other / "rwr" / name).read_bytes()
+    assert (folder / "dpo/manifest.json").read_bytes() != (other / "dpo/manifest.json").read_bytes()
 
 
 def test_hugging_face_reads_a_folder_as_it_is(folder, tmp_path):
