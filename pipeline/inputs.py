@@ -11,32 +11,29 @@ Stage `base` writes them at every `dvc repro`; the other stages depend on those 
 the stages that use it, in any folder, and no others.
 """
 
-import ast
-import hashlib
-import importlib.util
 import json
-import os
 import re
-import sysconfig
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.content.hashes import Hashes, named_path, remembered
+from data.content.hub import commit_in_cache, commit_on_hub
+from data.content.modules import module_files
 from data.manifest import atomically
 from data.prompts import load_prompts
 from feedback.core.kinds import KINDS, read_block, resolve
 from feedback.questions import WRITERS, is_source
 from generators.core.load import FAMILIES
-from pipeline.command import ROOT
 from pipeline.online import REFERENCES
 from pipeline.recipes import load_recipe, recipe_files
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
-LISTED = ("data", "cluster", "generators/core", "feedback", "rl")
+LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
 NO_PATH = ("family", "kind", "references", "writer")  # keys whose values name code
-CACHE = Path(".state/hashes.json")  # path -> size, mtime in ns, sha256: a large model is read once
+CACHE = Path(".state/hashes.json")  # the memory of content hashes
 COMMIT = re.compile("[0-9a-f]{40}")  # a revision that is a commit stands for itself
 
 
@@ -47,7 +44,7 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
         downloaded; all other commits are those of the local cache.
     """
     sources = params["feedback"]["sources"]
-    with _Hashes(CACHE) as hashes:
+    with remembered(CACHE) as hashes:
         generator, prompts = params["generator"], load_prompts(Path(params["prompts"]["path"]))
         family = _code(generator["family"], FAMILIES, hashes)
         _write(out / "generator.json", files=_files(generator, hashes), code=family)
@@ -65,7 +62,7 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
             _write(out / f"online/{name}.json", **_online(entry, sources, hashes))
 
 
-def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: "_Hashes") -> dict[str, Any]:
+def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
     """The recipe, the files that it and its entry of online.policies name, and the code of writer and references.
 
     Of a writer that is a source only its model counts: what it wrote is kept with the policy, so that another price or
@@ -117,78 +114,18 @@ def hub_commit(model: str, revision: str | None, ask: bool) -> str | None:
     ask: whether the hub is asked where the cache does not know it. So the first download, by a later stage, changes
         nothing that was recorded, and the labels are not made again.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    for local in (True, False) if ask else (True,):
-        try:
-            found = snapshot_download(model, revision=revision, allow_patterns=["config.json"], local_files_only=local)
-            return Path(found).name
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
-            continue
-    return None
-
-
-def module_files(dotted: str) -> list[Path]:
-    """The files that a module's import runs, sorted: as paths from the working folder where they lie in it.
-
-    Files under LISTED and what is installed (site-packages, the standard library) are left out.
-    """
-    found, todo = dict[Path, str](), [dotted]
-    while todo:
-        for path, name in _files_of(todo.pop()):
-            if path not in found and not any(path.is_relative_to(folder) for folder in LISTED):
-                found[path] = name
-                todo += _imports(path, name)
-    return sorted(found)
-
-
-def _files_of(dotted: str) -> Iterator[tuple[Path, str]]:
-    """The files that importing a dotted name runs, each with its module's name: the packages around it and itself."""
-    parts = dotted.split(".")
-    if (folder := _folder_of(parts[0])) is None:
-        return
-    for length in range(1, len(parts) + 1):
-        inner = folder.joinpath(*parts[:length])
-        for path in (inner.with_suffix(".py"), inner / "__init__.py"):
-            if path.is_file():
-                yield path, ".".join(parts[:length])
-
-
-def _folder_of(top: str) -> Path | None:
-    """The folder that a module or package is imported from; None where it is installed, ours, or not there."""
-    if Path(f"{top}.py").is_file() or Path(top).is_dir():
-        return Path()
+    found = commit_in_cache(model, revision)
     try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # of __main__, and of an empty name
+        return commit_on_hub(model, revision) if found is None and ask else found
+    except (HFValidationError, HfHubHTTPError):  # `vfrl check` and the stage that loads it say what is wrong
         return None
-    if spec is None or not (spec.submodule_search_locations or spec.has_location):
-        return None
-    place = Path(next(iter(spec.submodule_search_locations or [str(spec.origin)])))
-    installed = place.is_relative_to(sysconfig.get_path("stdlib")) or {"site-packages", "dist-packages"} & {
-        *place.parts
-    }
-    return None if installed or place.is_relative_to(ROOT) else place.parent
 
 
-def _imports(path: Path, name: str) -> list[str]:
-    """Names that a file's import statements may import. name: the module's, for those that begin with a dot."""
-    names: list[str] = []
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return names
-
-
-def _code(name: str, table: Mapping[str, str], hashes: "_Hashes") -> dict[str, str]:
+def _code(name: str, table: Mapping[str, str], hashes: Hashes) -> dict[str, str]:
     """sha256 by path of the code behind a name of a table or a dotted path; empty where dvc.yaml lists it."""
-    return {str(path): hashes.of(path) for path in module_files(table.get(name, name))}
+    return {str(path): hashes.of(path) for path in module_files(table.get(name, name), LISTED)}
 
 
 def _blocks(block: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -196,14 +133,14 @@ def _blocks(block: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [block, *(inner for key in ("members", "of") for inner in (block.get(key) or {}).values())]
 
 
-def _files(value: Any, hashes: "_Hashes") -> dict[str, str]:
+def _files(value: Any, hashes: Hashes) -> dict[str, str]:
     """sha256 by path of every file and folder that a value of params.yaml names, however deep."""
     if isinstance(value, Mapping):
         value = [inner for key, inner in value.items() if key not in NO_PATH]
     if isinstance(value, list):
         return {path: found for inner in value for path, found in _files(inner, hashes).items()}
-    path = Path(value) if isinstance(value, str) and value else None
-    if path is None or not path.exists():
+    path = named_path(value)
+    if path is None:
         return {}
     inside = path.is_absolute() and path.is_relative_to(Path.cwd())
     return {str(path.relative_to(Path.cwd()) if inside else path): hashes.of(path)}
@@ -212,47 +149,3 @@ def _files(value: Any, hashes: "_Hashes") -> dict[str, str]:
 def _write(path: Path, **facts: Any) -> None:
     with atomically(path) as partial:
         partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-class _Hashes:
-    """Content hashes, remembered in a file by size and time of change."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self.known: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> "_Hashes":
-        if self.cache.is_file():
-            self.known = json.loads(self.cache.read_text(encoding="utf-8"))
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        with atomically(self.cache) as partial:
-            partial.write_text(json.dumps(self.known), encoding="utf-8")
-
-    def of(self, path: Path) -> str:
-        """sha256 of a file's bytes, or of a folder's names and bytes; hidden files and __pycache__ do not count."""
-        if path.is_file():
-            return self._of_file(path)
-        files = sorted(_files_under(path))
-        listed = [[str(file.relative_to(path)), self._of_file(file)] for file in files]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-    def _of_file(self, path: Path) -> str:
-        stat = path.stat()
-        size, changed, found = self.known.get(str(path), (None, None, ""))
-        if (size, changed) != (stat.st_size, stat.st_mtime_ns):
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            self.known[str(path)] = [stat.st_size, stat.st_mtime_ns, found]
-        return found
-
-
-def _files_under(folder: Path) -> Iterator[Path]:
-    """All files of a folder, links followed, without what is hidden and without __pycache__."""
-    for found, folders, names in os.walk(folder, followlinks=True):
-        here = Path(found).resolve()
-        seen = [name for name in folders if name.startswith(".") or name == "__pycache__"]
-        seen += [name for name in folders if here.is_relative_to((here / name).resolve())]  # a link to a folder above
-        folders[:] = [name for name in folders if name not in seen]
-        yield from (file for name in names if not name.startswith(".") and (file := Path(found, name)).is_file())

@@ -39,6 +39,7 @@ def main() -> None:
 def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
     """Titles and their lines, found one after the other; what imports torch comes last."""
     from commands.doctor import machine, usable
+    from feedback.core.verdicts import verdicts_path
     from feedback.network.ledger import ledger_path
 
     yield "libraries", machine.libraries(ROOT / "constraints.txt")
@@ -56,7 +57,8 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
     sources = usable.read_sources(blocks)
     yield "keys (whether the environment holds them)", _keys([*usable.key_variables(sources), "HF_TOKEN"])
     keeps = any(usable.keeps_answers(source) for source in sources if source.name in needed)
-    yield "feedback", [machine.ledger(ledger_path(), keeps), *usable.check_sources(sources, needed, prompts, sets)]
+    files = machine.ledger(ledger_path(), keeps), machine.verdicts(verdicts_path())
+    yield "feedback", [*files, *usable.check_sources(sources, needed, prompts, sets)]
     yield "device", [machine.accelerator()]
     yield "generator and params.yaml", _checked()
 

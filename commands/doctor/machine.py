@@ -105,21 +105,34 @@ def codecs() -> Iterator[Finding]:
 
 def ledger(path: Path, needed: bool) -> Finding:
     """Where judges' answers are kept, and whether they can be. needed: whether params.yaml uses such judges."""
-    bad, name = (BROKEN if needed else NOTE), f"{path}"
+    none_yet = "none yet; it is made at the first call to a judge"
+    return _kept(path, "ledger", "answers", "answers", none_yet, BROKEN if needed else NOTE)
+
+
+def verdicts(path: Path | None) -> Finding:
+    """Where verdicts of this machine are kept, and whether they can be. path: None where that is off."""
+    if path is None:
+        return Finding(NOTE, "verdicts", "not kept: FEEDBACK_VERDICTS is off, so that clips are judged again")
+    none_yet = "none yet; it is made when a judge of this machine is loaded"
+    return _kept(path, "verdicts", "verdicts", "clips", none_yet, NOTE)
+
+
+def _kept(path: Path, what: str, table: str, unit: str, none_yet: str, bad: str) -> Finding:
+    """An SQLite file of ours. bad: the state where it cannot be used."""
     there = path if path.exists() else next(parent for parent in path.parents if parent.exists())
     if not os.access(there, os.W_OK) or not os.access(path.parent if path.exists() else there, os.W_OK):
-        return Finding(bad, "ledger", f"{name}: not writable")
+        return Finding(bad, what, f"{path}: not writable")
     if not path.exists():
-        return Finding(OK, "ledger", f"{name}: none yet; it is made at the first call to a judge")
+        return Finding(OK, what, f"{path}: {none_yet}")
     try:
         opened = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            ((answers,),) = opened.execute("SELECT COUNT(*) FROM answers")
+            ((count,),) = opened.execute(f"SELECT COUNT(*) FROM {table}")
         finally:
             opened.close()
     except sqlite3.Error as error:
-        return Finding(bad, "ledger", f"{name}: no ledger ({error})")
-    return Finding(OK, "ledger", f"{name}: {answers} answers, writable")
+        return Finding(bad, what, f"{path}: no {what} ({error})")
+    return Finding(OK, what, f"{path}: {count} {unit}, writable")
 
 
 def repository(root: Path) -> Iterator[Finding]:

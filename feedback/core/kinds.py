@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from data.config import read_config
 from data.doors import find
+from feedback.core import kept
 from feedback.core.rubric import load_rubric
 from feedback.core.source import Metric, Source
 
@@ -73,6 +74,7 @@ class Kind(Generic[OptionsT]):
     needs_device: bool = False  # whether it keeps a model on the device
     network: bool = False  # whether it calls a server; its source is a feedback.network.api.ApiSource
     people: bool = False  # whether people answer
+    kept: bool = True  # whether verdicts are kept (feedback.core.kept) where neither of the two is so
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
@@ -111,8 +113,19 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Sou
     device: torch name of the device that holds the model of a source that runs in this process.
     Raises ValueError as `read_block` does, and if the source cannot be loaded.
     """
-    kind, options = read_block(name, block)
-    return kind.load(name, options, device)
+    read = read_block(name, block)
+    source = read.kind.load(name, read.options, device)
+    if read.kind.kept and not read.kind.keeps_answers:
+        on = device if needs_device(name, block) else None
+        kept.mark(source, block["kind"], _modules(name, block), asdict(read.options), read.needs.rubric, on)
+    return source
+
+
+def _modules(name: str, block: Mapping[str, Any]) -> set[str]:
+    """Dotted paths of the kinds of a source and of its nested sources."""
+    inner = read_block(name, block).needs.inner
+    own = KINDS.get(block["kind"], block["kind"])
+    return {own}.union(*(_modules(f"{name}.{key}", one) for key, one in inner.items()))
 
 
 def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from data.manifest import MANIFEST, atomically, publish, read_manifest, write_ma
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
+from feedback.core.kept import verdicts_of
 from feedback.core.rubric import Question, Rubric, combine
 from feedback.core.source import (
     FAILED,
@@ -28,7 +29,6 @@ from feedback.core.source import (
     in_order,
     metrics_of,
     raters_of,
-    verdicts_on,
     votes_of,
 )
 
@@ -208,7 +208,7 @@ def _judge(
         progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
         if commits:
             ending.callback(commits.flush)  # also if the source stops with an error
-        answers = verdicts_on(source, {request.sample.sample_id: request for request in requests})
+        answers = verdicts_of(source, {request.sample.sample_id: request for request in requests})
         for sample, rows in ending.enter_context(contextlib.closing(answers)):
             found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
             nulls += any(row.error is not None for row in rows)

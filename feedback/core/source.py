@@ -42,8 +42,9 @@ class Request:
 class Source(Protocol):
     """A judge or a metric: a verdict for each clip, vote and question of its rubric. An unknown answer is None.
 
-    A source may have two further attributes: `raters`, the names of people with one vote each (see `raters_of`), and
-    `metrics`, the names of the metrics that it computes (see `metrics_of`).
+    A source may have further attributes: `raters`, the names of people with one vote each (see `raters_of`);
+    `metrics`, the names of the metrics that it computes (see `metrics_of`); and `keeping`, which `make_source` sets
+    where its verdicts are kept (see feedback.core.kept).
     """
 
     name: str  # the name under feedback.sources

@@ -24,9 +24,9 @@ from data.records import Verdict
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request, verdict
-from feedback.network.ledger import Ledger, ledger_path, request_key
+from feedback.network.ledger import PEOPLE, Ledger, ledger_path, request_key
 
-PLACE = "human"
+PLACE = PEOPLE
 MEANING = {"a": True, "r": False, "u": None}  # key pressed -> affirmative answer, negative answer, neither
 UNSURE = "unsure"  # the error of a verdict whose rater could not decide
 NAMED = 3  # number of sample ids in an error

@@ -30,9 +30,10 @@ from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, Positive
 from data.records import Label, Verdict
+from feedback.core.kept import verdicts_of
 from feedback.core.kinds import Kind, Needs, make_source
 from feedback.core.rubric import Question, Rubric, Rule, combine
-from feedback.core.source import FAILED, Request, Source, in_order, verdict, verdicts_on, votes_of
+from feedback.core.source import FAILED, Request, Source, in_order, verdict, votes_of
 
 CHUNK = 256  # clips that a member judges before the next member does; a kill loses at most one chunk of a local member
 
@@ -122,7 +123,7 @@ class PanelSource:
         """One member's verdict on each clip of a chunk, by sample_id."""
         member, votes = self.members[question.name], self.votes[question.name]
         requests = {request.sample.sample_id: replace(request, votes=votes) for request in chunk}
-        with contextlib.closing(verdicts_on(member, requests)) as answers:
+        with contextlib.closing(verdicts_of(member, requests)) as answers:
             return {sample: self._verdict(question, member, requests[sample], rows) for sample, rows in answers}
 
     def _verdict(self, question: Question, member: Source, request: Request, rows: Sequence[Verdict]) -> Verdict:
@@ -156,6 +157,7 @@ class PanelSource:
 KIND = Kind(
     Options,
     load,
+    kept=False,  # its members' verdicts are
     needs=lambda given: Needs(inner={f"members.{key}": block for key, block in given.members.items()}),
 )
 

@@ -35,10 +35,12 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 import platformdirs
 
 from data.manifest import StoreError
+from feedback.core.database import Format, migrate, version_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PEOPLE = "human"  # place of ratings
 VARIABLE = "FEEDBACK_LEDGER"  # environment variable with the path of another ledger
 APPLICATION = 0x76666C67  # SQLite's application_id of a ledger
 OLD = 86400.0  # seconds after which a run's file that is not locked is removed
@@ -79,6 +81,20 @@ class Spent(NamedTuple):
     calls: int  # committed answers
     lost: int  # attempts that may have been billed without an answer
     unpriced: int  # committed answers whose price is unknown
+
+
+class Account(NamedTuple):
+    """What a source has asked at one place, over all runs."""
+
+    source: str  # its name under feedback.sources; of ratings, the person's
+    place: str  # endpoint and model, and of texts their task; PEOPLE for ratings
+    answers: int  # that are kept
+    dollars: float  # of all answers, also of those that were removed
+    unpriced: int  # answers whose price is unknown
+    lost: int  # attempts that may have been billed without an answer
+    bytes: int  # of the kept replies
+    first: str  # times of the earliest and of the latest attempt, ISO 8601 in UTC
+    last: str
 
 
 @dataclass(frozen=True)
@@ -122,8 +138,9 @@ class Ledger:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             opening.callback(self._db.close)
+            self._db.create_function("source_of", 1, _source_of)
             self._db.execute("BEGIN")  # a consistent view, for another run may be creating the file
-            self._check_ours()  # before anything is written: it may be another program's file
+            version_of(self._db, path, self._form())  # before anything is written: it may be another program's file
             self._db.execute("COMMIT")
             self._use_wal()
             self._db.execute("PRAGMA synchronous = FULL")  # a power cut must not lose a paid answer
@@ -219,6 +236,38 @@ class Ledger:
         """
         row = self._one(query, purpose)
         return int(row[0]) if row else 0
+
+    def accounts(self) -> list[Account]:
+        """What each source has asked, and what each person has rated, by name."""
+        calls = """
+            SELECT source_of(purpose) AS source, json_extract(sent, '$.place') AS place,
+                COUNT(answers.key) FILTER (WHERE outcome = 'answered'), TOTAL(attempts.cost),
+                COUNT(*) FILTER (WHERE outcome = 'answered' AND attempts.cost IS NULL),
+                COUNT(*) FILTER (WHERE outcome = 'lost'),
+                TOTAL(LENGTH(reply)) FILTER (WHERE outcome = 'answered'), MIN(attempts.at), MAX(attempts.at)
+            FROM attempts JOIN requests USING (key) LEFT JOIN answers USING (key) GROUP BY source, place
+        """
+        ratings = """
+            SELECT json_extract(sent, '$.rater') AS source, json_extract(sent, '$.place') AS place,
+                COUNT(*), 0, 0, 0, SUM(LENGTH(reply)), MIN(at), MAX(at)
+            FROM answers JOIN requests USING (key) WHERE place = ? GROUP BY source
+        """
+        with self._errors_named():
+            rows = [*self._db.execute(calls), *self._db.execute(ratings, (PEOPLE,))]
+        return sorted(Account._make(row)._replace(bytes=int(row[6])) for row in rows)
+
+    def forget(self, source: str) -> int:
+        """Remove the answers to a source's calls. Returns their number; what they cost still counts.
+
+        Each of them is sent, and paid for, again where it is needed. People's ratings are never removed.
+        """
+        ends = "attempts.outcome = 'answered' AND source_of(purpose) = ?"
+        with self._transaction():
+            query = f"DELETE FROM answers WHERE key IN (SELECT key FROM attempts WHERE {ends})"
+            removed = self._db.execute(query, (source,)).rowcount
+        with contextlib.suppress(sqlite3.OperationalError):  # another run has the file open
+            self._db.execute("VACUUM")
+        return removed
 
     # Batches: their attempts stay in flight when the run that submitted them ends
 
@@ -333,28 +382,12 @@ class Ledger:
                     raise
             time.sleep(0.01)
 
-    def _check_ours(self) -> int:
-        """The version of the file's tables; 0 where it is new. Raises StoreError where this code cannot use it."""
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-        if (application, version, tables) != (0, 0, 0) and application != APPLICATION:
-            raise StoreError(f"{self.path}: an SQLite file of another program, not a ledger of feedback")
-        if version > len(_MIGRATIONS):
-            raise StoreError(
-                f"{self.path}: a ledger of version {version}, but this code knows versions up to "
-                f"{len(_MIGRATIONS)}; update the code, or name another ledger in {VARIABLE}"
-            )
-        return int(version)
+    def _form(self) -> Format:
+        return Format("a ledger", APPLICATION, VARIABLE, _MIGRATIONS)
 
     def _migrate(self) -> None:
         with self._transaction():
-            version = self._check_ours()
-            for step in _MIGRATIONS[version:]:
-                for statement in filter(str.strip, step.split(";")):
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id = {APPLICATION}")
-            self._db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+            migrate(self._db, self.path, self._form())
 
     def _one(self, query: str, *values: Any) -> Any:
         with self._errors_named():
@@ -437,6 +470,11 @@ class GroupCommit:
             return step(), None
         except Exception as error:  # raised by `do` where the step was awaited
             return None, error
+
+
+def _source_of(purpose: str) -> str:
+    """The name of the source that a purpose ends with: a clip set's fingerprint or a task, and the name."""
+    return purpose.rpartition(" ")[2]
 
 
 def _json(value: Any) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from data.content.hub import commit_in_cache, commit_on_hub
 from data.manifest import sha256_of
 
 
@@ -25,10 +26,13 @@ def identify(family: str, path: str, revision: str | None) -> dict[str, str | No
 
 
 def _commit(path: str, revision: str | None) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    no_model = f"generator.path: {path} is no local folder, and no hub id that resolves"
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["model_index.json"])).name
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"generator.path: {path} is no local folder, and no hub id that resolves ({error})") from error
+        found = commit_on_hub(path, revision) or commit_in_cache(path, revision)
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise ValueError(f"{no_model} ({error})") from error
+    if found is None:
+        raise ValueError(f"{no_model}: the hub cannot be reached from here, and the local cache does not have it")
+    return found

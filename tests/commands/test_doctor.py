@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from commands.doctor import main
 from commands.doctor.generator import find_generator
-from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository
+from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository, verdicts
 from commands.doctor.usable import (
     PATIENCE,
     check_sources,
@@ -31,6 +31,7 @@ from commands.rate.server import Ratings, gather
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
 from feedback.core.rubric import load_rubric
+from feedback.core.verdicts import Origin, VerdictFile
 from feedback.network.ledger import Ledger
 from generators.core.rollout import VideoSize
 from pipeline.check import check_params
@@ -246,6 +247,17 @@ def test_a_ledger_is_counted_and_one_that_cannot_be_used_is_broken_only_where_it
         strange.execute("CREATE TABLE cats (name TEXT)")
     assert [ledger(other, needed).state for needed in (True, False)] == [BROKEN, NOTE]
     assert "no such table: answers" in ledger(other, True).detail
+
+
+def test_verdicts_of_this_machine_are_counted_and_never_broken(tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    assert verdicts(None).state == NOTE
+    assert verdicts(path) == (OK, "verdicts", f"{path}: none yet; it is made when a judge of this machine is loaded")
+    with VerdictFile(path) as file:
+        file.keep(Origin("1", "judge", "qwen", "m", None, "r"), {"a": "[]"})
+    assert verdicts(path) == (OK, "verdicts", f"{path}: 1 clips, writable")
+    path.write_text("Dear diary, " * 100)
+    assert verdicts(path).state == NOTE and "file is not a database" in verdicts(path).detail
 
 
 def test_the_state_of_a_repository(tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.inputs import hub_commit, module_files, write_inputs
+from data.content.modules import module_files
+from pipeline.inputs import LISTED, hub_commit, write_inputs
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
@@ -138,18 +139,24 @@ def test_a_members_block_counts_and_a_writers_price_does_not(params):
     }
 
 
+def test_a_text_that_is_too_long_for_a_name_is_no_path(params):
+    params["feedback"]["sources"]["gpt"]["parameters"] = {"instructions": "Look closely. " * 30}
+    assert "Look closely" in entries(params)["sources/gpt.json"]
+
+
 def test_a_path_of_the_working_folder_is_recorded_as_relative(params):
     params["generator"]["path"] = str(Path("lab/model").resolve())
     assert list(json.loads(entries(params)["generator.json"])["files"]) == ["lab/model"]
 
 
 def test_code_that_dvc_yaml_lists_is_not_recorded_twice(params):
-    assert [str(path) for path in module_files("feedback.judges.qwen")] == []
+    assert module_files("feedback.judges.qwen", LISTED) == {}
     elsewhere = Path("../library/elsewhere").resolve()
     found = [elsewhere / f"{name}.py" for name in ("__init__", "glass", "lens")]
-    assert module_files("my_lab.tracker") == sorted([*found, Path("my_lab/tables.py"), Path("my_lab/tracker.py")])
-    assert Path("generators/families/wan.py") in module_files("generators.families.wan")
-    assert not any(path.is_relative_to("generators/core") for path in module_files("generators.families.wan"))
+    mine = sorted([*found, Path("my_lab/tables.py"), Path("my_lab/tracker.py")])
+    assert list(module_files("my_lab.tracker", LISTED)) == mine
+    assert Path("generators/families/wan.py") in module_files("generators.families.wan", LISTED)
+    assert not any(path.is_relative_to("generators/core") for path in module_files("generators.families.wan", LISTED))
 
 
 def test_the_rubric_and_the_writer_of_an_online_recipe_are_recorded(params):
