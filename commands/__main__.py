@@ -11,6 +11,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "doctor": "List what works on this machine, and why the rest does not.",
     "preset": "Lay a preset over params.yaml.",
     "judge": "Estimate the cost of a source, or print its answers about a few clips.",
+    "audit": "Compare a judge with people's choices between clips, or their scores.",
     "rate": "Serve the page on which people rate clips.",
     "inspect": "Show labelled sets, datasets and their clips.",
     "show": "Print the result table and the path of the report.",
