@@ -17,6 +17,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "prompts": "Make a prompt set of a published benchmark's files.",
     "judge": "Estimate the cost of a source, or print its answers about a few clips.",
     "ledger": "Show which answers and verdicts are kept, and remove some.",
+    "audit": "Compare a judge with people's choices between clips, or their scores.",
     "rate": "Serve the page on which people rate clips.",
     "inspect": "Show labelled sets, datasets and their clips.",
     "show": "Print the result table and the path of the report.",

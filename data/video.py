@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -31,6 +32,10 @@ _YCBCR_FROM_RGB = np.array(
 )
 _YCBCR_OFFSET = np.array([0, 128, 128], dtype=np.float32)
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_SCALED = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_ROUNDING = 0.01  # of a stated rate, by which rounded times may differ from it
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, which PyAV does not name
+_HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, lossless: bool | None = None) -> None:
@@ -55,26 +60,57 @@ def write_video(path: Path, frames: np.ndarray, fps: float, lossless: bool | Non
 
 
 def read_video(path: Path) -> np.ndarray:
-    """All frames of a video. Raises ValueError naming the file when it is corrupt, truncated, empty or absent."""
+    """All frames of a video as a player shows them, at its `read_fps`.
+
+    Turned by its rotation flag, pixels square (the width is scaled), colours by its matrix and range (where it names no
+    matrix: BT.709 for frames wider than 1279 or higher than 576, else BT.601), on black where it is transparent. Of a
+    video of variable rate each frame is the one that is seen at that time.
+    Raises ValueError naming the file when it is corrupt, truncated, empty or absent, when its frames differ in size,
+    and for HDR, which is seen differently on every display.
+    """
     try:
         with av.open(str(path)) as container:
-            frames, packets, announced = _decode(path, container)
+            decoded = _decode(path, container)
     except (av.FFmpegError, IndexError) as error:  # IndexError: a container without a video stream
         raise ValueError(f"{path}: not a readable video ({error})") from error
-    if announced and packets < announced:
-        raise ValueError(f"{path}: truncated: {packets} of the {announced} frames that it announces")
-    if not frames:
+    if decoded.announced and decoded.packets < decoded.announced:
+        raise ValueError(f"{path}: truncated: {decoded.packets} of the {decoded.announced} frames that it announces")
+    if not decoded.frames:
         raise ValueError(f"{path}: a video without frames")
-    return np.stack(frames)
+    if len(shapes := {frame.shape for frame in decoded.frames}) > 1:
+        raise ValueError(f"{path}: its frames differ in size: {sorted(shapes)}")
+    shown = seen_at(decoded.times, decoded.rate)
+    return np.stack([decoded.frames[place] for place in shown])
+
+
+def seen_at(times: Sequence[float], rate: float) -> list[int]:
+    """Which frame is seen at each of the times 0, 1 / rate, 2 / rate …, as many as there are frames.
+
+    times: seconds at which the frames begin, rising. Frames of constant rate are each seen once: all of them, though
+    their times are rounded. Without a rate, or with a time that is not known, it is the same.
+    """
+    count = len(times)
+    begins = np.asarray(times, float) - (times[0] if times else 0.0)
+    if rate <= 0 or not np.isfinite(begins).all() or np.abs(begins * rate - np.arange(count)).max(initial=0) <= 0.5:
+        return list(range(count))
+    asked = (np.arange(count) + 1e-3) / rate  # a little later, since times are rounded
+    seen: list[int] = (np.searchsorted(begins, asked, "right") - 1).tolist()
+    return seen
 
 
 def read_fps(path: Path) -> float:
     """Frames per second of a video, on average. Raises ValueError for a file without a rate."""
     with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
+        stream = _stream(container)
+        times = sorted(
+            float(one.pts * one.time_base)
+            for one in container.demux(stream)
+            if one.size and not one.is_discard and one.pts is not None and one.time_base is not None
+        )
+        rate = _rate(stream, times)
     if not rate:
         raise ValueError(f"{path}: has no frame rate")
-    return float(rate)
+    return rate
 
 
 def sample_frames(num_frames: int, wanted: int) -> list[int]:
@@ -166,19 +202,62 @@ def _limited_range_yuv420(frame: np.ndarray) -> av.VideoFrame:
     )
 
 
-def _decode(path: Path, container: av.container.InputContainer) -> tuple[list[np.ndarray], int, int]:
-    """Frames, the number of packets that were there, and the number that the container announces (0: it does not)."""
-    stream = container.streams.video[0]
+class _Decoded(NamedTuple):
+    frames: list[np.ndarray]  # (H, W, 3) each
+    times: list[float]  # seconds, nan where the file does not say
+    rate: float  # frames per second, 0 where the file does not say
+    packets: int  # that were there
+    announced: int  # by the container; 0: it does not
+
+
+def _stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The video that a player shows, which is not a cover picture. Raises IndexError where there is none."""
+    best = container.streams.best("video")
+    return best if isinstance(best, av.VideoStream) else container.streams.video[0]
+
+
+def _decode(path: Path, container: av.container.InputContainer) -> _Decoded:
+    stream = _stream(container)
     stream.codec_context.thread_count = 1
     frames: list[np.ndarray] = []
+    times: list[float] = []
     packets = 0
     for packet in container.demux(stream):
         packets += packet.size > 0  # the last, empty one flushes the decoder
         for image in packet.decode():
             if image.is_corrupt:
                 raise ValueError(f"{path}: frame {len(frames)} is corrupt")
-            frames.append(image.to_ndarray(format="rgb24", interpolation=_EXACT, threads=1))
-    return frames, packets, stream.frames
+            if image.color_trc in _HDR:
+                cure = "zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
+                raise ValueError(f"{path}: HDR, which has no single SDR picture; make one first: ffmpeg -vf {cure}")
+            frames.append(_as_seen(image, stream.sample_aspect_ratio))
+            times.append(float("nan") if image.time is None else float(image.time))
+    announced = min(stream.frames, len(stream.index_entries) or stream.frames)  # an edit list may hide some
+    return _Decoded(frames, times, _rate(stream, times), packets, announced)
+
+
+def _rate(stream: av.VideoStream, times: Sequence[float]) -> float:
+    """Frames per second, 0 where it is not known: as the file states it, unless the times say otherwise.
+
+    times: seconds, rising. Where the rate varies, what an mp4 states may be far from the mean.
+    """
+    stated, span = float(stream.average_rate or 0), times[-1] - times[0] if times else 0.0
+    found = (len(times) - 1) / span if span > 0 else 0.0
+    return found if found and abs(found - stated) > _ROUNDING * stated else stated
+
+
+def _as_seen(image: av.VideoFrame, pixel: Fraction | None) -> np.ndarray:
+    """uint8 (H, W, 3). pixel: width of a pixel over its height; None: 1."""
+    how: dict[str, Any] = {"interpolation": _EXACT, "threads": 1}
+    if image.colorspace == _UNSPECIFIED and not image.format.is_rgb:
+        how["src_colorspace"] = Colorspace.ITU709 if image.width > 1279 or image.height > 576 else Colorspace.ITU601
+    if pixel and pixel != 1:
+        how |= {"width": round(image.width * pixel), "interpolation": _SCALED}
+    clear = any(component.is_alpha for component in image.format.components)
+    frame = image.to_ndarray(format="rgba" if clear else "rgb24", **how)
+    if clear:
+        frame = np.rint(frame[..., :3] * (frame[..., 3:] / np.float32(255))).astype(np.uint8)
+    return np.rot90(frame, round(image.rotation / 90))
 
 
 def _check_frames(path: Path, frames: np.ndarray) -> None:

@@ -86,7 +86,7 @@ def run(
     asks: dict[str, tuple[Ask, ...]] = {}
     prompts = list(job.prompts)
     if recipe.questions is None:
-        judges = metric_judges(blocks, prompts, recipe.augment, str(device))
+        judges = metric_judges(blocks, prompts, recipe.augment, str(device), size.fps)
     else:
         loaded = {name: load_judge(name, block, str(device)) for name, block in blocks.items()}
         asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, str(device)))
@@ -118,15 +118,17 @@ def run(
 # Judges
 
 
-def metric_judges(blocks: Mapping[str, Any], prompts: Sequence[Prompt], augment: "Augmentation", device: str) -> Judges:
-    """Metrics as judges, without questions."""
+def metric_judges(
+    blocks: Mapping[str, Any], prompts: Sequence[Prompt], augment: "Augmentation", device: str, fps: float
+) -> Judges:
+    """Metrics as judges, without questions. fps: of the clips."""
     from feedback.differentiable.augment import Augmentation
     from feedback.differentiable.metric import MetricJudge, load_metric
 
     texts = {prompt.prompt_id: prompt.prompt for prompt in prompts}
     loaded = {name: load_metric(name, block, device) for name, block in blocks.items()}
     training, plain = (
-        _weighted([MetricJudge(name, metric, texts, one) for name, metric in loaded.items()])
+        _weighted([MetricJudge(name, metric, texts, one, fps) for name, metric in loaded.items()])
         for one in (augment, Augmentation())
     )
     return Judges(training, plain, {name: metric.model_version for name, metric in loaded.items()})

@@ -40,6 +40,9 @@ KINDS = {
     "background_consistency": "feedback.metrics.vbench.BACKGROUND_CONSISTENCY",
     "temporal_flickering": "feedback.metrics.vbench.TEMPORAL_FLICKERING",
     "dynamic_degree": "feedback.metrics.vbench.DYNAMIC_DEGREE",
+    "imaging_quality": "feedback.metrics.vbench.IMAGING_QUALITY",
+    "videoreward": "feedback.metrics.reward_models.videoreward",
+    "videoscore": "feedback.metrics.reward_models.videoscore",
     "metrics": "feedback.metrics.several",
 }
 

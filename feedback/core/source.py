@@ -1,7 +1,7 @@
 """The interface of all kinds of source: a source receives requests about clips and answers with verdicts."""
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,10 @@ class Source(Protocol):
 
 
 class Metric(Protocol):
-    """A function of clips."""
+    """A function of clips.
+
+    A metric that does not see all frames has a method `frame_indices(num_frames, fps)` (see `frames_seen`).
+    """
 
     model: str  # folder, hub id or library that computes the numbers
     model_version: str  # its revision or fingerprint
@@ -113,6 +116,12 @@ def metrics_of(source: Source) -> Collection[str]:
     """The names of the metrics that the source computes; empty if it computes none."""
     metrics: Collection[str] = getattr(source, "metrics", ())
     return metrics
+
+
+def frames_seen(metric: Metric, num_frames: int, fps: float) -> Sequence[int]:
+    """Indices of the frames of a clip that a metric sees; all of them unless it has a method `frame_indices`."""
+    chosen: Callable[[int, float], Sequence[int]] = getattr(metric, "frame_indices", lambda count, _: range(count))
+    return chosen(num_frames, fps)
 
 
 def votes_of(source: Source, votes: int) -> int:

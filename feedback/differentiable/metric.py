@@ -1,37 +1,60 @@
-"""A metric as the training judge (VADER's setting, which Diffusion-DRF compares with): CLIP, PickScore, HPSv2.
+"""A metric as the training judge (VADER's setting, which Diffusion-DRF compares with): CLIPs and video reward models.
 
-The metric is the one of feedback/metrics/image_text.py, on frames with gradient.
+The metric is the one of feedback/metrics/image_text.py or reward_models/model.py, on frames with gradient.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from feedback.core.kinds import read_block
+from feedback.core.source import Metric
 from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.losses import QuestionLosses
-from feedback.metrics.image_text import ImageText
 
-KINDS = ("clip", "pickscore", "hpsv2")
+KINDS = ("clip", "pickscore", "hpsv2", "videoreward", "videoscore")
+
+
+class DifferentiableMetric(Metric, Protocol):
+    """A metric that torch differentiates."""
+
+    def frame_indices(self, num_frames: int, fps: float) -> Sequence[int]:
+        """Indices of the frames that it sees, evenly spaced; none of a clip that it cannot score."""
+
+    def scores(self, clips: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """(N,) of the frames that it sees, (F, H, W, 3) in [0, 1], with their gradient."""
 
 
 class MetricJudge:
     """A metric's score as a judge's answer to the question `score`; see rl.online.judging.Judge."""
 
-    def __init__(self, name: str, metric: ImageText, prompts: Mapping[str, str], augment: Augmentation) -> None:
-        """prompts: the metric's texts, by prompt_id."""
-        self.name, self._metric, self._prompts, self._augment = name, metric, prompts, augment
+    def __init__(
+        self,
+        name: str,
+        metric: DifferentiableMetric,
+        prompts: Mapping[str, str],
+        augment: Augmentation,
+        fps: float,
+    ) -> None:
+        """prompts: the metric's texts, by prompt_id. fps: of the clips."""
+        self.name, self._metric, self._prompts, self._augment, self._fps = name, metric, prompts, augment, fps
 
     def frame_indices(self, num_frames: int, seed: int) -> list[int]:
-        """Indices of the frames that it scores: as many as the metric's `frames`, evenly spaced but for the jitter."""
-        return self._augment.frame_indices(num_frames, self._metric.frames or num_frames, seed)
+        """Indices of the frames that it scores: as many as the metric sees, evenly spaced but for the jitter.
+
+        Raises ValueError for a clip of which it sees none.
+        """
+        seen = len(self._metric.frame_indices(num_frames, self._fps))
+        if not seen:
+            raise ValueError(f"{self.name} cannot score a clip of {num_frames} frames at {self._fps:g} a second")
+        return self._augment.frame_indices(num_frames, seen, seed)
 
     def __call__(self, frames: Tensor, prompt_id: str, seed: int) -> QuestionLosses:
         """Minus the score of the frames of `frame_indices`, float32 (F, H, W, 3) in [0, 1], for this prompt.
 
-        On 8-bit frames the score is `ImageText.score`. Raises ValueError for a prompt_id without a prompt.
+        On 8-bit frames the score is the metric's `score`. Raises ValueError for a prompt_id without a prompt.
         """
         if prompt_id not in self._prompts:
             raise ValueError(f"{self.name}: no prompt {prompt_id!r} among its {len(self._prompts)}")
@@ -40,7 +63,7 @@ class MetricJudge:
         return QuestionLosses(("score",), loss, torch.full_like(loss, torch.nan, requires_grad=False))
 
 
-def load_metric(name: str, block: Mapping[str, Any], device: str) -> ImageText:
+def load_metric(name: str, block: Mapping[str, Any], device: str) -> DifferentiableMetric:
     """The metric of a `feedback.sources` block, its weights on the device.
 
     Raises ValueError as read_block does, and for a kind without gradient, naming those with one.
@@ -50,6 +73,4 @@ def load_metric(name: str, block: Mapping[str, Any], device: str) -> ImageText:
         raise ValueError(f"feedback.sources.{name}.kind is {block.get('kind')!r}: no gradient; {known} have one")
     kind, options = read_block(name, block)
     assert kind.measure is not None
-    metric = kind.measure(name, options, device)
-    assert isinstance(metric, ImageText)
-    return metric
+    return cast(DifferentiableMetric, kind.measure(name, options, device))

@@ -1,21 +1,19 @@
 """Converts HPSv2's checkpoint, a pickle in OpenCLIP's layout, to safetensors for transformers' CLIPModel."""
 
-import fcntl
-import logging
-import pickle
 import re
-import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from data.manifest import StoreError, publish, read_manifest, sha256_of, write_manifest
+from data.manifest import sha256_of
+from feedback.metrics.converted import converted as converted_once
+from feedback.metrics.converted import read_pickle
 
 KIND = "hpsv2"  # of the converted folder's manifest
 # A checkpoint does not contain the number of heads, and the shapes of attention weights do not depend on it. OpenCLIP's
@@ -48,28 +46,15 @@ OUTSIDE = {
 }
 TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}  # x @ W there
 
-logger = logging.getLogger(__name__)
-
 
 def converted(checkpoint: Path, cache: Path | None = None) -> tuple[Path, str]:
     """The folder of a checkpoint's converted copy, and the checkpoint's sha256. Converts the checkpoint on first use.
 
     cache: folder of the copies, each under its checkpoint's sha256; None: `hpsv2` in the user's cache folder.
-    A kill never leaves a partial copy, a damaged copy is made again, and of two processes only one converts.
     Raises ValueError as `convert` does.
     """
-    cache, sha256 = cache or platformdirs.user_cache_path("video-feedback-rl") / "hpsv2", sha256_of(checkpoint)
-    cache.mkdir(parents=True, exist_ok=True)
-    out, work = cache / sha256, cache / f".{sha256}.partial"
-    with (cache / f".{sha256}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_whole(out):
-            logger.info("converting %s, once, to %s", checkpoint, out)
-            shutil.rmtree(work, ignore_errors=True)  # left by a killed run
-            convert(checkpoint, work)
-            write_manifest(work, KIND, checkpoint=sha256)
-            publish(work, out)
-    return out, sha256
+    sha256 = sha256_of(checkpoint)
+    return converted_once(KIND, sha256, partial(convert, checkpoint), cache), sha256
 
 
 def convert(checkpoint: Path, out: Path) -> None:
@@ -93,13 +78,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
 
     Never runs code from the pickle. Raises ValueError if there is any, or if the file is not a pickle.
     """
-    try:
-        document = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{checkpoint}: damaged, or contains more than plain tensors, which is refused: {cause}"
-        ) from error
+    document = read_pickle(checkpoint)
     weights = document.get("state_dict") if isinstance(document, dict) else None
     if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
         raise ValueError(f"{checkpoint}: no tensors under `state_dict`, where HPSv2 has them")
@@ -161,14 +140,6 @@ def check_layout(config: CLIPConfig, weights: Mapping[str, Tensor]) -> None:
     if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
         sizes = [f"{name}: {_shape(found.get(name))}, expected {_shape(wanted.get(name))}" for name in wrong[:3]]
         raise ValueError(f"{'; '.join(sizes)}; and {len(wrong[3:])} more")
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        read_manifest(folder, KIND)
-    except StoreError:
-        return False
-    return True
 
 
 def _tower(weights: Mapping[str, Tensor], blocks: str, width: int) -> dict[str, Any]:

@@ -50,12 +50,16 @@ class ImageText:
 
     def scores(self, clips: Sequence[np.ndarray] | Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """The same as float64 (N,) on the CPU, with the gradient of clips that are float32 tensors in [0, 1]."""
-        chosen = [clip[sample_frames(len(clip), min(self.frames or len(clip), len(clip)))] for clip in clips]
+        chosen = [clip[self.frame_indices(len(clip))] for clip in clips]
         counts = torch.tensor([len(clip) for clip in chosen])
         texts = self._text_embeddings(prompts).repeat_interleave(counts, 0)
         alike = self._temperature * (self._image_embeddings(chosen) * texts).sum(-1)
         totals = torch.stack([of_clip.double().sum() for of_clip in alike.split(counts.tolist())])
         return totals if self._reduce == "sum" else totals / counts
+
+    def frame_indices(self, num_frames: int, fps: float = 0) -> list[int]:
+        """Indices of the frames that it scores, evenly spaced."""
+        return sample_frames(num_frames, self.frames or num_frames)
 
     def _image_embeddings(self, clips: Sequence[np.ndarray | Tensor]) -> Tensor:
         """(sum of F, D) float32 of unit length, on the CPU."""

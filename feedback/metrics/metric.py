@@ -10,13 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count
 from data.records import Verdict
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
-from feedback.core.source import Metric, Request, decoded, verdict, without_answer
+from feedback.core.source import Metric, Request, decoded, frames_seen, verdict, without_answer
 from feedback.core.weights import Dtype
 
 Reduction = Literal["sum", "mean"]
@@ -40,6 +41,9 @@ class FrameOptions(MetricOptions):
 
 
 OptionsT = TypeVar("OptionsT", bound=MetricOptions)
+
+# Clips, prompts, frames per second -> the scores of all metrics of a source: one sequence a metric, a number a clip.
+Together = Callable[[Sequence[np.ndarray], Sequence[str], Sequence[float]], Sequence[Sequence[float]]]
 
 
 def metric_kind(
@@ -83,9 +87,16 @@ class MetricSource:
     repeatable = True
 
     def __init__(
-        self, name: str, metrics: Mapping[str, Metric], batch_size: int, threshold: float | None = None
+        self,
+        name: str,
+        metrics: Mapping[str, Metric],
+        batch_size: int,
+        threshold: float | None = None,
+        together: Together | None = None,
     ) -> None:
+        """together: computes all metrics in one pass, in their order; None: each by its own `score`."""
         self.name, self.metrics, self.batch_size, self.threshold = name, metrics, batch_size, threshold
+        self._together = together or self._one_by_one
         self.model = " + ".join(dict.fromkeys(metric.model for metric in metrics.values()))
         self.model_version = " + ".join(dict.fromkeys(metric.model_version for metric in metrics.values()))
         first = next(iter(metrics))
@@ -115,7 +126,7 @@ class MetricSource:
             seen = [(request, frames) for request, frames in batch if not isinstance(frames, str)]
             clips, samples = [frames for _, frames in seen], [request.sample for request, _ in seen]
             prompts, fps = [sample.prompt for sample in samples], [sample.fps for sample in samples]
-            scores = [metric.score(clips, prompts, fps) for metric in self.metrics.values()] if seen else []
+            scores = self._together(clips, prompts, fps) if seen else []
             of_clips = zip(*scores, strict=True)
             for request, frames in batch:
                 if isinstance(frames, str):
@@ -123,6 +134,11 @@ class MetricSource:
                 else:
                     pairs = zip(self.rubric.questions, next(of_clips), strict=True)
                     yield [self._verdict(request, question, float(score), len(frames)) for question, score in pairs]
+
+    def _one_by_one(
+        self, clips: Sequence[np.ndarray], prompts: Sequence[str], fps: Sequence[float]
+    ) -> list[Sequence[float]]:
+        return [metric.score(clips, prompts, fps) for metric in self.metrics.values()]
 
     def status(self) -> dict[str, Any]:
         """Empty: a metric has no retries and no cost."""
@@ -134,7 +150,8 @@ class MetricSource:
             fields = {"error": f"{question.name} is not defined for this clip, or not finite: {score}"}
         elif question.required and self.threshold is not None:
             fields["answer"] = score > self.threshold
-        return verdict(self, request.sample, 0, question, range(frames), **fields)
+        seen = frames_seen(self.metrics[question.name], frames, request.sample.fps)
+        return verdict(self, request.sample, 0, question, seen, **fields)
 
 
 def reduced(of_frames: Sequence[float], how: Reduction) -> float:

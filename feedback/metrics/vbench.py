@@ -7,19 +7,24 @@ temporal_flickering      1 - mean absolute difference of successive frames / 255
                          is highest for a clip without motion
 dynamic_degree           1 if enough pairs of frames move, else 0. A pair moves if the mean norm of RAFT's flow over
                          its fastest 5 % of pixels is above 6 pixels for a shorter side of 256, in proportion. Enough
-                         is 4 of 16 frames, rounded. As in VBench, a clip is first thinned to about 8 frames a second.
+                         is 4 of 16 frames, rounded, and at least one: VBench calls every clip of two frames moving. As
+                         in VBench, a clip is first thinned to about 8 frames a second, by its own rate. In a clip of
+                         fewer a second a pair must move more, in proportion; VBench keeps 6 pixels.
                          VBench loads the weights `raft-things`; torchvision trained its own weights
+imaging_quality          mean over the frames of MUSIQ / 100, by the package pyiqa and the weights that VBench loads
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT
 from feedback.core.source import Metric
 from feedback.core.weights import FolderOrHubId
-from feedback.metrics.metric import MetricOptions, metric_kind, needs_model
+from feedback.metrics.metric import MetricOptions, existing_file, metric_kind, needs_model
 from feedback.metrics.optical_flow import Motion, RaftOptions, fastest, raft
 
 # subject_consistency, background_consistency
@@ -119,8 +124,12 @@ class DynamicDegree:
         """0 or 1 for each clip, uint8 (F, H, W, 3), with these frames per second; nan for a clip of one frame."""
         return [self._moves(clip, rate) for clip, rate in zip(clips, fps, strict=True)]
 
+    def frame_indices(self, num_frames: int, fps: float) -> range:
+        """Indices of the frames of a thinned clip."""
+        return range(0, num_frames, max(1, round(fps / FRAMES_PER_SECOND)))
+
     def _moves(self, clip: np.ndarray, fps: float) -> float:
-        thinned = clip[:: max(1, round(fps / FRAMES_PER_SECOND))]
+        thinned = clip[list(self.frame_indices(len(clip), fps))]
         return moves([fastest(flow) for flow in self._flow.flows(thinned)], min(clip.shape[1:3]), fps)
 
 
@@ -134,3 +143,24 @@ def moves(of_pairs: Sequence[float], side: int, fps: float) -> float:
 
 
 DYNAMIC_DEGREE = metric_kind("vbench_style_dynamic_degree", RaftOptions, dynamic_degree, needs_device=True)
+
+
+# imaging_quality
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImagingOptions(MetricOptions):
+    """Options of kind `imaging_quality`."""
+
+    # musiq_spaq_ckpt-358bb6af.pth of https://huggingface.co/chaofengc/IQA-PyTorch-Weights
+    file: Annotated[str, AfterValidator(existing_file)]
+
+
+def imaging_quality(name: str, options: ImagingOptions, device: str) -> Metric:
+    """The metric of this block, with its weights on the device. Raises ValueError where pyiqa is not installed."""
+    from feedback.metrics.musiq import load_musiq  # torchvision takes seconds to import
+
+    return load_musiq(name, options.file, device)
+
+
+IMAGING_QUALITY = metric_kind("vbench_style_imaging_quality", ImagingOptions, imaging_quality, needs_device=True)

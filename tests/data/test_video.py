@@ -1,8 +1,12 @@
+import struct
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 
-from data.video import contact_sheet, read_video, sample_frames, write_video
+from data.video import contact_sheet, read_fps, read_video, sample_frames, seen_at, write_video
 
 
 def noise(num_frames=9, height=64, width=64, seed=0) -> np.ndarray:
@@ -178,3 +182,145 @@ def test_clips_of_different_lengths_and_sizes_share_a_sheet():
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no clips"):
         contact_sheet([])
+
+
+# Clips of others, as a player shows them
+
+RED = (200, 40, 60)
+
+
+def write_other(path, frames: np.ndarray, format: str = "yuv420p", codec: str = "libx264", **given) -> None:
+    """A clip as other programs write it. given: colorspace, color_range, color_trc, sample_aspect_ratio of its codec;
+    `matrix` and `range_`, in which its pixels are if the codec does not say; `times`, of its frames in ms."""
+    matrix, range_, times = (given.pop(key, None) for key in ("matrix", "range_", "times"))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], format
+        for key, value in given.items():
+            setattr(stream.codec_context, key, value)
+        if times:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for place, frame in enumerate(frames):
+            image = av.VideoFrame.from_ndarray(frame, format="rgba" if frames.shape[-1] == 4 else "rgb24").reformat(
+                format=format,
+                src_color_range=ColorRange.JPEG,
+                dst_color_range=given.get("color_range") or range_ or ColorRange.MPEG,
+                dst_colorspace=given.get("colorspace") or matrix or Colorspace.ITU601,
+            )
+            image.color_range = given.get("color_range", 0)
+            if times:
+                image.pts, image.time_base = times[place], Fraction(1, 1000)
+            container.mux(stream.encode(image))
+        container.mux(stream.encode())
+
+
+def flat(height=64, width=96, colour=RED, frames=2) -> np.ndarray:
+    return np.full((frames, height, width, len(colour)), colour, np.uint8)
+
+
+def test_colours_are_those_of_the_stated_matrix_and_range(tmp_path):
+    cases = {
+        "601": {"colorspace": Colorspace.ITU601, "color_range": ColorRange.MPEG},
+        "709": {"colorspace": Colorspace.ITU709, "color_range": ColorRange.MPEG},
+        "2020": {"colorspace": Colorspace.BT2020, "color_range": ColorRange.MPEG},
+        "full range": {"colorspace": Colorspace.ITU709, "color_range": ColorRange.JPEG},
+        "10 bit": {"colorspace": Colorspace.ITU709, "color_range": ColorRange.MPEG, "format": "yuv420p10le"},
+    }
+    for name, given in cases.items():
+        write_other(tmp_path / "clip.mp4", flat(), **given)
+        assert largest_error(read_video(tmp_path / "clip.mp4"), flat()) <= 3, name
+
+
+def test_an_unstated_matrix_is_bt709_for_large_frames_and_bt601_for_small_ones(tmp_path):
+    for frames, matrix in ((flat(), Colorspace.ITU601), (flat(720, 1280), Colorspace.ITU709)):
+        write_other(tmp_path / "clip.mp4", frames, matrix=matrix)
+        assert largest_error(read_video(tmp_path / "clip.mp4"), frames) <= 3, frames.shape
+
+
+def test_hdr_is_refused_with_the_command_that_makes_it_sdr(tmp_path):
+    for transfer in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
+        given = {"colorspace": Colorspace.BT2020, "color_range": ColorRange.MPEG, "color_trc": transfer}
+        write_other(tmp_path / "clip.mp4", flat(), "yuv420p10le", **given)
+        with pytest.raises(ValueError, match=r"clip.mp4: HDR.*ffmpeg -vf zscale"):
+            read_video(tmp_path / "clip.mp4")
+
+
+def test_a_clip_is_turned_as_its_flag_says(tmp_path):
+    """The left upper quarter is red; a phone held upright writes (0 1 0 / -1 0 0): turned to the right, the
+    quarter is above on the right."""
+    frames = flat(32, 48, (0, 0, 0))
+    frames[:, :16, :24] = RED
+    write_other(tmp_path / "clip.mp4", frames, "yuv444p")
+    whole = (tmp_path / "clip.mp4").read_bytes()
+    one, corner = 1 << 16, 1 << 30
+    place = whole.index(struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, corner), whole.index(b"tkhd"))
+    for (a, b, c, d), quarters in {(0, one, -one, 0): -1, (-one, 0, 0, -one): 2, (0, -one, one, 0): 1}.items():
+        matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, corner)
+        (tmp_path / "turned.mp4").write_bytes(whole[:place] + matrix + whole[place + 36 :])
+        found = read_video(tmp_path / "turned.mp4")
+        assert found.shape == (2, 32, 48, 3) if quarters == 2 else (2, 48, 32, 3)
+        assert largest_error(found, np.rot90(frames, quarters, axes=(1, 2))) <= 12, quarters
+        if quarters == -1:
+            assert found[0, 2, -3, 0] > 190 and found[0, 2, 2, 0] < 10
+
+
+def test_pixels_that_are_not_square_are_made_square_by_the_width(tmp_path):
+    frames = flat(32, 48, (0, 0, 0))
+    frames[:, :, :24] = RED
+    for pixel, width in ((Fraction(4, 3), 64), (Fraction(1, 2), 24)):
+        write_other(tmp_path / "clip.mp4", frames, "yuv444p", sample_aspect_ratio=pixel)
+        found = read_video(tmp_path / "clip.mp4")
+        assert found.shape == (2, 32, width, 3)
+        assert found[0, 5, width // 2 - 4, 0] > 190 and found[0, 5, width // 2 + 4, 0] < 10
+
+
+def test_what_is_transparent_is_black(tmp_path):
+    frames = flat(64, 64, (*RED, 255))
+    frames[:, :32, :, 3] = 0
+    frames[:, 32:48, :, 3] = 51  # a fifth
+    write_other(tmp_path / "clip.mov", frames, "rgba", "png")
+    found = read_video(tmp_path / "clip.mov")
+    assert [found[0, row, 5].tolist() for row in (5, 40, 60)] == [[0, 0, 0], [40, 8, 12], list(RED)]
+
+
+def test_frames_of_a_variable_rate_are_those_seen_at_each_time(tmp_path):
+    """Frames begin at 0, 0.1, 0.2, 0.3, 1.3, 1.4 s: 5 in 1.4 s, so one is asked for each 0.28 s. At 0 the first is
+    seen, at 0.28 the third, at 0.56, 0.84 and 1.12 the fourth, which is seen for a second, at 1.4 the last."""
+    frames = np.stack([np.full((32, 32, 3), 40 * place, np.uint8) for place in range(6)])
+    write_other(tmp_path / "clip.mp4", frames, times=[0, 100, 200, 300, 1300, 1400])
+    assert read_fps(tmp_path / "clip.mp4") == pytest.approx(5 / 1.4)
+    seen = [round(float(one.mean()) / 40) for one in read_video(tmp_path / "clip.mp4")]
+    assert seen == [0, 2, 3, 3, 3, 5]
+
+
+def test_rounded_times_and_unknown_ones_leave_every_frame_once():
+    assert seen_at([0.0, 0.033, 0.067, 0.1], 30.0) == [0, 1, 2, 3]
+    assert seen_at([5.0, 5.125, 5.25], 8.0) == [0, 1, 2]
+    assert seen_at([0.0, float("nan"), 9.0], 8.0) == [0, 1, 2]
+    assert seen_at([0.0, 3.0], 0.0) == [0, 1]
+
+
+def test_a_cut_that_was_not_encoded_again_shows_what_its_edit_list_shows(tmp_path):
+    """40 frames a keyframe, of which 28 are hidden: a player shows 12."""
+    frames = np.stack([np.full((32, 32, 3), 6 * place, np.uint8) for place in range(40)])
+    with av.open(str(tmp_path / "whole.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"g": "40", "bf": "0", "crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    hiding = {"avoid_negative_ts": "disabled"}
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "cut.mp4"), "w", options=hiding) as cut,
+    ):
+        stream = whole.streams.video[0]
+        copy = cut.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is not None:
+                hidden = 28 * int(1 / (packet.time_base * 8))
+                packet.pts, packet.dts, packet.stream = packet.pts - hidden, packet.dts - hidden, copy
+                cut.mux(packet)
+    found = read_video(tmp_path / "cut.mp4")
+    assert len(found) == 12 and found[0].mean() == pytest.approx(168, abs=4)
+    assert read_fps(tmp_path / "cut.mp4") == 8

@@ -34,7 +34,7 @@ def block(request, tiny_clip, tmp_path_factory) -> dict:
 
 
 def judge_of(block: dict, augment: Augmentation = NONE) -> MetricJudge:
-    return MetricJudge("m", load_metric("m", block, "cpu"), PROMPTS, augment)
+    return MetricJudge("m", load_metric("m", block, "cpu"), PROMPTS, augment, 8.0)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def in_unit_range(frames: np.ndarray) -> torch.Tensor:
 
 def test_the_loss_is_minus_the_score_of_the_same_8_bit_frames(block):
     metric = load_metric("m", block, "cpu")
-    judge = MetricJudge("m", metric, PROMPTS, NONE)
+    judge = MetricJudge("m", metric, PROMPTS, NONE, 8.0)
     for size in ((32, 32), (97, 41), (24, 30)):
         frames = noise(3, *size)
         for prompt_id, prompt in PROMPTS.items():
@@ -112,8 +112,9 @@ def test_it_is_augmented_by_the_seed(tiny_clip):
 
 
 def test_a_kind_without_gradient_is_an_error_that_names_those_with_one():
+    known = "clip, pickscore, hpsv2, videoreward, videoscore have one"
     cases = [
-        ({"kind": kind}, f"feedback.sources.m.kind is '{kind}': no gradient; clip, pickscore, hpsv2 have one")
+        ({"kind": kind}, f"feedback.sources.m.kind is '{kind}': no gradient; {known}")
         for kind in ("optical_flow_dis", "temporal_flickering", "qwen", "nothing")
     ]
     assert_refused(judge_of, cases)
