@@ -169,7 +169,7 @@ class Served:
             (question,) = plan.questions
             text = plan.body["messages"][0]["content"][0]["text"]
             here = await asyncio.to_thread(judge_here, path, question, text, self.device)
-            await check_answers(send, shown, here, lambda reply: self._p_yes(plan, reply), asyncio.to_thread)
+            await check_answers(send, shown, here, lambda reply: self._p_yes(plan, reply))
 
     def _p_yes(self, plan: Plan, reply: str) -> float | None:
         (facts,) = self.read(plan, reply).by_question.values()

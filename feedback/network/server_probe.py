@@ -10,9 +10,9 @@ questions tell, for each size of clip:
 The requests are no answers: they are in no ledger and no verdict.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,13 +131,11 @@ async def check_times(send: Send, shown: Shown, refuses: Callable[[Exception], b
     raise ServerMismatch(f"the server ignores the times of the frames: it takes one time for two frames ({TIMES})")
 
 
-async def check_answers(
-    send: Send, shown: Shown, here: Judge, p_yes_of: Callable[[str], float | None], run: Callable[..., Awaitable[Here]]
-) -> None:
+async def check_answers(send: Send, shown: Shown, here: Judge, p_yes_of: Callable[[str], float | None]) -> None:
     """Raise ServerMismatch where tokens or p_yes differ from those of the same model in this process.
 
     The first clip is shown as it is, backwards, and at half its rate: a single answer may be so certain that nothing
-    changes it. p_yes_of: of a raw reply. run: calls a function in a thread.
+    changes it. p_yes_of: of a raw reply.
     """
     frames, times = frames_of(shown.url), shown.body[TIMES]["video"]
     rate = len(frames) / times["total_num_frames"] * times["fps"]
@@ -147,7 +145,7 @@ async def check_answers(
         url = frames_url(variant, indices, shown.picture)
         reply = await send(with_clip(shown.body, url, frame_times(indices, fps)))
         tokens, p_yes = read_usage(parsed(reply))["input_tokens"], p_yes_of(reply)
-        expected = await run(partial(here, variant, fps))
+        expected = await asyncio.to_thread(here, variant, fps)
         of_clip = f"{len(variant)} frames of the first clip, {how}"
         if tokens is not None and tokens != expected.tokens:
             found = f"{tokens} prompt tokens, and {expected.tokens} in this process"
