@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # A processor may scale the frames of a video to fit a number of pixels, so that the tokens of a pair depend on how many
 # there are. At some size nothing is scaled, while a server that leaves frames out does so at every size.
 SCALES = (1.0, 0.5, 0.25, 2.0, 4.0)
+LARGEST = 512  # pixels a side of frames that are scaled up
 LEAST_FRAMES = 6  # of the longest of the three videos
 TOLERANCE = 1e-2  # of p_yes
 TIMES = "media_io_kwargs"  # the key of a request that holds the times
@@ -68,6 +69,8 @@ async def check_frames(send: Send, shown: Shown) -> None:
     first: str | None = None
     for scale in SCALES:
         height, width = (max(1, round(side * scale)) for side in frames.shape[1:3])
+        if scale > 1 and max(height, width) > LARGEST:
+            break
         tokens = [await _prompt_tokens(send, shown, synthetic(count, height, width)) for count in counts]
         if None in tokens:
             logger.warning(

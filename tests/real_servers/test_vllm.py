@@ -137,7 +137,7 @@ def test_vllm_and_this_process_give_equal_probabilities(server, judge, clips, re
 
 def test_another_model_under_the_same_name_is_found_out(server, clips):
     second = str(ROOT / "models/tabletop/second_judge")
-    with pytest.raises(LabelError, match=r"check_with's: 8 frames of the first clip.*vllm serve"):
+    with pytest.raises(LabelError, match=r"check_with( is)?: 8 frames of the first clip.*vllm serve"):
         verdicts(clips, 1, served_block(server, check_with=second))
 
 
