@@ -15,7 +15,6 @@ its reply are read. A clip is sent in one of three forms:
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -161,7 +160,16 @@ class Served:
         return asyncio.shield(task)
 
     async def _probe(self, plan: Plan, url: str) -> None:
-        shown = Shown(plan.body, url, self.options.picture)
+        """Raise ServerMismatch where no call can succeed."""
+        try:
+            await self._compared(plan, Shown(plan.body, url, self.options.picture))
+        except Exception as error:
+            if not _is_refusal(error) or self.client.fault(error).remedy not in (Remedy.FAIL, Remedy.ANSWER):
+                raise
+            reason = self.client.fault(error).reason
+            raise ServerMismatch(f"the server does not take a video of frames: {reason.rstrip('.')}") from error
+
+    async def _compared(self, plan: Plan, shown: Shown) -> None:
         send = partial(self.client.complete, attempt=PROBE)
         await check_frames(send, shown)
         await check_times(send, shown, _is_refusal)
@@ -178,10 +186,7 @@ class Served:
     def fault(self, error: Exception) -> Fault:
         if isinstance(error, ServerMismatch):
             return Fault(Remedy.STOP, str(error), cure=self._start())
-        fault = self.client.fault(error)
-        if self.options.clip == "exact" and _is_refusal(error) and TIMES in fault.reason:
-            return replace(fault, remedy=Remedy.STOP, cure=self._start())
-        return fault
+        return self.client.fault(error)
 
     def _start(self) -> str:
         """How to start a server that shows the frames that it is sent."""
@@ -207,10 +212,9 @@ class Served:
     def _by_masses(self, masses: Masses) -> dict[str, Any]:
         """Fields of a Verdict by the probabilities of the two answer words."""
         both = masses.affirmative + masses.negative
-        if both < self.options.min_answer_mass:
+        if masses.p_yes is None or both < self.options.min_answer_mass:
             least = f"expected at least {self.options.min_answer_mass:g}"
             return {"error": f"{UNREADABLE_ANSWER}both answers have a probability of {both:.3g}, {least}"}
-        assert masses.p_yes is not None  # one of them has a probability
         return probable(masses.p_yes)
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:

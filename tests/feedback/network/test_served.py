@@ -97,7 +97,7 @@ WRONG_SERVERS = (
     ),
     ({"most_frames": 2}, "no more of four frames than of two: 850, 850 and 850"),
     ({"reads_times": False}, "ignores the times of the frames"),
-    ({"trusts": False}, "HTTP 400: Per-request media_io_kwargs are disabled"),
+    ({"trusts": False}, "does not take a video of frames: HTTP 400: Per-request media_io_kwargs are disabled"),
 )
 
 
@@ -232,3 +232,9 @@ def test_the_request_of_a_vote_names_its_times_too(clips):
 def test_frames_survive_the_url_that_they_are_sent_in():
     frames = np.random.default_rng(0).integers(0, 255, (3, 4, 6, 3)).astype(np.uint8)
     assert np.array_equal(frames_of(frames_url(frames, [2, 0], "png")), frames[[2, 0]])
+
+
+def test_a_reply_without_either_word_is_no_answer_at_any_least_probability(server, clips):
+    server.behaviour.script = [{"body": completion("Hmm", [token("Hmm")])}]
+    (row,) = judged(source_at(server, "served", min_answer_mass=0.0), clips, 1).values()
+    assert row.answer is None and "both answers have a probability of 0" in row.error
