@@ -32,7 +32,7 @@ from pipeline.recipes import load_recipe, recipe_files
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
-NO_PATH = ("family", "kind", "references", "writer")  # keys whose values name code
+NO_PATH = ("family", "kind", "references", "writer", "cache")  # keys whose values name code, or no input
 CACHE = Path(".state/hashes.json")  # the memory of content hashes
 COMMIT = re.compile("[0-9a-f]{40}")  # a revision that is a commit stands for itself
 

@@ -7,7 +7,7 @@ Three forms are accepted:
     the word first, then a reason that does not contain the other word
 
 Every other reply gives an error that states the cause. `word_masses` reads the same two words from the probabilities
-of one token.
+of one token. `after_thoughts` is what a reasoning model says after its thoughts, which may hold both words.
 """
 
 import json
@@ -19,6 +19,10 @@ from typing import Any, NamedTuple
 from feedback.core.rubric import Question
 from feedback.core.source import UNREADABLE_ANSWER
 
+# The marks around a reasoning model's thoughts. A chat template may hold the opening mark, so the reply may lack it.
+_OPENING = re.compile(r"\s*(?:<think(?:ing)?>|◁think▷)")
+_CLOSING = re.compile(r"</think(?:ing)?>|◁/think▷")
+_ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)", re.DOTALL)
 QUOTE_LENGTH = 80  # characters of an unreadable reply that its error quotes; `raw` keeps the whole reply
 
 
@@ -50,6 +54,16 @@ def read_answer(text: str, question: Question) -> dict[str, Any]:
             return {"answer": answer, "reason": first["reason"].strip()}
     wanted = f"{question.affirmative} or {question.negative}"
     return {"error": f"{UNREADABLE_ANSWER}neither {wanted} alone, but {_quoted(text)}"}
+
+
+def after_thoughts(text: str) -> str:
+    """A reply without the thoughts before its answer and the marks around it; empty where the thoughts do not end."""
+    closed = list(_CLOSING.finditer(text))
+    if not closed and _OPENING.match(text):
+        return ""
+    spoken = text[closed[-1].end() :] if closed else text
+    marked = _ANSWER.match(spoken)
+    return marked[1] if marked else spoken
 
 
 def verdict_schema(question: Question) -> dict[str, Any]:

@@ -45,16 +45,25 @@ class ApiSource:
         self.price = options.own_price
         self.output_tokens = self.price.output_tokens if self.price else OUTPUT_TOKENS
         self._status: dict[str, Any] = {}
+        self._answers = {"with a probability": 0, "by words": 0}  # of the current run
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         """As the protocol says. Raises LabelError where the run must stop, after the calls in flight are answered."""
         listed = list(requests)
         logger.info(self.estimate(listed).line(self.name, self.model, self.price))
         purpose = f"{listed[0].purpose} {self.name}" if listed else ""
+        self._answers = dict.fromkeys(self._answers, 0)
+        self._status.pop("by words", None)
         with Ledger(ledger_path()) as ledger, GroupCommit(ledger) as commits, asyncio.Runner() as runner:
             run = CallRun(self, ledger, commits, purpose, self._status)
             run.count_dollars()
             yield from _Judging(self, run, runner).verdicts(listed)
+        if by_words := self._status.get("by words"):
+            logger.warning(
+                "%s: %d of %d answers came without log probabilities and were read from their words: their p_yes is "
+                "null, and they count as certain",
+                self.name, by_words, sum(self._answers.values()),
+            )  # fmt: skip
 
     def status(self) -> dict[str, Any]:
         """Retries, and the dollars of the clip set, once there are any."""
@@ -138,12 +147,21 @@ class ApiSource:
         self, request: Request, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]
     ) -> list[Verdict]:
         """A clip's verdicts from the answers to its calls, by their place in `calls`."""
-        frames = self.provider.seen(request.sample, self.rubric)["frames"]
+        frames = self.provider.seen(request.sample, self.rubric)["frames"] if self.provider.frames_known else []
         rows = []
         for index, call in enumerate(calls):
             for question, facts in zip(call.plan.questions, self._facts(call, answers[index]), strict=True):
                 rows.append(verdict(self, request.sample, call.plan.vote, question, frames, **facts))
+        self._count(rows)
         return rows
+
+    def _count(self, rows: Sequence[Verdict]) -> None:
+        """Count the answers that lack a probability, where others of this run have one."""
+        for row in rows:
+            if row.answer is not None:
+                self._answers["by words" if row.p_yes is None else "with a probability"] += 1
+        if all(self._answers.values()):
+            self._status["by words"] = self._answers["by words"]
 
     def _facts(self, call: Call, answer: StoredAnswer | Fault) -> list[dict[str, Any]]:
         """The fields of a verdict for each question of a call, which share its tokens and its cost."""

@@ -109,6 +109,7 @@ class Gemini:
     """Calls of one Gemini model."""
 
     most_requests, most_bytes = 50_000, 1_000_000_000  # Gemini takes files of 2 GB
+    frames_known = True
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -86,6 +86,7 @@ class Gpt:
     """Calls of one OpenAI model."""
 
     most_requests, most_bytes = 49_000, 195_000_000  # a little less than OpenAI's 50,000 and 200 MB
+    frames_known = True
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from feedback.core.answers import after_thoughts, unfenced
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.pace import CONNECT, LIMITS, retry_after
 from feedback.network.provider import (
@@ -186,7 +187,7 @@ class OpenAIClient:
 class ReplyMessage(NamedTuple):
     """The message in a reply: its text, or the error that its verdicts hold."""
 
-    text: str | None
+    text: str | None  # without thoughts
     error: str | None
     tokens: list[Mapping[str, Any]]  # token, logprob and top_logprobs of each position; empty where none were sent
 
@@ -200,11 +201,22 @@ def read_message(reply: Mapping[str, Any]) -> ReplyMessage:
             return ReplyMessage(None, f"{REFUSED}{refusal}", [])
         case {"choices": [{"finish_reason": "content_filter"}, *_]}:
             return ReplyMessage(None, f"{REFUSED}stopped by the provider's content filter", [])
-        case {"choices": [{"message": {"content": str(text)}} as choice, *_]} if text.strip():
-            return ReplyMessage(text, None, mappings(mapping(choice.get("logprobs")).get("content")))
+        case {"choices": [{"message": {"content": str(text)}} as choice, *_]} if (
+            spoken := after_thoughts(text)
+        ).strip():
+            return ReplyMessage(spoken, None, mappings(mapping(choice.get("logprobs")).get("content")))
+        case {"choices": [{"message": message, "finish_reason": reason}, *_]} if _thinks(mapping(message)):
+            cure = "; a larger max_tokens leaves room for one" if reason == "length" else ""
+            error = f"{UNREADABLE_ANSWER}thoughts without an answer, finish_reason {reason!r}{cure}"
+            return ReplyMessage(None, error, [])
         case {"choices": [{"finish_reason": reason}, *_]}:
             return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finish_reason {reason!r}", [])
     return ReplyMessage(None, f"{UNREADABLE_ANSWER}no chat completion: {list(reply)[:5]}", [])
+
+
+def _thinks(message: Mapping[str, Any]) -> bool:
+    """Whether there are thoughts in a message that has no answer."""
+    return any((string(message.get(key)) or "").strip() for key in ("content", "reasoning_content", "reasoning"))
 
 
 def _filtered(reply: Mapping[str, Any]) -> str | None:
@@ -230,16 +242,40 @@ def read_usage(reply: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def at_value(tokens: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:
-    """The token at which the value of a JSON object's string begins, in a reply made of these tokens."""
-    text = "".join(str(token.get("token", "")) for token in tokens)
-    found = re.search(rf'"{re.escape(key)}"\s*:\s*"', text)
-    if not found:
+def answer_token(message: ReplyMessage) -> Mapping[str, Any] | None:
+    """The token at which the answer begins in a reply that is one word or a JSON object; None if it cannot be told.
+
+    Thoughts, whether or not they are part of the text, spaces and quotes come before it.
+    """
+    text = (message.text or "").strip()
+    start = _joined(message.tokens).rfind(text)
+    if not text or start < 0:
         return None
+    if unfenced(text).startswith("{"):
+        return at_value(message.tokens, "answer", start)
+    letter = re.search(r"\w", text)
+    return _token_at(message.tokens, start + letter.start()) if letter else None
+
+
+def at_value(tokens: Sequence[Mapping[str, Any]], key: str, start: int = 0) -> Mapping[str, Any] | None:
+    """The token at which the value of a JSON object's string begins, in a reply made of these tokens.
+
+    start: the character of the reply at which the object begins.
+    """
+    found = re.compile(rf'"{re.escape(key)}"\s*:\s*"').search(_joined(tokens), start)
+    return _token_at(tokens, found.end()) if found else None
+
+
+def _joined(tokens: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(str(token.get("token", "")) for token in tokens)
+
+
+def _token_at(tokens: Sequence[Mapping[str, Any]], place: int) -> Mapping[str, Any] | None:
+    """The token that holds this character of a reply."""
     end = 0
     for token in tokens:
         end += len(str(token.get("token", "")))
-        if end > found.end():
+        if end > place:
             return token
     return None
 

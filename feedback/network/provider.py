@@ -95,6 +95,10 @@ class Sender(Protocol):
 class Provider(Sender, Protocol):
     """A product that answers questions about clips for money, or a server with the same API."""
 
+    @property
+    def frames_known(self) -> bool:
+        """Whether the model sees the frames that `seen` lists; verdicts list none where the server chooses its own."""
+
     def plans(self, rubric: Rubric, sample: Sample, votes: int) -> list[Plan]:
         """The calls that all questions and votes about a clip take."""
 

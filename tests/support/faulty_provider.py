@@ -6,9 +6,12 @@ a thread of the test. GET /truth returns the attempts that arrived.
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
+import io
 import json
+import math
 import random
 import sys
 import threading
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from PIL import Image
 
 TRANSPORT = ("429", "429-after", "500", "503", "502-page", "drop", "reset", "hang", "truncated")
 BILLED = ("drop", "reset", "hang", "truncated")  # the answer was made, and did not arrive
@@ -40,6 +44,13 @@ class Behaviour:
     script: list[dict[str, Any]] = field(default_factory=list)
     refuses: tuple[str, ...] = ()  # parameters that are answered with 400
     seed: int = 0
+    # Of videos of frames with `media_io_kwargs`, as vLLM takes them.
+    trusts: bool = True  # --trust-request-mm-kwargs; without it they are answered with 400
+    reads_times: bool = True  # False: it ignores them, as a server that does not know them
+    most_frames: int | None = None  # frames that the model is shown; None: all
+    pixels: int | None = None  # of all frames of a video together; above it they are scaled down; None: they never are
+    usage: bool = True  # whether replies say how many tokens they took
+    probe_faults: int = 0  # probes that are answered with 503 first
 
 
 class Server:
@@ -50,6 +61,7 @@ class Server:
         self.random = random.Random(behaviour.seed)
         self.attempts: list[dict[str, Any]] = []  # every request that arrived
         self.bodies: list[dict[str, Any]] = []
+        self.probes: list[dict[str, Any]] = []  # bodies that ask how the server is set up, and are no attempts
         self.headers: list[dict[str, str]] = []
         self.in_flight = self.most_in_flight = 0
         self.base = ""
@@ -79,6 +91,13 @@ class Server:
         sent = await request.json()
         text = json.dumps(sent, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if request.headers.get("X-Client-Request-Id") == "probe":
+            self.probes.append(sent)
+            if self.behaviour.probe_faults:
+                self.behaviour.probe_faults -= 1
+                return web.json_response(_fault("503")[1], status=503)
+            status, body = self._refused(sent) or (200, self._counted(sent, reply(request.path, sent, key, None)[1]))
+            return web.json_response(body, status=status)
         self.bodies.append(sent)
         self.headers.append(dict(request.headers))
         fault = self.random.choice(TRANSPORT) if self.random.random() < self.behaviour.faults else None
@@ -100,6 +119,9 @@ class Server:
                 error = {"message": f"Unsupported parameter: '{name}' is not supported with this model.", "param": name}
                 body = {"error": error | {"type": "invalid_request_error", "code": "unsupported_parameter"}}
                 return await self._send(request, attempt, 400, body, {})
+        if refused := self._refused(sent):
+            attempt["billed"] = False
+            return await self._send(request, attempt, *refused, {})
         await asyncio.sleep(self.behaviour.latency)
         if self.behaviour.together:
             with contextlib.suppress(TimeoutError):
@@ -108,7 +130,32 @@ class Server:
             return await self._send(request, attempt, *_fault(fault))
         status, body = reply(request.path, sent, key, odd)
         attempt["billed"] = status == 200
+        body = self._counted(sent, body)
         return await self._travel(request, attempt, status, body, fault)
+
+    def _refused(self, sent: dict[str, Any]) -> tuple[int, Any] | None:
+        """vLLM's answer to a video of frames that it does not take."""
+        given = sent.get("media_io_kwargs")
+        if given and not self.behaviour.trusts:
+            return 400, {"error": {"message": UNTRUSTED, "type": "BadRequestError", "param": "media_io_kwargs"}}
+        times = given["video"]["frames_indices"] if given and self.behaviour.reads_times else None
+        if times is not None and len(times) != (frames := len(_pictures(sent))):
+            message = f"frames_indices length ({len(times)}) must match number of frames sent ({frames})"
+            return 400, {"error": {"message": message, "type": "BadRequestError", "param": None}}
+        return None
+
+    def _counted(self, sent: dict[str, Any], body: Any) -> Any:
+        """A reply with the tokens of a prompt that has a video of frames: 800, and 50 a pair of frames of 32 x 32."""
+        pictures = _pictures(sent)
+        if not pictures or "usage" not in body:
+            return body
+        if not self.behaviour.usage:
+            return {key: value for key, value in body.items() if key != "usage"}
+        shown = min(len(pictures), self.behaviour.most_frames or len(pictures))
+        width, height = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size
+        scale = min(1.0, (self.behaviour.pixels or math.inf) / (shown * width * height))
+        tokens = 800 + math.ceil(shown / 2) * round(50 * width * height * scale / 1024)
+        return body | {"usage": body["usage"] | {"prompt_tokens": tokens, "total_tokens": tokens + 20}}
 
     def _scripted(self, text: str) -> dict[str, Any]:
         """The script's entry for a request; empty where it has none."""
@@ -162,6 +209,16 @@ def _fault(fault: str) -> tuple[int, Any, dict[str, str]]:
     return status, {"error": error | {"status": "UNAVAILABLE"}}, headers
 
 
+def _pictures(sent: dict[str, Any]) -> list[str]:
+    """The pictures, base64, of a request's video of frames; empty where it has none."""
+    for message in sent.get("messages", ()):
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            url = part.get("video_url", {}).get("url", "")
+            if url.startswith("data:video/jpeg;base64,"):
+                return url.split(",")[1:]
+    return []
+
+
 def odd_of(key: str, share: float) -> str | None:
     """The odd form of an answer, or None, by its request alone."""
     drawn = random.Random(key)
@@ -200,6 +257,10 @@ def reply(path: str, sent: dict[str, Any], key: str, odd: str | None) -> tuple[i
     return 404, {"error": {"message": f"no such path {path}", "type": "invalid_request_error"}}
 
 
+UNTRUSTED = (
+    "Per-request media_io_kwargs are disabled by default because they can change multimodal media loading resource "
+    "usage. Start the server with --trust-request-mm-kwargs only when clients are trusted."
+)
 TEXTS = {
     "dotted": "{word}.",
     "bare": " {lower}\n",

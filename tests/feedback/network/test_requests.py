@@ -144,16 +144,16 @@ def test_whatever_decides_an_answer_is_in_its_key(clips, tmp_path, kind):
             changes.append({"rubric": str(path)})
     changes += {
         "gpt": [{"detail": "low"}, {"picture": "jpeg"}],
-        "served": [{"clip": "frames"}, {"server_frames": 3}, {"max_tokens": 1}],
+        "served": [{"clip": "frames"}, {"clip": "video"}, {"clip": "video", "server_frames": 3}, {"max_tokens": 1}],
         "gemini": [{"clip": "frames"}, {"fps": 2.0}, {"resolution": "low"}],
     }[KINDS[kind]["kind"]]
     if kind.startswith("gemini"):
         changes = [change for change in changes if "frames.yaml" not in change.get("rubric", "")]
 
-    def key_of(sample: Sample = sample, clip: str = "content", **more) -> set[str]:
-        return {call.key for call in make_source("j", block_of(kind, base, **more)).calls_about(sample, 2, clip)}
+    def key_of(sample: Sample = sample, content: str = "content", **more) -> set[str]:
+        return {call.key for call in make_source("j", block_of(kind, base, **more)).calls_about(sample, 2, content)}
 
-    keys = [key_of(), key_of(clip="other"), key_of(replace(sample, prompt="another scene"))]
+    keys = [key_of(), key_of(content="other"), key_of(replace(sample, prompt="another scene"))]
     keys += [key_of(**change) for change in changes]
     assert len(set().union(*keys)) == 2 * len(keys)  # two votes each
     same = {"concurrency": 9, "timeout": 3.0, "attempts": 2, "budget_usd": 5.0, "price": PRICE}
@@ -234,13 +234,19 @@ def test_request_keys_are_those_under_which_answers_were_paid_for(tmp_path):
     path = tmp_path / "rubric.yaml"
     path.write_text(yaml.safe_dump(rubric, sort_keys=False))
     sample = Sample("s", "p", "a ball rolls.", "c", "train", "base", 0, 9, 8.0, 32, 32, "s.mp4")
-    more = {"gpt": {"parameters": {"temperature": 1}}, "gemini": {"fps": 2}, "served": {"server_frames": 4}}
+    more = {
+        "gpt": {"parameters": {"temperature": 1}},
+        "gemini": {"fps": 2},
+        "served-video": {"clip": "video", "server_frames": 4},
+    }
     keys = {}
-    for kind in KINDS:
-        source = make_source("j", block_of(kind, "http://host", rubric=str(path), **more.get(kind, {})))
+    for kind in (*KINDS, "served-video"):
+        of_kind = kind.removesuffix("-video")
+        source = make_source("j", block_of(of_kind, "http://host", rubric=str(path), **more.get(kind, {})))
         (call,) = source.calls_about(sample, 1, "0" * 64)
         keys[kind] = call.key[:16]
     assert keys == {
-        "gpt": "2c90c7b0970b712e", "gpt-decision": "d322530e1f2d19fa", "served": "14b71aded0fa5495",
+        "gpt": "2c90c7b0970b712e", "gpt-decision": "d322530e1f2d19fa", "served": "70cbd2a4d6c9bdfd",
+        "served-video": "14b71aded0fa5495",
         "gemini": "a4614b11d250404d", "gemini-decision": "183c22bc11f40a36",
     }  # fmt: skip
