@@ -19,6 +19,7 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     """Build weighted and paired datasets from a labelled clip set."""
     from data.labels import open_labels
     from data.manifest import publish
+    from data.preferences import compares, read_preferences
     from data.store import ClipSet
     from rl.datasets import build
     from rl.tables import write_tables
@@ -29,7 +30,9 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     made, by = {"round": clip_set.manifest["facts"]["set"]}, {"source": labelled.source, "reward": config.reward}
     with stage_state("build", out, config, [clips, labels]) as work:
         name = f"{made['round']}/{labelled.source}"
-        tables = build(clip_set.samples, labelled.labels, name=name, **asdict(config))
+        preferences = read_preferences(labels, "labels") if compares(labelled.facts) else None
+        given = {"source": labelled.source, "preferences": preferences}
+        tables = build(clip_set.samples, labelled.labels, name=name, **asdict(config), **given)
         write_tables(work / "datasets", clip_set.samples, *tables, clips=made, labels=by)
         publish(work / "datasets", out)
     write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
+from feedback.core.rubric import load_rubric
 from feedback.core.source import LabelError
 from feedback.network.ledger import Attempt, GroupCommit, Ledger, StoredAnswer
 from feedback.network.pace import Pace, retry, waits_too_long
@@ -45,6 +47,14 @@ class ApiOptions:
     def __post_init__(self) -> None:
         if self.price is None and self.budget_usd is not None:
             raise ValueError(f"budget_usd is {self.budget_usd}, but price is null, so the budget could not be kept")
+
+
+def compares(rubric: str) -> bool:
+    """Whether a rubric's file is about two clips; false for one that cannot be read, which is reported elsewhere."""
+    try:
+        return load_rubric(Path(rubric)).compares
+    except ValueError:
+        return False
 
 
 def key_from(variable: str) -> str:

@@ -59,6 +59,7 @@ KIND = Kind(
     Options,
     load,
     network=True,
+    compares=True,
     needs=lambda given: Needs(
         given.rubric, server=given.base_url, key_variable=given.key_variable, whole_clips=given.clip == "video"
     ),
@@ -98,6 +99,9 @@ class Served:
         urls = data_urls(frames, self.seen(sample, rubric)["frames"], self.options.picture)
         return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
+    def words(self, text: str) -> dict[str, Any]:
+        return {"type": "text", "text": text}
+
     async def send(self, plan: Plan, media: Media, attempt: str) -> str:
         (message,) = plan.body["messages"]
         content = [*media, *message["content"]]
@@ -120,11 +124,13 @@ class Served:
 
     def _by_masses(self, masses: Masses) -> dict[str, Any]:
         """Fields of a Verdict by the probabilities of the two answer words."""
-        both = masses.affirmative + masses.negative
-        if both < self.options.min_answer_mass:
+        together = sum(masses)
+        if together < self.options.min_answer_mass:
             least = f"expected at least {self.options.min_answer_mass:g}"
-            return {"error": f"{UNREADABLE_ANSWER}both answers have a probability of {both:.3g}, {least}"}
-        assert masses.p_yes is not None  # one of them has a probability
+            return {"error": f"{UNREADABLE_ANSWER}all answers have a probability of {together:.3g}, {least}"}
+        if masses.tie > max(masses.affirmative, masses.negative):
+            return {"tie": True, "p_yes": (masses.affirmative + masses.tie / 2) / together}  # it counts for both sides
+        assert masses.p_yes is not None  # one of the others has a probability
         return probable(masses.p_yes)
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
