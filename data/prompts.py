@@ -1,17 +1,16 @@
 """Prompt sets: CSV files with the columns prompt_id, prompt, category, split, and optionally image and reference.
 
-The shipped sets are in `configs/prompt_sets/`.
+The shipped sets are in `configs/prompt_sets/`. data/prompt_csv.py reads and writes the tables.
 """
 
-import csv
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from data.manifest import atomically
+from data.prompt_csv import Row, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +19,7 @@ OPTIONAL = ("image", "reference")
 SPLITS = ("train", "test")
 EXTENDED = "prompts.csv"  # in the folder of a policy whose generator gets another text than the prompt
 PLACE = "{prompt}"  # in a template, for the text
+NAMED = 5  # ids or texts in a warning
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,35 @@ class Prompt:
     split: str  # train or test
     image: str | None  # the first frame, for generators that start from one
     reference: str | None  # a real clip of the same prompt
+    others: tuple[tuple[str, str], ...] = ()  # name and cell of each further column: kept, and used by nothing
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """Prompts in the order of the file; warns of texts that stand in both splits.
+    """Prompts in the order of the file; logs the `remarks` on them as warnings.
 
-    Raises ValueError naming the file and the row as a spreadsheet counts it (the header is row 1).
+    Names of columns may have other case, spaces around them, and spaces or dashes for underscores. Columns without a
+    name are ignored where they are empty. Raises ValueError naming the file and the row as a spreadsheet counts it (the
+    header is row 1).
     """
     path = Path(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a mark before the header
-        reader = csv.DictReader(file, strict=True)
-        _check_header(path, reader.fieldnames or [])
-        try:
-            prompts = _prompts(path, reader)
-        except csv.Error as error:
-            raise ValueError(f"{path}, row {reader.line_num}: not CSV ({error})") from error
+    table = read_table(path, REQUIRED, OPTIONAL)
+    prompts: list[Prompt] = []
+    row_of: dict[str, int] = {}
+    for row in table.rows:
+        where = f"{path}, row {row.number}"
+        _check_row(where, row.cells)
+        prompt = _prompt(path, row)
+        if (first := row_of.get(prompt.prompt_id)) is not None:
+            raise ValueError(f"{where}: prompt_id {prompt.prompt_id!r} already stands in row {first}")
+        for file in (prompt.image, prompt.reference):
+            if file and not Path(file).is_file():
+                raise ValueError(f"{where}: no file {file}; paths are taken from the folder of the CSV")
+        row_of[prompt.prompt_id] = row.number
+        prompts.append(prompt)
     if not prompts:
         raise ValueError(f"{path}: no prompts; wanted at least one row below the header")
-    leaked = leaks(prompts)
-    if leaked:
-        message = "%s: %d texts stand in both train and test, so the test split is not held out for them: %s"
-        logger.warning(message, path, len(leaked), "; ".join(leaked))
+    for remark in (*table.remarks, *remarks(prompts)):
+        logger.warning("%s: %s", path, remark)
     return prompts
 
 
@@ -74,15 +82,22 @@ def select(prompts: Sequence[Prompt], split: str, count: int | None = None) -> l
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
-    """Write a prompt set without the optional columns."""
-    with atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(REQUIRED)
-        writer.writerows([getattr(prompt, name) for name in REQUIRED] for prompt in prompts)
+    """Write a prompt set with all its columns, paths of files as they are from the folder of `path`."""
+    used = [name for name in OPTIONAL if any(getattr(prompt, name) for prompt in prompts)]
+    others = dict.fromkeys(name for prompt in prompts for name, _ in prompt.others)
+    rows = [
+        [
+            *(getattr(prompt, name) for name in REQUIRED),
+            *(_from(path.parent, getattr(prompt, name)) for name in used),
+            *(dict(prompt.others).get(name, "") for name in others),
+        ]
+        for prompt in prompts
+    ]
+    write_table(path, [*REQUIRED, *used, *others], rows)
 
 
 def extended(prompts: Sequence[Prompt], rewritten: Sequence[Prompt], template: str) -> list[Prompt]:
-    """The prompts, each with the template around the text that has its prompt_id in `rewritten`.
+    """The prompts, each with the template around the text that has its prompt_id in `rewritten`, without their files.
 
     Raises ValueError for a template without {prompt}, and naming the prompts that `rewritten` lacks.
     """
@@ -91,7 +106,10 @@ def extended(prompts: Sequence[Prompt], rewritten: Sequence[Prompt], template: s
     texts = {prompt.prompt_id: prompt.prompt for prompt in rewritten}
     if missing := [prompt.prompt_id for prompt in prompts if prompt.prompt_id not in texts]:
         raise ValueError(f"{len(missing)} of {len(prompts)} prompts have no text to extend: {', '.join(missing[:3])}")
-    return [replace(prompt, prompt=template.replace(PLACE, texts[prompt.prompt_id])) for prompt in prompts]
+    return [
+        replace(prompt, prompt=template.replace(PLACE, texts[prompt.prompt_id]), image=None, reference=None)
+        for prompt in prompts
+    ]
 
 
 def texts_for(policy: Path, prompts: Sequence[Prompt]) -> dict[str, str] | None:
@@ -113,48 +131,57 @@ def leaks(prompts: Sequence[Prompt]) -> list[str]:
     return sorted(train & test)
 
 
-def _check_header(path: Path, columns: Sequence[str]) -> None:
-    missing = [name for name in REQUIRED if name not in columns]
-    unknown = [name for name in columns if name not in REQUIRED + OPTIONAL]
-    wanted = f"wanted {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)} in the header {', '.join(columns)!r}; {wanted}")
-    if unknown:
-        raise ValueError(f"{path}: unknown column {', '.join(unknown)}; {wanted}")
+def remarks(prompts: Sequence[Prompt]) -> list[str]:
+    """What is no error in a prompt set and may be a mistake, a sentence each; empty for a clean set."""
+    leaked = leaks(prompts)
+    repeated = _equal(prompts, lambda prompt: (prompt.split, prompt.prompt))
+    alike = _equal(prompts, lambda prompt: prompt.prompt_id.casefold())
+    quoted = [prompt.prompt_id for prompt in prompts if re.fullmatch(r"[“„«].*[”“»]", prompt.prompt)]
+    damaged = [prompt.prompt_id for prompt in prompts if "\ufffd" in prompt.prompt]
+    found = {
+        f"{len(leaked)} texts stand in both train and test, so the test split is not held out for them": leaked,
+        f"{len(repeated)} texts stand in several rows of one split, and count as often": repeated,
+        f"{len(alike)} prompt_ids differ only in case, so that file names collide on macOS and Windows": alike,
+        f"{len(quoted)} prompts stand in curly quotes, which are taken for a part of the text": quoted,
+        f"{len(damaged)} prompts hold the sign � in place of a letter that an earlier program could not read": damaged,
+    }
+    said = [f"{sentence}: {_listed(names)}" for sentence, names in found.items() if names]
+    if all(prompt.split != "train" for prompt in prompts):
+        said.append("no row has split train, so a round that draws from train (generate.split) has no prompts")
+    return said
 
 
-def _prompts(path: Path, reader: "csv.DictReader[str]") -> list[Prompt]:
-    prompts: list[Prompt] = []
-    row_of: dict[str, int] = {}
-    for cells in reader:
-        row, where = reader.line_num, f"{path}, row {reader.line_num}"
-        _check_row(where, cells)
-        prompt = _prompt(path, cells)
-        if (first := row_of.get(prompt.prompt_id)) is not None:
-            raise ValueError(f"{where}: prompt_id {prompt.prompt_id!r} already stands in row {first}")
-        for file in (prompt.image, prompt.reference):
-            if file and not Path(file).is_file():
-                raise ValueError(f"{where}: no file {file}; paths are taken from the folder of the CSV")
-        row_of[prompt.prompt_id] = row
-        prompts.append(prompt)
-    return prompts
+def _equal(prompts: Sequence[Prompt], key: Callable[[Prompt], object]) -> list[str]:
+    """For each key that several prompts share, their ids with an = between them."""
+    ids: dict[object, list[str]] = {}
+    for prompt in prompts:
+        ids.setdefault(key(prompt), []).append(prompt.prompt_id)
+    return [" = ".join(names) for names in ids.values() if len(names) > 1]
 
 
-def _check_row(where: str, cells: Mapping[Any, Any]) -> None:
-    if None in cells:
-        raise ValueError(f"{where}: more cells than columns; a prompt with a comma in it must stand in quotes")
-    if None in cells.values():
-        raise ValueError(f"{where}: fewer cells than columns; empty ones still need their comma")
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return "; ".join(names[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _check_row(where: str, cells: Mapping[str, str]) -> None:
     for name in REQUIRED:
-        if not cells[name].strip():
+        if not cells[name]:
             raise ValueError(f"{where}: {name} is empty")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cells["prompt_id"].strip()):
+        if len(cells[name].splitlines()) > 1:
+            raise ValueError(f"{where}: {name} has a line break in it: {cells[name]!r}; write it on one line")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cells["prompt_id"]):
         raise ValueError(f"{where}: prompt_id {cells['prompt_id']!r}; wanted letters, digits, dot, dash, underscore")
-    if cells["split"].strip() not in SPLITS:
+    if cells["split"] not in SPLITS:
         raise ValueError(f"{where}: split {cells['split']!r}; wanted {' or '.join(SPLITS)}")
 
 
-def _prompt(path: Path, cells: dict[str, str]) -> Prompt:
-    text = {name: cell.strip() for name, cell in cells.items()}
-    image, reference = (str(path.parent / text[name]) if text.get(name) else None for name in OPTIONAL)
-    return Prompt(text["prompt_id"], text["prompt"], text["category"], text["split"], image, reference)
+def _prompt(path: Path, row: Row) -> Prompt:
+    cells = row.cells
+    image, reference = (str(path.parent / cells[name]) if cells.get(name) else None for name in OPTIONAL)
+    others = tuple((name, cell) for name, cell in cells.items() if name not in REQUIRED + OPTIONAL)
+    return Prompt(cells["prompt_id"], cells["prompt"], cells["category"], cells["split"], image, reference, others)
+
+
+def _from(folder: Path, file: str | None) -> str:
+    return os.path.relpath(file, folder) if file else ""

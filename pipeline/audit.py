@@ -126,7 +126,7 @@ def beside_people(
     labels = rated(make_source(name, people), clips)
     if not labels:
         rate = f"vfrl rate --set {clips.folder} --source {name} --rater NAME"
-        notes["human"] = f"no clip of {clips.folder} is rated by all raters of {name}; {rate}"
+        notes["human"] = f"no clip of {clips.folder} is rated by the raters of {name}; {rate}"
         logger.warning(notes["human"])
         return None
     both = replace(clips, samples=[clips.by_id[label.sample_id] for label in labels])

@@ -16,9 +16,9 @@ import yaml
 from dvc.repo import Repo
 
 from pipeline.inputs import write_inputs
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
-PARAMS = set(yaml.safe_load((ROOT / "params.yaml").read_text()))  # sections
 PACKAGES = (
     "cluster", "commands", "data", "evaluation", "feedback", "generators", "inspection", "pipeline", "report", "rl",
     "stages", "tabletop",
@@ -242,9 +242,9 @@ MODELS = ("generator", "judge", "second_judge", "clip")
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
-    """Stages that each stage is made from, by name, with a comparison beside the rounds of params.yaml."""
+    """Stages that each stage is made from, by name, with a comparison beside the default rounds."""
     folder = tmp_path_factory.mktemp("graph")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["comparison"] = {
         "rounds": ["r1"],
         "sources": ["physics"],
@@ -357,7 +357,7 @@ def recorded(params: dict, folder: Path) -> dict[str, str]:
 def swapping(tmp_path_factory):
     """Sets feedback.source, runs `dvc repro`, and says which stages ran: all of them the first time."""
     folder = tmp_path_factory.mktemp("swapping")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["policies"] = {name: params["policies"][name] for name in ("sft1", "rwr1", "dpo2")}
     params["evaluate"] |= {"policies": ["base", "sft1", "rwr1"], "judges": ["judge"]}
     for model in MODELS:

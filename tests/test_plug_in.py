@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from data.prompts import Prompt
 from feedback.questions import Writing, write_questions
 from pipeline.audit import check_known, world_of
 from pipeline.configs import AuditConfig
 from pipeline.online import REFERENCES
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_TABLETOP = """
@@ -81,7 +81,7 @@ def prompts(*texts: str) -> list[Prompt]:
 
 
 def audit(of: str) -> AuditConfig:
-    section = yaml.safe_load((ROOT / "params.yaml").read_text())["audit"]
+    section = default_params()["audit"]
     return AuditConfig(**section | {"set": of, "sources": ("physics",)})
 
 

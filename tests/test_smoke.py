@@ -16,24 +16,25 @@ import yaml
 
 from data.manifest import read_manifest
 from data.policies import read_log
+from tests.support.defaults import DEFAULTS
 from tests.support.judges import WORDS, build_judge
 
 ROOT = Path(__file__).parents[1]
 COPIED = (
     "cluster", "commands", "configs", "data", "evaluation", "feedback", "generators", "inspection", "pipeline",
-    "report", "rl", "stages", "tabletop", "dvc.yaml", "params.yaml",
-    "pretrain.yaml", ".dvcignore",
+    "report", "rl", "stages", "tabletop", "dvc.yaml", "pretrain.yaml", ".dvcignore",
 )  # fmt: skip
 DVC = [sys.executable, "-m", "dvc"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tiny_wan) -> Path:
-    """A copy of the repository under the preset `smoke`, run to its end with models of random weights."""
+    """A copy of the repository, run to its end under the preset `smoke` with models of random weights."""
     folder = tmp_path_factory.mktemp("smoke")
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
+    shutil.copy(DEFAULTS, folder / "params.yaml")
     shutil.copytree(tiny_wan, folder / "models/tabletop/generator")
     shutil.copytree(ROOT / "models/tabletop/clip", folder / "models/tabletop/clip")
     prompts = (folder / "configs/presets/smoke.csv").read_text().replace(",", " ").split()

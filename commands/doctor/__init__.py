@@ -48,6 +48,7 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
     try:
         params = load_params()
         blocks, needed, prompts = _to_check(params)
+        sets = usable.labellings(params)
     except (ParamsError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         yield str(PARAMS), [machine.Finding(machine.BROKEN, "params", f"not readable: {_message(error)}")]
         yield "device", [machine.accelerator()]
@@ -55,7 +56,7 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
     sources = usable.read_sources(blocks)
     yield "keys (whether the environment holds them)", _keys([*usable.key_variables(sources), "HF_TOKEN"])
     keeps = any(usable.keeps_answers(source) for source in sources if source.name in needed)
-    yield "feedback", [machine.ledger(ledger_path(), keeps), *usable.check_sources(sources, needed, prompts)]
+    yield "feedback", [machine.ledger(ledger_path(), keeps), *usable.check_sources(sources, needed, prompts, sets)]
     yield "device", [machine.accelerator()]
     yield "generator and params.yaml", _checked(params)
 

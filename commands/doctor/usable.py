@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
+from data.manifest import MANIFEST, StoreError
 from feedback.core.kinds import SourceBlock, read_block, resolve
 from feedback.network.calls import key_from
 from feedback.network.provider import is_loopback
@@ -33,6 +34,32 @@ class Configured(NamedTuple):
     read: SourceBlock | None = None  # None where `error` says why the block cannot be read
     error: str = ""
     members: tuple["Configured", ...] = ()
+
+
+class Labelling(NamedTuple):
+    """A clip set that a source labels in a run of these params."""
+
+    clips: Path
+    labels: Path
+
+
+def labellings(params: Mapping[str, Any]) -> dict[str, list[Labelling]]:
+    """By source, the clip sets that it labels, as dvc.yaml names their folders."""
+    found: dict[str, list[Labelling]] = {}
+
+    def add(source: str, folder: Path, labels: str) -> None:
+        found.setdefault(source, []).append(Labelling(folder / "samples", folder / labels))
+
+    for one in params["rounds"]:
+        add(name := params["feedback"]["source"], Path("runs", one), f"labels/{name}")
+    for one in params["comparison"]["rounds"]:
+        for name in params["comparison"]["sources"]:
+            add(name, Path("runs", one), f"compare/{name}/labels")
+    for group, section in (("eval", "evaluate"), ("select", "select")):
+        for one in params[section]["policies"]:
+            for name in params[section]["judges"]:
+                add(name, Path("runs", group, one), f"labels/{name}")
+    return found
 
 
 def read_sources(blocks: Mapping[str, Any]) -> list[Configured]:
@@ -58,8 +85,15 @@ def _read(name: str, block: Mapping[str, Any] | ValueError) -> Configured:
     return Configured(name, block, read, members=members)
 
 
-def check_sources(sources: Sequence[Configured], needed: Collection[str], prompts: Sequence[str]) -> list[Finding]:
+def check_sources(
+    sources: Sequence[Configured],
+    needed: Collection[str],
+    prompts: Sequence[str],
+    sets: Mapping[str, Sequence[Labelling]] | None = None,
+) -> list[Finding]:
     """A line for each source. needed: names of those that a run uses. prompts: texts that they judge.
+
+    sets: the clip sets that each of them labels, of which people's ratings are counted.
 
     Servers are called side by side, so that all together take little more than PATIENCE.
     """
@@ -67,8 +101,10 @@ def check_sources(sources: Sequence[Configured], needed: Collection[str], prompt
     def found(source: Configured) -> Finding:
         use = " (in use)" if source.name in needed else ""
         model = str(source.block.get("path") or source.block.get("model") or "")
-        kind_and_model = ", ".join(part for part in (source.block.get("kind"), model) if part)
-        return as_finding(f"{source.name}{use}", list(_doubts(source, prompts)), source.name in needed, kind_and_model)
+        rated = list(_ratings(source, (sets or {}).get(source.name, ())))
+        doubts = [*_doubts(source, prompts), *(one.doubt for one in rated if one.doubt)]
+        detail = ", ".join(part for part in (source.block.get("kind"), model, *(one.count for one in rated)) if part)
+        return as_finding(f"{source.name}{use}", doubts, source.name in needed, detail)
 
     with ThreadPoolExecutor(max(1, len(sources))) as pool:
         return list(pool.map(found, sources))
@@ -123,6 +159,57 @@ def _doubts(source: Configured, prompts: Sequence[str]) -> Iterator[Doubt]:
     for member in source.members:
         for doubt in _doubts(member, prompts):
             yield doubt._replace(reason=f"{member.name.rpartition('.')[2]}: {doubt.reason}")
+
+
+class Rated(NamedTuple):
+    """How far people have rated a clip set."""
+
+    count: str
+    doubt: Doubt | None  # None where its labelling would succeed, or is done
+
+
+def _ratings(source: Configured, sets: Sequence[Labelling]) -> Iterator[Rated]:
+    """A source's ratings of these sets, if it is people, and of a panel's members that are."""
+    for member in source.members:
+        yield from _ratings(member, sets)
+    if source.read is None or not source.read.kind.people:
+        return
+    made = [one for one in sets if (one.clips / MANIFEST).is_file()]
+    if sets and not made:
+        clips = sets[0].clips
+        yield Rated("", Doubt(f"{clips} is not made yet, so no clip can be rated", certain=False))
+    for one in made:
+        try:
+            yield _rated(source, one)
+        except (ValueError, OSError, StoreError) as error:
+            yield Rated("", Doubt(str(error)))
+
+
+def _rated(source: Configured, sets: Labelling) -> Rated:
+    """The ratings of one set."""
+    from data.manifest import read_manifest
+    from data.store import ClipSet  # torch takes seconds to import
+    from feedback.core.kinds import make_source
+    from feedback.core.label import requests_for
+    from feedback.judges.human import HumanSource
+
+    people = make_source(source.name, source.block)
+    if not isinstance(people, HumanSource):
+        return Rated("", None)
+    clip_set = ClipSet.open(sets.clips)
+    by_rater = people.rated(requests_for(clip_set, 1))
+    clips = len(clip_set.samples)
+    (rater, ids), *others = by_rater.items()
+    count = f"{len(ids):,} of {clips:,} clips of {sets.clips} rated by {rater}"
+    count += "".join(f", {len(ids):,} by {rater}" for rater, ids in others)
+    enough = any(by_rater.values()) if people.leave_out else all(len(ids) == clips for ids in by_rater.values())
+    if enough:
+        return Rated(count, None)
+    if (sets.labels / MANIFEST).is_file():
+        if read_manifest(sets.labels, "labels")["facts"]["clip_set"] == clip_set.fingerprint():
+            return Rated(f"{count}, and labelled", None)
+    cure = "rate some" if people.leave_out else "rate all, or set unrated: leave_out"
+    return Rated(count, Doubt(f"{count}: {cure}"))
 
 
 def _model_doubts(path: str, revision: str | None, config: str) -> Iterator[Doubt]:

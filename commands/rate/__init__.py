@@ -40,3 +40,6 @@ def main(sets: tuple[Path, ...], name: str, rater: str, port: int, per_prompt: i
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()
     click.echo(f"\n{rater} has rated {ratings.rated} of {len(items)}; the same command continues from there.")
+    if ratings.rated < len(items) or per_prompt:
+        in_part = f"feedback.sources.{name}.unrated"
+        click.echo(f"To train on the clips that are rated: {in_part}: leave_out (now: {options.unrated}).")

@@ -14,7 +14,7 @@ from data.video import sample_frames
 from feedback.core.agreement import vote_agreement
 from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import combine
-from feedback.core.source import LabelError, Source, raters_of, votes_of
+from feedback.core.source import UNRATED, LabelError, Source, raters_of, votes_of
 
 
 class Judgements(NamedTuple):
@@ -92,9 +92,11 @@ def frame_stability(before: Judgements, after: Judgements) -> dict[str, Any]:
 
 
 def rated(people: Source, clip_set: ClipSet) -> list[Label]:
-    """The labels of the clips of a set that every rater of a `human` source has rated."""
+    """The labels of the clips of a set that every rater of a `human` source, or under `leave_out` one, has rated."""
     labels = []
     for request in requests_for(clip_set, 1):
         with contextlib.suppress(LabelError):  # not rated yet
-            labels += [combine(rows, people.rubric) for rows in people.judge([request])]
+            for rows in people.judge([request]):
+                if not all((row.error or "").startswith(UNRATED) for row in rows):
+                    labels.append(combine(rows, people.rubric))
     return labels

@@ -20,12 +20,14 @@ from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
 from feedback.core.rubric import Question, Rubric, combine
 from feedback.core.source import (
     FAILED,
+    UNRATED,
     UNREADABLE_CLIP,
     LabelError,
     Request,
     Source,
     in_order,
     metrics_of,
+    raters_of,
     verdicts_on,
     votes_of,
 )
@@ -35,13 +37,14 @@ REPLY_LENGTH = 240  # characters of a raw reply; enough for the answer of an Ope
 
 
 class LabelCounts(NamedTuple):
-    """Numbers of clips by label. The unlabelled clips include the unreadable and the failed ones."""
+    """Numbers of clips by label. The unlabelled clips include the unreadable, the failed and the unrated ones."""
 
     accepted: int
     rejected: int
     unlabelled: int
     unreadable: int  # their mp4 could not be decoded, so the source did not see them
     failed: int  # every attempt to get a reply failed
+    unrated: int  # unlabelled, and at least one person has not rated them
 
 
 def label_clip_set(
@@ -57,7 +60,8 @@ def label_clip_set(
     max_failed: largest fraction of the clips that may remain without a reply. They get null verdicts, and the next run
         judges them again.
     A clip that cannot be decoded gets null verdicts with the error. Raises LabelError if more clips than `max_failed`
-    failed, and ValueError if no clip got an answer or if `work` holds verdicts on other clips or of another source.
+    failed or if no clip is rated, and ValueError if no clip got an answer or if `work` holds verdicts on other clips or
+    of another source.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
@@ -67,7 +71,7 @@ def label_clip_set(
     found = _committed(work, source, clip_set.samples, votes)
     missing = [request for request in requests if request.sample.sample_id not in found]
     found |= _judge(source, missing, max_failed, _Commits(work, batch_size), len(found))
-    verdicts, labels, counts = _combined(source, clip_set.samples, found)
+    verdicts, labels, counts = _combined(source, clip_set, found)
     agreed = _agreed(source, verdicts, votes)
     facts = {
         "votes": votes,
@@ -208,10 +212,10 @@ def _judge(
         for sample, rows in ending.enter_context(contextlib.closing(answers)):
             found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
             nulls += any(row.error is not None for row in rows)
-            if _failed(rows):
+            if _have(rows, FAILED):
                 failed += 1
                 _stop_at(failed, max_failed, total, rows, source)
-            elif commits:  # failed clips are not committed, so that the next run judges them again
+            elif commits and not _have(rows, UNRATED):  # failed and unrated clips are judged again by the next run
                 commits.add(found[sample])
             progress.set_postfix({"null": nulls} | source.status(), refresh=False)
             progress.update()
@@ -223,11 +227,15 @@ def _judge(
 
 
 def _combined(
-    source: Source, samples: Sequence[Sample], found: Mapping[str, Sequence[Verdict]]
+    source: Source, clip_set: ClipSet, found: Mapping[str, Sequence[Verdict]]
 ) -> tuple[list[Verdict], list[Label], LabelCounts]:
-    """All verdicts in the order of the samples, the labels, and the numbers of clips by label."""
+    """All verdicts in the order of the clips, the labels, and the numbers of clips by label."""
+    samples = clip_set.samples
     verdicts = [verdict for sample in samples for verdict in found[sample.sample_id]]
     if all(one.error is not None for one in verdicts):
+        if verdicts and all((one.error or "").startswith(UNRATED) for one in verdicts):
+            command = f"vfrl rate --set {clip_set.folder} --source {source.name} --rater {raters_of(source)[0]}"
+            raise LabelError(f"{source.name}: none of {len(samples)} clips is rated. Rate some with\n  {command}")
         first = verdicts[0].error if verdicts else "the clip set is empty"
         raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")
     labels = [combine(found[sample.sample_id], source.rubric) for sample in samples]
@@ -237,6 +245,8 @@ def _combined(
         logger.warning("%s: %d of %d clips could not be decoded", source.name, counts.unreadable, len(samples))
     if counts.failed:
         logger.warning("%s: no reply about %d of %d clips", source.name, counts.failed, len(samples))
+    if counts.unrated:
+        logger.info("%s: %d of %d clips lack a rating, and a label", source.name, counts.unrated, len(samples))
     return verdicts, labels, counts
 
 
@@ -271,8 +281,9 @@ def _in_words(found: Agreement) -> str:
     )
 
 
-def _failed(rows: Iterable[Verdict]) -> bool:
-    return any((row.error or "").startswith(FAILED) for row in rows)
+def _have(rows: Iterable[Verdict], beginning: str) -> bool:
+    """Whether the error of one of these verdicts begins so."""
+    return any((row.error or "").startswith(beginning) for row in rows)
 
 
 def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict], source: Source) -> None:
@@ -321,13 +332,15 @@ def _publish(
 
 
 def _count(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> LabelCounts:
-    def clips(beginning: str) -> int:
-        return len({one.sample_id for one in verdicts if (one.error or "").startswith(beginning)})
+    def clips(beginning: str) -> set[str]:
+        return {one.sample_id for one in verdicts if (one.error or "").startswith(beginning)}
 
+    unlabelled = {label.sample_id for label in labels if label.label is None}
     return LabelCounts(
         accepted=sum(label.label is True for label in labels),
         rejected=sum(label.label is False for label in labels),
-        unlabelled=sum(label.label is None for label in labels),
-        unreadable=clips(UNREADABLE_CLIP),
-        failed=clips(FAILED),
+        unlabelled=len(unlabelled),
+        unreadable=len(clips(UNREADABLE_CLIP)),
+        failed=len(clips(FAILED)),
+        unrated=len(clips(UNRATED) & unlabelled),
     )

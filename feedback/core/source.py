@@ -21,6 +21,7 @@ UNREADABLE_ANSWER = "unreadable: "  # the source replied, but not with an answer
 REFUSED = "refused: "  # the source or its provider's filter refused to answer
 UNKNOWN_VERSION = "unknown"  # version of a model whose reply does not name one
 FAILED = "failed: "  # every attempt to get a reply failed; the next run tries again
+UNRATED = "unrated: "  # a person has not rated the clip; the next run reads the ratings again
 
 
 class LabelError(ValueError):

@@ -2,7 +2,10 @@
 
 The ledger's key of a rating consists of the clip's bytes, its prompt, the rubric and the rater, so a rating applies in
 every clone and every clip set that contains the same clip. This module serves no page and does not wait: it reads the
-ratings. If some are missing, labelling stops with an error that names the command to collect them.
+ratings. What becomes of a clip that a rater has not rated is the option `unrated`:
+
+    error       labelling stops, and names the clips and the command to rate them
+    leave_out   the rater has no vote on the clip. Those who rated it decide; without any, its label is null
 """
 
 import json
@@ -10,7 +13,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
@@ -20,7 +23,7 @@ from data.manifest import sha256_of
 from data.records import Verdict
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric, load_rubric
-from feedback.core.source import UNREADABLE_ANSWER, LabelError, Request, verdict
+from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request, verdict
 from feedback.network.ledger import Ledger, ledger_path, request_key
 
 PLACE = "human"
@@ -47,6 +50,8 @@ class Options:
     rubric: str  # YAML file
     # Names of the people whose ratings count, one vote each, in this order
     raters: Annotated[tuple[str, ...], AfterValidator(_names)]
+    # error: every rater rates every clip, or labelling stops | leave_out: a clip is labelled by those who rated it
+    unrated: Literal["error", "leave_out"] = "error"
 
 
 class Rateable(NamedTuple):
@@ -98,42 +103,60 @@ def rated_at(reply: str) -> str:
 
 def load(name: str, options: Options, device: str) -> "HumanSource":
     """The people of this block. The device is not used."""
-    return HumanSource(name, load_rubric(Path(options.rubric)), options.raters)
+    return HumanSource(name, load_rubric(Path(options.rubric)), options.raters, options.unrated == "leave_out")
 
 
 class HumanSource:
-    """Reads ratings, one vote per rater. Raises LabelError before the first verdict if a rating is missing."""
+    """Reads ratings, one vote per rater."""
 
     model = "human"
     model_version: str | None = None  # each verdict names its rater
     repeatable = False
 
-    def __init__(self, name: str, rubric: Rubric, raters: Sequence[str]) -> None:
-        self.name, self.rubric, self.raters = name, rubric, tuple(raters)
+    def __init__(self, name: str, rubric: Rubric, raters: Sequence[str], leave_out: bool = False) -> None:
+        """leave_out: whether a rater who has not rated a clip has no vote on it; else labelling stops."""
+        self.name, self.rubric, self.raters, self.leave_out = name, rubric, tuple(raters), leave_out
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
-        """As the protocol says, in the order of the requests."""
+        """As the protocol says, in the order of the requests.
+
+        Raises LabelError before the first verdict if a rating is missing, except under `leave_out`.
+        """
         pairs = [(request, self._rateables(request)) for request in requests]
         with Ledger(ledger_path()) as ledger:
             found = ledger.answers(one.key for _, ones in pairs for one in ones)
         missing = {rater: [r for r, ones in pairs if _lacks(ones, rater, found)] for rater in self.raters}
-        if any(missing.values()):
+        if any(missing.values()) and not self.leave_out:
             raise LabelError(self._what_to_do(missing, len(pairs)))
         for request, ones in pairs:
-            yield [self._verdict(request, one, found[one.key].reply) for one in ones]
+            yield [self._verdict(request, one, found[one.key].reply if one.key in found else None) for one in ones]
+
+    def rated(self, requests: Iterable[Request]) -> dict[str, set[str]]:
+        """By rater, the sample_ids of the clips with all of the rater's answers. Reads no mp4 whose hash is known."""
+        pairs = [(request, self._rateables(request, request.content)) for request in requests]
+        with Ledger(ledger_path()) as ledger:
+            found = ledger.answers(one.key for _, ones in pairs for one in ones)
+        return {
+            rater: {request.sample.sample_id for request, ones in pairs if not _lacks(ones, rater, found)}
+            for rater in self.raters
+        }
 
     def status(self) -> dict[str, Any]:
         """Empty: reading ratings has no retries and no cost."""
         return {}
 
-    def _rateables(self, request: Request) -> list[Rateable]:
-        clip, prompt = sha256_of(request.path), request.sample.prompt
+    def _rateables(self, request: Request, content: str | None = None) -> list[Rateable]:
+        """content: sha256 of the mp4; None: of the file as it is now."""
+        clip, prompt = content or sha256_of(request.path), request.sample.prompt
         return [Rateable(rater, clip, prompt, self.rubric, q) for q in self.rubric.questions for rater in self.raters]
 
-    def _verdict(self, request: Request, one: Rateable, reply: str) -> Verdict:
-        pressed = read_reply(reply)
-        if pressed is None:
-            fields: dict[str, Any] = {"error": f"{UNREADABLE_ANSWER}{reply}"}
+    def _verdict(self, request: Request, one: Rateable, reply: str | None) -> Verdict:
+        """A rater's vote. reply: None without a rating."""
+        pressed = None if reply is None else read_reply(reply)
+        if reply is None:
+            fields: dict[str, Any] = {"error": f"{UNRATED}{one.rater} has not rated it"}
+        elif pressed is None:
+            fields = {"error": f"{UNREADABLE_ANSWER}{reply}"}
         elif MEANING[pressed] is None:
             fields = {"error": UNSURE}
         else:
@@ -153,10 +176,12 @@ class HumanSource:
             sets = dict.fromkeys(_set_of(request) for request in requests)
             words = [word for folder in sets for word in ("--set", folder)] + ["--source", self.name, "--rater", rater]
             commands.append(f"  {shlex.join(['vfrl', 'rate', *words])}")
+        block = f"feedback.sources.{self.name}"
         return (
             f"{self.name}: clips without a rating in {ledger_path()}: {'; '.join(lines)}. Rate them with\n"
             + "\n".join(commands)
-            + "\nand run this again; ratings are kept"
+            + "\nand run this again; ratings are kept. To use the clips that are rated, and no others, set"
+            + f" {block}.unrated: leave_out"
         )
 
 

@@ -15,13 +15,27 @@ from click.testing import CliRunner, Result
 
 from commands.doctor import main
 from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository
-from commands.doctor.usable import PATIENCE, check_generator, check_sources, keeps_answers, key_variables, read_sources
+from commands.doctor.usable import (
+    PATIENCE,
+    check_generator,
+    check_sources,
+    keeps_answers,
+    key_variables,
+    labellings,
+    read_sources,
+)
+from commands.rate.server import Ratings, gather
+from feedback.core.kinds import make_source
+from feedback.core.label import label_clip_set
+from feedback.core.rubric import load_rubric
 from feedback.network.ledger import Ledger
 from pipeline.check import check_params
 from pipeline.state import StateError
+from tests.support.defaults import default_params
+from tests.support.network import make_clips
 
 ROOT = Path(__file__).parents[2]
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS = default_params()
 BLOCKS = PARAMS["feedback"]["sources"]
 SHEET = str(ROOT / "feedback/rubrics/review.yaml")
 SECRET = "sk-of-the-test-alone"
@@ -140,6 +154,41 @@ def test_which_keys_and_whether_the_ledger_is_wanted():
     assert key_variables(sources) == ["OPENAI_API_KEY", "GEMINI_API_KEY", "OTHER_KEY"]
     keeping = {source.name for source in sources if keeps_answers(source)}
     assert keeping == {"gpt", "gemini", "served", "people", "both"}
+
+
+def test_people_are_counted_on_the_sets_that_they_label(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEEDBACK_LEDGER", str(tmp_path / "ledger.sqlite"))
+    people = BLOCKS["people"] | {"rubric": str(ROOT / BLOCKS["people"]["rubric"])}
+    members = {"people": people | {"unrated": "leave_out"}, "physics": BLOCKS["physics"]}
+    blocks = {
+        "people": people | {"unrated": "error"}, "some": members["people"],
+        "both": BLOCKS["panel"] | {"members": members},
+    }  # fmt: skip
+    params = PARAMS | {"comparison": {"rounds": ["r1"], "sources": ["some", "both"], "policies": {}}}
+    params = params | {"feedback": {"source": "people"}, "rounds": {"r1": {"policy": "base"}}}
+
+    def states() -> list[tuple[str, str]]:
+        findings = check_sources(read_sources(blocks), set(blocks), (), labellings(params))
+        return [(one.state, one.detail) for one in findings]
+
+    missing = "runs/r1/samples is not made yet, so no clip can be rated"
+    assert states() == [(NOTE, missing)] * 3
+    clips = make_clips(tmp_path / "runs/r1/samples", 3)
+    none = "0 of 3 clips of runs/r1/samples rated by me: "
+    assert states() == [
+        (BROKEN, f"{none}rate all, or set unrated: leave_out"), (BROKEN, f"{none}rate some"),
+        (BROKEN, f"{none}rate some"),
+    ]  # fmt: skip
+    items = gather([clips.folder], load_rubric(Path(people["rubric"])), "me", None, 0)
+    Ratings(items, tmp_path / "ledger.sqlite").rate(items[0].rateable.key, "a", None)
+    one = "1 of 3 clips of runs/r1/samples rated by me"
+    assert states() == [
+        (BROKEN, f"{one}: rate all, or set unrated: leave_out"), (OK, f"human, {one}"), (OK, f"panel, {one}")
+    ]  # fmt: skip
+    source = make_source("some", blocks["some"])
+    label_clip_set(clips, source, tmp_path / "work", Path("runs/r1/labels/people"), 4)
+    assert states()[0] == (OK, f"human, {one}, and labelled")
 
 
 def test_generators(tmp_path):

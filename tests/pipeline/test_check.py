@@ -9,6 +9,7 @@ from commands.preset import PRESETS, overlay
 from feedback.core.kinds import resolve
 from pipeline.check import check_params
 from pipeline.params import ParamsError
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,9 +23,15 @@ def project(tmp_path, monkeypatch):
     return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params))
 
 
+def test_no_test_reads_the_params_yaml_that_a_user_edits():
+    """Tests read tests/support/params.yaml by `default_params`, so that they pass whatever a user sets."""
+    tests = ROOT / "tests"
+    assert [path for path in tests.rglob("*.py") if 'ROOT / "params' + '.yaml"' in path.read_text()] == []
+
+
 @pytest.mark.parametrize("preset", [None, *sorted(path.stem for path in PRESETS.glob("*.yaml"))])
 def test_params_fit_together_under_every_preset(preset, project):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     if preset:
         overlay(params, yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()))
     project(params)
@@ -60,7 +67,7 @@ WRONG = {
 
 def test_a_wrong_value_is_named_before_anything_is_computed(project):
     for key, (value, message) in WRONG.items():
-        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params = default_params()
         *sections, last = key.split(".")
         inner = params
         for name in sections:
@@ -73,7 +80,7 @@ def test_a_wrong_value_is_named_before_anything_is_computed(project):
 
 
 def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["train"]["common"]["checkpoint_every"] = 300
     params["select"]["policies"] = ["rwr1"]
     project(params)
@@ -96,7 +103,7 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
     ],
 )
 def test_a_wrong_extension_is_named(change, message, project):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     more = {"policy": "base", "prompts": "configs/prompt_sets/tabletop.csv", "template": "{prompt}, up close"}
     params["extend"], params["evaluate"]["policies"] = {"more": more}, ["base", "more"]
     project(params)
@@ -110,7 +117,7 @@ def test_a_wrong_extension_is_named(change, message, project):
 
 def with_panel(**changes) -> dict:
     """Our params with a panel of both sources, which is what labels."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     panel = {"kind": "panel", "rule": "majority", "members": ["judge", "physics"]} | changes
     params["feedback"]["sources"]["panel"] = panel
     params["feedback"]["source"] = "panel"
@@ -118,7 +125,7 @@ def with_panel(**changes) -> dict:
 
 
 def test_the_shipped_panel_lists_its_members_by_name(project):
-    sources = yaml.safe_load((ROOT / "params.yaml").read_text())["feedback"]["sources"]
+    sources = default_params()["feedback"]["sources"]
     assert resolve("panel", sources)["members"] == {name: sources[name] for name in ("judge", "physics")}
 
 
@@ -152,7 +159,7 @@ def test_what_a_panels_members_cannot_judge_is_refused_if_they_are_needed(projec
 
 
 def test_full_fine_tuning_in_bfloat16_is_refused(project):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["train"]["common"]["full"], params["generator"]["dtype"] = True, "bfloat16"
     project(params)
 
@@ -161,7 +168,7 @@ def test_full_fine_tuning_in_bfloat16_is_refused(project):
 
 
 def test_an_online_policy_that_trains_all_weights_is_refused_in_bfloat16(project):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["generator"]["dtype"] = "bfloat16"
     full = {"start": "base", "recipe": "vanilla-drf", "judge": "judge", "held_out": "physics"}
     params["online"]["policies"]["drf1"] = full

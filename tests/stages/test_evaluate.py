@@ -18,6 +18,7 @@ from pipeline.check import check_params
 from pipeline.configs import EvaluateConfig
 from pipeline.params import ParamsError, section
 from stages.evaluate import main
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
 DVC = [sys.executable, "-m", "dvc"]
@@ -31,7 +32,7 @@ def params(tmp_path, monkeypatch):
         Path(name).symlink_to(ROOT / name)
 
     def write(**evaluate):
-        document = yaml.safe_load((ROOT / "params.yaml").read_text())
+        document = default_params()
         document["evaluate"] |= evaluate
         Path("params.yaml").write_text(yaml.safe_dump(document))
 

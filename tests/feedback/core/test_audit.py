@@ -42,6 +42,7 @@ from tabletop.known import known_clips
 from tabletop.physics import check
 from tabletop.render import render
 from tabletop.scenes import make_scene
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = load_prompts(ROOT / "configs/prompt_sets/tabletop.csv")
@@ -350,7 +351,7 @@ def project(tmp_path, monkeypatch):
         Path(name).symlink_to(ROOT / name)
 
     def run(source: str = "physics", prompts: str = "configs/prompt_sets/tabletop.csv", **changes):
-        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params = default_params()
         params["audit"] = AUDIT | changes
         params["prompts"]["path"] = prompts
         Path("params.yaml").write_text(yaml.safe_dump(params))
@@ -487,7 +488,7 @@ def test_check_finds_wrong_params_of_an_audit(tmp_path, monkeypatch):
     for name in ("configs", "data", "feedback", "models", "tabletop"):
         Path(name).symlink_to(ROOT / name)
     for changes, problem in WRONG_PARAMS:
-        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params = default_params()
         params["audit"] |= changes
         Path("params.yaml").write_text(yaml.safe_dump(params))
 

@@ -29,16 +29,20 @@ from commands.rate import main
 from commands.rate import server as rating
 from commands.rate.server import Ratings, RatingServer, gather, people
 from data.labels import read_labels, read_verdicts
-from data.manifest import StoreError
+from data.manifest import StoreError, read_manifest
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter
+from feedback.core.audit import rated
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, requests_for
+from feedback.core.label import LabelCounts, label_clip_set, requests_for
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import LabelError
 from feedback.judges.human import Rateable
+from feedback.judges.panel import PanelSource
 from feedback.network.ledger import VARIABLE, Ledger
+from rl.datasets import build
 from tests.conftest import hear_ctrl_c
+from tests.feedback.judges.test_panel import steady
 from tests.support.browser import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -660,3 +664,91 @@ def test_a_browser_without_the_codec_plays_the_animated_picture(chromium, clips,
         press(tab, "a", "view.rated == 1")
         assert tab.evaluate("document.querySelector('#stage img').naturalWidth") == 32
         press(tab, "r", "view.rated == 2")
+
+
+# Rated in part
+
+
+def rate(clips: ClipSet, ledger: Path, rater: str, presses: str) -> dict[str, str]:
+    """Rate as many clips as there are presses, over HTTP; answers by sample_id."""
+    ratings, given = ratings_of(ledger, clips, rater=rater), {}
+    with serving(ratings) as visitor:
+        item = visitor.view()["item"]
+        for press in presses:
+            given[ratings.items[item].sample.sample_id] = press
+            item = visitor.rate(item, press)["item"]
+    return given
+
+
+def in_part(clips: ClipSet, folder: Path, *raters: str) -> tuple[LabelCounts, dict[str, Any]]:
+    """The counts and the labels by sample_id of a set that may be rated in part."""
+    source = make_source("people", block(*raters) | {"unrated": "leave_out"})
+    counts = label_clip_set(clips, source, folder / "work", folder / "labels", 2, max_failed=0.0)
+    return counts, {label.sample_id: label for label in read_labels(folder / "labels")}
+
+
+def test_a_clip_that_nobody_rated_is_left_out_and_counted(clips, ledger, tmp_path):
+    given = rate(clips, ledger, "anna", "aru")
+
+    counts, labels = in_part(clips, tmp_path, "anna")
+
+    # Six clips: one accepted, one rejected, one unsure and three that nobody saw.
+    assert counts == LabelCounts(accepted=1, rejected=1, unlabelled=4, unreadable=0, failed=0, unrated=3)
+    for name, label in labels.items():
+        assert label.label is {"a": True, "r": False, "u": None, None: None}[given.get(name)]
+        unrated = label.reason == "accept: no answer (unrated: anna has not rated it)"
+        assert unrated == (name not in given)
+    assert read_manifest(tmp_path / "labels", "labels")["facts"]["unrated"] == 3
+    rows = build(
+        clips.samples, list(labels.values()), name="r1", reward="label", scale=1.0, shift=1.0, pairs="all",
+        pairs_per_prompt=9, min_margin=0.0, seed=0,
+    )  # fmt: skip
+    labelled = {name for name, press in given.items() if press != "u"}
+    assert {row.sample_id for row in rows.weighted} == labelled  # a shift of 1 weighs even a rejected clip
+    assert {clip for row in rows.paired for clip in (row.chosen, row.rejected)} <= labelled
+
+
+def test_those_who_rated_a_clip_decide_on_it(clips, ledger, tmp_path):
+    anna, ben = rate(clips, ledger, "anna", "aaaa"), rate(clips, ledger, "ben", "rrr")
+
+    counts, labels = in_part(clips, tmp_path, "anna", "ben")
+
+    both = anna.keys() & ben.keys()
+    for name, label in labels.items():
+        alone = {"a": True}.get(anna.get(name)) if name in anna else {"r": False}.get(ben.get(name))
+        assert label.label is (None if name in both else alone), name  # two who differ are a tie
+        assert label.nulls == (name not in anna) + (name not in ben)
+    assert counts.unrated == CLIPS - len(anna.keys() | ben.keys())
+
+
+def test_a_set_without_any_rating_is_an_error_that_says_how_to_rate(clips, ledger, tmp_path):
+    command = re.escape(f"vfrl rate --set {clips.folder} --source people --rater anna")
+    with pytest.raises(LabelError, match=rf"people: none of {CLIPS} clips is rated. Rate some with\n  {command}"):
+        in_part(clips, tmp_path, "anna")
+
+    rate(clips, ledger, "anna", "a")
+
+    assert in_part(clips, tmp_path, "anna")[0].accepted == 1  # nothing unrated was kept as resume state
+
+
+def test_a_panel_judges_a_clip_that_its_people_did_not_rate_by_its_rule(clips, ledger, tmp_path):
+    given = rate(clips, ledger, "anna", "aaa")
+    people = block("anna") | {"unrated": "leave_out"}
+    for rule, of_unrated in (("majority", True), ("all", None)):
+        panel = PanelSource("panel", {"people": make_source("people", people), "sure": steady("sure", 0.9)}, rule)
+        work, out = tmp_path / rule, tmp_path / f"{rule}-labels"
+        counts = label_clip_set(clips, panel, work, out, 4)
+        for label in read_labels(out):
+            assert label.label is (True if label.sample_id in given else of_unrated), rule
+        assert counts.unrated == (CLIPS - 3 if of_unrated is None else 0), rule
+
+
+def test_an_audit_takes_the_clips_that_are_rated(clips, ledger):
+    given = rate(clips, ledger, "anna", "ar")
+    for unrated, raters, expected in (
+        ("error", ["anna"], given.keys()),
+        ("error", ["anna", "ben"], set()),
+        ("leave_out", ["anna", "ben"], given.keys()),
+    ):
+        people = make_source("people", block(*raters) | {"unrated": unrated})
+        assert {label.sample_id for label in rated(people, clips)} == set(expected), (unrated, raters)

@@ -29,6 +29,7 @@ from rl.training.state import STATE_FILE, ResumeError
 from rl.training.timesteps import Uniform
 from rl.training.trainer import learning_rate
 from tests.support.children import start
+from tests.support.defaults import default_params
 from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, run_slowly, write_base, write_clip_set
 
 ROOT = Path(__file__).parents[3]
@@ -497,10 +498,8 @@ def test_each_objective_finds_its_own_settings_in_its_config():
 
 def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
     """Appendix A of Furuta et al."""
-    params, preset = (
-        yaml.safe_load((ROOT / path).read_text()) for path in ("params.yaml", "configs/presets/paper.yaml")
-    )
-    overlay(params, preset)
+    params = default_params()
+    overlay(params, yaml.safe_load((ROOT / "configs/presets/paper.yaml").read_text()))
     for name, objective in OBJECTIVES.items():
         paper = configure(objective, params["train"]["common"] | params["train"][name])
         assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
