@@ -31,6 +31,7 @@ from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
+from rl.pairing import check_source
 from rl.training.config import TrainConfig
 
 SECTIONS = {
@@ -62,6 +63,7 @@ def check_params() -> None:
     _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
     _check_sources(params, [prompt.prompt for prompt in prompts])
+    _check_comparing(params)
     for name in params["extend"]:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
     _check_online(params)
@@ -135,6 +137,31 @@ def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
     needed, sources = needed_sources(params), params["feedback"]["sources"]
     for name in sources:
         _check_source(name, resolve(name, sources), prompts if name in needed else None)
+
+
+def _check_comparing(params: Mapping[str, Any]) -> None:
+    """A source that compares clips stands only where comparisons are of use, and `build` takes what it gives."""
+    sources = params["feedback"]["sources"]
+    comparing = {name for name in sources if read_block(name, resolve(name, sources)).compares}
+    one_by_one = {
+        "evaluate.judges": params["evaluate"]["judges"],
+        "select.judges": params["select"]["judges"],
+        **{
+            f"online.policies.{name}.{key}": [entry[key]]
+            for name, entry in params["online"]["policies"].items()
+            for key in ("judge", "held_out")
+        },
+        **{f"online.prompt.{key}": [params["online"]["prompt"][key]] for key in ("judge", "held_out")},
+    }
+    for where, names in one_by_one.items():
+        if wrong := comparing.intersection(names):
+            raise ParamsError(
+                f"{where}: {min(wrong)} compares two clips at once, so it cannot judge one alone; policies are compared "
+                "by it in the section preferences"
+            )
+    for name in {params["feedback"]["source"], *params["comparison"]["sources"]}:
+        config = build_config(name)
+        check_source(name in comparing, config.pairs, config.reward, name)
 
 
 def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:

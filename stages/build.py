@@ -31,8 +31,8 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     with stage_state("build", out, config, [clips, labels]) as work:
         name = f"{made['round']}/{labelled.source}"
         preferences = read_preferences(labels, "labels") if compares(labelled.facts) else None
-        given = {"source": labelled.source, "preferences": preferences}
-        tables = build(clip_set.samples, labelled.labels, name=name, **asdict(config), **given)
+        how = {"name": name, "source": labelled.source, "preferences": preferences, **asdict(config)}
+        tables = build(clip_set.samples, labelled.labels, **how)
         write_tables(work / "datasets", clip_set.samples, *tables, clips=made, labels=by)
         publish(work / "datasets", out)
     write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})

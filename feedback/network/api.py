@@ -27,8 +27,8 @@ from feedback.pairs.shown import ShownPair, comparison, without_comparison
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T", Request, ShownPair)  # what is asked about
-Row = TypeVar("Row", Verdict, Comparison)  # what an answer becomes
+T = TypeVar("T", bound=Request | ShownPair)  # what is asked about
+Row = TypeVar("Row", bound=Verdict | Comparison)  # what an answer becomes
 AskedOf = TypeVar("AskedOf", contravariant=True)
 RowOf = TypeVar("RowOf")
 FIRST_VIDEO, SECOND_VIDEO = "First video:", "Second video:"  # sent before the clips of a pair
@@ -213,7 +213,7 @@ class _OfPairs:
         seen, other = (self.provider.seen(sample, rubric) for sample in samples)
         calls = []
         for plan in self.provider.plans(rubric, first, votes):
-            sent = {"place": self.provider.place, "clip": clips[0], "second": clips[1], "seen": seen}
+            sent: dict[str, Any] = {"place": self.provider.place, "clip": clips[0], "second": clips[1], "seen": seen}
             sent |= {"seen_second": other, "body": plan.body, "vote": plan.vote}
             tokens = sum(self.provider.tokens(plan, sample, rubric) for sample in samples) - text_tokens(plan.body)
             calls.append(Call(plan, request_key(sent), sent, tokens))
