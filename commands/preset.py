@@ -9,7 +9,7 @@ from pipeline.command import ROOT, stage_command
 from pipeline.params import PARAMS, ParamsError
 
 PRESETS = ROOT / "configs/presets"
-WHOLE = ("rounds", "policies", "timesteps", "sft", "rwr", "dpo")  # a preset replaces these as a whole
+WHOLE = ("rounds", "policies", "preferences", "timesteps", "sft", "rwr", "dpo")  # a preset replaces these as a whole
 
 
 @stage_command

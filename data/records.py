@@ -77,7 +77,7 @@ class Comparison:
     source: str
     question: str
     vote: int
-    answer: str | None  # which is better: first, second or tie; null: unreadable, refused or failed; `error` holds which
+    answer: str | None  # what is better: first, second or tie; null: unreadable, refused or failed, see `error`
     p_first: float | None  # probability that the first is better, where the source gives one
     reason: str | None
     raw: str | None  # the reply as it came
@@ -93,7 +93,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Preference:
-    """A source's comparisons of two clips of one prompt, combined. `first` and `second` name the clips, not the order."""
+    """A source's comparisons of two clips of one prompt, combined; `first` and `second` are names, not an order."""
 
     prompt_id: str
     first: str  # sample_id

@@ -153,11 +153,17 @@ def _check_comparing(params: Mapping[str, Any]) -> None:
         },
         **{f"online.prompt.{key}": [params["online"]["prompt"][key]] for key in ("judge", "held_out")},
     }
+    for name, entry in params["preferences"].items():
+        if entry["source"] not in comparing:
+            raise ParamsError(
+                f"preferences.{name}.source: {entry['source']} judges one clip at a time; sources that compare two have "
+                f"a rubric with compares: true: {', '.join(sorted(comparing)) or 'none here'}"
+            )
     for where, names in one_by_one.items():
         if wrong := comparing.intersection(names):
             raise ParamsError(
-                f"{where}: {min(wrong)} compares two clips at once, so it cannot judge one alone; policies are compared "
-                "by it in the section preferences"
+                f"{where}: {min(wrong)} compares two clips at once, so it cannot judge one alone; it can "
+                "compare policies in the section preferences"
             )
     for name in {params["feedback"]["source"], *params["comparison"]["sources"]}:
         config = build_config(name)

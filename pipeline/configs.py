@@ -150,6 +150,16 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PreferenceEntry:
+    """An entry of `preferences`: two policies whose evaluation clips a source compares."""
+
+    policy: str
+    against: str
+    source: str  # whose rubric has `compares: true`
+    clips: Count | None = None  # of each prompt, those of the lowest seeds; null: all
+
+
+@dataclass(frozen=True, config=STRICT)
 class ReportConfig:
     """Section `report`."""
 

@@ -130,6 +130,7 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         accept_tables=accept_tables,
         further_tables=table.further_tables(summary),
         baselines=table.baselines(summary),
+        preferences=table.preference_table(summary),
         agreement=table.agreement_table(summary),
         audit=table.audit_table(summary),
         audit_categories=table.audit_categories(summary),

@@ -156,6 +156,12 @@ def select_table(summary: Mapping[str, Any]) -> ResultTable | None:
     return _table("Checkpoints", "policy", rows) if rows else None
 
 
+def preference_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """How often a source prefers one policy's clip to another's of the same prompt and noise."""
+    rows = [_preference_row(found) for found in summary.get("preferences", {}).values()]
+    return _table("Preferred, % of pairs [95 %]", "policy", rows) if rows else None
+
+
 def votes(agreement: Mapping[str, Any] | None) -> dict[str, Cell]:
     """Pairs of votes that make the same label, in percent, with kappa, and clips that are not unanimous."""
     if not agreement:
@@ -213,6 +219,14 @@ def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
 
 
 def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
+    if pairs := audit.get("pairs"):
+        return {
+            "clips": Cell(f"{audit['labelled']} pairs"),
+            "right, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
+            "ties, %": _percent(pairs["ties"] / audit["labelled"]),
+            "right but for ties, %": _percent(audit["decided_accuracy"]),
+            "first shown in both orders, %": _percent(pairs["position_bias"]),
+        }
     cells = {
         "clips": Cell(str(audit["labelled"])),
         "right, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
@@ -233,6 +247,22 @@ def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
         now, then = _percent(threshold["accuracy_now"]), _percent(threshold["accuracy_then"])
         cells["right with it, %"] = Cell(f"{now.text} → {then.text}")
     return cells
+
+
+def _preference_row(found: Mapping[str, Any]) -> Row:
+    cells: dict[str, Cell] = {}
+    for split in SPLITS:
+        if of := found["splits"].get(split):
+            on = "" if split == "all" else f" ({split})"
+            cells |= {f"{key}{on}": _rate(of[key]) for key in (("win", "tie", "loss") if not on else ())}
+            cells[f"win − loss{on}"] = _difference(of["minus"])
+    cells["pairs"] = Cell(str(found["pairs"]))
+    cells["no answer"] = Cell(str(found["unknown"]))
+    bias = found["position_bias"]
+    second = None if bias is None else found["second_in_both"] / found["both_orders"]
+    cells["first shown in both orders, %"] = _percent(bias)
+    cells["second shown in both, %"] = _percent(second)
+    return Row(f"{found['policy']} against {found['against']}, by {found['source']}", cells)
 
 
 def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[str, Cell]:
@@ -295,7 +325,10 @@ def as_text(summary: Mapping[str, Any]) -> str:
     tables = [
         *(accept_table(summary, judge) for judge in judges(summary)),
         *further_tables(summary),
-        *filter(None, (agreement_table(summary), audit_table(summary), select_table(summary))),
+        *filter(
+            None,
+            (preference_table(summary), agreement_table(summary), audit_table(summary), select_table(summary)),
+        ),
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
     made = [f"{name}: {how}" for name, how in baselines(summary).items()]

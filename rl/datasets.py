@@ -41,8 +41,9 @@ def build(
 
     name: the clip set and source, such as "r1/judge", for the errors. A clip whose reward is null is in no table.
     source, preferences: of a source that compares clips, its name and what it prefers.
-    Raises ValueError as `rl.pairing.check_source` does, where samples and labels are not of the same clips, and where there is nothing to learn from:
-    no accepted clip (reward "label"), or no clip with a positive weight ("p_accept", "score").
+    Raises ValueError as `rl.pairing.check_source` does, where samples and labels are not of the same clips, and where
+    there is nothing to learn from: no accepted clip (reward "label"), or no clip with a positive
+    weight ("p_accept", "score").
     """
     check_source(preferences is not None, pairs, reward, source or name)
     label_of = match_labels(samples, labels, name)

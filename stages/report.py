@@ -26,15 +26,19 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     from report.table import judges, measuring
 
     config = section("report", ReportConfig)
-    audit, select = metrics / "audit", metrics / "select"
-    with stage_state("report", out, config, [evaluation, sets, policies, audit, select]) as work:
+    audit, select, prefer = metrics / "audit", metrics / "select", metrics / "eval-prefer"
+    with stage_state("report", out, config, [evaluation, sets, policies, audit, select, prefer]) as work:
         read_manifest(evaluation, "evaluation")
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
         names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]
         sources = dict.fromkeys(judge.partition("/")[0] for judge in [*judges(summary), *measuring(summary)])
         evaluated = {name: load_set(sets / name, list(sources)) for name in names}
         summary["trained"] = read_trained(policies, names)
-        measured = {"audit": read_measured(audit), "select": read_selected(select)}
+        measured = {
+            "audit": read_measured(audit),
+            "select": read_selected(select),
+            "preferences": read_measured(prefer),
+        }
         summary |= {key: found for key, found in measured.items() if found}
         folder = work / "report"
         shutil.rmtree(folder, ignore_errors=True)

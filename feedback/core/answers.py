@@ -23,7 +23,7 @@ QUOTE_LENGTH = 80  # characters of an unreadable reply that its error quotes; `r
 
 
 class Masses(NamedTuple):
-    """Probability that one token begins the affirmative word, the negative word, or the word for a tie, however spelt."""
+    """Probability that one token begins the affirmative word, the negative word, or that for a tie, in any spelling."""
 
     affirmative: float
     negative: float
@@ -37,7 +37,7 @@ class Masses(NamedTuple):
 
 
 def read_answer(text: str, question: Question) -> dict[str, Any]:
-    """The fields of a Verdict: `answer` and `reason`, or `error`; `tie: True` in place of `answer` for the word of a tie."""
+    """The fields of a Verdict: `answer` and `reason`, or `error`; for the word of a tie `tie: True`, not `answer`."""
     given = _object(text)
     if given is not None:
         return _of_object(given, question)

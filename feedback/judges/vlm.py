@@ -131,7 +131,7 @@ class QwenSource:
         yield from self._judge_window(window)
 
     def compare(self, pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
-        """As the protocol of feedback.pairs.shown says, for a rubric that compares; at most batch_size clips at once."""
+        """As a Comparer (feedback.pairs.shown), for a rubric that compares; at most batch_size clips at once."""
         from feedback.judges.vlm_pairs import compare  # which imports this module
 
         return compare(self, pairs, self._batch_size)

@@ -56,7 +56,7 @@ class ApiSource:
         yield from self._answers(self, list(requests))
 
     def compare(self, pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
-        """As the protocol of feedback.pairs.shown says, for a rubric that compares. Raises LabelError as `judge` does."""
+        """As a Comparer (feedback.pairs.shown), for a rubric that compares. Raises LabelError as `judge` does."""
         yield from self._answers(_OfPairs(self), list(pairs))
 
     def _answers(self, asker: "_Asker[T, Row]", listed: Sequence[T]) -> Iterator[list[Row]]:
@@ -184,7 +184,9 @@ class ApiSource:
 class _Asker(ClipCaller[AskedOf], Protocol[AskedOf, RowOf]):
     """What is asked of a source, and what its answers become: verdicts on a clip, or comparisons of two."""
 
-    def verdicts(self, request: AskedOf, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]) -> list[RowOf]:
+    def verdicts(
+        self, request: AskedOf, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]
+    ) -> list[RowOf]:
         """The rows about a clip, or two, from the answers to its calls, by their place in `calls`."""
 
     def unanswered(self, request: AskedOf, error: str) -> list[RowOf]:
@@ -209,10 +211,10 @@ class _OfPairs:
 
         clips: sha256 of their mp4.
         """
-        (first, second), rubric = samples, self.source.rubric
+        rubric = self.source.rubric
         seen, other = (self.provider.seen(sample, rubric) for sample in samples)
         calls = []
-        for plan in self.provider.plans(rubric, first, votes):
+        for plan in self.provider.plans(rubric, samples[0], votes):
             sent: dict[str, Any] = {"place": self.provider.place, "clip": clips[0], "second": clips[1], "seen": seen}
             sent |= {"seen_second": other, "body": plan.body, "vote": plan.vote}
             tokens = sum(self.provider.tokens(plan, sample, rubric) for sample in samples) - text_tokens(plan.body)
@@ -244,7 +246,7 @@ class _OfPairs:
 
 
 class _Judging(Generic[T, Row]):
-    """One run of a source over clips, or pairs: many in progress at once, their rows yielded as they are complete."""
+    """One run over clips, or pairs of clips: many in progress at once, their rows yielded as they are complete."""
 
     def __init__(self, source: _Asker[T, Row], run: CallRun, runner: asyncio.Runner) -> None:
         self.source, self.run, self.runner = source, run, runner

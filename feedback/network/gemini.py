@@ -74,7 +74,9 @@ class Options(ApiOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode == "decision" and compares(self.rubric):
-            raise ValueError(f"mode is decision, but {self.rubric} compares two clips, which is a question for mode text")
+            raise ValueError(
+                f"mode is decision, but {self.rubric} compares two clips, which is a question for mode text"
+            )
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but Gemini's batch endpoint does not take mode {self.mode}: false")
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.labels import LABELS, VERDICTS
 from data.labels import KIND as LABELS_KIND
+from data.labels import LABELS, VERDICTS
 from data.manifest import atomically, publish, write_manifest
 from data.preferences import COMPARISONS, PREFERENCES, Tally, tally, win_shares
 from data.records import Comparison, Label, Preference, Sample, Verdict, read_rows, write_rows
@@ -182,7 +182,9 @@ def _ask(
     found: dict[Key, list[Comparison]] = {}
     failed, total = 0, before + len(pairs)
     with contextlib.ExitStack() as ending:
-        progress = ending.enter_context(tqdm(total=total, initial=before, unit="pair", desc=f"compare by {source.name}"))
+        progress = ending.enter_context(
+            tqdm(total=total, initial=before, unit="pair", desc=f"compare by {source.name}")
+        )
         if commits:
             ending.callback(commits.flush)  # also if the source stops with an error
         for key, rows in _answers(source, pairs):
@@ -231,7 +233,9 @@ def _ordered(rows: Iterable[Comparison], pair: ShownPair, source: Comparer) -> l
     expected = len(questions) * pair.votes * (1 if raters(source) else 2)
     if len({(row.first, row.question, row.vote) for row in rows}) != len(rows) or len(rows) != expected:
         raise ValueError(f"{source.name}: {len(rows)} answers about {pair.ids} do not match the {expected} asked for")
-    ordered = sorted(rows, key=lambda row: ((row.first, row.second) != pair.ids, questions.index(row.question), row.vote))
+    ordered = sorted(
+        rows, key=lambda row: ((row.first, row.second) != pair.ids, questions.index(row.question), row.vote)
+    )
     for row in ordered:
         stated, known = (row.source, row.model, row.rubric_hash), (source.name, source.model, source.rubric.hash)
         if stated != known or source.model_version not in (None, row.model_version):

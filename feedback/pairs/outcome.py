@@ -11,7 +11,8 @@ This is the full rule, for the answers of one source on one pair of clips:
   questions about faults of the first clip: one fault decides.
 - `rule: majority`: the side that got more required questions; null if fewer than half are answered. The chance is the
   mean.
-- `rule: mean`: by the mean chance, above 1/2 `first`, below `second`, otherwise `tie`; null if fewer than half are known.
+- `rule: mean`: by the mean chance, above 1/2 `first`, below `second`, otherwise `tie`; null if fewer than half
+  are known.
 - Both orders must agree: the pair's preference is what was better in both. Where they differ, or one is a tie, it is a
   tie; where one is null, it is null. So is a tie what a source prefers against its own mean chance.
 - People see a pair in one order each: the preference is the side with more people, a tie where both have as many.

@@ -1,9 +1,9 @@
 """Which pairs of a clip set are compared.
 
-All N (N - 1) / 2 pairs of a prompt's N clips are too many to pay for, so each clip meets `opponents` others: rounds of a
-round-robin tournament by the circle method (the clips of a prompt stand in a circle in a random order, one is fixed and
-the others turn by one place a round). In a round each clip is in one pair, but for one clip where N is odd. So all clips
-are compared equally often, give or take one, and shares of won comparisons have the same weight.
+All N (N - 1) / 2 pairs of a prompt's N clips are too many to pay for, so each clip meets `opponents` others: rounds of
+a round-robin tournament by the circle method (the clips of a prompt stand in a circle in a random order, one is fixed,
+and the others turn by one place a round). In a round each clip is in one pair, but for one clip where N is odd. So all
+clips are compared equally often, or nearly so where N is odd, and shares of won comparisons have the same weight.
 """
 
 import hashlib

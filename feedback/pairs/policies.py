@@ -1,0 +1,53 @@
+"""Two policies' clips of the same prompts and noise, as pairs."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from data.records import Sample
+from data.store import ClipSet
+from feedback.core.label import requests_for
+from feedback.core.source import Request
+from feedback.pairs.compare import Comparer, votes_in_an_order
+from feedback.pairs.shown import ShownPair
+
+
+def pairs_between(
+    policy: Path, against: Path, names: tuple[str, str], clips: int | None, source: Comparer, votes: int
+) -> list[ShownPair]:
+    """Each clip of a policy's set with the other policy's clip of the same prompt and noise.
+
+    names: of the policies; they stand before the sample_ids, which are the same in both sets. clips: only so many of
+    each prompt, those of the lowest seeds; None: all. votes: asked for.
+    Raises ValueError for a clip without a partner of the same prompt, noise and size.
+    """
+    votes = votes_in_an_order(source, votes)
+    first, second = (_by_noise(folder, name, votes) for folder, name in zip((policy, against), names, strict=True))
+    if alone := sorted(first.keys() ^ second.keys()):
+        prompt, seed = alone[0][:2]
+        raise ValueError(
+            f"{policy} and {against}: {len(alone)} clips have no partner of the same prompt, noise and size, such as "
+            f"the one of prompt {prompt} and seed {seed}; run eval-generate for both with the same evaluate section"
+        )
+    taken, purpose = Counter[str](), f"{next(iter(first.values())).purpose} {next(iter(second.values())).purpose}"
+    pairs = []
+    for key in sorted(first):
+        taken[key[0]] += 1
+        if clips is None or taken[key[0]] <= clips:
+            one, other = (replace(side[key], purpose=purpose) for side in (first, second))
+            pairs.append(ShownPair(one, other))
+    return pairs
+
+
+def _by_noise(folder: Path, name: str, votes: int) -> dict[tuple[str | int | float, ...], Request]:
+    """The clips of a set, named after the policy, by what two policies' clips have in common."""
+    named = (
+        replace(request, sample=replace(request.sample, sample_id=f"{name}/{request.sample.sample_id}"))
+        for request in requests_for(ClipSet.open(folder), votes)
+    )
+    return {_made_from(request.sample): request for request in named}
+
+
+def _made_from(sample: Sample) -> tuple[str | int | float, ...]:
+    size = (sample.num_frames, sample.height, sample.width, sample.fps)
+    return (sample.prompt_id, sample.seed, sample.prompt, *size)
