@@ -32,21 +32,29 @@ clips_option = click.option("--set", "clips", type=PATH, help="Folder of the cli
 @click.option("--where", "condition", help="Only rows that meet this: \"category == 'roll' and p_accept < 0.3\".")
 @click.option("--prompt", help="Only this prompt_id, or else prompts with these words.")
 @click.option("--disagree", nargs=2, metavar="SOURCE SOURCE", help="Only clips that these two label differently.")
-@click.option("--sort", "column", metavar="[-]COLUMN", help="Order of the rows; a minus reverses it.")
-@click.option("--first", type=click.IntRange(1), default=24, show_default=True, help="Rows listed, drawn and opened.")
+@click.option("--sort", "order", metavar="EXPRESSION", help='Order of the rows: -p_accept, "abs(p_accept - 0.5)".')
+@click.option(
+    "--first",
+    type=click.IntRange(1),
+    default=24,
+    show_default=True,
+    help="Rows and prompts listed, rows drawn and opened.",
+)
 @click.option("--sheet", type=PATH, metavar="PNG", help="Draw these clips' frames with their labels.")
 @click.option("--open", "opened", is_flag=True, help="Open a page in the browser that plays these clips.")
 def show(
     folder: Path, clips: Path | None, condition: str | None, prompt: str | None, disagree: tuple[str, str] | None,
-    column: str | None, first: int, sheet: Path | None, opened: bool,
+    order: str | None, first: int, sheet: Path | None, opened: bool,
 ) -> None:  # fmt: skip
     """Print what a folder holds, by category, and list its clips.
 
     FOLDER is runs/<round>/labels/<source>, runs/<round>/datasets/{sft,rwr,dpo} or runs/<round>/samples.
 
-    Conditions are those of pandas.DataFrame.query, on any column of the samples, labels and verdicts.
+    Conditions are those of pandas.DataFrame.query, on any column of the samples, labels and verdicts; an order is any
+    expression of the columns of samples and labels, smallest first. Without a condition the prompts that have no
+    accepted clip (labels) or no pair (dpo) are listed too.
     """
-    from inspection.composition import composition, heading, listed
+    from inspection.composition import composition, heading, lacking, listed
     from inspection.pictures import write_clip_page, write_sheet
     from inspection.view import captioned_clips, disagreeing, of_prompt, open_view, sort, where
 
@@ -57,12 +65,14 @@ def show(
         view = of_prompt(view, prompt)
     if condition:
         view = where(view, condition)
-    if column:
-        view = sort(view, column)
+    if order:
+        view = sort(view, order)
     filtered = f"\nof these, {len(view.rows)} {view.noun} were chosen" if len(view.rows) < len(everything.rows) else ""
     click.echo(f"{heading(everything)}{filtered}\n\n{composition(view)}")
+    if view.rows is everything.rows and (missing := lacking(view, first)):
+        click.echo(f"\n{missing}")
     chosen = view.head(first)
-    if condition or prompt or disagree or column:
+    if condition or prompt or disagree or order:
         click.echo(f"\nthe first {len(chosen.rows)} of {len(view.rows)}\n{listed(chosen)}")
     if sheet:
         click.echo(f"\n{write_sheet(captioned_clips(chosen), sheet)} clips drawn: {sheet.resolve()}")

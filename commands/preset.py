@@ -1,47 +1,115 @@
-"""Lay a preset over params.yaml."""
+"""Lay presets over params.yaml."""
 
-from collections.abc import MutableMapping
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from data.manifest import atomically
 from pipeline.command import ROOT, stage_command
-from pipeline.params import PARAMS, ParamsError
+from pipeline.params import PARAMS, ParamsError, load_params
 
 PRESETS = ROOT / "configs/presets"
-WHOLE = ("rounds", "policies", "preferences", "timesteps", "sft", "rwr", "dpo")  # a preset replaces these as a whole
+# A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
+WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes")
+OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
+ABSENT = object()
 
 
 @stage_command
-@click.argument("name")
-def main(name: str) -> None:
-    """Lay configs/presets/NAME.yaml over params.yaml.
+@click.argument("names", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Print the changes, and write nothing.")
+def main(names: tuple[str, ...], dry_run: bool) -> None:
+    """Lay presets over params.yaml, in the order of NAMES, and print what each changes.
 
-    Values of the preset replace those of params.yaml; all other values and all comments stay. `git checkout
-    params.yaml` undoes it.
+    A name is that of a file in configs/presets, or the path of a YAML file of your own. Values of a preset replace
+    those of params.yaml and of the presets before it; all other values, and comments, stay. `git checkout params.yaml`
+    undoes it.
     """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ParamsError(f"preset {twice[0]} is named twice")
+    before, paths = load_params(PARAMS), [preset_path(name) for name in names]
+    for path in paths:
+        after = copy.deepcopy(before)
+        overlay(after, load_params(path), path)
+        changed = list(changes(before, after))
+        click.echo(f"{path.stem}: {len(changed)} values of {PARAMS} change")
+        for line in changed:
+            click.echo(f"  {line}")
+        before = after
+    if dry_run:
+        click.echo(f"{PARAMS} is as it was (--dry-run)")
+        return
+    write(paths)
+    click.echo(f"{PARAMS} is written; `vfrl check` says whether all of it fits together")
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset's name, or the file that is named by its path. Raises ParamsError where there is none."""
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if name in known:
+        return known[name]
+    if Path(name).is_file():
+        return Path(name)
+    raise ParamsError(f"preset {name!r} is unknown; known are {', '.join(known)}, and the paths of YAML files")
+
+
+def overlay(params: MutableMapping[str, Any], preset: Mapping[str, Any], of: Path | str = "preset") -> None:
+    """Overwrite `params` in place with the values of `preset`. of: the preset's file, for errors.
+
+    Raises ParamsError for a key that params lack, and for a value in place of a section.
+    """
+    for file, values in ((of, preset), (PARAMS, params)):
+        for name in preset.keys() & values.keys():
+            if not isinstance(values[name], Mapping):
+                raise ParamsError(f"{file}: {name} is {values[name]!r}, expected a section")
+    _overlay(params, preset, "", of)
+
+
+def _overlay(params: MutableMapping[str, Any], preset: Mapping[str, Any], where: str, of: Path | str) -> None:
+    for key, value in preset.items():
+        known = params.get(key)
+        if key not in params and not where.startswith(OPEN):
+            beside = f"in {where.removesuffix('.')}" if where else "its sections"
+            raise ParamsError(f"{of}: {PARAMS} has no {where}{key}; {beside} are {', '.join(map(str, params))}")
+        if isinstance(known, MutableMapping) and isinstance(value, Mapping) and key not in WHOLE:
+            _overlay(known, value, f"{where}{key}.", of)
+        elif isinstance(known, MutableMapping) and not isinstance(value, Mapping | None):
+            raise ParamsError(f"{of}: {where}{key} is {value!r}; in {PARAMS} it is a section")
+        else:
+            params[key] = value
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """A line for each value that differs: its dotted name, what it was and what it is."""
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from changes(old, new, f"{where}{key}.")
+        elif old != new:
+            yield f"{where}{key}: {_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    import yaml
+
+    if value is ABSENT:
+        return "absent"
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n").strip()
+
+
+def write(presets: Sequence[Path]) -> None:
+    """Lay these presets over params.yaml, and keep its comments."""
     from ruamel.yaml import YAML
 
-    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in known:
-        raise ParamsError(f"preset {name!r} is unknown; known are {', '.join(known)}")
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 120, True
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     params = yaml.load(PARAMS)
-    overlay(params, yaml.load(PRESETS / f"{name}.yaml"))
-    with PARAMS.open("w", encoding="utf-8") as file:
+    for path in presets:
+        overlay(params, yaml.load(path), path)
+    with atomically(PARAMS) as partial, partial.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
-    click.echo(f"{PARAMS}: preset {name} is laid over it; `git diff {PARAMS}` shows the changes")
-
-
-def overlay(params: MutableMapping[str, Any], preset: MutableMapping[str, Any], where: str = "") -> None:
-    """Overwrite `params` in place with the values of `preset`. Raises ParamsError for a section that params lack."""
-    for key, value in preset.items():
-        inside = isinstance(value, dict) and isinstance(params.get(key), MutableMapping) and key not in WHOLE
-        if inside:
-            overlay(params[key], value, f"{where}{key}.")
-        elif key not in params and not where.startswith(("train.", "feedback.sources.")):
-            raise ParamsError(f"preset: params.yaml has no {where}{key}; beside it there is {', '.join(params)}")
-        else:
-            params[key] = value

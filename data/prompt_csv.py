@@ -137,7 +137,7 @@ def _explained(error: str) -> str:
     if error == "unexpected end of data":
         return "a quote opens in this row and never closes"
     if "expected after" in error:
-        return 'a quote closes before the end of its cell; a quote in a quoted text is written twice ("")'
+        return 'a quoted text goes on after its closing quote; close each quote, and write one inside a text twice ("")'
     return f"not CSV ({error})"
 
 

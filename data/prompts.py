@@ -139,13 +139,13 @@ def remarks(prompts: Sequence[Prompt]) -> list[str]:
     quoted = [prompt.prompt_id for prompt in prompts if re.fullmatch(r"[“„«].*[”“»]", prompt.prompt)]
     damaged = [prompt.prompt_id for prompt in prompts if "\ufffd" in prompt.prompt]
     found = {
-        f"{len(leaked)} texts stand in both train and test, so the test split is not held out for them": leaked,
-        f"{len(repeated)} texts stand in several rows of one split, and count as often": repeated,
-        f"{len(alike)} prompt_ids differ only in case, so that file names collide on macOS and Windows": alike,
-        f"{len(quoted)} prompts stand in curly quotes, which are taken for a part of the text": quoted,
-        f"{len(damaged)} prompts hold the sign � in place of a letter that an earlier program could not read": damaged,
+        "texts stand in both train and test, so the test split is not held out for them": leaked,
+        "texts stand in several rows of one split, and count as often": repeated,
+        "prompt_ids differ only in case, so that file names collide on macOS and Windows": alike,
+        "prompts stand in curly quotes, which are taken for a part of the text": quoted,
+        "prompts hold the sign � in place of a letter that an earlier program could not read": damaged,
     }
-    said = [f"{sentence}: {_listed(names)}" for sentence, names in found.items() if names]
+    said = [f"{sentence} ({len(names)}): {_listed(names)}" for sentence, names in found.items() if names]
     if all(prompt.split != "train" for prompt in prompts):
         said.append("no row has split train, so a round that draws from train (generate.split) has no prompts")
     return said

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,8 +33,6 @@ def composition(view: View) -> str:
     if view.kind == "labels" and (reasons := unlabelled(view)):
         rows = [[str(count), reason] for reason, count in reasons.most_common()]
         parts.append(f"unlabelled, by reason\n{aligned(rows, 'rl')}")
-    if view.kind == "paired":
-        parts += unpaired(view.folder.parent / "composition.json")
     if view.kind == "labels" and view.rows["p_accept"].isna().all():
         parts.append("p_accept: not known of any clip")
     for column, ends in {"p_accept": (0.0, 1.0), "score": None, "weight": None, "margin": None}.items():
@@ -62,13 +59,33 @@ def unlabelled(view: View) -> Counter[str]:
     return Counter(kinds.get(clip, UNDECIDED) for clip in ids)
 
 
-def unpaired(path: Path) -> list[str]:
-    """A line on the prompts without a pair and why, from a round's composition.json; nothing without this file."""
-    if not path.is_file():
-        return []
-    reasons = json.loads(path.read_text(encoding="utf-8"))["reasons"]
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return [f"prompts without a pair: {sum(reasons.values())}" + (f" ({counts})" if counts else "")]
+def lacking(view: View, most: int) -> str:
+    """The prompts without an accepted clip (labels) or without a pair (pairs), each with why and its text.
+
+    view: all rows of a folder. most: how many prompts are listed. Empty for rows of another kind, and for pairs whose
+    round has no composition.json.
+    """
+    if view.kind == "labels":
+        reasons = {str(prompt): _rejections(rows) for prompt, rows in view.rows.groupby("prompt_id", sort=False)}
+        lacking = {prompt: reason for prompt, reason in reasons.items() if reason}
+        total, what = len(reasons), "prompts without an accepted clip"
+    else:
+        path = view.folder.parent / "composition.json"
+        if view.kind != "paired" or not path.is_file():
+            return ""
+        composition = json.loads(path.read_text(encoding="utf-8"))
+        lacking, total = composition["prompts_without_a_pair"], len(composition["pairs_per_prompt"])
+        what = "prompts without a pair"
+    texts = {sample.prompt_id: sample.prompt for sample in view.samples.values()}
+    rows = [[f"  {prompt}", reason, texts[prompt]] for prompt, reason in list(lacking.items())[:most]]
+    more = [f"  … (--first {len(lacking)} lists all)"] if len(lacking) > most else []
+    return "\n".join([f"{what}: {len(lacking)} of {total}", *([aligned(rows, "lll")] if rows else []), *more])
+
+
+def _rejections(rows: pd.DataFrame) -> str:
+    """What the labels of a prompt are, where none is accepted; empty where one is."""
+    counts = Counter(rows["label"].map(word))
+    return "" if counts["accepted"] else ", ".join(f"{counts[one]} {one}" for one in WORDS if counts[one])
 
 
 def listed(view: View) -> str:

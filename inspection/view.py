@@ -150,13 +150,7 @@ def where(view: View, condition: str) -> View:
         own = view.verdicts.drop(columns="source")
         taken = (own.columns.intersection(table.columns)).drop("sample_id")
         table = table.merge(own.rename(columns={name: f"verdict_{name}" for name in taken}), on="sample_id", how="left")
-    columns = ", ".join(name for name in table if name != "row")
-    try:
-        met = table.eval(condition, engine="python", local_dict={}, global_dict={})
-    except UndefinedVariableError as error:
-        raise ValueError(f"--where: {error}; columns are {columns}") from error
-    except Exception as error:  # of whatever kind pandas' own parser and evaluation raise
-        raise ValueError(f"--where {condition!r}: {error or type(error).__name__}; columns are {columns}") from error
+    met = _evaluated(table.drop(columns="row"), condition, "--where")
     if not isinstance(met, pd.Series) or met.dtype not in ("bool", "boolean"):
         raise ValueError(f"--where {condition!r} is no condition, such as category == 'roll' and p_accept < 0.3")
     chosen = table.loc[met.fillna(False).astype(bool), "row"]
@@ -192,12 +186,30 @@ def disagreeing(view: View, first: str, second: str) -> View:
     )
 
 
-def sort(view: View, column: str) -> View:
-    """Rows by a column, nulls last; a minus before its name turns the order round."""
-    name = column.removeprefix("-")
-    if name not in view.rows:
-        raise ValueError(f"--sort: no column {name!r}; columns are {', '.join(view.rows)}")
-    return replace(view, rows=view.rows.sort_values(name, ascending=name == column, kind="stable"))
+def sort(view: View, order: str) -> View:
+    """Rows by a column or an expression of columns, smallest first, nulls last: "abs(p_accept - 0.5)", "-margin".
+
+    A minus before the name of a column turns the order round, also that of texts. Expressions are those of
+    pandas.DataFrame.eval. Raises ValueError listing the columns.
+    """
+    name = order.removeprefix("-")
+    if name in view.rows:
+        return replace(view, rows=view.rows.sort_values(name, ascending=name == order, kind="stable"))
+    key = _evaluated(view.rows, order, "--sort")
+    if not isinstance(key, pd.Series):
+        raise ValueError(f"--sort {order!r} is no value of a row; columns are {', '.join(view.rows)}")
+    return replace(view, rows=view.rows.iloc[key.reset_index(drop=True).sort_values(kind="stable").index])
+
+
+def _evaluated(table: pd.DataFrame, expression: str, option: str) -> Any:
+    """An expression of columns in the words of pandas. Raises ValueError naming the option and the columns."""
+    columns = ", ".join(table)
+    try:
+        return table.eval(expression, engine="python", local_dict={}, global_dict={})
+    except UndefinedVariableError as error:
+        raise ValueError(f"{option}: {error}; columns are {columns}") from error
+    except Exception as error:  # of whatever kind pandas' own parser and evaluation raise
+        raise ValueError(f"{option} {expression!r}: {error or type(error).__name__}; columns are {columns}") from error
 
 
 # Clips to look at

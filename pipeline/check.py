@@ -9,6 +9,7 @@ from data.prompts import Prompt, extended, load_prompts
 from feedback.core.kinds import read_block, resolve
 from generators.core.load import FAMILIES
 from generators.core.rollout import Sampling, VideoSize
+from pipeline.advice import warn
 from pipeline.audit import check_known
 from pipeline.configs import (
     AuditConfig,
@@ -73,6 +74,7 @@ def check_params() -> None:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
+    warn(params)
 
 
 def _check_online(params: Mapping[str, Any]) -> None:

@@ -91,4 +91,9 @@ def _lines(
         return f"{name}: {clips:,} clips, judged on this machine or by people; nothing to pay"
     source = make_source(name, block)
     assert isinstance(source, ApiSource)
+    if problem := source.options.wrong_price:
+        raise ValueError(
+            f"feedback.sources.{name}: {problem}, so the cost is unknown. Give the price of {source.model} "
+            f"(price.model: {source.model}), or set price: null for an estimate of calls and tokens alone"
+        )
     return estimate(source, votes).line(name, source.model, source.price)

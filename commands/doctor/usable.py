@@ -205,9 +205,9 @@ def _rated(source: Configured, sets: Labelling) -> Rated:
     enough = any(by_rater.values()) if people.leave_out else all(len(ids) == clips for ids in by_rater.values())
     if enough:
         return Rated(count, None)
-    if (sets.labels / MANIFEST).is_file():
-        if read_manifest(sets.labels, "labels")["facts"]["clip_set"] == clip_set.fingerprint():
-            return Rated(f"{count}, and labelled", None)
+    labelled = (sets.labels / MANIFEST).is_file() and read_manifest(sets.labels, "labels")["facts"]["clip_set"]
+    if labelled == clip_set.fingerprint():
+        return Rated(f"{count}, and labelled", None)
     cure = "rate some" if people.leave_out else "rate all, or set unrated: leave_out"
     return Rated(count, Doubt(f"{count}: {cure}"))
 

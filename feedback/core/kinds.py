@@ -1,7 +1,8 @@
 """The kinds of source: the options and the loader of each. `feedback.sources.<name>.kind` names one."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,6 +12,13 @@ from feedback.core.rubric import load_rubric
 from feedback.core.source import Metric, Source
 
 OptionsT = TypeVar("OptionsT")
+
+# Names of a value, and forms of one, that are a key: those of OpenAI and its like, Google, Hugging Face, and headers.
+SECRET_NAME = re.compile(
+    r"key|token|(\w+[_-])?(api[_-]?key|(access|auth|bearer)[_-]?token|secret([_-]key)?|password|authorization)",
+    re.IGNORECASE,
+)
+SECRET = re.compile(r"\b(sk|rk|pk)-[\w-]{16,}|\bAIza[\w-]{30,}|\b(hf|gsk|xai)[_-]\w{20,}|\bBearer\s+\S{8,}")
 
 # The place of each kind's record: a module that defines KIND, or the dotted path of a record. It is imported on use.
 # A module with a kind imports neither torch nor transformers, so that params.yaml is checked in seconds.
@@ -139,6 +147,7 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
     if not isinstance(block, Mapping) or "kind" not in block:
         raise ValueError(f"{where}.kind is missing; known are {', '.join(KINDS)}")
     kind = find_kind(block["kind"], f"{where}.kind")
+    _refuse_keys(block, where, kind)
     given = {key: value for key, value in block.items() if key != "kind"}
     read = SourceBlock(kind, read_config(kind.options, given, where))
     if (rubric := read.needs.rubric) is not None:
@@ -152,6 +161,30 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
         if read_block(f"{name}.{key}", inner).compares:
             raise ValueError(f"{where}.{key}: a source that compares clips cannot be part of another source")
     return read
+
+
+def _refuse_keys(value: Any, where: str, kind: Kind[Any]) -> None:
+    """Raises ValueError for a key or password within a block, by its name or its form. The error does not show it."""
+    if isinstance(value, Mapping):
+        options = {one.name for one in fields(kind.options)}
+        for name, inner in value.items():
+            if isinstance(inner, str) and name not in options and SECRET_NAME.fullmatch(str(name)):
+                raise ValueError(_no_key_here(f"{where}.{name}", kind))
+            _refuse_keys(inner, f"{where}.{name}", kind)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_keys(inner, f"{where}[{index}]", kind)
+    elif isinstance(value, str) and SECRET.search(value):
+        raise ValueError(_no_key_here(where, kind))
+
+
+def _no_key_here(where: str, kind: Kind[Any]) -> str:
+    variable = next((one.default for one in fields(kind.options) if one.name == "key_variable"), MISSING)
+    cure = f"put it into the environment variable {variable}"
+    if not isinstance(variable, str):
+        cure = "put it into an environment variable"
+        cure += "" if variable is MISSING else " and give the variable's name as key_variable"
+    return f"{where} holds a key. params.yaml is committed and holds none: {cure}, and take it out of here"
 
 
 def find_kind(name: Any, where: str) -> Kind[Any]:

@@ -291,7 +291,8 @@ def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict]
         error = next(row.error for row in rows if (row.error or "").startswith(FAILED))
         raise LabelError(
             f"{source.name}: no reply about {failed} of {total} clips, more than label.max_failed "
-            f"({max_failed:.1%}) allows; the last error: {error}. The answers so far are kept; run it again to continue"
+            f"({max_failed:.1%}) allows; the last error: {error}. The answers so far are kept; "
+            "run it again once that is mended"
         )
 
 

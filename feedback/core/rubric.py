@@ -29,6 +29,7 @@ unanswered: it is never a 0 and never half a tie. The order of the verdicts has 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import prod
@@ -59,7 +60,22 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _no_quotes(value: str) -> str:
+    if value.strip()[0] in QUOTES or value.strip()[-1] in QUOTES:
+        raise ValueError(f'{value!r} has quotes that YAML takes for letters; write "Yes", with straight quotes')
+    return value
+
+
+def _yes_or_no(value: Any) -> Any:
+    """Yes and no in quotes too: beside "Yes" of the answers, which needs them, that is easily written."""
+    return YES_OR_NO.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+QUOTES = "“”„‟«»‹›‘’‚‛＂\"'`"
+YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
 Text = Annotated[str, BeforeValidator(_no_boolean), AfterValidator(_not_blank)]
+Answer = Annotated[str, BeforeValidator(_no_boolean), AfterValidator(_not_blank), AfterValidator(_no_quotes)]
+YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -68,11 +84,11 @@ class Question:
 
     name: Text
     ask: Text
-    affirmative: Text  # the word that means yes
-    negative: Text
-    wanted: bool  # the answer in favour of the clip, of two clips in favour of the first; true: yes
-    required: bool
-    tie: Text | None = None  # of a question about two clips: the word for neither is better; null: one of the two words
+    affirmative: Answer  # the word that means yes
+    negative: Answer
+    wanted: YesOrNo  # the answer in favour of the clip, of two clips in favour of the first; true: yes
+    required: YesOrNo
+    tie: Answer | None = None  # of a question about two clips: the word for no difference; null: one of the two words
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -235,6 +251,10 @@ def _joined(texts: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys(text for text in texts if text))
 
 
+def _first_word(text: str) -> str:
+    return (re.findall(r"\w+", text.lower()) or [text.strip().lower()])[0]
+
+
 def _problem(rubric: Rubric) -> str | None:
     """A contradiction between a rubric's values, with the key first; None if there is none."""
     names = [question.name for question in rubric.questions]
@@ -245,12 +265,17 @@ def _problem(rubric: Rubric) -> str | None:
     if not any(question.required for question in rubric.questions):
         return "questions: none is required, so no clip could be labelled"
     for index, question in enumerate(rubric.questions):
-        if question.affirmative.lower() == question.negative.lower():
-            return f"questions[{index}].negative is {question.negative!r}, the same word as its affirmative"
+        words = [text for text in (question.affirmative, question.negative, question.tie) if text is not None]
+        first = [_first_word(text) for text in words]
+        if first[0] == first[1]:
+            return (
+                f"questions[{index}].negative is {question.negative!r}, which begins with the same word as its "
+                f"affirmative {question.affirmative!r}; a judge's answer is read from its first word"
+            )
+        if first[2:] and first[2] in first[:2]:
+            return f"questions[{index}].tie is {question.tie!r}, which begins with the same word as another answer"
         if question.tie and not rubric.compares:
             return f"questions[{index}].tie is {question.tie!r}, but a question about one clip has no tie: null"
-        if (question.tie or "").lower() in (question.affirmative.lower(), question.negative.lower()):
-            return f"questions[{index}].tie is {question.tie!r}, the same word as another answer"
         if not rubric.compares and "{prompt}" not in rubric.text(question, "{prompt}"):
             return f"questions[{index}].ask: neither it nor the instructions hold {{prompt}}"
     return None

@@ -19,7 +19,7 @@ from data.store import read_clip
 from feedback.core.rubric import load_rubric
 from feedback.core.source import FAILED, UNREADABLE_CLIP, Request, verdict, without_answer
 from feedback.network.batches import ClipCaller, fill
-from feedback.network.calls import ApiOptions, Call, CallRun, Stopped
+from feedback.network.calls import OUTPUT_TOKENS, ApiOptions, Call, CallRun, Stopped
 from feedback.network.ledger import GroupCommit, Ledger, StoredAnswer, ledger_path, request_key
 from feedback.network.price import CostEstimate, text_tokens
 from feedback.network.provider import Fault, Media, Provider, UnreadableClip
@@ -48,7 +48,8 @@ class ApiSource:
         rubric = load_rubric(Path(options.rubric))
         questions = tuple(replace(q, ask=f"{q.ask.strip()} {also}".strip()) for q in rubric.questions)
         self.rubric = replace(rubric, questions=questions)
-        self.price = options.price
+        self.price = options.own_price
+        self.output_tokens = self.price.output_tokens if self.price else OUTPUT_TOKENS
         self._status: dict[str, Any] = {}
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
@@ -100,7 +101,7 @@ class ApiSource:
 
     def _estimate(self, clips: int, calls: int, answered: int, tokens: int) -> CostEstimate:
         left = calls - answered
-        out = left * self.options.output_tokens
+        out = left * self.output_tokens
         per_minute = (
             (left, self.options.requests_per_minute),
             (tokens, self.options.tokens_per_minute),

@@ -246,7 +246,7 @@ class _Pass(Generic[Asked]):
     def _add(self, chunk: _Chunk | None, folder: Path, call: Call, line: bytes) -> _Chunk:
         """The chunk with one more call, which is in flight from here on. Raises Stopped where the budget is spent."""
         price = self.source.price
-        expected = price.of(call.tokens, self.options.output_tokens, batch=True) if price else None
+        expected = price.of(call.tokens, self.source.output_tokens, batch=True) if price else None
         self.run.afford(expected or 0.0)
         if chunk is None:
             token = f"label-{uuid.uuid4().hex}"
@@ -368,9 +368,14 @@ class _Pass(Generic[Asked]):
 
         async def attempt() -> T | Fault:
             try:
-                return await request()
+                found = await request()
             except Exception as error:
-                return self.provider.fault(error)
+                fault = self.provider.fault(error)
+                if fault.unreachable and not self.run.reached:
+                    await self.run.wait_for_server(fault)
+                return fault
+            self.run.reached = True
+            return found
 
         async def pause(fault: Fault, seconds: float) -> None:
             logger.warning("%s: the batch endpoint: %s; again in %.0f s", self.source.name, fault.reason, seconds)
@@ -383,11 +388,11 @@ class _Pass(Generic[Asked]):
 
     def _halt(self, fault: Fault, submitting: bool = False) -> NoReturn:
         """Stop the run because of a fault of the batch endpoint."""
-        reason = f"at the batch endpoint: {fault.reason.rstrip('.')}"
+        reason, cure = f"at the batch endpoint: {fault.reason}", fault.cure
         if submitting and fault.status in NO_ENDPOINT:
             block = f"feedback.sources.{self.source.name}"
-            reason += f". Does base_url have one, and may the key use it? Otherwise set {block}.batch: false"
-        self.run.halt(reason)
+            cure = f"Does base_url have a batch endpoint, and may the key use it? Otherwise set {block}.batch: false"
+        self.run.halt(reason, cure)
 
 
 class _Refused(Exception):

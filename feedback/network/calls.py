@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import random
+import time
 from collections.abc import Mapping
 from dataclasses import field
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
+from data.config import STRICT, Count, NotNegative, Positive
 from feedback.core.rubric import load_rubric
 from feedback.core.source import LabelError
 from feedback.network.ledger import Attempt, GroupCommit, Ledger, StoredAnswer
@@ -23,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 LOGGED_REST = 1.0  # seconds; shorter rests are not logged
 POLL = 1.0  # seconds between looks at a request that another stage has in flight
+KEPT = "The answers so far are kept"
+FIRST_CONTACT = 4.0  # seconds in which a server that this run has not reached must be reachable
+RESTART = 300.0  # likewise of one that was: a server with a large model starts in minutes
+OUTPUT_TOKENS = 60  # expected of an answer of a model without a price
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,15 +44,30 @@ class ApiOptions:
     attempts: Count = 8  # at one call, before it counts as failed
     longest_wait: Positive = 600.0  # seconds; the run stops where a provider asks for a longer wait
     budget_usd: NotNegative | None = None  # for labelling one clip set, all runs together; null: no bound
-    price: Price | None = None  # null: unknown
-    output_tokens: WholeNotNegative = 60  # expected of an answer, for estimates before there are answers
+    price: Price | None = None  # of `model`; null: unknown
     parameters: dict[str, Any] = field(default_factory=dict)  # sent with every call, such as {temperature: 1.0}
     batch: bool = False  # true: by the provider's batch endpoint, at price.batch, within a day
     poll_seconds: Positive = 60.0  # between looks at a batch
 
     def __post_init__(self) -> None:
-        if self.price is None and self.budget_usd is not None:
-            raise ValueError(f"budget_usd is {self.budget_usd}, but price is null, so the budget could not be kept")
+        if self.budget_usd is not None and self.own_price is None:
+            problem = self.wrong_price or "price is null"
+            raise ValueError(
+                f"budget_usd is {self.budget_usd:g}, but {problem}, so the budget could not be kept. Give the price of "
+                f"{self.model} (price.model: {self.model}), or set budget_usd: null"
+            )
+
+    @property
+    def own_price(self) -> Price | None:
+        """The price of `model`; None where it is unknown, as when the block's price is of another model."""
+        return None if self.wrong_price else self.price
+
+    @property
+    def wrong_price(self) -> str | None:
+        """Why the block's price is not of its model; None where it is, or is null."""
+        if self.price is None or self.price.model == self.model:
+            return None
+        return f"price is of {self.price.model} and model is {self.model}"
 
 
 def compares(rubric: str) -> bool:
@@ -63,7 +84,7 @@ def key_from(variable: str) -> str:
     if not key:
         raise LabelError(f"the environment variable {variable} is not set; it holds the key of this judge's provider")
     if not (key.isascii() and key.isprintable() and " " not in key):  # no header takes it, and the error would show it
-        raise LabelError(f"the environment variable {variable} holds characters that no key has; set it again")
+        raise LabelError(f"the environment variable {variable} holds characters that no key has")
     return key
 
 
@@ -95,6 +116,10 @@ class Caller(Protocol):
     def price(self) -> Price | None:
         """None where it is unknown."""
 
+    @property
+    def output_tokens(self) -> int:
+        """Expected of a reply, for estimates before there are replies."""
+
     def cost(self, call: Call, reply: str, batch: bool = False) -> float | None:
         """US dollars that a reply cost; None where the price, or what the reply used, is unknown."""
 
@@ -119,6 +144,8 @@ class CallRun:
         self.stop = False  # no more calls are started
         self.stop_reason: LabelError | None = None
         self.opened = False
+        self.reached = False  # the server has taken a connection of this run
+        self.away_since: float | None = None  # time.monotonic() since when it takes none
         self.dollars = self.reserved = 0.0  # of this purpose: spent, or possibly so; and in flight
         self.cost_ratio = 1.0  # largest actual / estimated cost of a call of this run, at least 1
         self.counts = {"answered before": 0, "sent": 0, "retried": 0}
@@ -137,8 +164,14 @@ class CallRun:
         """
 
         async def attempt() -> StoredAnswer | Fault:
-            while (result := await self._attempt(call, media)) is None:  # another stage has this call in flight
-                await self.pace.sleep(POLL)
+            while True:
+                result = await self._attempt(call, media)
+                if result is None:  # another stage has this call in flight
+                    await self.pace.sleep(POLL)
+                elif isinstance(result, Fault) and result.unreachable:
+                    await self.wait_for_server(result)
+                else:
+                    break
             if isinstance(result, Fault) and result.remedy is not Remedy.LEARN:
                 self._warn_once(result)
             return result
@@ -149,6 +182,25 @@ class CallRun:
             await self.pace.sleep(seconds)
 
         return await retry(attempt, self.options.attempts, self.options.longest_wait, pause)
+
+    async def wait_for_server(self, fault: Fault) -> None:
+        """Wait before a server that takes no connection is tried again. Raises Stopped where it stays away.
+
+        A server that was never reached is probably not started, or its address is wrong; one that was reached may be
+        restarted.
+        """
+        now = time.monotonic()
+        patience = RESTART if self.reached else FIRST_CONTACT
+        if self.away_since is None:
+            self.away_since = now
+            what = "it answered before, and may be restarting" if self.reached else "it was not reached yet"
+            logger.warning("%s: %s; %s: waiting up to %.0f s", self.caller.name, fault.reason, what, patience)
+        if now - self.away_since >= patience:
+            away = f"{fault.reason}; it took no connection for {now - self.away_since:.0f} s"
+            self.halt(away, None if self.reached else "Start the server, or correct base_url, or mend the network")
+        await self.pace.sleep(patience / 60 + random.uniform(0, 1))
+        if self.stop:
+            raise Stopped
 
     def _warn_once(self, fault: Fault) -> None:
         """Log the first fault of a kind, so that a server that is down does not go unnoticed."""
@@ -163,7 +215,7 @@ class CallRun:
         """One attempt at a call, within pace and budget; None while another run has the call in flight."""
         async with self.pace.turn(call.tokens):
             price = self.caller.price
-            expected = price.of(call.tokens, self.options.output_tokens) if price else None
+            expected = price.of(call.tokens, self.caller.output_tokens) if price else None
             self.afford(expected or 0.0)
             self.open()
             self.reserved += expected or 0.0
@@ -186,6 +238,8 @@ class CallRun:
                 fault = Fault(Remedy.RETRY, defect, lost=True)
         except Exception as error:
             fault = self.provider.fault(error)
+        if fault is None or not fault.unreachable:
+            self.reached, self.away_since = True, None
         if fault is not None and fault.remedy is Remedy.ANSWER:
             reply, fault = fault.body or "{}", None
         if fault is not None:
@@ -208,7 +262,7 @@ class CallRun:
         else:
             await self.commits.do(partial(self.ledger.refused, attempt))
         if fault.remedy is Remedy.STOP:
-            self.halt(fault.reason)
+            self.halt(fault.reason, fault.cure)
         if too_long := waits_too_long(fault, self.options.longest_wait):
             self.halt(too_long)
         if fault.remedy is Remedy.REST and (seconds := self.pace.rest(fault.wait)) >= LOGGED_REST:
@@ -220,7 +274,7 @@ class CallRun:
             try:
                 self.provider.open()
             except LabelError as error:
-                self.halt(str(error))
+                self.halt(str(error), "Set it")
             self.opened = True
 
     async def close(self) -> None:
@@ -239,13 +293,15 @@ class CallRun:
                 f"${max(0.0, budget - self.dollars):,.4f}; raise feedback.sources.{self.caller.name}.budget_usd"
             )
 
-    def halt(self, reason: str) -> NoReturn:
-        """Start no more calls, and raise Stopped; `stop_reason` becomes an error with this reason."""
+    def halt(self, reason: str, cure: str | None = None) -> NoReturn:
+        """Start no more calls, and raise Stopped; `stop_reason` becomes an error with this reason.
+
+        cure: what to do, where a further run would otherwise fail too.
+        """
         self.stop = True
         self.pace.stop()
-        self.stop_reason = self.stop_reason or LabelError(
-            f"{self.caller.name}: {reason}. The answers so far are kept: run it again to continue"
-        )
+        then = f"{cure}; the answers so far are kept" if cure else f"{KEPT}: run it again to continue"
+        self.stop_reason = self.stop_reason or LabelError(f"{self.caller.name}: {reason.rstrip('.')}. {then}")
         raise Stopped
 
     def _update_status(self) -> None:

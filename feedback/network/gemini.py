@@ -28,12 +28,14 @@ from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.api import REASONED, ApiSource
 from feedback.network.calls import ApiOptions, compares, key_from
 from feedback.network.openai_protocol import ReplyMessage, count, mapping, mappings, parsed, string
-from feedback.network.pace import LIMITS, retry_after
+from feedback.network.pace import CONNECT, LIMITS, retry_after
 from feedback.network.pictures import PictureFormat, data_urls
-from feedback.network.price import text_tokens
+from feedback.network.price import Price, text_tokens
 from feedback.network.provider import (
     ATTEMPT_HEADER,
-    HOPELESS,
+    PAY,
+    UNKNOWN,
+    UNPAID,
     Fault,
     Media,
     Plan,
@@ -42,8 +44,12 @@ from feedback.network.provider import (
     Remedy,
     describe,
     is_loopback,
+    mend_key,
+    mend_name,
+    without_key,
 )
 
+FRAME_TOKENS = 70  # of a model without a price
 MOST_FPS = 24.0  # frames per second: the most that Gemini samples of a video
 GOOGLE = "https://generativelanguage.googleapis.com/"
 OVER = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED", "FAILED")  # states of a batch, after JOB_STATE_
@@ -58,16 +64,23 @@ FILTERS = (
 
 
 @dataclass(frozen=True, config=STRICT)
+class GeminiPrice(Price):
+    """The price of a Gemini model."""
+
+    frame_tokens: WholeNotNegative  # tokens of one frame: Gemini 3 takes 70 of a video, 2.5 258
+
+
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gemini` block of params.yaml."""
 
+    price: GeminiPrice | None = None  # of `model`; null: unknown
     mode: Literal["text", "decision"] = "text"
     clip: Literal["video", "frames"] = "video"  # video: the whole mp4 | frames: the rubric's, as pictures
     # Frames per second that Gemini samples of a video; null: all, up to 24. A whole number stays one: it is in the key.
     fps: Annotated[int | float, Interval(gt=0, le=MOST_FPS)] | None = None
     picture: PictureFormat = "png"  # of frames
     resolution: Literal["low", "medium", "high"] | None = None  # tokens a frame; null: the model's own choice
-    frame_tokens: WholeNotNegative = 70  # tokens of one frame, for estimates: Gemini 3 takes 70 of a video, 2.5 258
     base_url: str | None = None  # null: Google's
     key_variable: str = "GEMINI_API_KEY"  # environment variable that holds the key
 
@@ -120,6 +133,7 @@ class Gemini:
             "httpx_async_client": httpx2.AsyncClient(
                 timeout=self.options.timeout,
                 limits=httpx2.Limits(**LIMITS),
+                event_hooks={"request": [_connect_soon]},
                 trust_env=not is_loopback(base_url),  # a proxy cannot reach a server on this machine
             ),
             "base_url": base_url,
@@ -270,8 +284,9 @@ class Gemini:
         cause = error if isinstance(error, httpx2.HTTPError) else error.__cause__
         if isinstance(cause, httpx2.HTTPError):
             sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            reason = f"no reply from {(self.options.base_url or GOOGLE).rstrip('/')} ({describe(cause)})"
-            return Fault(Remedy.RETRY, self._clean(reason), lost=sent)
+            reason = f"no reply from {self._address} ({describe(cause)})"
+            connected = sent or isinstance(cause, httpx2.PoolTimeout)
+            return Fault(Remedy.RETRY, self._clean(reason), lost=sent, unreachable=not connected)
         raise error
 
     def defect(self, reply: str) -> str | None:
@@ -286,16 +301,23 @@ class Gemini:
         error = mapping(given.get("error", given))
         details = mappings(error.get("details"))
         reason = self._clean(f"HTTP {status}: {error.get('message') or body}")
+        variable, model, words = self.options.key_variable, self.options.model, str(error.get("message") or "")
         if status in (401, 403) or any(one.get("reason") == "API_KEY_INVALID" for one in details):
-            return Fault(Remedy.STOP, f"the key in {self.options.key_variable} was rejected (HTTP {status})")
-        if status in HOPELESS:
-            return Fault(Remedy.STOP, reason)
+            rejected = f"the key in {variable} was rejected (HTTP {status}): {words or body}"
+            return Fault(Remedy.STOP, self._clean(rejected), cure=mend_key(variable, model))
+        if status == UNPAID:
+            return Fault(Remedy.STOP, reason, cure=PAY)
+        if status in UNKNOWN or (status == 400 and "model name" in words):
+            return Fault(Remedy.STOP, reason, cure=mend_name(model, self._address))
+        if status == 400 and error.get("status") == "FAILED_PRECONDITION":  # no billing account, or not in this country
+            return Fault(Remedy.STOP, reason, cure=f"See what {model} requires of the key's account")
         if status == 429:
             quotas = [one.get("quotaId") for detail in details for one in mappings(detail.get("violations"))]
             by_day = any("PerDay" in str(quota) for quota in quotas)
             # Not "billing": the message of an ordinary limit a minute speaks of billing details too.
-            spent = re.search(r"spending cap|credits are depleted", str(error.get("message", "")), re.IGNORECASE)
-            if by_day or spent:
+            if re.search(r"spending cap|credits are depleted", words, re.IGNORECASE):
+                return Fault(Remedy.STOP, reason, cure=PAY)
+            if by_day:
                 return Fault(Remedy.STOP, reason)
             return Fault(Remedy.REST, reason, wait if wait is not None else _retry_delay(details))
         if status in (408, 504):
@@ -306,7 +328,11 @@ class Gemini:
         return Fault(Remedy.FAIL, reason)
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***")
+        return without_key(text, self._key)
+
+    @property
+    def _address(self) -> str:
+        return (self.options.base_url or GOOGLE).rstrip("/")
 
     def read(self, plan: Plan, reply: str) -> Reading:
         given = parsed(reply)
@@ -317,7 +343,15 @@ class Gemini:
         return Reading({question.name: _read_text(question, given)}, version, **usage(given))
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
-        return len(self.seen(sample, rubric)["frames"]) * self.options.frame_tokens + text_tokens(plan.body)
+        price = self.options.own_price
+        each = price.frame_tokens if isinstance(price, GeminiPrice) else FRAME_TOKENS
+        return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
+
+
+async def _connect_soon(request: Any) -> None:
+    """Shorten the wait for a connection: the SDK gives each call one timeout, for the connection and the reply."""
+    timeout = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = timeout | {"connect": min(CONNECT, timeout.get("connect") or CONNECT)}
 
 
 def _content(plan: Plan, media: Media) -> dict[str, Any]:

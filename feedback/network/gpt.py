@@ -36,22 +36,30 @@ from feedback.network.openai_protocol import (
     top_of,
 )
 from feedback.network.pictures import PictureFormat, data_urls
-from feedback.network.price import text_tokens
+from feedback.network.price import Price, text_tokens
 from feedback.network.provider import Fault, Media, Plan, Progress, Reading
 
+PATCH_TOKENS = 1.2  # of a model without a price
 PATCH = 32  # pixels a side of the patches that a picture is billed by
 OVER = ("completed", "expired", "cancelled", "failed")  # states of a batch
 TOKEN = "label_batch"  # key of our name for a batch in its metadata
 
 
 @dataclass(frozen=True, config=STRICT)
+class GptPrice(Price):
+    """The price of a GPT."""
+
+    patch_tokens: NotNegative  # of 32 x 32 pixels of a frame: GPT-5.6 and 6 1.2, GPT-5.4 mini 1.62
+
+
+@dataclass(frozen=True, config=STRICT)
 class Options(ApiOptions):
     """A `gpt` block of params.yaml."""
 
+    price: GptPrice | None = None  # of `model`; null: unknown
     mode: Literal["text", "decision"] = "text"
     picture: PictureFormat = "png"  # in which the frames are sent
     detail: str = "auto"  # low | high | auto: how closely the model looks at a picture
-    patch_tokens: NotNegative = 1.2  # of 32 x 32 pixels of a frame, for estimates: GPT-5.6 and 6 1.2, GPT-5.4 mini 1.62
     base_url: str | None = None  # null: api.openai.com
     key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
 
@@ -188,7 +196,8 @@ class Gpt:
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
         patches = math.ceil(sample.height / PATCH) * math.ceil(sample.width / PATCH)
-        each = math.ceil(patches * self.options.patch_tokens)
+        price = self.options.own_price
+        each = math.ceil(patches * (price.patch_tokens if isinstance(price, GptPrice) else PATCH_TOKENS))
         return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
 
 

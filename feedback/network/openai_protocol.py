@@ -7,8 +7,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
-from feedback.network.pace import LIMITS, retry_after
-from feedback.network.provider import ATTEMPT_HEADER, HOPELESS, Fault, Remedy, describe, is_loopback
+from feedback.network.pace import CONNECT, LIMITS, retry_after
+from feedback.network.provider import (
+    ATTEMPT_HEADER,
+    PAY,
+    UNKNOWN,
+    UNPAID,
+    Fault,
+    Remedy,
+    describe,
+    is_loopback,
+    mend_key,
+    mend_name,
+    without_key,
+)
 
 if TYPE_CHECKING:  # the SDK takes a second to import, which a check of params.yaml need not spend
     import openai
@@ -26,6 +38,9 @@ SPENT = (  # codes of limits that last longer than any wait
     "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached",
     "billing_limit_user_error", "billing_not_active",
 )  # fmt: skip
+# Codes of a 400 that every call would have: a model or a parameter of the block is not known.
+NOT_KNOWN = ("model_not_found", "invalid_model", "unsupported_parameter", "unsupported_value", "unknown_parameter")
+NO_MODEL = re.compile(r"invalid model|no such model|model \S+ (does not exist|is not found|not found)", re.IGNORECASE)
 BY_DAY = re.compile(r"per day|\bRPD\b|\bTPD\b")  # in the message of a limit that lasts until tomorrow
 NO_VARIABLE = "the server requires a key, and key_variable is null"
 FILTERED = ("content_policy_violation", "content_filter", "invalid_prompt", "image_content_policy_violation")
@@ -64,7 +79,7 @@ class OpenAIClient:
         self.client = openai.AsyncOpenAI(
             api_key=key,
             base_url=base_url,
-            timeout=timeout,
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT)),
             max_retries=0,  # the SDK's own retries would send calls that the ledger does not know of
             http_client=openai.DefaultAsyncHttpxClient(
                 limits=httpx2.Limits(**LIMITS),
@@ -123,23 +138,30 @@ class OpenAIClient:
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):  # bare, while a file is streamed
             cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
             sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            reason = f"no reply from {str(self.client.base_url).rstrip('/')} ({describe(cause or error)})"
-            return Fault(Remedy.RETRY, self._clean(reason), lost=sent)
+            reason = f"no reply from {self._address} ({describe(cause or error)})"
+            connected = sent or isinstance(cause, httpx2.PoolTimeout)
+            return Fault(Remedy.RETRY, self._clean(reason), lost=sent, unreachable=not connected)
         raise error
 
     def _status_fault(self, error: "openai.APIStatusError") -> Fault:
         status, code, wait = error.status_code, error.code or error.type or "", retry_after(error.response.headers)
         message = error.body.get("message") if isinstance(error.body, dict) else None
         reason = self._clean(f"HTTP {status}: {message or error.message}")
+        spent = code in SPENT or error.type in SPENT
+        if spent or status == UNPAID:
+            return Fault(Remedy.STOP, reason, wait, cure=PAY)
         if status in (401, 403):
-            # Its message repeats part of the key.
             named = f"the key in {self._variable} was rejected" if self._variable else NO_VARIABLE
-            return Fault(Remedy.STOP, self._clean(f"{named} (HTTP {status}, {code or 'no code'})"))
-        if status in HOPELESS:
-            return Fault(Remedy.STOP, reason)
+            words = self._clean(f"{named} (HTTP {status}, {code or 'no code'}): {message or error.message}")
+            return Fault(Remedy.STOP, words, cure=mend_key(self._variable, self.model))
+        if status in UNKNOWN:
+            return Fault(Remedy.STOP, reason, cure=mend_name(self.model, self._address))
+        of_clip = str(error.param).startswith(("messages", "input"))
+        if status == 400 and not of_clip and (code in NOT_KNOWN or NO_MODEL.search(error.message)):
+            return Fault(Remedy.STOP, reason, cure=f"Correct the block's model ({self.model}) or its parameters")
         if status == 429:
-            over = code in SPENT or error.type in SPENT or BY_DAY.search(error.message)
-            return Fault(Remedy.STOP if over else Remedy.REST, reason, wait)
+            by_day = BY_DAY.search(error.message)
+            return Fault(Remedy.STOP if by_day else Remedy.REST, reason, wait)
         if status in (408, 504):
             return Fault(Remedy.RETRY, reason, wait, lost=True)
         if status == 409 or status >= 500:
@@ -151,7 +173,11 @@ class OpenAIClient:
         return Fault(Remedy.FAIL, reason)
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._variable else text
+        return without_key(text, self._key) if self._variable else text
+
+    @property
+    def _address(self) -> str:
+        return str(self.client.base_url).rstrip("/")
 
 
 # Replies

@@ -19,6 +19,7 @@ T = TypeVar("T")
 # kept, a reply that is delivered twice would be read as the answer to the next call, and a call that is sent just when
 # the server closes the connection would be lost.
 LIMITS: dict[str, int | None] = {"max_connections": None, "max_keepalive_connections": 0}
+CONNECT = 4.0  # seconds for a connection
 FIRST_REST = 1.0  # seconds; doubles with every 429 that names no time
 LONGEST_REST = 60.0
 

@@ -7,19 +7,21 @@ from typing import Any, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, NotNegative
+from data.config import STRICT, NotNegative, WholeNotNegative
 
 MILLION = 1_000_000
 
 
 @dataclass(frozen=True, config=STRICT)
 class Price:
-    """US dollars per million tokens, as a provider's page stated on a date."""
+    """What one model charges: US dollars per million tokens, as its provider's page stated on a date."""
 
+    model: str  # which these prices are of; they are used for no other
     input: NotNegative
     output: NotNegative
     cached_input: NotNegative  # input that the provider has cached from an earlier call
     batch: NotNegative  # price at the batch endpoint as a part of the price: 0.5 is half
+    output_tokens: WholeNotNegative  # expected of an answer, for estimates before there are answers
     as_of: date  # day on which it was looked up, as 2026-11-21
 
     def of(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, batch: bool = False) -> float:
@@ -41,14 +43,14 @@ class CostEstimate(NamedTuple):
     calls: int  # in all
     answered: int  # of the calls, how many the ledger has answers to
     input_tokens: int  # of the remaining calls
-    output_tokens: int  # likewise, by the source's output_tokens
+    output_tokens: int  # likewise, as expected of an answer
     dollars: float | None  # of the remaining calls; None where the price is unknown
     minutes: float | None  # that the rate limits of the source need at least; None where there are none
     batch: bool = False  # whether the dollars are at the price of the provider's batch endpoint
 
     def line(self, name: str, model: str, price: Price | None) -> str:
         """The estimate in one line for people."""
-        dollars = "no price given"
+        dollars = f"cost unknown: no price of {model} given"
         if self.dollars is not None:
             dollars = f"${self.dollars:,.2f}" if self.dollars >= 1 or not self.dollars else f"${self.dollars:.4f}"
         dated = f" ({'batch prices' if self.batch else 'prices'} of {price.as_of})" if price else ""

@@ -1,6 +1,7 @@
 """What gpt.py, served.py and gemini.py implement, so that calls.py, api.py and batches.py are written once for all."""
 
 import ipaddress
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +15,8 @@ from data.records import Sample
 from feedback.core.rubric import Question, Rubric
 
 ATTEMPT_HEADER = "X-Client-Request-Id"  # of every call: the ledger's number of the attempt, for the provider's logs
-HOPELESS = (402, 404, 405, 501)  # statuses that no retry changes, for no call: unpaid, no such model, no such endpoint
+UNPAID = 402  # a status that no retry changes, for no call
+UNKNOWN = (404, 405, 501)  # likewise: no such model, no such endpoint
 Media = Sequence[Mapping[str, Any]]  # a clip or a picture as it is sent, in the provider's own form
 
 
@@ -42,6 +44,8 @@ class Fault:
     lost: bool = False  # the provider may have answered, and may bill the answer
     body: str | None = None  # the reply, where the remedy is ANSWER
     status: int | None = None  # HTTP status of the reply; None where no reply came
+    unreachable: bool = False  # no connection could be made
+    cure: str | None = None  # what to do before the next run, where the remedy is STOP
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,29 @@ class BatchProvider(Provider, Protocol):
 def describe(error: BaseException) -> str:
     """An exception's message, or its type where it has none."""
     return str(error) or type(error).__name__
+
+
+def mend_name(model: str, where: str) -> str:
+    """The cure of an unknown model or endpoint. where: the address that the calls are sent to."""
+    return f"Correct the block's model ({model}), or its base_url or mode ({where})"
+
+
+def mend_key(variable: str, model: str) -> str:
+    """The cure of a key that is refused. variable: environment variable of the key; empty where there is none."""
+    if not variable:
+        return "Name the environment variable that holds the server's key as the block's key_variable"
+    return f"Set {variable} to a key that may use {model}"
+
+
+PAY = "Raise the limit or pay in the provider's console"  # the cure of a spent quota and an unpaid bill
+
+
+def without_key(text: str, key: str) -> str:
+    """A provider's words with *** for the key, for its beginning and end, and for a masked form such as sk-…***cdef."""
+    text = re.sub(r"[\w-]*\*{2,}[\w*-]*", "***", text.replace(key, "***"))
+    return re.sub(
+        r"[\w-]{4,}", lambda part: "***" if key.startswith(part[0]) or key.endswith(part[0]) else part[0], text
+    )
 
 
 def is_loopback(url: str) -> bool:

@@ -72,8 +72,8 @@ class ApiText:
     """A model over the network: a feedback.network.calls.Caller."""
 
     def __init__(self, name: str, provider: TextProvider, options: ApiOptions) -> None:
-        self.name, self.provider, self.options = name, provider, replace(options, output_tokens=REPLY_TOKENS)
-        self.price = options.price
+        self.name, self.provider, self.options = name, provider, options
+        self.price, self.output_tokens = options.own_price, REPLY_TOKENS
 
     def replies(self, requests: Sequence[TextRequest], task: str) -> list[TextReply]:
         """As feedback.questions.texts.TextModel says."""

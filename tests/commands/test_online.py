@@ -16,12 +16,26 @@ from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
 from tabletop.references import real_clips
+from tests.support.defaults import DEFAULTS
 
+ROOT = Path(__file__).parents[2]
 FALL = "pushing red ball so that it falls off the table"
 QUICK = (
     "engine.updates=2", "engine.batch_size=2", "engine.steps=2", "engine.held_out_every=1", "engine.checkpoint_every=1",
     "engine.guidance=1.0", "engine.gradient_steps=1", "engine.stop_below=null", "sampling.inference_steps=2",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project(tmp_path_factory):
+    """The working folder: the default params, beside our files."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("configs", "feedback", "models", "tabletop"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "params.yaml").write_text(DEFAULTS.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 def run(*arguments: str):

@@ -167,7 +167,7 @@ def test_what_cannot_be_read_is_refused_with_file_row_and_cure(tmp_path):
         (HEADER + "a,x,c,train,,real.mp4\n", ", row 2: no file .*real.mp4; paths are taken from the folder of the CSV"),
         (FOUR + good + '\nb,"y\nz",c,train\n', ", row 4: prompt has a line break in it: 'y.nz'; write it on one line"),
         (FOUR + good + 'b,"y,c,train\nd,z,c,train\n', ", row 3: a quote opens in this row and never closes"),
-        (FOUR + good + 'b,"a "red" cup",c,train\n', ", row 3: a quote closes before the end of its cell; .* twice"),
+        (FOUR + good + 'b,"a "red" cup",c,train\n', ", row 3: a quoted text goes on after its closing quote; .* twice"),
         (FOUR + "a," + "x" * 200_000 + ",c,train\n", r", row 2: not CSV \(field larger than field limit"),
     ]
 
@@ -198,18 +198,18 @@ def test_what_may_be_a_mistake_is_a_warning_that_names_the_rows(tmp_path, caplog
         "a,x,c,train\nb,y,c,test\n": [],
         "a,x,c,train\n": [],
         "a,x,c,test\n": ["no row has split train, so a round that draws from train (generate.split) has no prompts"],
-        "a,x,c,train\nb,x,c,train\n": ["1 texts stand in several rows of one split, and count as often: a = b"],
+        "a,x,c,train\nb,x,c,train\n": ["texts stand in several rows of one split, and count as often (1): a = b"],
         "p2,x,c,train\nP2,y,c,train\n": [
-            "1 prompt_ids differ only in case, so that file names collide on macOS and Windows: p2 = P2"
+            "prompt_ids differ only in case, so that file names collide on macOS and Windows (1): p2 = P2"
         ],
-        "a,“lifting”,c,train\n": ["1 prompts stand in curly quotes, which are taken for a part of the text: a"],
+        "a,“lifting”,c,train\n": ["prompts stand in curly quotes, which are taken for a part of the text (1): a"],
         "a,a “red” cup,c,train\n": [],
         "a,\ufffdber,c,train\n": [
-            "1 prompts hold the sign \ufffd in place of a letter that an earlier program could not read: a"
+            "prompts hold the sign \ufffd in place of a letter that an earlier program could not read (1): a"
         ],
         "".join(f"a{n},x,c,train\nb{n},x{n},c,train\nB{n},y{n},c,train\n" for n in range(6)): [
-            "1 texts stand in several rows of one split, and count as often: a0 = a1 = a2 = a3 = a4 = a5",
-            "6 prompt_ids differ only in case, so that file names collide on macOS and Windows: "
+            "texts stand in several rows of one split, and count as often (1): a0 = a1 = a2 = a3 = a4 = a5",
+            "prompt_ids differ only in case, so that file names collide on macOS and Windows (6): "
             "b0 = B0; b1 = B1; b2 = B2; b3 = B3; b4 = B4; and 1 more",
         ],
     }.items():
@@ -235,7 +235,7 @@ def test_a_text_in_both_splits_is_a_leak_a_repeated_one_is_not(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         prompts = load_prompts(prompt_file(tmp_path, FOUR + rows))
     assert leaks(prompts) == ["both"]
-    message = "1 texts stand in both train and test, so the test split is not held out for them: both"
+    message = "texts stand in both train and test, so the test split is not held out for them (1): both"
     assert message in caplog.text
 
 

@@ -1,5 +1,6 @@
 """Looking into labels and datasets from the shell."""
 
+import json
 import os
 import re
 import shutil
@@ -123,8 +124,24 @@ def test_a_source_without_labels_here_is_an_error_that_lists_those_with_labels(j
 def test_rows_are_sorted_either_way_with_nulls_last(judge):
     assert ids(sort(judge, "p_accept")) == ["drop2", "roll1", "drop0", "roll0", "drop1", "roll2"]
     assert ids(sort(judge, "-p_accept")) == ["drop1", "roll0", "drop0", "roll1", "drop2", "roll2"]
-    with pytest.raises(ValueError, match="no column 'p'; columns are"):
-        sort(judge, "p")
+    assert ids(sort(judge, "-prompt_id")) == ["roll0", "roll1", "roll2", "drop0", "drop1", "drop2"]
+
+
+def test_rows_are_sorted_by_any_expression_of_columns(judge):
+    for order, chosen in {
+        "abs(p_accept - 0.5)": ["drop0", "roll1", "roll0", "drop1", "drop2", "roll2"],  # null last
+        "-abs(p_accept - 0.45)": ["drop1", "roll0", "drop2", "roll1", "drop0", "roll2"],
+        "(category == 'roll') * 10 - seed": ["drop2", "drop1", "drop0", "roll2", "roll1", "roll0"],
+        "-seed * 1": ["roll2", "drop2", "roll1", "drop1", "roll0", "drop0"],  # equal ones in the order of the table
+        "prompt.str.len()": ["roll0", "roll1", "roll2", "drop0", "drop1", "drop2"],
+    }.items():
+        assert ids(sort(judge, order)) == chosen, order
+
+
+def test_a_wrong_order_lists_the_columns(judge):
+    for order in ("p", "-p", "abs(p_accept", "prompt - 1", "@pd", "1 + 1", "", "p_yes"):
+        with pytest.raises(ValueError, match="--sort.*columns are sample_id, .*p_accept"):
+            pytest.fail(f"{order!r} gave {ids(sort(judge, order))}")
 
 
 def test_a_pair_shows_its_chosen_clip_before_its_rejected_one(round_):
@@ -198,8 +215,30 @@ def test_datasets_are_counted_by_weights_and_pairs(round_):
     assert cells(rows, "roll") == ["1", "1", "1"]
     assert "weight: 1 in all 1" in rows
     assert cells(pairs, "all") == ["2", "2", "2", "2", "0.8"]
-    assert "prompts without a pair: 3 (2 all accepted, 1 all rejected)" in pairs
+    assert "prompts without a pair: 0 of 2" in pairs
     assert cells(run(round_ / "samples"), "all") == ["6", "2", "3", "3"]
+
+
+def test_prompts_without_an_accepted_clip_or_a_pair_are_listed_with_their_texts(tmp_path):
+    root = make_round(tmp_path / "r1")
+    assert "prompts without an accepted clip: 0 of 2" in run(root / "labels/judge")
+
+    make_labels(root / "labels/strict", "strict", JUDGE | {"roll0": (False, 0.1, None)}, root / "samples")
+    text = run(root / "labels/strict")
+    assert "prompts without an accepted clip: 1 of 2\n  p-roll  2 rejected, 1 unlabelled  a ball rolls\n" in text
+    assert "without an accepted" not in run(root / "labels/strict", "--where", "label == False")  # all would be listed
+
+    counts = {
+        "pairs_per_prompt": {"p-roll": 0, "p-drop": 0},
+        "prompts_without_a_pair": {"p-roll": "all rejected", "p-drop": "all accepted"},
+    }
+    (root / "datasets/composition.json").write_text(json.dumps(counts))
+    expected = (
+        "without a pair: 2 of 2\n  p-roll  all rejected  a ball rolls\n  p-drop  all accepted  a <b>cup</b> drops"
+    )
+    assert expected in run(root / "datasets/dpo")
+    shortened = run(root / "datasets/dpo", "--first", 1)
+    assert "a ball rolls\n  … (--first 2 lists all)" in shortened
 
 
 def test_a_histogram_puts_a_bound_into_the_upper_bin_and_shows_a_single_value_beside_many():
@@ -271,6 +310,9 @@ def test_a_sheet_holds_the_chosen_clips(round_, tmp_path):
     text = run(round_ / "labels/judge", "--where", "label", "--sheet", tmp_path / "sheet.png")
 
     assert "3 clips drawn" in text
+    run(round_ / "labels/judge", "--sort", "abs(p_accept - 0.5)", "--first", 1, "--sheet", tmp_path / "unsure.png")
+    unsure = np.asarray(Image.open(tmp_path / "unsure.png")).astype(int)
+    assert (np.abs(unsure - 100).max(-1) <= 1).sum() >= 9 * 96 * 96  # of drop0
     picture = np.asarray(Image.open(tmp_path / "sheet.png"))
     # A clip is as grey as 40 + 20 times its place, give or take 1: roll0, drop0 and drop1 are at 0, 3 and 4.
     for value, there in ((40, True), (60, False), (80, False), (100, True), (120, True), (140, False)):

@@ -7,6 +7,7 @@ import yaml
 
 from commands.preset import PRESETS, overlay
 from feedback.core.kinds import resolve
+from pipeline.advice import advice
 from pipeline.check import check_params
 from pipeline.params import ParamsError
 from tests.support.defaults import default_params
@@ -29,14 +30,44 @@ def test_no_test_reads_the_params_yaml_that_a_user_edits():
     assert [path for path in tests.rglob("*.py") if 'ROOT / "params' + '.yaml"' in path.read_text()] == []
 
 
-@pytest.mark.parametrize("preset", [None, *sorted(path.stem for path in PRESETS.glob("*.yaml"))])
-def test_params_fit_together_under_every_preset(preset, project):
+def laid_over(*presets: str) -> dict:
+    """The default params under these presets, the last one uppermost."""
     params = default_params()
-    if preset:
-        overlay(params, yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()))
+    for name in presets:
+        overlay(params, yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+    return params
+
+
+ALONE = [(path.stem,) for path in sorted(PRESETS.glob("*.yaml"))]
+WAN = [("wan2.1",), ("wan2.1", "paper"), ("wan2.1", "rounds")]
+
+
+@pytest.mark.parametrize("presets", [(), *ALONE, *WAN[1:]], ids=" ".join)
+def test_params_fit_together_under_every_preset(presets, project):
+    project(laid_over(*presets))
+
+    check_params()
+
+
+@pytest.mark.parametrize("presets", WAN, ids=" ".join)
+def test_under_the_wan_preset_a_folder_of_its_layout_is_accepted_and_nothing_of_the_tabletop_is_left(
+    presets, project, tiny_wan
+):
+    params = laid_over(*presets)
+    assert params["generator"]["path"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    del params["feedback"]["sources"]["physics"]  # nothing else names it
+    assert "tabletop" not in yaml.safe_dump(params)
+    params["generator"]["path"] = str(tiny_wan)
     project(params)
 
     check_params()
+
+
+def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_preset_plans():
+    train, paper = laid_over("wan2.1", "paper")["train"]["common"], laid_over("paper")["train"]["common"]
+    memory = {"gradient_accumulation": 64, "gradient_checkpointing": True, "precision": "bf16"}
+    assert {key: value for key, value in train.items() if value != paper[key]} == memory
+    assert train["full"] is True
 
 
 JUDGE = "feedback.sources.judge"
@@ -57,6 +88,7 @@ WRONG = {
     "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a valid number"),
     "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected a valid boolean"),
     "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
+    "feedback.sources.gpt.model": ("gpt-4o-mini", "but price is of gpt-6-luna and model is gpt-4o-mini, so the budget"),
     "label.votes": (0, "label.votes is 0, expected greater than or equal to 1"),
     "label.batch_size": (0, "label.batch_size is 0, expected greater than or equal to 1"),
     "select.keep": ("best-of-last-0", "select: keep is 'best-of-last-0'; known are last, best, or best-of-last-N"),
@@ -176,3 +208,46 @@ def test_an_online_policy_that_trains_all_weights_is_refused_in_bfloat16(project
 
     with pytest.raises(ParamsError, match="online.policies.drf1: full fine-tuning needs generator.dtype: float32"):
         check_params()
+
+
+def test_a_key_that_the_run_needs_and_frames_that_no_clip_has_are_warnings(project, monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    params = with_panel(members=["gpt", "judge"])
+    project(params)
+    assert advice(params) == ["feedback.sources.panel.members.gpt needs the environment variable OPENAI_API_KEY, "
+                              "which is not set"]  # and gemini, which is not used, needs none  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-this-test")
+    assert advice(params) == []
+
+    sheet = yaml.safe_load((ROOT / "tabletop/rubric.yaml").read_text()) | {"frames": 200}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(sheet))
+    params["feedback"]["sources"]["judge"]["rubric"] = "many.yaml"
+    assert "feedback.sources.judge: frames is 200 in many.yaml, but clips have 9, so it sees all of them" in advice(
+        params
+    )
+
+
+def test_a_key_in_params_is_refused_without_printing_it(project):
+    secret = "sk-proj-0123456789abcdefghij"
+    for source, change, where, cure in (
+        ("gpt", {"api_key": "short"}, "gpt.api_key", "variable OPENAI_API_KEY"),
+        ("gpt", {"key": secret}, "gpt.key", "variable OPENAI_API_KEY"),
+        ("gemini", {"token": "AIza" + 35 * "x"}, "gemini.token", "variable GEMINI_API_KEY"),
+        ("served", {"apiKey": secret}, "served.apiKey", "and give the variable's name as key_variable"),
+        ("gpt", {"key_variable": secret}, "gpt.key_variable", "variable OPENAI_API_KEY"),
+        ("gpt", {"parameters": {"extra_headers": {"Authorization": f"Bearer {secret}"}}}, "Authorization", "variable"),
+        ("judge", {"revision": "hf_" + 34 * "x"}, "judge.revision", "an environment variable"),
+    ):
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params["feedback"]["sources"][source] |= change
+        project(params)
+        with pytest.raises(ValueError) as error:
+            check_params()
+        message = str(error.value)
+        assert f"{where} holds a key" in message and cure in message, message
+        assert not any(str(value) in message for value in (secret, "short", 34 * "x")), where
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["feedback"]["sources"]["gpt"]["parameters"] = {"prompt_cache_key": "judge"}  # a parameter of OpenAI's
+    project(params)
+    check_params()

@@ -1,15 +1,18 @@
 """params.yaml: how sections are read, whether its names fit together, and presets."""
 
 import copy
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic.dataclasses import dataclass
 
 import pipeline.params
-from commands.preset import overlay
+from commands.preset import main, overlay
 from data.config import STRICT
 from pipeline.graph import validate_graph
 from pipeline.params import ParamsError, block, load_params, section
+from tests.support.defaults import DEFAULTS
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -213,6 +216,14 @@ def test_all_problems_are_listed_at_once():
 # Presets
 
 
+@pytest.fixture
+def preset(tmp_path, monkeypatch):
+    """Runs `vfrl preset` on the default params, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(DEFAULTS.read_text() + "# kept with a preset\n")
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
 def test_a_preset_replaces_what_it_says_and_leaves_the_rest():
     params = {"generate": {"steps": 12, "seed": 1}, "rounds": {"r1": {}, "r2": {}}, "train": {"dpo": {"beta": 1}}}
 
@@ -228,3 +239,66 @@ def test_a_preset_replaces_what_it_says_and_leaves_the_rest():
 def test_a_preset_cannot_invent_a_section():
     with pytest.raises(ParamsError, match="no generate.stepps"):
         overlay({"generate": {"steps": 12}}, {"generate": {"stepps": 50}})
+
+
+def test_a_later_preset_overrides_an_earlier_one_and_each_change_is_printed(preset):
+    done = preset("wan2.1", "paper")
+
+    assert done.exit_code == 0, done.output
+    wan, paper = done.output.split("paper: ")
+    assert "generator.dtype: float32 -> bfloat16\n" in wan and "generator.dtype: bfloat16 -> float32\n" in paper
+    assert "policies.dpo2: {start: rwr1, round: r2, objective: dpo} -> absent\n" in paper
+    assert "train.common.gradient_accumulation" in wan and "train.common.gradient_accumulation" not in paper
+    params = load_params()
+    assert params["generator"]["path"].startswith("Wan-AI/")
+    assert params["train"]["common"]["full"] is True and params["train"]["common"]["precision"] == "bf16"
+    assert "# kept with a preset" in Path("params.yaml").read_text()
+
+
+def test_a_preset_of_ones_own_is_named_by_its_path_and_a_dry_run_writes_nothing(preset):
+    before = Path("params.yaml").read_text()
+    Path("mine.yaml").write_text("generate: {steps: 3}")
+
+    done = preset("mine.yaml", "--dry-run")
+    assert "mine: 1 values of params.yaml change\n  generate.steps: 8 -> 3\n" in done.output
+    assert Path("params.yaml").read_text() == before
+
+    preset("mine.yaml")
+    assert load_params()["generate"]["steps"] == 3
+
+
+def test_a_wrong_preset_is_named_and_nothing_is_written(preset):
+    wrong = {
+        "steps: 3": "mine.yaml: steps is 3, expected a section",
+        "generate: 3": "mine.yaml: generate is 3, expected a section",
+        "generates: {steps: 3}": "mine.yaml: params.yaml has no generates; its sections are prompts, generator,",
+        "generate: {step: 3}": "mine.yaml: params.yaml has no generate.step; in generate are steps, guidance",
+        "feedback: {sources: 3}": "mine.yaml: feedback.sources is 3; in params.yaml it is a section",
+        "generate: [": "mine.yaml: not readable",
+        "": "mine.yaml: holds None, expected sections",
+    }
+    before = Path("params.yaml").read_text()
+    for text, message in wrong.items():
+        Path("mine.yaml").write_text(text)
+        done = preset("mine.yaml")
+        assert done.exit_code == 1 and message in done.output, (text, done.output)
+    for names, message in (
+        (("wan",), "preset 'wan' is unknown; known are online, paper, rounds, smoke, tables, wan2.1, and the paths"),
+        (("smoke", "smoke"), "preset smoke is named twice"),
+    ):
+        done = preset(*names)
+        assert done.exit_code == 1 and message in done.output, (names, done.output)
+    assert Path("params.yaml").read_text() == before
+
+
+def test_a_params_yaml_that_cannot_take_a_preset_is_named(preset):
+    wrong = {
+        "generate: [": "params.yaml: not readable",
+        "generate: {steps: 3}": "smoke.yaml: params.yaml has no prompts; its sections are generate",
+        "prompts:\ngenerate: {steps: 3}": "params.yaml: prompts is None, expected a section",
+    }
+    for text, message in wrong.items():
+        Path("params.yaml").write_text(text)
+        done = preset("smoke")
+        assert done.exit_code == 1 and message in done.output, (text, done.output)
+        assert Path("params.yaml").read_text() == text

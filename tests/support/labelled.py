@@ -1,5 +1,6 @@
 """A small round by hand: six clips of two prompts, labelled by two sources, with rows to train on."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def make_round(root: Path) -> Path:
     pairs = [Pair("p-roll", "roll0", "roll1", 0.7), Pair("p-drop", "drop1", "drop2", 0.9)]
     write_rows(root / "datasets/dpo/paired.parquet", pairs, Pair)
     write_manifest(root / "datasets/dpo", "dataset", round="r1", source="judge", reward="p_accept")
-    (root / "datasets/composition.json").write_text('{"reasons": {"all accepted": 2, "all rejected": 1}}')
+    counts = {"pairs_per_prompt": {"p-roll": 1, "p-drop": 1}, "prompts_without_a_pair": {}}
+    (root / "datasets/composition.json").write_text(json.dumps(counts))
     write_manifest(root / "datasets", "datasets", round="r1", source="judge", reward="p_accept")
     return root
 

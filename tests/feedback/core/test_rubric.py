@@ -268,8 +268,15 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path):
         ({"questions": [ACCEPT, ACCEPT]}, "questions: two have the same name"),
         ({"questions": [{"name": "accept"}]}, r"questions\[0\].ask is missing"),
         ({"questions": [ACCEPT | {"affirmative": True}]}, r"questions\[0\].affirmative: .*put Yes and No in quotes"),
+        ({"questions": [ACCEPT | {"affirmative": "“Yes”"}]}, r"questions\[0\].affirmative: '“Yes”' has quotes"),
+        ({"questions": [ACCEPT | {"negative": '"No"'}]}, r"questions\[0\].negative: '\"No\"' has quotes"),
+        ({"questions": [ACCEPT | {"affirmative": "Yes", "negative": "yes, not"}]}, "begins with the same word as its"),
+        ({"questions": [ACCEPT | {"wanted": "perhaps"}]}, r"questions\[0\].wanted is 'perhaps'"),
         ({"questions": [ACCEPT | {"negative": 7}]}, r"questions\[0\].negative is 7, expected a valid string"),
-        ({"questions": [ACCEPT | {"negative": "accept"}]}, r"questions\[0\].negative is 'accept', the same word"),
+        (
+            {"questions": [ACCEPT | {"negative": "accept"}]},
+            r"questions\[0\].negative is 'accept', which begins with the same word",
+        ),
         ({"questions": [ACCEPT | {"ask": " "}]}, r"questions\[0\].ask: ' ' is empty"),
         ({"questions": [ACCEPT | {"wanted": "yes"}]}, r"questions\[0\].wanted is 'yes', expected a valid boolean"),
         ({"questions": [ACCEPT | {"wanted": None}]}, r"questions\[0\].wanted is null"),
@@ -278,3 +285,9 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path):
     for changes, problem in wrong:
         with pytest.raises(ValueError, match=f"mine.yaml: {problem}"):
             load_rubric(edited(tmp_path, **changes))
+
+
+def test_wanted_may_be_written_with_quotes_as_the_answers_are(tmp_path):
+    for written, wanted in (("yes", True), ("No", False), (True, True), ("false", False)):
+        sheet = load_rubric(edited(tmp_path, questions=[ACCEPT | {"wanted": written, "required": "yes"}]))
+        assert (sheet.questions[0].wanted, sheet.questions[0].required) == (wanted, True), written

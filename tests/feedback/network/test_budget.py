@@ -8,11 +8,12 @@ from feedback.core.kinds import make_source
 from feedback.core.label import requests_for
 from feedback.network.ledger import Ledger
 from feedback.network.price import CostEstimate, Price
+from pipeline.forecast import forecast
 from tests.support.network import CLIPS, PRICE, block_of, judged, source_at, stopped
 
 
 def test_the_budget_stops_before_the_call_that_would_exceed_it_and_says_how_to_go_on(server, clips, ledger):
-    priced = {"price": PRICE, "output_tokens": 100, "concurrency": 3}
+    priced = {"price": PRICE | {"output_tokens": 100}, "concurrency": 3}
     source = source_at(server, **priced)
     (call,) = source.calls_about(clips.samples[0], 1, "")
     expected = source.price.of(call.tokens, 100)
@@ -32,7 +33,7 @@ def test_the_budget_stops_before_the_call_that_would_exceed_it_and_says_how_to_g
 
 
 def test_a_budget_counts_what_earlier_runs_spent_and_what_may_have_been_billed(server, clips):
-    priced = {"price": PRICE, "output_tokens": 100, "concurrency": 1}
+    priced = {"price": PRICE | {"output_tokens": 100}, "concurrency": 1}
     source = source_at(server, **priced)
     (call,) = source.calls_about(clips.samples[0], 1, "")
     expected, cost = source.price.of(call.tokens, 100), source.price.of(1000, 20, 400)
@@ -46,7 +47,7 @@ def test_a_budget_counts_what_earlier_runs_spent_and_what_may_have_been_billed(s
 def test_replies_that_do_not_say_what_they_used_count_against_the_budget_as_expected(server, clips):
     message = {"role": "assistant", "content": "Accept"}
     server.behaviour.script = [{"body": {"choices": [{"message": message}]}, "times": 99}]
-    priced = {"price": PRICE, "output_tokens": 100, "concurrency": 1}
+    priced = {"price": PRICE | {"output_tokens": 100}, "concurrency": 1}
     source = source_at(server, **priced)
     (call,) = source.calls_about(clips.samples[0], 1, "")
     budget = 3.5 * source.price.of(call.tokens, 100)
@@ -56,7 +57,7 @@ def test_replies_that_do_not_say_what_they_used_count_against_the_budget_as_expe
 
 
 def test_a_budget_holds_where_replies_cost_more_than_estimated(server, clips, ledger):
-    priced = {"price": PRICE | {"output": 100.0}, "output_tokens": 0, "concurrency": 3}
+    priced = {"price": PRICE | {"output": 100.0, "output_tokens": 0}, "concurrency": 3}
     source = source_at(server, **priced)
     cost = source.price.of(1000, 20, 400)
     # The first three are in flight before any reply shows what they cost; from then on all are expected to cost that.
@@ -65,15 +66,38 @@ def test_a_budget_holds_where_replies_cost_more_than_estimated(server, clips, le
 
 
 def test_cached_input_and_halves_of_batches_are_paid_at_their_price():
-    price = Price(input=2.0, output=10.0, cached_input=0.5, batch=0.5, as_of=date(2026, 11, 21))
+    price = Price("m", 2.0, 10.0, 0.5, 0.5, 60, date(2026, 11, 21))
     # 600 fresh at 2, 400 cached at 0.5 and 20 out at 10 dollars a million: 1200 + 200 + 200 millionths.
     assert price.of(1000, 20, 400) == pytest.approx(0.0016)
     assert price.of(1000, 20, 400, batch=True) == pytest.approx(0.0008)
 
 
 def test_a_budget_without_a_price_is_an_error():
-    with pytest.raises(ValueError, match=r"feedback.sources.j: budget_usd is 5.0, but price is null"):
+    with pytest.raises(
+        ValueError, match=r"feedback.sources.j: budget_usd is 5, but price is null, .* Give the price of m "
+    ):
         make_source("j", block_of("gpt", "http://127.0.0.1:9", budget_usd=5.0))
+
+
+def test_a_price_of_another_model_is_not_used(server, clips):
+    other = {"model": "gpt-4o-mini", "price": PRICE}
+    for kind in ("gpt", "gemini", "served"):
+        block = block_of(kind, "http://127.0.0.1:9", **other)
+        problem = "price is of m and model is gpt-4o-mini, so the budget could not be kept"
+        with pytest.raises(ValueError, match=f"feedback.sources.j: budget_usd is 5, but {problem}"):
+            make_source("j", block | {"budget_usd": 5.0})
+        with pytest.raises(ValueError, match="feedback.sources.j: price is of m and model is gpt-4o-mini, so the cost"):
+            forecast("j", block, requests_for(clips, 1))
+    row = judged(source_at(server, **other), clips, 1)["clip0"]  # without both it runs
+    assert (row.answer is not None, row.cost) == (True, None)
+    own = source_at(server, **other | {"price": PRICE | {"model": "gpt-4o-mini"}}, budget_usd=5.0)
+    assert own.estimate(requests_for(clips, 1)).dollars > 0
+
+
+def test_the_price_of_a_model_changes_no_key_of_a_call(clips):
+    for kind in ("gpt", "gemini", "served"):
+        known, unknown = (make_source("j", block_of(kind, "http://127.0.0.1:9", price=one)) for one in (PRICE, None))
+        assert known.calls(requests_for(clips, 1)[0])[0].key == unknown.calls(requests_for(clips, 1)[0])[0].key
 
 
 def test_an_estimate_knows_what_is_answered_already_and_sends_nothing(server, clips):
@@ -93,6 +117,6 @@ def test_an_estimate_is_written_to_the_digits_that_matter():
         (CostEstimate(20, 20, 0, 8425, 1200, 0.00144, None), "8,425 tokens in, 1,200 out, $0.0014"),
         (CostEstimate(20, 20, 20, 0, 0, 0.0, None), "0 tokens in, 0 out, $0.00"),
         (CostEstimate(9, 9, 0, 63_810_000, 920_000, 6.841, None), "63.81 M tokens in, 0.92 M out, $6.84"),
-        (CostEstimate(9, 9, 0, 63_810_000, 920_000, None, None), "0.92 M out, no price given"),
+        (CostEstimate(9, 9, 0, 63_810_000, 920_000, None, None), "0.92 M out, cost unknown: no price of m given"),
     ):
         assert estimate.line("gpt", "m", None).endswith(line)

@@ -2,21 +2,27 @@
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from feedback.core.source import FAILED
-from feedback.network.pace import Pace, jitter, retry_after
-from tests.support.faulty_provider import BILLED, TRANSPORT
+from feedback.core.kinds import make_source
+from feedback.core.label import requests_for
+from feedback.core.source import FAILED, LabelError
+from feedback.network.calls import FIRST_CONTACT
+from feedback.network.pace import CONNECT, Pace, jitter, retry_after
+from tests.support.faulty_provider import BILLED, TRANSPORT, serving
 from tests.support.network import (
     CLIPS,
     answered_as_meant,
     attempts,
+    block_of,
     every_kind,
     judged,
     of_clip,
     outcomes,
     source_at,
+    stopped,
 )
 
 
@@ -44,21 +50,57 @@ def test_an_answer_delivered_twice_is_not_taken_for_the_next_ones(server, clips,
     assert len(server.attempts) == CLIPS
 
 
-@pytest.mark.parametrize("kind", ["gpt", "gemini"])
-def test_a_server_that_cannot_be_reached_bills_nothing_and_fails_the_call(server, clips, ledger, kind):
-    source = source_at(server, kind, base_url="http://127.0.0.1:9/v1", attempts=2)
-    (row,) = judged(source, clips, 1).values()
-    assert row.answer is None
-    assert re.fullmatch(rf"{FAILED}no reply from http://127.0.0.1:9/v1 \(.+\) after 2 attempts", row.error)
-    assert outcomes(ledger) == ["refused", "refused"]
+def test_a_server_that_was_never_reached_stops_the_run_within_seconds_and_bills_nothing(
+    clips, ledger, monkeypatch, caplog
+):
+    assert FIRST_CONTACT + CONNECT + 2 <= 10  # s; a connection that times out, a wait of at most 1.1 s, and another
+    monkeypatch.setattr("feedback.network.calls.FIRST_CONTACT", 0.2)
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):  # a proxy would answer for a name that it cannot find
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    for kind in ("gpt", "served", "gemini"):
+        for base in ("http://127.0.0.1:9", "http://no-such-host.invalid"):
+            caplog.clear()
+            message = stopped(make_source("j", block_of(kind, base)), clips)
+            url = base + ("" if kind == "gemini" else "/v1")
+            assert re.match(
+                rf"j: no reply from {url} \(.+\); it took no connection for \d+ s. Start the server", message
+            )
+            assert "run it again" not in message
+            (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+            assert warning.endswith("it was not reached yet: waiting up to 0 s"), (kind, base)
+    assert set(outcomes(ledger)) == {"refused"}
 
 
-@pytest.mark.parametrize("kind", ["served", "gemini"])
-def test_a_server_that_is_down_is_logged_once(server, clips, caplog, kind):
-    rows = judged(source_at(server, kind, base_url="http://127.0.0.1:9/v1", attempts=3), clips, 4)
-    assert all(row.answer is None for row in rows.values())
-    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert re.fullmatch(r"j: no reply from http://127.0.0.1:9/v1 \(.+\); tried again, 3 times at most", message)
+def test_a_server_that_is_restarted_in_the_middle_is_waited_for(clips, ledger, monkeypatch, caplog):
+    monkeypatch.setattr("feedback.network.calls.FIRST_CONTACT", 0.0)
+    monkeypatch.setattr("feedback.network.calls.RESTART", 30.0)
+    with serving() as first:
+        source = source_at(first, "served", concurrency=2, attempts=1)
+        verdicts = source.judge(requests_for(clips, 1))
+        rows = {row.sample_id: row for row in next(verdicts)}
+        port = int(first.base.rpartition(":")[2])
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(lambda: {row.sample_id: row for of_clip in verdicts for row in of_clip})
+        while "may be restarting: waiting up to 30 s" not in caplog.text:
+            assert not others.done(), others.result()
+            time.sleep(0.02)
+        with serving(port=port) as second:
+            rows |= others.result(60)
+    in_between = [row for row in rows.values() if row.answer is None]  # sent, and cut off: attempts is 1
+    assert len(rows) == CLIPS and len(in_between) <= 2
+    assert second.attempts
+
+
+def test_a_server_that_does_not_come_back_stops_the_run(clips, monkeypatch):
+    monkeypatch.setattr("feedback.network.calls.RESTART", 0.5)
+    with serving() as server:
+        verdicts = source_at(server, "served", concurrency=1).judge(requests_for(clips, 1))
+        next(verdicts)
+    with pytest.raises(
+        LabelError, match=r"it took no connection for \d+ s. The answers so far are kept: run it again to"
+    ):
+        list(verdicts)
 
 
 def test_the_first_fault_of_each_kind_and_every_rest_are_logged(server, clips, caplog):

@@ -71,7 +71,9 @@ def test_a_key_that_is_rejected_stops_the_run_at_once_and_is_named_by_its_variab
         server.behaviour.script = [{"status": status, "body": body, "times": 99}]
         message = stopped(source_at(server, kind), clips)
         assert f"the key in {VARIABLES[of_kind]} was rejected (HTTP {status}" in message, kind
-        assert KEY not in message, kind
+        assert ("Incorrect" in message or "not valid: ***" in message) and KEY not in message, kind
+        assert f". Set {VARIABLES[of_kind]} to a key that may use m; the answers" in message, kind
+        assert "run it again" not in message, kind
         assert len(server.attempts) - before <= 4, kind  # those in flight together; none was sent again
     assert set(outcomes(ledger)) == {"refused"}
 
@@ -109,7 +111,7 @@ def test_a_spent_quota_of_the_day_or_the_account_stops_the_run_and_the_next_one_
             model, before = f"m{number}", len(server.attempts)
             server.behaviour.script = [{"of": "scene 2.", "status": 429, "body": {"error": error}, "times": 99}]
             message = stopped(source_at(server, kind, concurrency=1, model=model), clips, 4)
-            assert error["message"] in message, kind
+            assert error["message"].rstrip(".") in message, kind
             sent = server.attempts[before:]
             assert len(sent) == 1 + sum(attempt["billed"] for attempt in sent), kind
             server.behaviour.script = []
@@ -126,6 +128,39 @@ def test_an_unknown_model_an_unpaid_bill_or_a_wrong_address_stops_the_run_after_
             message = stopped(source_at(server, kind, concurrency=1), clips, 2)
             assert f"HTTP {status}{': There is no such thing.' if page is body else ''}" in message, (kind, status)
             assert len(server.attempts) == before + 1, (kind, status)
+            cure = "in the provider's console" if status == 402 else "Correct the block's model (m), or its base_url"
+            assert cure in message and "run it again" not in message, (kind, status)
+
+
+NEVER = {  # what a 400 says where no call could succeed
+    "gpt": [
+        {"message": "invalid model ID", "type": "invalid_request_error"},
+        {"message": "Unsupported value: 'reasoning_effort' does not support 'none' with this model.",
+         "param": "reasoning_effort", "code": "unsupported_value"},
+    ],
+    "gemini": [
+        {"message": "unexpected model name format", "status": "INVALID_ARGUMENT"},
+        {"message": "User location is not supported for the API use.", "status": "FAILED_PRECONDITION"},
+    ],
+}  # fmt: skip
+
+
+def test_a_400_that_every_call_would_have_stops_the_run_at_once(server, clips):
+    for kind, block in KINDS.items():
+        for error in NEVER.get(block["kind"], NEVER["gpt"]):
+            before = len(server.attempts)
+            server.behaviour.script = [{"status": 400, "body": {"error": error}, "times": 99}]
+            message = stopped(source_at(server, kind, concurrency=1), clips, 3)
+            assert error["message"].rstrip(".") in message and "run it again" not in message, kind
+            assert len(server.attempts) == before + 1, kind
+
+
+def test_a_part_of_the_key_in_a_providers_words_is_not_repeated(server, clips):
+    masked = f"Incorrect API key provided: {KEY[:8]}****{KEY[-4:]}, or ...{KEY[-4:]}. See the page."
+    server.behaviour.script = [{"status": 401, "body": {"error": {"message": masked}}, "times": 99}]
+    message = stopped(source_at(server, "gpt"), clips, 1)
+    assert "Incorrect API key provided: ***, or ...***. See the page" in message
+    assert KEY[:8] not in message and KEY[-4:] not in message
 
 
 def test_a_provider_that_asks_to_wait_an_hour_stops_the_run(server, clips):

@@ -218,14 +218,13 @@ def vlm(tmp_path_factory):
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("vlm")
     (home / "pairs.yaml").write_text(RUBRIC)
-    blocks = {
+    return {
         family: {
             "kind": "qwen", "path": str(build(tmp_path_factory.mktemp("judge"))), "revision": None, "batch_size": 4,
             "rubric": str(home / "pairs.yaml"), "dtype": "float32", "min_answer_mass": 0.0,
         }
         for family, build in FAMILIES.items()
     }  # fmt: skip
-    return blocks
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from tabletop.captions import all_claims, caption, vocabulary
 from tabletop.pretraining.judge_model import CHAT_TEMPLATE, word_level_tokenizer
 from tests.support.faulty_provider import serving
 from tests.support.judges import build_judge, text_config
+from tests.support.network import FRAMES, PRICE
 from tests.support.refusals import assert_refused
 
 SHEET = "feedback/questions/diffusion-drf.yaml"
@@ -214,8 +215,7 @@ CATS, CUP = prompt("p1", "three dogs run"), prompt("p2", "a blue cup")
 
 @EVERY_API
 def test_any_api_takes_captions_apart_and_is_paid_once(server, ledger, kind):
-    price = {"input": 1.0, "output": 4.0, "cached_input": 0.1, "batch": 0.5, "as_of": "2026-11-21"}
-    blocks = sources(server, kind, price=price, budget_usd=1.0)
+    blocks = sources(server, kind, price=PRICE | FRAMES[kind], budget_usd=1.0)
     answers(server, kind, {"three dogs": json.dumps(STATED), "blue cup": json.dumps(NOTHING | {"color": ["blue"]})})
 
     written = write_questions([CATS, CUP], BY, blocks, "cpu")
@@ -274,9 +274,8 @@ def test_a_refusal_is_the_reason(server):
 
 def test_a_budget_that_a_run_would_exceed_stops_it(server):
     answers(server, "gpt", {"": json.dumps(STATED)})
-    price = {"input": 1.0, "output": 4.0, "cached_input": 0.1, "batch": 0.5, "as_of": "2026-11-21"}
     with pytest.raises(LabelError, match="budget_usd"):
-        write_questions([CATS, CUP], BY, sources(server, "gpt", price=price, budget_usd=0.0001), "cpu")
+        write_questions([CATS, CUP], BY, sources(server, "gpt", price=PRICE | FRAMES["gpt"], budget_usd=0.0001), "cpu")
     assert server.attempts == []
 
 
