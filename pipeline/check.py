@@ -158,7 +158,7 @@ def _check_comparing(params: Mapping[str, Any]) -> None:
     for name, entry in params["preferences"].items():
         if entry["source"] not in comparing:
             raise ParamsError(
-                f"preferences.{name}.source: {entry['source']} judges one clip at a time; sources that compare two have "
+                f"preferences.{name}.source: {entry['source']} judges one clip at a time; sources that compare have "
                 f"a rubric with compares: true: {', '.join(sorted(comparing)) or 'none here'}"
             )
     for where, names in one_by_one.items():

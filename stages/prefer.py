@@ -22,7 +22,7 @@ def main(key: str, policy: Path, against: Path, out: Path, metrics: Path, device
     from data.manifest import publish, write_manifest
     from evaluation.preferences import win_table
     from feedback.core.kinds import make_source, needs_device
-    from feedback.pairs.compare import as_comparer, compare_pairs, identity, write_compared
+    from feedback.pairs.compare import as_comparer, compare_pairs, identity, votes_in_an_order, write_compared
     from feedback.pairs.policies import pairs_between
 
     entry, config = section(f"preferences.{key}", PreferenceEntry), section("label", LabelConfig)
@@ -34,7 +34,8 @@ def main(key: str, policy: Path, against: Path, out: Path, metrics: Path, device
     how = (config.batch_size, config.votes, config.max_failed)
     with stage_state("eval-prefer", out, (entry, how, given, draws, seed), [policy, against]) as work:
         source = as_comparer(make_source(entry.source, given, device))
-        pairs = pairs_between(policy, against, (entry.policy, entry.against), entry.clips, source, config.votes)
+        votes = votes_in_an_order(source, config.votes)
+        pairs = pairs_between(policy, against, (entry.policy, entry.against), entry.clips, votes)
         compared = compare_pairs(pairs, source, work, config.batch_size, config.max_failed)
         samples = [pair.first.sample for pair in pairs]
         names = {"policy": entry.policy, "against": entry.against, "source": entry.source}

@@ -110,7 +110,8 @@ class ApiSource:
         batch = self.options.batch
         dollars = self.price.of(tokens, out, batch=batch) if self.price else None
         least = None if batch else max(minutes, default=None)
-        return CostEstimate(clips, calls, answered, tokens, out, dollars, least, batch)
+        unit = "shown pairs" if self.rubric.compares else "clips"
+        return CostEstimate(clips, calls, answered, tokens, out, dollars, least, batch, unit)
 
     # From clips to calls
 

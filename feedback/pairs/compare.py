@@ -15,8 +15,8 @@ from data.manifest import atomically, publish, write_manifest
 from data.preferences import COMPARISONS, PREFERENCES, Tally, tally, win_shares
 from data.records import Comparison, Label, Preference, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
-from feedback.core.label import requests_for
-from feedback.core.source import FAILED, LabelError
+from feedback.core.label import REPLY_LENGTH, requests_for, spread
+from feedback.core.source import FAILED, UNRATED, LabelError
 from feedback.pairs.outcome import prefer
 from feedback.pairs.plan import round_robin
 from feedback.pairs.shown import Comparer, ShownPair
@@ -100,6 +100,22 @@ def compare_pairs(
     return Compared(rows, preferences)
 
 
+def look_at_pairs(
+    clip_set: ClipSet, source: Any, limit: int, opponents: int, votes: int, max_failed: float
+) -> Iterator[str]:
+    """Compare at most `limit` pairs of a set, spread over it, and say in words what is preferred. Nothing is stored."""
+    pairs = spread(pairs_of(clip_set, opponents, votes_in_an_order(as_comparer(source), votes)), limit)
+    compared = compare_pairs(pairs, source, None, batch_size=limit, max_failed=max_failed)
+    for pair, row in zip(pairs, compared.preferences, strict=True):
+        chance = "" if row.p_first is None else f", p_first {row.p_first:.2f}"
+        yield f"{pair.first.sample.file_name}, {pair.second.sample.file_name}: {pair.prompt}"
+        yield f"    preferred: {row.preferred or 'no answer'}{chance}; shown first {row.forward}, shown second {row.backward}"
+        for one in (one for one in compared.comparisons if {one.first, one.second} == set(pair.ids)):
+            said = one.error or one.reason or " ".join((one.raw or "").split())[:REPLY_LENGTH]
+            sure = "" if one.p_first is None else f" ({one.p_first:.2f} first)"
+            yield f"    {one.first} before {one.second}, {one.question}: {one.answer or 'no answer'}{sure}: {said}"
+
+
 def compare_clip_set(
     clip_set: ClipSet,
     source: Comparer,
@@ -130,6 +146,7 @@ def compare_clip_set(
         "unlabelled": len(verdicts),
         "unreadable": 0,
         "failed": 0,
+        "unrated": 0,
         "comparisons": compared.tally.facts() | {"opponents": opponents, "clips_without": len(verdicts) - len(shares)},
     }
     facts = {"votes": votes, "agreement": None, "measures": [WIN_SHARE], "clip_set": clip_set.fingerprint()}
@@ -189,10 +206,10 @@ def _ask(
             ending.callback(commits.flush)  # also if the source stops with an error
         for key, rows in _answers(source, pairs):
             found[key] = rows
-            if _failed(rows):
+            if _have(rows, FAILED):
                 failed += 1
                 _stop_at(failed, max_failed, total, rows, source)
-            elif commits:  # failed pairs are not committed, so that the next run asks about them again
+            elif commits and not _have(rows, UNRATED):  # failed and unrated pairs are asked about again by the next run
                 commits.add(rows)
             progress.set_postfix(source.status(), refresh=False)
             progress.update()
@@ -248,8 +265,9 @@ def _ordered(rows: Iterable[Comparison], pair: ShownPair, source: Comparer) -> l
     return ordered
 
 
-def _failed(rows: Iterable[Comparison]) -> bool:
-    return any((row.error or "").startswith(FAILED) for row in rows)
+def _have(rows: Iterable[Comparison], beginning: str) -> bool:
+    """Whether the error of one of these answers begins so."""
+    return any((row.error or "").startswith(beginning) for row in rows)
 
 
 def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Comparison], source: Comparer) -> None:

@@ -8,20 +8,18 @@ from data.records import Sample
 from data.store import ClipSet
 from feedback.core.label import requests_for
 from feedback.core.source import Request
-from feedback.pairs.compare import Comparer, votes_in_an_order
 from feedback.pairs.shown import ShownPair
 
 
 def pairs_between(
-    policy: Path, against: Path, names: tuple[str, str], clips: int | None, source: Comparer, votes: int
+    policy: Path, against: Path, names: tuple[str, str], clips: int | None, votes: int
 ) -> list[ShownPair]:
     """Each clip of a policy's set with the other policy's clip of the same prompt and noise.
 
     names: of the policies; they stand before the sample_ids, which are the same in both sets. clips: only so many of
-    each prompt, those of the lowest seeds; None: all. votes: asked for.
+    each prompt, those of the lowest seeds; None: all. votes: in each order.
     Raises ValueError for a clip without a partner of the same prompt, noise and size.
     """
-    votes = votes_in_an_order(source, votes)
     first, second = (_by_noise(folder, name, votes) for folder, name in zip((policy, against), names, strict=True))
     if alone := sorted(first.keys() ^ second.keys()):
         prompt, seed = alone[0][:2]

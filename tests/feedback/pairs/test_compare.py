@@ -188,7 +188,7 @@ def test_answers_that_do_not_fit_the_pairs_are_an_error(clips):
 
 def test_two_policies_clips_are_paired_by_prompt_and_noise(tmp_path):
     base, policy = make_clips(tmp_path / "base", 2), make_clips(tmp_path / "policy", 2, "rwr1", brightness=10)
-    pairs = pairs_between(policy.folder, base.folder, ("rwr1", "base"), 3, Brighter(), 1)
+    pairs = pairs_between(policy.folder, base.folder, ("rwr1", "base"), 3, 1)
 
     assert len(pairs) == 6  # three of each of two prompts
     assert all(
@@ -196,7 +196,7 @@ def test_two_policies_clips_are_paired_by_prompt_and_noise(tmp_path):
     )
     assert {row.preferred for row in compare_pairs(pairs, Brighter(), None, BATCH).preferences} == {"first"}
     with pytest.raises(ValueError, match="16 clips have no partner of the same prompt, noise and size"):
-        pairs_between(policy.folder, make_clips(tmp_path / "other", 1).folder, ("a", "b"), None, Brighter(), 1)
+        pairs_between(policy.folder, make_clips(tmp_path / "other", 1).folder, ("a", "b"), None, 1)
 
 
 # A VLM in this process
