@@ -29,8 +29,8 @@ def dry_run_report(
 ) -> str:  # fmt: skip
     """What `vfrl judge --dry-run` prints: of a clip set, of `limit` of its clips, or of `count` assumed ones.
 
-    Assumed clips have the longest prompt of params.yaml's set. Of a source that compares the same for pairs of clips, in
-    both orders; opponents: label.opponents.
+    Assumed clips have the longest prompt of params.yaml's set. A source that compares is asked about pairs of clips,
+    each in both orders; opponents: label.opponents.
     """
     if bool(clips) == bool(assume) or (assume and limit):
         raise click.UsageError("--dry-run wants --set, and --limit if you like; or --assume with --count")

@@ -109,7 +109,7 @@ def look_at_pairs(
     for pair, row in zip(pairs, compared.preferences, strict=True):
         chance = "" if row.p_first is None else f", p_first {row.p_first:.2f}"
         yield f"{pair.first.sample.file_name}, {pair.second.sample.file_name}: {pair.prompt}"
-        yield f"    preferred: {row.preferred or 'no answer'}{chance}; shown first {row.forward}, shown second {row.backward}"
+        yield f"    preferred: {row.preferred or 'no answer'}{chance}; by order: {row.forward}, {row.backward}"
         for one in (one for one in compared.comparisons if {one.first, one.second} == set(pair.ids)):
             said = one.error or one.reason or " ".join((one.raw or "").split())[:REPLY_LENGTH]
             sure = "" if one.p_first is None else f" ({one.p_first:.2f} first)"
