@@ -93,8 +93,10 @@ def _lines(
     if members := block.get("members"):  # a panel has its own number of votes
         votes = block.get("votes", 1)
         return "\n".join(_lines(f"{name}.members.{key}", one, clips, votes, estimate) for key, one in members.items())
-    if not read_block(name, block).kind.network:
-        return f"{name}: {clips:,} clips, judged on this machine or by people; nothing to pay"
+    read = read_block(name, block)
+    if not read.kind.network:
+        unit = "shown pairs" if read.compares else "clips"
+        return f"{name}: {clips:,} {unit}, judged on this machine or by people; nothing to pay"
     source = make_source(name, block)
     assert isinstance(source, ApiSource)
     if problem := source.options.wrong_price:
