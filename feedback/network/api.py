@@ -58,7 +58,8 @@ class ApiSource:
 
     def compare(self, pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
         """As a Comparer (feedback.pairs.shown), for a rubric that compares. Raises LabelError as `judge` does."""
-        yield from self._answers(_OfPairs(self), list(pairs))
+        asker: _Asker[ShownPair, Comparison] = _OfPairs(self)
+        yield from self._answers(asker, list(pairs))
 
     def _answers(self, asker: "_Asker[T, Row]", listed: Sequence[T]) -> Iterator[list[Row]]:
         logger.info(self.estimate(listed).line(self.name, self.model, self.price))

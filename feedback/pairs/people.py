@@ -6,7 +6,7 @@ reply says which of the two was on the left.
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -108,7 +108,7 @@ def compare(people: People, pairs: Iterable[ShownPair]) -> Iterator[list[Compari
         yield [_comparison(people, pair, one, found.get(one.key)) for one in ones]
 
 
-def what_to_do(people: People, missing: dict[str, Sequence[ShownPair]], total: int) -> str:
+def what_to_do(people: People, missing: Mapping[str, Sequence[ShownPair]], total: int) -> str:
     """Text that names the pairs without an answer, by rater, and the commands to collect the answers."""
     lines, commands = [], []
     for rater, pairs in ((rater, pairs) for rater, pairs in missing.items() if pairs):

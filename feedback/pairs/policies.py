@@ -27,11 +27,13 @@ def pairs_between(
             f"{policy} and {against}: {len(alone)} clips have no partner of the same prompt, noise and size, such as "
             f"the one of prompt {prompt} and seed {seed}; run eval-generate for both with the same evaluate section"
         )
-    taken, purpose = Counter[str](), f"{next(iter(first.values())).purpose} {next(iter(second.values())).purpose}"
+    taken: Counter[str] = Counter()
+    purpose = f"{next(iter(first.values())).purpose} {next(iter(second.values())).purpose}"
     pairs = []
     for key in sorted(first):
-        taken[key[0]] += 1
-        if clips is None or taken[key[0]] <= clips:
+        prompt_id = first[key].sample.prompt_id
+        taken[prompt_id] += 1
+        if clips is None or taken[prompt_id] <= clips:
             one, other = (replace(side[key], purpose=purpose) for side in (first, second))
             pairs.append(ShownPair(one, other))
     return pairs
