@@ -202,6 +202,7 @@ class _OfPairs:
     def __init__(self, source: ApiSource) -> None:
         self.source, self.name, self.options = source, source.name, source.options
         self.provider, self.price, self.cost = source.provider, source.price, source.cost
+        self.output_tokens = source.output_tokens
 
     def calls(self, request: ShownPair) -> list[Call]:
         """As of a clip."""

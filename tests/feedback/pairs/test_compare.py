@@ -195,7 +195,7 @@ def test_two_policies_clips_are_paired_by_prompt_and_noise(tmp_path):
         pair.ids == (f"rwr1/clip{seed}", f"base/clip{seed}") for pair in pairs for seed in [pair.first.sample.seed]
     )
     assert {row.preferred for row in compare_pairs(pairs, Brighter(), None, BATCH).preferences} == {"first"}
-    with pytest.raises(ValueError, match="16 clips have no partner of the same prompt, noise and size"):
+    with pytest.raises(ValueError, match="8 clips have no partner of the same prompt, noise and size"):
         pairs_between(policy.folder, make_clips(tmp_path / "other", 1).folder, ("a", "b"), None, 1)
 
 
