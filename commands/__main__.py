@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 COMMANDS = {  # name -> what it does; the module is commands.<name>
-    "check": "Check params.yaml as a whole, in seconds.",
+    "check": "Check params.yaml as a whole, in seconds, and print what it asks for.",
+    "plan": "List what dvc repro would run, and whether sampling is among it.",
     "doctor": "List what works on this machine, and why the rest does not.",
     "preset": "Lay a preset over params.yaml.",
     "judge": "Estimate the cost of a source, or print its answers about a few clips.",
@@ -16,7 +17,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "show": "Print the result table and the path of the report.",
     "online": "Train for one prompt on a judge's differentiated answers.",
     "rewrite": "Rewrite a prompt set with a language model.",
-    "export": "Push clips and labels to the Hugging Face Hub, or write a folder for VBench.",
+    "export": "Write clips, labels and pairs as a dataset, or push it to the Hugging Face Hub.",
     "distribution": "Measure FVD, FID and IS.",
 }
 

@@ -1,4 +1,4 @@
-"""Check params.yaml as a whole."""
+"""Check params.yaml as a whole, and print what it asks for."""
 
 import click
 
@@ -7,9 +7,14 @@ from pipeline.params import PARAMS
 
 
 @stage_command
-def main() -> None:
-    """Check params.yaml: every section, and whether rounds, policies, sources and evaluation fit together."""
-    from pipeline.check import check_params
+@click.option("--seconds-per-clip", type=click.FloatRange(min=0, min_open=True), help="Print sampling hours by this.")
+def main(seconds_per_clip: float | None) -> None:
+    """Check params.yaml: every section, whether its parts fit together, and whether the generator can be read.
 
-    check_params()
+    Prints what it read: models, prompts, rounds, policies, the clips to sample and to judge.
+    """
+    from pipeline.check import check_params
+    from pipeline.summary import summarise
+
+    click.echo("\n".join(summarise(check_params(), seconds_per_clip)))
     click.echo(f"{PARAMS}: every section is valid, and rounds, policies, sources and evaluation fit together")

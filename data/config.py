@@ -67,7 +67,11 @@ def _problem(cls: type, error: Any, where: str) -> str:
     if error["type"] == "missing":
         return f"{name} is missing; {known}"
     expected = error["msg"].removeprefix("Input should be ").replace("valid dictionary", "section")
-    expected = expected.replace("an object", "a section").replace("valid array", "list")
+    expected = (
+        expected.replace("a valid boolean", "true or false")
+        .replace("an object", "a section")
+        .replace("valid array", "list")
+    )
     return f"{name} is {_yaml(error['input'])}, expected {expected}; {known}"
 
 

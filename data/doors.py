@@ -27,3 +27,11 @@ def find(name: Any, table: Mapping[str, str], what: str, attribute: str) -> Any:
             return getattr(importlib.import_module(module), last)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{what} is {name!r}, which cannot be imported ({error}); {known}") from error
+
+
+def offered(name: str, table: Mapping[str, str], attribute: str) -> Any:
+    """What the module that `find` takes a name for may define besides; None where it does not, or is no module."""
+    try:
+        return getattr(importlib.import_module(table.get(name, name)), attribute, None)
+    except ModuleNotFoundError:
+        return None

@@ -67,19 +67,19 @@ def lacking(view: View, most: int) -> str:
     """
     if view.kind == "labels":
         reasons = {str(prompt): _rejections(rows) for prompt, rows in view.rows.groupby("prompt_id", sort=False)}
-        lacking = {prompt: reason for prompt, reason in reasons.items() if reason}
+        found = {prompt: reason for prompt, reason in reasons.items() if reason}
         total, what = len(reasons), "prompts without an accepted clip"
     else:
         path = view.folder.parent / "composition.json"
         if view.kind != "paired" or not path.is_file():
             return ""
         composition = json.loads(path.read_text(encoding="utf-8"))
-        lacking, total = composition["prompts_without_a_pair"], len(composition["pairs_per_prompt"])
+        found, total = composition["prompts_without_a_pair"], len(composition["pairs_per_prompt"])
         what = "prompts without a pair"
     texts = {sample.prompt_id: sample.prompt for sample in view.samples.values()}
-    rows = [[f"  {prompt}", reason, texts[prompt]] for prompt, reason in list(lacking.items())[:most]]
-    more = [f"  … (--first {len(lacking)} lists all)"] if len(lacking) > most else []
-    return "\n".join([f"{what}: {len(lacking)} of {total}", *([aligned(rows, "lll")] if rows else []), *more])
+    rows = [[f"  {prompt}", reason, texts[prompt]] for prompt, reason in list(found.items())[:most]]
+    more = [f"  … (--first {len(found)} lists all)"] if len(found) > most else []
+    return "\n".join([f"{what}: {len(found)} of {total}", *([aligned(rows, "lll")] if rows else []), *more])
 
 
 def _rejections(rows: pd.DataFrame) -> str:

@@ -1,6 +1,5 @@
 """What a person should know of valid params before a run: keys that are not set, frames that no clip has."""
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,14 +8,6 @@ from typing import Any
 from feedback.core.kinds import SourceBlock, read_block, resolve
 from feedback.core.rubric import load_rubric
 from pipeline.graph import needed_sources
-
-logger = logging.getLogger(__name__)
-
-
-def warn(params: Mapping[str, Any]) -> None:
-    """Log a warning for everything that `advice` finds."""
-    for line in advice(params):
-        logger.warning(line)
 
 
 def advice(params: Mapping[str, Any]) -> list[str]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data.doors import find
-from data.prompts import Prompt, extended, load_prompts
+from data.prompts import Prompt, extended, load_prompts, select
 from feedback.core.kinds import read_block, resolve
-from generators.core.load import FAMILIES
+from generators.core.checkpoint import Checkpoint, NotReachedError
+from generators.core.load import examine_generator
 from generators.core.rollout import Sampling, VideoSize
-from pipeline.advice import warn
+from pipeline.advice import advice
 from pipeline.audit import check_known
 from pipeline.configs import (
     AuditConfig,
@@ -26,7 +26,7 @@ from pipeline.configs import (
     build_config,
     train_config,
 )
-from pipeline.graph import needed_sources, trained_policies, validate_graph
+from pipeline.graph import SHAPES, check_shapes, needed_sources, trained_policies, unused_policies, validate_graph
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
@@ -42,7 +42,6 @@ SECTIONS = {
     "generate": Sampling,
     "label": LabelConfig,
     "audit": AuditConfig,
-    "evaluate": EvaluateConfig,
     "evaluate.generate": Sampling,
     "report": ReportConfig,
     "select": SelectConfig,
@@ -52,17 +51,41 @@ SECTIONS = {
 }
 
 
-def check_params() -> None:
-    """Raises ParamsError or ValueError where a later stage would: a typo must not cost the clips before it."""
+# What the errors of `examine_generator` begin with -> its key in params.yaml
+ARGUMENTS = {
+    "path": "generator.path",
+    "revision": "generator.revision",
+    "max_prompt_tokens": "generator.max_prompt_tokens",
+    "num_frames": "video.num_frames",
+    "height": "video.height",
+    "width": "video.width",
+}
+
+
+class Checked(NamedTuple):
+    """What was read of a params.yaml that is valid."""
+
+    params: dict[str, Any]
+    prompts: list[Prompt]
+    checkpoint: Checkpoint | None  # None: the family is a user's own without `examine`, or the Hub was not reached
+    notes: list[str]  # what a person should know, and is no error
+
+
+def check_params(with_generator: bool = True) -> Checked:
+    """Raises ParamsError or ValueError where a later stage would: a typo must not cost the clips before it.
+
+    with_generator: look into the generator's checkpoint too.
+    """
     check_outputs(Path())
+    params = load_params()
+    check_shapes(params)
     for name, cls in SECTIONS.items():
         section(name, cls)
+    validate_graph(params, OBJECTIVES)  # before `evaluate`: a judge's misspelt name comes before what follows from it
     _check_selections(section("evaluate", EvaluateConfig), section("evaluate.generate", Sampling))
-    params = load_params()
-    validate_graph(params, OBJECTIVES)
-    find(params["generator"]["family"], FAMILIES, "generator.family", "load")
     _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
+    _check_splits(params, prompts)
     _check_sources(params, [prompt.prompt for prompt in prompts])
     _check_comparing(params)
     for name in params["extend"]:
@@ -74,7 +97,69 @@ def check_params() -> None:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
-    warn(params)
+    checkpoint, notes = None, [*advice(params), *_unread(params), *unused_policies(params), *_uneven_batches(params)]
+    if with_generator:
+        try:
+            checkpoint = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
+        except NotReachedError as error:
+            notes.append(str(error))
+    return Checked(params, prompts, checkpoint, notes)
+
+
+def check_generator(generator: GeneratorConfig, video: VideoSize) -> Checkpoint | None:
+    """The checkpoint, by its small files; raises as `examine_generator` does, naming the key of params.yaml."""
+    try:
+        return examine_generator(
+            generator.family,
+            generator.path,
+            generator.revision,
+            generator.max_prompt_tokens,
+            num_frames=video.num_frames,
+            height=video.height,
+            width=video.width,
+        )
+    except ValueError as error:
+        argument, _, problem = str(error).partition(": ")
+        message = f"{ARGUMENTS[argument]}: {problem}" if argument in ARGUMENTS else str(error)
+        raise (NotReachedError if isinstance(error, NotReachedError) else ValueError)(message) from error
+
+
+def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+    """There are prompts for every clip set and every online policy."""
+    wanted = {"evaluate.generate": section("evaluate.generate", Sampling)}
+    if params["rounds"]:
+        wanted["generate"] = section("generate", Sampling)
+    if params["select"]["policies"]:
+        wanted["select.generate"] = section("select.generate", Sampling)
+    splits: dict[str, tuple[str, int | None]] = {key: (one.split, one.prompts) for key, one in wanted.items()}
+    for name in params["online"]["policies"]:
+        splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
+    for key, (split, count) in splits.items():
+        try:
+            select(prompts, split, count)
+        except ValueError as error:
+            raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
+
+
+def _unread(params: Mapping[str, Any]) -> list[str]:
+    """Sections that nothing reads: misspelt, or of an objective that is none."""
+    known = {name.split(".")[0] for name in (*SECTIONS, *SHAPES)}
+    unread = [name for name in params if name not in known]
+    unread += [f"train.{name}" for name in params["train"] if name not in ("common", *OBJECTIVES)]
+    return [f"nothing reads the section {name}" for name in unread]
+
+
+def _uneven_batches(params: Mapping[str, Any]) -> list[str]:
+    """Judges whose batches a resumed run would compose differently, so that an answer's last digits may change."""
+    size, sources = params["label"]["batch_size"], params["feedback"]["sources"]
+    notes = []
+    for name in sorted(needed_sources(params)):
+        if (own := sources[name].get("batch_size")) and size % own:
+            notes.append(
+                f"label.batch_size is {size}, no multiple of feedback.sources.{name}.batch_size ({own}): labelling "
+                "that is resumed after a kill forms other batches, so probabilities may differ in their last digits"
+            )
+    return notes
 
 
 def _check_online(params: Mapping[str, Any]) -> None:

@@ -216,7 +216,13 @@ def train_config(objective: "Objective") -> "TrainConfig":
     """Section `train.<objective>` over `train.common`. Raises ParamsError naming section, key, value and known keys."""
     from rl.training.config import configure
 
+    common, own = block("train.common"), block(f"train.{objective.name}")
+    for name, values in (("train.common", common), (f"train.{objective.name}", own)):
+        if not isinstance(values, dict):
+            raise ParamsError(f"{PARAMS}: {name} is {values!r}, expected a section ({{}} for none)")
     try:
-        return configure(objective, block("train.common") | block(f"train.{objective.name}"))
-    except ConfigError as error:
-        raise ParamsError(f"{PARAMS}: {error}") from error
+        return configure(objective, common | own)
+    except ConfigError as error:  # it calls all keys the objective's own; most stand in train.common
+        where = re.compile(rf"\btrain\.{objective.name}\.(\w+)")
+        named = where.sub(lambda key: f"train.common.{key[1]}" if key[1] in common.keys() - own else key[0], str(error))
+        raise ParamsError(f"{PARAMS}: {named}") from error

@@ -14,12 +14,53 @@ from pipeline.configs import (
     PreferenceEntry,
     RoundEntry,
 )
-from pipeline.params import ParamsError
+from pipeline.params import PARAMS, ParamsError
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
 SELECTED = "-selected"  # suffix of a policy that stage select makes from a checkpoint
 TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # folders under runs/ that are no round's
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
+
+
+SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entries from
+    "rounds": dict,
+    "policies": dict,
+    "feedback": dict,
+    "feedback.source": str,
+    "feedback.sources": dict,
+    "build": dict,
+    "train": dict,
+    "train.common": dict,
+    "comparison": dict,
+    "comparison.rounds": list,
+    "comparison.sources": list,
+    "comparison.policies": dict,
+    "evaluate": dict,
+    "evaluate.policies": list,
+    "evaluate.judges": list,
+    "online": dict,
+    "online.policies": dict,
+    "extend": dict,
+    "preferences": dict,
+}
+IN_WORDS: dict[type, str] = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
+
+
+def check_shapes(params: Mapping[str, Any]) -> None:
+    """Raises ParamsError for a part of the graph that is missing or is no section, list or name, each in a line."""
+    problems = []
+    for key, shape in SHAPES.items():
+        *outer, last = key.split(".")
+        around = params.get(outer[0]) if outer else params
+        if not isinstance(around, Mapping):
+            continue  # it has a line of its own
+        if last not in around:
+            problems.append(f"{key} is missing, expected {IN_WORDS[shape]}; beside it there is {', '.join(around)}")
+        elif not isinstance(around[last], shape):
+            found = "empty" if around[last] is None else repr(around[last])
+            problems.append(f"{key} is {found}, expected {IN_WORDS[shape]}")
+    if problems:
+        raise ParamsError("\n  ".join([f"{PARAMS}:", *problems]))
 
 
 def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> None:
@@ -68,6 +109,19 @@ def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
     """The policies that stage select makes, by name, each with the policy whose checkpoint it is."""
     return {f"{name}{SELECTED}": name for name in params["select"]["policies"]}
+
+
+def unused_policies(params: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each policy that is trained, while nothing else names it."""
+    named = {
+        *params["evaluate"]["policies"],
+        *params["select"]["policies"],
+        *(entry["policy"] for group in ("rounds", "extend") for entry in params[group].values()),
+        *(entry["start"] for entry in online_policies(params).values()),
+    }
+    for name in [*trained_policies(params), *online_policies(params)]:
+        if name not in named:
+            yield f"{name} is trained, but it is not in evaluate.policies and nothing else uses it"
 
 
 def _all_policies(params: Mapping[str, Any]) -> list[str]:
@@ -217,6 +271,8 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _unknown("evaluate.policies", name, [*_all_policies(params), *params["extend"]])
     for name in evaluate["judges"]:
         yield from _unknown("evaluate.judges", name, params["feedback"]["sources"])
+    if not evaluate["judges"]:
+        yield "evaluate.judges is empty, so nothing would be measured; name one of feedback.sources"
     if BASE not in evaluate["policies"]:
         yield f"evaluate.policies lacks {BASE}, which every policy is compared with"
     stages = [f"{policy}-{judge}" for policy in evaluate["policies"] for judge in evaluate["judges"]]
@@ -237,5 +293,5 @@ def _preference_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown(where: str, name: Any, known: Collection[str]) -> Iterator[str]:
-    if name not in known:
+    if name not in list(known):  # a name may be of any type
         yield f"{where}: {name!r} is unknown; known are {', '.join(known) or 'none'}"

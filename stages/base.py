@@ -23,8 +23,12 @@ def main(out: Path, inputs: Path) -> None:
     from generators.core.identity import identify
     from pipeline.check import check_params
     from pipeline.inputs import write_inputs
+    from pipeline.summary import headline
 
-    check_params()
+    checked = check_params()
+    logger.info("%s: %s", checked.params["prompts"]["path"], headline(checked))
+    for note in checked.notes:
+        logger.warning(note)
     generator = section("generator", GeneratorConfig)
     for folder in (out, inputs):
         shutil.rmtree(folder, ignore_errors=True)

@@ -92,6 +92,33 @@ def test_a_second_run_has_nothing_to_do_but_to_check_params(home):
     assert ran == ["base"]
 
 
+def test_a_plan_lists_what_a_change_runs_and_what_follows_without_running_it(home):
+    def planned() -> tuple[dict[str, str], str]:
+        *lines, last = run(home, sys.executable, "-m", "commands", "plan").splitlines()
+        words = [line.split() for line in lines]
+        return {one[1]: one[0] for one in words if one[0] in ("runs", "restored", "follows")}, last
+
+    before = (home / "params.yaml").read_text()
+    assert planned() == ({}, "0 stages besides base; clips are sampled by: none")
+    try:
+        params = yaml.safe_load(before)
+        params["feedback"]["source"] = "physics"  # another judge: of round 1 the labels, and what comes from them
+        (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        stages, sampled = planned()
+        assert stages["label@r1"] == "runs" and stages["build@r1"] == stages["train@rwr1"] == "follows"
+        assert "generate@r1" not in stages and "eval-generate@base" not in stages
+        assert sampled.endswith("clips are sampled by: generate@r2, eval-generate@rwr1, eval-generate@ask1")
+
+        params = yaml.safe_load(before)
+        params["evaluate"]["draws"] = 100
+        (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        stages, sampled = planned()
+        assert stages == {"evaluate": "runs", "report": "follows"}
+        assert sampled.endswith("clips are sampled by: none")
+    finally:
+        (home / "params.yaml").write_text(before)
+
+
 def test_an_online_policy_stands_in_the_report_with_what_its_judges_said(home):
     rows = [json.loads(line) for line in (home / "runs/policies/ask1/log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]

@@ -58,7 +58,7 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
     keeps = any(usable.keeps_answers(source) for source in sources if source.name in needed)
     yield "feedback", [machine.ledger(ledger_path(), keeps), *usable.check_sources(sources, needed, prompts, sets)]
     yield "device", [machine.accelerator()]
-    yield "generator and params.yaml", _checked(params)
+    yield "generator and params.yaml", _checked()
 
 
 def _to_check(params: dict[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
@@ -78,22 +78,23 @@ def _keys(names: Iterable[str]) -> Iterator["Finding"]:
         yield Finding(OK if there else NOTE, name, "set" if there else "not set")
 
 
-def _checked(params: dict[str, Any]) -> Iterator["Finding"]:
+def _checked() -> Iterator["Finding"]:
     """Whether the generator can be loaded, and whether all of params.yaml is valid."""
-    from commands.doctor.machine import BROKEN, OK, Finding
+    from commands.doctor.machine import BROKEN, NOTE, OK, Finding
 
     try:
-        from commands.doctor.usable import check_generator
+        from commands.doctor.generator import find_generator
+        from generators.core.rollout import VideoSize
         from pipeline.check import check_params
         from pipeline.configs import GeneratorConfig
         from pipeline.params import section
 
-        config = section("generator", GeneratorConfig)
-        yield check_generator(config.family, config.path, config.revision)
-        check_params()
+        yield find_generator(section("generator", GeneratorConfig), section("video", VideoSize))
+        notes = check_params(with_generator=False).notes
     except (click.ClickException, ValueError, OSError, ImportError) as error:
         yield Finding(BROKEN, str(PARAMS), _message(error))
         return
+    yield from (Finding(NOTE, str(PARAMS), note) for note in notes)
     yield Finding(OK, str(PARAMS), "every section is valid, and rounds, policies and sources fit together")
 
 

@@ -1,4 +1,4 @@
-"""Which sources and which generator of params.yaml are usable on this machine, and why others are not.
+"""Which sources of params.yaml are usable on this machine, and why others are not.
 
 No call that costs is made: the key of a provider is only looked for, and a server need only answer at all.
 """
@@ -103,16 +103,11 @@ def check_sources(
         model = str(source.block.get("path") or source.block.get("model") or "")
         rated = list(_ratings(source, (sets or {}).get(source.name, ())))
         doubts = [*_doubts(source, prompts), *(one.doubt for one in rated if one.doubt)]
-        detail = ", ".join(part for part in (source.block.get("kind"), model, *(one.count for one in rated)) if part)
+        detail = ", ".join(part for part in (source.block.get("kind"), model, *(one.words for one in rated)) if part)
         return as_finding(f"{source.name}{use}", doubts, source.name in needed, detail)
 
     with ThreadPoolExecutor(max(1, len(sources))) as pool:
         return list(pool.map(found, sources))
-
-
-def check_generator(family: str, path: str, revision: str | None) -> Finding:
-    """Whether the generator's model can be found here."""
-    return as_finding("generator", list(_model_doubts(path, revision, "model_index.json")), True, f"{family}, {path}")
 
 
 def as_finding(what: str, doubts: Sequence[Doubt], needed: bool, detail: str) -> Finding:
@@ -164,7 +159,7 @@ def _doubts(source: Configured, prompts: Sequence[str]) -> Iterator[Doubt]:
 class Rated(NamedTuple):
     """How far people have rated a clip set."""
 
-    count: str
+    words: str  # empty where there is nothing to count
     doubt: Doubt | None  # None where its labelling would succeed, or is done
 
 

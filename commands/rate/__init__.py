@@ -61,6 +61,5 @@ def main(
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()
     click.echo(f"\n{rater} has rated {ratings.rated} of {len(items)}; the same command continues from there.")
-    if ratings.rated < len(items) or per_prompt:
-        in_part = f"feedback.sources.{name}.unrated"
-        click.echo(f"To train on the clips that are rated: {in_part}: leave_out (now: {options.unrated}).")
+    if options.unrated == "error" and (ratings.rated < len(items) or per_prompt):
+        click.echo(f"To train on the clips that are rated alone, set feedback.sources.{name}.unrated: leave_out.")

@@ -252,7 +252,8 @@ def _joined(texts: Iterable[str | None]) -> str:
 
 
 def _first_word(text: str) -> str:
-    return (re.findall(r"\w+", text.lower()) or [text.strip().lower()])[0]
+    found = re.search(r"\w+", text)
+    return (found[0] if found else text.strip()).lower()
 
 
 def _problem(rubric: Rubric) -> str | None:

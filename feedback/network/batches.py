@@ -371,7 +371,9 @@ class _Pass(Generic[Asked]):
                 found = await request()
             except Exception as error:
                 fault = self.provider.fault(error)
-                if fault.unreachable and not self.run.reached:
+                if not fault.unreachable:
+                    self.run.reached = True
+                elif not self.run.reached:  # else as often as any fault: a batch outlasts a network failure
                     await self.run.wait_for_server(fault)
                 return fault
             self.run.reached = True

@@ -12,8 +12,14 @@ A family is a module, generators/families/<name>.py or a user's own under a dott
 
 and returns a subclass of `Generator` that sets `family` and `lora_targets` and fills in encode_text, latent_shape,
 decode_float, frame_decoder and encode. Its modules are frozen and in eval mode; weights come from safetensors only.
-ValueErrors name the argument that is wrong. The module imports diffusers and transformers in `load`, not at its top:
-params.yaml is checked without them. One seed gives one clip, whatever the batch, order or process.
+ValueErrors begin with the argument that is wrong, as `path: …`. A family may also have
+
+    examine(checkpoint, num_frames, height, width, max_prompt_tokens) -> None
+
+which raises such a ValueError where the model cannot make these clips. It gets a `Checkpoint` of
+generators.core.checkpoint, so it reads configs and no weights; `vfrl check`, `vfrl doctor` and stage `base` call it.
+The module imports diffusers and transformers in its functions, not at its top: params.yaml is checked without them.
+One seed gives one clip, whatever the batch, order or process.
 
 Letters: B batch, L text tokens, D text width; C, F, h, w the latents' channels, frames, height, width;
 F, H, W the clip's frames, height, width. Latents are always normalised, as the transformer sees them.
@@ -22,9 +28,7 @@ F, H, W the clip's frames, height, width. Latents are always normalised, as the 
 import copy
 import hashlib
 import inspect
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
 import torch
@@ -309,24 +313,6 @@ def _taken_by(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a scheduler's config that another scheduler class takes too."""
     names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     return {name: value for name, value in config.items() if name in names}
-
-
-def read_model_index(path: str, revision: str | None) -> dict[str, Any]:
-    """A pipeline's model_index.json: its class and components.
-
-    path: a local diffusers folder, or a hub id `owner/name`. Raises ValueError saying what is wrong with it.
-    """
-    from diffusers import DiffusionPipeline
-
-    folder = Path(path)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"{path}: not a diffusers pipeline folder, which would have a model_index.json")
-    if not folder.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise ValueError(f"{path}: no such folder, and no hub id of the form owner/name")
-    try:
-        return dict(DiffusionPipeline.load_config(path, revision=revision))
-    except OSError as error:
-        raise ValueError(f"{path}: neither a local folder nor a pipeline on the Hugging Face hub ({error})") from error
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

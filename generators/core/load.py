@@ -5,7 +5,8 @@ from typing import cast
 
 import torch
 
-from data.doors import find
+from data.doors import find, offered
+from generators.core.checkpoint import Checkpoint, open_checkpoint
 from generators.core.generator import PARTS, Generator, as_dtype, check_parts
 
 # The only place of generators/core that names families: name -> module with `load`, imported when it is used.
@@ -32,3 +33,26 @@ def load_generator(
     load = find(family, FAMILIES, "generator.family", "load")
     check_parts(parts)
     return cast(Generator, load(str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts))
+
+
+def examine_generator(
+    family: str,
+    path: str,
+    revision: str | None,
+    max_prompt_tokens: int,
+    num_frames: int,
+    height: int,
+    width: int,
+) -> Checkpoint | None:
+    """The checkpoint, where the family can read it and make such clips, judged by its small files alone.
+
+    None for a family of a user's own that has no `examine`. Raises ValueError that begins with the argument that is
+    wrong, NotReachedError where nothing is known of a hub id.
+    """
+    find(family, FAMILIES, "generator.family", "load")
+    examine = offered(family, FAMILIES, "examine")
+    if examine is None:
+        return None
+    checkpoint = open_checkpoint(str(path), revision)
+    examine(checkpoint, num_frames, height, width, max_prompt_tokens)
+    return checkpoint

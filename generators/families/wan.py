@@ -4,15 +4,22 @@ Text, padding and the scaling of latents are those of diffusers' WanPipeline.
 """
 
 import inspect
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from generators.core.generator import FrameDecoder, Generator, read_model_index
+from generators.core.checkpoint import INDEX, Checkpoint, open_checkpoint
+from generators.core.generator import PARTS, FrameDecoder, Generator
+from generators.core.process import process_of
 
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+READS = "family wan reads a WanPipeline of Wan2.1, text to video"
+CLASSES = {"transformer": "WanTransformer3DModel", "text_encoder": "UMT5EncoderModel", "vae": "AutoencoderKLWan"}
+TRANSFORMER_KEYS = ("patch_size", "in_channels", "image_dim", "rope_max_seq_len")
+VAE_KEYS = ("z_dim", "scale_factor_temporal", "scale_factor_spatial", "latents_mean", "latents_std")
 TEXT_BATCH = 16  # prompts per forward of the text encoder: UMT5-xxl's attention logits at 512 tokens take 1 GiB
 ENCODER_CHUNK = 4  # frames that AutoencoderKLWan encodes at a time after the first, whatever its temporal scale
 
@@ -20,7 +27,6 @@ ENCODER_CHUNK = 4  # frames that AutoencoderKLWan encodes at a time after the fi
 class WanGenerator(Generator):
     """Generator over the parts of a WanPipeline.
 
-    text_dim, patch: D, and the latents' patch (frames, height, width), from the transformer's config.
     vae_config: read even where the VAE is not loaded, for the latents' shape and scaling.
     """
 
@@ -41,7 +47,7 @@ class WanGenerator(Generator):
     ) -> None:
         super().__init__(modules, **shared)
         self.tokenizer = tokenizer
-        self.patch = transformer_config["patch_size"]
+        self.transformer_config = transformer_config
         self.vae_config = vae_config
 
     @torch.no_grad()
@@ -69,12 +75,7 @@ class WanGenerator(Generator):
         return torch.cat(embeddings)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        temporal, spatial = self.vae_config["scale_factor_temporal"], self.vae_config["scale_factor_spatial"]
-        # The first latent frame holds one frame, each later one `temporal`; whole patches only.
-        _check_size("num_frames", num_frames, every=temporal * self.patch[0], offset=1 - temporal)
-        _check_size("height", height, every=spatial * self.patch[1])
-        _check_size("width", width, every=spatial * self.patch[2])
-        return (self.vae_config["z_dim"], (num_frames - 1) // temporal + 1, height // spatial, width // spatial)
+        return _latent_shape(self.transformer_config, self.vae_config, num_frames, height, width)
 
     def decode_float(self, latents: Tensor) -> Tensor:
         mean, std = self._latents_mean_std()
@@ -95,7 +96,7 @@ class WanGenerator(Generator):
         Raises ValueError unless F is 4 k + 1: AutoencoderKLWan silently drops frames beyond, at any temporal scale.
         """
         self.latent_shape(*frames.shape[1:4])
-        _check_size("num_frames", frames.shape[1], every=ENCODER_CHUNK, offset=1 - ENCODER_CHUNK)
+        _check_size("num_frames", frames.shape[1], every=ENCODER_CHUNK, offset=1 - ENCODER_CHUNK, most=frames.shape[1])
         pixels = frames.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         mean, std = self._latents_mean_std()
         mode: Tensor = self.part("vae").encode(pixels).latent_dist.mode()
@@ -121,11 +122,9 @@ def load(
     """A WanGenerator from a local folder or hub id; generators.core.generator says what the arguments are."""
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
-    index = read_model_index(path, revision)
+    checkpoint = open_checkpoint(path, revision)
+    transformer_config, vae_config = _supported(checkpoint)
     where = {"pretrained_model_name_or_path": path, "revision": revision}
-    transformer_config = WanTransformer3DModel.load_config(**where, subfolder="transformer")
-    vae_config = _with_defaults(AutoencoderKLWan, AutoencoderKLWan.load_config(**where, subfolder="vae"))
-    _check_supported(path, index, transformer_config)
 
     modules: dict[str, nn.Module] = {}
     weights = {**where, "use_safetensors": True}
@@ -154,27 +153,88 @@ def load(
     )
 
 
-def _with_defaults(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config and the defaults of what it leaves out: Wan2.1's VAE was saved before it knew its own factors."""
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+def examine(checkpoint: Checkpoint, num_frames: int, height: int, width: int, max_prompt_tokens: int) -> None:
+    """Raises ValueError where no generator of this checkpoint makes such clips from prompts alone; reads configs."""
+    transformer_config, vae_config = _supported(checkpoint)
+    checkpoint.check_folders(weights=PARTS, files=("tokenizer", "scheduler"))
+    if beside := transformer_config["in_channels"] - vae_config["z_dim"]:
+        raise ValueError(
+            f"path: {checkpoint.path} makes video from an image: its transformer takes {beside} channels beside the "
+            f"latents, and no stage gives them; {READS}"
+        )
+    try:
+        process_of(checkpoint.config("scheduler/scheduler_config.json"))
+    except ValueError as error:
+        raise ValueError(f"path: {checkpoint.path}: {error}") from error
+    _latent_shape(transformer_config, vae_config, num_frames, height, width)
+    most = checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length")
+    if most is not None and max_prompt_tokens > most:
+        raise ValueError(
+            f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"
+        )
+
+
+def _supported(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configs of transformer and VAE, with their defaults. Raises ValueError for a pipeline that is none of ours.
+
+    Ours are those of one transformer, without extra channels for an image's embeddings.
+    """
+    index, found = checkpoint.config(INDEX), f"path: {checkpoint.path} is a"
+    name = index.get("_class_name") or f"pipeline without _class_name in {INDEX}"
+    if name not in PIPELINES:
+        raise ValueError(f"{found} {name}; {READS}")
+    newer = {key: index[key] for key in ("boundary_ratio", "expand_timesteps") if index.get(key)}
+    if (index.get("transformer_2") or [None])[0]:
+        newer["transformer_2"] = index["transformer_2"][1]
+    if newer:
+        marks = ", ".join(f"{key}: {json.dumps(value)}" for key, value in newer.items())
+        raise ValueError(f"{found} {name} of Wan2.2 ({marks}); {READS}")
+    for part, wanted in CLASSES.items():
+        if (given := (index.get(part) or [None, None])[1]) != wanted:
+            raise ValueError(f"{found} {name} whose {part} is {given}, expected {wanted}; {READS}")
+    transformer = _with_defaults(CLASSES["transformer"], checkpoint.config("transformer/config.json"), TRANSFORMER_KEYS)
+    if transformer["image_dim"] is not None:
+        raise ValueError(f"{found} {name} whose transformer wants CLIP embeddings of an image (image_dim); {READS}")
+    return transformer, _with_defaults(CLASSES["vae"], checkpoint.config("vae/config.json"), VAE_KEYS)
+
+
+def _latent_shape(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], num_frames: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """(C, F, h, w) of a clip's latents, by the configs. Raises ValueError naming the size that has none.
+
+    The first latent frame holds one frame, each later one `temporal`; whole patches only, and no more of them along
+    an axis than there are rotary positions.
+    """
+    temporal, spatial = vae["scale_factor_temporal"], vae["scale_factor_spatial"]
+    frames, rows, columns = transformer["patch_size"]
+    most = transformer.get("rope_max_seq_len", 1024)  # diffusers' default
+    _check_size("num_frames", num_frames, every=temporal * frames, offset=1 - temporal, most=most)
+    _check_size("height", height, every=spatial * rows, most=most)
+    _check_size("width", width, every=spatial * columns, most=most)
+    return (vae["z_dim"], (num_frames - 1) // temporal + 1, height // spatial, width // spatial)
+
+
+def _with_defaults(name: str, config: Mapping[str, Any], needed: Collection[str]) -> dict[str, Any]:
+    """A saved config and its class's defaults for what it leaves out: Wan2.1's VAE was saved before it had factors.
+
+    needed: keys that are read here; where the config has them all, diffusers is not imported, which takes seconds.
+    """
+    if all(key in config for key in needed):
+        return dict(config)
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return defaults | dict(config)
 
 
-def _check_supported(path: str, index: Mapping[str, Any], transformer_config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a Wan pipeline that needs more than one transformer and extra channels."""
-    if index["_class_name"] not in PIPELINES:
-        raise ValueError(f"{path}: a {index['_class_name']}; family wan reads {' and '.join(PIPELINES)}")
-    if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
-        raise ValueError(f"{path}: a Wan2.2 pipeline (boundary_ratio or expand_timesteps); family wan is Wan2.1")
-    if transformer_config.get("image_dim") is not None:
-        raise ValueError(f"{path}: its transformer wants CLIP image embeddings (image_dim), which family wan lacks")
-
-
-def _check_size(name: str, value: int, every: int, offset: int = 0) -> None:
-    """Raises ValueError naming the nearest sizes unless value is every * k + offset for some k >= 1."""
-    below = max((value - offset) // every, 1) * every + offset
-    if value != below:
-        rule = f"{every} k {offset:+d}" if offset else f"a multiple of {every}"
-        nearest = f"{below} or {below + every}" if value > below else f"{below}"
-        raise ValueError(f"{name}: {value} cannot be represented; it must be {rule}, nearest is {nearest}")
+def _check_size(name: str, value: int, every: int, most: int, offset: int = 0) -> None:
+    """Raises ValueError naming the nearest sizes unless value is every * k + offset for some k from 1 to `most`."""
+    below = min(max((value - offset) // every, 1), most) * every + offset
+    if value == below:
+        return
+    rule = f"{every} k {offset:+d}" if offset else f"a multiple of {every}"
+    nearest = f"{below}" if value < below or below == most * every + offset else f"{below} or {below + every}"
+    limit = f", at most {most * every + offset}" if value > most * every + offset else ""
+    raise ValueError(f"{name}: {value} cannot be represented; it must be {rule}{limit}, nearest is {nearest}")

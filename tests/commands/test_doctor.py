@@ -1,11 +1,14 @@
 """What `vfrl doctor` reports of a machine and of a params.yaml."""
 
 import contextlib
+import json
+import shutil
 import socket
 import sqlite3
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -14,10 +17,10 @@ import yaml
 from click.testing import CliRunner, Result
 
 from commands.doctor import main
+from commands.doctor.generator import find_generator
 from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository
 from commands.doctor.usable import (
     PATIENCE,
-    check_generator,
     check_sources,
     keeps_answers,
     key_variables,
@@ -29,7 +32,9 @@ from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
 from feedback.core.rubric import load_rubric
 from feedback.network.ledger import Ledger
+from generators.core.rollout import VideoSize
 from pipeline.check import check_params
+from pipeline.configs import GeneratorConfig
 from pipeline.state import StateError
 from tests.support.defaults import default_params
 from tests.support.network import make_clips
@@ -191,11 +196,26 @@ def test_people_are_counted_on_the_sets_that_they_label(tmp_path, monkeypatch):
     assert states()[0] == (OK, f"human, {one}, and labelled")
 
 
-def test_generators(tmp_path):
-    shipped = str(ROOT / "models/tabletop/generator")
-    assert check_generator("wan", shipped, None) == (OK, "generator", f"wan, {shipped}")
-    assert check_generator("wan", str(tmp_path), None).state == BROKEN
-    assert "no such folder, and no Hub id" in check_generator("wan", "./models/none", None).detail
+def test_a_generator_is_looked_into_by_its_small_files(tmp_path):
+    config, video = GeneratorConfig(**PARAMS["generator"]), VideoSize(**PARAMS["video"])
+    shipped = ROOT / "models/tabletop/generator"
+    newer = shutil.copytree(shipped, tmp_path / "newer") / "model_index.json"
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"expand_timesteps": True}))
+    for change, size, state, detail in (
+        ({"path": str(shipped)}, {}, OK, f"wan, {shipped}, WanPipeline, 10.2 MB, float32"),
+        ({"path": str(newer.parent)}, {}, BROKEN, f"generator.path: {newer.parent} is a WanPipeline of Wan2.2 ("),
+        ({"path": "./models/none"}, {}, BROKEN, "generator.path: './models/none' is no folder, and no hub id"),
+        (
+            {"path": "nobody/none"},
+            {},
+            NOTE,
+            "generator.path: nobody/none is no local folder, and could not be looked up",
+        ),
+        ({"path": str(shipped)}, {"num_frames": 16}, BROKEN, "video.num_frames: 16 cannot be represented; it must be"),
+        ({"family": "data.doors.find"}, {}, NOTE, "not looked into: this family has no function examine"),
+    ):
+        found = find_generator(replace(config, **change), replace(video, **size))
+        assert (found.state, found.what, detail in found.detail) == (state, "generator", True), found
 
 
 # The machine

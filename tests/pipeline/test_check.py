@@ -10,6 +10,7 @@ from feedback.core.kinds import resolve
 from pipeline.advice import advice
 from pipeline.check import check_params
 from pipeline.params import ParamsError
+from pipeline.summary import summarise
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "data", "feedback", "models", "tabletop"):
         Path(name).symlink_to(ROOT / name)
-    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params))
+    return lambda params: Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def test_no_test_reads_the_params_yaml_that_a_user_edits():
@@ -81,17 +82,37 @@ WRONG = {
     "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, scale"),
     "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
     "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
+    "train.common.full": ("no thanks", ".common.full is 'no thanks', expected true or false; known keys are full"),
+    "train.rwr": (None, "train.rwr is None, expected a section"),
     f"{JUDGE}.dtype": ("int4", f"{JUDGE}.dtype is 'int4'"),
     f"{JUDGE}.threshold": (0.5, f"{JUDGE}.threshold (0.5) is unknown"),
     f"{JUDGE}.rubric": ("none.yaml", f"{JUDGE}.rubric: none.yaml: not a readable rubric"),
     "feedback.sources.gpt.rubric": ("none.yaml", "feedback.sources.gpt.rubric: none.yaml: not a readable rubric"),
     "feedback.sources.gpt.budget_usd": ("lots", "gpt.budget_usd is 'lots', expected a valid number"),
-    "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected a valid boolean"),
+    "feedback.sources.gpt.batch": ("no", "gpt.batch is 'no', expected true or false"),
     "feedback.sources.gpt.price": ({"input": 0.1, "output": 0.5, "cached_input": 0.01}, "gpt.price.batch is missing"),
     "feedback.sources.gpt.model": ("gpt-4o-mini", "but price is of gpt-6-luna and model is gpt-4o-mini, so the budget"),
     "label.votes": (0, "label.votes is 0, expected greater than or equal to 1"),
     "label.batch_size": (0, "label.batch_size is 0, expected greater than or equal to 1"),
     "select.keep": ("best-of-last-0", "select: keep is 'best-of-last-0'; known are last, best, or best-of-last-N"),
+    "generator.path": (
+        "models/tabletop/judge",
+        "generator.path: models/tabletop/judge is a transformers model (Qwen2_5",
+    ),
+    "generator.max_prompt_tokens": (512, "generator.max_prompt_tokens: 512, but the tokenizer of models/tabletop"),
+    "video.num_frames": (16, "video.num_frames: 16 cannot be represented; it must be 10 k -1, nearest is 9 or 19"),
+    "rounds": (None, "rounds is empty, expected a section ({} for none)"),
+    "comparison": (
+        {"rounds": [], "policies": {}},
+        "comparison.sources is missing, expected a list ([] for none); beside",
+    ),
+    "evaluate.judges": ([], "evaluate.judges is empty, so nothing would be measured"),
+    "audit.sources": (["jugde"], "audit.sources: 'jugde' is unknown"),
+    "evaluate.judges ": (["physics", "jugde"], "evaluate.judges: 'jugde' is unknown; known are judge, second"),
+    "evaluate.best_of": (
+        {"judge": "flow", "n": 2},
+        "evaluate: best_of.judge is 'flow', expected one of evaluate.judges",
+    ),
     "select.generate.prompts": (0, "select.generate.prompts is 0, expected greater than or equal to 1"),
     "prompts.path": ("configs/prompt_sets/furuta.csv", "physics knows the tabletop world alone, and not 160 of"),
 }
@@ -100,7 +121,7 @@ WRONG = {
 def test_a_wrong_value_is_named_before_anything_is_computed(project):
     for key, (value, message) in WRONG.items():
         params = default_params()
-        *sections, last = key.split(".")
+        *sections, last = key.strip().split(".")
         inner = params
         for name in sections:
             inner = inner[name]
@@ -109,6 +130,76 @@ def test_a_wrong_value_is_named_before_anything_is_computed(project):
         with pytest.raises((ParamsError, ValueError)) as error:
             check_params()
         assert message in str(getattr(error.value, "message", error.value)), key
+
+
+def test_rounds_without_a_prompt_of_their_split_are_refused(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    rows = (ROOT / "configs/prompt_sets/tabletop.csv").read_text().splitlines()
+    Path("only_test.csv").write_text("\n".join(row for row in rows if ",train," not in row) + "\n")
+    params["prompts"]["path"] = "only_test.csv"
+    project(params)
+    with pytest.raises(ParamsError, match=r"generate: no prompts in split 'train' among 18 of only_test.csv"):
+        check_params()
+
+
+def test_what_is_no_error_and_probably_not_meant_is_a_note(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["policies"]["rwr3"] = {"start": "base", "round": "r1", "objective": "rwr"}
+    params["evaluate"]["policies"].remove("rwr1")  # round r2 samples from it
+    params["label"]["batch_size"] = 50
+    params["lable"], params["train"]["ppo"] = {}, {}
+    project(params)
+    *unread, unused, uneven = check_params().notes
+    assert unread == ["nothing reads the section lable", "nothing reads the section train.ppo"]
+    assert unused == "rwr3 is trained, but it is not in evaluate.policies and nothing else uses it"
+    assert "label.batch_size is 50, no multiple of feedback.sources.judge.batch_size (32)" in uneven
+
+
+def lines_of(checked, seconds: float | None = None) -> dict[str, str]:
+    """The summary by title."""
+    return {words[0]: words[1].strip() for words in (line.split(" ", 1) for line in summarise(checked, seconds))}
+
+
+def test_the_summary_counts_what_the_run_makes_and_judges(project):
+    """40 of 58 prompts are train: 2 rounds x 40 x 48 = 3,840; 6 policies x 58 x 16 = 5,568; together 9,408."""
+    project(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    checked = check_params()
+    lines = lines_of(checked)
+    assert lines["generator"] == "wan, models/tabletop/generator, WanPipeline, 10.2 MB, float32"
+    assert "58 (40 train, 18 test); 5 categories: directional_movement 14, " in lines["prompts"]
+    assert lines["rounds"] == "r1 by base 1,920 clips; r2 by rwr1 1,920 clips"
+    assert lines["policies"].endswith("dpo2 = dpo on r2 from rwr1")
+    assert lines["evaluation"].startswith("6 policies x 58 prompts x 16 samples = 5,568 clips: base; ")
+    assert lines["judges"] == (
+        "judge 9,648 (rounds 3,840, evaluation 5,568, audit, about 240); physics 5,568 (evaluation 5,568)"
+    )
+    assert lines["sampling"].startswith("9,408 clips; sampling hours = clips x seconds a clip / 3600")
+    assert lines_of(checked, 240)["sampling"] == "9,408 clips x 240 s / 3600 = 627.2 h on one device"
+    assert len(summarise(checked, None)) <= 20
+
+
+def test_the_summary_counts_the_clips_of_checkpoints_and_of_online_updates(project):
+    """600 steps with a checkpoint every 200 are 3 checkpoints x 40 prompts x 4 clips = 480."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["select"]["policies"] = ["rwr1"]
+    changes = {"engine": {"updates": 7, "batch_size": 3}}
+    ask1 = {"start": "base", "recipe": "ask-a-video", "judge": "judge", "held_out": "judge", "changes": changes}
+    params["online"]["policies"] = {"ask1": ask1}
+    project(params)
+    lines = lines_of(check_params())
+    assert lines["selection"] == "clips of checkpoints: rwr1 480"
+    assert "selection 480" in lines["judges"]
+    assert lines["online"] == "ask1 = ask-a-video from base, judge judge: 21 clips with gradient"
+
+
+def test_many_names_are_cut(project):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["policies"] |= {f"p{n}": {"start": "base", "round": "r1", "objective": "rwr"} for n in range(20)}
+    params["evaluate"]["policies"] += [f"p{n}" for n in range(20)]
+    project(params)
+    lines = lines_of(check_params())
+    assert lines["policies"].endswith("p2 = rwr on r1 from base; and 17 more")
+    assert lines["evaluation"].endswith("; p1; and 18 more")
 
 
 def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project):

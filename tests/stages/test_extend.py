@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_the_template_stands_around_the_text_of_the_same_prompt():
     assert extended(PROMPTS, rewritten, "{prompt}, slowly") == [
         prompt("p1", "a blue cup, slowly"), prompt("p2", "a round ball, slowly"),
     ]  # fmt: skip
+
+
+def test_an_extended_prompt_keeps_its_other_columns_and_has_no_files():
+    (one,) = extended([replace(PROMPTS[0], reference="real.mp4", others=(("notes", "n"),))], PROMPTS, "{prompt}")
+
+    assert (one.reference, one.others) == (None, (("notes", "n"),))  # the policy's folder is not that of the files
 
 
 def test_braces_of_a_template_or_a_text_are_no_places():
@@ -249,6 +256,7 @@ def test_a_missing_key_and_instructions_without_a_place_are_told_before_anything
 
 def test_the_command_writes_a_prompt_set_that_extends_the_first(project, server):
     answers(server, {"red ball": "the red ball rolls", "blue cup": "the blue cup"})
+    Path("prompts.csv").write_text(CSV.replace("split\n", "split,notes\n").replace("train\n", "train,mine\n"))
     options = ["--model", "m", "--base-url", f"{server.base}/v1", "--out", "longer.csv"]
 
     done = CliRunner().invoke(command.main, options)
@@ -257,6 +265,7 @@ def test_the_command_writes_a_prompt_set_that_extends_the_first(project, server)
     assert [(one.prompt_id, one.prompt, one.category, one.split) for one in load_prompts(Path("longer.csv"))] == [
         ("p1", "the red ball rolls", "falling", "train"), ("p2", "the blue cup", "lifting", "test"),
     ]  # fmt: skip
+    assert load_prompts(Path("longer.csv"))[0].others == (("notes", "mine"),)
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["extend"]["slow"] |= {"prompts": "longer.csv", "template": "{prompt}"}
     Path("params.yaml").write_text(yaml.safe_dump(params))

@@ -270,7 +270,10 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path):
         ({"questions": [ACCEPT | {"affirmative": True}]}, r"questions\[0\].affirmative: .*put Yes and No in quotes"),
         ({"questions": [ACCEPT | {"affirmative": "“Yes”"}]}, r"questions\[0\].affirmative: '“Yes”' has quotes"),
         ({"questions": [ACCEPT | {"negative": '"No"'}]}, r"questions\[0\].negative: '\"No\"' has quotes"),
-        ({"questions": [ACCEPT | {"affirmative": "Yes", "negative": "yes, not"}]}, "begins with the same word as its"),
+        (
+            {"questions": [ACCEPT | {"affirmative": "Yes", "negative": "yes, not"}]},
+            ".* begins with the same word as its",
+        ),
         ({"questions": [ACCEPT | {"wanted": "perhaps"}]}, r"questions\[0\].wanted is 'perhaps'"),
         ({"questions": [ACCEPT | {"negative": 7}]}, r"questions\[0\].negative is 7, expected a valid string"),
         (
@@ -278,7 +281,6 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path):
             r"questions\[0\].negative is 'accept', which begins with the same word",
         ),
         ({"questions": [ACCEPT | {"ask": " "}]}, r"questions\[0\].ask: ' ' is empty"),
-        ({"questions": [ACCEPT | {"wanted": "yes"}]}, r"questions\[0\].wanted is 'yes', expected a valid boolean"),
         ({"questions": [ACCEPT | {"wanted": None}]}, r"questions\[0\].wanted is null"),
         ({"instructions": "judge the video"}, r"questions\[0\].ask: neither"),
     ]

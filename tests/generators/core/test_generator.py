@@ -277,9 +277,9 @@ def test_a_wrong_argument_is_named(tiny_wan):
         ({"family": "sora"}, "generator.family is 'sora'; known are wan, and dotted paths"),
         ({"dtype": "float16"}, "dtype: found 'float16'; known are float32, bfloat16"),
         ({"parts": ("transformer", "unet")}, "parts: found unet"),
-        ({"path": "models/tabletop/absent"}, "models/tabletop/absent: no such folder"),
-        ({"path": "tests"}, "tests: not a diffusers pipeline folder"),
-        ({"path": "nobody/nothing"}, "nobody/nothing: neither a local folder nor"),
+        ({"path": "models/tabletop/absent"}, "path: 'models/tabletop/absent' is no folder, and no hub id of the form"),
+        ({"path": "tests"}, "path: tests has no model_index.json; wanted is a diffusers pipeline folder"),
+        ({"path": "nobody/nothing"}, "path: nobody/nothing is no local folder, and could not be looked up as a hub id"),
     ):
         with pytest.raises(ValueError, match=message):
             load_generator(**{"family": "wan", "path": str(tiny_wan), **arguments})
@@ -296,8 +296,8 @@ def test_a_users_own_family_is_loaded_by_its_dotted_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "FluxPipeline"}, "a FluxPipeline; family wan reads WanPipeline"),
-        ({"boundary_ratio": 0.875}, "a Wan2.2 pipeline"),
+        ({"_class_name": "FluxPipeline"}, "a FluxPipeline; family wan reads a WanPipeline"),
+        ({"boundary_ratio": 0.875}, "a WanPipeline of Wan2.2"),
     ],
 )
 def test_a_pipeline_that_wan_cannot_be_is_an_error(tiny_wan, tmp_path, changes, message):

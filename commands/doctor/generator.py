@@ -1,0 +1,41 @@
+"""Whether the generator of params.yaml can be read on this machine, and makes the clips that params.yaml wants."""
+
+from pathlib import Path
+
+from commands.doctor.machine import BROKEN, NOTE, OK, Finding
+from generators.core.checkpoint import Checkpoint, NotReachedError
+from generators.core.rollout import VideoSize
+from pipeline.check import check_generator
+from pipeline.configs import GeneratorConfig
+from pipeline.summary import generator_line
+
+WHAT = "generator"
+
+
+def find_generator(config: GeneratorConfig, video: VideoSize) -> Finding:
+    """The line of the generator. No weights are read."""
+    try:
+        checkpoint = check_generator(config, video)
+    except NotReachedError as error:
+        return Finding(NOTE, WHAT, str(error))
+    except ValueError as error:
+        return Finding(BROKEN, WHAT, str(error))
+    line = generator_line(config, checkpoint)
+    if checkpoint is None:
+        return Finding(NOTE, WHAT, f"{line}; not looked into: this family has no function examine")
+    if not Path(config.path).is_dir() and (missing := _missing(checkpoint)):
+        return Finding(NOTE, WHAT, f"{line}; {missing}")
+    return Finding(OK, WHAT, line)
+
+
+def _missing(checkpoint: Checkpoint) -> str | None:
+    """What a hub id's cache lacks; None where it has all weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if checkpoint.files is None:
+        return "the Hub is not reached, so nothing is known of the weights in its cache"
+    weights = [name for name in checkpoint.files if name.endswith(".safetensors")]
+    revision = checkpoint.revision or "main"
+    cached = [try_to_load_from_cache(checkpoint.path, name, revision=revision) for name in weights]
+    absent = sum(not isinstance(one, str) for one in cached)
+    return f"{absent} of {len(weights)} files of weights are downloaded at first use" if absent else None

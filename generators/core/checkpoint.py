@@ -1,0 +1,163 @@
+"""What is known of a generator's checkpoint without its weights: its files, their sizes and its small configs.
+
+Of a hub id these come from the Hub, or from its cache where the Hub cannot be reached. No weights are downloaded.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INDEX = "model_index.json"
+WANTED = f"wanted is a diffusers pipeline folder, with a {INDEX}, or the hub id of one (Wan's end in -Diffusers)"
+HUB_ID = r"[\w.-]+/[\w.-]+"
+PATIENCE = 5.0  # seconds for the Hub's answer
+LORAS = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")  # weights of a whole model in one file
+WEIGHTS = re.compile(r".*/(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # what from_pretrained looks for
+POINTER = 1024  # bytes; a file of weights below it is git-lfs's pointer, or half a download
+
+
+class NotReachedError(ValueError):
+    """Nothing is known of a hub id: the Hub cannot be reached, and its cache does not hold the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A diffusers pipeline, local or on the Hub, without its weights."""
+
+    path: str
+    revision: str | None  # of a hub id
+    files: Mapping[str, int] | None  # bytes by path within it; None: the Hub was not reached
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of its weights; None where the Hub was not reached."""
+        return None if self.files is None else sum(n for name, n in self.files.items() if name.endswith(".safetensors"))
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A JSON file in it, such as vae/config.json. Raises ValueError where it is missing or no JSON mapping."""
+        if self.files is not None and name not in self.files:
+            raise ValueError(f"path: {self.path} has no {name}")
+        file = Path(self.path, name) if Path(self.path).is_dir() else _downloaded(self, name)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"path: {self.path}: {name} cannot be read ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"path: {self.path}: {name} holds {str(found)[:40]!r}, expected a JSON object")
+        return found
+
+    def check_folders(self, weights: Iterable[str], files: Iterable[str]) -> None:
+        """Raises ValueError for a missing folder, and for one of `weights` without whole safetensors."""
+        if self.files is None:
+            return
+        for part in (*weights, *files):
+            if not any(name.startswith(f"{part}/") for name in self.files):
+                raise ValueError(f"path: {self.path} has no folder {part}")
+        for part in weights:
+            self._check_weights(part, {name: size for name, size in self.files.items() if name.startswith(f"{part}/")})
+
+    def _check_weights(self, part: str, inside: Mapping[str, int]) -> None:
+        there = [name for name in inside if WEIGHTS.fullmatch(name)]
+        if not there:
+            others = [name for name in inside if name.endswith((".bin", *SINGLE))]
+            found = f"no weights in {part}" if not others else f"only {', '.join(others)} in {part}"
+            raise ValueError(f"path: {self.path} has {found}; wanted is *model.safetensors (no pickle, no variant)")
+        if small := [name for name in there if inside[name] < POINTER]:
+            raise ValueError(
+                f"path: {self.path}: {small[0]} has {inside[small[0]]} bytes and is no weights: a git-lfs pointer (git "
+                "lfs pull), or half a download"
+            )
+        shards = (set(self.config(name)["weight_map"].values()) for name in inside if name.endswith(".index.json"))
+        if absent := sorted({f"{part}/{name}" for listed in shards for name in listed} - inside.keys()):
+            raise ValueError(f"path: {self.path} lacks {len(absent)} files of weights, such as {absent[0]}")
+
+
+def open_checkpoint(path: str, revision: str | None) -> Checkpoint:
+    """The checkpoint that is a local folder or a hub id, with a model_index.json.
+
+    Raises ValueError that says what is there instead, NotReachedError where nothing is known of a hub id.
+    """
+    folder = Path(path)
+    if path and folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision: {revision!r}, but {path} is a local folder: null")
+        files = {
+            file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()
+        }
+        found = Checkpoint(path, None, files)
+    elif folder.is_file():
+        raise ValueError(f"path: {path} is a file, and single-file checkpoints are not read; {WANTED}")
+    elif not re.fullmatch(HUB_ID, path):
+        raise ValueError(f"path: {path!r} is no folder, and no hub id of the form owner/name")
+    else:
+        found = _on_the_hub(path, revision)
+    if found.files is not None and INDEX not in found.files:
+        raise ValueError(f"path: {path} {_instead(found)}; {WANTED}")
+    return found
+
+
+def _instead(checkpoint: Checkpoint) -> str:
+    """What a folder without a model_index.json is."""
+    files = checkpoint.files or {}
+    if not files:
+        return "is an empty folder"
+    if inner := [name.removesuffix(f"/{INDEX}") for name in files if name.endswith(f"/{INDEX}")]:
+        return f"has no {INDEX}, but {checkpoint.path}/{inner[0]} has one"
+    if any(name in files for name in LORAS):
+        return "is a LoRA (a policy), not the generator under it"
+    config = checkpoint.config("config.json") if "config.json" in files else {}
+    if name := config.get("_class_name"):
+        return f"is a single {name}, or a checkpoint in its authors' own form"
+    if name := config.get("architectures") or config.get("model_type"):
+        return f"is a transformers model ({name[0] if isinstance(name, list) else name}), no video generator"
+    if single := [name for name in files if "/" not in name and name.endswith(SINGLE)]:
+        return f"is a single-file checkpoint ({single[0]}), which is not read"
+    return f"has no {INDEX}"
+
+
+def _on_the_hub(path: str, revision: str | None) -> Checkpoint:
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(path, revision=revision, files_metadata=True, timeout=PATIENCE)
+    except (HTTPError, ConnectionError) as error:  # the latter where HF_HUB_OFFLINE is set
+        if refused := _refusal(path, revision, error):
+            raise ValueError(refused) from error
+        return Checkpoint(path, revision, None)
+    return Checkpoint(path, revision, {one.rfilename: one.size or 0 for one in info.siblings or ()})
+
+
+def _downloaded(checkpoint: Checkpoint, name: str) -> Path:
+    """A small file of a hub id, from the cache where it is there."""
+    from httpx2 import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    path, reached = checkpoint.path, checkpoint.files is not None
+    try:
+        return Path(hf_hub_download(path, name, revision=checkpoint.revision, local_files_only=not reached))
+    except (HTTPError, LocalEntryNotFoundError) as error:
+        if refused := _refusal(path, checkpoint.revision, error):
+            raise ValueError(refused) from error
+        raise NotReachedError(
+            f"path: {path} is no local folder, and could not be looked up as a hub id: the Hub cannot be reached from "
+            f"here, and its cache has no {name}"
+        ) from error
+
+
+def _refusal(path: str, revision: str | None, error: Exception) -> str | None:
+    """What is wrong where the Hub refuses; None where it was not reached."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"path: {path} is gated on the Hub: accept its terms there, and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"path: {path} is no local folder, and on the Hub it is absent, or private (HF_TOKEN)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"revision: {path} on the Hub has no {revision!r}"
+    return None
