@@ -70,6 +70,8 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
         write_lines(folder / "known.jsonl", rows)
         (folder / "audit.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         facts = judge_identity(source, given) | {key: figures[key] for key in ("accuracy", "clips")}
+        if figures.get("decided"):  # ties make no pairs, so `label` warns of preferences that are wrong
+            facts |= {"accuracy": figures["decided_accuracy"], "clips": figures["decided"]}
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
     write_metrics(metrics, figures)

@@ -116,7 +116,7 @@ def test_the_masses_of_the_words_are_summed_over_their_spellings():
 
 def test_a_token_that_begins_both_words_counts_for_neither():
     alike = Question("q", "?", "Accept", "Abort", True, True)
-    assert word_masses({"A": -0.1, "Ac": -1.0}, alike) == pytest.approx((math.exp(-1.0), 0.0))
+    assert word_masses({"A": -0.1, "Ac": -1.0}, alike) == pytest.approx((math.exp(-1.0), 0.0, 0.0))
 
 
 def test_words_that_are_not_among_the_tokens_have_no_probability():

@@ -69,7 +69,9 @@ def make_clips(folder: Path, prompts: int = 1, policy: str = "base", brightness:
     ]  # fmt: skip
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish({f"p{n}": torch.zeros(1, 1) for n in range(prompts)}, torch.zeros(1, 1), {"policy": policy})
+    writer.finish(
+        {f"p{n}": torch.zeros(1, 1) for n in range(prompts)}, torch.zeros(1, 1), {"set": "r1", "policy": policy}
+    )
     return ClipSet.open(folder)
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
-import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,6 @@ def test_several_raters_decide_by_their_number(clips, ledger, tmp_path):
 
 
 def _votes(pairs, votes):
-    from dataclasses import replace
-
     return [replace(pair, first=replace(pair.first, votes=votes)) for pair in pairs]
 
 
@@ -173,11 +172,7 @@ def test_arrows_and_the_equals_sign_rate_pairs_side_by_side(chromium: Browser, c
         first, second = (videos.nth(place).bounding_box() for place in (0, 1))
         assert first["width"] == second["width"] and first["width"] % 32 == 0 and first["x"] < second["x"]
         assert tab.evaluate("document.documentElement.scrollHeight <= innerHeight")
-        assert (
-            "base" not in json.dumps(tab.evaluate("view")) and "clip" not in tab.content().split("<script>")[0][-500:]
-        )
-        if folder := os.environ.get("SCREENSHOTS"):
-            tab.screenshot(path=f"{folder}/rating-pair.png")
+        assert not re.search(r"clip\d|policy|base|source", json.dumps(tab.evaluate("view")))  # blind
         keys = list(rated.items)
         for count, key in enumerate(("ArrowLeft", "ArrowRight", "=", "u"), start=1):
             press(tab, key, f"view.rated == {count}")
