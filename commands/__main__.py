@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from data.version import version
+
 COMMANDS = {  # name -> what it does; the module is commands.<name>
     "check": "Check params.yaml as a whole, in seconds, and print what it asks for.",
     "plan": "List what dvc repro would run, and whether sampling is among it.",
@@ -37,6 +39,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands)
+@click.version_option(version(), prog_name="vfrl", message="%(prog)s %(version)s")
 def main() -> None:
     """Look at and control an RL fine-tuning run. `dvc repro` runs the pipeline itself."""
 

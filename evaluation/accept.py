@@ -14,6 +14,7 @@ from evaluation.selection import BestOf, TopK, take_best_of
 from evaluation.sets import EvaluationSet, check_paired, scores
 
 BASE = "base"
+BEST_OF = "best_of"  # the kind of a baseline that chooses among the base's clips
 ROUND_COUNTS = ("samples", "accepted", "rejected", "unlabelled")
 MAX_UNLABELLED = 0.05  # share of a policy's clips; above it a rate may differ much from that of all clips
 
@@ -111,28 +112,29 @@ def as_json(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def headline(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What `dvc metrics` compares between runs, as numbers by name.
+def headline(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """What `dvc metrics` compares between runs: two numbers a policy, on all clips.
 
-    policy -> judge -> split -> accept rate, or of a metric mean score, and minus_base, the difference on all clips,
-    with its low and high; and `judges agree`, pair of judges -> kappa over clips. A policy's name has no space, so the
-    two cannot meet.
+    `rwr1` is its accept rate under the first judge that labels clips, in per cent, and `Δrwr1` the paired difference
+    to base in points; where no judge labels, mean scores of the first. Baselines that choose among the base's clips are
+    left out. Names of policies are lower-case ASCII, so the keys are distinct.
     """
-    found = {name: _headline_of(policy) for name, policy in summary["policies"].items()}
-    agree = {pair: {"kappa": one["kappa"]} for pair, one in summary["agreement"]["clips"].items()}
-    return found | ({"judges agree": agree} if agree else {})
-
-
-def _headline_of(policy: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for judge, splits in policy["accept"].items():
-        found[judge] = {split: one["rate"] for split, one in splits.items()}
-        if "minus_base" in policy:
-            found[judge]["minus_base"] = policy["minus_base"][judge][ALL]
-    for judge, splits in policy["scores"].items():
-        if judge not in policy["accept"]:
-            found[judge] = {split: one["mean"] for split, one in splits.items()}
+    policies = {
+        name: one for name, one in summary["policies"].items() if (one["baseline"] or {}).get("kind") != BEST_OF
+    }
+    labels = bool(policies[BASE]["accept"])
+    means, minus_base, scale = ("accept", "minus_base", 100) if labels else ("scores", "score_minus_base", 1)
+    judge = next(iter(policies[BASE][means]))
+    found: dict[str, float | None] = {}
+    for name, one in policies.items():
+        found[name] = _scaled(one[means][judge][ALL]["rate" if labels else "mean"], scale)
+        if minus_base in one:
+            found[f"Δ{name}"] = _scaled(one[minus_base][judge][ALL]["diff"], scale)
     return found
+
+
+def _scaled(value: float | None, scale: int) -> float | None:
+    return None if value is None else round(scale * value, 2)
 
 
 def plot_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -162,7 +164,7 @@ def _best_of_base(
     taken = take_best_of(ranked, clips.prompt_ids, how.n)
     own = {key: {judge: only(values, taken) for judge, values in base[key].items()} for key in ("accept", "scores")}
     facts = {
-        "kind": "best_of",
+        "kind": BEST_OF,
         "of": BASE,
         "judge": how.judge,
         "n": how.n,

@@ -101,16 +101,16 @@ def keep(points: Sequence[Mapping[str, Any]], rule: str) -> int:
 
 
 def plot_rows(points: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[dict[str, Any]]:
-    """The points for `dvc plots` and the report: step, each judge's rate under its name, and all of it in `rates`.
+    """The points for `dvc plots` and the report: a row for each step and judge, the judge that selects first.
 
-    rates: judge -> rate, low, high, n; the judge that selects is the first.
+    A row has step, judge, rate, low, high and n.
     """
-    rows = []
-    for point in points:
-        of = {judge: point if judge == judges[0] else point[judge] for judge in judges}
-        rates = {judge: {key: found[key] for key in RATE} for judge, found in of.items()}
-        rows.append({"step": point["step"], **{judge: one["rate"] for judge, one in rates.items()}, "rates": rates})
-    return rows
+    return [
+        {"step": point["step"], "judge": judge, **{key: found[key] for key in RATE}}
+        for point in points
+        for judge in judges
+        for found in (point if judge == judges[0] else point[judge],)
+    ]
 
 
 def in_words(points: Sequence[Mapping[str, Any]], measured: bool) -> str:

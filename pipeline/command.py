@@ -15,10 +15,13 @@ from data.manifest import StoreError, atomically
 
 ROOT = Path(__file__).parent.parent
 TOLD = (ValueError, ArithmeticError, StoreError)  # what our libraries raise to say what is wrong, and what is right
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as a shell's
 
 PATH = click.Path(path_type=Path)
 out_option = click.option("--out", type=PATH, required=True, help="Folder to write.")
-metrics_option = click.option("--metrics", type=PATH, required=True, help="JSON file for `dvc metrics`.")
+metrics_option = click.option(
+    "--metrics", type=PATH, required=True, help="JSON file to write: the figures of the stage."
+)
 device_option = click.option(
     "--device", default="auto", envvar="STAGE_DEVICE", show_envvar=True, help="auto, cpu, cuda or tpu."
 )
@@ -43,6 +46,9 @@ def stage_command(function: Callable[..., None]) -> click.Command:
             logging.getLogger(chatty).setLevel("WARNING")
         try:
             function(**options)
+        except KeyboardInterrupt as error:
+            click.echo(f"\n{str(error) or 'Interrupted.'}", err=True)  # click would print "Aborted!"
+            raise click.exceptions.Exit(INTERRUPTED) from error
         except (*TOLD, OSError) as error:
             if not isinstance(error, OSError) and not _raised_by_us(error):
                 raise  # a library's own complaint in the middle of our code is a bug, and keeps its traceback
@@ -53,9 +59,9 @@ def stage_command(function: Callable[..., None]) -> click.Command:
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """A small JSON file for `dvc metrics`; nothing volatile, so that equal runs give equal bytes."""
+    """A small JSON file in metrics/; nothing volatile, so that equal runs give equal bytes."""
     with atomically(path) as partial:
-        partial.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _raised_by_us(error: BaseException) -> bool:

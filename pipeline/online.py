@@ -61,6 +61,7 @@ class Judges(NamedTuple):
 
     training: "list[WeightedJudge]"  # of augmented frames
     plain: "list[WeightedJudge]"  # the same without augmentation, for the check
+    versions: dict[str, str]  # of each one's model, by name
 
 
 def run(
@@ -104,7 +105,8 @@ def run(
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
         check = HeldOutCheck(generator, judges.plain, held_out, chosen, size, sampling, work / "looks")
     # 3. The run
-    origin = {"recipe": asdict_of(recipe), "judge": job.judge, "held_out": job.held_out}
+    named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
+    origin = {"recipe": asdict_of(recipe), **named}
     decode = partial(decode_frames, generator, decoding=recipe.decoding)
     add = partial(keep_inputs, asks, overlay)
     conditions = conditions_of(generator, prompts, size)
@@ -127,7 +129,7 @@ def metric_judges(blocks: Mapping[str, Any], prompts: Sequence[Prompt], augment:
         _weighted([MetricJudge(name, metric, texts, one) for name, metric in loaded.items()])
         for one in (augment, Augmentation())
     )
-    return Judges(training, plain)
+    return Judges(training, plain, {name: metric.model_version for name, metric in loaded.items()})
 
 
 def vlm_judges(
@@ -156,7 +158,7 @@ def vlm_judges(
         ])
         for augment in (recipe.augment, Augmentation())
     )  # fmt: skip
-    return Judges(training, plain)
+    return Judges(training, plain, {name: one.version for name, one in loaded.items()})
 
 
 def written_asks(

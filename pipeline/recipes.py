@@ -51,8 +51,9 @@ class Recipe(NamedTuple):
 
 
 def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> Recipe:
-    """A recipe of the folder: common.yaml, overridden by the recipe's file, overridden by an entry's changes.
+    """A recipe: common.yaml, overridden by the recipe's file, overridden by an entry's changes.
 
+    name: of a file in the folder, or the path of one elsewhere.
     changes: by section and key, such as {engine: {updates: 40}}.
     Raises ParamsError naming the file, the section and the key that is unknown, missing or has a wrong value.
     """
@@ -67,12 +68,9 @@ def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) ->
         "engine": OnlineConfig, "judge": JudgeSettings, "questions": Writing, "decoding": Decoding,
         "augment": Augmentation, "sampling": SamplingSettings,
     }  # fmt: skip
-    known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != COMMON)
-    if name not in known:
-        raise ParamsError(f"recipe {name!r} is unknown; known are {', '.join(known)}")
-    path = folder / f"{name}.yaml"
+    common, path = recipe_files(name, folder)
     _check_changes(changes, classes)
-    given = merged(merged(load_params(folder / f"{COMMON}.yaml"), load_params(path)), changes)
+    given = merged(merged(load_params(common), load_params(path)), changes)
     if unknown := sorted(set(given) - set(classes)):
         raise ParamsError(f"{path}: section {unknown[0]} is unknown; known are {', '.join(classes)}")
     read: dict[str, Any] = {
@@ -84,6 +82,18 @@ def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) ->
     if problem := _problem(recipe, QUESTION, sorted(LOSSES)):
         raise ParamsError(f"{path}: {problem}")
     return recipe
+
+
+def recipe_files(name: str, folder: Path = FOLDER) -> tuple[Path, Path]:
+    """common.yaml and the file of a recipe: a name in the folder, or the path of a YAML file of one's own.
+
+    Raises ParamsError where it is neither.
+    """
+    known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != COMMON)
+    path = folder / f"{name}.yaml" if name in known else Path(name)
+    if name not in known and not path.is_file():
+        raise ParamsError(f"recipe {name!r} is unknown; known are {', '.join(known)}, and the paths of YAML files")
+    return folder / f"{COMMON}.yaml", path
 
 
 def _check_changes(changes: Mapping[str, Any], classes: Mapping[str, type]) -> None:

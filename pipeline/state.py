@@ -27,6 +27,10 @@ OUTPUTS = ("runs", "metrics", "report-out")  # folders that the stages write int
 ROOT = Path(__file__).parent.parent
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a stage; the text says what is kept, and what the next run does."""
+
+
 class StateError(click.ClickException):
     """Why a stage cannot start; the command ends with this message and exit code 1."""
 
@@ -51,7 +55,7 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
     Other params, inputs or code mean another folder, and the older ones are deleted. Under torchrun the first process
     does all of this; the others get the folder.
     From here on the process ends when the one that started it does. Raises StateError while another run holds the
-    stage.
+    stage, and Interrupted in place of a KeyboardInterrupt.
     """
     home = root / "-".join([stage, *out.parts])
     work = home / identity(params, inputs)
@@ -67,8 +71,19 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         if work.exists():
             logger.info("%s: resuming from %s", home.name, work)
         work.mkdir(exist_ok=True)
-        yield work
+        try:
+            yield work
+        except KeyboardInterrupt:
+            raise Interrupted(_what_is_kept(work)) from None
         shutil.rmtree(work)
+
+
+def _what_is_kept(work: Path) -> str:
+    if any(path.is_file() for path in work.rglob("*")):
+        return (
+            f"Interrupted. What is finished is kept in {work}: run the same command again, and it goes on from there."
+        )
+    return "Interrupted. Nothing was finished yet: run the same command again, and it starts afresh."
 
 
 def identity(params: Any, inputs: Sequence[Path]) -> str:

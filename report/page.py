@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.accept import as_json
+from evaluation.checkpoints import RATE
 from evaluation.sets import EvaluationSet
-from report import figures, lineage, table
+from report import figures, lineage, methods, table
 from report.gallery import write_gallery
 from report.html import render
 from report.playable import Encoded
@@ -32,8 +33,9 @@ def write_page(
 ) -> None:
     """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
-    summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `audit` and `select`
-        (`read_measured`, `read_selected`). sets: evaluation sets by policy; a baseline that is only computed has none.
+    summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `methods`
+        (`report.methods.read_methods`), `audit` and `select` (`read_measured`, `read_selected`).
+    sets: evaluation sets by policy; a baseline that is only computed has none.
     logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
     encoded: folder that keeps the gallery's encoded clips for the next report; None keeps none.
     Equal inputs give equal bytes.
@@ -81,13 +83,16 @@ def read_selected(folder: Path) -> dict[str, Any]:
 
 
 def _selected(document: Mapping[str, Any]) -> dict[str, Any]:
-    judge, *others = document["curve"][0]["rates"]
-    points = [
-        {"step": row["step"], **row["rates"][judge], "others": {name: row["rates"][name] for name in others}}
-        for row in document["curve"]
-    ]
+    points: dict[int, dict[str, Any]] = {}
+    for row in document["curve"]:  # a step's first row is of the judge that selects
+        found = {key: row[key] for key in RATE}
+        if row["step"] in points:
+            points[row["step"]]["others"][row["judge"]] = found
+        else:
+            points[row["step"]] = {"step": row["step"], **found, "others": {}}
+    judge = document["curve"][0]["judge"]
     measured = [name for name, is_metric in document["measured"].items() if is_metric]
-    return {"judge": judge, "measured": measured, "kept": document["kept"], "curve": points}
+    return {"judge": judge, "measured": measured, "kept": document["kept"], "curve": list(points.values())}
 
 
 def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
@@ -135,6 +140,7 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         audit=table.audit_table(summary),
         audit_categories=table.audit_categories(summary),
         select=table.select_table(summary),
+        methods=methods.tables(summary.get("methods")),
         round_votes=round_votes,
         vote_columns=list(next(filter(None, round_votes.values()), {})),
         voted=any(round_votes.values()) or any(table.VOTES_AGREE in one.columns for one in accept_tables),

@@ -9,7 +9,7 @@ import click
 
 from pipeline.command import PATH, out_option, stage_command
 from pipeline.configs import GeneratorConfig
-from pipeline.params import load_params, section
+from pipeline.params import section
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ def main(out: Path, inputs: Path) -> None:
     from data.manifest import write_manifest
     from generators.core.identity import identify
     from pipeline.check import check_params
+    from pipeline.graph import needed_sources
     from pipeline.inputs import write_inputs
     from pipeline.summary import headline
 
@@ -32,7 +33,7 @@ def main(out: Path, inputs: Path) -> None:
     generator = section("generator", GeneratorConfig)
     for folder in (out, inputs):
         shutil.rmtree(folder, ignore_errors=True)
-    write_inputs(load_params(), inputs)
+    write_inputs(checked.params, inputs, needed_sources(checked.params))
     out.mkdir(parents=True)
     found = identify(generator.family, generator.path, generator.revision)
     (out / "policy.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -27,7 +27,9 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     clip_set = ClipSet.open(clips)
     labelled = open_labels(labels, clips, clip_set.samples)
     config = build_config(labelled.source)
-    made, by = {"round": clip_set.manifest["facts"]["set"]}, {"source": labelled.source, "reward": config.reward}
+    judged = {key: labelled.facts[key] for key in ("model", "model_versions", "rubric", "rubric_hash", "votes")}
+    made = {"round": clip_set.manifest["facts"]["set"]}
+    by = {"source": labelled.source, "judge": judged, "reward": config.reward}
     with stage_state("build", out, config, [clips, labels]) as work:
         name = f"{made['round']}/{labelled.source}"
         preferences = read_preferences(labels, "labels") if compares(labelled.facts) else None

@@ -8,7 +8,7 @@ import click
 
 from pipeline.command import PATH, out_option, stage_command
 from pipeline.configs import ReportConfig
-from pipeline.params import section
+from pipeline.params import block, section
 from pipeline.state import STATE, stage_state
 
 
@@ -22,18 +22,22 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     """Write the report: index.html, gallery.html, summary.json and the clips that they show."""
     from data.manifest import publish, read_manifest, write_manifest
     from evaluation.sets import load_set
+    from report.methods import read_methods
     from report.page import read_logs, read_measured, read_selected, read_trained, write_page
     from report.table import judges, measuring
 
     config = section("report", ReportConfig)
     audit, select, prefer = metrics / "audit", metrics / "select", metrics / "eval-prefer"
-    with stage_state("report", out, config, [evaluation, sets, policies, audit, select, prefer]) as work:
+    clips = {"prompts": block("prompts")["path"], **block("video")}
+    sampling = {"rounds": block("generate") | clips, "evaluation": block("evaluate.generate") | clips}
+    with stage_state("report", out, (config, sampling), [evaluation, sets, policies, audit, select, prefer]) as work:
         read_manifest(evaluation, "evaluation")
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
         names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]
         sources = dict.fromkeys(judge.partition("/")[0] for judge in [*judges(summary), *measuring(summary)])
         evaluated = {name: load_set(sets / name, list(sources)) for name in names}
         summary["trained"] = read_trained(policies, names)
+        summary["methods"] = read_methods(policies, sets, names, sources, sampling)
         measured = {
             "audit": read_measured(audit),
             "select": read_selected(select),

@@ -220,18 +220,56 @@ def test_a_stage_declares_the_params_that_it_reads_and_no_others():
         assert declared == params_read_by(name), name
 
 
+def written_by(stage: dict) -> dict[str, dict]:
+    """The options of everything that a stage writes, by path."""
+    entries = [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]
+    return {path: options for entry in entries for path, options in as_mapping(entry).items()}
+
+
+def as_mapping(entry: str | dict) -> dict[str, dict]:
+    return entry if isinstance(entry, dict) else {entry: {}}
+
+
 def test_every_path_on_a_command_line_is_declared():
     for name, stage in STAGES.items():
-        outs = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
-        metrics = [next(iter(metric)) for metric in stage.get("metrics", [])]
         words = {word for word in stage["cmd"].split() if "/" in word or word == "report-out"}
         inputs = {dep for dep in stage.get("deps", []) if dep.startswith(("runs/", "metrics/"))}
         inputs -= {dep for dep in inputs if dep.startswith("runs/inputs/")}  # what params.yaml names, read by its name
-        made = {*outs, *metrics} - {f"models/tabletop/{model}" for model in MODELS}
+        made = set(written_by(stage)) - {f"models/tabletop/{model}" for model in MODELS}
         assert words - {"models/tabletop"} == {*inputs, *made}, name
-        assert all(
-            metric[path]["cache"] is False for metric, path in zip(stage.get("metrics", []), metrics, strict=True)
-        )
+
+
+def test_dvc_metrics_shows_the_headline_alone():
+    shown = [path for stage in STAGES.values() for entry in stage.get("metrics", []) for path in as_mapping(entry)]
+    assert shown == ["metrics/evaluate.json"]
+
+
+def test_dvc_can_restore_every_run_since_what_is_not_cached_is_a_metric():
+    for name, stage in STAGES.items():
+        if name != "pretrain":  # frozen
+            outs = [*stage["outs"], *stage.get("plots", [])]
+            assert all(
+                (options or {}).get("cache", True) for entry in outs for options in as_mapping(entry).values()
+            ), name
+
+
+SAMPLING, LABELLING = (
+    {"generate", "generate-select", "eval-generate"},
+    {"label", "label-compare", "label-select", "eval-label"},
+)
+READERS = {
+    "generator.json": SAMPLING | {"train", "train-compare", "online"},
+    "prompts.json": SAMPLING | {"audit", "online", "extend"},
+    "references.json": {"audit", "online"},
+    "sources/": LABELLING | {"audit", "online"},
+    "online/": {"online"},
+}
+
+
+def test_what_params_name_is_an_input_of_the_stages_that_read_it_and_of_no_others():
+    for entry, readers in READERS.items():
+        deps = {name: stage.get("deps", []) for name, stage in STAGES.items()}
+        assert {name for name in deps if any(f"runs/inputs/{entry}" in dep for dep in deps[name])} == readers, entry
 
 
 MODELS = ("generator", "judge", "second_judge", "clip")
@@ -340,7 +378,7 @@ def with_stand_ins() -> dict:
     for name, written in document["stages"].items():
         stage = written.get("do", written)
         stage["deps"] = [dep for dep in stage.get("deps", []) if dep.startswith(("runs/", "metrics/", "models/"))]
-        writes = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"] + stage.get("metrics", [])]
+        writes = list(written_by(stage))
         key = "${key}" if "foreach" in written or "matrix" in written else ""
         stage["cmd"] = f"python -S -E stand_in.py {name}@{key} {','.join(stage['deps']) or '-'} {','.join(writes)}"
     return document
@@ -391,4 +429,5 @@ DEPEND_ON_THE_JUDGE = {
 def test_swapping_the_judge_runs_what_depends_on_it_and_swapping_back_runs_nothing(swapping):
     assert swapping("physics") == DEPEND_ON_THE_JUDGE  # not r1's clips, nor sft1 and its evaluation
     # Nothing runs twice, and an edit of a source that is not used runs nothing.
-    assert swapping("judge", physics={"kind": "physics", "threshold": 1}) == set()
+    people = default_params()["feedback"]["sources"]["people"]
+    assert swapping("judge", people=people | {"raters": ["me", "you"]}) == set()

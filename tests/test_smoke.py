@@ -119,6 +119,26 @@ def test_a_plan_lists_what_a_change_runs_and_what_follows_without_running_it(hom
         (home / "params.yaml").write_text(before)
 
 
+def test_dvc_shows_two_numbers_a_policy_and_draws_its_plots_without_a_complaint(home):
+    policies = yaml.safe_load((home / "params.yaml").read_text())["evaluate"]["policies"]
+    metrics = json.loads((home / "metrics/evaluate.json").read_text())
+    assert set(metrics) == {*policies, *(f"Δ{name}" for name in policies if name != "base")}
+    shown = run(home, *DVC, "metrics", "show")
+    assert len(shown.splitlines()) == 2 and max(map(len, shown.splitlines())) <= 120
+    assert "failed" not in run(home, *DVC, "plots", "show")
+
+
+def test_policy_json_and_the_report_name_judge_rubric_and_versions_by_hash(home):
+    facts = json.loads((home / "runs/policies/rwr1/policy.json").read_text())
+    labels = json.loads((home / "runs/r1/labels/judge/manifest.json").read_text())["facts"]
+    base = json.loads((home / "runs/policies/base/policy.json").read_text())
+    assert facts["generator"] == base and facts["judge"]["rubric_hash"] == labels["rubric_hash"]
+    assert [entry["from_step"] for entry in facts["made_with"]] == [0]
+    page = (home / "report-out/index.html").read_text()
+    for shown in (base["fingerprint"][:12], labels["rubric_hash"], facts["made_with"][0]["versions"]["torch"]):
+        assert shown in page
+
+
 def test_an_online_policy_stands_in_the_report_with_what_its_judges_said(home):
     rows = [json.loads(line) for line in (home / "runs/policies/ask1/log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]

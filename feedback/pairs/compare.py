@@ -16,8 +16,9 @@ from data.preferences import COMPARISONS, PREFERENCES, Tally, tally, win_shares
 from data.records import Comparison, Label, Preference, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.label import REPLY_LENGTH, requests_for, spread
-from feedback.core.source import FAILED, UNRATED, LabelError
+from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, LabelError
 from feedback.pairs.outcome import prefer
+from feedback.pairs.people import rate_command
 from feedback.pairs.plan import round_robin
 from feedback.pairs.shown import Comparer, ShownPair
 
@@ -84,6 +85,11 @@ def compare_pairs(
     missing = [pair for pair in pairs if frozenset(pair.ids) not in found]
     found |= _ask(source, missing, max_failed, _Commits(work, batch_size) if work else None, len(found))
     rows = [row for pair in pairs for row in found[frozenset(pair.ids)]]
+    if all((row.error or "").startswith(UNRATED) for row in rows):
+        raise LabelError(
+            f"{source.name}: none of {len(pairs)} pairs is compared. Compare some with\n"
+            f"  {rate_command(source.name, pairs, raters(source)[0])}"
+        )
     if all(row.error is not None for row in rows):
         raise ValueError(f"{source.name} answered about none of {len(pairs)} pairs; the first error: {rows[0].error}")
     both = not raters(source)
@@ -140,14 +146,21 @@ def compare_clip_set(
     write_compared(folder, compared)
     write_rows(folder / VERDICTS, verdicts, Verdict)
     write_rows(folder / LABELS, [_label(one) for one in verdicts], Label)
+    alone = {sample.sample_id for sample in clip_set.samples} - shares.keys()
+
+    def lacking(beginning: str) -> int:
+        """Clips without an answer that are in a pair with an error that begins so."""
+        rows = [row for row in compared.comparisons if (row.error or "").startswith(beginning)]
+        return len(alone & {clip for row in rows for clip in (row.first, row.second)})
+
     counts = {
-        "accepted": 0,
+        "accepted": 0,  # no clip is labelled
         "rejected": 0,
         "unlabelled": len(verdicts),
-        "unreadable": 0,
-        "failed": 0,
-        "unrated": 0,
-        "comparisons": compared.tally.facts() | {"opponents": opponents, "clips_without": len(verdicts) - len(shares)},
+        "unreadable": lacking(UNREADABLE_CLIP),
+        "failed": lacking(FAILED),
+        "unrated": lacking(UNRATED),
+        "comparisons": compared.tally.facts() | {"opponents": opponents, "clips_without": len(alone)},
     }
     facts = {"votes": votes, "agreement": None, "measures": [WIN_SHARE], "clip_set": clip_set.fingerprint()}
     write_manifest(folder, LABELS_KIND, **identity(source, compared), **facts, **counts)

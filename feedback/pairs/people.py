@@ -114,16 +114,20 @@ def what_to_do(people: People, missing: Mapping[str, Sequence[ShownPair]], total
     for rater, pairs in ((rater, pairs) for rater, pairs in missing.items() if pairs):
         named = ", ".join(" and ".join(pair.ids) for pair in pairs[:NAMED])
         lines.append(f"{len(pairs)} of {total} by {rater} ({named}{', …' * (len(pairs) > NAMED)})")
-        sets, against = _sets(pairs)
-        words = [word for folder in sets for word in ("--set", folder)]
-        words += ["--against", against, "--source", people.name] if against else ["--source", people.name]
-        commands.append(f"  {shlex.join(['vfrl', 'rate', *words, '--rater', rater])}")
+        commands.append(f"  {rate_command(people.name, pairs, rater)}")
     return (
         f"{people.name}: pairs without an answer in {ledger_path()}: {'; '.join(lines)}. Compare them with\n"
         + "\n".join(commands)
         + f"\nand run this again; answers are kept. To use those that are there, set feedback.sources.{people.name}"
         + ".unrated: leave_out"
     )
+
+
+def rate_command(name: str, pairs: Sequence[ShownPair], rater: str) -> str:
+    """The command to compare these pairs. name: of the source."""
+    sets, against = _sets(pairs)
+    words = [word for folder in sets for word in ("--set", folder)] + (["--against", against] if against else [])
+    return shlex.join(["vfrl", "rate", *words, "--source", name, "--rater", rater])
 
 
 def _sets(pairs: Sequence[ShownPair]) -> tuple[list[str], str | None]:

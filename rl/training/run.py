@@ -15,7 +15,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cluster import devices
+from cluster import devices, provenance
 from data.manifest import MANIFEST, publish, sha256_of, write_manifest
 from data.policies import CHECKPOINTS, append_log, is_whole, keep_until, name_of, read_log
 from generators.core.generator import Generator
@@ -67,7 +67,8 @@ class TrainingRun:
     config: PolicyConfig
     policy: Policy
     optimizer: torch.optim.Optimizer
-    made_from: Mapping[str, Any]  # the facts of policy.json
+    made_from: Mapping[str, Any]  # facts of policy.json
+    made_with: Sequence[Mapping[str, Any]]  # a further one: see `_made_with`
     work: Path
     device: torch.device
     first: int  # steps that earlier starts of this run have done
@@ -154,7 +155,7 @@ class TrainingRun:
                 self.policy.save(self.folder)
             else:
                 shutil.copytree(self.folder / CHECKPOINTS / name_of(kept), self.folder, dirs_exist_ok=True)
-            describe(self.folder, {**self.made_from, "step": kept, **(facts or {})})
+            describe(self.folder, {**self.made_from, "made_with": self.made_with, "step": kept, **(facts or {})})
             if add:
                 add(self.folder)
             write_manifest(self.folder, "policy", objective=self.name, steps=kept)
@@ -180,9 +181,10 @@ class TrainingRun:
         """Write the policy as it is now, and then the state to resume from it."""
         unfinished = self.folder / CHECKPOINTS / ".unfinished"
         self.policy.save(unfinished)
-        describe(unfinished, {**self.made_from, "step": self.done})
+        describe(unfinished, {**self.made_from, "made_with": self.made_with, "step": self.done})
         unfinished.rename(unfinished.with_name(name_of(self.done)))
-        state.write_state(self.work, self.done, self.policy.parameters, self.optimizer, _identity(self.made_from))
+        identity = _identity(self.made_from)
+        state.write_state(self.work, self.done, self.policy.parameters, self.optimizer, identity, self.made_with)
 
 
 def begin(
@@ -210,6 +212,7 @@ def begin(
         **origin,
         "start": start.name,
         "start_sha256": sha256_of(described),
+        "generator": _generator_of(start),
         "config": as_written(config),
         "objective": name,
         **inputs,
@@ -218,7 +221,8 @@ def begin(
     devices.barrier()
     log = read_log(work / FOLDER)
     last = log[-1] if log else {}
-    return TrainingRun(name, config, policy, optimizer, made_from, work, generator.device, done, done, last)
+    made_with = _made_with(work, done, generator.device)
+    return TrainingRun(name, config, policy, optimizer, made_from, made_with, work, generator.device, done, done, last)
 
 
 def _resume(
@@ -246,6 +250,30 @@ def _resume(
     if devices.rank() == 0:
         keep_until(work / FOLDER, done)
     return done
+
+
+def _made_with(work: Path, done: int, device: torch.device) -> list[dict[str, Any]]:
+    """What the run is made with: an entry for its start, and one for each resumption that found something else.
+
+    An entry has from_step, the number of steps before it, and code, versions and device of `provenance.made_with`.
+    Warns where versions or device differ: the policy may then differ from that of a run without the interruption.
+    """
+    now = provenance.made_with(device)
+    if not done:
+        return [{"from_step": 0, **now}]
+    before = state.steps_made_with(work)
+    differing = provenance.differences(before[-1], now)
+    told = provenance.in_words(before[-1], {part: facts for part, facts in differing.items() if part != "code"})
+    if told and devices.rank() == 0:
+        logger.warning("resumed after step %d, other than the steps before: %s; the policy may differ", done, told)
+    return [*before, {"from_step": done, **now}] if differing else before
+
+
+def _generator_of(start: Path) -> dict[str, Any] | None:
+    """family, path, revision and fingerprint of the generator that a policy is of; None where it does not say."""
+    facts = json.loads((start / "policy.json").read_text(encoding="utf-8"))
+    of_base = {key: facts[key] for key in ("family", "path", "revision", "fingerprint") if key in facts}
+    return facts.get("generator") or of_base or None
 
 
 def describe(folder: Path, facts: Mapping[str, Any]) -> None:

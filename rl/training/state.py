@@ -5,7 +5,7 @@ optimizer moments and the step are all of it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ def write_state(
     parameters: Mapping[str, Parameter],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    made_with: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the state after `step` steps, replacing the last one; a kill leaves the old or the new, whole.
 
-    identity: flat JSON facts that a run must share to resume from it.
+    identity: flat JSON facts that a run must share to resume from it. made_with: what the steps so far were made with.
     """
     tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
     moments = optimizer.state_dict()["state"]
@@ -40,7 +41,7 @@ def write_state(
         for key, value in moments.get(index, {}).items():
             tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
     # One metadata entry: safetensors writes several in random order.
-    state = json.dumps({"step": step, "identity": identity}, sort_keys=True)
+    state = json.dumps({"step": step, "identity": identity, "made_with": made_with}, sort_keys=True)
     with atomically(folder / STATE_FILE) as partial:
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
 
@@ -69,6 +70,11 @@ def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: tor
 def steps_done(folder: Path) -> int:
     """The number of steps before the folder's state."""
     return int(_facts(folder)["step"])
+
+
+def steps_made_with(folder: Path) -> list[dict[str, Any]]:
+    """What the steps before the folder's state were made with, as it was written."""
+    return list(_facts(folder)["made_with"])
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -313,7 +313,7 @@ def test_a_metric_has_scores_and_no_accept_rate_and_nobody_is_warned():
     assert list(policy["accept"]) == list(policy["unlabelled"]) == ["judge"]
     assert policy["scores"]["flow"]["all"]["mean"] == 0.5  # 0 and 1 too, for there is no label that says it
     assert summary["warnings"] == []
-    assert headline(summary)["base"]["flow"] == {"train": 0.5, "all": 0.5}
+    assert headline(summary) == {"base": 50.0}
 
 
 def test_a_source_of_several_measures_is_a_judge_for_each(tmp_path):
@@ -486,17 +486,26 @@ def test_a_start_that_is_not_evaluated_is_warned_of():
 # What DVC shows
 
 
-def test_the_metrics_are_rates_differences_and_kappas():
+def test_the_metrics_are_the_rates_of_the_first_judge_in_per_cent_and_the_differences_to_base():
+    samples = [clip("a", 1), clip("a", 2), clip("a", 3)]
+    both = {"base": scored({"judge": [0.9, 0.1, 0.2], "physics": [0.0, 1.0, 1.0]}, samples)}
+    both["rwr1"] = scored({"judge": [0.9, 0.8, 0.2], "physics": [0.0, 1.0, 1.0]}, samples)
+
+    found = headline(summary_of(both, best_of=BestOf("judge", 3)))
+
+    assert found == {"base": 33.33, "rwr1": 66.67, "Δrwr1": 33.33}
+
+
+def test_the_metrics_are_scores_where_no_judge_labels():
     samples = [clip("a", 1), clip("b", 1)]
-    both = {"base": scored({"judge": [0.9, 0.1], "physics": [0.0, 1.0]}, samples)}
-    both["rwr1"] = scored({"judge": [0.9, 0.8], "physics": [0.0, 1.0]}, samples)
 
-    found = headline(summary_of(both))
+    def by_flow(*values: float) -> EvaluationSet:
+        labels = [Label(s.sample_id, "flow", None, None, x, 1, 0, None) for s, x in zip(samples, values, strict=True)]
+        return EvaluationSet(Path("unread"), tuple(samples), {"flow": tuple(labels)})
 
-    assert found["base"]["judge"] == {"train": 0.5, "all": 0.5}
-    assert found["rwr1"]["judge"] == {"train": 1.0, "all": 1.0, "minus_base": {"diff": 0.5, "low": 0.0, "high": 1.0}}
-    # Over four clips judge accepts three and physics two; they agree on one. Chance: 3/4 1/2 + 1/4 1/2 = 1/2.
-    assert found["judges agree"] == {"judge|physics": {"kappa": pytest.approx((1 / 4 - 1 / 2) / (1 - 1 / 2))}}
+    found = headline(summary_of({"base": by_flow(1.0, 0.5), "rwr1": by_flow(2.0, 0.5)}))
+
+    assert found == {"base": 0.75, "rwr1": 1.25, "Δrwr1": 0.5}
 
 
 def test_a_plot_has_a_row_for_each_policy_and_judge_that_labelled_any():

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from data.manifest import StoreError, read_manifest
 from pipeline.command import stage_command
 from pipeline.params import ParamsError, section
+from pipeline.state import Interrupted
 
 
 def run(body):
@@ -49,6 +50,16 @@ def test_a_librarys_complaint_within_our_code_is_a_bug_and_keeps_its_traceback()
 
     assert isinstance(result.exception, json.JSONDecodeError)
     assert result.exit_code == 1
+
+
+def test_ctrl_c_ends_with_what_the_stage_says_and_exits_130():
+    for error, said in (
+        (Interrupted("Interrupted. It is kept."), "It is kept."),
+        (KeyboardInterrupt(), "Interrupted."),
+    ):
+        result = run(lambda error=error: raise_(error))
+        assert result.exit_code == 130
+        assert said in result.output and "Aborted" not in result.output
 
 
 def test_a_command_that_succeeds_exits_0():

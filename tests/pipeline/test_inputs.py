@@ -1,88 +1,179 @@
 """What params.yaml names outside runs/ is followed by its content, entry by entry."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.inputs import module_files, write_inputs
+from pipeline.inputs import hub_commit, module_files, write_inputs
+from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
-TRACKER = "from my_lab.tables import WEIGHTS\nKIND = None\n"
+KIND = """
+from pydantic.dataclasses import dataclass
+from data.config import STRICT
+from feedback.core.kinds import Kind
+from .tables import WEIGHTS
+from elsewhere import lens
+
+@dataclass(frozen=True, config=STRICT)
+class Options:
+    weights: str
+
+KIND = Kind(Options, lambda name, options, device: None)
+"""
+SHEET = "feedback/questions/vlm-as-teacher.yaml"
+HEADER = "prompt_id,prompt,category,split,image,reference\n"
 
 
 @pytest.fixture
 def params(tmp_path, monkeypatch):
-    """A project in the working folder: one source with a rubric in a folder of its own, one of a user's own kind."""
-    monkeypatch.chdir(tmp_path)
+    """The default params in the working folder, where each thing that they name lies in a folder of its own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
     for name in ("configs", "feedback", "generators", "tabletop", "data"):
         Path(name).symlink_to(ROOT / name)
     files = {
-        "lab/rubric.yaml": "name: a",
         "lab/model/weights": "w",
-        "my_lab/tracker.py": TRACKER,
+        "lab/judge/weights": "w",
+        "lab/clip/weights": "w",
+        "lab/weights.pt": "w",
+        "lab/sheet.yaml": (ROOT / SHEET).read_text(),
+        "lab/marks.yaml": "marks: [{mask: pictures/region.png, frames: all}]",
+        "lab/pictures/region.png": "picture",
+        "lab/recipe.yaml": (ROOT / "configs/recipes/vlm-as-teacher.yaml").read_text().replace(SHEET, "lab/sheet.yaml"),
+        "lab/first.png": "picture",
+        "lab/real.mp4": "clip",
+        "lab/prompts.csv": HEADER + "p1,a ball rolls,c,train,first.png,real.mp4\n",
+        "my_lab/tracker.py": KIND,
         "my_lab/tables.py": "WEIGHTS = 1",
-        "prompts.csv": (ROOT / "configs/presets/smoke.csv").read_text(),
+        "../library/elsewhere/__init__.py": "",
+        "../library/elsewhere/lens.py": "from . import glass",
+        "../library/elsewhere/glass.py": "",
+        "../library/rubric.yaml": (ROOT / "feedback/rubrics/match.yaml").read_text(),
     }
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    return {
-        "generator": {"family": "wan", "path": "lab/model"},
-        "prompts": {"path": "prompts.csv"},
-        "feedback": {
-            "sources": {
-                "mine": {"kind": "my_lab.tracker"},
-                "judge": {"kind": "qwen", "path": "some/hub-id", "rubric": "lab/rubric.yaml"},
-                "panel": {"kind": "panel", "rule": "all", "members": ["mine", "judge"]},
-            }
-        },
-        "online": {"policies": {"ask": {"start": "base", "recipe": "ask-a-video", "references": "tabletop"}}},
+    Path("lab/model/linked").symlink_to(tmp_path / "library/elsewhere")
+    for folder in (home, tmp_path / "library"):
+        monkeypatch.syspath_prepend(folder)
+    params = default_params()
+    sources = params["feedback"]["sources"]
+    rubric = str(tmp_path / "library/rubric.yaml")
+    params["generator"]["path"], params["prompts"]["path"] = "lab/model", "lab/prompts.csv"
+    params["feedback"]["sources"] = {
+        "mine": {"kind": "my_lab.tracker", "weights": "lab/weights.pt"},
+        "judge": sources["judge"] | {"path": "lab/judge", "rubric": rubric},
+        "gpt": sources["gpt"] | {"rubric": rubric},
+        "clip": sources["clip"] | {"path": "lab/clip"},
+        "panel": sources["panel"] | {"members": ["mine", "judge"]},
+        "several": {"kind": "metrics", "of": ["clip"], "batch_size": 1},
     }
+    params["online"]["policies"] = {
+        "teacher": {"start": "base", "recipe": "lab/recipe.yaml", "judge": "judge", "held_out": "judge"},
+        "ask": {"start": "base", "recipe": "ask-a-video", "judge": "judge", "held_out": "judge"}
+        | {"references": "tabletop", "overlay": "lab/marks.yaml"},
+    }
+    yield params
+    for name in [name for name in sys.modules if name.split(".")[0] in ("my_lab", "elsewhere")]:
+        del sys.modules[name]
+
+
+def entries(params, **options) -> dict[str, str]:
+    """The text of each entry of runs/inputs, by name."""
+    shutil.rmtree("inputs", ignore_errors=True)
+    write_inputs(params, Path("inputs"), **options)
+    return {str(path.relative_to("inputs")): path.read_text() for path in Path("inputs").rglob("*.json")}
 
 
 def changed_by(params, change) -> set[str]:
     """Names of the entries of runs/inputs that a change makes anew."""
-
-    def entries():
-        write_inputs(params, Path("inputs"))
-        return {str(path.relative_to("inputs")): path.read_text() for path in Path("inputs").rglob("*.json")}
-
-    before = entries()
-    assert entries() == before
+    before = entries(params)
+    assert entries(params) == before
     change()
-    return {name for name, text in entries().items() if text != before[name]}
+    return {name for name, text in entries(params).items() if text != before[name]}
 
 
-def test_a_change_is_seen_by_the_entries_that_use_it_and_by_no_others(params):
-    cases = {
-        "a rubric in any folder": (lambda: Path("lab/rubric.yaml").write_text("name: bb"), {"judge", "panel"}),
-        "code that a kind imports": (lambda: Path("my_lab/tables.py").write_text("WEIGHTS = 22"), {"mine", "panel"}),
-        "a member's block": (
-            lambda: params["feedback"]["sources"]["judge"].update(dtype="float32"),
-            {"judge", "panel"},
-        ),
+def test_a_change_of_a_file_is_seen_by_the_entries_that_use_it_and_by_no_others(params):
+    library = Path("../library").resolve()
+    users = {
+        library / "rubric.yaml": {"sources/judge", "sources/gpt", "sources/panel"},  # two share it, outside the folder
+        library / "elsewhere/glass.py": {"sources/mine", "sources/panel", "generator"},  # imported; linked to
+        "my_lab/tables.py": {"sources/mine", "sources/panel"},
+        "lab/weights.pt": {"sources/mine", "sources/panel"},
+        "lab/judge/weights": {"sources/judge", "sources/panel", "online/teacher"},  # which writes the teacher's rules
+        "lab/clip/weights": {"sources/clip", "sources/several"},
+        "lab/model/weights": {"generator"},
+        "lab/prompts.csv": {"prompts"},
+        "lab/first.png": {"prompts"},
+        "lab/real.mp4": {"references"},
+        "lab/recipe.yaml": {"online/teacher"},
+        "lab/sheet.yaml": {"online/teacher"},
+        "lab/marks.yaml": {"online/ask"},
+        "lab/pictures/region.png": {"online/ask"},
     }
-    for name, (change, sources) in cases.items():
-        assert changed_by(params, change) == {f"sources/{source}.json" for source in sources}, name
+    for name, expected in users.items():
+        path = Path(name)
+        with_more = {".csv": "p2,a cup falls,c,train,,\n", ".yaml": "# more\n", ".py": "# more\n"}.get(path.suffix, "x")
+        changed = changed_by(params, lambda path=path, more=with_more: path.write_text(path.read_text() + more))
+        assert changed == {f"{one}.json" for one in expected}, name
+
+
+def test_a_new_file_beside_one_that_is_used_changes_nothing(params):
+    for name in ("lab/other.yaml", "lab/other.mp4", "my_lab/other.py", "../library/rubric2.yaml", "lab/model/.cache"):
+        assert changed_by(params, lambda name=name: Path(name).write_text("x: 1")) == set(), name
     assert changed_by(params, lambda: Path("lab/model/more").write_text("x")) == {"generator.json"}
-    assert changed_by(params, lambda: Path("lab/model/.cache").write_text("x")) == set()
-    assert changed_by(params, lambda: params["feedback"]["sources"]["mine"].update(kind="panel")) >= {
-        "sources/mine.json"
+
+
+def test_a_members_block_counts_and_a_writers_price_does_not(params):
+    sources = params["feedback"]["sources"]
+    assert changed_by(params, lambda: sources["judge"].update(dtype="bfloat16")) == {
+        "sources/judge.json",
+        "sources/panel.json",
     }
+
+
+def test_a_path_of_the_working_folder_is_recorded_as_relative(params):
+    params["generator"]["path"] = str(Path("lab/model").resolve())
+    assert list(json.loads(entries(params)["generator.json"])["files"]) == ["lab/model"]
 
 
 def test_code_that_dvc_yaml_lists_is_not_recorded_twice(params):
     assert [str(path) for path in module_files("feedback.judges.qwen")] == []
-    assert {str(path) for path in module_files("my_lab.tracker")} == {"my_lab/tracker.py", "my_lab/tables.py"}
+    elsewhere = Path("../library/elsewhere").resolve()
+    found = [elsewhere / f"{name}.py" for name in ("__init__", "glass", "lens")]
+    assert module_files("my_lab.tracker") == sorted([*found, Path("my_lab/tables.py"), Path("my_lab/tracker.py")])
     assert Path("generators/families/wan.py") in module_files("generators.families.wan")
     assert not any(path.is_relative_to("generators/core") for path in module_files("generators.families.wan"))
 
 
 def test_the_rubric_and_the_writer_of_an_online_recipe_are_recorded(params):
-    write_inputs(params, Path("inputs"))
     recipe = yaml.safe_load((ROOT / "configs/recipes/ask-a-video.yaml").read_text())
-    found = json.loads(Path("inputs/online/ask.json").read_text())
-    assert set(found["files"]) == {recipe["questions"]["rubric"]}
+    found = json.loads(entries(params)["online/ask.json"])
+    assert recipe["questions"]["rubric"] in found["files"]
     assert "tabletop/references.py" in found["code"]["tabletop"]
+
+
+def test_the_commit_that_the_cache_has_of_a_hub_id_is_recorded(params, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    params["feedback"]["sources"]["judge"]["path"] = "some/judge"
+    assert "hub" not in json.loads(entries(params, needed=["judge"])["sources/judge.json"])  # no network, no cache
+
+    one, two = "1" * 40, "2" * 40
+    folder = tmp_path / "cache/models--some--judge"
+    for commit in (one, two):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(one)
+    assert json.loads(entries(params)["sources/judge.json"])["hub"] == {"some/judge@main": one}
+    move = (folder / "refs/main").write_text
+    assert changed_by(params, lambda: move(two)) == {"sources/judge.json", "sources/panel.json"}
+    params["feedback"]["sources"]["judge"]["revision"] = one  # stands for itself
+    assert "hub" not in json.loads(entries(params)["sources/judge.json"])
+    assert hub_commit("some/other", None, ask=False) is None

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from data.manifest import write_manifest
-from pipeline.state import ROOT, StateError, code_version, fingerprint, stage_state
+from pipeline.state import ROOT, Interrupted, StateError, code_version, fingerprint, stage_state
 
 OUT = Path("runs/r1/samples")
 SECONDS = 2.0  # within which a stage must follow its dvc
@@ -40,6 +40,15 @@ def test_a_stopped_run_finds_its_work_again(start):
 
     with start() as work:
         assert (work / "batch-0").read_text() == "done"
+
+
+def test_a_run_that_is_interrupted_says_what_is_kept_and_what_to_run(start):
+    with pytest.raises(Interrupted, match="Nothing was finished yet: run the same command again"), start():
+        raise KeyboardInterrupt
+    with pytest.raises(Interrupted) as caught, start() as work:
+        (work / "batch-0").write_text("done")
+        raise KeyboardInterrupt
+    assert f"is kept in {work}: run the same command again, and it goes on from there" in str(caught.value)
 
 
 def test_success_deletes_the_work(start):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from data.manifest import write_manifest
 from data.records import Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
@@ -20,6 +21,7 @@ from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, rows_of
 from report.lineage import layout
+from report.methods import read_methods
 from report.page import read_logs, read_measured, read_selected, read_trained, write_page
 from report.playable import Encoded, copy_playable
 from report.table import (
@@ -271,6 +273,53 @@ def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     found = {"judge": "judge", "measured": ["physics"], "kept": 200, "curve": curve}
     assert read_selected(tmp_path / "select") == {"rwr1": found}
     assert read_measured(tmp_path / "nowhere") == read_selected(tmp_path / "nowhere") == {}
+
+
+BLOCK = {"model": "m", "model_versions": ["0123456789abcdef"], "rubric": "review", "rubric_hash": "beef", "votes": 1}
+MADE_WITH = {
+    "from_step": 0, "code": {"commit": "c" * 40, "changed": ["params.yaml"]}, "versions": {"torch": "2.15.0"},
+    "device": {"type": "cpu", "name": "a CPU", "processes": 1, "threads": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path) -> dict:
+    """`read_methods` of base, rwr1, and dpo1, which was resumed on one thread and trained by another judge."""
+    resumed = MADE_WITH | {"from_step": 100, "device": MADE_WITH["device"] | {"threads": 1}}
+    config = {"learning_rate": 0.002, "seed": 1, "lora_targets": None, "full": False, "log_every": 5}
+    trained = {"start": "base", "round": "r1", "config": config, "made_with": [MADE_WITH]}
+    facts = {
+        "base": {"family": "wan", "path": "models/g", "revision": None, "fingerprint": "f" * 64},
+        "rwr1": trained | {"objective": "rwr", "source": "judge", "judge": BLOCK},
+        "dpo1": trained | {"objective": "dpo", "source": "gpt", "judge": BLOCK | {"model": "gpt"}}
+        | {"config": config | {"beta": 50.0}, "made_with": [MADE_WITH, resumed]},
+    }  # fmt: skip
+    for name, one in facts.items():
+        (tmp_path / "policies" / name).mkdir(parents=True)
+        (tmp_path / "policies" / name / "policy.json").write_text(json.dumps(one))
+    labels = tmp_path / "sets/base/labels/judge"
+    labels.mkdir(parents=True)
+    write_manifest(labels, "labels", source="judge", accepted=3, **BLOCK)
+    sampling = {"rounds": {"steps": 8, "guidance": 1.0}}
+    return read_methods(tmp_path / "policies", tmp_path / "sets", facts, ["judge"], sampling)
+
+
+def test_the_methods_name_generator_judges_settings_and_what_training_ran_with(made):
+    assert made["generator"]["fingerprint"] == "f" * 64
+    assert made["judges"] == {"judge": BLOCK, "gpt": BLOCK | {"model": "gpt"}}
+    assert list(made["policies"]) == ["rwr1", "dpo1"]
+    assert made["policies"]["dpo1"]["config"]["beta"] == 50.0 and len(made["policies"]["dpo1"]["made_with"]) == 2
+
+
+def test_the_page_shows_the_methods_as_tables(made, sets, summary, tmp_path):
+    write_page(summary | {"methods": made}, sets, {}, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+    assert cells_of(text, "judge gpt") == [["judge gpt", "gpt", "0123456789ab", "review", "beef", "1"]]
+    assert cells_of(text, "beta") == [["beta", "–", "50.0"]]
+    assert cells_of(text, "full") == [["full", "no", "no"]]
+    assert not cells_of(text, "lora_targets") and not cells_of(text, "log_every")
+    assert cells_of(text, "threads") == [["threads", "2", "2", "1"]]  # of rwr1, of dpo1, of dpo1 from step 101
+    assert "<th>dpo1 from step 101</th>" in text and cells_of(text, "commit")[0][1] == "c" * 12
 
 
 def agreement(observed: float | None, kappa: float | None, clips: int, not_unanimous: int) -> dict:

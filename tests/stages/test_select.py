@@ -93,13 +93,15 @@ def test_clips_of_other_checkpoints_are_refused():
         curve(clips_by("a", "b"), {"judge": np.ones(4)}, {"a": 100, "c": 200}, draws=10, seed=0)
 
 
-def test_rows_for_dvc_have_a_column_a_judge():
+def test_dvc_plots_a_row_for_each_step_and_judge():
     rates = {"rate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 
-    (row,) = plot_rows([{"step": 100, **rates, "physics": rates | {"rate": 0.375}}], ["judge", "physics"])
+    rows = plot_rows([{"step": 100, **rates, "physics": rates | {"rate": 0.375}}], ["judge", "physics"])
 
-    own = {"judge": rates, "physics": rates | {"rate": 0.375}}
-    assert row == {"step": 100, "judge": 0.5, "physics": 0.375, "rates": own}
+    assert rows == [
+        {"step": 100, "judge": "judge", **rates},
+        {"step": 100, "judge": "physics", **rates, "rate": 0.375},
+    ]
 
 
 # The checkpoints of a policy
@@ -285,7 +287,8 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     selected, source = Path("runs/policies/rwr1-selected"), Path("runs/policies/rwr1/checkpoints/step-000004")
     assert sorted(path.name for path in selected.iterdir()) == ["manifest.json", "policy.json", LORA_FILE]
     assert (selected / LORA_FILE).read_bytes() == (source / LORA_FILE).read_bytes()
-    assert json.loads((selected / "policy.json").read_text())["step"] == 4
+    facts, of_source = (json.loads((folder / "policy.json").read_text()) for folder in (selected, source.parents[1]))
+    assert facts["step"] == 4 and facts["made_with"] == of_source["made_with"]
     assert read_manifest(selected, "policy", verify=True)["facts"] == {"selected_from": "rwr1", "steps": 4}
     apply_policy(load_generator("wan", tiny_wan, max_prompt_tokens=8), selected)
     run("rwr", tiny_wan, write_clip_set(tmp_path / "clips"), selected, tmp_path / "next", steps=1, checkpoint_every=1)
@@ -311,8 +314,11 @@ def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     metrics = json.loads(Path("metrics.json").read_text())
     assert metrics["kept"] == 4 and metrics["measured"] == {"judge": False, "physics": False}
     assert [key for key, value in metrics.items() if isinstance(value, list)] == ["curve"]  # else dvc plots fails
-    rates = [(row["step"], row["judge"], row["physics"]) for row in metrics["curve"]]
-    assert rates == [(2, 0.0, 1.0), (4, 1.0, 0.0), (5, 0.0, 0.0)]
+    rates = [(row["step"], row["judge"], row["rate"]) for row in metrics["curve"]]
+    assert rates == [
+        (2, "judge", 0.0), (2, "physics", 1.0), (4, "judge", 1.0), (4, "physics", 0.0), (5, "judge", 0.0),
+        (5, "physics", 0.0),
+    ]  # fmt: skip
 
 
 def test_another_rule_keeps_another_checkpoint_of_the_same_clips(project):

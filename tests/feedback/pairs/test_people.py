@@ -116,6 +116,13 @@ def test_missing_answers_stop_labelling_with_the_command_to_give_them(clips, led
     assert f"vfrl rate --set {other.folder} --against {clips.folder} --source people" in str(raised.value)
 
 
+def test_without_any_answer_the_command_is_named_also_where_some_may_lack(clips, ledger, tmp_path):
+    with pytest.raises(LabelError) as raised:
+        compare_clip_set(clips, people("anna", unrated="leave_out"), tmp_path / "work", tmp_path / "labels", 2, 2)
+    wanted = f"none of 8 pairs is compared. Compare some with\n  vfrl rate --set {clips.folder} --source people --rater"
+    assert wanted in str(raised.value)
+
+
 def test_in_part_those_that_are_there_count(clips, ledger, tmp_path):
     rated = ratings(ledger, clips)
     for key in list(rated.items)[:3]:

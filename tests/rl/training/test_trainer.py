@@ -11,7 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster import devices
+from cluster import devices, provenance
+from cluster.provenance import made_with
 from commands.preset import overlay
 from data.config import ConfigError
 from data.policies import CHECKPOINTS
@@ -100,6 +101,23 @@ def test_policy_json_says_what_the_policy_was_made_from(generator, clip_set, bas
     facts = json.loads((tmp_path / "out" / "policy.json").read_text())
     assert (facts["objective"], facts["start"], facts["set"], facts["rows"]) == ("dpo", "base", "r1", 4)
     assert facts["clip_sets"] == [clip_set.fingerprint()] and facts["config"]["beta"] == 100.0
+
+
+def test_policy_json_says_what_the_policy_and_its_checkpoints_were_made_with(generator, clip_set, base, tmp_path):
+    run("sft", generator, clip_set, base, tmp_path)
+    for folder in (tmp_path / "out", tmp_path / "out" / CHECKPOINTS / "step-000002"):
+        (entry,) = json.loads((folder / "policy.json").read_text())["made_with"]
+        assert entry == {"from_step": 0, **made_with(generator.device)}
+
+
+def test_a_policy_names_the_generator_that_its_start_was_made_of(tiny_wan, clip_set, tmp_path):
+    of = {"family": "wan", "path": "models/tiny", "revision": None, "fingerprint": "0f"}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/policy.json").write_text(json.dumps(of))
+    run("rwr", tiny_wan, clip_set, tmp_path / "base", tmp_path / "rwr1")
+    run("rwr", tiny_wan, clip_set, tmp_path / "rwr1/out", tmp_path / "rwr2")
+    for name in ("rwr1", "rwr2"):
+        assert json.loads((tmp_path / name / "out/policy.json").read_text())["generator"] == of
 
 
 def test_a_trained_policy_and_its_checkpoints_are_policies_to_sample_from(tiny_wan, clip_set, base, tmp_path):
@@ -315,6 +333,50 @@ def test_no_moment_to_be_killed_at_changes_the_bytes(moment, tiny_wan, clip_set,
             run("sft", tiny_wan, clip_set, base, tmp_path / "killed")
     run("sft", tiny_wan, clip_set, base, tmp_path / "killed")
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
+
+
+def test_a_run_resumed_on_other_threads_says_so_and_policy_json_keeps_both(
+    tiny_wan, clip_set, base, tmp_path, monkeypatch, caplog
+):
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path, monkeypatch)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        run("sft", tiny_wan, clip_set, base, tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert warning == (
+        f"resumed after step 4, other than the steps before: threads {before + 1} (was {before}); the policy may differ"
+    )
+    entries = json.loads((tmp_path / "out/policy.json").read_text())["made_with"]
+    assert [(entry["from_step"], entry["device"]["threads"]) for entry in entries] == [(0, before), (4, before + 1)]
+
+
+def test_a_run_resumed_at_another_commit_keeps_both_and_does_not_warn(
+    tiny_wan, clip_set, base, tmp_path, monkeypatch, caplog
+):
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path, monkeypatch)
+    monkeypatch.setattr(provenance, "code", lambda root: {"commit": "another", "changed": []})
+    run("sft", tiny_wan, clip_set, base, tmp_path)
+    entries = json.loads((tmp_path / "out/policy.json").read_text())["made_with"]
+    assert [entry["from_step"] for entry in entries] == [0, 4] and entries[1]["code"]["commit"] == "another"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+# Threads and processes
+
+
+def test_another_number_of_threads_changes_the_adapter_by_float_order_alone(tiny_wan, clip_set, base, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            run("dpo", tiny_wan, clip_set, base, tmp_path / str(threads), **FLOAT_ORDER)
+    finally:
+        torch.set_num_threads(before)
+    one, two = adapter(tmp_path / "1"), adapter(tmp_path / "2")
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
 def run_until_publishing(tiny_wan, clip_set, base, home, monkeypatch):
