@@ -120,7 +120,7 @@ def by_pairs(
         known = world.known_clips(asking.out / "samples", prompts, config.clips, config.seed, fps)
         better = [one for one in requests_for(known.clip_set, votes) if known.made[one.sample.sample_id] == FULFILLED]
         worse = [one for one in requests_for(known.clip_set, votes) if known.made[one.sample.sample_id] != FULFILLED]
-        truth = f"pairs of clips of one prompt, of which one fulfils it and one does not. {world.truth}"
+        truth = f"pairs of a clip that fulfils its prompt and one of that prompt that does not; {world.truth}"
     else:
         known, generated, truth = references_and_generated(asking, prompts, config, base)
         better, worse = requests_for(known.clip_set, votes), requests_for(generated, votes)

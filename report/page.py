@@ -138,6 +138,7 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         preferences=table.preference_table(summary),
         agreement=table.agreement_table(summary),
         audit=table.audit_table(summary),
+        pair_audit=table.pair_audit_table(summary),
         audit_categories=table.audit_categories(summary),
         select=table.select_table(summary),
         methods=methods.tables(summary.get("methods")),

@@ -114,8 +114,16 @@ def agreement_table(summary: Mapping[str, Any]) -> ResultTable | None:
 
 def audit_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """What each audited judge got right on clips whose answer is known."""
-    rows = [Row(judge, _audit_cells(audit)) for judge, audit in summary.get("audit", {}).items()]
+    audits = summary.get("audit", {}).items()
+    rows = [Row(judge, _audit_cells(audit)) for judge, audit in audits if not audit.get("pairs")]
     return _table("Audit on clips whose answer is known", "judge", rows) if rows else None
+
+
+def pair_audit_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """What each audited judge that compares two clips got right on pairs whose better clip is known."""
+    audits = summary.get("audit", {}).items()
+    rows = [Row(judge, _pair_audit_cells(audit)) for judge, audit in audits if audit.get("pairs")]
+    return _table("Audit on pairs whose better clip is known", "judge", rows) if rows else None
 
 
 def audit_categories(summary: Mapping[str, Any]) -> list[ResultTable]:
@@ -126,10 +134,16 @@ def audit_categories(summary: Mapping[str, Any]) -> list[ResultTable]:
             Row(
                 category,
                 {
-                    "clips": Cell(str(found["clips"])),
+                    "pairs" if audit.get("pairs") else "clips": Cell(str(found["clips"])),
                     "right, %": _percent(found["accuracy"]),
-                    "false accepts, %": _percent(found["false_accept_rate"]),
-                    "false rejects, %": _percent(found["false_reject_rate"]),
+                    **(
+                        {}
+                        if audit.get("pairs")
+                        else {
+                            "false accepts, %": _percent(found["false_accept_rate"]),
+                            "false rejects, %": _percent(found["false_reject_rate"]),
+                        }
+                    ),
                 },
             )
             for category, found in audit["categories"].items()
@@ -218,15 +232,21 @@ def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     return cells
 
 
+def _pair_audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
+    pairs = audit["pairs"]
+    cells = {
+        "pairs": Cell(str(audit["labelled"])),
+        "right, ties half, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
+        "ties, %": _percent(pairs["ties"] / audit["labelled"]),
+        "right without ties, %": _percent(audit["decided_accuracy"]),
+    }
+    if pairs["both_orders"]:
+        cells["first twice, %"] = _percent(pairs["position_bias"])
+        cells["second twice, %"] = _percent(pairs["second_in_both"] / pairs["both_orders"])
+    return cells
+
+
 def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
-    if pairs := audit.get("pairs"):
-        return {
-            "clips": Cell(f"{audit['labelled']} pairs"),
-            "right, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
-            "ties, %": _percent(pairs["ties"] / audit["labelled"]),
-            "right but for ties, %": _percent(audit["decided_accuracy"]),
-            "first shown in both orders, %": _percent(pairs["position_bias"]),
-        }
     cells = {
         "clips": Cell(str(audit["labelled"])),
         "right, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
@@ -250,18 +270,15 @@ def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def _preference_row(found: Mapping[str, Any]) -> Row:
-    cells: dict[str, Cell] = {}
-    for split in SPLITS:
-        if of := found["splits"].get(split):
-            on = "" if split == "all" else f" ({split})"
-            cells |= {f"{key}{on}": _rate(of[key]) for key in (("win", "tie", "loss") if not on else ())}
-            cells[f"win − loss{on}"] = _difference(of["minus"])
-    cells["pairs"] = Cell(str(found["pairs"]))
-    cells["no answer"] = Cell(str(found["unknown"]))
-    bias = found["position_bias"]
-    second = None if bias is None else found["second_in_both"] / found["both_orders"]
-    cells["first shown in both orders, %"] = _percent(bias)
-    cells["second shown in both, %"] = _percent(second)
+    everything, test = found["splits"]["all"], found["splits"].get("test")
+    cells = {key: _rate(everything[key]) for key in ("win", "tie", "loss")}
+    cells["win − loss"] = _difference(everything["minus"])
+    if test:
+        cells["test prompts"] = _difference(test["minus"])
+    cells |= {"pairs": Cell(str(found["pairs"])), "no answer": Cell(str(found["unknown"]))}
+    if found["both_orders"]:  # none where people see a pair once
+        cells["first twice"] = _percent(found["position_bias"])
+        cells["second twice"] = _percent(found["second_in_both"] / found["both_orders"])
     return Row(f"{found['policy']} against {found['against']}, by {found['source']}", cells)
 
 
@@ -327,7 +344,13 @@ def as_text(summary: Mapping[str, Any]) -> str:
         *further_tables(summary),
         *filter(
             None,
-            (preference_table(summary), agreement_table(summary), audit_table(summary), select_table(summary)),
+            (
+                preference_table(summary),
+                agreement_table(summary),
+                audit_table(summary),
+                pair_audit_table(summary),
+                select_table(summary),
+            ),
         ),
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
