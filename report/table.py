@@ -130,24 +130,8 @@ def audit_categories(summary: Mapping[str, Any]) -> list[ResultTable]:
     """Each audited judge's errors by category."""
     tables = []
     for judge, audit in summary.get("audit", {}).items():
-        rows = [
-            Row(
-                category,
-                {
-                    "pairs" if audit.get("pairs") else "clips": Cell(str(found["clips"])),
-                    "right, %": _percent(found["accuracy"]),
-                    **(
-                        {}
-                        if audit.get("pairs")
-                        else {
-                            "false accepts, %": _percent(found["false_accept_rate"]),
-                            "false rejects, %": _percent(found["false_reject_rate"]),
-                        }
-                    ),
-                },
-            )
-            for category, found in audit["categories"].items()
-        ]
+        pairs = bool(audit.get("pairs"))
+        rows = [Row(category, _category_cells(found, pairs)) for category, found in audit["categories"].items()]
         tables.append(_table(f"{judge} by category", "category", rows))
     return [table for table in tables if table.rows]
 
@@ -229,6 +213,14 @@ def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     if cells and gap and gap["diff"] is not None:
         text = f"{gap['diff']:+.3g} [{gap['low']:+.3g}, {gap['high']:+.3g}]"
         cells["− base"] = Cell(text, verdict(gap["low"], gap["high"]))
+    return cells
+
+
+def _category_cells(found: Mapping[str, Any], pairs: bool) -> dict[str, Cell]:
+    cells = {"pairs" if pairs else "clips": Cell(str(found["clips"])), "right, %": _percent(found["accuracy"])}
+    if not pairs:
+        cells["false accepts, %"] = _percent(found["false_accept_rate"])
+        cells["false rejects, %"] = _percent(found["false_reject_rate"])
     return cells
 
 

@@ -1,4 +1,4 @@
-"""Labels by comparison through stages `label` and `build`, and win tables by stage `eval-prefer`."""
+"""Comparisons through the stages: labels, pairs, win tables and audits."""
 
 import json
 import re
@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 from commands.judge import main as judge
 from data.records import Pair, Preference, Sample, Weighted, read_rows
+from evaluation.accuracy import against_pairs
 from evaluation.preferences import win_table
-from report.table import preference_table
+from report.table import pair_audit_table, preference_table
+from stages.audit import main as audit
 from stages.build import main as build
 from stages.label import main as label
 from stages.prefer import main as prefer
@@ -110,6 +112,34 @@ def test_policies_whose_clips_are_of_other_noise_are_refused(project):
     done = CliRunner().invoke(prefer, PREFER)
 
     assert done.exit_code == 1 and "clips have no partner of the same prompt, noise and size" in done.output
+
+
+def test_an_audit_asks_about_pairs_whose_better_clip_the_renderer_knows(project):
+    project["audit"] |= {"sources": ["lab"], "clips": 48, "draws": 100}
+    Path("params.yaml").write_text(yaml.safe_dump(project))
+    run(audit, "--source", "lab", "--out", "runs/audit/lab", "--metrics", "metrics/audit/lab.json")
+
+    figures = json.loads(Path("metrics/audit/lab.json").read_text())
+    rows = [json.loads(line) for line in Path("runs/audit/lab/known.jsonl").read_text().splitlines()]
+    assert figures["clips"] == figures["labelled"] == len(rows) > 8
+    assert "fulfilled" not in {row["made"] for row in rows}  # of the worse clip
+    right = [row["preferred"] == "first" for row in rows]
+    assert figures["decided_accuracy"] == sum(right) / len(right) and figures["pairs"]["position_bias"] == 0.0
+    assert figures["votes"] is None and figures["notes"]["votes"] == "lab compares two clips at once"
+
+
+def test_accuracy_with_and_without_ties_by_hand():
+    samples = [sample(n, "ab"[n // 3]) for n in range(6)]
+    rows = [said(n, preferred) for n, preferred in enumerate(("first", "tie", "second", "first", "first", None))]
+    figures = against_pairs(samples, rows, 100, 1)
+
+    assert (figures["clips"], figures["labelled"], figures["decided"]) == (6, 5, 4)
+    assert figures["accuracy"] == 0.7  # 1 + 1/2 + 0 + 1 + 1 of 5
+    assert figures["decided_accuracy"] == 0.75
+    (row,) = pair_audit_table({"audit": {"lab": figures}}).rows
+    assert [row.cells[key].text for key in ("pairs", "ties, %", "right without ties, %")] == ["5", "20.0", "75.0"]
+    with pytest.raises(ValueError, match="none of 1 pairs was answered"):
+        against_pairs(samples[:1], [said(0, None)], 100, 1)
 
 
 # The table
