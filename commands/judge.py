@@ -41,7 +41,7 @@ def main(
 
     source = make_source(name, given, str(pick_device(device)) if needs_device(name, given) else device)
     if source.rubric.compares:
-        from feedback.pairs.compare import look_at_pairs
+        from feedback.pairs.label import look_at_pairs
 
         for text in look_at_pairs(ClipSet.open(clips), source, limit, config.opponents, votes, max_failed):
             click.echo(text)

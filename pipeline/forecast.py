@@ -16,7 +16,7 @@ from feedback.core.label import requests_for, spread
 from feedback.core.source import Request
 from feedback.network.api import ApiSource
 from feedback.network.price import CostEstimate
-from feedback.pairs.compare import pairs_of
+from feedback.pairs.sets import pairs_of
 from pipeline.configs import PromptsConfig
 from pipeline.params import section
 

@@ -27,7 +27,8 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     from data.store import ClipSet
     from feedback.core.kinds import make_source, needs_device, read_block
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
-    from feedback.pairs.compare import as_comparer, compare_clip_set
+    from feedback.pairs.compare import as_comparer
+    from feedback.pairs.label import compare_clip_set
 
     config, given = section("label", LabelConfig), source_block(name)
     if needs_device(name, given):

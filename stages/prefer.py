@@ -23,7 +23,7 @@ def main(key: str, policy: Path, against: Path, out: Path, metrics: Path, device
     from evaluation.preferences import win_table
     from feedback.core.kinds import make_source, needs_device
     from feedback.pairs.compare import as_comparer, compare_pairs, identity, votes_in_an_order, write_compared
-    from feedback.pairs.policies import pairs_between
+    from feedback.pairs.sets import pairs_between
 
     entry, config = section(f"preferences.{key}", PreferenceEntry), section("label", LabelConfig)
     given, draws, seed = source_block(entry.source), block("evaluate.draws"), block("evaluate.seed")

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.store import ClipSet
-from feedback.pairs.compare import pairs_of
-from feedback.pairs.policies import pairs_between
+from feedback.pairs.sets import pairs_between, pairs_of
 from feedback.pairs.shown import ShownPair
 
 

@@ -1,4 +1,4 @@
-"""Asks a source which of two clips is better, in both orders, stores the answers and combines them into preferences."""
+"""Asks a source which of two clips is better, in both orders, keeps the answers and combines them into preferences."""
 
 import contextlib
 import logging
@@ -9,23 +9,15 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.labels import KIND as LABELS_KIND
-from data.labels import LABELS, VERDICTS
-from data.manifest import atomically, publish, write_manifest
-from data.preferences import COMPARISONS, PREFERENCES, Tally, tally, win_shares
-from data.records import Comparison, Label, Preference, Sample, Verdict, read_rows, write_rows
-from data.store import ClipSet
-from feedback.core.label import REPLY_LENGTH, requests_for, spread
-from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, LabelError
+from data.manifest import atomically
+from data.preferences import COMPARISONS, PREFERENCES, Tally, tally
+from data.records import Comparison, Preference, read_rows, write_rows
+from feedback.core.source import FAILED, UNRATED, LabelError
 from feedback.pairs.outcome import prefer
 from feedback.pairs.people import rate_command
-from feedback.pairs.plan import round_robin
 from feedback.pairs.shown import Comparer, ShownPair
 
 logger = logging.getLogger(__name__)
-
-WIN_SHARE = "win_share"  # the measure of a clip: the part of its comparisons that it won, ties half
-NO_COMPARISON = "no comparison of this clip was answered"
 
 
 class Compared(NamedTuple):
@@ -56,15 +48,6 @@ def raters(source: Comparer) -> Sequence[str]:
 def votes_in_an_order(source: Comparer, votes: int) -> int:
     """Votes about a pair in each order of showing; each person votes once, in one order."""
     return len(raters(source)) or (1 if source.repeatable else votes)
-
-
-def pairs_of(clip_set: ClipSet, opponents: int, votes: int) -> list[ShownPair]:
-    """The pairs of a set that are compared (feedback.pairs.plan). Raises ValueError if no prompt has two clips."""
-    requests = {request.sample.sample_id: request for request in requests_for(clip_set, votes)}
-    planned = round_robin(clip_set.samples, opponents)
-    if not planned:
-        raise ValueError(f"{clip_set.folder}: no prompt has two clips, so there is nothing to compare")
-    return [ShownPair(requests[one.sample_id], requests[other.sample_id]) for one, other in planned]
 
 
 def compare_pairs(
@@ -106,68 +89,6 @@ def compare_pairs(
     return Compared(rows, preferences)
 
 
-def look_at_pairs(
-    clip_set: ClipSet, source: Any, limit: int, opponents: int, votes: int, max_failed: float
-) -> Iterator[str]:
-    """Compare at most `limit` pairs of a set, spread over it, and say in words what is preferred. Nothing is stored."""
-    pairs = spread(pairs_of(clip_set, opponents, votes_in_an_order(as_comparer(source), votes)), limit)
-    compared = compare_pairs(pairs, source, None, batch_size=limit, max_failed=max_failed)
-    for pair, row in zip(pairs, compared.preferences, strict=True):
-        chance = "" if row.p_first is None else f", p_first {row.p_first:.2f}"
-        yield f"{pair.first.sample.file_name}, {pair.second.sample.file_name}: {pair.prompt}"
-        yield f"    preferred: {row.preferred or 'no answer'}{chance}; by order: {row.forward}, {row.backward}"
-        for one in (one for one in compared.comparisons if {one.first, one.second} == set(pair.ids)):
-            said = one.error or one.reason or " ".join((one.raw or "").split())[:REPLY_LENGTH]
-            sure = "" if one.p_first is None else f" ({one.p_first:.2f} first)"
-            yield f"    {one.first} before {one.second}, {one.question}: {one.answer or 'no answer'}{sure}: {said}"
-
-
-def compare_clip_set(
-    clip_set: ClipSet,
-    source: Comparer,
-    work: Path,
-    out: Path,
-    opponents: int,
-    batch_size: int,
-    votes: int = 1,
-    max_failed: float = 0.0,
-) -> dict[str, Any]:
-    """Compare the clips of a set and publish `out`, a folder of labels with the preferences beside them.
-
-    A clip's label is null and its score is WIN_SHARE. The other arguments are as of `compare_pairs`; votes: of each
-    order. Returns the facts of the manifest that count.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    pairs = pairs_of(clip_set, opponents, votes_in_an_order(source, votes))
-    compared = compare_pairs(pairs, source, work, batch_size, max_failed)
-    shares = win_shares(compared.preferences)
-    verdicts = [_verdict(source, sample, shares.get(sample.sample_id), compared) for sample in clip_set.samples]
-    folder = work / "out"
-    write_compared(folder, compared)
-    write_rows(folder / VERDICTS, verdicts, Verdict)
-    write_rows(folder / LABELS, [_label(one) for one in verdicts], Label)
-    alone = {sample.sample_id for sample in clip_set.samples} - shares.keys()
-
-    def lacking(beginning: str) -> int:
-        """Clips without an answer that are in a pair with an error that begins so."""
-        rows = [row for row in compared.comparisons if (row.error or "").startswith(beginning)]
-        return len(alone & {clip for row in rows for clip in (row.first, row.second)})
-
-    counts = {
-        "accepted": 0,  # no clip is labelled
-        "rejected": 0,
-        "unlabelled": len(verdicts),
-        "unreadable": lacking(UNREADABLE_CLIP),
-        "failed": lacking(FAILED),
-        "unrated": lacking(UNRATED),
-        "comparisons": compared.tally.facts() | {"opponents": opponents, "clips_without": len(alone)},
-    }
-    facts = {"votes": votes, "agreement": None, "measures": [WIN_SHARE], "clip_set": clip_set.fingerprint()}
-    write_manifest(folder, LABELS_KIND, **identity(source, compared), **facts, **counts)
-    publish(folder, out)
-    return counts
-
-
 def identity(source: Comparer, compared: Compared) -> dict[str, Any]:
     """What a manifest says of the source."""
     return {
@@ -184,20 +105,6 @@ def write_compared(folder: Path, compared: Compared) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     write_rows(folder / COMPARISONS, compared.comparisons, Comparison)
     write_rows(folder / PREFERENCES, compared.preferences, Preference)
-
-
-def _verdict(source: Comparer, sample: Sample, share: float | None, compared: Compared) -> Verdict:
-    row = compared.comparisons[0]
-    return Verdict(
-        sample_id=sample.sample_id, source=source.name, question=WIN_SHARE, vote=0, answer=None, p_yes=None,
-        score=share, reason=None, raw=None, model=source.model, model_version=source.model_version or row.model_version,
-        rubric_hash=source.rubric.hash, frames=[], tokens=None, cost=None,
-        error=None if share is not None else NO_COMPARISON,
-    )  # fmt: skip
-
-
-def _label(row: Verdict) -> Label:
-    return Label(row.sample_id, row.source, None, None, row.score, 1, int(row.score is None), row.error)
 
 
 # Asking

@@ -19,8 +19,9 @@ from feedback.core.kinds import make_source, read_block
 from feedback.core.label import requests_for
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import FAILED, LabelError, Request
-from feedback.pairs.compare import as_comparer, compare_clip_set, compare_pairs, pairs_of
-from feedback.pairs.policies import pairs_between
+from feedback.pairs.compare import as_comparer, compare_pairs
+from feedback.pairs.label import compare_clip_set
+from feedback.pairs.sets import pairs_between, pairs_of
 from feedback.pairs.shown import ShownPair, comparison
 from tests.support.judges import FAMILIES
 

@@ -20,8 +20,9 @@ from feedback.core.kinds import make_source
 from feedback.core.rubric import load_rubric
 from feedback.core.source import LabelError
 from feedback.network.ledger import VARIABLE
-from feedback.pairs.compare import compare_clip_set, compare_pairs
-from feedback.pairs.policies import pairs_between
+from feedback.pairs.compare import compare_pairs
+from feedback.pairs.label import compare_clip_set
+from feedback.pairs.sets import pairs_between
 from tests.feedback.pairs.test_compare import make_clips
 from tests.support.browser import CHROMIUM, running_chromium, wait_until
 

@@ -1,4 +1,4 @@
-"""Two policies' clips of the same prompts and noise, as pairs."""
+"""The pairs of a clip set, and those of two policies' sets."""
 
 from collections import Counter
 from dataclasses import replace
@@ -8,7 +8,17 @@ from data.records import Sample
 from data.store import ClipSet
 from feedback.core.label import requests_for
 from feedback.core.source import Request
+from feedback.pairs.plan import round_robin
 from feedback.pairs.shown import ShownPair
+
+
+def pairs_of(clip_set: ClipSet, opponents: int, votes: int) -> list[ShownPair]:
+    """The pairs of a set that are compared (feedback.pairs.plan). Raises ValueError if no prompt has two clips."""
+    requests = {request.sample.sample_id: request for request in requests_for(clip_set, votes)}
+    planned = round_robin(clip_set.samples, opponents)
+    if not planned:
+        raise ValueError(f"{clip_set.folder}: no prompt has two clips, so there is nothing to compare")
+    return [ShownPair(requests[one.sample_id], requests[other.sample_id]) for one, other in planned]
 
 
 def pairs_between(
