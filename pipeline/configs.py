@@ -63,7 +63,7 @@ class LabelConfig:
     batch_size: Count  # clips read, judged and committed together
     votes: Count  # independent askings of every clip
     max_failed: Probability  # share of the clips that may lack a reply
-    opponents: Count = 4  # of a source that compares clips: other clips of its prompt that each meets
+    opponents: Count  # of a source that compares clips: other clips of its prompt that each meets
     min_audited_accuracy: Probability | None = None  # below it, in the source's audit, there is a warning
 
 

@@ -266,8 +266,10 @@ def _preference_row(found: Mapping[str, Any]) -> Row:
     cells = {key: _rate(everything[key]) for key in ("win", "tie", "loss")}
     cells["win − loss"] = _difference(everything["minus"])
     if test:
-        cells["test prompts"] = _difference(test["minus"])
-    cells |= {"pairs": Cell(str(found["pairs"])), "no answer": Cell(str(found["unknown"]))}
+        cells["win − loss, test"] = _difference(test["minus"])
+    cells["pairs"] = Cell(str(found["pairs"]))
+    if found["unknown"]:
+        cells["no answer"] = Cell(str(found["unknown"]))
     if found["both_orders"]:  # none where people see a pair once
         cells["first twice"] = _percent(found["position_bias"])
         cells["second twice"] = _percent(found["second_in_both"] / found["both_orders"])

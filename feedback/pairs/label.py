@@ -6,7 +6,7 @@ from typing import Any
 
 from data.labels import KIND, LABELS, VERDICTS
 from data.manifest import publish, write_manifest
-from data.preferences import win_shares
+from data.preferences import FIRST, SECOND, TIE, win_shares
 from data.records import Label, Sample, Verdict, write_rows
 from data.store import ClipSet
 from feedback.core.label import REPLY_LENGTH, spread
@@ -79,9 +79,10 @@ def look_at_pairs(
     pairs = spread(pairs_of(clip_set, opponents, votes_in_an_order(as_comparer(source), votes)), limit)
     compared = compare_pairs(pairs, source, None, batch_size=limit, max_failed=max_failed)
     for pair, row in zip(pairs, compared.preferences, strict=True):
-        chance = "" if row.p_first is None else f", p_first {row.p_first:.2f}"
+        chance = "" if row.p_first is None else f" ({row.first} with a probability of {row.p_first:.2f})"
         yield f"{pair.first.sample.file_name}, {pair.second.sample.file_name}: {pair.prompt}"
-        yield f"    preferred: {row.preferred or 'no answer'}{chance}; by order: {row.forward}, {row.backward}"
+        named = {FIRST: f"{row.first} is better", SECOND: f"{row.second} is better", TIE: TIE, None: "no answer"}
+        yield f"    {named[row.preferred]}{chance}"
         for one in (one for one in compared.comparisons if {one.first, one.second} == set(pair.ids)):
             said = one.error or one.reason or " ".join((one.raw or "").split())[:REPLY_LENGTH]
             sure = "" if one.p_first is None else f" ({one.p_first:.2f} first)"
