@@ -22,7 +22,7 @@ from tests.support.judges import WORDS, build_judge
 ROOT = Path(__file__).parents[1]
 COPIED = (
     "cluster", "commands", "configs", "data", "evaluation", "feedback", "generators", "inspection", "pipeline",
-    "report", "rl", "stages", "tabletop", "dvc.yaml", "pretrain.yaml", ".dvcignore",
+    "report", "rl", "stages", "tabletop", "dvc.yaml", "pretrain.yaml", "pyproject.toml", ".dvcignore",
 )  # fmt: skip
 DVC = [sys.executable, "-m", "dvc"]
 

@@ -19,6 +19,7 @@ from commands.export.dataset import Part, Sources, gather
 from commands.export.hub import MOST_FILES, check_count
 from data.manifest import StoreError, read_manifest, write_manifest
 from data.records import Pair, Weighted, write_rows
+from pipeline.command import INTERRUPTED
 from tests.support.fake_hub import FakeHub, serving
 from tests.support.labelled import JUDGE, make_labels, make_round
 
@@ -196,12 +197,12 @@ def test_an_interrupted_export_leaves_the_earlier_one_or_nothing(round_, tmp_pat
     options = ["--out", str(out), "--set", str(round_ / "samples")]
     with monkeypatch.context() as patch:
         patch.setattr(export_folder, "link", interrupted)
-        assert CliRunner().invoke(main, options).exit_code == 1
+        assert CliRunner().invoke(main, options).exit_code == INTERRUPTED
         assert list(tmp_path.iterdir()) == []
     exported(*options)
     with monkeypatch.context() as patch:
         patch.setattr(export_folder, "link", interrupted)
-        assert CliRunner().invoke(main, options).exit_code == 1
+        assert CliRunner().invoke(main, options).exit_code == INTERRUPTED
     assert read_manifest(out, "export", verify=True)
     (tmp_path / ".e.partial").mkdir()  # of a run that was killed
     exported(*options)

@@ -169,7 +169,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_every_clip_gets_a_label_and_the_manifest_counts_them(clips, tmp_path):
     counts = label_clip_set(clips, Brightness(), tmp_path / "work", tmp_path / "labels", BATCH)
-    assert counts == (5, 5, 0, 0, 0)
+    assert counts == (5, 5, 0, 0, 0, 0)
     labels = read_labels(tmp_path / "labels")
     assert [label.sample_id for label in labels] == [sample.sample_id for sample in clips.samples]
     assert [label.label for label in labels] == [False] * 5 + [True] * 5
@@ -222,7 +222,7 @@ def test_a_single_vote_has_no_agreement(clips, tmp_path, caplog):
 
 def test_ties_and_blocked_answers_stay_unlabelled(clips, tmp_path):
     counts = label_clip_set(clips, Undecided(), tmp_path / "work", tmp_path / "labels", BATCH, votes=2)
-    assert counts == (0, 0, CLIPS, 0, 0)
+    assert counts == (0, 0, CLIPS, 0, 0, 0)
     blocked, tied, *_ = read_labels(tmp_path / "labels")
     assert (blocked.label, blocked.nulls, blocked.reason) == (None, 2, "bright: no answer (blocked)")
     assert (tied.label, tied.nulls, tied.reason) == (None, 0, "bright: 2 votes tied")
@@ -234,7 +234,7 @@ def test_a_clip_that_cannot_be_decoded_gets_null_and_its_error_and_is_counted(tm
     broken.write_bytes(b"\0" * broken.stat().st_size)
     source = Brightness()
     counts = label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH)
-    assert counts == (4, 5, 1, 1, 0)
+    assert counts == (4, 5, 1, 1, 0, 0)
     assert "clip7" not in source.judged
     row = read_verdicts(tmp_path / "labels")[7]
     assert (row.answer, row.p_yes, row.frames) == (None, None, [])
@@ -254,7 +254,7 @@ def test_a_clip_without_a_reply_gets_null_and_is_judged_again(clips, tmp_path, c
     label_clip_set(clips, Brightness(), tmp_path / "whole", tmp_path / "expected", BATCH)
     work, out = tmp_path / "work", tmp_path / "labels"
     counts = label_clip_set(clips, Unreachable(2, 6), work, out, BATCH, max_failed=0.2)
-    assert counts == (4, 4, 2, 0, 2)
+    assert counts == (4, 4, 2, 0, 2, 0)
     assert "no reply about 2 of 10 clips" in caplog.text
     assert read_labels(out)[2].label is None
     assert read_verdicts(out)[2].error == "failed: timed out"

@@ -278,7 +278,7 @@ def test_a_clip_that_no_member_could_decode_is_counted_as_unreadable(clips, tmp_
 
     source = of(Member("a", blind), Member("b", blind))
     counts = label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", 2)
-    assert counts == (CLIPS - 1, 0, 1, 1, 0)
+    assert counts == (CLIPS - 1, 0, 1, 1, 0, 0)
 
 
 class Quitting(Member):
