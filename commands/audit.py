@@ -26,11 +26,11 @@ from pipeline.command import PATH, device_option, out_option, stage_command
 @device_option
 def main(name: str, preferences: Path, measures: tuple[str, ...], out: Path, device: str) -> None:
     """Compare a source with people's choices or scores. docs/audit.md defines the figures."""
-    from data.preferences import read_said
+    from data.choices import read_said
     from feedback.core.kinds import make_source, needs_device
+    from pipeline.choices import audit, in_words
     from pipeline.configs import AuditConfig, LabelConfig
     from pipeline.params import section, source_block
-    from pipeline.preferences import audit, in_words
 
     if wrong := [one for one in measures if "=" not in one]:
         raise ValueError(f"--measure {wrong[0]}: expected DIMENSION=MEASURE, such as VQ=visual_quality")

@@ -11,7 +11,7 @@ from pipeline.command import PATH, device_option, stage_command
 @stage_command
 @click.option("--source", "name", required=True, help="A name in feedback.sources.")
 @click.option("--set", "clips", type=PATH, help="Folder of the clip set.")
-@click.option("--limit", type=click.IntRange(1), help="Ask about N clips, spread over the set, and print the answers.")
+@click.option("--limit", type=click.IntRange(1), help="Ask about N clips (or pairs) of the set; print the answers.")
 @click.option("--dry-run", is_flag=True, help="Print the calls, tokens and dollars that labelling takes; send nothing.")
 @click.option("--assume", metavar="WxHxF@FPS", help="With --dry-run: clips of this shape, in place of a set.")
 @click.option("--count", type=click.IntRange(1), default=1, help="With --assume: how many clips.")
@@ -30,7 +30,7 @@ def main(
     if dry_run:
         from pipeline.forecast import dry_run_report
 
-        click.echo(dry_run_report(clips, assume, count, limit, name, given, votes))
+        click.echo(dry_run_report(clips, assume, count, limit, name, given, votes, config.opponents))
         return
     if not (clips and limit) or assume:
         raise click.UsageError("give --dry-run, or --set with --limit")
@@ -40,6 +40,12 @@ def main(
     from feedback.core.label import look_at
 
     source = make_source(name, given, str(pick_device(device)) if needs_device(name, given) else device)
+    if source.rubric.compares:
+        from feedback.pairs.label import look_at_pairs
+
+        for text in look_at_pairs(ClipSet.open(clips), source, limit, config.opponents, votes, max_failed):
+            click.echo(text)
+        return
     for look in look_at(ClipSet.open(clips), source, limit, votes, max_failed):
         click.echo(look.in_words(source.rubric))
 

@@ -1,190 +1,87 @@
-"""What people said about clips, as public sets publish it: a CSV of choices between two clips, or of scores of clips.
+"""Preferences of a source among clips, two clips of one prompt at a time, and what is counted of them.
 
-    clip_a,clip_b,prompt,preferred,dimension      preferred: A, B or tie (also `same`)
-    clip,prompt,score,dimension                   score: a number, the higher the better
+    preferences.parquet     Preference, a row a pair of clips
+    comparisons.parquet     Comparison, a row a pair, order, question and vote
 
-Paths are absolute or from the CSV's folder. `dimension` may be absent or empty: the clips as a whole. Other columns are
-ignored. Which of the two a file is, its header says.
+Written by feedback.pairs: of a round into the folder of its labels, whose manifest then has the fact `comparisons`; of
+two policies into a folder of its own.
 """
 
-import csv
-import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from data.manifest import read_manifest
+from data.records import Comparison, Preference, read_rows
 
-from data.manifest import MANIFEST, write_manifest
-from data.records import Sample, write_rows
-from data.store import KIND, METADATA, ClipSet
-from data.video import read_fps, read_video
-
-PAIRS = ("clip_a", "clip_b", "prompt", "preferred")
-SCORES = ("clip", "prompt", "score")
-PREFERRED = {"a": 1, "b": -1, "tie": 0, "same": 0}
+PREFERENCES, COMPARISONS = "preferences.parquet", "comparisons.parquet"
+FIRST, SECOND, TIE = "first", "second", "tie"
+OTHER = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}
 
 
-class Clip(NamedTuple):
-    """A clip of a prompt: what a judge is asked about, once."""
+@dataclass(frozen=True)
+class Tally:
+    """What a source said of some pairs, each a number of pairs."""
 
-    path: Path
-    prompt: str
-
-
-class Choice(NamedTuple):
-    """What people prefer."""
-
-    a: Clip
-    b: Clip
-    preferred: int  # 1: a, -1: b, 0: neither
-    dimension: str  # "": the clips as a whole
-
-
-class Score(NamedTuple):
-    """What people gave a clip."""
-
-    clip: Clip
-    score: float
-    dimension: str
-
-
-class Said(NamedTuple):
-    """A file's rows; one of the two is empty."""
-
-    choices: list[Choice]
-    scores: list[Score]
+    pairs: int
+    first: int  # the clip named `first` is preferred
+    second: int
+    ties: int
+    unknown: int  # an answer is missing
+    both_orders: int  # answered in both orders; the two numbers below are of these
+    first_in_both: int  # the clip that was shown first was preferred in both orders
+    second_in_both: int
 
     @property
-    def clips(self) -> list[Clip]:
-        """Each clip once, in the order of the file."""
-        of_choices = [clip for one in self.choices for clip in (one.a, one.b)]
-        return list(dict.fromkeys([*of_choices, *(one.clip for one in self.scores)]))
+    def position_bias(self) -> float | None:
+        """Part of the pairs for which the clip that was shown first was preferred in both orders; None without any."""
+        return self.first_in_both / self.both_orders if self.both_orders else None
 
-    @property
-    def dimensions(self) -> list[str]:
-        """Each dimension once, in the order of the file."""
-        return list(dict.fromkeys([*(one.dimension for one in self.choices), *(one.dimension for one in self.scores)]))
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"position_bias": self.position_bias}
 
 
-class Opened(NamedTuple):
-    """Clips that a judge can be asked about, as a clip set without latents, and those that cannot be decoded."""
-
-    clip_set: ClipSet
-    ids: dict[Clip, str]  # sample_id of each clip in the set
-    unreadable: dict[Clip, str]  # why
-
-
-def read_said(path: Path) -> Said:
-    """The rows of a CSV. Raises ValueError that names the row and what would be right."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV in UTF-8 that can be read ({error})") from error
-    kinds = [columns for columns in (PAIRS, SCORES) if set(columns) <= set(header)]
-    if len(kinds) != 1:
-        raise ValueError(
-            f"{path}: its columns are {', '.join(header)}; expected {_listed(PAIRS)}, or {_listed(SCORES)}"
-        )
-    if not rows:
-        raise ValueError(f"{path}: no rows below the header")
-    numbered = [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=2)]
-    for where, row in numbered:
-        if empty := [name for name in kinds[0] if not (row.get(name) or "").strip()]:
-            raise ValueError(f"{where}: {empty[0]} is empty")
-    if kinds[0] is PAIRS:
-        return Said([_choice(where, row, path.parent) for where, row in numbered], [])
-    return Said([], [_score(where, row, path.parent) for where, row in numbered])
-
-
-def open_clips(clips: Sequence[Clip], folder: Path) -> Opened:
-    """The clips as a clip set in `folder`, by links to the files, which are left as they are.
-
-    Every file is decoded once, for its number of frames and size. Raises ValueError where none can be decoded.
-    """
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(clip.prompt for clip in clips))}
-    samples: list[Sample] = []
-    ids: dict[Clip, str] = {}
-    unreadable: dict[Clip, str] = {}
-    for number, clip in enumerate(_shown(clips)):
-        try:
-            frames, fps = read_video(clip.path), read_fps(clip.path)
-        except (ValueError, OSError) as error:
-            unreadable[clip] = str(error)
-            continue
-        sample = _sample(f"clip-{number:06d}", numbers[clip.prompt], clip, frames, fps)
-        _link(clip.path, folder / sample.file_name)
-        samples.append(sample)
-        ids[clip] = sample.sample_id
-    if not samples:
-        raise ValueError(f"none of {len(clips)} clips can be decoded, such as: {next(iter(unreadable.values()))}")
-    write_rows(folder / METADATA, samples, Sample)
-    write_manifest(folder, KIND, set="preferences", policy="unknown", shards=[])
-    return Opened(ClipSet.open(folder), ids, unreadable)
-
-
-def _sample(sample_id: str, prompt: int, clip: Clip, frames: np.ndarray, fps: float) -> Sample:
-    return Sample(
-        sample_id=sample_id,
-        prompt_id=f"prompt-{prompt:06d}",
-        prompt=clip.prompt,
-        category="preferences",
-        split="test",
-        policy="unknown",
-        seed=0,
-        num_frames=len(frames),
-        fps=fps,
-        height=frames.shape[1],
-        width=frames.shape[2],
-        file_name=f"videos/{sample_id}{clip.path.suffix}",
+def tally(preferences: Sequence[Preference]) -> Tally:
+    """The counts of these pairs."""
+    preferred = [row.preferred for row in preferences]
+    orders = [(row.forward, row.backward) for row in preferences if row.forward and row.backward]
+    return Tally(
+        pairs=len(preferences),
+        first=preferred.count(FIRST),
+        second=preferred.count(SECOND),
+        ties=preferred.count(TIE),
+        unknown=preferred.count(None),
+        both_orders=len(orders),
+        first_in_both=orders.count((FIRST, SECOND)),
+        second_in_both=orders.count((SECOND, FIRST)),
     )
 
 
-def _choice(where: str, row: Mapping[str, Any], folder: Path) -> Choice:
-    preferred = row["preferred"].strip()
-    if preferred.lower() not in PREFERRED:
-        raise ValueError(f"{where}: preferred is {preferred!r}, expected A, B or tie")
-    a, b = (_clip(folder, row[name], row["prompt"]) for name in ("clip_a", "clip_b"))
-    if a == b:
-        raise ValueError(f"{where}: clip_a and clip_b are the same file, {a.path}")
-    return Choice(a, b, PREFERRED[preferred.lower()], _dimension(row))
+def win_shares(preferences: Iterable[Preference]) -> dict[str, float]:
+    """By sample_id, the part of a clip's known comparisons that it won, ties half. Clips without any are left out."""
+    points: dict[str, list[float]] = {}
+    worth = {FIRST: 1.0, TIE: 0.5, SECOND: 0.0}
+    for row in preferences:
+        if row.preferred is not None:
+            points.setdefault(row.first, []).append(worth[row.preferred])
+            points.setdefault(row.second, []).append(1 - worth[row.preferred])
+    return {clip: sum(won) / len(won) for clip, won in points.items()}
 
 
-def _score(where: str, row: Mapping[str, Any], folder: Path) -> Score:
-    try:
-        value = float(row["score"])
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: score is {row['score']!r}, expected a number")
-    return Score(_clip(folder, row["clip"], row["prompt"]), value, _dimension(row))
+def compares(facts: Mapping[str, Any]) -> bool:
+    """Whether the labels with these facts come from comparisons of clips."""
+    return bool(facts.get("comparisons"))
 
 
-def _clip(folder: Path, path: str, prompt: str) -> Clip:
-    return Clip(Path(os.path.abspath(folder / path.strip())), prompt.strip())
+def read_preferences(folder: Path, kind: str) -> list[Preference]:
+    """The preferences in a finished folder. kind: of its manifest."""
+    read_manifest(folder, kind)
+    return read_rows(folder / PREFERENCES, Preference)
 
 
-def _dimension(row: Mapping[str, Any]) -> str:
-    return (row.get("dimension") or "").strip()
-
-
-def _link(file: Path, link: Path) -> None:
-    link.unlink(missing_ok=True)
-    link.symlink_to(file)
-
-
-def _shown(clips: Sequence[Clip]) -> Iterable[Clip]:
-    """The clips, with a progress bar."""
-    from tqdm import tqdm  # takes a while to import, and no stage needs it here
-
-    bar: Iterator[Clip] = iter(tqdm(clips, desc="decoding", unit="clip"))
-    return bar
-
-
-def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(columns)
+def read_comparisons(folder: Path, kind: str) -> list[Comparison]:
+    """The answers in a finished folder, by pair in its order, then order of showing, question and vote."""
+    read_manifest(folder, kind)
+    return read_rows(folder / COMPARISONS, Comparison)

@@ -69,6 +69,45 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A source's answer to one question about two clips of one prompt, as they were shown, in one vote."""
+
+    first: str  # sample_id of the clip that was shown first; to people, on the left
+    second: str
+    source: str
+    question: str
+    vote: int
+    answer: str | None  # what is better: first, second or tie; null: unreadable, refused or failed, see `error`
+    p_first: float | None  # probability that the first is better, where the source gives one
+    reason: str | None
+    raw: str | None  # the reply as it came
+    model: str
+    model_version: str
+    rubric_hash: str
+    first_frames: list[int]  # indices of the first clip's frames that the source judged
+    second_frames: list[int]
+    tokens: int | None
+    cost: float | None  # US dollars
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A source's comparisons of two clips of one prompt, combined; `first` and `second` are names, not an order."""
+
+    prompt_id: str
+    first: str  # sample_id
+    second: str
+    source: str
+    preferred: str | None  # first, second or tie; null: an answer is missing
+    p_first: float | None  # probability that `first` is better, mean over both orders
+    forward: str | None  # the answer when `first` was shown first: first, second or tie
+    backward: str | None  # the answer when `second` was shown first
+    nulls: int  # answers that are missing
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Weighted:
     """One training row of RWR (or SFT, with weight 1)."""
 
@@ -90,7 +129,7 @@ class Pair:
 
 R = typing.TypeVar("R")
 WithId = typing.TypeVar("WithId", Sample, Verdict, Label, Weighted)
-Row = Sample | Verdict | Label | Weighted | Pair
+Row = Sample | Verdict | Label | Comparison | Preference | Weighted | Pair
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int64())}
 

@@ -49,7 +49,8 @@ def summarise(
         policies.<name>.score_minus_base, score_minus_start    as minus_base and minus_start
         policies.<name>.categories.<category>         all of these again but unlabelled
         policies.<name>.baseline                      null, or how it was made of another policy's clips
-        rounds.<name>                                 samples, accepted, rejected, unlabelled
+        rounds.<name>                                 samples, accepted, rejected, unlabelled; of a source that compares
+                                                      also comparisons (data.preferences.Tally)
         agreement                                     of judges: see evaluation.agreement
         warnings                                      sentences
         top_k                                         k, by; or null
@@ -86,7 +87,9 @@ def summarise(
     return {
         "policies": policies,
         "rounds": {
-            name: {key: counts[key] for key in ROUND_COUNTS} | _votes(counts.get("agreement"))
+            name: {key: counts[key] for key in ROUND_COUNTS}
+            | _votes(counts.get("agreement"))
+            | {key: counts[key] for key in ("comparisons",) if key in counts}
             for name, counts in rounds.items()
         },
         "agreement": compare_judges(outcomes, labelling, clips.prompts),

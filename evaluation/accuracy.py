@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.records import Label, Sample
+from data.preferences import FIRST, SECOND, TIE, tally
+from data.records import Label, Preference, Sample
 from evaluation.intervals import estimate
 
 BINS = 10  # of equal width, of the reliability plot
@@ -148,6 +149,53 @@ def against_generated(
             "generated_accepted": _mean(other.accepted),
             "pairs": accuracy.n,
             "ties": int((gap == 0).sum()),
+        },
+        "calibration": None,
+        "threshold": None,
+    }
+
+
+def against_pairs(better: Sequence[Sample], preferences: Sequence[Preference], draws: int, seed: int) -> dict[str, Any]:
+    """The figures of a judge that compares two clips at once, on pairs whose better clip is known.
+
+    better: of each pair the better clip, which its preference, in the same order, names first.
+
+        clips, labelled                  pairs, and those of them that have a preference or are a tie
+        accuracy, low, high              mean over the pairs, a tie counts half; bootstrap over prompts
+        decided, decided_accuracy        pairs that are no tie, and the part of them that is right
+        pairs                            the counts, with the position bias: data.preferences.Tally
+        categories.<category>            clips, labelled, accuracy
+
+    The other keys of `against_truth` are null. Raises ValueError where no pair is answered.
+    """
+    worth = {FIRST: 1.0, SECOND: 0.0, TIE: 0.5}
+    right = np.array([np.nan if row.preferred is None else worth[row.preferred] for row in preferences])
+    if np.isnan(right).all():
+        raise ValueError(f"none of {len(preferences)} pairs was answered: there is nothing to audit")
+    accuracy = estimate(right, np.array([sample.prompt_id for sample in better]), draws, seed)
+    counts = tally(preferences)
+    decided = counts.first + counts.second
+    return {
+        "clips": len(preferences),
+        "labelled": _known(right),
+        "accuracy": accuracy.mean,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "auc": None,
+        "false_accepts": None,
+        "false_rejects": None,
+        "decided": decided,
+        "decided_accuracy": counts.first / decided if decided else None,
+        "pairs": counts.facts(),
+        "categories": {
+            category: {
+                "clips": int(chosen.sum()),
+                "labelled": _known(right[chosen]),
+                "accuracy": _mean(right[chosen]),
+                "false_accept_rate": None,
+                "false_reject_rate": None,
+            }
+            for category, chosen in _groups([sample.category for sample in better])
         },
         "calibration": None,
         "threshold": None,

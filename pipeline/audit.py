@@ -11,6 +11,7 @@ from pipeline.configs import AuditConfig
 if TYPE_CHECKING:
     from data.known import Known, World
     from data.prompts import Prompt
+    from data.store import ClipSet
     from feedback.core.audit import Asking, Judgements
     from feedback.core.source import Source
 
@@ -66,9 +67,21 @@ def by_references(
     asking: "Asking", source: "Source", prompts: "Sequence[Prompt]", config: AuditConfig, base: Path | None
 ) -> Found:
     """The judge's labels of reference clips and of generated clips, and how often it prefers the reference."""
+    from evaluation.accuracy import against_generated
+
+    known, generated, truth = references_and_generated(asking, prompts, config, base)
+    judged = asking.judge(known.clip_set, source, "labels", config.votes)
+    other = asking.judge(generated, source, "generated")
+    figures = against_generated(judged.samples, judged.labels, other.samples, other.labels, config.draws, config.seed)
+    return known, judged, figures | {"truth": truth}
+
+
+def references_and_generated(
+    asking: "Asking", prompts: "Sequence[Prompt]", config: AuditConfig, base: Path | None
+) -> "tuple[Known, ClipSet, str]":
+    """The reference clips, generated clips of their prompts, and a sentence that says which are better."""
     from data.known import first_clips, reference_clips
     from data.store import ClipSet
-    from evaluation.accuracy import against_generated
 
     clips = ClipSet.open(Path(config.set))
     maker = clips.manifest["facts"].get("policy")
@@ -77,11 +90,62 @@ def by_references(
     ids = [prompt.prompt_id for prompt in prompts if prompt.reference]
     generated = first_clips(clips, ids, max(1, config.clips // len(ids) - 1))
     known = reference_clips(asking.out / "samples", prompts)
-    judged = asking.judge(known.clip_set, source, "labels", config.votes)
-    other = asking.judge(generated, source, "generated")
-    figures = against_generated(judged.samples, judged.labels, other.samples, other.labels, config.draws, config.seed)
     truth = f"the reference clip of each of {len(ids)} prompts is better than the clips of its prompt in {config.set}"
-    return known, judged, figures | {"truth": truth}
+    return known, generated, truth
+
+
+def by_pairs(
+    asking: "Asking",
+    source: "Source",
+    prompts: "Sequence[Prompt]",
+    config: AuditConfig,
+    world: "World | None",
+    base: Path | None,
+    fps: float,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures of a judge that compares two clips at once, and a row for each pair whose better clip is known.
+
+    Of a world each clip that fulfils its prompt beside each one of that prompt that does not; otherwise each reference
+    beside generated clips of its prompt.
+    """
+    from data.known import FULFILLED
+    from evaluation.accuracy import against_pairs
+    from feedback.core.label import requests_for
+    from feedback.pairs.compare import as_comparer, compare_pairs, votes_in_an_order
+    from feedback.pairs.shown import ShownPair
+
+    comparer = as_comparer(source)
+    votes = votes_in_an_order(comparer, asking.votes)
+    if world:
+        known = world.known_clips(asking.out / "samples", prompts, config.clips, config.seed, fps)
+        better = [one for one in requests_for(known.clip_set, votes) if known.made[one.sample.sample_id] == FULFILLED]
+        worse = [one for one in requests_for(known.clip_set, votes) if known.made[one.sample.sample_id] != FULFILLED]
+        truth = f"pairs of a clip that fulfils its prompt and one of that prompt that does not; {world.truth}"
+    else:
+        known, generated, truth = references_and_generated(asking, prompts, config, base)
+        better, worse = requests_for(known.clip_set, votes), requests_for(generated, votes)
+    pairs = [
+        ShownPair(one, other) for one in better for other in worse if one.sample.prompt_id == other.sample.prompt_id
+    ]
+    if not pairs:
+        raise ValueError(
+            f"audit.clips is {config.clips}, so few that no prompt has a better and a worse clip: raise it"
+        )
+    compared = compare_pairs(pairs, comparer, asking.work / "pairs", asking.batch_size, asking.max_failed)
+    figures = against_pairs([pair.first.sample for pair in pairs], compared.preferences, config.draws, config.seed)
+    rows = [
+        {
+            "better": row.first,
+            "worse": row.second,
+            "made": known.made.get(row.second),
+            "preferred": row.preferred,
+            "p_better": row.p_first,
+        }
+        for row in compared.preferences
+    ]
+    nothing = dict.fromkeys(("votes", "frames", "human"))
+    notes = dict.fromkeys(nothing, f"{source.name} compares two clips at once")
+    return figures | {"truth": truth, **nothing, "notes": notes}, rows
 
 
 def stability(
@@ -133,10 +197,15 @@ def beside_people(
     return cohen_of_labels(asking.judge(both, source, "rated").labels, labels)
 
 
-def write_rows(path: Path, known: "Known", judged: "Judgements") -> None:
-    """A line for each known-answer clip: what it is, and the judge's label."""
-    rows = [
+def write_lines(path: Path, rows: "Sequence[dict[str, Any]]") -> None:
+    """A line of JSON for each row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def rows_of(known: "Known", judged: "Judgements") -> list[dict[str, Any]]:
+    """A row for each known-answer clip: what it is, and the judge's label."""
+    return [
         {"sample_id": one.sample_id, "made": known.made[one.sample_id], "label": one.label, "p_accept": one.p_accept}
         for one in judged.labels
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

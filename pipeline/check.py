@@ -40,6 +40,7 @@ from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
+from rl.pairing import check_source
 from rl.training.config import TrainConfig
 
 SECTIONS = {
@@ -95,6 +96,7 @@ def check_params(with_generator: bool = True) -> Checked:
     _check_splits(params, prompts)
     _check_sources(params, [prompt.prompt for prompt in prompts])
     _check_rewards(params)
+    _check_comparing(params)
     for name in params["extend"]:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
     _check_online(params)
@@ -268,6 +270,37 @@ def _check_rewards(params: Mapping[str, Any]) -> None:
                     f"{key}: {name} measures clips and labels none, but its reward is {reward}. Set "
                     f"build.sources.{name}: {{reward: score, scale: …, shift: …, pairs: quantile}}, or its threshold"
                 )
+
+
+def _check_comparing(params: Mapping[str, Any]) -> None:
+    """A source that compares clips stands only where comparisons are of use, and `build` takes what it gives."""
+    sources = params["feedback"]["sources"]
+    comparing = {name for name in sources if read_block(name, resolve(name, sources)).compares}
+    one_by_one = {
+        "evaluate.judges": params["evaluate"]["judges"],
+        "select.judges": params["select"]["judges"],
+        **{
+            f"online.policies.{name}.{key}": [entry[key]]
+            for name, entry in params["online"]["policies"].items()
+            for key in ("judge", "held_out")
+        },
+        **{f"online.prompt.{key}": [params["online"]["prompt"][key]] for key in ("judge", "held_out")},
+    }
+    for name, entry in params["preferences"].items():
+        if entry["source"] not in comparing:
+            raise ParamsError(
+                f"preferences.{name}.source: {entry['source']} judges one clip at a time; sources that compare have "
+                f"a rubric with compares: true: {', '.join(sorted(comparing)) or 'none here'}"
+            )
+    for where, names in one_by_one.items():
+        if wrong := comparing.intersection(names):
+            raise ParamsError(
+                f"{where}: {min(wrong)} compares two clips at once, so it cannot judge one alone; it can "
+                "compare policies in the section preferences"
+            )
+    for name in {params["feedback"]["source"], *params["comparison"]["sources"]}:
+        config = build_config(name)
+        check_source(name in comparing, config.pairs, config.reward, name)
 
 
 def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:

@@ -63,6 +63,7 @@ class LabelConfig:
     batch_size: Count  # clips read, judged and committed together
     votes: Count  # independent askings of every clip
     max_failed: Probability  # share of the clips that may lack a reply
+    opponents: Count  # of a source that compares clips: other clips of its prompt that each meets
     min_audited_accuracy: Probability | None = None  # below it, in the source's audit, there is a warning
 
 
@@ -95,7 +96,7 @@ class BuildConfig:
     reward: Literal["label", "p_accept", "score"]
     scale: Positive
     shift: NotNegative
-    pairs: Literal["all", "balanced", "margin", "quantile"]
+    pairs: Literal["all", "balanced", "margin", "quantile", "preferred"]
     pairs_per_prompt: Count
     min_margin: NotNegative
     seed: int
@@ -146,6 +147,16 @@ class EvaluateConfig:
         for key, judge in ranked_by.items():
             if judge is not None and judge not in self.judges:
                 raise ValueError(f"{key} is {judge!r}, expected one of evaluate.judges: {', '.join(self.judges)}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PreferenceEntry:
+    """An entry of `preferences`: two policies whose evaluation clips a source compares."""
+
+    policy: str
+    against: str
+    source: str  # whose rubric has `compares: true`
+    clips: Count | None = None  # of each prompt, those of the lowest seeds; null: all
 
 
 @dataclass(frozen=True, config=STRICT)

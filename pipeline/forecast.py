@@ -16,6 +16,7 @@ from feedback.core.label import requests_for, spread
 from feedback.core.source import Request
 from feedback.network.api import ApiSource
 from feedback.network.price import CostEstimate
+from feedback.pairs.sets import pairs_of
 from pipeline.configs import PromptsConfig
 from pipeline.params import section
 
@@ -24,14 +25,19 @@ SHAPE = re.compile(r"(?P<width>\d+)x(?P<height>\d+)x(?P<frames>\d+)@(?P<fps>\d+(
 
 def dry_run_report(
     clips: Path | None, assume: str | None, count: int, limit: int | None,
-    name: str, block: Mapping[str, Any], votes: int,
+    name: str, block: Mapping[str, Any], votes: int, opponents: int,
 ) -> str:  # fmt: skip
     """What `vfrl judge --dry-run` prints: of a clip set, of `limit` of its clips, or of `count` assumed ones.
 
-    Assumed clips have the longest prompt of params.yaml's set.
+    Assumed clips have the longest prompt of params.yaml's set. A source that compares is asked about pairs of clips,
+    each in both orders; opponents: label.opponents.
     """
     if bool(clips) == bool(assume) or (assume and limit):
         raise click.UsageError("--dry-run wants --set, and --limit if you like; or --assume with --count")
+    if clips and read_block(name, block).compares:
+        pairs = pairs_of(ClipSet.open(clips), opponents, votes)
+        shown = [one for pair in (spread(pairs, limit) if limit else pairs) for one in (pair, pair.swapped())]
+        return _lines(name, block, len(shown), votes, lambda source, _: source.estimate(shown))
     if clips:
         requests = requests_for(ClipSet.open(clips), votes)
         return forecast(name, block, spread(requests, limit) if limit else requests)
@@ -87,8 +93,10 @@ def _lines(
     if members := block.get("members"):  # a panel has its own number of votes
         votes = block.get("votes", 1)
         return "\n".join(_lines(f"{name}.members.{key}", one, clips, votes, estimate) for key, one in members.items())
-    if not read_block(name, block).kind.network:
-        return f"{name}: {clips:,} clips, judged on this machine or by people; nothing to pay"
+    read = read_block(name, block)
+    if not read.kind.network:
+        unit = "shown pairs" if read.compares else "clips"
+        return f"{name}: {clips:,} {unit}, judged on this machine or by people; nothing to pay"
     source = make_source(name, block)
     assert isinstance(source, ApiSource)
     if problem := source.options.wrong_price:

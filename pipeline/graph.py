@@ -5,12 +5,20 @@ from itertools import combinations
 from typing import Any
 
 from data.config import ConfigError, read_config
-from pipeline.configs import NAME, ComparedEntry, ExtendConfig, OnlineEntry, PolicyEntry, RoundEntry
+from pipeline.configs import (
+    NAME,
+    ComparedEntry,
+    ExtendConfig,
+    OnlineEntry,
+    PolicyEntry,
+    PreferenceEntry,
+    RoundEntry,
+)
 from pipeline.params import PARAMS, ParamsError
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
 SELECTED = "-selected"  # suffix of a policy that stage select makes from a checkpoint
-TAKEN = ("audit", "policies", "eval", "evaluation", "select")  # folders under runs/ that are no round's
+TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # folders under runs/ that are no round's
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 
@@ -33,6 +41,7 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "online": dict,
     "online.policies": dict,
     "extend": dict,
+    "preferences": dict,
 }
 IN_WORDS: dict[type, str] = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
 
@@ -71,6 +80,7 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
             *_extension_problems(params),
             *_cycle_problems(params),
             *_evaluation_problems(params),
+            *_preference_problems(params),
         ]
     if problems:
         raise ParamsError("\n  ".join(["params.yaml does not fit together:", *problems]))
@@ -81,6 +91,7 @@ def needed_sources(params: Mapping[str, Any]) -> set[str]:
     needed = {params["feedback"]["source"], *params["comparison"]["sources"], *params["evaluate"]["judges"]}
     needed |= set(params["select"]["judges"]) if params["select"]["policies"] else set()
     needed |= set(params["audit"]["sources"])
+    needed |= {entry["source"] for entry in params["preferences"].values()}
     needed |= {entry[key] for entry in params["online"]["policies"].values() for key in ("judge", "held_out")}
     return needed
 
@@ -132,6 +143,7 @@ def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
         ("comparison.policies", params["comparison"]["policies"], ComparedEntry),
         ("online.policies", params["online"]["policies"], OnlineEntry),
         ("extend", params["extend"], ExtendConfig),
+        ("preferences", params["preferences"], PreferenceEntry),
     )
     for group, entries, cls in groups:
         for name, entry in entries.items():
@@ -151,6 +163,7 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
         "rounds": params["rounds"],
         **named,
         "extend": params["extend"],
+        "preferences": params["preferences"],
         "feedback.sources": params["feedback"]["sources"],
     }
     for group, names in groups.items():
@@ -273,6 +286,18 @@ def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:
     stages = [f"{policy}-{judge}" for policy in evaluate["policies"] for judge in evaluate["judges"]]
     for twice in sorted({stage for stage in stages if stages.count(stage) > 1}):
         yield f"evaluate: two stages would be named {twice}; list each policy and judge once, or rename one"
+
+
+def _preference_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in params["preferences"].items():
+        where = f"preferences.{name}"
+        for key in ("policy", "against"):
+            if entry[key] not in params["evaluate"]["policies"]:
+                known = ", ".join(params["evaluate"]["policies"])
+                yield f"{where}.{key}: {entry[key]!r} has no evaluation clips; evaluate.policies are {known}"
+        if entry["policy"] == entry["against"]:
+            yield f"{where}: {entry['policy']} cannot be compared with itself"
+        yield from _unknown(f"{where}.source", entry["source"], params["feedback"]["sources"])
 
 
 def _unknown(where: str, name: Any, known: Collection[str]) -> Iterator[str]:

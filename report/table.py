@@ -114,26 +114,24 @@ def agreement_table(summary: Mapping[str, Any]) -> ResultTable | None:
 
 def audit_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """What each audited judge got right on clips whose answer is known."""
-    rows = [Row(judge, _audit_cells(audit)) for judge, audit in summary.get("audit", {}).items()]
+    audits = summary.get("audit", {}).items()
+    rows = [Row(judge, _audit_cells(audit)) for judge, audit in audits if not audit.get("pairs")]
     return _table("Audit on clips whose answer is known", "judge", rows) if rows else None
+
+
+def pair_audit_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """What each audited judge that compares two clips got right on pairs whose better clip is known."""
+    audits = summary.get("audit", {}).items()
+    rows = [Row(judge, _pair_audit_cells(audit)) for judge, audit in audits if audit.get("pairs")]
+    return _table("Audit on pairs whose better clip is known", "judge", rows) if rows else None
 
 
 def audit_categories(summary: Mapping[str, Any]) -> list[ResultTable]:
     """Each audited judge's errors by category."""
     tables = []
     for judge, audit in summary.get("audit", {}).items():
-        rows = [
-            Row(
-                category,
-                {
-                    "clips": Cell(str(found["clips"])),
-                    "right, %": _percent(found["accuracy"]),
-                    "false accepts, %": _percent(found["false_accept_rate"]),
-                    "false rejects, %": _percent(found["false_reject_rate"]),
-                },
-            )
-            for category, found in audit["categories"].items()
-        ]
+        pairs = bool(audit.get("pairs"))
+        rows = [Row(category, _category_cells(found, pairs)) for category, found in audit["categories"].items()]
         tables.append(_table(f"{judge} by category", "category", rows))
     return [table for table in tables if table.rows]
 
@@ -154,6 +152,12 @@ def select_table(summary: Mapping[str, Any]) -> ResultTable | None:
         }
         rows.append(Row(policy, cells))
     return _table("Checkpoints", "policy", rows) if rows else None
+
+
+def preference_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """How often a source prefers one policy's clip to another's of the same prompt and noise."""
+    rows = [_preference_row(found) for found in summary.get("preferences", {}).values()]
+    return _table("Preferred, % of pairs [95 %]", "policy", rows) if rows else None
 
 
 def votes(agreement: Mapping[str, Any] | None) -> dict[str, Cell]:
@@ -212,6 +216,28 @@ def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     return cells
 
 
+def _category_cells(found: Mapping[str, Any], pairs: bool) -> dict[str, Cell]:
+    cells = {"pairs" if pairs else "clips": Cell(str(found["clips"])), "right, %": _percent(found["accuracy"])}
+    if not pairs:
+        cells["false accepts, %"] = _percent(found["false_accept_rate"])
+        cells["false rejects, %"] = _percent(found["false_reject_rate"])
+    return cells
+
+
+def _pair_audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
+    pairs = audit["pairs"]
+    cells = {
+        "pairs": Cell(str(audit["labelled"])),
+        "right, ties half, % [95 %]": _rate({"rate": audit["accuracy"], "low": audit["low"], "high": audit["high"]}),
+        "ties, %": _percent(pairs["ties"] / audit["labelled"]),
+        "right without ties, %": _percent(audit["decided_accuracy"]),
+    }
+    if pairs["both_orders"]:
+        cells["first twice, %"] = _percent(pairs["position_bias"])
+        cells["second twice, %"] = _percent(pairs["second_in_both"] / pairs["both_orders"])
+    return cells
+
+
 def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
     cells = {
         "clips": Cell(str(audit["labelled"])),
@@ -233,6 +259,21 @@ def _audit_cells(audit: Mapping[str, Any]) -> dict[str, Cell]:
         now, then = _percent(threshold["accuracy_now"]), _percent(threshold["accuracy_then"])
         cells["right with it, %"] = Cell(f"{now.text} → {then.text}")
     return cells
+
+
+def _preference_row(found: Mapping[str, Any]) -> Row:
+    everything, test = found["splits"]["all"], found["splits"].get("test")
+    cells = {key: _rate(everything[key]) for key in ("win", "tie", "loss")}
+    cells["win − loss"] = _difference(everything["minus"])
+    if test:
+        cells["win − loss, test"] = _difference(test["minus"])
+    cells["pairs"] = Cell(str(found["pairs"]))
+    if found["unknown"]:
+        cells["no answer"] = Cell(str(found["unknown"]))
+    if found["both_orders"]:  # none where people see a pair once
+        cells["first twice"] = _percent(found["position_bias"])
+        cells["second twice"] = _percent(found["second_in_both"] / found["both_orders"])
+    return Row(f"{found['policy']} against {found['against']}, by {found['source']}", cells)
 
 
 def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[str, Cell]:
@@ -295,7 +336,16 @@ def as_text(summary: Mapping[str, Any]) -> str:
     tables = [
         *(accept_table(summary, judge) for judge in judges(summary)),
         *further_tables(summary),
-        *filter(None, (agreement_table(summary), audit_table(summary), select_table(summary))),
+        *filter(
+            None,
+            (
+                preference_table(summary),
+                agreement_table(summary),
+                audit_table(summary),
+                pair_audit_table(summary),
+                select_table(summary),
+            ),
+        ),
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
     made = [f"{name}: {how}" for name, how in baselines(summary).items()]

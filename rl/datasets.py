@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from data.labels import match_labels
-from data.records import Label, Pair, Sample, Weighted
-from rl.pairing import RewardedClip, pair
+from data.records import Label, Pair, Preference, Sample, Weighted
+from rl.pairing import PREFERRED, RewardedClip, check_source, pair, pair_preferred
 from rl.rewards import reward_of, shape_reward
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,18 @@ def build(
     min_margin: float,
     seed: int,
     quantile: float = 0.5,
+    source: str = "",
+    preferences: Sequence[Preference] | None = None,
 ) -> Datasets:
     """Weighted and paired rows of one clip set, in the order of `samples`.
 
     name: the clip set and source, such as "r1/judge", for the errors. A clip whose reward is null is in no table.
-    Raises ValueError where samples and labels are not of the same clips, and where there is nothing to learn from:
-    no accepted clip (reward "label"), or no clip with a positive weight ("p_accept", "score").
+    source, preferences: of a source that compares clips, its name and what it prefers.
+    Raises ValueError as `rl.pairing.check_source` does, where samples and labels are not of the same clips, and where
+    there is nothing to learn from: no accepted clip (reward "label"), or no clip with a positive
+    weight ("p_accept", "score").
     """
+    check_source(preferences is not None, pairs, reward, source or name)
     label_of = match_labels(samples, labels, name)
     clips = [
         RewardedClip(s.sample_id, s.prompt_id, label_of[s.sample_id].label, reward_of(label_of[s.sample_id], reward))
@@ -55,7 +60,10 @@ def build(
         lacking = "accepted clip" if reward == "label" else f"clip with a positive weight (reward {reward})"
         nulls = len(clips) - len(weighted)
         raise ValueError(f"{name}: no {lacking} among {len(clips)}, {nulls} of them unlabelled: nothing to learn from")
-    pairing = pair(clips, pairs, pairs_per_prompt, min_margin, seed, quantile)
+    if pairs == PREFERRED:
+        pairing = pair_preferred(clips, preferences or (), pairs_per_prompt, min_margin)
+    else:
+        pairing = pair(clips, pairs, pairs_per_prompt, min_margin, seed, quantile)
     if not pairing.pairs:
         logger.warning("%s: no prompt has a pair (%s): DPO cannot be trained on it", name, _count(pairing.unpaired))
     composition = {

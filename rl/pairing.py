@@ -1,17 +1,18 @@
 """Pairs for DPO: two clips of one prompt, of which the source prefers one.
 
 A strategy takes one prompt's clips and returns its pairs, or the reason why there are none. Clips whose label or
-reward is null are never paired, and neither are ties.
+reward is null are never paired, and neither are ties. `pair_preferred` takes the pairs that a source compared itself.
 """
 
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from data.records import Pair
+from data.preferences import FIRST, SECOND
+from data.records import Pair, Preference
 
 
 class RewardedClip(NamedTuple):
@@ -34,6 +35,7 @@ Strategy = Callable[[list[RewardedClip], int, float, random.Random], list[Pair] 
 
 ALL_ACCEPTED, ALL_REJECTED, ALL_UNLABELLED = "all accepted", "all rejected", "all unlabelled"
 GAPS_UNDER_MINIMUM = "gaps under the minimum"
+NOT_COMPARED, ALL_TIED = "no comparison answered", "all ties"
 
 
 def _pair_of(chosen: RewardedClip, rejected: RewardedClip) -> Pair | None:
@@ -127,7 +129,9 @@ def quantile_pairs(
 
 STRATEGIES: dict[str, Strategy] = {"all": all_pairs, "balanced": balanced_pairs, "margin": margin_pairs}
 QUANTILE = "quantile"
-KNOWN = (*STRATEGIES, QUANTILE)
+PREFERRED = "preferred"
+KNOWN = (*STRATEGIES, QUANTILE, PREFERRED)
+BY_LABEL = ("all", "balanced")  # strategies that need accepted and rejected clips
 
 
 def check_pairing(strategy: str, pairs_per_prompt: int, min_margin: float, quantile: float = 0.5) -> None:
@@ -142,6 +146,56 @@ def check_pairing(strategy: str, pairs_per_prompt: int, min_margin: float, quant
         raise ValueError(f"quantile must be > 0 and at most 0.5, found {quantile}")
 
 
+def check_source(compares: bool, strategy: str, reward: str, source: str) -> None:
+    """Raises ValueError, with the cure, where a source gives nothing that this strategy and reward could use.
+
+    compares: whether it compares clips: it then gives preferences and, as the score, the share of won comparisons.
+    """
+    if compares and (strategy in BY_LABEL or reward != "score"):
+        raise ValueError(
+            f"{source} compares clips, so it labels none: no pairs: {', '.join(BY_LABEL)} and no reward: label, "
+            f"p_accept (found pairs: {strategy}, reward: {reward}). Its preferences are pairs for DPO, and the part of "
+            f"its comparisons that a clip won is a reward for RWR: build.sources.{source}: "
+            "{reward: score, pairs: preferred}"
+        )
+    if not compares and strategy == PREFERRED:
+        raise ValueError(
+            f"pairs: {PREFERRED} takes the preferences of a source that compares clips, but {source} judges one clip "
+            f"at a time: {', '.join(name for name in KNOWN if name != PREFERRED)}; or a rubric with compares: true"
+        )
+
+
+def pair_preferred(
+    clips: Iterable[RewardedClip], preferences: Sequence[Preference], pairs_per_prompt: int, min_margin: float
+) -> Pairing:
+    """The pairs of which a source prefers one clip, in the order in which the prompts first appear.
+
+    The margin is the probability that the chosen clip is better minus the probability that the rejected one is, mean
+    over both orders; 1 for a source that gives none. Of each prompt up to `pairs_per_prompt` with at least `min_margin`
+    are taken, the most certain first.
+    """
+    by_prompt: dict[str, list[Preference]] = {clip.prompt_id: [] for clip in clips}
+    for row in preferences:
+        by_prompt[row.prompt_id].append(row)
+    pairing = Pairing([], {})
+    for prompt_id, rows in by_prompt.items():
+        decided = [found for row in rows if (found := _pair_from(row))]
+        wide = [found for found in decided if found.margin >= min_margin]
+        chosen = sorted(wide, key=lambda found: (-found.margin, found.chosen, found.rejected))[:pairs_per_prompt]
+        pairing.pairs.extend(chosen)
+        if not chosen:
+            known = any(row.preferred for row in rows)
+            pairing.unpaired[prompt_id] = GAPS_UNDER_MINIMUM if decided else ALL_TIED if known else NOT_COMPARED
+    return pairing
+
+
+def _pair_from(row: Preference) -> Pair | None:
+    if row.preferred not in (FIRST, SECOND) or row.p_first is None:
+        return None
+    better, worse = (row.first, row.second) if row.preferred == FIRST else (row.second, row.first)
+    return Pair(row.prompt_id, better, worse, abs(2 * row.p_first - 1))
+
+
 def pair(
     clips: Iterable[RewardedClip],
     strategy: str,
@@ -152,9 +206,12 @@ def pair(
 ) -> Pairing:
     """Pairs of all prompts, in the order in which the prompts first appear, and the prompts without a pair.
 
-    A prompt's pairs depend on its own clips and the seed only. Raises ValueError as `check_pairing` does.
+    A prompt's pairs depend on its own clips and the seed only. Raises ValueError as `check_pairing` does, and for
+    `preferred`, which needs preferences: `pair_preferred`.
     """
     check_pairing(strategy, pairs_per_prompt, min_margin, quantile)
+    if strategy == PREFERRED:
+        raise ValueError(f"pairing strategy {PREFERRED!r} needs a source that compares clips")
     chosen = partial(quantile_pairs, quantile=quantile) if strategy == QUANTILE else STRATEGIES[strategy]
     by_prompt: dict[str, list[RewardedClip]] = {}
     for clip in clips:

@@ -25,9 +25,19 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     from data.manifest import publish, write_manifest
     from data.prompts import load_prompts
     from feedback.core.audit import Asking
-    from feedback.core.kinds import make_source, needs_device
+    from feedback.core.kinds import make_source, needs_device, read_block
     from feedback.core.label import judge_identity
-    from pipeline.audit import beside_people, by_references, by_renderer, check_known, stability, world_of, write_rows
+    from pipeline.audit import (
+        beside_people,
+        by_pairs,
+        by_references,
+        by_renderer,
+        check_known,
+        rows_of,
+        stability,
+        world_of,
+        write_lines,
+    )
 
     config, given = section("audit", AuditConfig), source_block(name)
     people = source_block(config.human.source) if config.human else None
@@ -47,19 +57,25 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     with stage_state("audit", out, (name, config, given, people, fps, how), inputs) as work:
         source, folder = make_source(name, given, device), work / "audit"
         asking, notes = Asking(work, folder, *how), dict[str, str]()
-        if world:
-            known, judged, figures = by_renderer(asking, source, prompts, config, world, fps)
+        if read_block(name, given).compares:
+            figures, rows = by_pairs(asking, source, prompts, config, world, base, fps)
         else:
-            known, judged, figures = by_references(asking, source, prompts, config, base)
-        figures |= stability(asking, source, given, known, judged, config, notes)
-        figures |= {"human": beside_people(asking, source, config, people, notes), "notes": notes}
-        write_rows(folder / "known.jsonl", known, judged)
+            if world:
+                known, judged, figures = by_renderer(asking, source, prompts, config, world, fps)
+            else:
+                known, judged, figures = by_references(asking, source, prompts, config, base)
+            figures |= stability(asking, source, given, known, judged, config, notes)
+            figures |= {"human": beside_people(asking, source, config, people, notes), "notes": notes}
+            rows = rows_of(known, judged)
+        write_lines(folder / "known.jsonl", rows)
         (folder / "audit.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         facts = judge_identity(source, given) | {key: figures[key] for key in ("accuracy", "clips")}
+        if figures.get("decided"):  # ties make no pairs, so `label` warns of preferences that are wrong
+            facts |= {"accuracy": figures["decided_accuracy"], "clips": figures["decided"]}
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
     write_metrics(metrics, figures)
-    message = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips, %d of them labelled"
+    message = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips or pairs, %d of them labelled"
     percent = (100 * figures[key] for key in ("accuracy", "low", "high"))
     logger.info(message, name, *percent, figures["clips"], figures["labelled"])
 

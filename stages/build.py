@@ -19,6 +19,7 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     """Build weighted and paired datasets from a labelled clip set."""
     from data.labels import open_labels
     from data.manifest import publish
+    from data.preferences import compares, read_preferences
     from data.store import ClipSet
     from rl.datasets import build
     from rl.tables import write_tables
@@ -31,7 +32,9 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     by = {"source": labelled.source, "judge": judged, "reward": config.reward}
     with stage_state("build", out, config, [clips, labels]) as work:
         name = f"{made['round']}/{labelled.source}"
-        tables = build(clip_set.samples, labelled.labels, name=name, **asdict(config))
+        preferences = read_preferences(labels, "labels") if compares(labelled.facts) else None
+        how = {"name": name, "source": labelled.source, "preferences": preferences, **asdict(config)}
+        tables = build(clip_set.samples, labelled.labels, **how)
         settings = asdict(config)
         weighting = {key: settings.pop(key) for key in ("scale", "shift")}
         write_tables(

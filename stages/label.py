@@ -25,8 +25,10 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     """Label a clip set: verdicts with the source's own words, and the labels that they combine to."""
     from data.manifest import read_manifest
     from data.store import ClipSet
-    from feedback.core.kinds import make_source, needs_device
+    from feedback.core.kinds import make_source, needs_device, read_block
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
+    from feedback.pairs.compare import as_comparer
+    from feedback.pairs.label import compare_clip_set
 
     config, given = section("label", LabelConfig), source_block(name)
     if needs_device(name, given):
@@ -35,15 +37,20 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
         device = str(pick_device(device))
     blocks = [given, *given.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
-    shaping = replace(config, min_audited_accuracy=None)  # what shapes a label
+    compares = read_block(name, given).compares
+    shaping = replace(config, min_audited_accuracy=None, opponents=config.opponents if compares else 1)  # of a label
     with stage_state("label", out, (name, shaping, given), inputs) as work:
         source = make_source(name, given, device)
         if config.min_audited_accuracy is not None:
             warn_of_audit(AUDITS / name, judge_identity(source, given), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)
-        counts = label_clip_set(clip_set, source, work, out, config.batch_size, config.votes, config.max_failed)
+        how = (config.batch_size, config.votes, config.max_failed)
+        if compares:
+            counts = compare_clip_set(clip_set, as_comparer(source), work, out, config.opponents, *how)
+        else:
+            counts = label_clip_set(clip_set, source, work, out, *how)._asdict()
     agreed = read_manifest(out, "labels")["facts"]["agreement"]
-    write_metrics(metrics, {"samples": len(clip_set.samples), **counts._asdict(), "agreement": agreed})
+    write_metrics(metrics, {"samples": len(clip_set.samples), **counts, "agreement": agreed})
 
 
 if __name__ == "__main__":

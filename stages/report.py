@@ -27,10 +27,10 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     from report.table import judges, measuring
 
     config = section("report", ReportConfig)
-    audit, select = metrics / "audit", metrics / "select"
+    audit, select, prefer = metrics / "audit", metrics / "select", metrics / "eval-prefer"
     clips = {"prompts": block("prompts")["path"], **block("video")}
     sampling = {"rounds": block("generate") | clips, "evaluation": block("evaluate.generate") | clips}
-    with stage_state("report", out, (config, sampling), [evaluation, sets, policies, audit, select]) as work:
+    with stage_state("report", out, (config, sampling), [evaluation, sets, policies, audit, select, prefer]) as work:
         read_manifest(evaluation, "evaluation")
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
         names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]
@@ -38,7 +38,11 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
         evaluated = {name: load_set(sets / name, list(sources)) for name in names}
         summary["trained"] = read_trained(policies, names)
         summary["methods"] = read_methods(policies, sets, names, sources, sampling)
-        measured = {"audit": read_measured(audit), "select": read_selected(select)}
+        measured = {
+            "audit": read_measured(audit),
+            "select": read_selected(select),
+            "preferences": read_measured(prefer),
+        }
         summary |= {key: found for key, found in measured.items() if found}
         folder = work / "report"
         shutil.rmtree(folder, ignore_errors=True)

@@ -261,7 +261,7 @@ READERS = {
     "generator.json": SAMPLING | {"train", "train-compare", "online"},
     "prompts.json": SAMPLING | {"audit", "online", "extend"},
     "references.json": {"audit", "online"},
-    "sources/": LABELLING | {"audit", "online"},
+    "sources/": LABELLING | {"audit", "eval-prefer", "online"},
     "online/": {"online"},
 }
 

@@ -7,9 +7,9 @@ rater, and stays the same after a restart or when sets are added. Every rating i
     GET /             the page (rating.html)
     GET /item         the next clip to rate
     GET /item/<id>    a clip by the key of its rating, which a page left open over a restart may still name
-    GET /clip/<id>    its mp4
-    GET /frames/<id>  the same as an animated picture: few browsers but Chromium play H.264 with full colour (4:4:4)
-    POST /rate        {"item": id, "answer": "a" | "r" | "u", "seconds": s}; answers with the next clip
+    GET /clip/<id>/0  its mp4; of a pair of clips, /0 is on the left and /1 on the right
+    GET /frames/<id>/0    the same as an animated picture: few browsers but Chromium play H.264 with full colour (4:4:4)
+    POST /rate        {"item": id, "answer": one of the item's, "seconds": s}; answers with the next clip
 
 Another web page in the rater's browser can reach this server too, so requests must name this machine as their host
 (otherwise a foreign domain could be made to point here), and a rating must come from our own page.
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,8 +41,10 @@ from data.store import ClipSet, read_clip
 from data.video import LOSSLESS_UP_TO
 from feedback.core.kinds import read_block
 from feedback.core.rubric import Rubric
-from feedback.judges.human import MEANING, PLACE, Options, Rateable, rated_at, read_reply, write_reply
+from feedback.judges.human import PLACE, Options, Rateable, rated_at, read_reply, write_reply
 from feedback.network.ledger import Ledger
+from feedback.pairs.people import RateablePair, content_of, read_choice, write_choice
+from feedback.pairs.shown import ShownPair
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +59,66 @@ FIRST_PACE = 3  # ratings before the time left is displayed
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to be rated."""
+    """One thing to be rated: a clip."""
 
     rateable: Rateable
     sample: Sample
     path: Path  # the mp4
+
+    @property
+    def clips(self) -> tuple[tuple[Sample, Path], ...]:
+        """What the page shows, from left to right."""
+        return ((self.sample, self.path),)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The answers, with the words on the page's buttons."""
+        question = self.rateable.question
+        return {"a": question.affirmative, "r": question.negative, "u": "Unsure"}
+
+    def write(self, answer: str, seconds: float | None) -> str:
+        """A rating in the ledger's form."""
+        return write_reply(answer, seconds)
+
+    def read(self, reply: str) -> str | None:
+        """The answer in a reply; None for one that `write` did not write."""
+        return read_reply(reply)
+
+
+@dataclass(frozen=True)
+class PairItem:
+    """Two clips to be compared, as they stand side by side."""
+
+    rateable: RateablePair
+    left: tuple[Sample, Path]
+    right: tuple[Sample, Path]
+    left_clip: str  # sha256 of the left one's mp4
+
+    @property
+    def clips(self) -> tuple[tuple[Sample, Path], ...]:
+        """What the page shows, from left to right."""
+        return (self.left, self.right)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The answers, with the words on the page's buttons."""
+        question = self.rateable.question
+        sides = (question.affirmative, question.negative) if question.wanted else ("Left", "Right")
+        return {"left": sides[0], "equal": question.tie or "Equal", "right": sides[1], "u": "Unsure"}
+
+    def write(self, answer: str, seconds: float | None) -> str:
+        """A rating in the ledger's form."""
+        return write_choice(answer, self.left_clip, seconds)
+
+    def read(self, reply: str) -> str | None:
+        """The answer in a reply, in terms of the sides as they stand now; None for one that `write` did not write."""
+        choice = read_choice(reply)
+        if choice is None or choice.left == self.left_clip:
+            return choice.answer if choice else None
+        return {"left": "right", "right": "left"}.get(choice.answer, choice.answer)
+
+
+Rated = Item | PairItem
 
 
 def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
@@ -95,6 +152,28 @@ def gather(folders: Iterable[Path], rubric: Rubric, rater: str, per_prompt: int 
     return items
 
 
+def gather_pairs(pairs: Iterable[ShownPair], rubric: Rubric, rater: str, seed: int) -> list[PairItem]:
+    """The pairs that a person is to compare, in this person's order, each with its clips on random sides.
+
+    Both are by a hash of seed, rater and clips, so they stay the same after a restart. Pairs with the same bytes and
+    prompt are compared once.
+    """
+    found: dict[tuple[tuple[str, ...], str], tuple[bytes, ShownPair]] = {}
+    for pair in pairs:
+        clips = tuple(sorted((content_of(pair.first), content_of(pair.second))))
+        drawn = hashlib.sha256(repr((seed, rater, clips, pair.prompt)).encode()).digest()
+        found.setdefault((clips, pair.prompt), (drawn, pair))
+    items = []
+    for drawn, pair in sorted(found.values(), key=lambda one: one[0]):
+        shown = pair if (drawn[-1] % 2 == 0) == (content_of(pair.first) <= content_of(pair.second)) else pair.swapped()
+        left, right = ((one.sample, one.path) for one in (shown.first, shown.second))
+        clips = (content_of(shown.first), content_of(shown.second))
+        for question in rubric.questions:
+            rateable = RateablePair(rater, clips, pair.prompt, rubric, question)
+            items.append(PairItem(rateable, left, right, clips[0]))
+    return items
+
+
 def _first(samples: Sequence[Sample], per_prompt: int | None) -> Iterator[Sample]:
     seen: Counter[str] = Counter()
     for sample in samples:
@@ -106,13 +185,16 @@ def _first(samples: Sequence[Sample], per_prompt: int | None) -> Iterator[Sample
 class Ratings:
     """A person's ratings of a list of items: those in the ledger, and those added to it. For any thread."""
 
-    def __init__(self, items: Sequence[Item], ledger: Path) -> None:
-        self.items, self.ledger = {item.rateable.key: item for item in items}, ledger
+    def __init__(self, items: Sequence[Rated], ledger: Path) -> None:
+        self.items: dict[str, Rated] = {item.rateable.key: item for item in items}
+        self.ledger = ledger
         with Ledger(ledger) as opened:
             found = opened.answers(self.items)
-        stored = {key: answer.reply for key, answer in found.items() if read_reply(answer.reply)}
+        stored = {key: answer.reply for key, answer in found.items() if self.items[key].read(answer.reply)}
         # In the order in which they were rated, in which the key b goes back.
-        self._pressed = {key: read_reply(stored[key]) for key in sorted(stored, key=lambda key: rated_at(stored[key]))}
+        self._pressed = {
+            key: self.items[key].read(stored[key]) for key in sorted(stored, key=lambda key: rated_at(stored[key]))
+        }
         self._gaps: list[float] = []  # seconds between the ratings of this session
         self._last: float | None = None
         self._lock = threading.Lock()
@@ -125,7 +207,7 @@ class Ratings:
         """Commit a rating. Raises StoreError where that fails; then nothing has changed."""
         with self._lock:
             with Ledger(self.ledger) as opened:
-                opened.write(key, self.items[key].rateable.sent, write_reply(answer, seconds))
+                opened.write(key, self.items[key].rateable.sent, self.items[key].write(answer, seconds))
             self._pressed[key] = answer
             now = time.monotonic()
             if self._last is not None:
@@ -152,16 +234,18 @@ class Ratings:
     def _question(self, key: str) -> dict[str, Any]:
         item, rubric = self.items[key], self.items[key].rateable.rubric
         prompt, question = item.rateable.prompt, item.rateable.question
+        sizes = [(sample.width, sample.height) for sample, _ in item.clips]
         # The page shows the prompt by itself, so a line of the instructions that is nothing else would repeat it.
         lines = [line for line in rubric.instructions.strip().splitlines() if line.strip() != "{prompt}"]
         return {
             "prompt": prompt,
             "ask": question.ask.strip().replace("{prompt}", prompt),
             "guidance": "\n".join(lines).strip().replace("{prompt}", prompt),
-            "words": {"a": question.affirmative, "r": question.negative, "u": "Unsure"},
+            "words": item.words,
             "given": self._pressed.get(key),
-            "width": item.sample.width,
-            "height": item.sample.height,
+            "clips": len(sizes),
+            "width": max(width for width, _ in sizes),
+            "height": max(height for _, height in sizes),
         }
 
     def _minutes_left(self) -> int | None:
@@ -242,14 +326,18 @@ class _Handler(BaseHTTPRequestHandler):
             return "text/html; charset=utf-8", PAGE.read_bytes()
         if self.path == "/item":
             return _json(self.server.ratings.view())
-        match = re.fullmatch(r"/(item|clip|frames)/([0-9a-f]{64})", self.path)
+        match = re.fullmatch(r"/(item|clip|frames)/([0-9a-f]{64})(?:/([01]))?", self.path)
         item = self.server.ratings.items.get(match[2]) if match else None
         if not match or not item:
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
         if match[1] == "item":
             return _json(self.server.ratings.view(match[2]))
+        side = int(match[3] or 0)
+        if side >= len(item.clips):
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        sample, path = item.clips[side]
         try:
-            return ("video/mp4", item.path.read_bytes()) if match[1] == "clip" else _webp(item)
+            return ("video/mp4", path.read_bytes()) if match[1] == "clip" else ("image/webp", animated(path, sample))
         except (OSError, ValueError) as error:
             logger.warning("%s", error)
             raise _Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "this clip cannot be read") from error
@@ -296,11 +384,7 @@ def _json(view: Mapping[str, Any]) -> tuple[str, bytes]:
     return "application/json", json.dumps(view).encode()
 
 
-def _webp(item: Item) -> tuple[str, bytes]:
-    return "image/webp", animated(item.path, item.sample)
-
-
-def _rating(body: bytes, items: Container[str]) -> tuple[str, str, float | None]:
+def _rating(body: bytes, items: Mapping[str, Rated]) -> tuple[str, str, float | None]:
     """Item, answer and seconds of a posted rating."""
     try:
         given = json.loads(body)
@@ -309,6 +393,7 @@ def _rating(body: bytes, items: Container[str]) -> tuple[str, str, float | None]
         raise _Refused(HTTPStatus.BAD_REQUEST, "a rating is an object with item, answer and seconds") from error
     if not isinstance(key, str) or key not in items:
         raise _Refused(HTTPStatus.NOT_FOUND, "this clip is no longer to be rated; reload the page")
-    if not isinstance(answer, str) or answer not in MEANING:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "the answer of a rating is a, r or u")
+    if not isinstance(answer, str) or answer not in items[key].words:
+        known = list(items[key].words)
+        raise _Refused(HTTPStatus.BAD_REQUEST, f"the answer of a rating is {', '.join(known[:-1])} or {known[-1]}")
     return key, answer, float(seconds) if type(seconds) in (int, float) and 0 <= seconds < LONGEST_LOOK else None

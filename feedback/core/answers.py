@@ -1,13 +1,13 @@
-"""Reads one of two answer words from a judge's reply; an ambiguous reply is not an answer.
+"""Reads one of a question's answer words from a judge's reply; an ambiguous reply is not an answer.
 
 Three forms are accepted:
 
-    a JSON object with "answer", which is one of the two words, and optionally "reason"
+    a JSON object with "answer", which is one of the words, and optionally "reason"
     only the word, in any case, with punctuation or quotes around it
-    the word first, then a reason that does not contain the other word
+    the word first, then a reason that does not contain another of the words
 
-Every other reply gives an error that states the cause. `word_masses` reads the same two words from the probabilities
-of one token. `after_thoughts` is what a reasoning model says after its thoughts, which may hold both words.
+Every other reply gives an error that states the cause. `word_masses` reads the same words from the probabilities
+of one token. `after_thoughts` is what a reasoning model says after its thoughts, which may hold all of the words.
 """
 
 import json
@@ -27,10 +27,11 @@ QUOTE_LENGTH = 80  # characters of an unreadable reply that its error quotes; `r
 
 
 class Masses(NamedTuple):
-    """Probability that one token begins the affirmative word, and that it begins the negative word, in any spelling."""
+    """Probability that one token begins the affirmative word, the negative word, or that for a tie, in any spelling."""
 
     affirmative: float
     negative: float
+    tie: float = 0.0
 
     @property
     def p_yes(self) -> float | None:
@@ -40,20 +41,19 @@ class Masses(NamedTuple):
 
 
 def read_answer(text: str, question: Question) -> dict[str, Any]:
-    """The fields of a Verdict: `answer` and `reason`, or `error`."""
+    """The fields of a Verdict: `answer` and `reason`, or `error`; for the word of a tie `tie: True`, not `answer`."""
     given = _object(text)
     if given is not None:
         return _of_object(given, question)
     bare = text.strip().strip("\"'`*_.,:;!()[]{}").strip()
-    if (answer := _word(bare, question)) is not None:
-        return {"answer": answer, "reason": None}
+    if answer := _word(bare, question):
+        return answer | {"reason": None}
     first = re.match(r"[\"'`*_]*(\w+)[\"'`*_]*\s*[.,:;!\-–—(\n]\s*(?P<reason>.+)", text.strip(), re.DOTALL)
-    if first and (answer := _word(first[1], question)) is not None:
-        other = question.negative if answer else question.affirmative
-        if not re.search(rf"\b{re.escape(other)}\b", first["reason"], re.IGNORECASE):
-            return {"answer": answer, "reason": first["reason"].strip()}
-    wanted = f"{question.affirmative} or {question.negative}"
-    return {"error": f"{UNREADABLE_ANSWER}neither {wanted} alone, but {_quoted(text)}"}
+    if first and (answer := _word(first[1], question)):
+        others = [word for word, meaning in _meanings(question).items() if meaning != answer]
+        if not any(re.search(rf"\b{re.escape(other)}\b", first["reason"], re.IGNORECASE) for other in others):
+            return answer | {"reason": first["reason"].strip()}
+    return {"error": f"{UNREADABLE_ANSWER}neither {_wanted(question)} alone, but {_quoted(text)}"}
 
 
 def after_thoughts(text: str) -> str:
@@ -68,7 +68,7 @@ def after_thoughts(text: str) -> str:
 
 def verdict_schema(question: Question) -> dict[str, Any]:
     """JSON schema of a structured answer. `answer` comes first, so that the reason cannot influence it."""
-    words = {"type": "string", "enum": [question.affirmative, question.negative]}
+    words = {"type": "string", "enum": list(answer_words(question))}
     return {
         "type": "object",
         "properties": {"answer": words, "reason": {"type": "string"}},
@@ -88,14 +88,27 @@ def _of_object(given: Mapping[str, Any], question: Question) -> dict[str, Any]:
     word, reason = given.get("answer"), given.get("reason")
     answer = _word(word.strip(), question) if isinstance(word, str) else None
     if answer is None:
-        wanted = f"{question.affirmative} or {question.negative}"
-        return {"error": f"{UNREADABLE_ANSWER}`answer` is {_quoted(repr(word))}, neither {wanted}"}
-    return {"answer": answer, "reason": reason.strip() or None if isinstance(reason, str) else None}
+        return {"error": f"{UNREADABLE_ANSWER}`answer` is {_quoted(repr(word))}, neither {_wanted(question)}"}
+    return answer | {"reason": reason.strip() or None if isinstance(reason, str) else None}
 
 
-def _word(word: str, question: Question) -> bool | None:
-    words = {question.affirmative.casefold(): True, question.negative.casefold(): False}
-    return words.get(word.casefold())
+def answer_words(question: Question) -> tuple[str, ...]:
+    """The words that answer a question: affirmative, negative, and that for a tie where it has one."""
+    return (question.affirmative, question.negative, *([question.tie] if question.tie else []))
+
+
+def _meanings(question: Question) -> dict[str, dict[str, Any]]:
+    """Fields of a Verdict by word, in lower case."""
+    meanings: list[dict[str, Any]] = [{"answer": True}, {"answer": False}, {"tie": True}]
+    return {word.casefold(): meaning for word, meaning in zip(answer_words(question), meanings, strict=False)}
+
+
+def _word(word: str, question: Question) -> dict[str, Any] | None:
+    return _meanings(question).get(word.casefold())
+
+
+def _wanted(question: Question) -> str:
+    return " or ".join(answer_words(question))
 
 
 def unfenced(text: str) -> str:
@@ -117,13 +130,13 @@ def _quoted(text: str) -> str:
 
 
 def word_masses(top: Mapping[str, float], question: Question) -> Masses:
-    """Probabilities of the two answer words at one position. top: most probable tokens -> log probability (nats).
+    """Probabilities of the answer words at one position. top: most probable tokens -> log probability (nats).
 
-    A token counts for a word if it is a prefix of that word and not of the other one. Case and a preceding space or
+    A token counts for a word if it is a prefix of that word and not of another one. Case and a preceding space or
     quote are ignored.
     """
-    words = question.affirmative.casefold(), question.negative.casefold()
-    masses = [0.0, 0.0]
+    words = [word.casefold() for word in answer_words(question)]
+    masses = [0.0] * len(words)
     for token, log_probability in top.items():
         plain = token.strip(" \t\n\"'`*_▁Ġ").casefold()
         begins = [bool(plain) and word.startswith(plain) for word in words]

@@ -78,6 +78,7 @@ class Kind(Generic[OptionsT]):
     network: bool = False  # whether it calls a server; its source is a feedback.network.api.ApiSource
     people: bool = False  # whether people answer
     kept: bool = True  # whether verdicts are kept (feedback.core.kept) where neither of the two is so
+    compares: bool = False  # whether it takes rubrics with `compares: true`; its source is then a Comparer
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
@@ -108,6 +109,11 @@ class SourceBlock(NamedTuple):
     def labels(self) -> bool:
         """Whether this source accepts or rejects clips; a metric without a threshold only scores them."""
         return self.kind.labels(self.options)
+
+    @property
+    def compares(self) -> bool:
+        """Whether this source compares two clips at once: its rubric says so."""
+        return self.needs.rubric is not None and load_rubric(Path(self.needs.rubric)).compares
 
 
 def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:
@@ -172,11 +178,14 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
     read = SourceBlock(kind, read_config(kind.options, given, where))
     if (rubric := read.needs.rubric) is not None:
         try:
-            load_rubric(Path(rubric))
+            found = load_rubric(Path(rubric))
         except ValueError as error:
             raise ValueError(f"{where}.rubric: {error}") from error
+        if found.compares and not kind.compares:
+            raise ValueError(f"{where}.rubric: {rubric} is about two clips at once, which kind {block['kind']} is not")
     for key, inner in read.needs.inner.items():
-        read_block(f"{name}.{key}", inner)
+        if read_block(f"{name}.{key}", inner).compares:
+            raise ValueError(f"{where}.{key}: a source that compares clips cannot be part of another source")
     return read
 
 

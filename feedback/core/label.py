@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ from feedback.core.source import (
 )
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 REPLY_LENGTH = 240  # characters of a raw reply; enough for the answer of an OpenAI-compatible server
 
 
@@ -117,7 +118,7 @@ def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_f
     return looks
 
 
-def spread(requests: Sequence[Request], limit: int) -> list[Request]:
+def spread(requests: Sequence[T], limit: int) -> list[T]:
     """`limit` of these, evenly spread and including the first: a set lists its clips grouped by prompt."""
     count = min(limit, len(requests))
     return [requests[place * len(requests) // count] for place in range(count)]

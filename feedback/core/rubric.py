@@ -45,6 +45,7 @@ from data.config import STRICT, Count, read_config
 from data.records import Label, Verdict
 
 Rule = Literal["all", "majority", "mean", "product", "lexicographic"]
+COMPARING = ("all", "majority", "mean")  # the rules of rubrics that compare clips
 
 
 def _no_boolean(value: Any) -> Any:
@@ -85,19 +86,25 @@ class Question:
     ask: Text
     affirmative: Answer  # the word that means yes
     negative: Answer
-    wanted: YesOrNo  # the answer in favour of the clip; true: yes
+    wanted: YesOrNo  # the answer in favour of the clip, of two clips in favour of the first; true: yes
     required: YesOrNo
+    tie: Answer | None = None  # of a question about two clips: the word for no difference; null: one of the two words
 
 
 @dataclass(frozen=True, config=STRICT)
 class Rubric:
-    """The questions about a clip. `{prompt}`, in the instructions or in every question, stands for its prompt."""
+    """The questions about a clip. `{prompt}`, in the instructions or in every question, stands for its prompt.
+
+    With `compares`, the questions are about two clips of one prompt, which are shown one after the other, and a wanted
+    answer means that the first is better (feedback.pairs.outcome).
+    """
 
     name: str
     frames: Count | None  # number of evenly spaced frames that the source sees; null: all frames
     rule: Rule
     instructions: str
     questions: tuple[Question, ...]
+    compares: bool = False
 
     def text(self, question: Question, prompt: str) -> str:
         """The text that a source receives for one question about a clip of this prompt."""
@@ -106,8 +113,12 @@ class Rubric:
     @cached_property
     def hash(self) -> str:
         """Twelve hex digits of what is sent: texts, answer words and frame count, without the combining rule."""
-        sent = [[q.name, self.text(q, "{prompt}"), q.affirmative, q.negative] for q in self.questions]
-        return hashlib.sha256(json.dumps([self.frames, sent]).encode()).hexdigest()[:12]
+        sent = [
+            [q.name, self.text(q, "{prompt}"), q.affirmative, q.negative, *([q.tie] if q.tie else [])]
+            for q in self.questions
+        ]
+        two = ["two clips"] if self.compares else []
+        return hashlib.sha256(json.dumps([self.frames, sent, *two]).encode()).hexdigest()[:12]
 
 
 def load_rubric(path: Path) -> Rubric:
@@ -250,15 +261,22 @@ def _problem(rubric: Rubric) -> str | None:
     names = [question.name for question in rubric.questions]
     if len(set(names)) != len(names):
         return f"questions: two have the same name in {names}"
+    if rubric.compares and rubric.rule not in COMPARING:
+        return f"rule is {rubric.rule}, which no rubric with compares: true has: {', '.join(COMPARING)}"
     if not any(question.required for question in rubric.questions):
         return "questions: none is required, so no clip could be labelled"
     for index, question in enumerate(rubric.questions):
-        first = [_first_word(text) for text in (question.affirmative, question.negative)]
+        words = [text for text in (question.affirmative, question.negative, question.tie) if text is not None]
+        first = [_first_word(text) for text in words]
         if first[0] == first[1]:
             return (
                 f"questions[{index}].negative is {question.negative!r}, which begins with the same word as its "
                 f"affirmative {question.affirmative!r}; a judge's answer is read from its first word"
             )
-        if "{prompt}" not in rubric.text(question, "{prompt}"):
+        if first[2:] and first[2] in first[:2]:
+            return f"questions[{index}].tie is {question.tie!r}, which begins with the same word as another answer"
+        if question.tie and not rubric.compares:
+            return f"questions[{index}].tie is {question.tie!r}, but a question about one clip has no tie: null"
+        if not rubric.compares and "{prompt}" not in rubric.text(question, "{prompt}"):
             return f"questions[{index}].ask: neither it nor the instructions hold {{prompt}}"
     return None

@@ -20,11 +20,13 @@ from pydantic.dataclasses import dataclass
 
 from data.config import STRICT
 from data.manifest import sha256_of
-from data.records import Verdict
+from data.records import Comparison, Verdict
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric, load_rubric
 from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request, verdict
 from feedback.network.ledger import PEOPLE, Ledger, ledger_path, request_key
+from feedback.pairs.people import compare
+from feedback.pairs.shown import ShownPair
 
 PLACE = PEOPLE
 MEANING = {"a": True, "r": False, "u": None}  # key pressed -> affirmative answer, negative answer, neither
@@ -141,6 +143,10 @@ class HumanSource:
             for rater in self.raters
         }
 
+    def compare(self, pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
+        """As a Comparer (feedback.pairs.shown), for a rubric that compares: each rater's answer, in one order."""
+        return compare(self, pairs)
+
     def status(self) -> dict[str, Any]:
         """Empty: reading ratings has no retries and no cost."""
         return {}
@@ -185,7 +191,7 @@ class HumanSource:
         )
 
 
-KIND = Kind(Options, load, people=True, needs=lambda given: Needs(rubric=given.rubric))
+KIND = Kind(Options, load, people=True, compares=True, needs=lambda given: Needs(rubric=given.rubric))
 
 
 def _lacks(ones: Sequence[Rateable], rater: str, found: Mapping[str, Any]) -> bool:

@@ -79,5 +79,6 @@ KIND = Kind(
     Options,
     load,
     needs_device=True,
+    compares=True,
     needs=lambda given: Needs(rubric=given.rubric, model=given.path, revision=given.revision),
 )

@@ -18,11 +18,12 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from data.records import Sample, Verdict
+from data.records import Comparison, Sample, Verdict
 from data.video import sample_frames
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
 from feedback.core.weights import weights_version
+from feedback.pairs.shown import ShownPair
 
 COUNT_IN_PIXELS = (
     Qwen2VLVideoProcessor,
@@ -111,8 +112,8 @@ class QwenSource:
         """
         self.name, self.rubric, self.model, self.model_version = name, rubric, path, loaded.version
         self.vlm, self.processor = loaded.model, loaded.processor
-        self._batch_size, self._pixels = batch_size, pixels
-        self._min_answer_mass, self._max_new_tokens = min_answer_mass, max_new_tokens
+        self._batch_size, self.pixels = batch_size, pixels
+        self.min_answer_mass, self._max_new_tokens = min_answer_mass, max_new_tokens
         tokenizer = self.processor.tokenizer
         self.answers = {question.name: answer_tokens(tokenizer, question) for question in rubric.questions}
         for question in rubric.questions:
@@ -129,6 +130,12 @@ class QwenSource:
                 window = []
         yield from self._judge_window(window)
 
+    def compare(self, pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
+        """As a Comparer (feedback.pairs.shown), for a rubric that compares; at most batch_size clips at once."""
+        from feedback.judges.vlm_pairs import compare  # which imports this module
+
+        return compare(self, pairs, self._batch_size)
+
     def status(self) -> dict[str, Any]:
         """Empty: a local model has no retries and no cost."""
         return {}
@@ -141,10 +148,10 @@ class QwenSource:
         """
         if problem := unreadable(self.processor, question.ask):
             return VlmReply(None, "", problem)
-        inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self._pixels)
-        logits, (reply,) = self._reply(inputs.to(self.vlm.device))
+        inputs = build_inputs(self.processor, clips, [question.ask], [fps] * len(clips), self.pixels)
+        logits, (reply,) = self.reply(inputs.to(self.vlm.device))
         (answer,) = read_answers(logits, answer_tokens(self.processor.tokenizer, question))
-        facts = self._facts(question, answer, reply)
+        facts = self.facts(question, answer, reply)
         words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
         return VlmReply(facts.get("answer"), words, facts.get("error"))
 
@@ -175,19 +182,19 @@ class QwenSource:
             [clip.frames for clip in batch],
             [self.rubric.text(question, clip.sample.prompt) for clip in batch],
             fps,
-            self._pixels,
+            self.pixels,
             [[i * rate / clip.sample.fps for i in clip.indices] for clip, rate in zip(batch, fps, strict=True)],
         ).to(self.vlm.device)
-        logits, replies = self._reply(inputs)
+        logits, replies = self.reply(inputs)
         lengths = inputs["attention_mask"].sum(-1).tolist()
         answers = read_answers(logits, self.answers[question.name])
         verdicts = []
         for clip, answer, reply, length in zip(batch, answers, replies, lengths, strict=True):
-            facts = self._facts(question, answer, reply) | {"tokens": length + len(reply)}
+            facts = self.facts(question, answer, reply) | {"tokens": length + len(reply)}
             verdicts.append(verdict(self, clip.sample, 0, question, clip.indices, **facts))
         return verdicts
 
-    def _reply(self, inputs: BatchFeature) -> tuple[Tensor, list[list[int]]]:
+    def reply(self, inputs: BatchFeature) -> tuple[Tensor, list[list[int]]]:
         """Logits (B, V) of the first answer token, and each clip's greedy continuation of at least one token."""
         padding = self.processor.tokenizer.pad_token_id
         out = self.vlm.generate(  # also for one token: only generate computes each model's positions beside padding
@@ -202,10 +209,11 @@ class QwenSource:
         new = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         return out.logits[0], [row[:1] + [token for token in row[1:] if token != padding] for row in new]
 
-    def _facts(self, question: Question, answer: AnswerProbability, reply: list[int]) -> dict[str, Any]:
+    def facts(self, question: Question, answer: AnswerProbability, reply: list[int]) -> dict[str, Any]:
+        """Fields of a verdict. reply: the tokens of its reply."""
         raw = self.processor.tokenizer.decode(reply).strip()
-        if not answer.mass >= self._min_answer_mass:  # also true for nan
-            least = f"at least {self._min_answer_mass:g} is asked for"
+        if not answer.mass >= self.min_answer_mass:  # also true for nan
+            least = f"at least {self.min_answer_mass:g} is asked for"
             words = f"{question.affirmative} or {question.negative}"
             return {"raw": raw, "error": f"{UNREADABLE_ANSWER}{words} has a probability of {answer.mass:.3g}, {least}"}
         affirmative = answer.p_yes > 0.5
@@ -306,13 +314,14 @@ def answer_tokens(tokenizer: Any, question: Question) -> AnswerTokens:
     if len(set(first.values())) == 1:
         words = f"{question.affirmative!r} and {question.negative!r}"
         raise ValueError(f"question {question.name}: the answers {words} begin with the same token")
-    affirmative = _first_tokens(tokenizer, question.affirmative)
-    negative = _first_tokens(tokenizer, question.negative)
+    affirmative = first_tokens(tokenizer, question.affirmative)
+    negative = first_tokens(tokenizer, question.negative)
     # A token that begins both, such as a single space, counts for neither.
     return AnswerTokens(sorted(affirmative - negative), sorted(negative - affirmative))
 
 
-def _first_tokens(tokenizer: Any, word: str) -> set[int]:
+def first_tokens(tokenizer: Any, word: str) -> set[int]:
+    """Ids of the tokens that begin a word: as written, in other cases, and after a space."""
     cases = {word, word.lower(), word.upper(), word.capitalize()}
     spellings = [tokenizer.encode(space + case, add_special_tokens=False) for case in cases for space in ("", " ")]
     return {spelling[0] for spelling in spellings if spelling} - {tokenizer.unk_token_id}

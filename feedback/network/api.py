@@ -12,20 +12,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from data.records import Sample, Verdict
+from data.records import Comparison, Sample, Verdict
 from data.store import read_clip
 from feedback.core.rubric import load_rubric
 from feedback.core.source import FAILED, UNREADABLE_CLIP, Request, verdict, without_answer
-from feedback.network.batches import fill
+from feedback.network.batches import ClipCaller, fill
 from feedback.network.calls import OUTPUT_TOKENS, ApiOptions, Call, CallRun, Stopped
 from feedback.network.ledger import GroupCommit, Ledger, StoredAnswer, ledger_path, request_key
-from feedback.network.price import CostEstimate
+from feedback.network.price import CostEstimate, text_tokens
 from feedback.network.provider import Fault, Media, Provider, UnreadableClip
+from feedback.pairs.shown import ShownPair, comparison, without_comparison
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T", bound=Request | ShownPair)  # what is asked about
+Row = TypeVar("Row", bound=Verdict | Comparison)  # what an answer becomes
+AskedOf = TypeVar("AskedOf", contravariant=True)
+RowOf = TypeVar("RowOf")
+FIRST_VIDEO, SECOND_VIDEO = "First video:", "Second video:"  # sent before the clips of a pair
 # What sources of structured answers add to every question.
 REASONED = "Put that word in `answer`, and into `reason` what decided it, in at most twenty words."
 
@@ -45,24 +51,31 @@ class ApiSource:
         self.price = options.own_price
         self.output_tokens = self.price.output_tokens if self.price else OUTPUT_TOKENS
         self._status: dict[str, Any] = {}
-        self._answers = {"with a probability": 0, "by words": 0}  # of the current run
+        self._read = {"with a probability": 0, "by words": 0}  # of the current run
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         """As the protocol says. Raises LabelError where the run must stop, after the calls in flight are answered."""
-        listed = list(requests)
+        yield from self._answers(self, list(requests))
+
+    def compare(self, pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
+        """As a Comparer (feedback.pairs.shown), for a rubric that compares. Raises LabelError as `judge` does."""
+        asker: _Asker[ShownPair, Comparison] = _OfPairs(self)
+        yield from self._answers(asker, list(pairs))
+
+    def _answers(self, asker: "_Asker[T, Row]", listed: Sequence[T]) -> Iterator[list[Row]]:
         logger.info(self.estimate(listed).line(self.name, self.model, self.price))
         purpose = f"{listed[0].purpose} {self.name}" if listed else ""
-        self._answers = dict.fromkeys(self._answers, 0)
+        self._read = dict.fromkeys(self._read, 0)
         self._status.pop("by words", None)
         with Ledger(ledger_path()) as ledger, GroupCommit(ledger) as commits, asyncio.Runner() as runner:
             run = CallRun(self, ledger, commits, purpose, self._status)
             run.count_dollars()
-            yield from _Judging(self, run, runner).verdicts(listed)
+            yield from _Judging(asker, run, runner).verdicts(listed)
         if by_words := self._status.get("by words"):
             logger.warning(
                 "%s: %d of %d answers came without log probabilities and were read from their words: their p_yes is "
                 "null, and they count as certain",
-                self.name, by_words, sum(self._answers.values()),
+                self.name, by_words, sum(self._read.values()),
             )  # fmt: skip
 
     def status(self) -> dict[str, Any]:
@@ -71,14 +84,14 @@ class ApiSource:
 
     # Before anything is sent
 
-    def estimate(self, requests: Iterable[Request]) -> CostEstimate:
-        """What judging these clips would take."""
+    def estimate(self, requests: Iterable[Request | ShownPair]) -> CostEstimate:
+        """What judging these clips, or comparing these pairs, would take."""
         clips = calls = answered = tokens = 0
         with Ledger(ledger_path()) as ledger:
             for request in requests:
                 clips += 1
                 try:
-                    of_clip = self.calls(request)
+                    of_clip = self.calls(request) if isinstance(request, Request) else _OfPairs(self).calls(request)
                 except UnreadableClip:  # no call will be about it
                     continue
                 for call in of_clip:
@@ -90,8 +103,10 @@ class ApiSource:
         return self._estimate(clips, calls, answered, tokens)
 
     def estimate_for(self, sample: Sample, votes: int, count: int) -> CostEstimate:
-        """What judging `count` clips like this one would take, none of them answered yet."""
+        """What judging `count` clips like this one would take, or pairs of such clips; none of them answered yet."""
         calls = self.calls_about(sample, votes, "")
+        if self.rubric.compares:
+            calls = _OfPairs(self).calls_about((sample, sample), votes, ("", ""))
         return self._estimate(count, count * len(calls), 0, count * sum(call.tokens for call in calls))
 
     def _estimate(self, clips: int, calls: int, answered: int, tokens: int) -> CostEstimate:
@@ -105,13 +120,14 @@ class ApiSource:
         batch = self.options.batch
         dollars = self.price.of(tokens, out, batch=batch) if self.price else None
         least = None if batch else max(minutes, default=None)
-        return CostEstimate(clips, calls, answered, tokens, out, dollars, least, batch)
+        unit = "shown pairs" if self.rubric.compares else "clips"
+        return CostEstimate(clips, calls, answered, tokens, out, dollars, least, batch, unit)
 
     # From clips to calls
 
     def calls(self, request: Request) -> list[Call]:
         """The calls that judging a clip takes. Raises UnreadableClip."""
-        return self.calls_about(request.sample, request.votes, _content(request))
+        return self.calls_about(request.sample, request.votes, content_of(request))
 
     def calls_about(self, sample: Sample, votes: int, clip: str) -> list[Call]:
         """The calls that judging a clip takes. clip: sha256 of its mp4."""
@@ -125,13 +141,17 @@ class ApiSource:
     def media(self, request: Request) -> Media:
         """A clip as it is sent. Raises UnreadableClip."""
         mp4 = _read(request.path)
-        if _hash(mp4) != _content(request):
+        if _hash(mp4) != content_of(request):
             raise UnreadableClip(f"{request.path}: changed since its clip set was written")
         try:
             frames = read_clip(request.path, request.sample)
         except (ValueError, OSError) as error:
             raise UnreadableClip(str(error)) from error
         return self.provider.media(mp4, frames, request.sample, self.rubric)
+
+    def unanswered(self, request: Request, error: str) -> list[Verdict]:
+        """A clip's verdicts where nothing was asked, with this error."""
+        return without_answer(self, request, error)
 
     # From replies to verdicts
 
@@ -150,7 +170,7 @@ class ApiSource:
         frames = self.provider.seen(request.sample, self.rubric)["frames"] if self.provider.frames_known else []
         rows = []
         for index, call in enumerate(calls):
-            for question, facts in zip(call.plan.questions, self._facts(call, answers[index]), strict=True):
+            for question, facts in zip(call.plan.questions, self.facts(call, answers[index]), strict=True):
                 rows.append(verdict(self, request.sample, call.plan.vote, question, frames, **facts))
         self._count(rows)
         return rows
@@ -159,11 +179,11 @@ class ApiSource:
         """Count the answers that lack a probability, where others of this run have one."""
         for row in rows:
             if row.answer is not None:
-                self._answers["by words" if row.p_yes is None else "with a probability"] += 1
-        if all(self._answers.values()):
-            self._status["by words"] = self._answers["by words"]
+                self._read["by words" if row.p_yes is None else "with a probability"] += 1
+        if all(self._read.values()):
+            self._status["by words"] = self._read["by words"]
 
-    def _facts(self, call: Call, answer: StoredAnswer | Fault) -> list[dict[str, Any]]:
+    def facts(self, call: Call, answer: StoredAnswer | Fault) -> list[dict[str, Any]]:
         """The fields of a verdict for each question of a call, which share its tokens and its cost."""
         questions = call.plan.questions
         if isinstance(answer, Fault):
@@ -182,16 +202,85 @@ class ApiSource:
         return rows
 
 
-class _Judging:
-    """One run of a source over clips: many in progress at once, their verdicts yielded as they are complete."""
+class _Asker(ClipCaller[AskedOf], Protocol[AskedOf, RowOf]):
+    """What is asked of a source, and what its answers become: verdicts on a clip, or comparisons of two."""
 
-    def __init__(self, source: ApiSource, run: CallRun, runner: asyncio.Runner) -> None:
+    def verdicts(
+        self, request: AskedOf, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]
+    ) -> list[RowOf]:
+        """The rows about a clip, or two, from the answers to its calls, by their place in `calls`."""
+
+    def unanswered(self, request: AskedOf, error: str) -> list[RowOf]:
+        """The rows about a clip, or two, where nothing was asked, with this error."""
+
+
+class _OfPairs:
+    """The calls of a source about two clips at once, as a caller of its own."""
+
+    def __init__(self, source: ApiSource) -> None:
+        self.source, self.name, self.options = source, source.name, source.options
+        self.provider, self.price, self.cost = source.provider, source.price, source.cost
+        self.output_tokens = source.output_tokens
+
+    def calls(self, request: ShownPair) -> list[Call]:
+        """As of a clip."""
+        pair = (request.first, request.second)
+        first, second = (content_of(one) for one in pair)
+        return self.calls_about((request.first.sample, request.second.sample), request.votes, (first, second))
+
+    def calls_about(self, samples: tuple[Sample, Sample], votes: int, clips: tuple[str, str]) -> list[Call]:
+        """The calls that comparing two clips takes in this order, which is part of their keys.
+
+        clips: sha256 of their mp4. Raises UnreadableClip where what is sent beside one clip, such as the times of its
+        frames, does not hold for the other.
+        """
+        rubric = self.source.rubric
+        seen, other = (self.provider.seen(sample, rubric) for sample in samples)
+        plans, of_second = (self.provider.plans(rubric, sample, votes) for sample in samples)
+        if plans != of_second:
+            raise UnreadableClip("the two clips differ in their frames or rate, and one call has times for one of them")
+        calls = []
+        for plan in plans:
+            sent: dict[str, Any] = {"place": self.provider.place, "clip": clips[0], "second": clips[1], "seen": seen}
+            sent |= {"seen_second": other, "body": plan.body, "vote": plan.vote}
+            tokens = sum(self.provider.tokens(plan, sample, rubric) for sample in samples) - text_tokens(plan.body)
+            calls.append(Call(plan, request_key(sent), sent, tokens))
+        return calls
+
+    def media(self, request: ShownPair) -> Media:
+        """Both clips as they are sent, each after a text that says which it is."""
+        words = (self.provider.words(text) for text in (FIRST_VIDEO, SECOND_VIDEO))
+        clips = (self.source.media(one) for one in (request.first, request.second))
+        return [part for word, clip in zip(words, clips, strict=True) for part in (word, *clip)]
+
+    def verdicts(
+        self, request: ShownPair, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]
+    ) -> list[Comparison]:
+        """As of a clip."""
+        first, second = (
+            self.provider.seen(one.sample, self.source.rubric)["frames"] for one in (request.first, request.second)
+        )
+        return [
+            comparison(self.source, request, call.plan.vote, question, (first, second), facts)
+            for index, call in enumerate(calls)
+            for question, facts in zip(call.plan.questions, self.source.facts(call, answers[index]), strict=True)
+        ]
+
+    def unanswered(self, request: ShownPair, error: str) -> list[Comparison]:
+        """As of a clip."""
+        return without_comparison(self.source, request, error)
+
+
+class _Judging(Generic[T, Row]):
+    """One run over clips, or pairs of clips: many in progress at once, their rows yielded as they are complete."""
+
+    def __init__(self, source: _Asker[T, Row], run: CallRun, runner: asyncio.Runner) -> None:
         self.source, self.run, self.runner = source, run, runner
 
-    def verdicts(self, requests: Sequence[Request]) -> Iterator[list[Verdict]]:
-        """All verdicts on one clip at a time, in the order in which they are complete."""
-        done: asyncio.Queue[asyncio.Task[list[Verdict] | None]] = asyncio.Queue()
-        in_progress: set[asyncio.Task[list[Verdict] | None]] = set()
+    def verdicts(self, requests: Sequence[T]) -> Iterator[list[Row]]:
+        """All rows about one clip at a time, in the order in which they are complete."""
+        done: asyncio.Queue[asyncio.Task[list[Row] | None]] = asyncio.Queue()
+        in_progress: set[asyncio.Task[list[Row] | None]] = set()
         try:
             self._run_batches(requests)
             waiting = iter(requests)
@@ -218,18 +307,18 @@ class _Judging:
         if self.run.stop_reason:
             raise self.run.stop_reason
 
-    def _run_batches(self, requests: Sequence[Request]) -> None:
+    def _run_batches(self, requests: Sequence[T]) -> None:
         """Let batches answer what they can. An open batch is waited for, also where the options turn batches off."""
         if self.run.options.batch or self.run.ledger.any_batch(self.run.provider.place):
             with contextlib.suppress(Stopped):
                 self.runner.run(fill(self.run, self.source, requests))
 
-    async def _close(self, in_progress: set[asyncio.Task[list[Verdict] | None]]) -> None:
+    async def _close(self, in_progress: set[asyncio.Task[list[Row] | None]]) -> None:
         await asyncio.gather(*in_progress, return_exceptions=True)
         await self.run.close()
 
-    async def _clip(self, request: Request) -> list[Verdict] | None:
-        """A clip's verdicts; None where the run was stopped before it had them all."""
+    async def _clip(self, request: T) -> list[Row] | None:
+        """The rows about a clip; None where the run was stopped before it had them all."""
         run = self.run
         try:
             calls = self.source.calls(request)
@@ -244,7 +333,7 @@ class _Judging:
                 found = await self._send_all([calls[index] for index in missing], media)
                 answers |= dict(zip(missing, found, strict=True))
         except UnreadableClip as error:
-            return without_answer(self.source, request, f"{UNREADABLE_CLIP}{error}")
+            return self.source.unanswered(request, f"{UNREADABLE_CLIP}{error}")
         except Stopped:
             return None
         return self.source.verdicts(request, answers, calls)
@@ -269,7 +358,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _content(request: Request) -> str:
+def content_of(request: Request) -> str:
     """sha256 of a request's mp4."""
     return request.content or _hash(_read(request.path))
 

@@ -21,9 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol, TextIO, TypeVar, cast
+from typing import Generic, NoReturn, Protocol, TextIO, TypeVar, cast
 
-from feedback.core.source import Request
 from feedback.network.calls import POLL, Call, Caller, CallRun, Stopped
 from feedback.network.ledger import Attempt, StoredAnswer
 from feedback.network.pace import retry
@@ -31,6 +30,8 @@ from feedback.network.provider import RETRIED, BatchProvider, Fault, Media, Reme
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Asked = TypeVar("Asked")  # what a call is about: a clip or a pair of clips
+AskedOf = TypeVar("AskedOf", contravariant=True)
 
 PILOTS = 3  # calls that are sent before a batch, one by one, until the provider has answered one
 NAME = 40  # hex digits of a call's key that name its line in a batch
@@ -38,17 +39,17 @@ PATIENCE = 60  # attempts, about half an hour, at a batch that the provider has:
 NO_ENDPOINT = (403, 404, 405, 501)  # statuses that mean: there is no batch endpoint, or none for this key
 
 
-class ClipCaller(Caller, Protocol):
-    """A caller whose calls are about clips."""
+class ClipCaller(Caller, Protocol[AskedOf]):
+    """A caller whose calls are about clips, one at a time or two."""
 
-    def calls(self, request: Request) -> list[Call]:
+    def calls(self, request: AskedOf) -> list[Call]:
         """The calls that judging a clip takes. Raises UnreadableClip."""
 
-    def media(self, request: Request) -> Media:
+    def media(self, request: AskedOf) -> Media:
         """A clip as it is sent. Raises UnreadableClip."""
 
 
-async def fill(run: CallRun, source: ClipCaller, requests: Sequence[Request]) -> None:
+async def fill(run: CallRun, source: ClipCaller[Asked], requests: Sequence[Asked]) -> None:
     """Let batches answer the calls without an answer in the ledger, and store their answers there.
 
     Batches of earlier runs are waited for in any case; new ones are submitted where the options say `batch`.
@@ -81,12 +82,12 @@ class _UnderWay:
 
 
 @dataclass
-class _Pass:
+class _Pass(Generic[Asked]):
     """One run's batches."""
 
     run: CallRun
-    source: ClipCaller
-    requests: Sequence[Request]
+    source: ClipCaller[Asked]
+    requests: Sequence[Asked]
     locks: contextlib.ExitStack
     missing: set[str] = field(default_factory=set)  # keys of calls without an answer, that no batch has in flight
     under_way: list[_UnderWay] = field(default_factory=list)
@@ -144,7 +145,7 @@ class _Pass:
             self.locks.enter_context(lock)
         return [self.place, *(place for place, lock in places.items() if lock)]
 
-    def _calls(self, request: Request) -> list[Call]:
+    def _calls(self, request: Asked) -> list[Call]:
         try:
             return self.source.calls(request)
         except UnreadableClip:  # becomes the clip's verdict when it is judged
@@ -189,7 +190,7 @@ class _Pass:
         self.under_way.append(_UnderWay(token, remote, expected, wanted))
         self.run.reserved += expected
 
-    def _clips(self) -> Iterator[tuple[Request, list[Call]]]:
+    def _clips(self) -> Iterator[tuple[Asked, list[Call]]]:
         """The clips with calls that are missing, and these calls."""
         for request in self.requests:
             if calls := [call for call in self._calls(request) if call.key in self.missing]:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, Positive
+from feedback.core.rubric import load_rubric
 from feedback.core.source import LabelError
 from feedback.network.ledger import Attempt, GroupCommit, Ledger, StoredAnswer
 from feedback.network.pace import Pace, retry, waits_too_long
@@ -66,6 +68,14 @@ class ApiOptions:
         if self.price is None or self.price.model == self.model:
             return None
         return f"price is of {self.price.model} and model is {self.model}"
+
+
+def compares(rubric: str) -> bool:
+    """Whether a rubric's file is about two clips; false for one that cannot be read, which is reported elsewhere."""
+    try:
+        return load_rubric(Path(rubric)).compares
+    except ValueError:
+        return False
 
 
 def key_from(variable: str) -> str:

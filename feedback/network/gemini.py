@@ -26,7 +26,7 @@ from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.api import REASONED, ApiSource
-from feedback.network.calls import ApiOptions, key_from
+from feedback.network.calls import ApiOptions, compares, key_from
 from feedback.network.openai_protocol import ReplyMessage, count, mapping, mappings, parsed, string
 from feedback.network.pace import CONNECT, LIMITS, retry_after
 from feedback.network.pictures import PictureFormat, data_urls
@@ -86,6 +86,10 @@ class Options(ApiOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mode == "decision" and compares(self.rubric):
+            raise ValueError(
+                f"mode is decision, but {self.rubric} compares two clips, which is a question for mode text"
+            )
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but Gemini's batch endpoint does not take mode {self.mode}: false")
 
@@ -99,6 +103,7 @@ KIND = Kind(
     Options,
     load,
     network=True,
+    compares=True,
     needs=lambda given: Needs(
         given.rubric, server=given.base_url, key_variable=given.key_variable, whole_clips=given.clip == "video"
     ),
@@ -192,6 +197,9 @@ class Gemini:
 
     def _level(self) -> dict[str, str]:
         return {"resolution": self.options.resolution} if self.options.resolution else {}
+
+    def words(self, text: str) -> dict[str, Any]:
+        return {"text": text}
 
     async def send(self, plan: Plan, media: Media, attempt: str) -> str:
         headers = {ATTEMPT_HEADER: attempt}

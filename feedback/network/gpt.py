@@ -24,7 +24,7 @@ from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import REFUSED, UNREADABLE_ANSWER
 from feedback.network.api import REASONED, ApiSource
-from feedback.network.calls import ApiOptions, key_from
+from feedback.network.calls import ApiOptions, compares, key_from
 from feedback.network.openai_protocol import (
     LOGPROBS,
     OpenAIClient,
@@ -65,6 +65,10 @@ class Options(ApiOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mode == "decision" and compares(self.rubric):
+            raise ValueError(
+                f"mode is decision, but {self.rubric} compares two clips, which is a question for mode text"
+            )
         if self.batch and self.mode != "text":
             raise ValueError(f"batch is true, but OpenAI's batch endpoint does not take mode {self.mode}: false")
 
@@ -78,6 +82,7 @@ KIND = Kind(
     Options,
     load,
     network=True,
+    compares=True,
     needs=lambda given: Needs(given.rubric, server=given.base_url, key_variable=given.key_variable),
 )
 
@@ -124,6 +129,9 @@ class Gpt:
         if self.options.mode == "text":
             return [{"type": "image_url", "image_url": {"url": url, "detail": self.options.detail}} for url in urls]
         return [{"type": "input_image", "image_url": url, "detail": self.options.detail} for url in urls]
+
+    def words(self, text: str) -> dict[str, Any]:
+        return {"type": "text", "text": text}
 
     async def send(self, plan: Plan, media: Media, attempt: str) -> str:
         if self.options.mode == "decision":

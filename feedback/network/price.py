@@ -47,6 +47,7 @@ class CostEstimate(NamedTuple):
     dollars: float | None  # of the remaining calls; None where the price is unknown
     minutes: float | None  # that the rate limits of the source need at least; None where there are none
     batch: bool = False  # whether the dollars are at the price of the provider's batch endpoint
+    unit: str = "clips"  # what `clips` counts
 
     def line(self, name: str, model: str, price: Price | None) -> str:
         """The estimate in one line for people."""
@@ -56,7 +57,7 @@ class CostEstimate(NamedTuple):
         dated = f" ({'batch prices' if self.batch else 'prices'} of {price.as_of})" if price else ""
         time = f", at least {self.minutes:,.0f} min at the given rate" if self.minutes else ""
         return (
-            f"{name} ({model}): {self.clips:,} clips, {self.calls:,} calls, {self.answered:,} answered before; "
+            f"{name} ({model}): {self.clips:,} {self.unit}, {self.calls:,} calls, {self.answered:,} answered before; "
             f"to send: {_tokens(self.input_tokens)} tokens in, {_tokens(self.output_tokens)} out, "
             f"{dollars}{dated}{time}"
         )

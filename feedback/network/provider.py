@@ -50,7 +50,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """The contents of one call: some questions of a rubric about one clip, in one vote."""
+    """The contents of one call: some questions of a rubric about one clip, or two, in one vote."""
 
     questions: tuple[Question, ...]
     vote: int
@@ -107,6 +107,9 @@ class Provider(Sender, Protocol):
 
     def media(self, mp4: bytes, frames: np.ndarray, sample: Sample, rubric: Rubric) -> Media:
         """The clip in the form in which it is sent. frames: all of them, uint8 (F, H, W, 3)."""
+
+    def words(self, text: str) -> Mapping[str, Any]:
+        """A text among the media, in the form in which it is sent."""
 
     def read(self, plan: Plan, reply: str) -> Reading:
         """The contents of a raw reply. Never raises: an unreadable reply is an error in each question's fields."""

@@ -90,6 +90,7 @@ KIND = Kind(
     Options,
     load,
     network=True,
+    compares=True,
     needs=lambda given: Needs(
         given.rubric,
         model=given.check_with,
@@ -144,9 +145,13 @@ class Served:
         urls = data_urls(frames, seen, self.options.picture)
         return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
+    def words(self, text: str) -> dict[str, Any]:
+        return {"type": "text", "text": text}
+
     async def send(self, plan: Plan, media: Media, attempt: str) -> str:
         if self.options.clip == "exact":
-            await self._probed(plan, media[0]["video_url"]["url"])
+            for url in (part["video_url"]["url"] for part in media if part["type"] == "video_url"):
+                await self._probed(plan, url)
         (message,) = plan.body["messages"]
         content = [*media, *message["content"]]
         return await self.client.complete({**plan.body, "messages": [{**message, "content": content}]}, attempt)
@@ -192,7 +197,7 @@ class Served:
         """How to start a server that shows the frames that it is sent."""
         command = (
             f"vllm serve {self.options.model} --trust-request-mm-kwargs "
-            """--limit-mm-per-prompt '{"video": 1}' --max-logprobs 20"""
+            """--limit-mm-per-prompt '{"video": 2}' --max-logprobs 20"""
         )
         return f"Start vLLM 0.32 or later with: {command} ; or send pictures, without times: clip: frames"
 
@@ -211,10 +216,13 @@ class Served:
 
     def _by_masses(self, masses: Masses) -> dict[str, Any]:
         """Fields of a Verdict by the probabilities of the two answer words."""
-        both = masses.affirmative + masses.negative
-        if masses.p_yes is None or both < self.options.min_answer_mass:
+        together = sum(masses)
+        if not together or together < self.options.min_answer_mass:
             least = f"expected at least {self.options.min_answer_mass:g}"
-            return {"error": f"{UNREADABLE_ANSWER}both answers have a probability of {both:.3g}, {least}"}
+            return {"error": f"{UNREADABLE_ANSWER}all answers have a probability of {together:.3g}, {least}"}
+        if masses.tie > max(masses.affirmative, masses.negative):
+            return {"tie": True, "p_yes": (masses.affirmative + masses.tie / 2) / together}  # it counts for both sides
+        assert masses.p_yes is not None  # one of the two has a probability
         return probable(masses.p_yes)
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:

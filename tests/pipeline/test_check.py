@@ -75,7 +75,7 @@ JUDGE = "feedback.sources.judge"
 WRONG = {
     "generate.solver": ("heun", "generate.solver is 'heun', expected 'euler' or 'unipc'"),
     "evaluate.generate.split": ("val", "evaluate.generate.split is 'val', expected 'train', 'test' or 'all'"),
-    "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin' or 'quantile'"),
+    "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin', 'quantile' or 'preferred'"),
     "build.reward": ("accept", "build.reward is 'accept', expected 'label', 'p_accept' or 'score'"),
     "build.shift": (-1, "build.shift is -1, expected greater than or equal to 0"),
     "build.sources.clip.scale": (0, "build.sources.clip.scale is 0, expected greater than 0"),
@@ -224,6 +224,44 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
     project(params)
     with pytest.raises(ParamsError, match="select.policies: sft1 is trained for 300 steps with a checkpoint every 300"):
         check_params()
+
+
+def test_a_source_that_compares_stands_only_where_comparisons_are_of_use(project):
+    entry = {"policy": "rwr1", "against": "base", "source": "pairs"}
+    wrong = {
+        "evaluate.judges: pairs compares two clips at once, so it cannot judge one alone": [
+            ("evaluate", {"judges": ["physics", "judge", "pairs"]})
+        ],
+        "select.judges: pairs compares two clips at once": [("select", {"judges": ["pairs"]})],
+        "pairs compares clips, so it labels none: no pairs: all, balanced and no reward: label, p_accept (found pairs: "
+        "balanced, reward: label)": [("feedback", {"source": "pairs"}), ("build", {"sources": {}})],
+        "pairs: preferred takes the preferences of a source that compares clips, but judge judges one clip at a time": [
+            ("build", {"pairs": "preferred"})
+        ],
+        "preferences.one.source: judge judges one clip at a time": [
+            ("preferences", {"one": entry | {"source": "judge"}})
+        ],
+        "preferences.one.policy: 'rwr9' has no evaluation clips": [
+            ("preferences", {"one": entry | {"policy": "rwr9"}})
+        ],
+        "preferences.one: base cannot be compared with itself": [("preferences", {"one": entry | {"policy": "base"}})],
+        "preferences.one.source: 'pears' is unknown": [("preferences", {"one": entry | {"source": "pears"}})],
+        "preferences.one.clip (4) is unknown; known keys are policy, against, source, clips": [
+            ("preferences", {"one": entry | {"clip": 4}})
+        ],
+    }
+    for message, changes in wrong.items():
+        params = default_params()
+        for name, values in changes:
+            params[name] |= values
+        project(params)
+        with pytest.raises((ParamsError, ValueError)) as error:
+            check_params()
+        assert message in str(getattr(error.value, "message", error.value)), message
+    params = default_params()
+    params["feedback"]["source"], params["preferences"] = "pairs", {"one": entry, "two": entry | {"clips": 4}}
+    project(params)
+    check_params()
 
 
 @pytest.mark.parametrize(

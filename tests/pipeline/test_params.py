@@ -85,6 +85,7 @@ GOOD = {
         "prompt": {"recipe": "ask-a-video-test-time", "judge": "judge", "held_out": "physics"},
     },
     "extend": {"base-extended": {"policy": "base", "prompts": "set.csv", "template": "{prompt}"}},
+    "preferences": {"rwr1-base": {"policy": "rwr1", "against": "base", "source": "judge"}},
     "evaluate": {
         "policies": ["base", "rwr1", "rwr1-physics", "rwr1-selected", "base-extended"],
         "judges": ["judge", "physics"],

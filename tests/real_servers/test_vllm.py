@@ -68,7 +68,7 @@ def server(judge, tmp_path_factory) -> Iterator[str]:
     command += [
         "--trust-request-mm-kwargs",
         "--limit-mm-per-prompt",
-        '{"video": 1, "image": 8}',
+        '{"video": 2, "image": 8}',
         "--max-logprobs",
         "20",
     ]

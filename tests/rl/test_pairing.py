@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from data.records import Label, Pair, Sample, Weighted
+from data.records import Label, Pair, Preference, Sample, Weighted
 from rl.datasets import build
-from rl.pairing import STRATEGIES, RewardedClip, pair
+from rl.pairing import STRATEGIES, RewardedClip, check_source, pair, pair_preferred
 
 
 def clips(pattern: str, prompt_id: str = "p") -> list[RewardedClip]:
@@ -188,3 +188,49 @@ def test_no_accepted_clip_is_an_error_that_names_the_set():
 def test_no_pair_at_all_is_recorded_and_no_error():
     datasets = built(labelled("aa?"))
     assert datasets.paired == [] and datasets.composition["reasons"] == {"all accepted": 1}
+
+
+# Pairs that a source compared itself
+
+
+def compared(*rows: tuple[str, str, str | None, float | None]) -> list[Preference]:
+    return [Preference("p", first, second, "s", better, p, None, None, 0, None) for first, second, better, p in rows]
+
+
+def test_the_pairs_of_a_source_that_compares_are_what_it_prefers():
+    rows = compared(
+        ("a", "b", "first", 0.75), ("a", "c", "second", 0.0), ("b", "c", "tie", 0.5), ("a", "d", None, None)
+    )  # fmt: skip
+    found = pair_preferred(scored(1.0), rows, 8, 0.0).pairs
+
+    assert found == [Pair("p", "c", "a", 1.0), Pair("p", "a", "b", 0.5)]  # 2 x 0.75 - 1; the most certain first
+    assert pair_preferred(scored(1.0), rows, 1, 0.0).pairs == found[:1]
+    assert pair_preferred(scored(1.0), rows, 8, 0.6).pairs == found[:1]
+
+
+def test_swapping_the_names_of_a_compared_pair_changes_no_row():
+    rows = compared(("a", "b", "first", 0.75), ("c", "d", "second", 0.125))
+    swapped = compared(("b", "a", "second", 0.25), ("d", "c", "first", 0.875))
+
+    assert pair_preferred(scored(1.0), rows, 8, 0.0) == pair_preferred(scored(1.0), swapped, 8, 0.0)
+
+
+def test_prompts_without_a_preferred_pair_have_a_reason():
+    for rows, reason in (
+        (compared(("a", "b", "tie", 0.5)), "all ties"),
+        (compared(("a", "b", None, None)), "no comparison answered"),
+        (compared(("a", "b", "first", 0.6)), "gaps under the minimum"),
+        ([], "no comparison answered"),
+    ):
+        assert pair_preferred(scored(1.0), rows, 8, 0.5) == ([], {"p": reason}), reason
+
+
+def test_a_source_and_a_strategy_that_do_not_fit_are_an_error_with_its_cure():
+    cure = r"build.sources.s: \{reward: score, pairs: preferred\}"
+    for strategy, reward in (("all", "score"), ("balanced", "score"), ("preferred", "label"), ("margin", "p_accept")):
+        with pytest.raises(ValueError, match=f"s compares clips, so it labels none.*{cure}"):
+            check_source(True, strategy, reward, "s")
+    for strategy in ("preferred", "margin", "quantile"):
+        check_source(True, strategy, "score", "s")
+    with pytest.raises(ValueError, match="but s judges one clip at a time"):
+        check_source(False, "preferred", "score", "s")

@@ -83,7 +83,7 @@ def source_at(server: Server, kind: str = "gpt", **more: Any) -> ApiSource:
 def write_params(home: Path, base: str, sources: Iterable[str] = ("gpt", "served", "gemini"), **more: Any) -> None:
     """A params.yaml with these sources, for stages and commands."""
     blocks = {kind: block_of(kind, base, **more) for kind in sources}
-    label = {"batch_size": 16, "votes": 1, "max_failed": 0.0}
+    label = {"batch_size": 16, "votes": 1, "opponents": 4, "max_failed": 0.0}
     params = {"label": label, "feedback": {"sources": blocks}}
     (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 

@@ -230,7 +230,7 @@ def test_the_metrics_of_stage_label_include_the_raters_agreement(clips, ledger, 
             while view["item"]:
                 view = visitor.rate(view["item"], pressed[visitor.ask("GET", f"/clip/{view['item']}")[1]])
     params = {
-        "label": {"batch_size": 4, "votes": 1, "max_failed": 0.0},
+        "label": {"batch_size": 4, "votes": 1, "opponents": 4, "max_failed": 0.0},
         "feedback": {"sources": {"people": block("anna", "ben")}},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

@@ -237,4 +237,4 @@ def test_frames_survive_the_url_that_they_are_sent_in():
 def test_a_reply_without_either_word_is_no_answer_at_any_least_probability(server, clips):
     server.behaviour.script = [{"body": completion("Hmm", [token("Hmm")])}]
     (row,) = judged(source_at(server, "served", min_answer_mass=0.0), clips, 1).values()
-    assert row.answer is None and "both answers have a probability of 0" in row.error
+    assert row.answer is None and "all answers have a probability of 0" in row.error

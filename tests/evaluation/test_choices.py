@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.preferences import choice_figures, score_figures, tie_threshold
+from evaluation.choices import choice_figures, score_figures, tie_threshold
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from data.preferences import Clip, Opened, Said
+    from data.choices import Clip, Opened, Said
     from data.records import Label
     from feedback.core.source import Source
 
@@ -38,7 +38,7 @@ def audit(
     named: dimension -> measure of the source. how: batch size, votes, and the part of the clips that may fail.
     Raises ValueError for a dimension that is no measure of a source of several, before any clip is judged.
     """
-    from data.preferences import open_clips
+    from data.choices import open_clips
     from feedback.core.source import metrics_of
 
     measures = {one: measure_of(one, list(metrics_of(source)), named) for one in said.dimensions}
@@ -128,7 +128,7 @@ def _figures(
     """The figures of a dimension, and a row for each of its lines."""
     import numpy as np
 
-    from evaluation.preferences import choice_figures, score_figures
+    from evaluation.choices import choice_figures, score_figures
 
     nan = float("nan")
     choices = [one for one in said.choices if one.dimension == dimension]
