@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from transformers import (
     AutoModelForImageTextToText,
@@ -39,6 +39,7 @@ from tabletop.pretraining.judge_model import (
     word_level_tokenizer,
 )
 from tabletop.pretraining.lessons import FRAMES_SEEN, Lessons, Pair, words
+from tabletop.pretraining.measures import MeasuresHead
 from tabletop.pretraining.optimizer import Ema, MuonAdamW
 from tabletop.scenes import FRAMES, SIZE
 
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 Family = Literal["qwen2_5_vl", "qwen3_vl"]
 FPS = 8.0
+LOG_EVERY = 100  # steps
+KEEP_EVERY = 200  # steps
 SQUARES = (1, 2, 4)  # pixels a side over which a perturbation is the same
 SECONDS = [f"<{tenth / 10:.1f}" for tenth in range(21)] + ["seconds>"]  # how Qwen3-VL writes the time of a frame
 
@@ -64,10 +67,11 @@ class JudgeConfig:
     warmup_describing: Probability  # part of the steps that only describe
     generated_share: Probability  # part of a batch from the generator's siblings, after that
     marked_share: Probability  # part of a batch with a rectangle, after that
-    compare_every: Count  # every so many steps, the step is half a batch of pairs of clips
+    compare_every: Count | None  # every so many steps, the step is half a batch of pairs of clips; None: no step
     adversary_share: Probability  # part of a batch from generators trained to fool a judge; of the siblings' part
     perturbation: Probability  # largest change of a pixel, in [0, 1], by which clips are made harder to judge; 0: none
     families: dict[str, NotNegative]  # of questions: how often each is drawn where a clip has it
+    measuring: NotNegative  # weight of the loss of physics' measures, which the vision tower learns to tell; 0: none
     patch: Count  # pixels of a vision patch
     merge: Count  # patches merged per side into one token
     vision_hidden: Count
@@ -90,8 +94,8 @@ class Curriculum(NamedTuple):
 
     rendered: Lessons
     generated: Lessons
-    marked: Lessons
-    compared: Lessons
+    marked: Lessons | None  # where marked_share is 0
+    compared: Lessons | None  # where compare_every is None
     adversaries: Lessons | None = None  # clips that fooled a judge
 
 
@@ -100,54 +104,121 @@ class LessonBatch(NamedTuple):
 
     frames: np.ndarray
     pairs: list[list[Pair]]  # of each row
+    measures: dict[int, np.ndarray] = {}  # (F, colours, COUNT) of the rows whose first clip has them
 
 
-def train_judge(config: JudgeConfig, curriculum: Curriculum, folder: Path, start: Path | None = None) -> None:
-    """Train a judge, from `start` or from fresh weights, and save it as a folder that the `qwen` source loads."""
+def train_judge(
+    config: JudgeConfig, curriculum: Curriculum, folder: Path, state: Path | None = None, start: Path | None = None
+) -> None:
+    """Train a judge, from `start` or from fresh weights, and save it as a folder that the `qwen` source loads.
+
+    state: a file that keeps a training that was killed, which continues from it. It is removed at the end.
+    """
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     model, processor = new_judge(config) if start is None else load_judge(start)
     logger.info("judge of %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    encode = Encoder(model, processor)
-    optimizer = MuonAdamW(
-        model, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
-    )
-    ema = Ema(model.parameters(), config.ema)
-    began, smooth, right = time.monotonic(), 0.0, 0.5
-    for step in range(config.steps):
-        batch = draw(config, curriculum, step, rng)
-        inputs, lines = encode(batch)
-        frames = torch.as_tensor(batch.frames).float()
-        if config.perturbation > 0:
-            frames = perturbed(partial(_loss, model, encode, inputs, lines), frames, config.perturbation, rng)
-        loss, hits = _loss(model, encode, inputs, lines, frames)
-        right = 0.98 * right + 0.02 * hits
-        optimizer.step(loss)
-        ema.update()
-        smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
-        if step % 100 == 0:
-            took = time.monotonic() - began
-            logger.info("judge step %d/%d loss %.3f right %.3f %.0f s", step, config.steps, smooth, right, took)
-    ema.swap()
+    training = Training(config, model, processor)
+    if state is not None and state.exists():
+        training.load(state)
+    began, first = time.monotonic(), training.step
+    while training.step < config.steps:
+        training.learn(draw(config, curriculum, training.step, training.rng))
+        if training.step % LOG_EVERY == 0:
+            pace = (time.monotonic() - began) / (training.step - first)
+            logger.info("judge step %d/%d %s %.2f s a step", training.step, config.steps, training.recent(), pace)
+        if state is not None and training.step % KEEP_EVERY == 0:
+            training.save(state)
+    training.ema.swap()
     model.eval().half().save_pretrained(folder)
     processor.save_pretrained(folder)
+    if state is not None:
+        state.unlink(missing_ok=True)
 
 
-def _loss(
-    model: Any, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor
-) -> tuple[Tensor, float]:
-    """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255, and how many first tokens are right."""
-    hidden = model.model(**inputs, **encode.pixels(frames), use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden[lines.rows, lines.places])
+class Training:
+    """A judge in training, and all that the next step depends on."""
+
+    def __init__(self, config: JudgeConfig, model: Any, processor: Any) -> None:
+        self.config, self.model = config, model
+        self.encode = Encoder(model, processor)
+        side = SIZE // config.patch // config.merge
+        self.measures = MeasuresHead(model.config.text_config.hidden_size, side)
+        self.learner = nn.ModuleDict({"judge": model, "measures": self.measures})
+        self.optimizer = MuonAdamW(
+            self.learner, config.steps, config.muon_lr, config.adam_lr, ("blocks", "layers", "merger", "patch_embed")
+        )
+        self.ema = Ema(model.parameters(), config.ema)
+        self.rng = np.random.default_rng(config.seed)
+        self.step = 0
+        self.averages: dict[str, float] = {}  # of losses and hits, over about 50 steps
+
+    def learn(self, batch: LessonBatch) -> None:
+        """One optimizer step."""
+        inputs, lines = self.encode(batch)
+        frames = torch.as_tensor(batch.frames).float()
+        if self.config.perturbation > 0:
+            loss = partial(_answer_loss, self.model, self.encode, inputs, lines)
+            frames = perturbed(lambda changed: loss(changed)[0], frames, self.config.perturbation, self.rng)
+        answers, hits, tokens = _answer_loss(self.model, self.encode, inputs, lines, frames)
+        total, seen = answers, {"answers": float(answers.detach()), "right": hits}
+        if self.config.measuring > 0 and batch.measures:
+            rows = list(batch.measures)
+            of_rows = tokens.view(len(batch.frames), -1, tokens.shape[-1])[rows].flatten(0, 1)
+            measures = torch.from_numpy(np.stack([batch.measures[row] for row in rows])).float()
+            missed = self.measures.loss(of_rows, measures)
+            total = total + self.config.measuring * missed
+            seen["measures"] = float(missed.detach())
+        self.optimizer.step(total)
+        self.ema.update()
+        for name, value in seen.items():
+            self.averages[name] = 0.98 * self.averages.get(name, value) + 0.02 * value
+        self.step += 1
+
+    def recent(self) -> str:
+        """Averages over the last steps."""
+        return " ".join(f"{name} {value:.3f}" for name, value in self.averages.items())
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load` needs, whole or not at all."""
+        whole = {
+            "step": self.step, "averages": self.averages, "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "ema": (self.ema.average, self.ema.steps),
+            "rng": self.rng.bit_generator.state,
+        }  # fmt: skip
+        beside = path.with_name(path.name + ".new")
+        torch.save(whole, beside)
+        beside.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote."""
+        whole = torch.load(path, weights_only=True)
+        self.step, self.averages = whole["step"], whole["averages"]
+        self.learner.load_state_dict(whole["learner"])
+        self.optimizer.load_state_dict(whole["optimizer"])
+        self.ema.average, self.ema.steps = whole["ema"]
+        self.rng.bit_generator.state = whole["rng"]
+        logger.info("continues from step %d", self.step)
+
+
+class _Answered(NamedTuple):
+    loss: Tensor
+    hits: float  # part of the first tokens that is right
+    tokens: Tensor  # (tokens, width) of the vision tower
+
+
+def _answer_loss(model: Any, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor) -> _Answered:
+    """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255."""
+    seen = model.model.get_video_features(encode.pixels(frames), inputs["video_grid_thw"], return_dict=True)
+    out = model.model(**inputs, mm_encoder_outputs={"video": seen}, use_cache=False)
+    logits = model.lm_head(out.last_hidden_state[lines.rows, lines.places])
     losses = cross_entropy(logits, lines.tokens, reduction="none")
     hits = (logits.argmax(-1) == lines.tokens)[lines.first]
     # The token that a label is read from counts once more.
-    return losses.mean() + losses[lines.first].mean(), float(hits.float().mean())
+    loss = losses.mean() + losses[lines.first].mean()
+    return _Answered(loss, float(hits.float().mean()), torch.cat(seen.pooler_output))
 
 
-def perturbed(
-    loss: Callable[[Tensor], tuple[Tensor, float]], frames: Tensor, limit: float, rng: np.random.Generator
-) -> Tensor:
+def perturbed(loss: Callable[[Tensor], Tensor], frames: Tensor, limit: float, rng: np.random.Generator) -> Tensor:
     """The frames, (B, V, F, H, W, 3) in 0 to 255, slightly changed towards a greater loss.
 
     Goodfellow et al., "Explaining and Harnessing Adversarial Examples" (2015), one step of the gradient's sign. Ours:
@@ -156,7 +227,7 @@ def perturbed(
     The gradient of a judge so trained points to things and places, and less to changes that people do not see.
     """
     frames = frames.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(frames)[0], frames)
+    (gradient,) = torch.autograd.grad(loss(frames), frames)
     side = SQUARES[int(rng.integers(len(SQUARES)))]
     if side > 1:
         pixels = gradient.flatten(0, 2).permute(0, 3, 1, 2)
@@ -247,9 +318,9 @@ class Encoder:
         }  # fmt: skip
         return inputs, Lines(torch.tensor(rows), torch.tensor(places), torch.tensor(tokens), torch.tensor(first))
 
-    def pixels(self, frames: Tensor) -> dict[str, Tensor]:
-        """The input that holds frames (B, V, F, H, W, 3) in 0 to 255, with gradient."""
-        return {"pixel_values_videos": video_patches(frames.flatten(0, 1), self.processor.video_processor)}
+    def pixels(self, frames: Tensor) -> Tensor:
+        """The patches of frames (B, V, F, H, W, 3) in 0 to 255, with gradient."""
+        return video_patches(frames.flatten(0, 1), self.processor.video_processor)
 
     def _question(self, text: str, clips: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (T,), positions (3, T) and the clips' grid (clips, 3) of one question."""
@@ -293,28 +364,35 @@ def draw(config: JudgeConfig, curriculum: Curriculum, step: int, rng: np.random.
     """The batch of a step: first descriptions alone, then everything, pairs of clips in steps of their own."""
     if step < config.warmup_describing * config.steps:
         parts = [(curriculum.rendered, config.batch, {"describe": 1.0})]
-    elif step % config.compare_every == 0:
-        parts = [(curriculum.compared, config.batch // 2, {"compare": 1.0})]
+    elif config.compare_every and step % config.compare_every == 0:
+        parts = [(_needed(curriculum.compared, "compare_every"), config.batch // 2, {"compare": 1.0})]
     else:
         shares = (config.generated_share, config.marked_share, config.adversary_share)
         generated, marked, adversaries = (round(share * config.batch) for share in shares)
         parts = [
             (curriculum.generated, generated - adversaries, config.families),
-            (curriculum.marked, marked, {"inside": 1.0}),
             (curriculum.rendered, config.batch - generated - marked, config.families),
         ]
+        if marked:
+            parts.append((_needed(curriculum.marked, "marked_share"), marked, {"inside": 1.0}))
         if adversaries:
-            if curriculum.adversaries is None:
-                raise ValueError(f"adversary_share is {config.adversary_share}, and there are no adversaries")
-            parts.append((curriculum.adversaries, adversaries, config.families))
-    frames, pairs = [], []
+            parts.append((_needed(curriculum.adversaries, "adversary_share"), adversaries, config.families))
+    frames, pairs, measures = [], [], {}
     for lessons, count, families in parts:
         for _ in range(count):
             index, of_clip = _draw_pairs(lessons, config.questions, families, rng)
             of_row = [lessons.frames[index]]
+            if lessons.measures is not None:
+                measures[len(frames)] = lessons.measures[index]
             frames.append(np.stack(of_row if lessons.reference is None else [*of_row, lessons.reference[index]]))
             pairs.append(of_clip)
-    return LessonBatch(np.stack(frames), pairs)
+    return LessonBatch(np.stack(frames), pairs, measures)
+
+
+def _needed(lessons: Lessons | None, key: str) -> Lessons:
+    if lessons is None:
+        raise ValueError(f"{key} is set, and there are no such lessons")
+    return lessons
 
 
 def _draw_pairs(

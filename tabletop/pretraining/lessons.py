@@ -25,8 +25,9 @@ from feedback.core.rubric import Rubric, load_rubric
 from feedback.differentiable.overlay import Overlay, apply, parse_mark
 from feedback.differentiable.overlay import render as render_overlay
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
-from tabletop.near_misses import near_miss, pick
+from tabletop.near_misses import near_miss, other_shapes, pick
 from tabletop.physics import Blob, Blobs, check_claim, find_blobs, shape_of
+from tabletop.pretraining.measures import COUNT, measured
 from tabletop.questions import (
     DEFECTS,
     IN_FIRST,
@@ -59,6 +60,7 @@ REASONS = {  # botch -> the judge's words for it
 }  # fmt: skip
 BLURRED = 0.08  # part of the rendered clips that is out of focus
 ABSENT = 2  # questions about defects that a clip does not have
+OTHER_SHAPES = 2  # verdicts on a generated clip's caption with other shapes, where judges err most
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Lessons:
 
     frames: uint8 (N, 8, H, W, 3). pairs: for each clip and family, (question text, answer) pairs to draw from.
     reference: of the same shape, the second clip of each pair; None where each clip stands alone.
+    measures: of each clip, (N, 8, colours, COUNT), see measures.py; None where they are not learnt.
     """
 
     frames: np.ndarray
     pairs: list[dict[str, list[Pair]]]
     reference: np.ndarray | None = None
+    measures: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,6 +107,7 @@ class RenderedClips(NamedTuple):
     frames: np.ndarray  # uint8 (N, FRAMES, H, W, 3)
     pairs: list[dict[str, list[Pair]]]
     captions: list[str | None]  # of each clip that shows what its caption says; None for any other
+    measures: np.ndarray  # (N, FRAMES, colours, COUNT)
 
 
 def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedClips:
@@ -110,6 +115,7 @@ def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedCli
     rng = np.random.default_rng(seed)
     of_kind = {kind: [c for c in allowed if c.kind == kind] for kind in KINDS}
     frames, pairs = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8), []
+    measures = np.empty((count, FRAMES, len(COLORS), COUNT), np.float16)
     captions: list[str | None] = []
     for i in range(count):
         claim = pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
@@ -119,16 +125,19 @@ def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedCli
         captions.append(caption(claim) if botch is None else None)
         if rng.random() < BLURRED:
             frames[i], captions[-1] = blurred(frames[i], rng), None
+            measures[i] = measured(find_blobs(frames[i]))
             pairs.append({"ask": [_defect_pair("blur", True)]})
             continue
         verdicts = [(verdict_question(caption(claim)), ACCEPT if botch is None else _rejected(REASONS[botch]))] * 3
         if botch is None:
             other = caption(near_miss(claim, allowed, rng))
             verdicts.append((verdict_question(other), _rejected(REASONS["other"])))
-        asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), find_blobs(frames[i]), rng)
+        blobs = find_blobs(frames[i])
+        measures[i] = measured(blobs)
+        asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), blobs, rng)
         asks.append(_defect_pair("blur", False))
         pairs.append({"verdict": verdicts, "describe": [(DESCRIBE, _description(scene))], "ask": asks})
-    return RenderedClips(frames, pairs, captions)
+    return RenderedClips(frames, pairs, captions, measures)
 
 
 def blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -185,25 +194,29 @@ def _description(scene: Scene) -> str:
 def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
     """Clips of generators with the physics check's verdicts and answers.
 
-    The verdict is on the clip's caption and on a near miss of it, the answers are about single aspects of both, and the
-    things in the clip are listed.
+    The verdicts are on the clip's caption, on a near miss of it and on OTHER_SHAPES captions with other shapes, the
+    answers are about single aspects of the first two, and the things in the clip are listed.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """
     rng = np.random.default_rng(seed)
-    pairs = []
+    pairs, measures = [], []
     for clip, claim in zip(frames, _claims(captions, allowed), strict=True):
         other, blobs = near_miss(claim, allowed, rng), find_blobs(clip)
-        verdict, of_other = (verdict_answer(clip, about, blobs) for about in (claim, other))
+        shapes = other_shapes(claim, allowed)
+        others = [other, *(shapes[int(i)] for i in rng.permutation(len(shapes))[:OTHER_SHAPES])]
+        verdict, *of_others = (verdict_answer(clip, about, blobs) for about in (claim, *others))
         of_clip = {
             "verdict": [(verdict_question(caption(claim)), verdict)] * 4
-            + [(verdict_question(caption(other)), of_other)],
+            + [(verdict_question(caption(about)), said) for about, said in zip(others, of_others, strict=True)],
             "ask": aspect_pairs(clip, claim, other, blobs, rng),
         }
         if {thing.shape for thing in claim.things} <= set(SHAPES):
             of_clip["describe"] = [(DESCRIBE, f"{_things(blobs)} because {verdict}")]
         pairs.append(of_clip)
-    return Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], pairs)
+        measures.append(measured(blobs))
+    seen = sample_frames(FRAMES, FRAMES_SEEN)
+    return Lessons(frames[:, seen], pairs, measures=np.stack(measures)[:, seen])
 
 
 def compared_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
