@@ -64,7 +64,8 @@ class JudgeConfig:
     steps: Count
     batch: Count  # clips
     questions: Count  # of a clip in a step, at most
-    warmup_describing: Probability  # part of the steps that only describe
+    warmup_measuring: Probability  # part of the steps that only measure: the vision tower alone, a third of the time
+    warmup_describing: Probability  # part of the steps that only describe, after that
     generated_share: Probability  # part of a batch from the generator's siblings, after that
     marked_share: Probability  # part of a batch with a rectangle, after that
     compare_every: Count | None  # every so many steps, the step is half a batch of pairs of clips; None: no step
@@ -87,6 +88,8 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if self.adversary_share > self.generated_share:
             raise ValueError(f"adversary_share is {self.adversary_share}, above generated_share {self.generated_share}")
+        if self.warmup_measuring > 0 and self.measuring == 0:
+            raise ValueError(f"warmup_measuring is {self.warmup_measuring}, and measuring is 0")
 
 
 class Curriculum(NamedTuple):
@@ -103,7 +106,7 @@ class LessonBatch(NamedTuple):
     """The clips and lessons of one step. frames: uint8 (B, V, F, H, W, 3), V clips one after the other."""
 
     frames: np.ndarray
-    pairs: list[list[Pair]]  # of each row
+    pairs: list[list[Pair]]  # of each row; all empty where only measures are learnt
     measures: dict[int, np.ndarray] = {}  # (F, colours, COUNT) of the rows whose first clip has them
 
 
@@ -154,25 +157,31 @@ class Training:
 
     def learn(self, batch: LessonBatch) -> None:
         """One optimizer step."""
-        inputs, lines = self.encode(batch)
-        frames = torch.as_tensor(batch.frames).float()
-        if self.config.perturbation > 0:
-            loss = partial(_answer_loss, self.model, self.encode, inputs, lines)
-            frames = perturbed(lambda changed: loss(changed)[0], frames, self.config.perturbation, self.rng)
-        answers, hits, tokens = _answer_loss(self.model, self.encode, inputs, lines, frames)
-        total, seen = answers, {"answers": float(answers.detach()), "right": hits}
+        frames, asked = torch.as_tensor(batch.frames).float(), any(batch.pairs)
+        losses, right = {}, {}
+        if asked:
+            inputs, lines = self.encode(batch)
+            loss_of = partial(_answer_loss, self.model, inputs, lines)
+            if self.config.perturbation > 0:
+                limit = self.config.perturbation
+                frames = perturbed(lambda changed: loss_of(self.encode.see(changed)).loss, frames, limit, self.rng)
+        seen = self.encode.see(frames)
+        if asked:
+            losses["answers"], right["right"] = loss_of(seen)
         if self.config.measuring > 0 and batch.measures:
-            rows = list(batch.measures)
-            of_rows = tokens.view(len(batch.frames), -1, tokens.shape[-1])[rows].flatten(0, 1)
-            measures = torch.from_numpy(np.stack([batch.measures[row] for row in rows])).float()
-            missed = self.measures.loss(of_rows, measures)
-            total = total + self.config.measuring * missed
-            seen["measures"] = float(missed.detach())
-        self.optimizer.step(total)
+            losses["measures"] = self._missed(torch.cat(seen.pooler_output), batch)
+        weights = {"answers": 1.0, "measures": self.config.measuring}
+        self.optimizer.step(sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(())))
         self.ema.update()
-        for name, value in seen.items():
+        for name, value in ({name: float(loss.detach()) for name, loss in losses.items()} | right).items():
             self.averages[name] = 0.98 * self.averages.get(name, value) + 0.02 * value
         self.step += 1
+
+    def _missed(self, tokens: Tensor, batch: LessonBatch) -> Tensor:
+        """The loss of the measures that are read from the tokens of a batch's clips, (tokens, width)."""
+        rows = list(batch.measures)
+        of_rows = tokens.view(len(batch.frames), -1, tokens.shape[-1])[rows].flatten(0, 1)
+        return self.measures.loss(of_rows, torch.from_numpy(np.stack(list(batch.measures.values()))).float())
 
     def recent(self) -> str:
         """Averages over the last steps."""
@@ -203,19 +212,16 @@ class Training:
 class _Answered(NamedTuple):
     loss: Tensor
     hits: float  # part of the first tokens that is right
-    tokens: Tensor  # (tokens, width) of the vision tower
 
 
-def _answer_loss(model: Any, encode: "Encoder", inputs: dict[str, Tensor], lines: "Lines", frames: Tensor) -> _Answered:
-    """The loss of a batch's answers to frames (B, V, F, H, W, 3) in 0 to 255."""
-    seen = model.model.get_video_features(encode.pixels(frames), inputs["video_grid_thw"], return_dict=True)
+def _answer_loss(model: Any, inputs: dict[str, Tensor], lines: "Lines", seen: Any) -> _Answered:
+    """The loss of a batch's answers. seen: what its vision tower makes of the frames."""
     out = model.model(**inputs, mm_encoder_outputs={"video": seen}, use_cache=False)
     logits = model.lm_head(out.last_hidden_state[lines.rows, lines.places])
     losses = cross_entropy(logits, lines.tokens, reduction="none")
     hits = (logits.argmax(-1) == lines.tokens)[lines.first]
     # The token that a label is read from counts once more.
-    loss = losses.mean() + losses[lines.first].mean()
-    return _Answered(loss, float(hits.float().mean()), torch.cat(seen.pooler_output))
+    return _Answered(losses.mean() + losses[lines.first].mean(), float(hits.float().mean()))
 
 
 def perturbed(loss: Callable[[Tensor], Tensor], frames: Tensor, limit: float, rng: np.random.Generator) -> Tensor:
@@ -274,14 +280,14 @@ class Lines(NamedTuple):
 class Encoder:
     """Turns a LessonBatch into a model's inputs: a row for each clip, its questions and answers packed behind it.
 
-    `pixels` adds the frames.
+    `see` gives what the model makes of the frames.
 
     The tokens of a question are the processor's, its positions the model's, as if it stood alone.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
-        self.cache: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self.cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.dummy = np.zeros((FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
         self.indices = sample_frames(FRAMES, FRAMES_SEEN)
 
@@ -293,8 +299,8 @@ class Encoder:
             answers = [self._ids(answer + " <|im_end|>") for _, answer in pairs]
             both = list(zip(questions, answers, strict=True))
             packed = pack(
-                [torch.cat([ids, answer]) for (ids, _, _), answer in both],
-                [torch.cat([at, _counted(at, len(answer))], 1) for (_, at, _), answer in both],
+                [torch.cat([ids, answer]) for (ids, _), answer in both],
+                [torch.cat([at, _counted(at, len(answer))], 1) for (_, at), answer in both],
             )
             packs.append(packed)
             for path, answer in zip(packed.paths, answers, strict=True):
@@ -314,16 +320,18 @@ class Encoder:
         rows, places, tokens, first = zip(*lines, strict=True)
         inputs = {
             "input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions,
-            "video_grid_thw": torch.cat([self._question(pairs[0][0], clips)[2] for pairs in batch.pairs]),
         }  # fmt: skip
         return inputs, Lines(torch.tensor(rows), torch.tensor(places), torch.tensor(tokens), torch.tensor(first))
 
-    def pixels(self, frames: Tensor) -> Tensor:
-        """The patches of frames (B, V, F, H, W, 3) in 0 to 255, with gradient."""
-        return video_patches(frames.flatten(0, 1), self.processor.video_processor)
+    def see(self, frames: Tensor) -> Any:
+        """What the vision tower makes of frames (B, V, F, H, W, 3) in 0 to 255, with gradient: `mm_encoder_outputs`."""
+        processor, clips = self.processor.video_processor, frames.flatten(0, 1)
+        side = SIZE // processor.patch_size
+        grid = torch.tensor([[clips.shape[1] // processor.temporal_patch_size, side, side]] * len(clips))
+        return self.model.model.get_video_features(video_patches(clips, processor), grid, return_dict=True)
 
-    def _question(self, text: str, clips: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (T,), positions (3, T) and the clips' grid (clips, 3) of one question."""
+    def _question(self, text: str, clips: int) -> tuple[Tensor, Tensor]:
+        """Ids (T,) and positions (3, T) of one question."""
         if (text, clips) not in self.cache:
             fps = sampled_fps(self.indices, FPS)
             places = [index * fps / FPS for index in self.indices]
@@ -331,7 +339,7 @@ class Encoder:
             if self.processor.tokenizer.unk_token_id in inputs["input_ids"]:
                 raise ValueError(f"the judge's vocabulary lacks a word of {text!r}")
             at = positions_of(self.model, inputs)
-            self.cache[text, clips] = inputs["input_ids"][0], at, inputs["video_grid_thw"]
+            self.cache[text, clips] = inputs["input_ids"][0], at
         return self.cache[text, clips]
 
     def _ids(self, answer: str) -> Tensor:
@@ -361,8 +369,18 @@ def video_patches(frames: Tensor, processor: Any) -> Tensor:
 
 
 def draw(config: JudgeConfig, curriculum: Curriculum, step: int, rng: np.random.Generator) -> LessonBatch:
-    """The batch of a step: first descriptions alone, then everything, pairs of clips in steps of their own."""
-    if step < config.warmup_describing * config.steps:
+    """The batch of a step.
+
+    First measures alone, then descriptions alone, then everything, pairs of clips in steps of their own.
+    """
+    describing = (config.warmup_measuring + config.warmup_describing) * config.steps
+    if measuring := step < config.warmup_measuring * config.steps:
+        generated = round(config.generated_share * config.batch)
+        parts = [
+            (curriculum.generated, generated, config.families),
+            (curriculum.rendered, config.batch - generated, config.families),
+        ]
+    elif step < describing:
         parts = [(curriculum.rendered, config.batch, {"describe": 1.0})]
     elif config.compare_every and step % config.compare_every == 0:
         parts = [(_needed(curriculum.compared, "compare_every"), config.batch // 2, {"compare": 1.0})]
@@ -386,7 +404,7 @@ def draw(config: JudgeConfig, curriculum: Curriculum, step: int, rng: np.random.
                 measures[len(frames)] = lessons.measures[index]
             frames.append(np.stack(of_row if lessons.reference is None else [*of_row, lessons.reference[index]]))
             pairs.append(of_clip)
-    return LessonBatch(np.stack(frames), pairs, measures)
+    return LessonBatch(np.stack(frames), [[]] * len(pairs) if measuring else pairs, measures)
 
 
 def _needed(lessons: Lessons | None, key: str) -> Lessons:

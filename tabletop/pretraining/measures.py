@@ -38,29 +38,33 @@ def _of(blob: Blob) -> tuple[float, ...]:
 
 
 class MeasuresHead(nn.Module):
-    """Reads from each token of a vision tower whether the centre of a patch lies in it, and that patch's measures."""
+    """Reads from each token of a vision tower the patch whose centre lies in it: its colour and its measures.
+
+    The measures are read in the same way whatever the colour, so that what a ball is is learnt once, not four times.
+    """
 
     def __init__(self, width: int, side: int) -> None:
         """width: of a token. side: tokens a side of a frame."""
         super().__init__()
         self.side = side
         self.norm = nn.LayerNorm(width)
-        self.read = nn.Linear(width, FRAMES_OF_TOKEN * len(COLORS) * (1 + COUNT))
+        self.read = nn.Linear(width, FRAMES_OF_TOKEN * (len(COLORS) + COUNT))
 
     def loss(self, tokens: Tensor, measures: Tensor) -> Tensor:
         """How far the tokens of N clips, (N * F/2 * side², width), are from `measured` of them, (N, F, colours, COUNT).
 
-        The cross entropy of whether a patch is there, and the mean smooth error of its measures.
+        The cross entropy of whether a patch of each colour is there, and the mean smooth error of the measures.
         """
-        read = self.read(self.norm(tokens)).view(-1, self.side**2, FRAMES_OF_TOKEN, len(COLORS), 1 + COUNT)
-        read = read.permute(0, 2, 3, 1, 4).flatten(0, 2)  # (frames and colours, tokens, 1 + COUNT)
-        of_patch = measures.flatten(0, 2)
-        there = ~of_patch[:, 0].isnan()
-        cells = (of_patch[there, :2] * self.side).clamp(0, self.side - 1e-3)
+        read = self.read(self.norm(tokens)).view(-1, self.side**2, FRAMES_OF_TOKEN, len(COLORS) + COUNT)
+        read = read.transpose(1, 2).flatten(0, 1)  # (N * F, tokens, colours + COUNT)
+        measures = measures.flatten(0, 1)
+        frame, color = (~measures[..., 0].isnan()).nonzero(as_tuple=True)
+        patches = measures[frame, color]
+        cells = (patches[:, :2] * self.side).clamp(0, self.side - 1e-3)
         column, row = cells.floor().long().unbind(-1)
         token = row * self.side + column
-        wanted = torch.zeros(read.shape[:2])
-        wanted[there, token] = 1
-        aims = torch.cat([cells - cells.floor(), of_patch[there, 2:]], -1)
-        presence = binary_cross_entropy_with_logits(read[..., 0], wanted)
-        return self.side**2 / 4 * presence + smooth_l1_loss(read[there, token, 1:], aims, beta=0.2)
+        there = torch.zeros(*read.shape[:2], len(COLORS))
+        there[frame, token, color] = 1
+        presence = binary_cross_entropy_with_logits(read[..., : len(COLORS)], there)
+        wanted = torch.cat([cells - cells.floor(), patches[:, 2:]], -1)
+        return self.side**2 / 4 * presence + smooth_l1_loss(read[frame, token, len(COLORS) :], wanted, beta=0.2)

@@ -69,10 +69,11 @@ def judge_config(**changes) -> JudgeConfig:
     return JudgeConfig(
         **{
             "family": "qwen2_5_vl", "rendered": 24, "marked": 12, "compared": 12, "steps": 6, "batch": 4,
-            "questions": 2, "warmup_describing": 0.25, "generated_share": 0.5, "marked_share": 0.25, "compare_every": 3,
-            "adversary_share": 0.0, "perturbation": 0.0, "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4},
-            "measuring": 1.0, "patch": 4, "merge": 2, "vision_hidden": 32, "vision_layers": 1, "text_hidden": 48,
-            "text_layers": 1, "heads": 2, "muon_lr": 0.02, "adam_lr": 1e-3, "ema": 0.9, "seed": 0,
+            "questions": 2, "warmup_measuring": 0.2, "warmup_describing": 0.25, "generated_share": 0.5,
+            "marked_share": 0.25, "compare_every": 3, "adversary_share": 0.0, "perturbation": 0.0,
+            "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4}, "measuring": 1.0, "patch": 4, "merge": 2,
+            "vision_hidden": 32, "vision_layers": 1, "text_hidden": 48, "text_layers": 1, "heads": 2,
+            "muon_lr": 0.02, "adam_lr": 1e-3, "ema": 0.9, "seed": 0,
         }
         | changes
     )  # fmt: skip
@@ -192,8 +193,8 @@ def test_questions_that_are_packed_in_training_are_predicted_as_each_alone(famil
 
     def predicted(of_clip):
         inputs, lines = encode(LessonBatch(frames, [of_clip]))
-        seen = encode.pixels(torch.as_tensor(frames).float())
-        hidden = model.model(**inputs, pixel_values_videos=seen, use_cache=False).last_hidden_state
+        seen = encode.see(torch.as_tensor(frames).float())
+        hidden = model.model(**inputs, mm_encoder_outputs={"video": seen}, use_cache=False).last_hidden_state
         return model.lm_head(hidden[lines.rows, lines.places]), lines
 
     (both, lines), (first, _), (second, alone) = predicted(pairs), predicted(pairs[:1]), predicted(pairs[1:])
@@ -265,15 +266,15 @@ def test_measures_tell_where_a_thing_is_and_which_shape_it_has():
 def test_the_loss_of_measures_is_small_only_where_each_patch_is_read_in_its_own_token():
     measures = torch.full((1, 2, len(COLORS), COUNT), torch.nan)
     measures[0, 1, 2] = torch.tensor([0.30, 0.80, *[0.5] * (COUNT - 2)])  # in the second frame, of the third colour
-    right = torch.zeros(16, 2, len(COLORS), 1 + COUNT)
-    right[..., 0] = -20.0
+    right = torch.zeros(16, 2, len(COLORS) + COUNT)
+    right[..., : len(COLORS)] = -20.0
     token = 3 * 4 + 1  # 0.80 * 4 = 3.2 from above, 0.30 * 4 = 1.2 from the left
-    right[token, 1, 2] = torch.tensor([20.0, 0.2, 0.2, *[0.5] * (COUNT - 2)])
+    right[token, 1] = torch.tensor([-20.0, -20.0, 20.0, -20.0, 0.2, 0.2, *[0.5] * (COUNT - 2)])
     head = MeasuresHead(right[0].numel(), side=4)
     head.norm, head.read = torch.nn.Identity(), torch.nn.Identity()
     assert float(head.loss(right.flatten(1), measures)) == pytest.approx(0, abs=1e-5)
     assert float(head.loss(right.roll(1, 0).flatten(1), measures)) > 1
-    right[token, 1, 2, 7] = 0.0
+    right[token, 1, -1] = 0.0
     # one of COUNT measures is 0.5 off: 0.5 - 0.2 / 2
     assert float(head.loss(right.flatten(1), measures)) == pytest.approx(0.4 / COUNT, abs=1e-5)
 
