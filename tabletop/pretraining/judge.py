@@ -395,7 +395,9 @@ def draw(config: JudgeConfig, curriculum: Curriculum, step: int, rng: np.random.
             parts.append((_needed(curriculum.marked, "marked_share"), marked, {"inside": 1.0}))
         if adversaries:
             parts.append((_needed(curriculum.adversaries, "adversary_share"), adversaries, config.families))
-    frames, pairs, measures = [], [], {}
+    frames: list[np.ndarray] = []
+    pairs: list[list[Pair]] = []
+    measures: dict[int, np.ndarray] = {}
     for lessons, count, families in parts:
         for _ in range(count):
             index, of_clip = _draw_pairs(lessons, config.questions, families, rng)

@@ -27,22 +27,23 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of every matrix that has a gradient."""
         for group in self.param_groups:
-            of_shape = defaultdict(list)
+            of_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    of_shape[matrix.shape].append(matrix)
-            for (rows, columns), matrices in of_shape.items():
+                    momentum = self._nesterov(matrix, matrix.grad, group["momentum"])
+                    of_shape[matrix.shape].append((matrix, momentum))
+            for (rows, columns), steps in of_shape.items():
                 rate = group["lr"] * math.sqrt(max(1, rows / columns))
-                updates = [self._nesterov(matrix, group["momentum"]) for matrix in matrices]
-                for matrix, update in zip(matrices, orthogonalised(torch.stack(updates)), strict=True):
+                updates = orthogonalised(torch.stack([momentum for _, momentum in steps]))
+                for (matrix, _), update in zip(steps, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
-    def _nesterov(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+    def _nesterov(self, matrix: nn.Parameter, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        average: Tensor = state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        return torch.lerp(matrix.grad, average, momentum)
+        average: Tensor = state["momentum"].lerp_(gradient, 1 - momentum)
+        return torch.lerp(gradient, average, momentum)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -106,14 +107,19 @@ class MuonAdamW:
             weight.grad = None
         return float(norm)
 
-    def state_dict(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Of all that a step depends on but the parameters."""
-        return [one.state_dict() for one in (*self.optimizers, *self.schedules)]
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+        }
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+    def load_state_dict(self, states: dict[str, list[dict[str, Any]]]) -> None:
         """Take over what `state_dict` gave."""
-        for one, state in zip((*self.optimizers, *self.schedules), states, strict=True):
-            one.load_state_dict(state)
+        for optimizer, state in zip(self.optimizers, states["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for schedule, state in zip(self.schedules, states["schedules"], strict=True):
+            schedule.load_state_dict(state)
 
 
 class Ema:
