@@ -22,13 +22,6 @@ def near_miss(claim: Claim, allowed: Sequence[Claim], rng: np.random.Generator) 
     return _pick(near, others, 0.7, rng)
 
 
-def other_shapes(claim: Claim, allowed: Sequence[Claim]) -> list[Claim]:
-    """The allowed claims of the same event with things of the same colours, not all of the same shapes."""
-    colors = [thing.color for thing in claim.things]
-    same = [other for other in allowed if other.kind == claim.kind and [t.color for t in other.things] == colors]
-    return [other for other in same if other != claim]
-
-
 def pick(claims: Sequence[Claim], rng: np.random.Generator) -> Claim:
     """One of the claims, all equally likely."""
     return claims[int(rng.integers(len(claims)))]

@@ -25,7 +25,7 @@ from feedback.core.rubric import Rubric, load_rubric
 from feedback.differentiable.overlay import Overlay, apply, parse_mark
 from feedback.differentiable.overlay import render as render_overlay
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
-from tabletop.near_misses import near_miss, other_shapes, pick
+from tabletop.near_misses import near_miss, pick
 from tabletop.physics import Blob, Blobs, check_claim, find_blobs, shape_of
 from tabletop.pretraining.measures import COUNT, measured
 from tabletop.questions import (
@@ -60,7 +60,6 @@ REASONS = {  # botch -> the judge's words for it
 }  # fmt: skip
 BLURRED = 0.08  # part of the rendered clips that is out of focus
 ABSENT = 2  # questions about defects that a clip does not have
-OTHER_SHAPES = 2  # verdicts on a generated clip's caption with other shapes, where judges err most
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,8 @@ def _description(scene: Scene) -> str:
 def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:
     """Clips of generators with the physics check's verdicts and answers.
 
-    The verdicts are on the clip's caption, on a near miss of it and on OTHER_SHAPES captions with other shapes, the
-    answers are about single aspects of the first two, and the things in the clip are listed.
+    The verdict is on the clip's caption and on a near miss of it, the answers are about single aspects of both, and the
+    things in the clip are listed.
 
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """
@@ -203,12 +202,10 @@ def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Cla
     pairs, measures = [], []
     for clip, claim in zip(frames, _claims(captions, allowed), strict=True):
         other, blobs = near_miss(claim, allowed, rng), find_blobs(clip)
-        shapes = other_shapes(claim, allowed)
-        others = [other, *(shapes[int(i)] for i in rng.permutation(len(shapes))[:OTHER_SHAPES])]
-        verdict, *of_others = (verdict_answer(clip, about, blobs) for about in (claim, *others))
+        verdict, of_other = (verdict_answer(clip, about, blobs) for about in (claim, other))
         of_clip = {
             "verdict": [(verdict_question(caption(claim)), verdict)] * 4
-            + [(verdict_question(caption(about)), said) for about, said in zip(others, of_others, strict=True)],
+            + [(verdict_question(caption(other)), of_other)],
             "ask": aspect_pairs(clip, claim, other, blobs, rng),
         }
         if {thing.shape for thing in claim.things} <= set(SHAPES):
