@@ -101,7 +101,8 @@ class VerdictMargin:
         clips = (frames[:, self.indices] * 255)[:, None]
         pairs = [[(verdict_question(text), ACCEPT)] for text in texts]
         inputs, lines = self.encode(LessonBatch(clips.detach().numpy(), pairs))
-        hidden = self.model.model(**inputs, **self.encode.pixels(clips), use_cache=False).last_hidden_state
+        seen = self.encode.see(clips)
+        hidden = self.model.model(**inputs, mm_encoder_outputs={"video": seen}, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden[lines.rows, lines.places])[lines.first].float()
         margins: Tensor = logits[:, self.accept] - logits[:, self.reject]
         return margins

@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from tabletop.pretraining.tokenizers import word_level
 
 TEMPORAL_PATCH = 2  # frames in one patch, as in every published Qwen2.5-VL
+VISION_ROPE_THETA = 10000.0
 UNKNOWN = "<|unk|>"
 SPECIAL = (
     "<|endoftext|>",
@@ -99,8 +100,8 @@ def tiny_qwen_config(
 ) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL's configuration at another size; feed-forward layers are 3 times as wide as the hidden size.
 
-    rope_theta: base of both rotary embeddings; the published 1e6 (1e4 in vision) leaves a grid of a few
-        patches a side almost without positions.
+    rope_theta: base of the language model's rotary embedding; the published 1e6 leaves a grid of a few patches a side
+        almost without positions. The vision tower's is the published 1e4, since vLLM knows no other.
     Every vision block attends to the whole frame: windows of 112 pixels mean nothing at this size.
     Raises ValueError where a head's size does not suit the rotary embeddings.
     """
@@ -130,7 +131,7 @@ def tiny_qwen_config(
             "out_hidden_size": text_hidden,
             "fullatt_block_indexes": list(range(vision_layers)),
             "initializer_range": initializer_range,
-            "rope_parameters": {"rope_type": "axial", "rope_theta": rope_theta},
+            "rope_parameters": {"rope_type": "axial", "rope_theta": VISION_ROPE_THETA},
         },
         **_token_ids(tokenizer),
     )

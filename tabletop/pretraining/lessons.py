@@ -27,6 +27,7 @@ from feedback.differentiable.overlay import render as render_overlay
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, all_claims, caption, parse, vocabulary
 from tabletop.near_misses import near_miss, pick
 from tabletop.physics import Blob, Blobs, check_claim, find_blobs, shape_of
+from tabletop.pretraining.measures import COUNT, measured
 from tabletop.questions import (
     DEFECTS,
     IN_FIRST,
@@ -67,11 +68,13 @@ class Lessons:
 
     frames: uint8 (N, 8, H, W, 3). pairs: for each clip and family, (question text, answer) pairs to draw from.
     reference: of the same shape, the second clip of each pair; None where each clip stands alone.
+    measures: of each clip, (N, 8, colours, COUNT), see measures.py; None where they are not learnt.
     """
 
     frames: np.ndarray
     pairs: list[dict[str, list[Pair]]]
     reference: np.ndarray | None = None
+    measures: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,6 +106,7 @@ class RenderedClips(NamedTuple):
     frames: np.ndarray  # uint8 (N, FRAMES, H, W, 3)
     pairs: list[dict[str, list[Pair]]]
     captions: list[str | None]  # of each clip that shows what its caption says; None for any other
+    measures: np.ndarray  # (N, FRAMES, colours, COUNT)
 
 
 def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedClips:
@@ -110,6 +114,7 @@ def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedCli
     rng = np.random.default_rng(seed)
     of_kind = {kind: [c for c in allowed if c.kind == kind] for kind in KINDS}
     frames, pairs = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8), []
+    measures = np.empty((count, FRAMES, len(COLORS), COUNT), np.float16)
     captions: list[str | None] = []
     for i in range(count):
         claim = pick(of_kind[list(KINDS)[i % len(KINDS)]], rng)
@@ -119,16 +124,19 @@ def rendered_lessons(count: int, allowed: list[Claim], seed: int) -> RenderedCli
         captions.append(caption(claim) if botch is None else None)
         if rng.random() < BLURRED:
             frames[i], captions[-1] = blurred(frames[i], rng), None
+            measures[i] = measured(find_blobs(frames[i]))
             pairs.append({"ask": [_defect_pair("blur", True)]})
             continue
         verdicts = [(verdict_question(caption(claim)), ACCEPT if botch is None else _rejected(REASONS[botch]))] * 3
         if botch is None:
             other = caption(near_miss(claim, allowed, rng))
             verdicts.append((verdict_question(other), _rejected(REASONS["other"])))
-        asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), find_blobs(frames[i]), rng)
+        blobs = find_blobs(frames[i])
+        measures[i] = measured(blobs)
+        asks = aspect_pairs(frames[i], claim, near_miss(claim, allowed, rng), blobs, rng)
         asks.append(_defect_pair("blur", False))
         pairs.append({"verdict": verdicts, "describe": [(DESCRIBE, _description(scene))], "ask": asks})
-    return RenderedClips(frames, pairs, captions)
+    return RenderedClips(frames, pairs, captions, measures)
 
 
 def blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -191,7 +199,7 @@ def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Cla
     frames: uint8 (N, FRAMES, H, W, 3). captions: of allowed claims.
     """
     rng = np.random.default_rng(seed)
-    pairs = []
+    pairs, measures = [], []
     for clip, claim in zip(frames, _claims(captions, allowed), strict=True):
         other, blobs = near_miss(claim, allowed, rng), find_blobs(clip)
         verdict, of_other = (verdict_answer(clip, about, blobs) for about in (claim, other))
@@ -203,7 +211,9 @@ def generated_lessons(frames: np.ndarray, captions: list[str], allowed: list[Cla
         if {thing.shape for thing in claim.things} <= set(SHAPES):
             of_clip["describe"] = [(DESCRIBE, f"{_things(blobs)} because {verdict}")]
         pairs.append(of_clip)
-    return Lessons(frames[:, sample_frames(FRAMES, FRAMES_SEEN)], pairs)
+        measures.append(measured(blobs))
+    seen = sample_frames(FRAMES, FRAMES_SEEN)
+    return Lessons(frames[:, seen], pairs, measures=np.stack(measures)[:, seen])
 
 
 def compared_lessons(frames: np.ndarray, captions: list[str], allowed: list[Claim], seed: int) -> Lessons:

@@ -209,7 +209,7 @@ def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidanc
 
 
 def _judge(judge: JudgeConfig, config: PretrainConfig, vae_folder: Path, clips_folder: Path, folder: Path) -> None:
-    train_judge(judge, _curriculum(judge, config, vae_folder, clips_folder), folder)
+    train_judge(judge, _curriculum(judge, config, vae_folder, clips_folder), folder, folder.with_suffix(".state"))
 
 
 def _adversaries(config: PretrainConfig, judge: Path, siblings: Sequence[Path], folder: Path) -> None:
@@ -249,19 +249,24 @@ def curriculum(
 
     frames: uint8 (N, F, H, W, 3), of `captions`.
     """
-    rendered = rendered_lessons(judge.rendered, all_claims(), judge.seed)
+    rendered, seen = rendered_lessons(judge.rendered, all_claims(), judge.seed), sample_frames(FRAMES, FRAMES_SEEN)
     drawn = rendered.frames
     half = len(drawn) // 2  # half of the rendered clips as the generator would draw them
     drawn[:half] = round_trip(vae, drawn[:half])
     order = np.random.default_rng(judge.seed).permutation(len(frames))
-    compared, marked = order[: judge.compared], order[judge.compared :][: judge.marked // 2]
-    to_mark = [(clip, text) for clip, text in zip(drawn, rendered.captions, strict=True) if text][: judge.marked // 2]
-    to_mark += [(frames[index], captions[index]) for index in marked]
+    pairs, rest = order[: judge.compared], order[judge.compared :]
+    marked = compared = None
+    if judge.marked_share:
+        to_mark = [(clip, text) for clip, text in zip(drawn, rendered.captions, strict=True) if text]
+        to_mark = to_mark[: judge.marked // 2] + [(frames[i], captions[i]) for i in rest[: judge.marked // 2]]
+        marked = marked_lessons(np.stack([clip for clip, _ in to_mark]), [text for _, text in to_mark], judge.seed)
+    if judge.compare_every:
+        compared = compared_lessons(frames[pairs], [captions[i] for i in pairs], allowed, judge.seed)
     return Curriculum(
-        rendered=Lessons(drawn[:, sample_frames(FRAMES, FRAMES_SEEN)], rendered.pairs),
+        rendered=Lessons(drawn[:, seen], rendered.pairs, measures=rendered.measures[:, seen]),
         generated=generated_lessons(frames, captions, allowed, judge.seed),
-        marked=marked_lessons(np.stack([clip for clip, _ in to_mark]), [text for _, text in to_mark], judge.seed),
-        compared=compared_lessons(frames[compared], [captions[index] for index in compared], allowed, judge.seed),
+        marked=marked,
+        compared=compared,
     )
 
 

@@ -18,14 +18,27 @@ from feedback.judges.vlm import build_inputs, sampled_fps
 from pipeline.params import load_params
 from tabletop.captions import COLORS, Claim, Thing, all_claims, caption, parse
 from tabletop.near_misses import near_miss
+from tabletop.physics import find_blobs
 from tabletop.pretraining.adversaries import Attack, VerdictMargin
 from tabletop.pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from tabletop.pretraining.denoiser import DenoiserConfig
-from tabletop.pretraining.judge import FPS, Encoder, JudgeConfig, LessonBatch, new_judge, perturbed, video_patches
+from tabletop.pretraining.judge import (
+    FPS,
+    Curriculum,
+    Encoder,
+    JudgeConfig,
+    LessonBatch,
+    Training,
+    draw,
+    new_judge,
+    perturbed,
+    video_patches,
+)
 from tabletop.pretraining.judge_model import qwen_processor, word_level_tokenizer
 from tabletop.pretraining.lessons import (
     DESCRIBE,
     FRAMES_SEEN,
+    Lessons,
     allowed_claims,
     compared_lessons,
     generated_lessons,
@@ -34,11 +47,12 @@ from tabletop.pretraining.lessons import (
     verdict_question,
     words,
 )
-from tabletop.pretraining.optimizer import MuonAdamW
+from tabletop.pretraining.measures import COUNT, MeasuresHead, measured
+from tabletop.pretraining.optimizer import Muon, MuonAdamW
 from tabletop.pretraining.run import Hardening, PretrainConfig, Siblings, VaeConfig, pretrain
 from tabletop.questions import event_question
 from tabletop.render import render
-from tabletop.scenes import FRAMES, SIZE, make_scene
+from tabletop.scenes import FRAMES, SIZE, WORLD, make_scene
 
 PROMPTS = Path("configs/prompt_sets/tabletop.csv")
 SHIPPED_CLIP = Path("models/tabletop/clip")
@@ -55,10 +69,11 @@ def judge_config(**changes) -> JudgeConfig:
     return JudgeConfig(
         **{
             "family": "qwen2_5_vl", "rendered": 24, "marked": 12, "compared": 12, "steps": 6, "batch": 4,
-            "questions": 2, "warmup_describing": 0.25, "generated_share": 0.5, "marked_share": 0.25, "compare_every": 3,
-            "adversary_share": 0.0, "perturbation": 0.0, "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4},
-            "patch": 4, "merge": 2, "vision_hidden": 32, "vision_layers": 1, "text_hidden": 48, "text_layers": 1,
-            "heads": 2, "muon_lr": 0.02, "adam_lr": 1e-3, "ema": 0.9, "seed": 0,
+            "questions": 2, "warmup_measuring": 0.2, "warmup_describing": 0.25, "generated_share": 0.5,
+            "marked_share": 0.25, "compare_every": 3, "adversary_share": 0.0, "perturbation": 0.0,
+            "families": {"verdict": 0.5, "describe": 0.1, "ask": 0.4}, "measuring": 1.0, "patch": 4, "merge": 2,
+            "vision_hidden": 32, "vision_layers": 1, "text_hidden": 48, "text_layers": 1, "heads": 2,
+            "muon_lr": 0.02, "adam_lr": 1e-3, "ema": 0.9, "seed": 0,
         }
         | changes
     )  # fmt: skip
@@ -178,8 +193,8 @@ def test_questions_that_are_packed_in_training_are_predicted_as_each_alone(famil
 
     def predicted(of_clip):
         inputs, lines = encode(LessonBatch(frames, [of_clip]))
-        seen = encode.pixels(torch.as_tensor(frames).float())
-        hidden = model.model(**inputs, **seen, use_cache=False).last_hidden_state
+        seen = encode.see(torch.as_tensor(frames).float())
+        hidden = model.model(**inputs, mm_encoder_outputs={"video": seen}, use_cache=False).last_hidden_state
         return model.lm_head(hidden[lines.rows, lines.places]), lines
 
     (both, lines), (first, _), (second, alone) = predicted(pairs), predicted(pairs[:1]), predicted(pairs[1:])
@@ -193,7 +208,7 @@ def test_a_perturbed_clip_is_harder_to_judge_and_near_what_it_was():
     weights = torch.randn(8, 1, 2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
 
     def loss(frames):
-        return (frames * weights).sum(), 0.0
+        return (frames * weights).sum()
 
     frames, rng = torch.full(weights.shape, 100.0), np.random.default_rng(0)
     for _ in range(6):  # several sizes of squares
@@ -227,6 +242,60 @@ def test_a_near_miss_is_another_event():
     assert not any(near_miss(claim, allowed, rng).event == claim.event for _ in range(200))
 
 
+def test_measures_tell_where_a_thing_is_and_which_shape_it_has():
+    for shape, taper, corners in (("cube", False, True), ("ball", False, False), ("cone", True, None)):
+        scene = make_scene(Claim("push_right", (Thing("red", shape),)), np.random.default_rng(3))
+        measures = measured(find_blobs(render(scene)))
+        x, y, *_ = red = measures[:, COLORS.index("red")].T
+        (thing,) = (entity for entity in scene.entities if entity.thing.color == "red")
+        np.testing.assert_allclose(x * WORLD, thing.x, atol=1)
+        np.testing.assert_allclose(y * WORLD, thing.bottom - thing.height / 2, atol=2)
+        assert (red[5] > 4 * 0.23).all() == taper, shape
+        if corners is not None:
+            assert ((red[6] > 0) == corners).all(), shape
+
+
+def test_the_loss_of_measures_is_small_only_where_each_patch_is_read_in_its_own_token():
+    measures = torch.full((1, 2, len(COLORS), COUNT), torch.nan)
+    measures[0, 1, 2] = torch.tensor([0.30, 0.80, *[0.5] * (COUNT - 2)])  # in the second frame, of the third colour
+    right = torch.zeros(16, 2, len(COLORS) + COUNT)
+    right[..., : len(COLORS)] = -20.0
+    token = 3 * 4 + 1  # 0.80 * 4 = 3.2 from above, 0.30 * 4 = 1.2 from the left
+    right[token, 1] = torch.tensor([-20.0, -20.0, 20.0, -20.0, 0.2, 0.2, *[0.5] * (COUNT - 2)])
+    head = MeasuresHead(right[0].numel(), side=4)
+    head.norm, head.read = torch.nn.Identity(), torch.nn.Identity()
+    assert float(head.loss(right.flatten(1), measures)) == pytest.approx(0, abs=1e-5)
+    assert float(head.loss(right.roll(1, 0).flatten(1), measures)) > 1
+    right[token, 1, -1] = 0.0
+    # one of COUNT measures is 0.5 off: 0.5 - 0.2 / 2
+    assert float(head.loss(right.flatten(1), measures)) == pytest.approx(0.4 / COUNT, abs=1e-5)
+
+
+def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path):
+    config = judge_config(marked_share=0.0, compare_every=None, perturbation=0.05)
+    rendered = rendered_lessons(12, allowed_claims([]), seed=0)
+    lessons = Lessons(rendered.frames[:, :FRAMES_SEEN], rendered.pairs, measures=rendered.measures[:, :FRAMES_SEEN])
+
+    def training() -> Training:
+        torch.manual_seed(0)
+        return Training(config, *new_judge(config))
+
+    def learn(one: Training, steps: int) -> Training:
+        for _ in range(steps):
+            one.learn(draw(config, Curriculum(lessons, lessons, None, None), one.step, one.rng))
+        return one
+
+    whole = learn(training(), 4)
+    learn(training(), 2).save(tmp_path / "state")
+    resumed = training()
+    resumed.load(tmp_path / "state")
+    learn(resumed, 2)
+    assert resumed.step == whole.step == 4
+    for name, value in whole.learner.state_dict().items():
+        assert torch.equal(value, resumed.learner.state_dict()[name]), name
+    assert all(map(torch.equal, whole.ema.average, resumed.ema.average))
+
+
 def test_training_patches_are_those_of_the_judges_own_processor():
     processor = qwen_processor(word_level_tokenizer(words()), patch=4, merge=2, size=SIZE)
     frames = np.random.default_rng(0).integers(0, 256, (3, FRAMES_SEEN, SIZE, SIZE, 3), np.uint8)
@@ -234,6 +303,22 @@ def test_training_patches_are_those_of_the_judges_own_processor():
     torch.testing.assert_close(
         video_patches(torch.as_tensor(frames), processor.video_processor), theirs, atol=1e-5, rtol=0
     )
+
+
+def test_muon_steps_as_torchs_own_does_but_in_float32():
+    shapes = [(6, 10), (6, 10), (10, 6), (8, 8)]
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(one.detach().clone()) for one in ours]
+    both = Muon(ours, 0.02, weight_decay=0.01), torch.optim.Muon(theirs, 0.02, weight_decay=0.01)
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in both:
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)  # of steps of 0.02
 
 
 def test_muon_moves_a_convolution_through_its_flat_view():
