@@ -107,7 +107,7 @@ def test_a_server_that_shows_other_frames_is_an_error_that_says_how_to_start_it(
             setattr(server.behaviour, name, value)
         message = stopped(source_at(server, "served"), clips)
         assert words in message, message
-        assert "vllm serve m --trust-request-mm-kwargs --limit-mm-per-prompt '{\"video\": 1}'" in message
+        assert "vllm serve m --trust-request-mm-kwargs --limit-mm-per-prompt '{\"video\": 2}'" in message
         assert "clip: frames" in message
         assert not server.attempts, wrong
 
@@ -160,6 +160,8 @@ PLACES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("a quote first", completion('"Accept"', [token('"', Rej=-0.1), *BEGINS[:2], token('"')])),
     ("thoughts", completion("<think>Reject?</think>\n\nAccept", [*MISLEADING, token("\n\n"), *BEGINS])),
     ("thoughts that the template began", completion("Reject?</think>Accept", [*MISLEADING[1:], *BEGINS])),
+    ("words whose tokens hold no spaces", completion(" Accept because it moves",
+     [*BEGINS[:2], token("because"), token("▁it"), token("moves")])),
     ("thoughts apart", completion("Accept", BEGINS, reasoning_content="Reject?")),
     ("thoughts apart, with tokens", completion("Accept", [*MISLEADING, *BEGINS], reasoning_content="Reject?")),
     ("an answer in marks", completion("<think>Reject?</think><answer>Accept</answer>",
