@@ -178,12 +178,18 @@ WORDS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+def text_of(body: dict[str, Any]) -> str:
+    """What a reply says."""
+    return str(body["choices"][0]["message"]["content"])
+
+
 def test_p_yes_is_read_where_the_answer_begins_and_from_the_words_where_that_cannot_be_told(server, clips):
     for name, body in PLACES + WORDS:
         server.behaviour.script = [{"body": body}]
         (row,) = judged(source_at(server, "served", model=name), clips, 1).values()
         assert word(row) == "Accept" and row.error is None, (name, row)
         assert row.p_yes == (None if (name, body) in WORDS else pytest.approx(0.5 / 0.6)), name
+        assert row.reason == ("because it moves" if "because" in text_of(body) else None), (name, row)
 
 
 def test_thoughts_without_an_end_are_no_answer_and_say_what_to_raise(server, clips):
