@@ -129,7 +129,6 @@ def test_vllm_and_this_process_give_equal_probabilities(server, judge, clips, re
     for sample_id, row in here.items():
         other = there[sample_id]
         assert other.error is None and other.p_yes is not None and other.frames == row.frames, other
-        assert other.tokens - row.tokens in (0, 1), (other, row)  # a server also counts the token that ends a reply
         differences[sample_id] = abs(other.p_yes - row.p_yes)
     largest = max(differences, key=differences.__getitem__)
     record_property("largest_difference", differences[largest])
