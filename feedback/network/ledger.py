@@ -414,8 +414,14 @@ class Ledger:
         try:
             with self._lock:
                 yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise StoreError(f"{self.path}: the ledger could not be read or written: {error}") from error
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path}: a damaged ledger, or another file ({error}). It may hold answers that were paid for, so "
+                f"keep it: put a copy in its place, or what `sqlite3 {self.path.name} .recover` saves of it; or name "
+                f"another file in {VARIABLE}"
+            ) from error
 
 
 class GroupCommit:

@@ -97,11 +97,24 @@ def test_wrong_options_are_errors_that_name_what_there_is():
         ("--prune", "--paid", "anna", "--yes"): "--paid is anna; .* has gemini",
         ("--prune", "--paid", "gpt", "--source", "judge"): "one of both",
         ("--prune", "--older-than", "-1"): "not in the range",
+        ("--prune", "--older-than", "1e6"): "'--older-than': 1000000.0 is not in the range",
+        ("--prune", "--older-than", "nan"): "'--older-than': nan is no finite number",
+        ("--prune", "--keep-mb", "nan"): "'--keep-mb': nan is no finite number",
+        ("--prune", "--keep-mb", "inf"): "'--keep-mb': inf is not in the range",
     }
     for options, message in cases.items():
         assert re.search(message, " ".join(run(*options, code=2).split())), options
 
 
-def test_a_file_that_is_no_ledger_is_an_error_in_one_line(files):
+def test_a_file_that_cannot_be_read_is_an_error_in_one_line_and_does_not_hide_the_other(files):
     (files / "verdicts.sqlite").write_text("Dear diary, " * 100)
-    assert "a damaged file of verdicts, or another file" in run(code=1)
+    output = run(code=1)
+    assert "a damaged file of verdicts, or another file" in output and "in all $0.8750" in output
+    for suffix in ("-wal", "-shm"):
+        (files / f"ledger.sqlite{suffix}").unlink(missing_ok=True)
+    (files / "ledger.sqlite").write_text("Dear diary, " * 100)
+    assert re.search("a damaged ledger, or another file .* keep it", run(code=1))
+    (files / "folder").mkdir()
+    VerdictFile(files / "other.sqlite").__exit__()
+    for path, message in ((files / "folder", "unable to open"), (files / "other.sqlite", "none yet")):
+        assert message in CliRunner(env={"FEEDBACK_VERDICTS": str(path)}).invoke(commands.ledger.main).output
