@@ -94,15 +94,15 @@ def _verdicts(path: Path) -> Iterator[str]:
 
 
 def _row(account: Account) -> tuple[str, ...]:
-    rated = account.place == PEOPLE
-    what, dollars = ("ratings", "-") if rated else (account.place, _dollars(account.dollars))
+    rated = f"{account.place.removeprefix(PEOPLE)} ratings".strip()
+    what, dollars = (rated, "-") if account.rated else (account.place, _dollars(account.dollars))
     counted = f"{account.answers:,}", dollars, _mb(account.bytes)
     return account.source, what, *counted, account.first[:10], account.last[:10]
 
 
 def _totals(accounts: Sequence[Account]) -> Iterator[str]:
     """The dollars of all sources together, and what they leave out; nothing where nobody was paid."""
-    if paid := [one for one in accounts if one.place != PEOPLE]:
+    if paid := [one for one in accounts if not one.rated]:
         yield f"in all {_dollars(sum(one.dollars for one in paid))}"
     if unpriced := sum(one.unpriced for one in paid):
         yield f"answers of unknown price: {unpriced:,}"
@@ -133,7 +133,7 @@ def _prune_paid(source: str, yes: bool) -> None:
         click.echo(f"{path}: there is none")
         return
     with Ledger(path) as ledger:
-        accounts = [one for one in ledger.accounts() if one.place != PEOPLE]
+        accounts = [one for one in ledger.accounts() if not one.rated]
         own = [one for one in accounts if one.source == source]
         if not own:
             names = ", ".join(sorted({one.source for one in accounts})) or "no paid answers"

@@ -13,7 +13,7 @@ from feedback.network.ledger import Ledger, request_key
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch) -> Path:
-    """A ledger with calls of three sources and a person's rating, and a file of verdicts of two judges."""
+    """A ledger with calls of three sources and a person's two ratings, and a file of verdicts of two judges."""
     monkeypatch.setenv("FEEDBACK_LEDGER", str(tmp_path / "ledger.sqlite"))
     monkeypatch.setenv("FEEDBACK_VERDICTS", str(tmp_path / "verdicts.sqlite"))
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
@@ -21,8 +21,8 @@ def files(tmp_path, monkeypatch) -> Path:
         for number, (purpose, cost) in enumerate(paid):
             ledger.answered(begin(ledger, number, purpose), "{}", cost)
         ledger.lost(begin(ledger, 9, "f1 gpt"))
-        rating = {"place": "human", "rater": "anna"}
-        ledger.write(request_key(rating), rating, "{}")
+        for rating in ({"place": "human", "rater": "anna"}, {"place": "human pair", "rater": "anna"}):
+            ledger.write(request_key(rating), rating, "{}")
     with VerdictFile(tmp_path / "verdicts.sqlite") as file:
         file.keep(Origin("1", "judge", "qwen", "models/judge", "abc", "review 123"), {"a": "[]", "b": "[]"})
         file.keep(Origin("2", "flow", "optical_flow", "DIS", None, "metric 456"), {"a": "[]"})
@@ -47,7 +47,7 @@ def lines_with(word: str) -> list[str]:
 def test_it_shows_answers_with_dollars_and_verdicts_by_source(files):
     assert [line.rsplit(" ", 2)[0] for line in lines_with("gpt")] == ["gpt https://api.test m 2 $0.7500 0.00"]
     assert lines_with("gemini")[0].startswith("gemini https://api.test m 1 $0.1250")
-    assert lines_with("anna")[0].startswith("anna ratings 1 - ")
+    assert [line.partition(" - ")[0] for line in lines_with("anna")] == ["anna ratings 1", "anna pair ratings 1"]
     assert lines_with("qwen")[0].startswith("judge qwen models/judge abc review 123 2 ")
     assert lines_with("optical_flow")[0].startswith("flow optical_flow DIS - metric 456 1 ")
     output = run()
@@ -62,6 +62,13 @@ def test_where_nothing_is_kept_it_says_so_and_makes_no_file(files, monkeypatch):
     monkeypatch.setenv("FEEDBACK_VERDICTS", "off")
     assert "not kept, since FEEDBACK_VERDICTS is off" in run()
     assert not (files / "none").exists()
+
+
+def test_a_path_from_the_home_folder_is_understood_where_no_shell_has_expanded_it(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    monkeypatch.setenv("FEEDBACK_LEDGER", "~/ledger.sqlite")
+    monkeypatch.setenv("FEEDBACK_VERDICTS", "~/verdicts.sqlite")
+    assert "in all $0.8750" in run() and lines_with("qwen")
 
 
 def test_pruning_verdicts_never_removes_an_answer_or_a_rating(files):
