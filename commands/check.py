@@ -2,12 +2,12 @@
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Finite, stage_command
 from pipeline.params import PARAMS
 
 
 @stage_command
-@click.option("--seconds-per-clip", type=click.FloatRange(min=0, min_open=True), help="Print sampling hours by this.")
+@click.option("--seconds-per-clip", type=Finite(min=0, min_open=True), help="Print sampling hours by this.")
 def main(seconds_per_clip: float | None) -> None:
     """Check params.yaml: every section, whether its parts fit together, and whether the generator can be read.
 

@@ -7,19 +7,22 @@ Paths are absolute or from the CSV's folder. `dimension` may be absent or empty:
 ignored. Which of the two a file is, its header says.
 """
 
-import csv
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from data.manifest import MANIFEST, write_manifest
+from data.prompt_csv import columns_of, read_table
 from data.records import Sample, write_rows
 from data.store import KIND, METADATA, ClipSet
 from data.video import read_fps, read_video
+
+logger = logging.getLogger(__name__)
 
 PAIRS = ("clip_a", "clip_b", "prompt", "preferred")
 SCORES = ("clip", "prompt", "score")
@@ -77,25 +80,21 @@ class Opened(NamedTuple):
 
 
 def read_said(path: Path) -> Said:
-    """The rows of a CSV. Raises ValueError that names the row and what would be right."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV in UTF-8 that can be read ({error})") from error
-    kinds = [columns for columns in (PAIRS, SCORES) if set(columns) <= set(header)]
-    if len(kinds) != 1:
-        raise ValueError(
-            f"{path}: its columns are {', '.join(header)}; expected {_listed(PAIRS)}, or {_listed(SCORES)}"
-        )
-    if not rows:
+    """The rows of a CSV; logs what may be a mistake in its header. Raises ValueError that names row and cure."""
+    has = columns_of(path, (*PAIRS, *SCORES))
+    if has >= {*PAIRS, *SCORES}:
+        raise ValueError(f"{path}: has the columns of choices and of scores; wanted one of both")
+    required = SCORES if len(has & set(SCORES)) > len(has & set(PAIRS)) else PAIRS
+    table = read_table(path, required, ("dimension",))
+    for remark in table.remarks:
+        logger.warning("%s: %s", path, remark)
+    if not table.rows:
         raise ValueError(f"{path}: no rows below the header")
-    numbered = [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=2)]
+    numbered = [(f"{path}, row {row.number}", row.cells) for row in table.rows]
     for where, row in numbered:
-        if empty := [name for name in kinds[0] if not (row.get(name) or "").strip()]:
+        if empty := [name for name in required if not row[name]]:
             raise ValueError(f"{where}: {empty[0]} is empty")
-    if kinds[0] is PAIRS:
+    if required is PAIRS:
         return Said([_choice(where, row, path.parent) for where, row in numbered], [])
     return Said([], [_score(where, row, path.parent) for where, row in numbered])
 
@@ -103,8 +102,10 @@ def read_said(path: Path) -> Said:
 def open_clips(clips: Sequence[Clip], folder: Path) -> Opened:
     """The clips as a clip set in `folder`, by links to the files, which are left as they are.
 
-    Every file is decoded once, for its number of frames and size. Raises ValueError where none can be decoded.
+    Every file is decoded once, for its number of frames and size. Raises ValueError where none can be decoded, and
+    where the folder holds something else: it is written anew.
     """
+    _check_ours(folder)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(clip.prompt for clip in clips))}
@@ -128,6 +129,16 @@ def open_clips(clips: Sequence[Clip], folder: Path) -> Opened:
     return Opened(ClipSet.open(folder), ids, unreadable)
 
 
+def _check_ours(folder: Path) -> None:
+    """Raises ValueError unless the folder is absent, empty or one that `open_clips` has written."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{folder}: no folder, where one is to be written; name another --out")
+    for path in folder.rglob("*"):
+        link = path.is_symlink() and path.parent == folder / "videos"
+        if not (link or path.name in ("videos", METADATA, MANIFEST) or path.name.startswith(".")):
+            raise ValueError(f"{folder}: {path.name} in it is none of what is written there; name another --out")
+
+
 def _sample(sample_id: str, prompt: int, clip: Clip, frames: np.ndarray, fps: float) -> Sample:
     return Sample(
         sample_id=sample_id,
@@ -145,8 +156,8 @@ def _sample(sample_id: str, prompt: int, clip: Clip, frames: np.ndarray, fps: fl
     )
 
 
-def _choice(where: str, row: Mapping[str, Any], folder: Path) -> Choice:
-    preferred = row["preferred"].strip()
+def _choice(where: str, row: Mapping[str, str], folder: Path) -> Choice:
+    preferred = row["preferred"]
     if preferred.lower() not in PREFERRED:
         raise ValueError(f"{where}: preferred is {preferred!r}, expected A, B or tie")
     a, b = (_clip(folder, row[name], row["prompt"]) for name in ("clip_a", "clip_b"))
@@ -155,7 +166,7 @@ def _choice(where: str, row: Mapping[str, Any], folder: Path) -> Choice:
     return Choice(a, b, PREFERRED[preferred.lower()], _dimension(row))
 
 
-def _score(where: str, row: Mapping[str, Any], folder: Path) -> Score:
+def _score(where: str, row: Mapping[str, str], folder: Path) -> Score:
     try:
         value = float(row["score"])
     except ValueError:
@@ -166,11 +177,11 @@ def _score(where: str, row: Mapping[str, Any], folder: Path) -> Score:
 
 
 def _clip(folder: Path, path: str, prompt: str) -> Clip:
-    return Clip(Path(os.path.abspath(folder / path.strip())), prompt.strip())
+    return Clip(Path(os.path.abspath(folder / path)), prompt)
 
 
-def _dimension(row: Mapping[str, Any]) -> str:
-    return (row.get("dimension") or "").strip()
+def _dimension(row: Mapping[str, str]) -> str:
+    return row.get("dimension", "")
 
 
 def _link(file: Path, link: Path) -> None:
@@ -184,7 +195,3 @@ def _shown(clips: Sequence[Clip]) -> Iterable[Clip]:
 
     bar: Iterator[Clip] = iter(tqdm(clips, desc="decoding", unit="clip"))
     return bar
-
-
-def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(columns)

@@ -41,7 +41,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> 
     keep their names. Raises ValueError naming the file, and the row where there is one.
     """
     rows = _rows(path, _text(path))
-    header = [cell.strip() for cell in next(rows, (1, []))[1]]
+    header = _header(rows)
     known = [_known(name, (*required, *optional)) for name in header]
     _check_header(path, header, known, required, optional)
     return Table(
@@ -52,6 +52,11 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str]) -> 
         ],
         _near_misses(known, required, optional),
     )
+
+
+def columns_of(path: Path, known: Sequence[str]) -> set[str]:
+    """Those of these columns that a CSV has, by the rules of `read_table`. Raises ValueError as it does."""
+    return {_known(name, known) for name in _header(_rows(path, _text(path)))} & set(known)
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -148,6 +153,10 @@ def _explained(error: str) -> str:
 # From rows to cells
 
 
+def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
+    return [cell.strip() for cell in next(rows, (1, []))[1]]
+
+
 def _known(name: str, columns: Sequence[str]) -> str:
     """The column that this name of a header stands for, or the name itself."""
     plain = _plain(name)
@@ -162,7 +171,8 @@ def _check_header(
     path: Path, header: Sequence[str], known: Sequence[str], required: Sequence[str], optional: Sequence[str]
 ) -> None:
     missing = [name for name in required if name not in known]
-    wanted = f"wanted {', '.join(required)} and optionally {', '.join(optional)}, separated by commas"
+    also = f" and optionally {', '.join(optional)}" if optional else ""
+    wanted = f"wanted {', '.join(required)}{also}, separated by commas"
     if missing:
         for separator, name in SEPARATORS.items():
             if any(separator in cell for cell in header):

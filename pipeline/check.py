@@ -311,6 +311,10 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
             raise ParamsError(f"audit.{key}: {name!r} is unknown; known are {', '.join(sources)}")
     if people and sources[people]["kind"] != "human":
         raise ParamsError(f"audit.human.source is {people}, of kind {sources[people]['kind']}; wanted is kind human")
+    if people and read_block(people, sources[people]).compares:
+        raise ParamsError(
+            f"audit.human.source: {people} compares two clips at once; wanted people who rate single clips"
+        )
     if config.sources:
         check_known(config, prompts)
 

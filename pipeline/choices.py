@@ -45,11 +45,17 @@ def audit(
     opened = open_clips(said.clips, out / "samples")
     for clip, why in opened.unreadable.items():
         logger.warning("%s is left out: %s", clip.path, why)
-    numbers = judged(opened, source, block, out, how)
+    if source.rubric.compares:
+        preferred = compared(said, opened, source, block, out, how)
+    else:
+        numbers = judged(opened, source, block, out, how)
     dimensions: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for dimension, measure in measures.items():
-        found, of_dimension = _figures(said, dimension, values(opened, numbers, measure), draws, seed)
+        if source.rubric.compares:
+            found, of_dimension = _choice_figures(said, dimension, preferred, draws, seed)
+        else:
+            found, of_dimension = _figures(said, dimension, values(opened, numbers, measure), draws, seed)
         dimensions[dimension or UNNAMED] = {"measure": measure or "score"} | found
         rows += of_dimension
     counts = {"source": source.name, "clips": len(said.clips), "unreadable": len(opened.unreadable)}
@@ -107,6 +113,37 @@ def judged(
     return Numbers({label.sample_id: label for label in read_labels(labels)}, by_measure)
 
 
+def compared(
+    said: "Said", opened: "Opened", source: "Source", block: Mapping[str, Any], out: Path, how: tuple[int, int, float]
+) -> "dict[tuple[Clip, Clip], float]":
+    """Of each answered pair, in both orders: 1 where a source that compares prefers a, -1 where b, 0 for a tie.
+
+    Its answers are kept in `out`. Raises ValueError for a file of scores, which are of single clips.
+    """
+    from data.preferences import FIRST, SECOND, TIE
+    from feedback.core.label import judge_identity, requests_for
+    from feedback.pairs.compare import as_comparer, compare_pairs, votes_in_an_order
+    from feedback.pairs.shown import ShownPair
+
+    if said.scores:
+        raise ValueError(f"{source.name} compares two clips at once, and the file has scores of single clips")
+    batch_size, votes, max_failed = how
+    comparer = as_comparer(source)
+    identity = json.dumps([judge_identity(source, block), opened.clip_set.fingerprint(), votes], sort_keys=True)
+    requests = {one.sample.sample_id: one for one in requests_for(opened.clip_set, votes_in_an_order(comparer, votes))}
+    shown = {clip: requests[sample_id] for clip, sample_id in opened.ids.items()}
+    listed = {frozenset((one.a, one.b)): (one.a, one.b) for one in said.choices if {one.a, one.b} <= shown.keys()}
+    if not listed:
+        raise ValueError("no pair has two clips that can be decoded")
+    pairs = [ShownPair(shown[a], shown[b]) for a, b in listed.values()]
+    work = out / ".work" / f"pairs-{_short(identity)}-{_short(repr([pair.ids for pair in pairs]))}"
+    answers = compare_pairs(pairs, comparer, work, batch_size, max_failed).preferences
+    worth = {FIRST: 1.0, SECOND: -1.0, TIE: 0.0}
+    answered = zip(listed.values(), (row.preferred for row in answers), strict=True)
+    found = {pair: worth[preferred] for pair, preferred in answered if preferred is not None}
+    return found | {(b, a): -number for (a, b), number in found.items()}
+
+
 def values(opened: "Opened", numbers: Numbers, measure: str | None) -> "dict[Clip, float]":
     """The judge's number of each clip that has one: of a measure; or its score, else its p_accept, else its label."""
     from evaluation.sets import SCORES
@@ -151,6 +188,26 @@ def _figures(
     ]  # fmt: skip
     prompts = np.array([one.clip.prompt for one in scores])
     return score_figures(np.array([one.score for one in scores]), judge, prompts), rows
+
+
+def _choice_figures(
+    said: "Said", dimension: str, preferred: "Mapping[tuple[Clip, Clip], float]", draws: int, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As `_figures`, of a source that compares."""
+    import numpy as np
+
+    from evaluation.choices import choice_figures
+
+    choices = [one for one in said.choices if one.dimension == dimension]
+    judge = [preferred.get((one.a, one.b)) for one in choices]
+    rows = [
+        {"dimension": dimension, "clip_a": str(one.a.path), "clip_b": str(one.b.path), "prompt": one.a.prompt,
+         "preferred": one.preferred, "judge": number}
+        for one, number in zip(choices, judge, strict=True)
+    ]  # fmt: skip
+    margin = np.array([np.nan if number is None else number for number in judge])
+    people, prompts = np.array([one.preferred for one in choices]), np.array([one.a.prompt for one in choices])
+    return choice_figures(people, margin, prompts, draws, seed), rows
 
 
 def in_words(figures: Mapping[str, Any]) -> list[str]:

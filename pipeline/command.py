@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 import os
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,16 @@ processes_option = click.option(
     show_envvar=True,
     help="How many train together: a number, or auto for one on each accelerator.",
 )
+
+
+class Finite(click.FloatRange):
+    """A number within a range, as click's, which takes nan and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
 
 
 def stage_command(function: Callable[..., None]) -> click.Command:

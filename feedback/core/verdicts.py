@@ -80,7 +80,7 @@ def verdicts_path() -> Path | None:
     given = os.environ.get(VARIABLE)
     if given and given.lower() == OFF:
         return None
-    return Path(given).absolute() if given else ledger_path().with_name("verdicts.sqlite")
+    return Path(given).expanduser().absolute() if given else ledger_path().with_name("verdicts.sqlite")
 
 
 class VerdictFile:

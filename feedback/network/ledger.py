@@ -40,7 +40,7 @@ from feedback.core.database import Format, migrate, version_of
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PEOPLE = "human"  # place of ratings
+PEOPLE = "human"  # place of ratings of clips; the place of other ratings begins with it
 VARIABLE = "FEEDBACK_LEDGER"  # environment variable with the path of another ledger
 APPLICATION = 0x76666C67  # SQLite's application_id of a ledger
 OLD = 86400.0  # seconds after which a run's file that is not locked is removed
@@ -87,7 +87,8 @@ class Account(NamedTuple):
     """What a source has asked at one place, over all runs."""
 
     source: str  # its name under feedback.sources; of ratings, the person's
-    place: str  # endpoint and model, and of texts their task; PEOPLE for ratings
+    place: str  # endpoint and model, and of texts their task; of ratings, what is rated
+    rated: bool  # whether a person answered
     answers: int  # that are kept
     dollars: float  # of all answers, also of those that were removed
     unpriced: int  # answers whose price is unknown
@@ -115,7 +116,11 @@ class OpenBatch(NamedTuple):
 def ledger_path() -> Path:
     """Path of the ledger: the environment's FEEDBACK_LEDGER, or a file in the user's data folder."""
     given = os.environ.get(VARIABLE)
-    return Path(given).absolute() if given else platformdirs.user_data_path("video-feedback-rl") / "ledger.sqlite"
+    return (
+        Path(given).expanduser().absolute()
+        if given
+        else platformdirs.user_data_path("video-feedback-rl") / "ledger.sqlite"
+    )
 
 
 def request_key(sent: Any) -> str:
@@ -240,7 +245,7 @@ class Ledger:
     def accounts(self) -> list[Account]:
         """What each source has asked, and what each person has rated, by name."""
         calls = """
-            SELECT source_of(purpose) AS source, json_extract(sent, '$.place') AS place,
+            SELECT source_of(purpose) AS source, json_extract(sent, '$.place') AS place, FALSE,
                 COUNT(answers.key) FILTER (WHERE outcome = 'answered'), TOTAL(attempts.cost),
                 COUNT(*) FILTER (WHERE outcome = 'answered' AND attempts.cost IS NULL),
                 COUNT(*) FILTER (WHERE outcome = 'lost'),
@@ -248,13 +253,13 @@ class Ledger:
             FROM attempts JOIN requests USING (key) LEFT JOIN answers USING (key) GROUP BY source, place
         """
         ratings = """
-            SELECT json_extract(sent, '$.rater') AS source, json_extract(sent, '$.place') AS place,
+            SELECT json_extract(sent, '$.rater') AS source, json_extract(sent, '$.place') AS place, TRUE,
                 COUNT(*), 0, 0, 0, SUM(LENGTH(reply)), MIN(at), MAX(at)
-            FROM answers JOIN requests USING (key) WHERE place = ? GROUP BY source
+            FROM answers JOIN requests USING (key) WHERE source IS NOT NULL GROUP BY source, place
         """
         with self._errors_named():
-            rows = [*self._db.execute(calls), *self._db.execute(ratings, (PEOPLE,))]
-        return sorted(Account._make(row)._replace(bytes=int(row[6])) for row in rows)
+            accounts = [Account(*row) for query in (calls, ratings) for row in self._db.execute(query)]
+        return sorted(one._replace(bytes=int(one.bytes), rated=bool(one.rated)) for one in accounts)
 
     def forget(self, source: str) -> int:
         """Remove the answers to a source's calls. Returns their number; what they cost still counts.
@@ -414,8 +419,14 @@ class Ledger:
         try:
             with self._lock:
                 yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise StoreError(f"{self.path}: the ledger could not be read or written: {error}") from error
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path}: a damaged ledger, or another file ({error}). It may hold answers that were paid for, so "
+                f"keep it: put a copy in its place, or what `sqlite3 {self.path.name} .recover` saves of it; or name "
+                f"another file in {VARIABLE}"
+            ) from error
 
 
 class GroupCommit:

@@ -28,8 +28,10 @@ def pairs_between(
 
     names: of the policies; they stand before the sample_ids, which are the same in both sets. clips: only so many of
     each prompt, those of the lowest seeds; None: all. votes: in each order.
-    Raises ValueError for a clip without a partner of the same prompt, noise and size.
+    Raises ValueError for a clip without a partner of the same prompt, noise and size, and for one set twice.
     """
+    if policy.resolve() == against.resolve():
+        raise ValueError(f"{policy}: compared with itself; wanted the evaluation clips of two policies")
     first, second = (_by_noise(folder, name, votes) for folder, name in zip((policy, against), names, strict=True))
     if alone := sorted(first.keys() ^ second.keys()):
         prompt, seed = alone[0][:2]

@@ -9,9 +9,11 @@ import yaml
 from click.testing import CliRunner
 
 from commands.audit import main
-from data.video import write_video
+from data.video import read_video, write_video
 from feedback.core.kinds import Kind
 from feedback.metrics.metric import MetricOptions, MetricSource, metric_kind
+from feedback.pairs.shown import comparison
+from tests.feedback.pairs.test_compare import Brighter
 
 calls: list[int] = []
 
@@ -136,3 +138,28 @@ def test_an_unknown_dimension_is_refused_unless_it_is_named(project):
     assert "--measure VQ=Green: the source measures Red, Blue" in said
     said, _ = audited(project, rows, "several", "--measure", "VQ")
     assert "expected DIMENSION=MEASURE" in said
+
+
+class Redder(Brighter):
+    """Prefers the redder clip of two, but for d, with which it is biased to the first."""
+
+    def row(self, pair):
+        one, other = (float(read_video(request.path)[..., 0].mean()) for request in (pair.first, pair.second))
+        return comparison(self, pair, 0, self.rubric.questions[0], ([0], [0]), {"answer": one > other or other > 150})
+
+
+def test_a_source_that_compares_is_asked_about_the_listed_pairs_and_no_clip_alone(project, monkeypatch):
+    judge = Redder()
+    monkeypatch.setattr("feedback.core.kinds.make_source", lambda *_: judge)
+    rows = CHOICES.replace("Blue", "red") + "b.mp4,a.mp4,one,tie,red\n"
+    output, figures = audited(project, rows, "one")
+    found = figures["dimensions"]["red"]
+    assert (found["pairs"], found["judged"], found["judge_tie"]) == (5, 4, 1), output  # c and d are a tie by position
+    assert found["accuracy_without_ties"] == pytest.approx(1 / 3)  # right of a and b once of twice, and not of c and d
+    assert len(judge.shown) == 4  # two pairs in both orders, however many rows they are in
+    lines = map(json.loads, (project / "out/rows.jsonl").read_text().splitlines())
+    assert [line["judge"] for line in lines] == [-1, 0, -1, None, 1, -1]
+    audited(project, rows, "one")
+    assert len(judge.shown) == 4
+    output, _ = audited(project, "clip,prompt,score\na.mp4,one,1\n", "one")
+    assert "brighter compares two clips at once, and the file has scores of single clips" in output

@@ -13,7 +13,7 @@ from feedback.network.ledger import Ledger, request_key
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch) -> Path:
-    """A ledger with calls of three sources and a person's rating, and a file of verdicts of two judges."""
+    """A ledger with calls of three sources and a person's two ratings, and a file of verdicts of two judges."""
     monkeypatch.setenv("FEEDBACK_LEDGER", str(tmp_path / "ledger.sqlite"))
     monkeypatch.setenv("FEEDBACK_VERDICTS", str(tmp_path / "verdicts.sqlite"))
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
@@ -21,8 +21,8 @@ def files(tmp_path, monkeypatch) -> Path:
         for number, (purpose, cost) in enumerate(paid):
             ledger.answered(begin(ledger, number, purpose), "{}", cost)
         ledger.lost(begin(ledger, 9, "f1 gpt"))
-        rating = {"place": "human", "rater": "anna"}
-        ledger.write(request_key(rating), rating, "{}")
+        for rating in ({"place": "human", "rater": "anna"}, {"place": "human pair", "rater": "anna"}):
+            ledger.write(request_key(rating), rating, "{}")
     with VerdictFile(tmp_path / "verdicts.sqlite") as file:
         file.keep(Origin("1", "judge", "qwen", "models/judge", "abc", "review 123"), {"a": "[]", "b": "[]"})
         file.keep(Origin("2", "flow", "optical_flow", "DIS", None, "metric 456"), {"a": "[]"})
@@ -47,7 +47,7 @@ def lines_with(word: str) -> list[str]:
 def test_it_shows_answers_with_dollars_and_verdicts_by_source(files):
     assert [line.rsplit(" ", 2)[0] for line in lines_with("gpt")] == ["gpt https://api.test m 2 $0.7500 0.00"]
     assert lines_with("gemini")[0].startswith("gemini https://api.test m 1 $0.1250")
-    assert lines_with("anna")[0].startswith("anna ratings 1 - ")
+    assert [line.partition(" - ")[0] for line in lines_with("anna")] == ["anna ratings 1", "anna pair ratings 1"]
     assert lines_with("qwen")[0].startswith("judge qwen models/judge abc review 123 2 ")
     assert lines_with("optical_flow")[0].startswith("flow optical_flow DIS - metric 456 1 ")
     output = run()
@@ -62,6 +62,13 @@ def test_where_nothing_is_kept_it_says_so_and_makes_no_file(files, monkeypatch):
     monkeypatch.setenv("FEEDBACK_VERDICTS", "off")
     assert "not kept, since FEEDBACK_VERDICTS is off" in run()
     assert not (files / "none").exists()
+
+
+def test_a_path_from_the_home_folder_is_understood_where_no_shell_has_expanded_it(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    monkeypatch.setenv("FEEDBACK_LEDGER", "~/ledger.sqlite")
+    monkeypatch.setenv("FEEDBACK_VERDICTS", "~/verdicts.sqlite")
+    assert "in all $0.8750" in run() and lines_with("qwen")
 
 
 def test_pruning_verdicts_never_removes_an_answer_or_a_rating(files):
@@ -97,11 +104,24 @@ def test_wrong_options_are_errors_that_name_what_there_is():
         ("--prune", "--paid", "anna", "--yes"): "--paid is anna; .* has gemini",
         ("--prune", "--paid", "gpt", "--source", "judge"): "one of both",
         ("--prune", "--older-than", "-1"): "not in the range",
+        ("--prune", "--older-than", "1e6"): "'--older-than': 1000000.0 is not in the range",
+        ("--prune", "--older-than", "nan"): "'--older-than': nan is no finite number",
+        ("--prune", "--keep-mb", "nan"): "'--keep-mb': nan is no finite number",
+        ("--prune", "--keep-mb", "inf"): "'--keep-mb': inf is not in the range",
     }
     for options, message in cases.items():
         assert re.search(message, " ".join(run(*options, code=2).split())), options
 
 
-def test_a_file_that_is_no_ledger_is_an_error_in_one_line(files):
+def test_a_file_that_cannot_be_read_is_an_error_in_one_line_and_does_not_hide_the_other(files):
     (files / "verdicts.sqlite").write_text("Dear diary, " * 100)
-    assert "a damaged file of verdicts, or another file" in run(code=1)
+    output = run(code=1)
+    assert "a damaged file of verdicts, or another file" in output and "in all $0.8750" in output
+    for suffix in ("-wal", "-shm"):
+        (files / f"ledger.sqlite{suffix}").unlink(missing_ok=True)
+    (files / "ledger.sqlite").write_text("Dear diary, " * 100)
+    assert re.search("a damaged ledger, or another file .* keep it", run(code=1))
+    (files / "folder").mkdir()
+    VerdictFile(files / "other.sqlite").__exit__()
+    for path, message in ((files / "folder", "unable to open"), (files / "other.sqlite", "none yet")):
+        assert message in CliRunner(env={"FEEDBACK_VERDICTS": str(path)}).invoke(commands.ledger.main).output

@@ -34,6 +34,16 @@ def test_choices_are_read_by_clip_prompt_and_dimension(tmp_path):
     assert rows.dimensions == ["VQ", "TA", ""] and not rows.scores
 
 
+def test_what_spreadsheets_write_is_read_and_a_misspelt_column_is_named(tmp_path, caplog):
+    text = "\ufeffClip A,Clip-B, Prompt ,PREFERRED,Dimensions,,\r\na.mp4,b.mp4, a ball ,B,VQ,,\r\n,,,,,,\r\n"
+    (tmp_path / "said.csv").write_bytes(text.encode())
+    rows = read_said(tmp_path / "said.csv")
+    assert rows.choices == [(Clip(tmp_path / "a.mp4", "a ball"), Clip(tmp_path / "b.mp4", "a ball"), -1, "")]
+    assert (
+        "column 'Dimensions' is kept and not used; the name of the column for such files is 'dimension'" in caplog.text
+    )
+
+
 def test_scores_are_read_and_a_clip_of_two_prompts_is_two_clips(tmp_path):
     rows = said(tmp_path, "prompt,score,clip\na ball,2.5,a.mp4\na box,-1,a.mp4\n")
     assert [(one.clip.prompt, one.score, one.dimension) for one in rows.scores] == [
@@ -52,17 +62,21 @@ def test_wrong_rows_are_refused_by_their_number(tmp_path):
         (PAIRS, "no rows below the header"),
         (
             "clip_a,clip_b,preferred\na,b,A\n",
-            "its columns are clip_a, clip_b, preferred; expected clip_a, clip_b, prompt",
+            "no column prompt in the header .* wanted clip_a, clip_b, prompt, preferred",
         ),
+        ("clip,prompt\na.mp4,a ball\n", "no column score in the header"),
+        ("clip;prompt;score\na.mp4;a ball;1\n", "separated by semicolons; wanted commas"),
+        ("clip,prompt,score,clip_a,clip_b,preferred\n", "columns of choices and of scores; wanted one of both"),
+        ("clip,prompt,score\na.mp4,a ball, red,1\n", "row 2: more cells than columns"),
         ("clip,prompt,score\na.mp4,a ball,good\n", "row 2: score is 'good', expected a number"),
         ("clip,prompt,score\na.mp4,a ball,nan\n", "row 2: score is 'nan'"),
-        ("", "its columns are"),
+        ("", "the file is empty"),
     ]
     assert_refused(lambda text: said(tmp_path, text), cases)
     (tmp_path / "latin.csv").write_bytes("clip,prompt,score\na.mp4,für,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not a CSV in UTF-8"):
+    with pytest.raises(ValueError, match="latin.csv, line 2: byte 0xfc is not UTF-8; in Windows-1252"):
         read_said(tmp_path / "latin.csv")
-    with pytest.raises(ValueError, match="nowhere.csv: not a CSV"):
+    with pytest.raises(ValueError, match="nowhere.csv: not read: No such file"):
         read_said(tmp_path / "nowhere.csv")
 
 
@@ -87,3 +101,20 @@ def test_a_changed_file_changes_the_sets_fingerprint(tmp_path):
     prints = [open_clips([one], tmp_path / "samples").clip_set.fingerprint() for _ in range(2)]
     clip(one.path, 101)
     assert prints[0] == prints[1] != open_clips([one], tmp_path / "samples").clip_set.fingerprint()
+
+
+def test_a_folder_that_holds_something_else_is_never_written_over(tmp_path):
+    one = Clip(clip(tmp_path / "in/a.mp4", 100), "a ball")
+    made = clip(tmp_path / "eval/samples/videos/clip-000000.mp4", 7)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/read.me").write_text("")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = made.read_bytes()
+    for name in ("eval/samples", "notes", "file", "link"):
+        with pytest.raises(ValueError, match=f"{name}: .*name another --out"):
+            open_clips([one], tmp_path / name)
+    assert made.read_bytes() == before and not made.is_symlink()
+    open_clips([one], tmp_path / "samples")
+    (tmp_path / "samples/manifest.json").unlink()  # a kill before the end
+    assert open_clips([one], tmp_path / "samples").ids

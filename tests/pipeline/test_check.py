@@ -228,11 +228,22 @@ def test_a_policy_that_is_kept_at_its_end_alone_is_refused_for_selection(project
 
 def test_a_source_that_compares_stands_only_where_comparisons_are_of_use(project):
     entry = {"policy": "rwr1", "against": "base", "source": "pairs"}
+    sources = default_params()["feedback"]["sources"]
     wrong = {
         "evaluate.judges: pairs compares two clips at once, so it cannot judge one alone": [
             ("evaluate", {"judges": ["physics", "judge", "pairs"]})
         ],
         "select.judges: pairs compares two clips at once": [("select", {"judges": ["pairs"]})],
+        "audit.human.source: people compares two clips at once; wanted people who rate single clips": [
+            ("audit", {"human": {"set": "runs/r1/samples", "source": "people"}}),
+            (
+                "feedback",
+                {
+                    "sources": sources
+                    | {"people": sources["people"] | {"rubric": "feedback/rubrics/people-preference.yaml"}}
+                },
+            ),
+        ],
         "pairs compares clips, so it labels none: no pairs: all, balanced and no reward: label, p_accept (found pairs: "
         "balanced, reward: label)": [("feedback", {"source": "pairs"}), ("build", {"sources": {}})],
         "pairs: preferred takes the preferences of a source that compares clips, but judge judges one clip at a time": [

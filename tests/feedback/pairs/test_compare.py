@@ -200,6 +200,8 @@ def test_two_policies_clips_are_paired_by_prompt_and_noise(tmp_path):
     assert {row.preferred for row in compare_pairs(pairs, Brighter(), None, BATCH).preferences} == {"first"}
     with pytest.raises(ValueError, match="8 clips have no partner of the same prompt, noise and size"):
         pairs_between(policy.folder, make_clips(tmp_path / "other", 1).folder, ("a", "b"), None, 1)
+    with pytest.raises(ValueError, match="base: compared with itself; wanted the evaluation clips of two policies"):
+        pairs_between(base.folder, tmp_path / "policy/../base", ("a", "b"), None, 1)
 
 
 # A VLM in this process
