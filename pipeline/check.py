@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from data.prompts import Prompt, extended, load_prompts, select
 from feedback.core.kinds import read_block, resolve
+from feedback.core.rubric import load_rubric
 from generators.core.checkpoint import Checkpoint, NotReachedError
 from generators.core.load import examine_generator
 from generators.core.rollout import Sampling, VideoSize
@@ -320,5 +321,10 @@ def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | 
     read = read_block(name, given)
     if prompts is not None and read.kind.check_prompts:
         read.kind.check_prompts(prompts)
+    if prompts is not None and read.needs.rubric:
+        try:
+            load_rubric(Path(read.needs.rubric)).check_prompts(prompts)
+        except ValueError as error:
+            raise ParamsError(f"feedback.sources.{name}.rubric: {read.needs.rubric}: {error}") from error
     for key, inner in read.needs.inner.items():
         _check_source(f"{name}.{key}", inner, prompts)

@@ -49,7 +49,7 @@ class Asking:
         for row in verdicts:
             if row.vote < counted:
                 of_clip[row.sample_id].append(row)
-        labels = [combine(of_clip[sample.sample_id], source.rubric) for sample in clip_set.samples]
+        labels = [combine(of_clip[sample.sample_id], source.rubric.of(sample.prompt)) for sample in clip_set.samples]
         return Judgements(clip_set.samples, labels, verdicts)
 
 
@@ -59,7 +59,7 @@ def vote_stability(judged: Judgements, source: Source) -> dict[str, Any] | str:
         return f"{source.name} answers the same however often it is asked"
     if all(row.vote == 0 for row in judged.verdicts):
         return "one vote was asked for: audit.votes is 1"
-    return asdict(vote_agreement(judged.verdicts, source.rubric).label)
+    return asdict(vote_agreement(judged.verdicts, source.rubric, judged.samples).label)
 
 
 def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sample], frames: int | None) -> Source | str:
@@ -80,7 +80,7 @@ def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sampl
     if all(sample_frames(one.num_frames, current) == sample_frames(one.num_frames, frames) for one in samples):
         return f"{frames} frames of these clips are those that the rubric shows already"
     other = copy.copy(source)
-    other.rubric = replace(source.rubric, frames=frames)
+    vars(other)["rubric"] = replace(source.rubric, frames=frames)
     return other
 
 
@@ -98,5 +98,5 @@ def rated(people: Source, clip_set: ClipSet) -> list[Label]:
         with contextlib.suppress(LabelError):  # not rated yet
             for rows in people.judge([request]):
                 if not all((row.error or "").startswith(UNRATED) for row in rows):
-                    labels.append(combine(rows, people.rubric))
+                    labels.append(combine(rows, people.rubric.of(request.sample.prompt)))
     return labels
