@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from math import comb
 from statistics import fmean
 
-from data.records import Sample, Verdict
-from feedback.core.rubric import AnyRubric, combine
+from data.records import Verdict
+from feedback.core.rubric import Rubric, combine
 
 Ballots = Mapping[str, Sequence[bool | None]]  # sample_id -> its votes; None: no answer
 
@@ -40,14 +40,11 @@ class VoteAgreement:
     questions: dict[str, Agreement]
 
 
-def vote_agreement(
-    verdicts: Iterable[Verdict], rubric: AnyRubric, samples: Iterable[Sample]
-) -> VoteAgreement:
+def vote_agreement(verdicts: Iterable[Verdict], rubrics: Mapping[str, Rubric]) -> VoteAgreement:
     """Agreement of one source's votes, by question and for the labels that the rubric's rule makes from each vote.
 
-    samples: of these verdicts' clips, for their prompts.
+    rubrics: by sample_id.
     """
-    rubrics = {sample.sample_id: rubric.of(sample.prompt) for sample in samples}
     names = dict.fromkeys(question.name for one in rubrics.values() for question in one.questions)
     answers: dict[str, dict[str, list[bool | None]]] = {name: {} for name in names}
     votes: dict[tuple[str, int], list[Verdict]] = {}

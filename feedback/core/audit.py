@@ -14,7 +14,7 @@ from data.video import sample_frames
 from feedback.core.agreement import vote_agreement
 from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import combine
-from feedback.core.source import UNRATED, LabelError, Source, raters_of, votes_of
+from feedback.core.source import UNRATED, LabelError, Source, raters_of, rubrics_of, votes_of
 
 
 class Judgements(NamedTuple):
@@ -59,7 +59,7 @@ def vote_stability(judged: Judgements, source: Source) -> dict[str, Any] | str:
         return f"{source.name} answers the same however often it is asked"
     if all(row.vote == 0 for row in judged.verdicts):
         return "one vote was asked for: audit.votes is 1"
-    return asdict(vote_agreement(judged.verdicts, source.rubric, judged.samples).label)
+    return asdict(vote_agreement(judged.verdicts, rubrics_of(source, judged.samples)).label)
 
 
 def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sample], frames: int | None) -> Source | str:

@@ -29,6 +29,7 @@ from feedback.core.source import (
     in_order,
     metrics_of,
     raters_of,
+    rubrics_of,
     votes_of,
 )
 
@@ -272,7 +273,7 @@ def _agreed(
     """The agreement of the votes; None for a single vote."""
     if votes == 1:
         return None
-    found = vote_agreement(verdicts, source.rubric, samples)
+    found = vote_agreement(verdicts, rubrics_of(source, samples))
     several = {"all answers": found.answers, **found.questions} if len(found.questions) > 1 else {}
     for what, of in {"the label": found.label, **several}.items():
         logger.info("%s: votes agree on %s: %s", source.name, what, _in_words(of))

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.records import Sample, Verdict
 from data.store import read_clip
-from feedback.core.rubric import AnyRubric, Question
+from feedback.core.rubric import AnyRubric, Question, Rubric
 
 READERS = 2  # threads that decode clips ahead of a source in this process
 
@@ -166,6 +166,11 @@ def verdicts_on(
         getattr(answers, "close", lambda: None)()
     if missing := sorted(requests.keys() - found):
         raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
+
+
+def rubrics_of(source: Source, samples: Iterable[Sample]) -> dict[str, Rubric]:
+    """The rubric of each clip's prompt, by sample_id."""
+    return {sample.sample_id: source.rubric.of(sample.prompt) for sample in samples}
 
 
 def in_order(rows: Sequence[Verdict], sample: Sample, source: Source, votes: int, where: str) -> list[Verdict]:

@@ -227,7 +227,7 @@ def test_the_verdict_is_the_same_before_and_after_encoding(judge, ask):
     inputs = [inputs_of(judge, clip(index), one.sample.prompt) for index, one in enumerate(requests)]
     with torch.no_grad():
         logits = torch.cat([judge.vlm(**one).logits[:, -1] for one in inputs])
-    before = read_answers(logits, judge.answers["accept"])
+    before = read_answers(logits, judge.answers["Accept", "Reject"])
     assert [v.answer for v in after] == [answer.p_yes > 0.5 for answer in before]
     assert [v.p_yes for v in after] == pytest.approx([answer.p_yes for answer in before], abs=0.02)
 
