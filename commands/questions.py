@@ -10,7 +10,7 @@ from pipeline.command import PATH, device_option, stage_command
 @stage_command
 @click.option("--writer", required=True, help="template, a source of feedback.sources, rubric, or a dotted path.")
 @click.option("--rubric", type=PATH, help="YAML file: the question sheet of a source, or of writer rubric.")
-@click.option("--kinds", help="Kinds of questions, such as alignment,physics,quality; default: all that a question sheet has.")
+@click.option("--kinds", help="Such as alignment,physics,quality; default: all kinds of a question sheet.")
 @click.option("--prompts", type=PATH, help="CSV of the prompt set; default: that of params.yaml.")
 @click.option("--out", type=PATH, required=True, help="CSV to write, for `questions:` of a rubric.")
 @click.option("--force", is_flag=True, help="Write it again where it is there, over what was changed in it by hand.")

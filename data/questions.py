@@ -1,4 +1,4 @@
-"""Questions about the clips of each prompt, as a CSV: columns prompt, name, question, wanted, optionally other, required.
+"""Questions about the clips of each prompt, as a CSV; the columns `other` and `required` are optional.
 
     prompt     the prompt's text, as in the prompt set
     name       the aspect that is asked about; equal names of several prompts are one aspect, whose rate is reported

@@ -282,9 +282,12 @@ function describe({clip, labels, verdicts}) {
 }
 
 function describeVerdict(one) {
+  const [mark, , look] = MARKS.get(one.wanted ?? null);  // of one question among several: whether it counts for the clip
+  const word = one.word ?? {true: "yes", false: "no", null: "no answer"}[one.answer];
   return pairs({
-    [one.question]: {true: "yes", false: "no", null: "no answer"}[one.answer] + (one.vote ? `, vote ${one.vote + 1}` : ""),
-    "p(yes)": one.p_yes, score: one.score, reason: one.reason, "raw reply": one.raw, error: one.error,
+    [one.question]: make("span", {className: one.asked ? look : ""},
+      `${one.asked ? mark + " " : ""}${word}${one.vote ? `, vote ${one.vote + 1}` : ""}`),
+    asked: one.asked ?? null, [`p(${one.yes ?? "yes"})`]: one.p_yes, score: one.score, reason: one.reason, "raw reply": one.raw, error: one.error,
     model: one.model, version: one.model_version, rubric: one.rubric_hash, frames: one.frames.join(", "),
     tokens: one.tokens, "cost, $": one.cost,
   });
@@ -292,7 +295,7 @@ function describeVerdict(one) {
 
 function pairs(facts) {
   const known = Object.entries(facts).filter(([, value]) => value !== null);
-  return make("dl", {}, ...known.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
+  return make("dl", {}, ...known.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value instanceof Node ? value : String(value))]));
 }
 
 dialog.onclose = () => {

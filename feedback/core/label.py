@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from data.labels import LABELS, QUESTIONS, VERDICTS
 from data.manifest import MANIFEST, atomically, publish, read_manifest, write_manifest
-from data.records import Label, Sample, Verdict, read_rows, write_rows
+from data.records import Asked, Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
 from feedback.core.kept import verdicts_of
@@ -52,7 +53,7 @@ class LabelCounts(NamedTuple):
 def label_clip_set(
     clip_set: ClipSet, source: Source, work: Path, out: Path, batch_size: int, votes: int = 1, max_failed: float = 0.0
 ) -> LabelCounts:
-    """Judge every clip `votes` times and publish verdicts.parquet, labels.parquet and a manifest as the folder `out`.
+    """Judge every clip `votes` times and publish the tables of data/labels.py and a manifest as the folder `out`.
 
     work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only the
         missing clips and produces the same bytes. The caller deletes it on success, and uses a separate folder for each
@@ -82,7 +83,7 @@ def label_clip_set(
         "clip_set": clip_set.fingerprint(),
         **counts._asdict(),
     }
-    _publish(work / "out", out, source, verdicts, labels, facts)
+    _publish(work / "out", out, source, verdicts, labels, _asked(source, clip_set.samples), facts)
     return counts
 
 
@@ -267,9 +268,7 @@ def _in_a_line(verdict: Verdict, question: Question) -> str:
     return f"{answer}{chance}{f': {why}' if why else ''}"
 
 
-def _agreed(
-    source: Source, verdicts: Sequence[Verdict], samples: Sequence[Sample], votes: int
-) -> VoteAgreement | None:
+def _agreed(source: Source, verdicts: Sequence[Verdict], samples: Sequence[Sample], votes: int) -> VoteAgreement | None:
     """The agreement of the votes; None for a single vote."""
     if votes == 1:
         return None
@@ -322,12 +321,20 @@ def _in_order(rows: Sequence[Verdict], sample: Sample, source: Source, votes: in
 
 
 def _publish(
-    folder: Path, out: Path, source: Source, verdicts: Sequence[Verdict], labels: Sequence[Label], facts: dict[str, Any]
+    folder: Path,
+    out: Path,
+    source: Source,
+    verdicts: Sequence[Verdict],
+    labels: Sequence[Label],
+    asked: Sequence[Asked],
+    facts: dict[str, Any],
 ) -> None:
     """Write the tables and their manifest to a new `folder`, and move it to `out`."""
     shutil.rmtree(folder, ignore_errors=True)
-    write_rows(folder / "verdicts.parquet", verdicts, Verdict)
-    write_rows(folder / "labels.parquet", labels, Label)
+    write_rows(folder / VERDICTS, verdicts, Verdict)
+    write_rows(folder / LABELS, labels, Label)
+    if asked:
+        write_rows(folder / QUESTIONS, asked, Asked)
     write_manifest(
         folder,
         "labels",
@@ -339,6 +346,19 @@ def _publish(
         **facts,
     )
     publish(folder, out)
+
+
+def _asked(source: Source, samples: Sequence[Sample]) -> list[Asked]:
+    """What was asked about each prompt's clips, if that is more than one question and not a metric's."""
+    prompts = dict.fromkeys(sample.prompt for sample in samples)
+    rows = [
+        Asked(prompt, one.name, one.ask.strip().replace("{prompt}", prompt), one.affirmative, one.negative, one.wanted,
+              one.required)
+        for prompt in prompts
+        for one in source.rubric.of(prompt).questions
+    ]  # fmt: skip
+    several = len({row.question for row in rows}) > 1
+    return rows if several and not metrics_of(source) else []
 
 
 def _count(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> LabelCounts:

@@ -35,8 +35,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path

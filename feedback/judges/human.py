@@ -155,7 +155,9 @@ class HumanSource:
         """content: sha256 of the mp4; None: of the file as it is now."""
         clip, prompt = content or sha256_of(request.path), request.sample.prompt
         rubric = self.rubric.of(prompt)
-        return [Rateable(rater, clip, prompt, rubric, question) for question in rubric.questions for rater in self.raters]
+        return [
+            Rateable(rater, clip, prompt, rubric, question) for question in rubric.questions for rater in self.raters
+        ]
 
     def _verdict(self, request: Request, one: Rateable, reply: str | None) -> Verdict:
         """A rater's vote. reply: None without a rating."""

@@ -165,8 +165,9 @@ class QwenSource:
     def _judge_window(self, window: Sequence[tuple[Request, np.ndarray | str]]) -> Iterator[list[Verdict]]:
         """The verdicts on some consecutive clips. Clips with the same number of sampled frames form one batch.
 
-        A pass asks each clip of a batch one question: the first of its prompt, then the second, and so on. The other clips in a batch change the last digits of p_yes. Batches therefore never span two windows: a run that
-        is resumed between windows forms the same batches.
+        A pass asks each clip of a batch one question: the first of its prompt, then the second, and so on. The other
+        clips in a pass change the last digits of p_yes. Batches therefore never span two windows: a run that is resumed
+        between windows forms the same batches.
         """
         batches: dict[int, list[SampledClip]] = {}
         for request, frames in window:

@@ -259,9 +259,7 @@ class _OfPairs:
     ) -> list[Comparison]:
         """As of a clip."""
         rubric = self.source.rubric.of(request.prompt)
-        first, second = (
-            self.provider.seen(one.sample, rubric)["frames"] for one in (request.first, request.second)
-        )
+        first, second = (self.provider.seen(one.sample, rubric)["frames"] for one in (request.first, request.second))
         return [
             comparison(self.source, request, call.plan.vote, question, (first, second), facts)
             for index, call in enumerate(calls)
