@@ -385,7 +385,7 @@ def test_a_wrong_rubric_of_own_questions_names_its_file_and_key(own):
         (SHEET + "compares: true", CSV, "own.yaml: compares: true, but two clips are compared by one list"),
         (SHEET.replace("questions.csv", "others.csv"), CSV, "own.yaml: questions: others.csv: not read"),
         (SHEET.replace("rule", "role"), CSV, "own.yaml: rule is missing; known keys are"),
-        (SHEET.replace("questions.csv", '""'), CSV, "own.yaml: questions is ''"),
+        (SHEET.replace("questions.csv", '""'), CSV, "own.yaml: questions: '' is empty"),
         (SHEET, CSV.replace("Red,Blue", "Red,"), "own.yaml: questions: questions.csv, row 5"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
