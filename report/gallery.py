@@ -173,7 +173,7 @@ def _details(
         "clip": asdict(sample) | {"seed": str(sample.seed)},  # which a double cannot hold
         "labels": [asdict(labels[place]) | {"source": judge} for judge, labels in one.labels.items()],
         "verdicts": [
-            asdict(verdict) | _as_asked(verdict, asked[verdict.source].get((sample.prompt, verdict.question)))
+            asdict(verdict) | _as_asked(verdict, asked.get(verdict.source, {}).get((sample.prompt, verdict.question)))
             for verdict in verdicts.get(sample.sample_id, [])
         ],
     }
