@@ -73,8 +73,8 @@ def test_a_clip_is_sent_its_prompts_own_questions_and_a_change_of_one_is_sent_al
     server, clips, tmp_path, monkeypatch, kind
 ):
     def write(**other: str) -> None:
-        rows = [f"scene {n}.,shape,{other.get(f'of{n}', f'is shape {n} there')},Yes," for n in range(CLIPS)]
-        rows += [f"scene {n}.,colour,is it more red or blue,Red,Blue" for n in range(3)]
+        rows = [f"scene {n}.,shape,{other.get(f'of{n}', f'is shape {n} there')},Accept,Reject" for n in range(CLIPS)]
+        rows += [f"scene {n}.,colour,is it more red or blue,Reject,Accept" for n in range(3)]
         (tmp_path / "questions.csv").write_text("\n".join(["prompt,name,question,wanted,other", *rows]))
 
     monkeypatch.chdir(tmp_path)
