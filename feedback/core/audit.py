@@ -79,9 +79,10 @@ def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sampl
         return f"{source.name} chooses no frames: the rubric {source.rubric.name} shows all"
     if all(sample_frames(one.num_frames, current) == sample_frames(one.num_frames, frames) for one in samples):
         return f"{frames} frames of these clips are those that the rubric shows already"
-    other = copy.copy(source)
-    vars(other)["rubric"] = replace(source.rubric, frames=frames)
-    return other
+    other: Any = copy.copy(source)
+    other.rubric = replace(source.rubric, frames=frames)
+    changed: Source = other
+    return changed
 
 
 def frame_stability(before: Judgements, after: Judgements) -> dict[str, Any]:

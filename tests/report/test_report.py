@@ -642,13 +642,15 @@ def test_a_click_shows_the_judges_own_words_as_words(chromium, gallery):
     film(tab, "rwr1", 3).click()  # p11, after p0, p1 and p10
     dialog = tab.locator("dialog[open]")
     expect(dialog.locator("dl").first).to_be_visible()
+    assert "raw words" not in dialog.inner_text()  # of several questions the answers come first
+    dialog.locator("summary").click()
     text = dialog.inner_text()
 
     assert f"raw words 11 {HOSTILE}" in text
     assert f"because {HOSTILE}" in text
     for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
         assert words in text
-    assert f"does it fall {HOSTILE}" in text and "✗ Accept" in text and "p(Accept)" in text  # Reject is wanted
+    assert f"✗ Accept, p(Accept) 0.86: does it fall {HOSTILE}" in text  # Reject is wanted
     wait_until_playing(tab, "dialog")
     expect(tab.locator("script:not([src])")).to_have_count(0)
     assert not alarms
