@@ -11,6 +11,7 @@
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,9 @@ def _spelled(word: str) -> str:
 
 
 def _first_word(text: str) -> str:
-    return text.casefold().split()[0]
+    """As of the answers of a rubric (feedback/core/rubric.py)."""
+    found = re.search(r"\w+", text)
+    return (found[0] if found else text).casefold()
 
 
 def _required(where: str, cells: Mapping[str, str]) -> bool:

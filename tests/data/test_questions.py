@@ -83,6 +83,7 @@ def test_a_wrong_file_is_refused_with_its_place_and_what_would_be_right(file):
         (HEADER + "a ball falls,object,is there a ball,“Yes”\n", "row 2: wanted is '“Yes”'; write Yes, without quotes"),
         (wide + "a ball falls,object,is there a ball,Yes,'No',\n", "row 2: other is \"'No'\"; write No, without"),
         (wide + "a ball falls,object,red?,Red ball,red cup,\n", "'Red ball' and other 'red cup'", "the same word"),
+        (wide + "a ball falls,object,red?,Red!,red.,\n", "'Red!' and other 'red.'", "the same word"),
         (wide + "a ball falls,object,is there a ball,Yes,,maybe\n", "row 2: required is 'maybe', expected Yes or No"),
         (wide + "a ball falls,object,is there a ball,Yes,,no\n", "row 2: no question about 'a ball falls' is required"),
         (HEADER + '"a ball\nfalls",object,is there a ball,Yes\n', "row 2: prompt has a line break", "one line"),
