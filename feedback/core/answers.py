@@ -56,6 +56,14 @@ def read_answer(text: str, question: Question) -> dict[str, Any]:
     return {"error": f"{UNREADABLE_ANSWER}neither {_wanted(question)} alone, but {_quoted(text)}"}
 
 
+def reason_after(reply: str, question: Question, answer: bool) -> str | None:
+    """What a reply says besides the answer word that it begins with; None if nothing."""
+    if (given := _object(reply)) is not None:
+        return _reason(given)
+    word = question.affirmative if answer else question.negative
+    return reply.strip().strip("\"'`").removeprefix(word).strip(" .,:;-\n") or None
+
+
 def after_thoughts(text: str) -> str:
     """A reply without the thoughts before its answer and the marks around it; empty where the thoughts do not end."""
     closed = list(_CLOSING.finditer(text))
@@ -85,11 +93,16 @@ def probable(p_yes: float) -> dict[str, Any]:
 
 
 def _of_object(given: Mapping[str, Any], question: Question) -> dict[str, Any]:
-    word, reason = given.get("answer"), given.get("reason")
+    word = given.get("answer")
     answer = _word(word.strip(), question) if isinstance(word, str) else None
     if answer is None:
         return {"error": f"{UNREADABLE_ANSWER}`answer` is {_quoted(repr(word))}, neither {_wanted(question)}"}
-    return answer | {"reason": reason.strip() or None if isinstance(reason, str) else None}
+    return answer | {"reason": _reason(given)}
+
+
+def _reason(given: Mapping[str, Any]) -> str | None:
+    reason = given.get("reason")
+    return reason.strip() or None if isinstance(reason, str) else None
 
 
 def answer_words(question: Question) -> tuple[str, ...]:

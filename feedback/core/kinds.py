@@ -167,8 +167,9 @@ def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
 def needs_device(name: str, block: Mapping[str, Any]) -> bool:
     """Whether a source or a nested source runs a model in this process. Raises ValueError as `read_block` does."""
     read = read_block(name, block)
-    inner = read.needs.inner
-    return read.kind.needs_device or any(needs_device(f"{name}.{key}", inner[key]) for key in inner)
+    needs = read.needs
+    nested = any(needs_device(f"{name}.{key}", inner) for key, inner in needs.inner.items())
+    return read.kind.needs_device or needs.model is not None or nested
 
 
 def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:

@@ -259,11 +259,13 @@ def _combined(
 
 
 def _in_a_line(verdict: Verdict, question: Question) -> str:
-    """An answer with its probability and its reason or error; without a reason, the raw reply."""
+    """An answer with its probability and its reason or error; without a reason the raw reply, if it is in words."""
     words = {True: question.affirmative, False: question.negative, None: "no answer"}
     answer = words[verdict.answer] if verdict.score is None else f"score {verdict.score:g}"
     chance = "" if verdict.p_yes is None else f" ({verdict.p_yes:.2f} {question.affirmative})"
     raw = " ".join((verdict.raw or "").split())[:REPLY_LENGTH]
+    if verdict.answer is not None and raw.startswith("{"):  # a server's whole reply
+        raw = ""
     why = "; ".join(text for text in (verdict.error, verdict.reason or raw) if text)
     return f"{answer}{chance}{f': {why}' if why else ''}"
 

@@ -20,6 +20,7 @@ from transformers.video_utils import VideoMetadata
 
 from data.records import Comparison, Sample, Verdict
 from data.video import sample_frames
+from feedback.core.answers import reason_after
 from feedback.core.rubric import AnyRubric, Question, Rubric
 from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
 from feedback.core.weights import weights_version
@@ -245,10 +246,9 @@ class QwenSource:
             words = f"{question.affirmative} or {question.negative}"
             return {"raw": raw, "error": f"{UNREADABLE_ANSWER}{words} has a probability of {answer.mass:.3g}, {least}"}
         affirmative = answer.p_yes > 0.5
-        word = question.affirmative if affirmative else question.negative
-        words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
-        reason = words.removeprefix(word).strip(" .,:;-\n") if self._max_new_tokens else None
-        return {"answer": affirmative, "p_yes": answer.p_yes, "raw": raw, "reason": reason or None}
+        words = self.processor.tokenizer.decode(reply, skip_special_tokens=True)
+        reason = reason_after(words, question, affirmative) if self._max_new_tokens else None
+        return {"answer": affirmative, "p_yes": answer.p_yes, "raw": raw, "reason": reason}
 
 
 def build_inputs(

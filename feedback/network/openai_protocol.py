@@ -248,33 +248,38 @@ def answer_token(message: ReplyMessage) -> Mapping[str, Any] | None:
     Thoughts, whether or not they are part of the text, spaces and quotes come before it.
     """
     text = (message.text or "").strip()
-    start = _joined(message.tokens).rfind(text)
+    start = _joined(message.tokens).rfind(_without_spaces(text))
     if not text or start < 0:
         return None
     if unfenced(text).startswith("{"):
         return at_value(message.tokens, "answer", start)
-    letter = re.search(r"\w", text)
+    letter = re.search(r"\w", _without_spaces(text))
     return _token_at(message.tokens, start + letter.start()) if letter else None
 
 
 def at_value(tokens: Sequence[Mapping[str, Any]], key: str, start: int = 0) -> Mapping[str, Any] | None:
     """The token at which the value of a JSON object's string begins, in a reply made of these tokens.
 
-    start: the character of the reply at which the object begins.
+    start: the character of the reply, counted without spaces, at which the object begins.
     """
     found = re.compile(rf'"{re.escape(key)}"\s*:\s*"').search(_joined(tokens), start)
     return _token_at(tokens, found.end()) if found else None
 
 
 def _joined(tokens: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(str(token.get("token", "")) for token in tokens)
+    """A reply without spaces: where a tokenizer marks them by the place of its tokens, the tokens hold none."""
+    return "".join(_without_spaces(str(token.get("token", ""))) for token in tokens)
+
+
+def _without_spaces(text: str) -> str:
+    return re.sub(r"[\s▁]+", "", text)
 
 
 def _token_at(tokens: Sequence[Mapping[str, Any]], place: int) -> Mapping[str, Any] | None:
-    """The token that holds this character of a reply."""
+    """The token that holds this character of a reply, counted without spaces."""
     end = 0
     for token in tokens:
-        end += len(str(token.get("token", "")))
+        end += len(_without_spaces(str(token.get("token", ""))))
         if end > place:
             return token
     return None

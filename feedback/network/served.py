@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT, Count, Probability, Url, WholeNotNegative
 from data.records import Sample
 from data.video import sample_frames
-from feedback.core.answers import Masses, probable, read_answer, word_masses
+from feedback.core.answers import Masses, probable, read_answer, reason_after, word_masses
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Rubric
 from feedback.core.source import UNREADABLE_ANSWER
@@ -213,6 +213,8 @@ class Served:
             token = answer_token(message)
             top = top_of(token) if token else {}
             facts = self._by_masses(word_masses(top, question)) if top else read_answer(message.text, question)
+            if facts.get("answer") is not None and not facts.get("reason"):
+                facts = {**facts, "reason": reason_after(message.text, question, facts["answer"])}
         return Reading({question.name: facts}, string(given.get("model")), **read_usage(given))
 
     def _by_masses(self, masses: Masses) -> dict[str, Any]:

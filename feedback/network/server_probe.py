@@ -137,12 +137,12 @@ async def check_times(send: Send, shown: Shown, refuses: Callable[[Exception], b
 async def check_answers(send: Send, shown: Shown, here: Judge, p_yes_of: Callable[[str], float | None]) -> None:
     """Raise ServerMismatch where tokens or p_yes differ from those of the same model in this process.
 
-    The first clip is shown as it is, backwards, and at half its rate: a single answer may be so certain that nothing
+    The first clip is shown as it is, backwards, and at twice its rate: a single answer may be so certain that nothing
     changes it. p_yes_of: of a raw reply.
     """
     frames, times = frames_of(shown.url), shown.body[TIMES]["video"]
     rate = len(frames) / times["total_num_frames"] * times["fps"]
-    variants = (("as it is", frames, rate), ("backwards", frames[::-1], rate), ("at half its rate", frames, rate / 2))
+    variants = (("as it is", frames, rate), ("backwards", frames[::-1], rate), ("at twice its rate", frames, 2 * rate))
     for how, variant, fps in variants:
         indices = range(len(variant))
         url = frames_url(variant, indices, shown.picture)

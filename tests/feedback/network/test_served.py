@@ -107,7 +107,7 @@ def test_a_server_that_shows_other_frames_is_an_error_that_says_how_to_start_it(
             setattr(server.behaviour, name, value)
         message = stopped(source_at(server, "served"), clips)
         assert words in message, message
-        assert "vllm serve m --trust-request-mm-kwargs --limit-mm-per-prompt '{\"video\": 1}'" in message
+        assert "vllm serve m --trust-request-mm-kwargs --limit-mm-per-prompt '{\"video\": 2}'" in message
         assert "clip: frames" in message
         assert not server.attempts, wrong
 
@@ -160,6 +160,8 @@ PLACES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("a quote first", completion('"Accept"', [token('"', Rej=-0.1), *BEGINS[:2], token('"')])),
     ("thoughts", completion("<think>Reject?</think>\n\nAccept", [*MISLEADING, token("\n\n"), *BEGINS])),
     ("thoughts that the template began", completion("Reject?</think>Accept", [*MISLEADING[1:], *BEGINS])),
+    ("words whose tokens hold no spaces", completion(" Accept because it moves",
+     [*BEGINS[:2], token("because"), token("▁it"), token("moves")])),
     ("thoughts apart", completion("Accept", BEGINS, reasoning_content="Reject?")),
     ("thoughts apart, with tokens", completion("Accept", [*MISLEADING, *BEGINS], reasoning_content="Reject?")),
     ("an answer in marks", completion("<think>Reject?</think><answer>Accept</answer>",
@@ -176,12 +178,18 @@ WORDS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+def text_of(body: dict[str, Any]) -> str:
+    """What a reply says."""
+    return str(body["choices"][0]["message"]["content"])
+
+
 def test_p_yes_is_read_where_the_answer_begins_and_from_the_words_where_that_cannot_be_told(server, clips):
     for name, body in PLACES + WORDS:
         server.behaviour.script = [{"body": body}]
         (row,) = judged(source_at(server, "served", model=name), clips, 1).values()
         assert word(row) == "Accept" and row.error is None, (name, row)
         assert row.p_yes == (None if (name, body) in WORDS else pytest.approx(0.5 / 0.6)), name
+        assert row.reason == ("because it moves" if "because" in text_of(body) else None), (name, row)
 
 
 def test_thoughts_without_an_end_are_no_answer_and_say_what_to_raise(server, clips):
