@@ -41,7 +41,7 @@ PACE = ("batch_size", "cache")  # options that change no answer, but for its las
 WIRING = ("feedback.core.kinds",)  # makes sources of blocks, and decides no answer
 TOGETHER, SECONDS = 64, 2.0  # verdicts are committed so many together, or after so many seconds
 PLACE = ("sample_id", "policy", "seed", "file_name")  # columns that say where a clip comes from, not what it shows
-OF_PROMPT = "questions of each prompt's own"  # in place of a rubric's hash, which each clip then has
+OF_PROMPT = "(each prompt's own)"  # in place of a rubric's hash, which each clip then has
 OWN = ("sample_id", "source", "model", "rubric_hash")  # fields of a verdict that its source and its clip fill in
 
 
