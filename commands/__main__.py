@@ -15,6 +15,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "doctor": "List what works on this machine, and why the rest does not.",
     "preset": "Lay a preset over params.yaml.",
     "prompts": "Make a prompt set of a published benchmark's files.",
+    "questions": "Write questions of each prompt's own, for a rubric.",
     "judge": "Estimate the cost of a source, or print its answers about a few clips.",
     "ledger": "Show which answers and verdicts are kept, and remove some.",
     "audit": "Compare a judge with people's choices between clips, or their scores.",

@@ -2,6 +2,7 @@
 
     labels.parquet     Label, a row a clip
     verdicts.parquet   Verdict, a row a clip, question and vote
+    questions.parquet  Asked, a row a prompt and question; only of a source that asks several questions
     manifest.json      its facts name the source, and by `clip_set` the manifest of the clips by its sha256
 
 Written by feedback.core.label; opened and checked here.
@@ -15,12 +16,12 @@ from typing import Any
 
 from data import records
 from data.manifest import MANIFEST, read_manifest, sha256_of
-from data.records import Label, Sample, Verdict, read_rows
+from data.records import Asked, Label, Sample, Verdict, read_rows
 from data.store import KIND as CLIP_SET
 from data.store import METADATA
 
 KIND = "labels"
-LABELS, VERDICTS = "labels.parquet", "verdicts.parquet"
+LABELS, VERDICTS, QUESTIONS = "labels.parquet", "verdicts.parquet", "questions.parquet"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ def match_labels(samples: Sequence[Sample], labels: Sequence[Label], where: str)
             f"{unknown[:3]}"
         )
     return label_of
+
+
+def read_asked(folder: Path) -> dict[tuple[str, str], Asked]:
+    """What was asked, by the prompt and the question's name; empty where the source asks one question."""
+    path = folder / QUESTIONS
+    return {(one.prompt, one.question): one for one in (read_rows(path, Asked) if path.is_file() else [])}
 
 
 def read_labels(folder: Path) -> list[Label]:

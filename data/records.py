@@ -69,6 +69,19 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question that a source was asked about the clips of a prompt."""
+
+    prompt: str
+    question: str  # its name
+    ask: str  # its words, without the rubric's instructions
+    affirmative: str  # the word of answer true
+    negative: str
+    wanted: bool  # the answer in favour of the clip
+    required: bool  # whether the label depends on it
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A source's answer to one question about two clips of one prompt, as they were shown, in one vote."""
 
@@ -129,7 +142,7 @@ class Pair:
 
 R = typing.TypeVar("R")
 WithId = typing.TypeVar("WithId", Sample, Verdict, Label, Weighted)
-Row = Sample | Verdict | Label | Comparison | Preference | Weighted | Pair
+Row = Sample | Verdict | Label | Asked | Comparison | Preference | Weighted | Pair
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int64())}
 

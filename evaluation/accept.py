@@ -10,6 +10,7 @@ import numpy as np
 from evaluation.agreement import compare_judges
 from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
 from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
+from evaluation.questions import in_all
 from evaluation.selection import BestOf, TopK, take_best_of
 from evaluation.sets import EvaluationSet, check_paired, scores
 
@@ -61,6 +62,11 @@ def summarise(
         policies.<name>.top_k_scores.<judge>.<split>  mean, low, high, n
         policies.<name>.top_k_minus_base, top_k_minus_start, top_k_score_minus_base, top_k_score_minus_start
 
+    Only where a judge asks several questions, and for policies alone; a clip that was not asked one counts as unknown:
+
+        policies.<name>.questions.<judge>.<question>.<split>    rate, low, high, n: of the wanted answer
+        policies.<name>.questions_minus_base, questions_minus_start    likewise diff, low, high
+
     Only where a clip had more than one vote (feedback.core.agreement says what is computed):
 
         policies.<name>.agreement.<judge>             label, answers, questions.<question>, each with clips,
@@ -76,7 +82,9 @@ def summarise(
         for name, one in measured.items()
     }
     policies = {
-        name: _policy(name, measured, starts.get(name), clips, bootstrap) | _votes(one.agreement)
+        name: _policy(name, measured, starts.get(name), clips, bootstrap)
+        | _by_question(name, sets, starts.get(name), clips, bootstrap)
+        | _votes(one.agreement)
         for name, one in sets.items()
     }
     warnings = [*_lost_starts(starts, policies), *_much_unlabelled(policies)]
@@ -155,6 +163,26 @@ def _policy(
         compared["start"] = measured[start]
     counted = np.ones(len(clips.samples), bool)
     return {"start": start, "baseline": None, **_tables(measured[name], compared, counted, clips, bootstrap)}
+
+
+def _by_question(
+    name: str, sets: Mapping[str, EvaluationSet], start: str | None, clips: Clips, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """How often each question of each judge got its wanted answer, and the differences to base and start."""
+    judges = in_all({policy: one.answers for policy, one in sets.items()})
+    compared = {"base": BASE} if name != BASE else {}
+    if start is not None and start in sets:
+        compared["start"] = start
+    cells, found = clips.cells[None], dict[str, Any]()
+    for judge, names in judges.items():
+        own = {question: sets[name].answers[judge][question] for question in names}
+        found.setdefault("questions", {})[judge] = _means(own, "rate", cells, clips.prompts, bootstrap)
+        for other, policy in compared.items():
+            differences = _differences(
+                own, sets[policy].answers[judge], difference_by_clip, cells, clips.prompts, bootstrap
+            )
+            found.setdefault(f"questions_minus_{other}", {})[judge] = differences
+    return found
 
 
 def _best_of_base(

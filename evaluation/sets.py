@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from data.labels import VERDICTS, LabelSet, open_labels, read_samples
 from data.records import Label, Sample
+from evaluation.questions import Answers, read_answers
 
 SCORES = ("score", "p_accept", "label")  # columns of a label table, the most informative first
 
@@ -22,6 +23,7 @@ class EvaluationSet:
     samples: tuple[Sample, ...]
     labels: dict[str, tuple[Label, ...]]  # judge -> one label a sample, in the same order
     agreement: dict[str, Any] = field(default_factory=dict)  # judge -> agreement of its votes, if several
+    answers: dict[str, Answers] = field(default_factory=dict)  # of judges that ask several questions
 
 
 def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
@@ -36,6 +38,7 @@ def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
     samples = tuple(sorted(read_samples(clips), key=lambda sample: (sample.prompt_id, sample.seed)))
     labels: dict[str, tuple[Label, ...]] = {}
     agreement: dict[str, Any] = {}
+    answers: dict[str, Answers] = {}
     for judge in judges:
         labelled = _labels(folder, judge, samples)
         measures = labelled.facts.get("measures", ())
@@ -45,7 +48,9 @@ def load_set(folder: Path, judges: Sequence[str]) -> EvaluationSet:
             labels[judge] = tuple(labelled.labels)
         if found := labelled.facts.get("agreement"):
             agreement[judge] = found
-    return EvaluationSet(clips, samples, labels, agreement)
+        if of_judge := read_answers(labelled.folder, samples):
+            answers[judge] = of_judge
+    return EvaluationSet(clips, samples, labels, agreement, answers)
 
 
 def _labels(policy: Path, judge: str, samples: Sequence[Sample]) -> LabelSet:

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.prompts import Prompt, extended, load_prompts, select
-from feedback.core.kinds import read_block, resolve
+from data.questions import by_prompt, read_questions
+from feedback.core.kinds import question_files, read_block, resolve
+from feedback.core.rubric import load_rubric
+from feedback.differentiable.asks import RUBRIC
 from generators.core.checkpoint import Checkpoint, NotReachedError
 from generators.core.load import examine_generator
 from generators.core.rollout import Sampling, VideoSize
@@ -99,7 +102,7 @@ def check_params(with_generator: bool = True) -> Checked:
     _check_comparing(params)
     for name in params["extend"]:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
-    _check_online(params)
+    _check_online(params, prompts)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
         config = train_config(OBJECTIVES[objective])
@@ -108,6 +111,7 @@ def check_params(with_generator: bool = True) -> Checked:
         _check_checkpoints(params, objective, config)
     unused = [*unused_policies(params), *unused_rounds(params)]
     notes = [*advice(params), *_unread(params), *unused, *_uneven_batches(params)]
+    notes += _other_questions(params, [prompt.prompt for prompt in prompts])
     checkpoint = None
     if with_generator:
         try:
@@ -193,7 +197,19 @@ def _uneven_batches(params: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _check_online(params: Mapping[str, Any]) -> None:
+def _other_questions(params: Mapping[str, Any], prompts: Sequence[str]) -> list[str]:
+    """Files with questions about prompts that the set lacks: probably those of another version of it."""
+    sources, known, notes = params["feedback"]["sources"], set(prompts), dict[str, None]()
+    for name in sorted(needed_sources(params)):
+        for file in question_files(name, resolve(name, sources)):
+            asked = by_prompt(read_questions(Path(file)))
+            if more := [prompt for prompt in asked if prompt not in known]:
+                which = f"{len(more)} of its {len(asked)} prompts, such as {more[0]!r}"
+                notes[f"{file} has questions about prompts that the prompt set lacks: {which}"] = None
+    return list(notes)
+
+
+def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
     """Every online policy's recipe with its changes, and its judges."""
     sources = params["feedback"]["sources"]
     for name in params["online"]["policies"]:
@@ -202,6 +218,9 @@ def _check_online(params: Mapping[str, Any]) -> None:
             recipe = load_recipe(entry.recipe, entry.changes)
             members_of(entry.judge, {entry.judge: resolve(entry.judge, sources)})
             check_references(entry.references)
+            if recipe.questions and recipe.questions.writer == RUBRIC and recipe.questions.rubric:
+                asked = [prompt.prompt for prompt in select(prompts, entry.split)]
+                load_rubric(Path(recipe.questions.rubric)).check_prompts(asked)
         except (ParamsError, ValueError) as error:
             raise ParamsError(f"online.policies.{name}: {error}") from error
         if recipe.engine.full and params["generator"]["dtype"] != "float32":
@@ -324,5 +343,10 @@ def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | 
     read = read_block(name, given)
     if prompts is not None and read.kind.check_prompts:
         read.kind.check_prompts(prompts)
+    if prompts is not None and read.needs.rubric:
+        try:
+            load_rubric(Path(read.needs.rubric)).check_prompts(prompts)
+        except ValueError as error:
+            raise ParamsError(f"feedback.sources.{name}.rubric: {read.needs.rubric}: {error}") from error
     for key, inner in read.needs.inner.items():
         _check_source(f"{name}.{key}", inner, prompts)

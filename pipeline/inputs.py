@@ -3,8 +3,8 @@
     generator.json         the family's code and the files of the model
     prompts.json           the prompt set and the images that it names
     references.json        the reference clips that it names
-    sources/<name>.json    the block with its members', the files that it names (rubric, model), the commits of its hub
-                           ids, the code of its kind
+    sources/<name>.json    the block with its members', the files that it names (rubric and its questions, model), the
+                           commits of its hub ids, the code of its kind
     online/<name>.json     the files that an entry of online.policies and its recipe name, the writer's model or code
 
 Stage `base` writes them at every `dvc repro`; the other stages depend on those that they use. So a changed rubric runs
@@ -24,7 +24,9 @@ from data.content.hub import commit_in_cache, commit_on_hub
 from data.content.modules import module_files
 from data.manifest import atomically
 from data.prompts import load_prompts
-from feedback.core.kinds import KINDS, read_block, resolve
+from feedback.core.kinds import KINDS, question_files, read_block, resolve
+from feedback.core.rubric import questions_file
+from feedback.differentiable.asks import RUBRIC
 from feedback.questions import WRITERS, is_source
 from generators.core.load import FAMILIES
 from pipeline.online import REFERENCES
@@ -56,8 +58,9 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
             block = resolve(name, sources)
             kinds = sorted({one["kind"] for one in _blocks(block)})
             code = {kind: found for kind in kinds if (found := _code(kind, KINDS, hashes))}
+            named = [block, *question_files(name, block)]
             hub = {"hub": found} if (found := _commits(name, block, name in needed)) else {}
-            _write(out / f"sources/{name}.json", block=block, files=_files(block, hashes), code=code, **hub)
+            _write(out / f"sources/{name}.json", block=block, files=_files(named, hashes), code=code, **hub)
         for name, entry in params["online"]["policies"].items():
             _write(out / f"online/{name}.json", **_online(entry, sources, hashes))
 
@@ -73,6 +76,8 @@ def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes
     found: dict[str, Any] = {}
     if questions:
         named.append(questions.rubric)
+        if questions.writer == RUBRIC and questions.rubric:
+            named.append(questions_file(Path(questions.rubric)))
         if is_source(questions.writer):
             writer = sources.get(questions.writer, {})
             found["writer"] = {key: writer.get(key) for key in ("kind", "path", "revision", "model", "base_url")}

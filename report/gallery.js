@@ -278,13 +278,27 @@ function describe({clip, labels, verdicts}) {
     make("h3", {}, `${label.source}: `, make("span", {className: MARKS.get(label.label)[2]}, MARKS.get(label.label)[1])),
     pairs({p_accept: label.p_accept, score: label.score, reason: label.reason,
            "unreadable votes": label.nulls ? `${label.nulls} of ${label.votes}` : null}),
-    ...verdicts.filter(one => one.source === label.source).map(describeVerdict)])];
+    ...describeVerdicts(verdicts.filter(one => one.source === label.source))])];
+}
+
+/** Verdicts in full; those of several questions first as a list of the questions and answers. */
+function describeVerdicts(verdicts) {
+  const full = verdicts.map(describeVerdict);
+  if (!verdicts.some(one => one.asked)) return full;
+  const list = verdicts.map(one => {
+    const [mark, , look] = MARKS.get(one.wanted), vote = one.vote ? `, vote ${one.vote + 1}` : "";
+    const p = one.p_yes === null ? "" : `, p(${one.yes}) ${one.p_yes.toFixed(2)}`;
+    return [one.question + vote, make("span", {}, make("span", {className: look}, `${mark} ${one.word ?? "no answer"}`),
+      `${p}: ${one.asked}`)];
+  });
+  return [pairs(Object.fromEntries(list)), make("details", {}, make("summary", {}, "Each answer in full"), ...full)];
 }
 
 function describeVerdict(one) {
   return pairs({
-    [one.question]: {true: "yes", false: "no", null: "no answer"}[one.answer] + (one.vote ? `, vote ${one.vote + 1}` : ""),
-    "p(yes)": one.p_yes, score: one.score, reason: one.reason, "raw reply": one.raw, error: one.error,
+    [one.question]: (one.word ?? {true: "yes", false: "no", null: "no answer"}[one.answer])
+      + (one.vote ? `, vote ${one.vote + 1}` : ""),
+    [`p(${one.yes ?? "yes"})`]: one.p_yes, score: one.score, reason: one.reason, "raw reply": one.raw, error: one.error,
     model: one.model, version: one.model_version, rubric: one.rubric_hash, frames: one.frames.join(", "),
     tokens: one.tokens, "cost, $": one.cost,
   });
@@ -292,7 +306,7 @@ function describeVerdict(one) {
 
 function pairs(facts) {
   const known = Object.entries(facts).filter(([, value]) => value !== null);
-  return make("dl", {}, ...known.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
+  return make("dl", {}, ...known.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value instanceof Node ? value : String(value))]));
 }
 
 dialog.onclose = () => {

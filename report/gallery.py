@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.records import Label, Sample, Verdict, read_rows
+from data.labels import read_asked
+from data.records import Asked, Label, Sample, Verdict, read_rows
 from data.video import LOSSLESS_UP_TO
 from evaluation.sets import EvaluationSet
 from report.playable import Encoded, copy_playable
@@ -149,20 +150,39 @@ def _policy(policy: str, one: EvaluationSet, judges: Sequence[str], lines: Seque
 def _words(policy: str, one: EvaluationSet, lines: Sequence[Line]) -> Iterator[list[dict[str, Any] | None]]:
     """The labels and verdicts of a policy's clips, CHUNK rows of the gallery at a time."""
     verdicts: dict[str, list[Verdict]] = {}
+    asked: dict[str, dict[tuple[str, str], Asked]] = {}
     for source in dict.fromkeys(judge.partition("/")[0] for judge in one.labels):  # of <source>/<measure>
         path = one.folder.parent / "labels" / source / "verdicts.parquet"
         for row in read_rows(path, Verdict) if path.is_file() else []:  # labels that were computed have none
             verdicts.setdefault(row.sample_id, []).append(row)
+        asked[source] = read_asked(path.parent)
     for start in range(0, len(lines), CHUNK):
-        yield [_details(one, line.places.get(policy), verdicts) for line in lines[start : start + CHUNK]]
+        yield [_details(one, line.places.get(policy), verdicts, asked) for line in lines[start : start + CHUNK]]
 
 
-def _details(one: EvaluationSet, place: int | None, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any] | None:
+def _details(
+    one: EvaluationSet,
+    place: int | None,
+    verdicts: Mapping[str, Sequence[Verdict]],
+    asked: Mapping[str, Mapping[tuple[str, str], Asked]],
+) -> dict[str, Any] | None:
     if place is None:
         return None
     sample = one.samples[place]
     return {
         "clip": asdict(sample) | {"seed": str(sample.seed)},  # which a double cannot hold
         "labels": [asdict(labels[place]) | {"source": judge} for judge, labels in one.labels.items()],
-        "verdicts": [asdict(verdict) for verdict in verdicts.get(sample.sample_id, [])],
+        "verdicts": [
+            asdict(verdict) | _as_asked(verdict, asked.get(verdict.source, {}).get((sample.prompt, verdict.question)))
+            for verdict in verdicts.get(sample.sample_id, [])
+        ],
     }
+
+
+def _as_asked(verdict: Verdict, asked: Asked | None) -> dict[str, Any]:
+    """The words of the question and of the answer, and whether it is the wanted one; of a single question, nothing."""
+    if asked is None:
+        return {}
+    words = {True: asked.affirmative, False: asked.negative, None: None}
+    wanted = None if verdict.answer is None else verdict.answer == asked.wanted
+    return {"asked": asked.ask, "yes": asked.affirmative, "word": words[verdict.answer], "wanted": wanted}

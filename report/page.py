@@ -134,6 +134,7 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         overview=table.overview(summary),
         accept_tables=accept_tables,
         further_tables=table.further_tables(summary),
+        question_tables=table.question_tables(summary),
         baselines=table.baselines(summary),
         preferences=table.preference_table(summary),
         agreement=table.agreement_table(summary),

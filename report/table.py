@@ -94,6 +94,17 @@ def further_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     return [table for table in found if table.columns]
 
 
+def question_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
+    """Of each judge that asks several questions, how often each gets its wanted answer under each policy."""
+    asked = {name: policy for name, policy in summary["policies"].items() if "questions" in policy}
+    found = []
+    for judge in dict.fromkeys(judge for policy in asked.values() for judge in policy["questions"]):
+        questions = dict.fromkeys(one for policy in asked.values() for one in policy["questions"].get(judge, {}))
+        rows = [Row(question, _question_cells(asked, judge, question)) for question in questions]
+        found.append(_table(f"wanted answers of {judge}, % [95 %]", "question", rows))
+    return found
+
+
 def agreement_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """How far each pair of judges agrees: on clips, and on what is better among prompts and policies."""
     agreement = summary.get("agreement", {})
@@ -205,6 +216,17 @@ def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
         if key in policy:
             cells[title] = _difference(policy[key].get(judge, {}).get("all"))
     return cells | votes(policy.get("agreement", {}).get(judge))
+
+
+def _question_cells(policies: Mapping[str, Any], judge: str, question: str) -> dict[str, Cell]:
+    cells = {}
+    for name, policy in policies.items():
+        rate = policy["questions"].get(judge, {}).get(question, {}).get("all")
+        cells[name] = _rate(rate)
+        if "questions_minus_base" in policy:
+            gap = policy["questions_minus_base"].get(judge, {}).get(question, {}).get("all")
+            cells[f"{name} − base"] = _difference(gap)
+    return cells
 
 
 def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
@@ -336,6 +358,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
     tables = [
         *(accept_table(summary, judge) for judge in judges(summary)),
         *further_tables(summary),
+        *question_tables(summary),
         *filter(
             None,
             (

@@ -25,7 +25,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     """Label a clip set: verdicts with the source's own words, and the labels that they combine to."""
     from data.manifest import read_manifest
     from data.store import ClipSet
-    from feedback.core.kinds import make_source, needs_device, read_block
+    from feedback.core.kinds import make_source, needs_device, question_files, read_block
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
     from feedback.pairs.compare import as_comparer
     from feedback.pairs.label import compare_clip_set
@@ -37,6 +37,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
         device = str(pick_device(device))
     blocks = [given, *given.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
+    inputs += map(Path, question_files(name, given))
     compares = read_block(name, given).compares
     shaping = replace(config, min_audited_accuracy=None, opponents=config.opponents if compares else 1)  # of a label
     with stage_state("label", out, (name, shaping, given), inputs) as work:

@@ -40,7 +40,7 @@ from data.records import Sample
 from data.store import ClipSet, read_clip
 from data.video import LOSSLESS_UP_TO
 from feedback.core.kinds import read_block
-from feedback.core.rubric import Rubric
+from feedback.core.rubric import AnyRubric
 from feedback.judges.human import PLACE, Options, Rateable, rated_at, read_reply, write_reply
 from feedback.network.ledger import Ledger
 from feedback.pairs.people import RateablePair, content_of, read_choice, write_choice
@@ -132,7 +132,7 @@ def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
     return options
 
 
-def gather(folders: Iterable[Path], rubric: Rubric, rater: str, per_prompt: int | None, seed: int) -> list[Item]:
+def gather(folders: Iterable[Path], rubric: AnyRubric, rater: str, per_prompt: int | None, seed: int) -> list[Item]:
     """What a person is to rate in these clip sets, in this person's order.
 
     per_prompt: only so many clips of each prompt in each set, the first ones, which are the same for every rater.
@@ -145,14 +145,16 @@ def gather(folders: Iterable[Path], rubric: Rubric, rater: str, per_prompt: int 
         for sample in _first(clip_set.samples, per_prompt):
             path = clip_set.video(sample)
             clips.setdefault((sha256_of(path), sample.prompt), (sample, path))
+    rubric.check_prompts(prompt for _, prompt in clips)
     items = []
     for clip, prompt in sorted(clips, key=lambda clip: hashlib.sha256(repr((seed, rater, clip)).encode()).digest()):
-        for question in rubric.questions:
-            items.append(Item(Rateable(rater, clip, prompt, rubric, question), *clips[clip, prompt]))
+        asked = rubric.of(prompt)
+        for question in asked.questions:
+            items.append(Item(Rateable(rater, clip, prompt, asked, question), *clips[clip, prompt]))
     return items
 
 
-def gather_pairs(pairs: Iterable[ShownPair], rubric: Rubric, rater: str, seed: int) -> list[PairItem]:
+def gather_pairs(pairs: Iterable[ShownPair], rubric: AnyRubric, rater: str, seed: int) -> list[PairItem]:
     """The pairs that a person is to compare, in this person's order, each with its clips on random sides.
 
     Both are by a hash of seed, rater and clips, so they stay the same after a restart. Pairs with the same bytes and
@@ -168,8 +170,9 @@ def gather_pairs(pairs: Iterable[ShownPair], rubric: Rubric, rater: str, seed: i
         shown = pair if (drawn[-1] % 2 == 0) == (content_of(pair.first) <= content_of(pair.second)) else pair.swapped()
         left, right = ((one.sample, one.path) for one in (shown.first, shown.second))
         clips = (content_of(shown.first), content_of(shown.second))
-        for question in rubric.questions:
-            rateable = RateablePair(rater, clips, pair.prompt, rubric, question)
+        asked = rubric.of(pair.prompt)
+        for question in asked.questions:
+            rateable = RateablePair(rater, clips, pair.prompt, asked, question)
             items.append(PairItem(rateable, left, right, clips[0]))
     return items
 

@@ -40,16 +40,20 @@ class VoteAgreement:
     questions: dict[str, Agreement]
 
 
-def vote_agreement(verdicts: Iterable[Verdict], rubric: Rubric) -> VoteAgreement:
-    """Agreement of one source's votes, by question and for the labels that the rubric's rule makes from each vote."""
-    answers: dict[str, dict[str, list[bool | None]]] = {question.name: {} for question in rubric.questions}
+def vote_agreement(verdicts: Iterable[Verdict], rubrics: Mapping[str, Rubric]) -> VoteAgreement:
+    """Agreement of one source's votes, by question and for the labels that the rubric's rule makes from each vote.
+
+    rubrics: by sample_id.
+    """
+    names = dict.fromkeys(question.name for one in rubrics.values() for question in one.questions)
+    answers: dict[str, dict[str, list[bool | None]]] = {name: {} for name in names}
     votes: dict[tuple[str, int], list[Verdict]] = {}
     for row in verdicts:
         answers[row.question].setdefault(row.sample_id, []).append(row.answer)
         votes.setdefault((row.sample_id, row.vote), []).append(row)
     labels: dict[str, list[bool | None]] = {}
     for (sample, _), rows in votes.items():
-        labels.setdefault(sample, []).append(combine(rows, rubric).label)
+        labels.setdefault(sample, []).append(combine(rows, rubrics[sample]).label)
     return VoteAgreement(
         label=agreement(labels),
         answers=agreement(*answers.values()),

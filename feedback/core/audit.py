@@ -14,7 +14,7 @@ from data.video import sample_frames
 from feedback.core.agreement import vote_agreement
 from feedback.core.label import label_clip_set, requests_for
 from feedback.core.rubric import combine
-from feedback.core.source import UNRATED, LabelError, Source, raters_of, votes_of
+from feedback.core.source import UNRATED, LabelError, Source, raters_of, rubrics_of, votes_of
 
 
 class Judgements(NamedTuple):
@@ -49,7 +49,7 @@ class Asking:
         for row in verdicts:
             if row.vote < counted:
                 of_clip[row.sample_id].append(row)
-        labels = [combine(of_clip[sample.sample_id], source.rubric) for sample in clip_set.samples]
+        labels = [combine(of_clip[sample.sample_id], source.rubric.of(sample.prompt)) for sample in clip_set.samples]
         return Judgements(clip_set.samples, labels, verdicts)
 
 
@@ -59,7 +59,7 @@ def vote_stability(judged: Judgements, source: Source) -> dict[str, Any] | str:
         return f"{source.name} answers the same however often it is asked"
     if all(row.vote == 0 for row in judged.verdicts):
         return "one vote was asked for: audit.votes is 1"
-    return asdict(vote_agreement(judged.verdicts, source.rubric).label)
+    return asdict(vote_agreement(judged.verdicts, rubrics_of(source, judged.samples)).label)
 
 
 def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sample], frames: int | None) -> Source | str:
@@ -79,9 +79,10 @@ def with_other_frames(source: Source, whole_clips: bool, samples: Sequence[Sampl
         return f"{source.name} chooses no frames: the rubric {source.rubric.name} shows all"
     if all(sample_frames(one.num_frames, current) == sample_frames(one.num_frames, frames) for one in samples):
         return f"{frames} frames of these clips are those that the rubric shows already"
-    other = copy.copy(source)
+    other: Any = copy.copy(source)
     other.rubric = replace(source.rubric, frames=frames)
-    return other
+    changed: Source = other
+    return changed
 
 
 def frame_stability(before: Judgements, after: Judgements) -> dict[str, Any]:
@@ -98,5 +99,5 @@ def rated(people: Source, clip_set: ClipSet) -> list[Label]:
         with contextlib.suppress(LabelError):  # not rated yet
             for rows in people.judge([request]):
                 if not all((row.error or "").startswith(UNRATED) for row in rows):
-                    labels.append(combine(rows, people.rubric))
+                    labels.append(combine(rows, people.rubric.of(request.sample.prompt)))
     return labels

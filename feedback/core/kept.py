@@ -5,7 +5,8 @@ A verdict is kept (feedback/core/verdicts.py) under a hash of all that it depend
     the clip       the bytes of its mp4, its prompt and the other columns of its row, the number of votes
     the source     its kind and options; a file or folder that an option names counts by content
     the model      its version, and the type of its device
-    the rubric     its hash: the words and frames that the source sees, and not how answers combine
+    the rubric     its hash: the words and frames that the source sees, and not how answers combine. Where each prompt
+                   has questions of its own, those of the clip's prompt, so that another prompt's may change
     the code       of its kind: what the module imports of ours and of the user's, without comments and layout, and
                    the versions of the installed packages that this code imports
 
@@ -28,6 +29,7 @@ from data.content.hashes import Hashes, named_path
 from data.content.modules import installed_versions, module_files
 from data.manifest import sha256_of
 from data.records import Verdict
+from feedback.core.rubric import AnyRubric, Rubric
 from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, verdicts_on
 from feedback.core.verdicts import Origin, Unusable, VerdictFile, verdicts_path
 
@@ -39,6 +41,7 @@ PACE = ("batch_size", "cache")  # options that change no answer, but for its las
 WIRING = ("feedback.core.kinds",)  # makes sources of blocks, and decides no answer
 TOGETHER, SECONDS = 64, 2.0  # verdicts are committed so many together, or after so many seconds
 PLACE = ("sample_id", "policy", "seed", "file_name")  # columns that say where a clip comes from, not what it shows
+OF_PROMPT = "(each prompt's own)"  # in place of a rubric's hash, which each clip then has
 OWN = ("sample_id", "source", "model", "rubric_hash")  # fields of a verdict that its source and its clip fill in
 
 
@@ -99,7 +102,7 @@ class _Asking:
     def __init__(self, source: Source, keeping: Keeping, file: VerdictFile, requests: Mapping[str, Request]) -> None:
         self.source, self.keeping, self.file, self.requests = source, keeping, file, requests
         self.origin = _origin(source, keeping)
-        self.clips = {sample: key for sample, request in requests.items() if (key := _clip(request))}
+        self.clips = {sample: key for sample, request in requests.items() if (key := _clip(request, source.rubric))}
         self.keeps = True  # False from when the file cannot be written
 
     def verdicts(self) -> Generator[tuple[str, Sequence[Verdict]], None, None]:
@@ -145,7 +148,8 @@ class _Asking:
     def _is_final(self, sample: str, rows: Sequence[Verdict]) -> bool:
         """Whether these are verdicts that the next run would get too; False for those that the caller will refuse."""
         votes, own = self.requests[sample].votes, self._own(sample)
-        asked = {(question.name, vote) for question in self.source.rubric.questions for vote in range(votes)}
+        questions = self.source.rubric.of(self.requests[sample].sample.prompt).questions
+        asked = {(question.name, vote) for question in questions for vote in range(votes)}
         complete = len(rows) == len(asked) and {(row.question, row.vote) for row in rows} == asked
         theirs = all(getattr(row, name) == value for row in rows for name, value in own.items())
         return complete and theirs and not any((row.error or "").startswith(AGAIN) for row in rows)
@@ -174,11 +178,12 @@ def _opened() -> VerdictFile | None:
 
 def _origin(source: Source, keeping: Keeping) -> Origin:
     rubric, version = source.rubric, source.model_version
-    key = _hash({"rubric": rubric.hash, "version": version, **keeping.decides})
-    return Origin(key, source.name, keeping.kind, source.model, version, f"{rubric.name} {rubric.hash}")
+    asked = rubric.hash if isinstance(rubric, Rubric) else OF_PROMPT
+    key = _hash({"rubric": asked, "version": version, **keeping.decides})
+    return Origin(key, source.name, keeping.kind, source.model, version, f"{rubric.name} {asked}")
 
 
-def _clip(request: Request) -> str | None:
+def _clip(request: Request, rubric: AnyRubric) -> str | None:
     """The hash of a clip as a source may see it; None where its mp4 cannot be read."""
     try:
         content = request.content or sha256_of(request.path)
@@ -186,7 +191,8 @@ def _clip(request: Request) -> str | None:
         return None
     sample = request.sample
     shown = {one.name: getattr(sample, one.name) for one in fields(sample) if one.name not in PLACE}
-    return _hash({"mp4": content, "votes": request.votes, **shown})
+    own = {} if isinstance(rubric, Rubric) else {"rubric": rubric.of(sample.prompt).hash}
+    return _hash({"mp4": content, "votes": request.votes, **shown, **own})
 
 
 def _text(rows: Iterable[Verdict]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from data.config import read_config
 from data.doors import find
 from feedback.core import kept
-from feedback.core.rubric import load_rubric
+from feedback.core.rubric import Rubric, load_rubric, questions_file
 from feedback.core.source import Metric, Source
 
 OptionsT = TypeVar("OptionsT")
@@ -79,6 +79,7 @@ class Kind(Generic[OptionsT]):
     people: bool = False  # whether people answer
     kept: bool = True  # whether verdicts are kept (feedback.core.kept) where neither of the two is so
     compares: bool = False  # whether it takes rubrics with `compares: true`; its source is then a Comparer
+    by_prompt: bool = False  # whether it takes rubrics with questions of each prompt's own (RubricByPrompt)
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
@@ -137,6 +138,14 @@ def _modules(name: str, block: Mapping[str, Any]) -> set[str]:
     return {own}.union(*(_modules(f"{name}.{key}", one) for key, one in inner.items()))
 
 
+def question_files(name: str, block: Mapping[str, Any]) -> list[str]:
+    """The CSVs of questions that the rubrics of a source and of its nested sources name."""
+    needs = read_block(name, block).needs
+    own = needs.rubric and questions_file(Path(needs.rubric))
+    inner = (file for key, one in needs.inner.items() for file in question_files(f"{name}.{key}", one))
+    return [*([own] if own else []), *inner]
+
+
 def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
     """The block of `feedback.sources.<name>`, with a mapping of name to block in place of each list of source names.
 
@@ -184,6 +193,10 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
             raise ValueError(f"{where}.rubric: {error}") from error
         if found.compares and not kind.compares:
             raise ValueError(f"{where}.rubric: {rubric} is about two clips at once, which kind {block['kind']} is not")
+        if not isinstance(found, Rubric) and not kind.by_prompt:
+            raise ValueError(
+                f"{where}.rubric: {rubric} has questions of each prompt's own, which kind {block['kind']} does not ask"
+            )
     for key, inner in read.needs.inner.items():
         if read_block(f"{name}.{key}", inner).compares:
             raise ValueError(f"{where}.{key}: a source that compares clips cannot be part of another source")

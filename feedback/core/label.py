@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from data.labels import LABELS, QUESTIONS, VERDICTS
 from data.manifest import MANIFEST, atomically, publish, read_manifest, write_manifest
-from data.records import Label, Sample, Verdict, read_rows, write_rows
+from data.records import Asked, Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
 from feedback.core.kept import verdicts_of
-from feedback.core.rubric import Question, Rubric, combine
+from feedback.core.rubric import AnyRubric, Question, combine
 from feedback.core.source import (
     FAILED,
     UNRATED,
@@ -29,6 +30,7 @@ from feedback.core.source import (
     in_order,
     metrics_of,
     raters_of,
+    rubrics_of,
     votes_of,
 )
 
@@ -51,7 +53,7 @@ class LabelCounts(NamedTuple):
 def label_clip_set(
     clip_set: ClipSet, source: Source, work: Path, out: Path, batch_size: int, votes: int = 1, max_failed: float = 0.0
 ) -> LabelCounts:
-    """Judge every clip `votes` times and publish verdicts.parquet, labels.parquet and a manifest as the folder `out`.
+    """Judge every clip `votes` times and publish the tables of data/labels.py and a manifest as the folder `out`.
 
     work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only the
         missing clips and produces the same bytes. The caller deletes it on success, and uses a separate folder for each
@@ -73,7 +75,7 @@ def label_clip_set(
     missing = [request for request in requests if request.sample.sample_id not in found]
     found |= _judge(source, missing, max_failed, _Commits(work, batch_size), len(found))
     verdicts, labels, counts = _combined(source, clip_set, found)
-    agreed = _agreed(source, verdicts, votes)
+    agreed = _agreed(source, verdicts, clip_set.samples, votes)
     facts = {
         "votes": votes,
         "agreement": asdict(agreed) if agreed else None,
@@ -81,7 +83,7 @@ def label_clip_set(
         "clip_set": clip_set.fingerprint(),
         **counts._asdict(),
     }
-    _publish(work / "out", out, source, verdicts, labels, facts)
+    _publish(work / "out", out, source, verdicts, labels, _asked(source, clip_set.samples), facts)
     return counts
 
 
@@ -92,12 +94,12 @@ class Look(NamedTuple):
     label: Label
     verdicts: list[Verdict]
 
-    def in_words(self, rubric: Rubric) -> str:
+    def in_words(self, rubric: AnyRubric) -> str:
         """Text for the author of the rubric: the prompt, the label, and the answer to each question with its reason."""
         outcome = {True: "accepted", False: "rejected", None: "unlabelled"}[self.label.label]
         chance = "" if self.label.p_accept is None else f", p_accept {self.label.p_accept:.2f}"
         lines = [f"{self.sample.file_name}: {self.sample.prompt}", f"    {outcome}{chance}"]
-        questions = {question.name: question for question in rubric.questions}
+        questions = {question.name: question for question in rubric.of(self.sample.prompt).questions}
         for one in self.verdicts:
             vote = f" (vote {one.vote})" if self.label.votes > 1 else ""
             lines.append(f"    {one.question}{vote}: {_in_a_line(one, questions[one.question])}")
@@ -110,12 +112,16 @@ def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_f
     requests = spread(requests_for(clip_set, votes), limit)
     found = _judge(source, requests, max_failed, None, 0)
     samples = [request.sample for request in requests]
-    looks = [Look(one, combine(found[one.sample_id], source.rubric), found[one.sample_id]) for one in samples]
+    looks = [_look(one, found[one.sample_id], source) for one in samples]
     verdicts = [verdict for look in looks for verdict in look.verdicts]
     counts = _count([look.label for look in looks], verdicts)
     logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
-    _agreed(source, verdicts, votes)
+    _agreed(source, verdicts, samples, votes)
     return looks
+
+
+def _look(sample: Sample, rows: list[Verdict], source: Source) -> Look:
+    return Look(sample, combine(rows, source.rubric.of(sample.prompt)), rows)
 
 
 def spread(requests: Sequence[T], limit: int) -> list[T]:
@@ -163,15 +169,15 @@ def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
 
 def _committed(work: Path, source: Source, samples: Sequence[Sample], votes: int) -> dict[str, list[Verdict]]:
     """The verdicts that earlier runs committed, by sample_id."""
-    known = {sample.sample_id for sample in samples}
+    known = {sample.sample_id: sample for sample in samples}
     found: dict[str, list[Verdict]] = {}
     for path in sorted(work.glob("verdicts-*.parquet")):
         of_clip: dict[str, list[Verdict]] = {}
         for row in read_rows(path, Verdict):
             of_clip.setdefault(row.sample_id, []).append(row)
-        if foreign := of_clip.keys() - known:
+        if foreign := of_clip.keys() - known.keys():
             raise ValueError(f"{path}: verdicts on {sorted(foreign)[:3]}, which are not in the clip set")
-        found |= {sample: _in_order(rows, sample, source, votes, str(path)) for sample, rows in of_clip.items()}
+        found |= {sample: _in_order(rows, known[sample], source, votes, str(path)) for sample, rows in of_clip.items()}
     return found
 
 
@@ -202,16 +208,17 @@ def _judge(
 
     before: number of clips that earlier runs judged.
     """
-    votes = {request.sample.sample_id: request.votes for request in requests}
+    asked = {request.sample.sample_id: request for request in requests}
+    source.rubric.check_prompts(request.sample.prompt for request in requests)
     found: dict[str, list[Verdict]] = {}
     nulls, failed, started, total = 0, 0, time.monotonic(), before + len(requests)
     with contextlib.ExitStack() as ending:
         progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
         if commits:
             ending.callback(commits.flush)  # also if the source stops with an error
-        answers = verdicts_of(source, {request.sample.sample_id: request for request in requests})
+        answers = verdicts_of(source, asked)
         for sample, rows in ending.enter_context(contextlib.closing(answers)):
-            found[sample] = _in_order(rows, sample, source, votes[sample], source.name)
+            found[sample] = _in_order(rows, asked[sample].sample, source, asked[sample].votes, source.name)
             nulls += any(row.error is not None for row in rows)
             if _have(rows, FAILED):
                 failed += 1
@@ -239,7 +246,7 @@ def _combined(
             raise LabelError(f"{source.name}: none of {len(samples)} clips is rated. Rate some with\n  {command}")
         first = verdicts[0].error if verdicts else "the clip set is empty"
         raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")
-    labels = [combine(found[sample.sample_id], source.rubric) for sample in samples]
+    labels = [combine(found[sample.sample_id], source.rubric.of(sample.prompt)) for sample in samples]
     counts = _count(labels, verdicts)
     logger.info("%s: %d accepted, %d rejected, %d unlabelled", source.name, *counts[:3])
     if counts.unreadable:
@@ -263,11 +270,11 @@ def _in_a_line(verdict: Verdict, question: Question) -> str:
     return f"{answer}{chance}{f': {why}' if why else ''}"
 
 
-def _agreed(source: Source, verdicts: Sequence[Verdict], votes: int) -> VoteAgreement | None:
+def _agreed(source: Source, verdicts: Sequence[Verdict], samples: Sequence[Sample], votes: int) -> VoteAgreement | None:
     """The agreement of the votes; None for a single vote."""
     if votes == 1:
         return None
-    found = vote_agreement(verdicts, source.rubric)
+    found = vote_agreement(verdicts, rubrics_of(source, samples))
     several = {"all answers": found.answers, **found.questions} if len(found.questions) > 1 else {}
     for what, of in {"the label": found.label, **several}.items():
         logger.info("%s: votes agree on %s: %s", source.name, what, _in_words(of))
@@ -299,7 +306,7 @@ def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Verdict]
         )
 
 
-def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
+def _in_order(rows: Sequence[Verdict], sample: Sample, source: Source, votes: int, where: str) -> list[Verdict]:
     """As `in_order`. Also raises ValueError for verdicts of another source, and for a null verdict without an error."""
     ordered = in_order(rows, sample, source, votes, where)
     known = (source.name, source.model, source.rubric.hash)
@@ -307,21 +314,29 @@ def _in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, 
         stated = (row.source, row.model, row.rubric_hash)
         if stated != known or source.model_version not in (None, row.model_version):
             raise ValueError(
-                f"{where}: {sample} was judged by {stated} of version {row.model_version}, "
+                f"{where}: {sample.sample_id} was judged by {stated} of version {row.model_version}, "
                 f"expected {known} of version {source.model_version}"
             )
         if row.answer is None and row.score is None and not row.error:
-            raise ValueError(f"{where}: {source.name} gave neither an answer nor an error about {sample}")
+            raise ValueError(f"{where}: {source.name} gave neither an answer nor an error about {sample.sample_id}")
     return ordered
 
 
 def _publish(
-    folder: Path, out: Path, source: Source, verdicts: Sequence[Verdict], labels: Sequence[Label], facts: dict[str, Any]
+    folder: Path,
+    out: Path,
+    source: Source,
+    verdicts: Sequence[Verdict],
+    labels: Sequence[Label],
+    asked: Sequence[Asked],
+    facts: dict[str, Any],
 ) -> None:
     """Write the tables and their manifest to a new `folder`, and move it to `out`."""
     shutil.rmtree(folder, ignore_errors=True)
-    write_rows(folder / "verdicts.parquet", verdicts, Verdict)
-    write_rows(folder / "labels.parquet", labels, Label)
+    write_rows(folder / VERDICTS, verdicts, Verdict)
+    write_rows(folder / LABELS, labels, Label)
+    if asked:
+        write_rows(folder / QUESTIONS, asked, Asked)
     write_manifest(
         folder,
         "labels",
@@ -333,6 +348,19 @@ def _publish(
         **facts,
     )
     publish(folder, out)
+
+
+def _asked(source: Source, samples: Sequence[Sample]) -> list[Asked]:
+    """What was asked about each prompt's clips, if that is more than one question and not a metric's."""
+    prompts = dict.fromkeys(sample.prompt for sample in samples)
+    rows = [
+        Asked(prompt, one.name, one.ask.strip().replace("{prompt}", prompt), one.affirmative, one.negative, one.wanted,
+              one.required)
+        for prompt in prompts
+        for one in source.rubric.of(prompt).questions
+    ]  # fmt: skip
+    several = len({row.question for row in rows}) > 1
+    return rows if several and not metrics_of(source) else []
 
 
 def _count(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> LabelCounts:

@@ -25,12 +25,18 @@ A rubric is a YAML file (feedback/rubrics/). This is the full rule for the verdi
 
 Questions that are not required are sent and recorded, and do not affect the label. Counts and means leave out what is
 unanswered: it is never a 0 and never half a tie. The order of the verdicts has no effect.
+
+Where `questions` is the path of a CSV (data/questions.py), each prompt has questions of its own: load_rubric then gives
+a RubricByPrompt. `rubric.of(prompt)` is the Rubric of a prompt's clips, of either kind.
 """
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -42,6 +48,7 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, read_config
+from data.questions import OwnQuestion, by_prompt, read_questions
 from data.records import Label, Verdict
 
 Rule = Literal["all", "majority", "mean", "product", "lexicographic"]
@@ -106,9 +113,20 @@ class Rubric:
     questions: tuple[Question, ...]
     compares: bool = False
 
+    def of(self, prompt: str) -> "Rubric":
+        """The rubric of this prompt's clips: this one, whatever the prompt."""
+        return self
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Nothing is missing: the questions are about every prompt."""
+
+    def with_questions(self, change: Callable[[Question], Question]) -> "Rubric":
+        """A copy with each question changed."""
+        return replace(self, questions=tuple(map(change, self.questions)))
+
     def text(self, question: Question, prompt: str) -> str:
         """The text that a source receives for one question about a clip of this prompt."""
-        return f"{self.instructions.strip()}\n\n{question.ask.strip()}".replace("{prompt}", prompt)
+        return f"{self.instructions.strip()}\n\n{question.ask.strip()}".lstrip().replace("{prompt}", prompt)
 
     @cached_property
     def hash(self) -> str:
@@ -121,20 +139,112 @@ class Rubric:
         return hashlib.sha256(json.dumps([self.frames, sent, *two]).encode()).hexdigest()[:12]
 
 
-def load_rubric(path: Path) -> Rubric:
-    """A rubric from its YAML file. Raises ValueError that names the file and the wrong key."""
+@plain_dataclass(frozen=True)
+class RubricByPrompt:
+    """A rubric with questions of each prompt's own. It has no `questions`: `of` gives those of a prompt."""
+
+    name: str
+    frames: int | None
+    rule: Rule
+    instructions: str
+    file: str  # the CSV
+    own: Mapping[str, tuple[Question, ...]]  # by the prompt's text
+
+    compares = False  # two clips are compared by one set of questions
+
+    def of(self, prompt: str) -> Rubric:
+        """The rubric of this prompt's clips. Raises ValueError naming the file where it has no question about them."""
+        if prompt not in self.own:
+            self.check_prompts([prompt])
+        return self._rubrics[prompt]
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Raises ValueError naming the file, the number of prompts without a question and the first of them."""
+        asked = list(dict.fromkeys(prompts))
+        if lacking := [prompt for prompt in asked if prompt not in self.own]:
+            near = difflib.get_close_matches(lacking[0], self.own, 1, cutoff=0.9)
+            meant = f" (the file has {near[0]!r})" if near else ""
+            raise ValueError(
+                f"{self.file} has no question about {len(lacking)} of {len(asked)} prompts, the first of them "
+                f"{lacking[0]!r}{meant}; `vfrl questions` writes the questions of a prompt set"
+            )
+
+    def with_questions(self, change: Callable[[Question], Question]) -> "RubricByPrompt":
+        """A copy with each question changed."""
+        return replace(self, own={prompt: tuple(map(change, asked)) for prompt, asked in self.own.items()})
+
+    @cached_property
+    def _rubrics(self) -> dict[str, Rubric]:
+        shared = (self.name, self.frames, self.rule, self.instructions)
+        return {prompt: Rubric(*shared, questions) for prompt, questions in self.own.items()}
+
+    @cached_property
+    def hash(self) -> str:
+        """Twelve hex digits of what is sent about the clips of all prompts, in any order of these."""
+        sent = sorted((prompt, rubric.hash) for prompt, rubric in self._rubrics.items())
+        return hashlib.sha256(json.dumps(sent).encode()).hexdigest()[:12]
+
+
+AnyRubric = Rubric | RubricByPrompt
+
+
+@dataclass(frozen=True, config=STRICT)
+class _Sheet:
+    """The YAML file of a RubricByPrompt."""
+
+    name: str
+    frames: Count | None
+    rule: Rule
+    instructions: str
+    questions: Text  # path of the CSV
+    compares: Literal[False] = False
+
+
+def load_rubric(path: Path) -> AnyRubric:
+    """A rubric from its YAML file. Raises ValueError that names the file and the wrong key.
+
+    The path of a CSV of questions is taken from the working folder, as the paths in params.yaml are.
+    """
     try:
         block = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a readable rubric ({error})") from error
+    own = isinstance(block, Mapping) and isinstance(block.get("questions"), str)
+    if own and block.get("compares"):
+        raise ValueError(f"{path}: compares: true, but two clips are compared by one list of questions, not by a CSV")
+    read: Rubric | _Sheet
     try:
-        rubric = read_config(Rubric, block, "")
+        read = read_config(_Sheet, block, "") if own else read_config(Rubric, block, "")
     except ValueError as error:
         problems = [line.strip().removeprefix(".") for line in str(error).splitlines()]
         raise ValueError(f"{path}: " + "\n  ".join(problems)) from error
-    if problem := _problem(rubric):
+    if isinstance(read, _Sheet):
+        return _by_prompt(path, read)
+    if problem := _problem(read):
         raise ValueError(f"{path}: {problem}")
-    return rubric
+    return read
+
+
+def questions_file(path: Path) -> str | None:
+    """The CSV of questions that a rubric's YAML file names; None where its questions stand in it. As load_rubric."""
+    rubric = load_rubric(path)
+    return rubric.file if isinstance(rubric, RubricByPrompt) else None
+
+
+def _by_prompt(path: Path, sheet: _Sheet) -> RubricByPrompt:
+    try:
+        rows = by_prompt(read_questions(Path(sheet.questions)))
+    except ValueError as error:
+        raise ValueError(f"{path}: questions: {error}") from error
+    own = {prompt: tuple(map(_question, questions)) for prompt, questions in rows.items()}
+    return RubricByPrompt(sheet.name, sheet.frames, sheet.rule, sheet.instructions, sheet.questions, own)
+
+
+def _question(row: OwnQuestion) -> Question:
+    """The word that means yes is Yes where that is one of the two, otherwise the wanted word."""
+    no_is_wanted = row.other == "Yes"
+    words = (row.other, row.wanted) if no_is_wanted else (row.wanted, row.other)
+    return Question(row.name, row.question, *words, wanted=not no_is_wanted, required=row.required)
 
 
 def combine(verdicts: Sequence[Verdict], rubric: Rubric) -> Label:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.records import Sample, Verdict
 from data.store import read_clip
-from feedback.core.rubric import Question, Rubric
+from feedback.core.rubric import AnyRubric, Question, Rubric
 
 READERS = 2  # threads that decode clips ahead of a source in this process
 
@@ -48,9 +48,12 @@ class Source(Protocol):
     """
 
     name: str  # the name under feedback.sources
-    rubric: Rubric
     model: str  # folder, hub id or product that answers
     repeatable: bool  # whether a second vote always equals the first, and is therefore not needed
+
+    @property
+    def rubric(self) -> AnyRubric:
+        """`rubric.of(prompt)` holds the questions about a prompt's clips."""
 
     @property
     def model_version(self) -> str | None:
@@ -138,7 +141,7 @@ def without_answer(source: Source, request: Request, error: str) -> list[Verdict
     """Null verdicts with this error on all questions and votes of a clip."""
     return [
         verdict(source, request.sample, vote, question, [], error=error)
-        for question in source.rubric.questions
+        for question in source.rubric.of(request.sample.prompt).questions
         for vote in range(request.votes)
     ]
 
@@ -165,15 +168,23 @@ def verdicts_on(
         raise ValueError(f"{source.name} left out {len(missing)} clips, such as {missing[:3]}")
 
 
-def in_order(rows: Sequence[Verdict], sample: str, source: Source, votes: int, where: str) -> list[Verdict]:
+def rubrics_of(source: Source, samples: Iterable[Sample]) -> dict[str, Rubric]:
+    """The rubric of each clip's prompt, by sample_id."""
+    return {sample.sample_id: source.rubric.of(sample.prompt) for sample in samples}
+
+
+def in_order(rows: Sequence[Verdict], sample: Sample, source: Source, votes: int, where: str) -> list[Verdict]:
     """A clip's verdicts, sorted by question and vote. Raises ValueError unless each question and vote has one verdict.
 
     where: the place of the verdicts, for the error.
     """
-    expected = [(sample, question.name, vote) for question in source.rubric.questions for vote in range(votes)]
+    questions = source.rubric.of(sample.prompt).questions
+    expected = [(sample.sample_id, question.name, vote) for question in questions for vote in range(votes)]
     found = {(row.sample_id, row.question, row.vote): row for row in rows}
     if len(found) != len(rows) or found.keys() != set(expected):
-        raise ValueError(f"{where}: {len(rows)} verdicts on {sample} do not match the {len(expected)} requested")
+        raise ValueError(
+            f"{where}: {len(rows)} verdicts on {sample.sample_id} do not match the {len(expected)} requested"
+        )
     return [found[key] for key in expected]
 
 

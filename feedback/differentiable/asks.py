@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from data.config import STRICT
 from data.manifest import atomically
-from feedback.core.rubric import Rubric
+from feedback.core.rubric import AnyRubric
 
 ALIGNMENT, PHYSICS, QUALITY, PROCESS, GOAL = "alignment", "physics", "quality", "process", "goal"
 RUBRIC, OWN = "rubric", "own"
@@ -52,9 +52,9 @@ def opposing(wanted: str) -> str:
     return NO if wanted == YES else YES
 
 
-def asks_of_rubric(rubric: Rubric, prompt: str) -> tuple[Ask, ...]:
+def asks_of_rubric(given: AnyRubric, prompt: str) -> tuple[Ask, ...]:
     """The required questions of a rubric about the clips of one prompt; the others change no label."""
-    asks = []
+    asks, rubric = [], given.of(prompt)
     for question in rubric.questions:
         if question.required:
             words = question.affirmative, question.negative

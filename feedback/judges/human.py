@@ -22,7 +22,7 @@ from data.config import STRICT
 from data.manifest import sha256_of
 from data.records import Comparison, Verdict
 from feedback.core.kinds import Kind, Needs
-from feedback.core.rubric import Question, Rubric, load_rubric
+from feedback.core.rubric import AnyRubric, Question, Rubric, load_rubric
 from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request, verdict
 from feedback.network.ledger import PEOPLE, Ledger, ledger_path, request_key
 from feedback.pairs.people import compare
@@ -115,7 +115,7 @@ class HumanSource:
     model_version: str | None = None  # each verdict names its rater
     repeatable = False
 
-    def __init__(self, name: str, rubric: Rubric, raters: Sequence[str], leave_out: bool = False) -> None:
+    def __init__(self, name: str, rubric: AnyRubric, raters: Sequence[str], leave_out: bool = False) -> None:
         """leave_out: whether a rater who has not rated a clip has no vote on it; else labelling stops."""
         self.name, self.rubric, self.raters, self.leave_out = name, rubric, tuple(raters), leave_out
 
@@ -154,7 +154,10 @@ class HumanSource:
     def _rateables(self, request: Request, content: str | None = None) -> list[Rateable]:
         """content: sha256 of the mp4; None: of the file as it is now."""
         clip, prompt = content or sha256_of(request.path), request.sample.prompt
-        return [Rateable(rater, clip, prompt, self.rubric, q) for q in self.rubric.questions for rater in self.raters]
+        rubric = self.rubric.of(prompt)
+        return [
+            Rateable(rater, clip, prompt, rubric, question) for question in rubric.questions for rater in self.raters
+        ]
 
     def _verdict(self, request: Request, one: Rateable, reply: str | None) -> Verdict:
         """A rater's vote. reply: None without a rating."""
@@ -191,7 +194,7 @@ class HumanSource:
         )
 
 
-KIND = Kind(Options, load, people=True, compares=True, needs=lambda given: Needs(rubric=given.rubric))
+KIND = Kind(Options, load, people=True, compares=True, by_prompt=True, needs=lambda given: Needs(rubric=given.rubric))
 
 
 def _lacks(ones: Sequence[Rateable], rater: str, found: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ repeatable: it votes once, regardless of label.votes.
 """
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from data.config import STRICT, Count, NotNegative, Positive
 from data.records import Label, Verdict
 from feedback.core.kept import verdicts_of
 from feedback.core.kinds import Kind, Needs, make_source
-from feedback.core.rubric import Question, Rubric, Rule, combine
+from feedback.core.rubric import Question, Rubric, RubricByPrompt, Rule, combine
 from feedback.core.source import FAILED, Request, Source, in_order, verdict, votes_of
 
 CHUNK = 256  # clips that a member judges before the next member does; a kill loses at most one chunk of a local member
@@ -128,9 +129,10 @@ class PanelSource:
 
     def _verdict(self, question: Question, member: Source, request: Request, rows: Sequence[Verdict]) -> Verdict:
         """The panel's row for a member: the member's label from its verdicts on a clip, or why it has none."""
-        votes = -(-len(rows) // len(member.rubric.questions))  # the member determines the number: each person has one
-        rows = in_order(rows, request.sample.sample_id, member, votes, member.name)
-        label, errors = combine(rows, member.rubric), [row.error for row in rows if row.error is not None]
+        rubric = member.rubric.of(request.sample.prompt)
+        votes = -(-len(rows) // len(rubric.questions))  # the member determines the number: each person has one
+        rows = in_order(rows, request.sample, member, votes, member.name)
+        label, errors = combine(rows, rubric), [row.error for row in rows if row.error is not None]
         failed = [error for error in errors if error.startswith(FAILED)]
         facts: dict[str, Any] = {"answer": label.label, "p_yes": label.p_accept, "reason": label.reason}
         if (value := _value(label)) is not None:
@@ -174,7 +176,7 @@ def _value(label: Label) -> float | None:
 def _question(name: str, member: Source, votes: int, shaping: Shaping) -> Question:
     """A member as a question. Its text, and so the panel's hash, contains all that determines the label."""
     sheet = member.rubric
-    wanted = ", ".join(f"{q.name}: {'yes' if q.wanted else 'no'}" for q in sheet.questions if q.required)
+    wanted = _wanted(sheet) if isinstance(sheet, Rubric) else _hashed(sheet)
     return Question(
         name=name,
         ask=(
@@ -187,6 +189,17 @@ def _question(name: str, member: Source, votes: int, shaping: Shaping) -> Questi
         wanted=True,
         required=True,
     )
+
+
+def _wanted(rubric: Rubric) -> str:
+    """The wanted answers of the required questions."""
+    return ", ".join(f"{q.name}: {'yes' if q.wanted else 'no'}" for q in rubric.questions if q.required)
+
+
+def _hashed(rubric: RubricByPrompt) -> str:
+    """The same for the questions of all prompts, too many to list, as a hash."""
+    wanted = sorted((prompt, _wanted(rubric.of(prompt))) for prompt in rubric.own)
+    return f"each prompt's own ({hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]})"
 
 
 def _as_json(rows: Iterable[Verdict]) -> str:

@@ -80,5 +80,6 @@ KIND = Kind(
     load,
     needs_device=True,
     compares=True,
+    by_prompt=True,
     needs=lambda given: Needs(rubric=given.rubric, model=given.path, revision=given.revision),
 )

@@ -21,7 +21,7 @@ from transformers.video_utils import VideoMetadata
 from data.records import Comparison, Sample, Verdict
 from data.video import sample_frames
 from feedback.core.answers import reason_after
-from feedback.core.rubric import Question, Rubric
+from feedback.core.rubric import AnyRubric, Question, Rubric
 from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
 from feedback.core.weights import weights_version
 from feedback.pairs.shown import ShownPair
@@ -98,7 +98,7 @@ class QwenSource:
     def __init__(
         self,
         name: str,
-        rubric: Rubric,
+        rubric: AnyRubric,
         path: str,
         loaded: Loaded,
         batch_size: int,
@@ -115,11 +115,9 @@ class QwenSource:
         self.vlm, self.processor = loaded.model, loaded.processor
         self._batch_size, self.pixels = batch_size, pixels
         self.min_answer_mass, self._max_new_tokens = min_answer_mass, max_new_tokens
-        tokenizer = self.processor.tokenizer
-        self.answers = {question.name: answer_tokens(tokenizer, question) for question in rubric.questions}
-        for question in rubric.questions:
-            if unknown := unknown_words(tokenizer, rubric.text(question, "")):
-                raise ValueError(f"rubric {rubric.name}: {path} does not know its words {unknown}")
+        self.answers: dict[tuple[str, str], AnswerTokens] = {}  # by the words of a question
+        for one in [rubric] if isinstance(rubric, Rubric) else map(rubric.of, rubric.own):
+            self._learn(one)
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         """As the protocol says, in windows of batch_size consecutive clips."""
@@ -156,11 +154,21 @@ class QwenSource:
         words = self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip()
         return VlmReply(facts.get("answer"), words, facts.get("error"))
 
+    def _learn(self, rubric: Rubric) -> None:
+        """Find the tokens of its answers. Raises ValueError for words that the tokenizer does not know."""
+        tokenizer = self.processor.tokenizer
+        for question in rubric.questions:
+            if words_of(question) not in self.answers:
+                self.answers[words_of(question)] = answer_tokens(tokenizer, question)
+            if unknown := unknown_words(tokenizer, rubric.text(question, "")):
+                raise ValueError(f"rubric {rubric.name}: {self.model} does not know its words {unknown}")
+
     def _judge_window(self, window: Sequence[tuple[Request, np.ndarray | str]]) -> Iterator[list[Verdict]]:
         """The verdicts on some consecutive clips. Clips with the same number of sampled frames form one batch.
 
-        The other clips in a batch change the last digits of p_yes. Batches therefore never span two windows: a run that
-        is resumed between windows forms the same batches.
+        A pass asks each clip of a batch one question: the first of its prompt, then the second, and so on. The other
+        clips in a pass change the last digits of p_yes. Batches therefore never span two windows: a run that is resumed
+        between windows forms the same batches.
         """
         batches: dict[int, list[SampledClip]] = {}
         for request, frames in window:
@@ -172,28 +180,48 @@ class QwenSource:
                 indices = sample_frames(len(frames), self.rubric.frames or len(frames))
                 batches.setdefault(len(indices), []).append(SampledClip(request.sample, indices, frames[indices]))
         for batch in batches.values():
-            yield from map(list, zip(*(self._ask(question, batch) for question in self.rubric.questions), strict=True))
+            yield from self._judge_batch(batch)
+
+    def _judge_batch(self, batch: Sequence[SampledClip]) -> Iterator[list[Verdict]]:
+        """The verdicts on clips with the same number of frames, in as many passes as a clip has questions at most."""
+        rows: list[list[Verdict]] = [[] for _ in batch]
+        questions = [self.rubric.of(clip.sample.prompt).questions for clip in batch]
+        for turn in range(max(map(len, questions))):
+            places = [place for place, own in enumerate(questions) if turn < len(own)]
+            asked = self._ask([batch[place] for place in places], [questions[place][turn] for place in places])
+            for place, one in zip(places, asked, strict=True):
+                rows[place].append(one)
+        yield from rows
 
     @torch.no_grad()
-    def _ask(self, question: Question, batch: Sequence[SampledClip]) -> list[Verdict]:
+    def _ask(self, batch: Sequence[SampledClip], questions: Sequence[Question]) -> list[Verdict]:
         """One question about each clip of a batch, in one forward pass."""
         fps = [sampled_fps(clip.indices, clip.sample.fps) for clip in batch]
+        prompts = [clip.sample.prompt for clip in batch]
         inputs = build_inputs(
             self.processor,
             [clip.frames for clip in batch],
-            [self.rubric.text(question, clip.sample.prompt) for clip in batch],
+            [self.rubric.of(prompt).text(one, prompt) for prompt, one in zip(prompts, questions, strict=True)],
             fps,
             self.pixels,
             [[i * rate / clip.sample.fps for i in clip.indices] for clip, rate in zip(batch, fps, strict=True)],
         ).to(self.vlm.device)
         logits, replies = self.reply(inputs)
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        answers = read_answers(logits, self.answers[question.name])
+        answers = self._read(logits, questions)
         verdicts = []
-        for clip, answer, reply, length in zip(batch, answers, replies, lengths, strict=True):
+        for clip, question, answer, reply, length in zip(batch, questions, answers, replies, lengths, strict=True):
             facts = self.facts(question, answer, reply) | {"tokens": length + len(reply)}
             verdicts.append(verdict(self, clip.sample, 0, question, clip.indices, **facts))
         return verdicts
+
+    def _read(self, logits: Tensor, questions: Sequence[Question]) -> list[AnswerProbability]:
+        """The answer probabilities of each row of the first answer token's logits (B, V), by its question's words."""
+        found: dict[int, AnswerProbability] = {}
+        for words in dict.fromkeys(map(words_of, questions)):
+            rows = [row for row, question in enumerate(questions) if words_of(question) == words]
+            found |= zip(rows, read_answers(logits[rows], self.answers[words]), strict=True)
+        return [found[row] for row in range(len(questions))]
 
     def reply(self, inputs: BatchFeature) -> tuple[Tensor, list[list[int]]]:
         """Logits (B, V) of the first answer token, and each clip's greedy continuation of at least one token."""
@@ -298,6 +326,11 @@ def sampled_fps(indices: Sequence[int], fps: float) -> float:
     """Mean rate of the frames at these indices of a clip with rate `fps`; Qwen2.5-VL derives frame times from it."""
     span = indices[-1] - indices[0]
     return (len(indices) - 1) / span * fps if span else fps
+
+
+def words_of(question: Question) -> tuple[str, str]:
+    """A question's two answer words."""
+    return question.affirmative, question.negative
 
 
 def answer_tokens(tokenizer: Any, question: Question) -> AnswerTokens:

@@ -69,7 +69,8 @@ def _compare_window(source: "QwenSource", window: Sequence[ShownPair], at_once: 
     for batch in batches.values():
         for start in range(0, len(batch), at_once):
             part = batch[start : start + at_once]
-            yield from map(list, zip(*(_ask(source, one, part) for one in source.rubric.questions), strict=True))
+            questions = source.rubric.of(part[0].shown.prompt).questions  # a rubric that compares has one list
+            yield from map(list, zip(*(_ask(source, one, part) for one in questions), strict=True))
 
 
 def _clips(source: "QwenSource", window: Sequence[ShownPair]) -> dict[Path, SampledClip | str]:
@@ -104,7 +105,7 @@ def _ask(source: "QwenSource", question: Question, batch: Sequence[SampledPair])
     inputs = build_inputs(
         source.processor,
         [clip.frames for clip in clips],
-        [source.rubric.text(question, pair.shown.prompt) for pair in batch],
+        [source.rubric.of(pair.shown.prompt).text(question, pair.shown.prompt) for pair in batch],
         fps,
         source.pixels,
         [[i * rate / clip.sample.fps for i in clip.indices] for clip, rate in zip(clips, fps, strict=True)],

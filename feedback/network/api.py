@@ -46,8 +46,7 @@ class ApiSource:
         """also: what this kind of source adds to every question, such as the form of the reply."""
         self.name, self.provider, self.options, self.model = name, provider, options, options.model
         rubric = load_rubric(Path(options.rubric))
-        questions = tuple(replace(q, ask=f"{q.ask.strip()} {also}".strip()) for q in rubric.questions)
-        self.rubric = replace(rubric, questions=questions)
+        self.rubric = rubric.with_questions(lambda q: replace(q, ask=f"{q.ask.strip()} {also}".strip()))
         self.price = options.own_price
         self.output_tokens = self.price.output_tokens if self.price else OUTPUT_TOKENS
         self._status: dict[str, Any] = {}
@@ -131,11 +130,12 @@ class ApiSource:
 
     def calls_about(self, sample: Sample, votes: int, clip: str) -> list[Call]:
         """The calls that judging a clip takes. clip: sha256 of its mp4."""
-        seen = self.provider.seen(sample, self.rubric)
+        rubric = self.rubric.of(sample.prompt)
+        seen = self.provider.seen(sample, rubric)
         calls = []
-        for plan in self.provider.plans(self.rubric, sample, votes):
+        for plan in self.provider.plans(rubric, sample, votes):
             sent = {"place": self.provider.place, "clip": clip, "seen": seen, "body": plan.body, "vote": plan.vote}
-            calls.append(Call(plan, request_key(sent), sent, self.provider.tokens(plan, sample, self.rubric)))
+            calls.append(Call(plan, request_key(sent), sent, self.provider.tokens(plan, sample, rubric)))
         return calls
 
     def media(self, request: Request) -> Media:
@@ -147,7 +147,7 @@ class ApiSource:
             frames = read_clip(request.path, request.sample)
         except (ValueError, OSError) as error:
             raise UnreadableClip(str(error)) from error
-        return self.provider.media(mp4, frames, request.sample, self.rubric)
+        return self.provider.media(mp4, frames, request.sample, self.rubric.of(request.sample.prompt))
 
     def unanswered(self, request: Request, error: str) -> list[Verdict]:
         """A clip's verdicts where nothing was asked, with this error."""
@@ -167,7 +167,8 @@ class ApiSource:
         self, request: Request, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]
     ) -> list[Verdict]:
         """A clip's verdicts from the answers to its calls, by their place in `calls`."""
-        frames = self.provider.seen(request.sample, self.rubric)["frames"] if self.provider.frames_known else []
+        rubric = self.rubric.of(request.sample.prompt)
+        frames = self.provider.seen(request.sample, rubric)["frames"] if self.provider.frames_known else []
         rows = []
         for index, call in enumerate(calls):
             for question, facts in zip(call.plan.questions, self.facts(call, answers[index]), strict=True):
@@ -234,7 +235,7 @@ class _OfPairs:
         clips: sha256 of their mp4. Raises UnreadableClip where what is sent beside one clip, such as the times of its
         frames, does not hold for the other.
         """
-        rubric = self.source.rubric
+        rubric = self.source.rubric.of(samples[0].prompt)
         seen, other = (self.provider.seen(sample, rubric) for sample in samples)
         plans, of_second = (self.provider.plans(rubric, sample, votes) for sample in samples)
         if plans != of_second:
@@ -257,9 +258,8 @@ class _OfPairs:
         self, request: ShownPair, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]
     ) -> list[Comparison]:
         """As of a clip."""
-        first, second = (
-            self.provider.seen(one.sample, self.source.rubric)["frames"] for one in (request.first, request.second)
-        )
+        rubric = self.source.rubric.of(request.prompt)
+        first, second = (self.provider.seen(one.sample, rubric)["frames"] for one in (request.first, request.second))
         return [
             comparison(self.source, request, call.plan.vote, question, (first, second), facts)
             for index, call in enumerate(calls)

@@ -83,6 +83,7 @@ KIND = Kind(
     load,
     network=True,
     compares=True,
+    by_prompt=True,
     needs=lambda given: Needs(given.rubric, server=given.base_url, key_variable=given.key_variable),
 )
 

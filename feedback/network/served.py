@@ -91,6 +91,7 @@ KIND = Kind(
     load,
     network=True,
     compares=True,
+    by_prompt=True,
     needs=lambda given: Needs(
         given.rubric,
         model=given.check_with,

@@ -77,7 +77,8 @@ def compare_pairs(
         raise ValueError(f"{source.name} answered about none of {len(pairs)} pairs; the first error: {rows[0].error}")
     both = not raters(source)
     preferences = [
-        prefer(pair.first.sample.prompt_id, pair.ids, found[frozenset(pair.ids)], source.rubric, both) for pair in pairs
+        prefer(pair.first.sample.prompt_id, pair.ids, found[frozenset(pair.ids)], source.rubric.of(pair.prompt), both)
+        for pair in pairs
     ]
     counts = tally(preferences)
     logger.info(
@@ -166,7 +167,7 @@ def _ordered(rows: Iterable[Comparison], pair: ShownPair, source: Comparer) -> l
 
     Raises ValueError where one is missing or is of another source, and for a null without an error.
     """
-    rows, questions = list(rows), [question.name for question in source.rubric.questions]
+    rows, questions = list(rows), [question.name for question in source.rubric.of(pair.prompt).questions]
     expected = len(questions) * pair.votes * (1 if raters(source) else 2)
     if len({(row.first, row.question, row.vote) for row in rows}) != len(rows) or len(rows) != expected:
         raise ValueError(f"{source.name}: {len(rows)} answers about {pair.ids} do not match the {expected} asked for")

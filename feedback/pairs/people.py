@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from data.manifest import sha256_of
 from data.preferences import FIRST, SECOND, TIE
 from data.records import Comparison
-from feedback.core.rubric import Question, Rubric
+from feedback.core.rubric import AnyRubric, Question, Rubric
 from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request
 from feedback.network.ledger import Ledger, StoredAnswer, ledger_path, request_key
 from feedback.pairs.shown import ShownPair, comparison
@@ -30,9 +30,12 @@ class People(Protocol):
 
     name: str
     model: str
-    rubric: Rubric
     raters: tuple[str, ...]
     leave_out: bool
+
+    @property
+    def rubric(self) -> AnyRubric:
+        """As of a Source."""
 
     @property
     def model_version(self) -> str | None:
@@ -143,9 +146,10 @@ def _set_of(request: Request) -> str:
 
 def _rateables(people: People, pair: ShownPair) -> list[RateablePair]:
     clips = (content_of(pair.first), content_of(pair.second))
+    rubric = people.rubric.of(pair.prompt)
     return [
-        RateablePair(rater, clips, pair.prompt, people.rubric, question)
-        for question in people.rubric.questions
+        RateablePair(rater, clips, pair.prompt, rubric, question)
+        for question in rubric.questions
         for rater in people.raters
     ]
 

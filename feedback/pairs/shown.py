@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from data.preferences import FIRST, SECOND, TIE
 from data.records import Comparison
-from feedback.core.rubric import Question, Rubric
+from feedback.core.rubric import AnyRubric, Question
 from feedback.core.source import UNKNOWN_VERSION, Request
 
 
@@ -54,9 +54,12 @@ class Comparer(Protocol):
     """A source whose rubric has `compares: true`. An unknown answer is None."""
 
     name: str
-    rubric: Rubric
     model: str
     repeatable: bool
+
+    @property
+    def rubric(self) -> AnyRubric:
+        """As of a Source."""
 
     @property
     def model_version(self) -> str | None:
@@ -77,7 +80,10 @@ class Named(Protocol):
 
     name: str
     model: str
-    rubric: Rubric
+
+    @property
+    def rubric(self) -> AnyRubric:
+        """As of a Source."""
 
     @property
     def model_version(self) -> str | None:
@@ -121,6 +127,6 @@ def without_comparison(source: Named, shown: ShownPair, error: str) -> list[Comp
     """Comparisons without an answer, with this error, on all questions and votes of a shown pair."""
     return [
         comparison(source, shown, vote, question, ((), ()), {"error": error})
-        for question in source.rubric.questions
+        for question in source.rubric.of(shown.prompt).questions
         for vote in range(shown.votes)
     ]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from data.manifest import write_manifest
-from data.records import Label, Sample, Verdict, write_rows
+from data.records import Asked, Label, Sample, Verdict, write_rows
 from evaluation.accept import as_json, headline, plot_rows, summarise
 from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
+from evaluation.questions import read_answers
 from evaluation.selection import BestOf, TopK
 from evaluation.sets import EvaluationSet, load_set, scores
 
@@ -563,3 +564,81 @@ def test_a_judge_without_labels_is_named_with_the_stage_that_makes_them(tmp_path
 
     with pytest.raises(ValueError, match=r"labels/gpt is not there: .* `dvc repro eval-label@rwr7-gpt`"):
         load_set(folder, ["judge", "gpt"])
+
+
+# Questions
+
+
+def asked_of(
+    folder: Path, samples: list[Sample], answers: dict[str, list[bool | None]], wanted: dict[str, bool]
+) -> None:
+    """Verdicts of one or more questions, each with a row for each clip that was asked it; None: no answer."""
+    rows = [
+        verdict_of(sample, question, answer)
+        for question, of_question in answers.items()
+        for sample, answer in zip(samples, of_question, strict=False)
+    ]
+    write_rows(folder / "verdicts.parquet", rows, Verdict)
+    asked = {(row.sample_id[0], row.question) for row in rows}
+    write_rows(
+        folder / "questions.parquet",
+        [Asked(f"the {prompt}", name, "?", "Yes", "No", wanted[name], True) for prompt, name in sorted(asked)],
+        Asked,
+    )
+    write_manifest(folder, "labels")
+
+
+def verdict_of(sample: Sample, question: str, answer: bool | None) -> Verdict:
+    error = "refused" if answer is None else None
+    return Verdict(
+        sample.sample_id, "judge", question, 0, answer, None, None, None, None, "m", "1", "h", [0], None, None, error
+    )
+
+
+def test_the_rates_of_questions_are_over_the_clips_that_were_asked_them(tmp_path):
+    # Prompt a's two clips are asked about shape and jump, where No is wanted; b's two about shape alone.
+    samples = [clip("a", 0), clip("a", 1), clip("b", 0, "test"), clip("b", 1, "test")]
+    wanted = {"shape": True, "jump": False}
+    asked_of(tmp_path / "base", samples, {"shape": [True, False, False, None], "jump": [True, True]}, wanted)
+    asked_of(tmp_path / "rwr1", samples, {"shape": [True, True, False, True], "jump": [False, True]}, wanted)
+    sets = {
+        name: replace(evaluated([True] * 4, samples), answers={"judge": read_answers(tmp_path / name, samples)})
+        for name in ("base", "rwr1")
+    }
+    policies = summary_of(sets, starts={"rwr1": "base"})["policies"]
+
+    shape, jump = (policies["base"]["questions"]["judge"][name] for name in ("shape", "jump"))
+    assert (shape["all"]["rate"], shape["all"]["n"]) == (pytest.approx(1 / 3), 3)  # b's second has no answer
+    assert (shape["train"]["rate"], shape["test"]["rate"], shape["test"]["n"]) == (0.5, 0.0, 1)
+    assert jump["all"] == {"rate": 0.0, "low": 0.0, "high": 0.0, "n": 2} and jump["test"]["n"] == 0
+    gap = policies["rwr1"]["questions_minus_base"]["judge"]
+    assert gap["shape"]["all"]["diff"] == pytest.approx(1 / 3)  # of the three clips known to both, one more
+    assert (gap["jump"]["all"]["diff"], gap["jump"]["test"]["diff"]) == (0.5, None)
+    assert policies["rwr1"]["questions_minus_start"]["judge"] == gap
+    assert "questions_minus_base" not in policies["base"]
+
+
+def test_several_votes_count_as_their_majority_and_a_tie_as_unknown(tmp_path):
+    samples = [clip("a", 0), clip("b", 0)]
+    votes = {"a-0": [True, True, False], "b-0": [True, False]}
+    rows = [
+        replace(verdict_of(sample, question, answer), vote=vote)
+        for sample in samples
+        for question in ("shape", "jump")
+        for vote, answer in enumerate(votes[sample.sample_id])
+    ]
+    write_rows(tmp_path / "verdicts.parquet", rows, Verdict)
+    asked = [Asked(f"the {p}", q, "?", "Yes", "No", q == "shape", True) for p in "ab" for q in ("shape", "jump")]
+    write_rows(tmp_path / "questions.parquet", asked, Asked)
+    write_manifest(tmp_path, "labels")
+
+    found = read_answers(tmp_path, samples)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "shape": [1.0, pytest.approx(NAN, nan_ok=True)],
+        "jump": [0.0, pytest.approx(NAN, nan_ok=True)],
+    }
+
+
+def test_a_judge_of_one_question_has_no_rates_of_questions():
+    samples = [clip("a", 0)]
+    assert "questions" not in summary_of({"base": evaluated([True], samples)})["policies"]["base"]

@@ -1,11 +1,13 @@
 """`vfrl check`: what is wrong with params.yaml is found before anything is computed."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from commands.preset import PRESETS, overlay
+from data.prompts import load_prompts
 from feedback.core.kinds import resolve
 from pipeline.advice import advice
 from pipeline.check import check_params
@@ -148,6 +150,40 @@ def test_rounds_without_a_prompt_of_their_split_are_refused(project):
     params["prompts"]["path"] = "only_test.csv"
     project(params)
     with pytest.raises(ParamsError, match=r"generate: no prompts in split 'train' among 18 of only_test.csv"):
+        check_params()
+
+
+def test_questions_of_other_prompts_are_refused_before_anything_runs_and_more_questions_are_a_note(project):
+    params, rubric = default_params(), yaml.safe_load((ROOT / "tabletop/own-questions.yaml").read_text())
+    header, *rows = (ROOT / "configs/questions/tabletop.csv").read_text().splitlines()
+    Path("own.yaml").write_text(yaml.safe_dump(rubric | {"questions": "own.csv"}))
+    params["feedback"]["sources"]["aspects"]["rubric"] = "own.yaml"
+    first = "pushing green cube from left to right"
+    project(params)
+    Path("own.csv").write_text("\n".join([header, *(row for row in rows if "cube" not in row)]) + "\n")
+    check_params()  # no stage uses it
+
+    params["feedback"]["source"] = "aspects"
+    project(params)
+    without = sum("cube" in prompt.prompt for prompt in load_prompts(ROOT / "configs/prompt_sets/tabletop.csv"))
+    said = (
+        f"feedback.sources.aspects.rubric: own.yaml: own.csv has no question about {without} of 58 prompts, the first"
+    )
+    with pytest.raises(ParamsError, match=re.escape(f"{said} of them '{first}'")):
+        check_params()
+
+    Path("own.csv").write_text("\n".join([header, *rows, "a cup falls,object,is there a cup,Yes"]) + "\n")
+    note = "own.csv has questions about prompts that the prompt set lacks: 1 of its 59 prompts, such as 'a cup falls'"
+    assert note in check_params().notes
+
+    params["online"]["policies"]["ask1"] = {
+        "start": "base", "recipe": "ask-a-video", "judge": "second", "held_out": "judge",
+        "changes": {"questions": {"rubric": "own.yaml"}},
+    }  # fmt: skip
+    params["feedback"]["source"] = "judge"
+    Path("own.csv").write_text("\n".join([header, *(row for row in rows if "cube" not in row)]) + "\n")
+    project(params)
+    with pytest.raises(ParamsError, match="online.policies.ask1: own.csv has no question about"):
         check_params()
 
 

@@ -125,6 +125,20 @@ def test_a_change_of_a_file_is_seen_by_the_entries_that_use_it_and_by_no_others(
         assert changed == {f"{one}.json" for one in expected}, name
 
 
+def test_questions_that_a_rubric_names_are_recorded_where_it_is_used(params):
+    own = "name: own\nframes: 8\nrule: all\ninstructions: ''\nquestions: lab/questions.csv\n"
+    table = "prompt,name,question,wanted\na ball rolls,object,is there a ball,Yes\n"
+    Path("lab/questions.csv").write_text(table)
+    Path("../library/rubric.yaml").write_text(own)
+    recipe = yaml.safe_load(Path("lab/recipe.yaml").read_text())
+    recipe["questions"] |= {"writer": "rubric", "rubric": str(Path("../library/rubric.yaml").resolve()), "kinds": None}
+    Path("lab/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    change = Path("lab/questions.csv").write_text
+    assert changed_by(params, lambda: change(table.replace("is there", "do you see"))) == {
+        "sources/judge.json", "sources/gpt.json", "sources/panel.json", "online/teacher.json",
+    }  # fmt: skip
+
+
 def test_a_new_file_beside_one_that_is_used_changes_nothing(params):
     for name in ("lab/other.yaml", "lab/other.mp4", "my_lab/other.py", "../library/rubric2.yaml", "lab/model/.cache"):
         assert changed_by(params, lambda name=name: Path(name).write_text("x: 1")) == set(), name

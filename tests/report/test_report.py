@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from data.manifest import write_manifest
-from data.records import Label, Sample, Verdict, write_rows
+from data.records import Asked, Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
 from evaluation.checkpoints import RATE, plot_rows
@@ -35,6 +35,7 @@ from report.table import (
     findings,
     further_tables,
     overview,
+    question_tables,
     select_table,
     verdict,
 )
@@ -506,6 +507,27 @@ def test_scores_and_the_top_k_have_tables_of_their_own(summary):
     assert means.rows[1].cells["− base"].verdict == BETTER
 
 
+def test_each_question_of_a_judge_has_a_row_with_the_rate_of_every_policy(summary, sets, tmp_path):
+    asked = json.loads(json.dumps(summary))
+    rate = {"rate": 0.25, "low": 0.125, "high": 0.5, "n": 8}
+    unknown = {"rate": None, "low": None, "high": None, "n": 0}
+    for policy in asked["policies"].values():
+        policy["questions"] = {"judge": {"shape": {"all": rate}, "jump": {"all": unknown}}}
+    gap = {"diff": -0.25, "low": -0.5, "high": -0.125}
+    asked["policies"]["rwr1"]["questions_minus_base"] = {"judge": {"shape": {"all": gap}}}
+    (table,) = question_tables(asked)
+
+    assert (table.title, table.head) == ("wanted answers of judge, % [95 %]", "question")
+    assert table.columns == ["base", "rwr1", "rwr1 − base"] and [row.name for row in table.rows] == ["shape", "jump"]
+    shape = {"base": "25.0 [12.5, 50.0]", "rwr1": "25.0 [12.5, 50.0]", "rwr1 − base": "-25.0 [-50.0, -12.5]"}
+    assert texts(table) == [shape, dict.fromkeys(shape, "–")]
+    assert table.rows[0].cells["rwr1 − base"].verdict == WORSE
+    assert "-25.0 [-50.0, -12.5] ▼" in as_text(asked)
+    write_page(asked, sets, {}, None, tmp_path / "out")
+    assert "Which aspect training moved" in (tmp_path / "out/index.html").read_text()
+    assert question_tables(summary) == []
+
+
 # The graph of rounds
 
 
@@ -550,6 +572,8 @@ def gallery(tmp_path_factory) -> str:
     torn = home / "rwr1/samples/videos/eval-p1-000.mp4"
     torn.write_bytes(bytes(torn.stat().st_size))
     (home / "rwr1/samples/videos/eval-p2-000.mp4").unlink()
+    asked = Asked(HOSTILE, "accept", f"does it fall {HOSTILE}", "Accept", "Reject", False, True)
+    write_rows(home / "rwr1/labels/judge/questions.parquet", [asked], Asked)
     write_page(summary_of(found), found, {}, None, home / "out")
     return (home / "out/gallery.html").as_uri()
 
@@ -618,12 +642,15 @@ def test_a_click_shows_the_judges_own_words_as_words(chromium, gallery):
     film(tab, "rwr1", 3).click()  # p11, after p0, p1 and p10
     dialog = tab.locator("dialog[open]")
     expect(dialog.locator("dl").first).to_be_visible()
+    assert "raw words" not in dialog.inner_text()  # of several questions the answers come first
+    dialog.locator("summary").click()
     text = dialog.inner_text()
 
     assert f"raw words 11 {HOSTILE}" in text
     assert f"because {HOSTILE}" in text
     for words in ("judge: accepted", "physics: unlabelled", "0.8571428571428571", "v1", "0, 4, 8", "85", "0.25"):
         assert words in text
+    assert f"✗ Accept, p(Accept) 0.86: does it fall {HOSTILE}" in text  # Reject is wanted
     wait_until_playing(tab, "dialog")
     expect(tab.locator("script:not([src])")).to_have_count(0)
     assert not alarms

@@ -86,7 +86,7 @@ def test_votes_that_differ_in_their_answers_may_agree_on_the_label():
         *votes_on("c", "good", Y, NULL), *votes_on("c", "flaw", N, N),
     ]  # fmt: skip
 
-    found = vote_agreement(rows, Rubric("r", None, "all", "{prompt}", questions))
+    found = vote_agreement(rows, dict.fromkeys("abc", Rubric("r", None, "all", "{prompt}", questions)))
 
     # Labels: a no, no; b yes, yes. By chance 1/2.
     assert figures(found.label) == (2, 0, 1, 1)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.labels import read_verdicts
 from data.manifest import StoreError
 from data.records import Sample, Verdict
 from data.store import ClipSet, ClipSetWriter
@@ -218,6 +219,38 @@ def test_a_clip_without_a_reply_is_judged_again_and_the_others_are_not(clips):
     failing = block(fail=["clip2"])
     assert len(judged(clips, failing)) == CLIPS
     assert judged(clips, failing) == ["clip2"]
+
+
+OWN = "name: own\nframes: null\nrule: all\ninstructions: ''\nquestions: lab/questions.csv\n"
+
+
+def questions_of(**asked: str) -> None:
+    """Give each prompt a question of its own. asked: by prompt_id, its words where they are others."""
+    rows = [f"red ball {n},bright,{asked.get(f'p{n}', 'Is it bright?')},Yes" for n in range(CLIPS)]
+    write(Path("lab/questions.csv"), "\n".join(["prompt,name,question,wanted", *rows]))
+
+
+def test_another_question_about_one_prompt_judges_its_clips_again_and_no_others(clips):
+    kind = KIND.replace("= self.rubric.questions", "= self.rubric.of(request.sample.prompt).questions")
+    write(Path("my_lab/kind.py"), kind.replace("Kind(Options, load,", "Kind(Options, load, by_prompt=True,"))
+    write(Path("lab/rubric.yaml"), OWN)
+    questions_of()
+    assert len(judged(clips)) == CLIPS
+    first = published()
+    questions_of(p2="Is the ball bright?")
+    assert judged(clips) == ["clip2"]
+    assert read_verdicts(Path("out"))[0].rubric_hash == make_source("mine", block()).rubric.hash
+    questions_of()
+    assert judged(clips) == [] and published() == first
+    write(Path("lab/rubric.yaml"), OWN.replace("frames: null", "frames: 3"))
+    assert len(judged(clips)) == CLIPS
+
+
+def test_a_kind_that_does_not_know_own_questions_refuses_them():
+    write(Path("lab/rubric.yaml"), OWN)
+    questions_of()
+    with pytest.raises(ValueError, match="sources.mine.rubric: lab/rubric.yaml has questions of each prompt's own"):
+        make_source("mine", block())
 
 
 def test_a_look_keeps_what_it_sees_and_the_label_stage_judges_the_rest(clips):

@@ -8,19 +8,20 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from data.labels import read_labels, read_verdicts
+from data.labels import read_asked, read_labels, read_verdicts
 from data.manifest import StoreError, read_manifest
 from data.records import Sample, Verdict
 from data.store import ClipSet, ClipSetWriter
 from data.video import write_video
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set, look_at
-from feedback.core.rubric import Question, Rubric
+from feedback.core.rubric import Question, Rubric, RubricByPrompt
 from feedback.core.source import FAILED, LabelError, Request, decoded, verdict, without_answer
 from tabletop.captions import all_claims, caption
 from tabletop.scenes import SIZE
@@ -76,6 +77,32 @@ class Wavering(Brightness):
         if sample.seed % 5 == 1 and vote == 2:
             return self.row(sample, vote, error="refused")
         return self.row(sample, vote, answer=not (sample.seed % 5 == 0 and vote == 1))
+
+
+class Own(Brightness):
+    """Asks whether clips of a ball are bright, and those of a cup also whether they are dark."""
+
+    rubric: Any = RubricByPrompt(
+        "own", None, "all", "", "own.csv",
+        {
+            "a ball": (Question("bright", "Bright?", "yes", "no", True, True),),
+            "a cup": (
+                Question("dark", "Dark?", "yes", "no", False, True),
+                Question("bright", "Bright?", "yes", "no", True, True),
+            ),
+        },
+    )  # fmt: skip
+
+    def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
+        for request, frames in decoded(requests, BATCH):
+            time.sleep(self.seconds)
+            self.judged.append(request.sample.sample_id)
+            bright, seen = bool(np.mean(frames) > 120), range(request.sample.num_frames)
+            yield [
+                verdict(self, request.sample, vote, one, seen, answer=bright == one.wanted)
+                for one in self.rubric.of(request.sample.prompt).questions
+                for vote in range(request.votes)
+            ]
 
 
 class Mute(Brightness):
@@ -150,11 +177,13 @@ def clips(tmp_path_factory) -> ClipSet:
     return make_clips(tmp_path_factory.mktemp("set") / "samples")
 
 
-def make_clips(folder: Path) -> ClipSet:
+def make_clips(folder: Path, *prompts: str) -> ClipSet:
+    """prompts: of the clips in turn; without any, all are of a ball."""
+    texts = prompts or ("a ball",)
     frames = np.stack([np.full((3, 32, 32, 3), 25 * index, np.uint8) for index in range(CLIPS)])
     names = [f"clip{index}" for index in range(CLIPS)]
     samples = [
-        Sample(name, "p", "a ball", "c", "train", "base", index, 3, 8.0, 32, 32, f"videos/{name}.mp4")
+        Sample(name, "p", texts[index % len(texts)], "c", "train", "base", index, 3, 8.0, 32, 32, f"videos/{name}.mp4")
         for index, name in enumerate(names)
     ]
     writer = ClipSetWriter(folder)
@@ -190,6 +219,35 @@ def test_answers_in_any_order_end_in_clip_order_with_the_same_bytes(clips, tmp_p
     label_clip_set(clips, last, work, out, BATCH)
     assert len(last.judged) == 5  # the five received answers are kept, including an incomplete batch
     assert contents(out) == contents(tmp_path / "expected")
+
+
+def test_each_clip_is_asked_its_prompts_own_questions_and_what_was_asked_is_kept(tmp_path):
+    clips = make_clips(tmp_path / "samples", "a ball", "a cup")
+    counts = label_clip_set(clips, Own(), tmp_path / "work", tmp_path / "labels", BATCH, votes=2)
+    assert counts[:3] == (5, 5, 0)
+    rows = read_verdicts(tmp_path / "labels")
+    assert [(row.question, row.vote) for row in rows[:6]] == [
+        ("bright", 0), ("bright", 1), ("dark", 0), ("dark", 1), ("bright", 0), ("bright", 1),
+    ]  # fmt: skip
+    assert {row.rubric_hash for row in rows} == {Own.rubric.hash}
+    asked = read_asked(tmp_path / "labels")
+    assert {key: (one.ask, one.wanted) for key, one in asked.items()} == {
+        ("a ball", "bright"): ("Bright?", True),
+        ("a cup", "dark"): ("Dark?", False),
+        ("a cup", "bright"): ("Bright?", True),
+    }
+    agreed = read_manifest(tmp_path / "labels", "labels")["facts"]["agreement"]
+    assert {name: one["clips"] for name, one in agreed["questions"].items()} == {"bright": 10, "dark": 5}
+    label_clip_set(clips, Brightness(), tmp_path / "work2", tmp_path / "one", BATCH)
+    assert read_asked(tmp_path / "one") == {}
+
+
+def test_clips_of_prompts_without_questions_stop_before_anything_is_asked(tmp_path):
+    clips = make_clips(tmp_path / "samples", "a ball", "a dog", "a fox")
+    source = Own()
+    with pytest.raises(ValueError, match="own.csv has no question about 2 of 3 prompts, the first of them 'a dog'"):
+        label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH)
+    assert source.judged == []
 
 
 def test_verdicts_are_ordered_by_clip_and_vote(clips, tmp_path):
@@ -380,12 +438,14 @@ def test_work_of_another_source_is_an_error(clips, tmp_path):
         label_clip_set(clips, newer, tmp_path / "work", tmp_path / "labels", BATCH)
 
 
-def test_a_killed_run_resumes_and_produces_the_same_bytes(clips, tmp_path):
-    label_clip_set(clips, Brightness(), tmp_path / "whole", tmp_path / "expected", BATCH, votes=2)
+@pytest.mark.parametrize("judge", [Brightness, Own])
+def test_a_killed_run_resumes_and_produces_the_same_bytes(tmp_path, judge):
+    clips = make_clips(tmp_path / "samples", "a ball", "a cup")
+    label_clip_set(clips, judge(), tmp_path / "whole", tmp_path / "expected", BATCH, votes=2)
     work, out = tmp_path / "work", tmp_path / "labels"
     code = (
         "from tests.feedback.core.test_label import label_slowly; "
-        f"label_slowly({str(clips.folder)!r}, {str(work)!r}, {str(out)!r})"
+        f"label_slowly({str(clips.folder)!r}, {str(work)!r}, {str(out)!r}, {judge.__name__!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(work / "verdicts-00001.parquet", child)
@@ -395,15 +455,16 @@ def test_a_killed_run_resumes_and_produces_the_same_bytes(clips, tmp_path):
     assert 2 <= committed < CLIPS // BATCH
     (work / "out").mkdir()
     (work / "out" / "torn.parquet").write_bytes(b"left by a kill during publishing")
-    source = Brightness()
+    source = judge()
     label_clip_set(clips, source, work, out, BATCH, votes=2)
     assert len(source.judged) == CLIPS - BATCH * committed
     assert contents(out) == contents(tmp_path / "expected")
 
 
-def label_slowly(clip_set: str, work: str, out: str) -> None:
-    """The code of the killed child: half a second per batch."""
-    label_clip_set(ClipSet.open(Path(clip_set)), Brightness(0.5 / BATCH), Path(work), Path(out), BATCH, votes=2)
+def label_slowly(clip_set: str, work: str, out: str, judge: str) -> None:
+    """The code of the killed child: half a second per batch. judge: the name of a class here."""
+    source = globals()[judge](0.5 / BATCH)
+    label_clip_set(ClipSet.open(Path(clip_set)), source, Path(work), Path(out), BATCH, votes=2)
 
 
 def wait_for(path: Path, child: subprocess.Popen) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from data.records import Verdict
-from feedback.core.rubric import Question, Rubric, Rule, combine, load_rubric
+from feedback.core.rubric import Question, Rubric, RubricByPrompt, Rule, combine, load_rubric
 
 RUBRICS = sorted(Path("feedback/rubrics").glob("*.yaml"))
 
@@ -293,3 +293,100 @@ def test_wanted_may_be_written_with_quotes_as_the_answers_are(tmp_path):
     for written, wanted in (("yes", True), ("No", False), (True, True), ("false", False)):
         sheet = load_rubric(edited(tmp_path, questions=[ACCEPT | {"wanted": written, "required": "yes"}]))
         assert (sheet.questions[0].wanted, sheet.questions[0].required) == (wanted, True), written
+
+
+# Questions of each prompt's own
+
+SHEET = """
+name: own
+frames: 8
+rule: {rule}
+instructions: "Look at the video."
+questions: questions.csv
+"""
+CSV = """prompt,name,question,wanted,other,required
+a ball falls,object,is there a ball,Yes,,
+a ball falls,jump,does anything jump,No,,
+a cup,object,is there a cup,Yes,,
+a cup,colour,which colour has it,Red,Blue,
+a cup,blur,is it blurred,No,,no
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes the rubric and its questions into the working folder, and reads them."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(rule: str = "all", csv: str = CSV, sheet: str = SHEET) -> RubricByPrompt:
+        Path("own.yaml").write_text(sheet.replace("{rule}", rule))
+        Path("questions.csv").write_text(csv)
+        return load_rubric(Path("own.yaml"))
+
+    return load
+
+
+def test_each_prompt_has_its_own_questions_with_their_words(own):
+    sheet = own()
+    ball, cup = sheet.of("a ball falls"), sheet.of("a cup")
+    assert [one.name for one in ball.questions] == ["object", "jump"]
+    assert [(one.affirmative, one.negative, one.wanted, one.required) for one in cup.questions] == [
+        ("Yes", "No", True, True), ("Red", "Blue", True, True), ("Yes", "No", False, False),
+    ]  # fmt: skip
+    assert cup.text(cup.questions[1], "a cup") == "Look at the video.\n\nwhich colour has it"
+    assert own(sheet=SHEET.replace("Look at the video.", "")).of("a cup").text(cup.questions[1], "") == (
+        "which colour has it"
+    )
+    assert not hasattr(sheet, "questions")
+
+
+def test_every_rule_combines_as_many_answers_as_a_prompt_has_questions(own):
+    # The ball's chances are 0.9 and 1 - 0.2; the cup's 0.9, 0.6 and, not required, 1 - 0.7.
+    ball = [vote_of(True, 0.9, name="object"), vote_of(False, 0.2, name="jump")]
+    cup = [vote_of(True, 0.9, name="object"), vote_of(True, 0.6, name="colour"), vote_of(True, 0.7, name="blur")]
+    for rule, of_ball, of_cup in (
+        ("all", 0.9 * 0.8, 0.9 * 0.6),
+        ("product", 0.9 * 0.8, 0.9 * 0.6),
+        ("mean", (0.9 + 0.8) / 2, (0.9 + 0.6) / 2),
+        ("majority", (0.9 + 0.8) / 2, (0.9 + 0.6) / 2),
+    ):
+        sheet = own(rule)
+        for prompt, rows, chance in (("a ball falls", ball, of_ball), ("a cup", cup, of_cup)):
+            label = combine(rows, sheet.of(prompt))
+            assert (label.label, label.p_accept) == (True, pytest.approx(chance)), (rule, prompt)
+    assert combine([vote_of(True, 0.9, name="object"), vote_of(True, 0.8, name="jump")], ball_of(own())).label is False
+
+
+def ball_of(sheet: RubricByPrompt) -> Rubric:
+    return sheet.of("a ball falls")
+
+
+def test_a_prompts_hash_is_of_its_own_questions_and_the_whole_hash_of_all(own):
+    before = own()
+    after = own(csv=CSV.replace("is there a cup", "do you see a cup"))
+    assert ball_of(after).hash == ball_of(before).hash
+    assert after.of("a cup").hash != before.of("a cup").hash and after.hash != before.hash
+    header, *rows = CSV.splitlines()
+    assert own(csv="\n".join([header, *rows[2:], *rows[:2]])).hash == before.hash  # prompts in another order
+    assert own("mean").hash == before.hash != own(sheet=SHEET.replace("8", "4")).hash
+
+
+def test_prompts_without_a_question_are_counted_and_named(own):
+    sheet = own()
+    sheet.check_prompts(["a cup", "a ball falls"])
+    with pytest.raises(ValueError, match=r"questions.csv has no question about 2 of 3 prompts, .* 'A ball falls' \("):
+        sheet.check_prompts(["a cup", "A ball falls", "a dog", "A ball falls"])
+    with pytest.raises(ValueError, match="no question about 1 of 1 prompts, the first of them 'a dog'"):
+        sheet.of("a dog")
+
+
+def test_a_wrong_rubric_of_own_questions_names_its_file_and_key(own):
+    for sheet, csv, said in (
+        (SHEET + "compares: true", CSV, "own.yaml: compares: true, but two clips are compared by one list"),
+        (SHEET.replace("questions.csv", "others.csv"), CSV, "own.yaml: questions: others.csv: not read"),
+        (SHEET.replace("rule", "role"), CSV, "own.yaml: rule is missing; known keys are"),
+        (SHEET.replace("questions.csv", '""'), CSV, "own.yaml: questions: '' is empty"),
+        (SHEET, CSV.replace("Red,Blue", "Red,"), "own.yaml: questions: questions.csv, row 5"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            own(csv=csv, sheet=sheet)

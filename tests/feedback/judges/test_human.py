@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,40 @@ def labelled(clips: ClipSet, tmp_path: Path, *raters: str, name: str = "people")
 
 
 # Rating and labelling
+
+
+def test_people_are_asked_the_questions_of_each_prompt_and_another_question_of_one_asks_about_its_clips_alone(
+    clips, ledger, tmp_path, monkeypatch
+):
+    def write(**other: str) -> None:
+        first, *_ = prompts
+        rows = [f"{prompt},shape,is it round,Yes" for prompt in prompts if prompt != first]
+        rows += [f"{first},shape,{other.get('ask', 'is it round')},Yes", f"{first},jump,does it jump,No"]
+        Path("own.csv").write_text("\n".join(["prompt,name,question,wanted", *rows]))
+
+    monkeypatch.chdir(tmp_path)
+    prompts = sorted({sample.prompt for sample in clips.samples})
+    Path("own.yaml").write_text("name: own\nframes: null\nrule: all\ninstructions: ''\nquestions: own.csv\n")
+    write()
+    of_first = sum(sample.prompt == prompts[0] for sample in clips.samples)
+
+    def items() -> list:
+        return gather([clips.folder], load_rubric(Path("own.yaml")), "anna", None, 0)
+
+    assert Counter(item.rateable.question.name for item in items()) == {"shape": CLIPS, "jump": of_first}
+    with serving(Ratings(items(), ledger)) as visitor:
+        assert visitor.view()["ask"] in ("is it round", "does it jump")
+        visitor.rate_all()
+    source = make_source("people", block("anna") | {"rubric": "own.yaml"})
+    rows = [row for of_clip in source.judge(requests_for(clips, 1)) for row in of_clip]
+    assert len(rows) == CLIPS + of_first and all(row.answer is True for row in rows)
+    write(ask="is it a ball")
+    ratings = Ratings(items(), ledger)
+    assert len(ratings.items) - ratings.rated == 2 * of_first
+    write(ask="is it a ball")
+    Path("own.csv").write_text(Path("own.csv").read_text().replace(prompts[0], "another prompt"))
+    with pytest.raises(ValueError, match=f"own.csv has no question about 1 of {len(prompts)} prompts"):
+        items()
 
 
 def test_the_labels_of_a_set_are_the_ratings_sent_over_http(clips, ledger, tmp_path):

@@ -10,7 +10,7 @@ from data.labels import read_labels, read_verdicts
 from data.records import Sample, Verdict
 from feedback.core.kinds import make_source, read_block
 from feedback.core.label import label_clip_set
-from feedback.core.rubric import Question, Rubric, combine
+from feedback.core.rubric import AnyRubric, Question, Rubric, RubricByPrompt, combine
 from feedback.core.source import FAILED, REFUSED, UNREADABLE_CLIP, LabelError, Request, verdict
 from feedback.judges import panel
 from feedback.judges.panel import PanelSource, Shaping
@@ -30,7 +30,8 @@ class Member:
     def __init__(
         self, name: str, opinion: Callable[..., dict], rubric: Rubric | None = None, repeatable: bool = True
     ) -> None:
-        self.name, self.opinion, self.rubric, self.repeatable = name, opinion, rubric or sheet(), repeatable
+        self.name, self.opinion, self.repeatable = name, opinion, repeatable
+        self.rubric: AnyRubric = rubric or sheet()
         self.model: str = f"model of {name}"
         self.model_version: str | None = "1"
         self.judged: list[str] = []
@@ -45,7 +46,7 @@ class Member:
                 verdict(
                     self, request.sample, vote, question, [0, vote + 1], **self.opinion(request.sample, vote, question)
                 )
-                for question in self.rubric.questions
+                for question in self.rubric.of(request.sample.prompt).questions
                 for vote in range(request.votes)
             ]
             yield self.random.sample(rows, len(rows))
@@ -62,6 +63,25 @@ def steady(name: str, p_yes: float | None, **more) -> Member:
 
 def of(*members: Member, rule: str = "majority", votes: int = 1) -> PanelSource:
     return PanelSource("panel", {member.name: member for member in members}, rule, votes)
+
+
+def test_a_member_with_questions_of_a_prompts_own_is_combined_by_those_and_another_question_is_another_panel():
+    def own(ask: str = "Is it clean?") -> RubricByPrompt:
+        asked = (
+            Question("bright", "Is it bright?", "yes", "no", True, True),
+            Question("clean", ask, "yes", "no", True, True),
+        )
+        return RubricByPrompt("own", None, "all", "", "own.csv", {"a ball": asked, "a cup": asked[:1]})
+
+    member = steady("one", 0.5)
+    member.rubric = own()
+    member.opinion = lambda sample, vote, question: {"answer": True, "p_yes": 0.9 if question.name == "bright" else 0.8}
+    panel = of(member, steady("two", 0.7), rule="mean")
+    first, second = rows_of(panel)
+    assert (first.answer, first.p_yes) == (True, pytest.approx(0.9 * 0.8)) and second.p_yes == 0.7
+    other = steady("one", 0.5)
+    other.rubric = own("Is the picture clean?")
+    assert of(other, steady("two", 0.7), rule="mean").rubric.hash != panel.rubric.hash
 
 
 def requests(count: int = 1) -> list[Request]:

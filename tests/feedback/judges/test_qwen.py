@@ -227,9 +227,30 @@ def test_the_verdict_is_the_same_before_and_after_encoding(judge, ask):
     inputs = [inputs_of(judge, clip(index), one.sample.prompt) for index, one in enumerate(requests)]
     with torch.no_grad():
         logits = torch.cat([judge.vlm(**one).logits[:, -1] for one in inputs])
-    before = read_answers(logits, judge.answers["accept"])
+    before = read_answers(logits, judge.answers["Accept", "Reject"])
     assert [v.answer for v in after] == [answer.p_yes > 0.5 for answer in before]
     assert [v.p_yes for v in after] == pytest.approx([answer.p_yes for answer in before], abs=0.02)
+
+
+def test_questions_of_a_prompts_own_are_answered_as_each_would_be_alone(folder, ask, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("name: own\nframes: 8\nrule: all\ninstructions: ''\nquestions: own.csv\n")
+    rows = ["red ball,one,ball off table,Accept,Reject", "red ball,two,lifting the ball,Reject,Accept"]
+    rows += ["ball off table,one,pushing red ball,Accept,Reject"]
+    Path("own.csv").write_text("\n".join(["prompt,name,question,wanted,other", *rows]))
+    judge = make_source("judge", block(folder, rubric="own.yaml"))
+    requests = [ask(0, "red ball"), ask(1, "ball off table"), ask(2, "red ball")]
+    found = {(v.sample_id, v.question): v for rows in judge.judge(iter(requests)) for v in rows}
+    assert list(found) == [("clip0", "one"), ("clip0", "two"), ("clip1", "one"), ("clip2", "one"), ("clip2", "two")]
+    own = judge.rubric
+    for one in requests:
+        judge.rubric = own.of(one.sample.prompt)
+        (alone,) = judge.judge(iter([one]))
+        for row in alone:
+            assert row.p_yes == pytest.approx(found[one.sample.sample_id, row.question].p_yes, abs=1e-4)
+    Path("own.csv").write_text("prompt,name,question,wanted,other\nred ball,one,zebra,Accept,Reject\n")
+    with pytest.raises(ValueError, match="does not know its words .*zebra"):
+        make_source("judge", block(folder, rubric="own.yaml"))
 
 
 def test_an_off_topic_reply_is_null_and_its_raw_text_is_kept(judge, folders, family, ask):

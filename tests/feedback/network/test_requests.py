@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -62,6 +63,39 @@ def test_an_odd_answer_is_read_if_it_can_mean_one_thing_only_and_is_never_reques
         assert row.raw, odd
     assert judged(source_at(server, kind), clips, len(ODD)) == rows
     assert len(server.attempts) == len(ODD) and outcomes(ledger) == ["answered"] * len(ODD)
+
+
+OWN = "name: own\nframes: 8\nrule: all\ninstructions: 'Reply with one word.'\nquestions: questions.csv\n"
+
+
+@every_kind
+def test_a_clip_is_sent_its_prompts_own_questions_and_a_change_of_one_is_sent_alone(
+    server, clips, tmp_path, monkeypatch, kind
+):
+    def write(**other: str) -> None:
+        rows = [f"scene {n}.,shape,{other.get(f'of{n}', f'is shape {n} there')},Accept,Reject" for n in range(CLIPS)]
+        rows += [f"scene {n}.,colour,is it more red or blue,Reject,Accept" for n in range(3)]
+        (tmp_path / "questions.csv").write_text("\n".join(["prompt,name,question,wanted,other", *rows]))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(OWN)
+    write()
+    source = source_at(server, kind, rubric="own.yaml")
+    verdicts = [row for rows in source.judge(requests_for(clips, 1)) for row in rows]
+    assert Counter(row.question for row in verdicts) == {"shape": CLIPS, "colour": 3}
+    assert all(row.answer is not None for row in verdicts)
+    texts = [json.dumps(body) for body in server.bodies]
+    for n in range(CLIPS):
+        (of_shape,) = [text for text in texts if f"is shape {n} there" in text]
+        assert "Reply with one word." in of_shape
+    assert sum("more red or blue" in text for text in texts) == 3
+    sent = len(server.bodies)
+    assert sent == (CLIPS if kind.endswith("decision") else CLIPS + 3)
+
+    write(of5="is the shape of scene five there")
+    again = source_at(server, kind, rubric="own.yaml")
+    assert len(list(again.judge(requests_for(clips, 1)))) == CLIPS
+    assert len(server.bodies) == sent + 1 and "scene five" in json.dumps(server.bodies[-1])
 
 
 def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
