@@ -16,11 +16,14 @@ KNOWN = ("vbench", "vbench2", "videophy", "videophy2", "phygenbench", "t2v-compb
 @click.option(
     "--split", type=click.Choice(("train", "test")), default="test", show_default=True, help="Split of all its prompts."
 )
-def main(files: tuple[Path, ...], name: str, out: Path, split: str) -> None:
+@click.option("--force", is_flag=True, help="Write it again where it is there, over what was changed in it by hand.")
+def main(files: tuple[Path, ...], name: str, out: Path, split: str, force: bool) -> None:
     """Make a prompt set of the FILES of a benchmark that you downloaded; configs/prompt_sets/README.md says which."""
     from data.benchmarks import BENCHMARKS, categories, read_benchmark
     from data.prompts import remarks, write_prompts
 
+    if out.exists() and not force:
+        raise click.UsageError(f"{out} is there already; --force writes it again")
     prompts, benchmark = read_benchmark(name, files, split), BENCHMARKS[name]
     write_prompts(out, prompts)
     counts = categories(prompts)

@@ -107,6 +107,16 @@ def test_the_command_writes_a_set_that_loads_with_the_files_further_columns(tmp_
     assert dict(second.others)["auxiliary_info"] == '["Is there a juggler?"]'
 
 
+def test_a_prompt_set_that_is_there_is_not_written_over(tmp_path):
+    out = tmp_path / "mine.csv"
+    out.write_text("edited by hand")
+    call = [str(written(tmp_path, "a.json", VBENCH2)), "--benchmark", "vbench2", "--out", str(out)]
+    refused = CliRunner().invoke(commands.prompts.main, call)
+    assert refused.exit_code == 2 and f"{out} is there already; --force" in refused.output
+    assert out.read_text() == "edited by hand"
+    assert CliRunner().invoke(commands.prompts.main, [*call, "--force"]).exit_code == 0 and len(load_prompts(out)) == 3
+
+
 def test_what_is_no_file_of_the_benchmark_is_an_error_that_says_where_and_what_is_wanted(tmp_path):
     cases = [
         ("vbench2", "x.json", PHYGEN, "entry 1: no 'prompt_en' among caption, .*; its keys are those of phygenbench"),
