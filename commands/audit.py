@@ -26,7 +26,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command
 @device_option
 def main(name: str, preferences: Path, measures: tuple[str, ...], out: Path, device: str) -> None:
     """Compare a source with people's choices or scores. docs/audit.md defines the figures."""
-    from data.choices import read_said
+    from data.tables.choices import read_said
     from feedback.core.kinds import make_source, needs_device
     from pipeline.choices import audit, in_words
     from pipeline.configs import AuditConfig, LabelConfig

@@ -19,8 +19,8 @@ KNOWN = ("vbench", "vbench2", "videophy", "videophy2", "phygenbench", "t2v-compb
 @click.option("--force", is_flag=True, help="Write it again where it is there, over what was changed in it by hand.")
 def main(files: tuple[Path, ...], name: str, out: Path, split: str, force: bool) -> None:
     """Make a prompt set of the FILES of a benchmark that you downloaded; configs/prompt_sets/README.md says which."""
-    from data.benchmarks import BENCHMARKS, categories, read_benchmark
     from data.prompts import remarks, write_prompts
+    from data.tables.benchmarks import BENCHMARKS, categories, read_benchmark
 
     if out.exists() and not force:
         raise click.UsageError(f"{out} is there already; --force writes it again")

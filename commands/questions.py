@@ -22,7 +22,7 @@ def main(
     if out.exists() and not force:
         raise click.UsageError(f"{out} is there already; --force writes it again")
     from data.prompts import load_prompts
-    from data.questions import write_questions
+    from data.tables.questions import write_questions
     from feedback.core.kinds import needs_device, resolve
     from feedback.questions import Writing, is_source
     from feedback.questions.own import own_questions

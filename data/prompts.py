@@ -1,6 +1,6 @@
 """Prompt sets: CSV files with the columns prompt_id, prompt, category, split, and optionally image and reference.
 
-The shipped sets are in `configs/prompt_sets/`. data/prompt_csv.py reads and writes the tables.
+The shipped sets are in `configs/prompt_sets/`. data/tables/read.py reads and writes the tables.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.prompt_csv import TableRow, read_table, write_table
+from data.tables.read import TableRow, read_table, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.prompts import Prompt, extended, load_prompts, select
-from data.questions import by_prompt, read_questions
+from data.tables.questions import by_prompt, read_questions
 from feedback.core.kinds import question_files, read_block, resolve
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import RUBRIC

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from data.choices import Clip, Opened, Said
     from data.records import Label
+    from data.tables.choices import Clip, Opened, Said
     from feedback.core.source import Source
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def audit(
     named: dimension -> measure of the source. how: batch size, votes, and the part of the clips that may fail.
     Raises ValueError for a dimension that is no measure of a source of several, before any clip is judged.
     """
-    from data.choices import open_clips
+    from data.tables.choices import open_clips
     from feedback.core.source import metrics_of
 
     measures = {one: measure_of(one, list(metrics_of(source)), named) for one in said.dimensions}

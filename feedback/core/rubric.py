@@ -26,8 +26,8 @@ A rubric is a YAML file (feedback/rubrics/). This is the full rule for the verdi
 Questions that are not required are sent and recorded, and do not affect the label. Counts and means leave out what is
 unanswered: it is never a 0 and never half a tie. The order of the verdicts has no effect.
 
-Where `questions` is the path of a CSV (data/questions.py), each prompt has questions of its own: load_rubric then gives
-a RubricByPrompt. `rubric.of(prompt)` is the Rubric of a prompt's clips, of either kind.
+Where `questions` is the path of a CSV (data/tables/questions.py), each prompt has questions of its own: load_rubric
+then gives a RubricByPrompt. `rubric.of(prompt)` is the Rubric of a prompt's clips, of either kind.
 """
 
 import difflib
@@ -48,8 +48,8 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, read_config
-from data.questions import OwnQuestion, by_prompt, read_questions
 from data.records import Label, Verdict
+from data.tables.questions import OwnQuestion, by_prompt, read_questions
 
 Rule = Literal["all", "majority", "mean", "product", "lexicographic"]
 COMPARING = ("all", "majority", "mean")  # the rules of rubrics that compare clips

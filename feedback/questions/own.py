@@ -1,4 +1,4 @@
-"""The questions that a writer has for each prompt of a set, as the rows of a CSV for rubrics (data/questions.py)."""
+"""The questions that a writer has for each prompt of a set, as rows of a rubric's CSV (data/tables/questions.py)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.prompts import Prompt
-from data.questions import OwnQuestion
+from data.tables.questions import OwnQuestion
 from feedback.questions import Writing, decomposition, is_source, teaching, write_questions
 from feedback.questions.sheet import DecompositionSheet, load_sheet
 

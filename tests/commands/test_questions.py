@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 import commands.questions
-from data.questions import read_questions
+from data.tables.questions import read_questions
 from feedback.core.rubric import load_rubric
 from feedback.questions.sheet import load_sheet
 from tests.support.faulty_provider import serving

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.choices import Clip, open_clips, read_said
 from data.store import read_clip
+from data.tables.choices import Clip, open_clips, read_said
 from data.video import write_video
 from tests.support.refusals import assert_refused
 

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 import commands.prompts
-from data.benchmarks import BENCHMARKS, read_benchmark
 from data.prompts import load_prompts
+from data.tables.benchmarks import BENCHMARKS, read_benchmark
 
 VBENCH = [
     {"prompt_en": "a cup stands still", "dimension": ["temporal_flickering"]},

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.manifest import MANIFEST, write_manifest
-from data.prompt_csv import columns_of, read_table
 from data.records import Sample, write_rows
 from data.store import KIND, METADATA, ClipSet
+from data.tables.read import columns_of, read_table
 from data.video import read_fps, read_video
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.prompt_csv import read_table, write_table
+from data.tables.read import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.prompt_csv import read_table
 from data.prompts import Prompt
+from data.tables.read import read_table
 
 FILE = "file"  # stands for the name of an entry's file, as a category
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.questions import OwnQuestion, read_questions, write_questions
+from data.tables.questions import OwnQuestion, read_questions, write_questions
 
 HEADER = "prompt,name,question,wanted\n"
 TWO = [

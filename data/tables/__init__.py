@@ -1,0 +1,1 @@
+"""Tables that people write: as spreadsheets save them, and each with its columns."""
