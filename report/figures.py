@@ -193,16 +193,17 @@ def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme)
                 means = _running_mean([value for _, value in known])
                 look = {"color": _color(place), "linewidth": 1.2, "alpha": 0.7, "label": question}
                 lines += panel.plot([step for step, _ in known], means, **look)
-        chances = panel.twinx() if scored and checked else panel
         for judge, style in (("training", "-"), ("held_out", "--")):
             values = [row["held_out"][judge] for row in checked]
-            if values and all(0 <= value <= 1 for value in values):  # a metric's scores have no place on this axis
+            metric = scored and judge == "training"
+            if values and (metric or all(0 <= value <= 1 for value in values)):  # no other scores have an axis here
+                axis = _rate_axis(panel, theme) if scored and not metric else panel
                 name = f"{judge.replace('_', '-')} judge, full samples"
                 steps = [row["step"] for row in checked]
                 look = {"color": theme.ink, "marker": "o", "markersize": 4, "linewidth": 1.6, "label": name}
-                lines += chances.plot(steps, values, style, **look)
-        if chances is not panel or not scored:
-            chances.set_ylim(-0.03, 1.03)
+                lines += axis.plot(steps, values, style, **look)
+        if not scored:
+            panel.set_ylim(-0.03, 1.03)
         panel.set_title(policy, fontsize=9.5, color=theme.ink, loc="left")
         panel.set_xlabel("update")
         panel.set_ylabel("score" if scored else "probability of the wanted answer")
@@ -210,6 +211,17 @@ def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme)
         if lines:
             panel.legend(handles=lines, frameon=False, labelcolor=theme.ink, fontsize=7)
     return as_svg(figure, panels, theme)
+
+
+def _rate_axis(panel: Any, theme: Theme) -> Any:
+    """A second axis, of the held-out judge's rate, beside the scores of a panel."""
+    axis = panel.twinx()
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_ylabel("accepted by the held-out judge", color=theme.ink, fontsize=8)
+    axis.tick_params(colors=theme.soft, labelsize=7)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return axis
 
 
 def reliability(audit: Mapping[str, Any], theme: Theme) -> str:
