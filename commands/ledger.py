@@ -15,7 +15,7 @@ from pipeline.command import Finite, stage_command
 MEGABYTE = 1e6
 DAYS, MEGABYTES = Finite(0, 36_500), Finite(0, 1e9)
 PAID = ("source", "asked", "answers", "dollars", "MB", "first", "last")
-LOCAL = ("source", "kind", "model", "version", "rubric", "clips", "MB", "first", "last")
+LOCAL = ("source", "kind", "model", "version", "rubric", "clips", "shown pairs", "MB", "first", "last")
 
 
 @stage_command
@@ -86,8 +86,8 @@ def _paid(path: Path) -> Iterator[str]:
 def _verdicts(path: Path) -> Iterator[str]:
     with VerdictFile(path) as file:
         rows = [
-            (one.name, one.kind, one.model, one.version or "-", one.rubric, f"{one.clips:,}", _mb(one.bytes),
-             one.first[:10], one.last[:10])
+            (one.name, one.kind, one.model, one.version or "-", one.rubric, f"{one.clips:,}",
+             f"{one.shown_pairs:,}", _mb(one.bytes), one.first[:10], one.last[:10])
             for one in file.kept()
         ]  # fmt: skip
     yield from _table(LOCAL, rows)
@@ -122,7 +122,9 @@ def _prune_verdicts(chosen: Chosen, yes: bool) -> None:
         if chosen.source is not None and chosen.source not in names:
             raise click.UsageError(f"--source is {chosen.source}; {path} has {', '.join(names) or 'no verdicts'}")
         count = file.count(chosen)
-        click.echo(f"{path}: the verdicts on {count:,} clips; they are judged again where they are needed")
+        click.echo(
+            f"{path}: the verdicts on {count:,} clips and shown pairs; they are judged again where they are needed"
+        )
         if count and (yes or _agreed()):
             click.echo(f"removed: {file.remove(chosen):,}")
 

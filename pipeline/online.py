@@ -127,6 +127,8 @@ def metric_judges(
 
     texts = {prompt.prompt_id: prompt.prompt for prompt in prompts}
     loaded = {name: load_metric(name, block, device) for name, block in blocks.items()}
+    for name, metric in loaded.items():
+        logger.info("trained on %s: %s", name, metric.definition)
     training, plain = (
         _weighted([MetricJudge(name, metric, texts, one, fps) for name, metric in loaded.items()])
         for one in (augment, Augmentation())

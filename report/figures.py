@@ -175,32 +175,53 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
 def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> str:
     """SVG: by update the probability of each wanted answer, as a running mean, and the judges' scores of full samples.
 
+    A policy that is trained on metrics has their scores in place of the probabilities.
     logs: policy -> rows of an online run, with `questions` or `held_out` or both, at least one policy. Where the
     training judge rises and the held-out one falls, the policy exploits the judge.
     """
     figure, panels = _panels(len(logs), 2, 2.6, hspace=0.45)
     for panel, (policy, rows) in zip(panels, logs.items(), strict=False):
-        answered = [row for row in rows if "questions" in row]
+        answered, checked = ([row for row in rows if key in row] for key in ("questions", "held_out"))
+        answers = [one for row in answered for one in row["questions"].values()]
+        scored = bool(answers) and all(one["p"] is None for one in answers)  # by metrics
+        lines = []
         for place, question in enumerate(dict.fromkeys(name for row in answered for name in row["questions"])):
-            known = [row for row in answered if row["questions"].get(question, {}).get("p") is not None]
-            values = [row["questions"][question]["p"] for row in known]
-            if values:
-                steps = [row["step"] for row in known]
-                panel.plot(steps, _running_mean(values), color=_color(place), linewidth=1.2, alpha=0.7, label=question)
-        checked = [row for row in rows if "held_out" in row]
+            found = [(row["step"], row["questions"][question]) for row in answered if question in row["questions"]]
+            known = [(step, -one["loss"] if scored else one["p"]) for step, one in found]
+            known = [(step, value) for step, value in known if value is not None]
+            if known:
+                means = _running_mean([value for _, value in known])
+                look = {"color": _color(place), "linewidth": 1.2, "alpha": 0.7, "label": question}
+                lines += panel.plot([step for step, _ in known], means, **look)
         for judge, style in (("training", "-"), ("held_out", "--")):
             values = [row["held_out"][judge] for row in checked]
-            if values and all(0 <= value <= 1 for value in values):  # a metric's scores have no place on this axis
+            metric = scored and judge == "training"
+            if values and (metric or all(0 <= value <= 1 for value in values)):  # no other scores have an axis here
+                axis = _rate_axis(panel, theme) if scored and not metric else panel
                 name = f"{judge.replace('_', '-')} judge, full samples"
                 steps = [row["step"] for row in checked]
-                panel.plot(steps, values, style, color=theme.ink, marker="o", markersize=4, linewidth=1.6, label=name)
-        panel.set_ylim(-0.03, 1.03)
+                look = {"color": theme.ink, "marker": "o", "markersize": 4, "linewidth": 1.6, "label": name}
+                lines += axis.plot(steps, values, style, **look)
+        if not scored:
+            panel.set_ylim(-0.03, 1.03)
         panel.set_title(policy, fontsize=9.5, color=theme.ink, loc="left")
         panel.set_xlabel("update")
-        panel.set_ylabel("probability of the wanted answer")
+        panel.set_ylabel("score" if scored else "probability of the wanted answer")
         panel.grid(color=theme.grid, linewidth=0.6)
-        panel.legend(frameon=False, labelcolor=theme.ink, fontsize=7)
+        if lines:
+            panel.legend(handles=lines, frameon=False, labelcolor=theme.ink, fontsize=7)
     return as_svg(figure, panels, theme)
+
+
+def _rate_axis(panel: Any, theme: Theme) -> Any:
+    """A second axis, of the held-out judge's rate, beside the scores of a panel."""
+    axis = panel.twinx()
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_ylabel("accepted by the held-out judge", color=theme.ink, fontsize=8)
+    axis.tick_params(colors=theme.soft, labelsize=7)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return axis
 
 
 def reliability(audit: Mapping[str, Any], theme: Theme) -> str:

@@ -1,8 +1,9 @@
-"""Asks a source in this process about those clips alone that it has not judged before.
+"""Asks a source in this process about those clips, or pairs of clips, alone that it has not judged before.
 
 A verdict is kept (feedback/core/verdicts.py) under a hash of all that it depends on:
 
-    the clip       the bytes of its mp4, its prompt and the other columns of its row, the number of votes
+    the clip       the bytes of its mp4, its prompt and the other columns of its row, the number of votes; of two clips
+                   at once, both in the order in which they are shown
     the source     its kind and options; a file or folder that an option names counts by content
     the model      its version, and the type of its device
     the rubric     its hash: the words and frames that the source sees, and not how answers combine. Where each prompt
@@ -20,20 +21,28 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from data.content.hashes import Hashes, named_path
 from data.content.modules import installed_versions, module_files
 from data.manifest import sha256_of
-from data.records import Verdict
+from data.records import Comparison, Verdict
 from feedback.core.rubric import AnyRubric, Rubric
 from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, verdicts_on
-from feedback.core.verdicts import Origin, Unusable, VerdictFile, verdicts_path
+from feedback.core.verdicts import BETWEEN, Origin, Unusable, VerdictFile, verdicts_path
+
+if TYPE_CHECKING:
+    from feedback.pairs.shown import Named
 
 logger = logging.getLogger(__name__)
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+SubjectT = TypeVar("SubjectT")
+RowT = TypeVar("RowT", bound=Verdict | Comparison)
 
 MARK = "keeping"  # attribute of a source whose verdicts are kept: a Keeping
 AGAIN = (UNREADABLE_CLIP, FAILED, UNRATED)  # beginnings of errors that the next run may not meet
@@ -42,7 +51,7 @@ WIRING = ("feedback.core.kinds",)  # makes sources of blocks, and decides no ans
 TOGETHER, SECONDS = 64, 2.0  # verdicts are committed so many together, or after so many seconds
 PLACE = ("sample_id", "policy", "seed", "file_name")  # columns that say where a clip comes from, not what it shows
 OF_PROMPT = "(each prompt's own)"  # in place of a rubric's hash, which each clip then has
-OWN = ("sample_id", "source", "model", "rubric_hash")  # fields of a verdict that its source and its clip fill in
+OF_SOURCE = ("source", "model", "rubric_hash")  # fields of a row that its source fills in
 
 
 class Keeping(NamedTuple):
@@ -51,6 +60,24 @@ class Keeping(NamedTuple):
     kind: str
     decides: Mapping[str, Any]  # as JSON
     window: int  # clips that it judges together
+
+
+@dataclass(frozen=True)
+class Judged(Generic[SubjectT, RowT]):
+    """What a source answers about: a clip, or two clips in the order in which they are shown."""
+
+    what: str  # in words, the plural
+    row: type[RowT]  # of an answer
+    ids: tuple[str, ...]  # fields of a row that hold the clips' sample_ids
+    clips: Callable[[SubjectT], tuple[Request, ...]]  # of a subject, as many as `ids`
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Fields of a row that its source and its clips fill in."""
+        return *self.ids, *OF_SOURCE
+
+
+ONE_CLIP = Judged[Request, Verdict]("clips", Verdict, ("sample_id",), lambda request: (request,))
 
 
 def mark(
@@ -88,39 +115,63 @@ def verdicts_of(
     source: Source, requests: Mapping[str, Request]
 ) -> Generator[tuple[str, Sequence[Verdict]], None, None]:
     """As `verdicts_on`, and first the clips that were judged before, whose verdicts are read from the file."""
+    return answers_of(source, ONE_CLIP, requests, partial(verdicts_on, source))
+
+
+def answers_of(
+    source: "Named",
+    judged: Judged[SubjectT, RowT],
+    subjects: Mapping[KeyT, SubjectT],
+    ask: Callable[[Mapping[KeyT, SubjectT]], Generator[tuple[KeyT, Sequence[RowT]], None, None]],
+) -> Generator[tuple[KeyT, Sequence[RowT]], None, None]:
+    """As `ask`, and first the subjects that were judged before, the answers about which are read from the file.
+
+    ask: yields all of the source's answers about one subject at a time, in any order of the subjects.
+    """
     keeping: Keeping | None = getattr(source, MARK, None)
     if keeping is None or (file := _opened()) is None:
-        yield from verdicts_on(source, requests)
+        yield from ask(subjects)
         return
     with file:
-        yield from _Asking(source, keeping, file, requests).verdicts()
+        yield from _Asking(source, keeping, file, judged, subjects).answers(ask)
 
 
-class _Asking:
-    """One run of a source over clips."""
+class _Asking(Generic[KeyT, SubjectT, RowT]):
+    """One run of a source over clips or pairs of clips."""
 
-    def __init__(self, source: Source, keeping: Keeping, file: VerdictFile, requests: Mapping[str, Request]) -> None:
-        self.source, self.keeping, self.file, self.requests = source, keeping, file, requests
+    def __init__(
+        self,
+        source: "Named",
+        keeping: Keeping,
+        file: VerdictFile,
+        judged: Judged[SubjectT, RowT],
+        subjects: Mapping[KeyT, SubjectT],
+    ) -> None:
+        self.source, self.keeping, self.file, self.judged, self.subjects = source, keeping, file, judged, subjects
         self.origin = _origin(source, keeping)
-        self.clips = {sample: key for sample, request in requests.items() if (key := _clip(request, source.rubric))}
+        hashed = cache(partial(_clip, rubric=source.rubric))  # a clip may be in many pairs
+        hashes = {key: [hashed(request) for request in judged.clips(subject)] for key, subject in subjects.items()}
+        self.content = {key: BETWEEN.join(filter(None, ones)) for key, ones in hashes.items() if all(ones)}
         self.keeps = True  # False from when the file cannot be written
 
-    def verdicts(self) -> Generator[tuple[str, Sequence[Verdict]], None, None]:
-        """By clip: those that are kept, then those that the source gives."""
-        found = self.file.of(self.origin, self.clips.values())
-        kept = {sample: found[clip] for sample, clip in self.clips.items() if clip in found}
+    def answers(
+        self, ask: Callable[[Mapping[KeyT, SubjectT]], Generator[tuple[KeyT, Sequence[RowT]], None, None]]
+    ) -> Generator[tuple[KeyT, Sequence[RowT]], None, None]:
+        """By subject: those that are kept, then those that the source gives."""
+        found = self.file.of(self.origin, self.content.values())
+        kept = {key: found[content] for key, content in self.content.items() if content in found}
         if kept:
-            what = "%s: %d of %d clips were judged before, and their verdicts are in %s"
-            logger.info(what, self.source.name, len(kept), len(self.requests), self.file.path)
-        for sample, text in kept.items():
-            yield sample, self._read(sample, text)
-        waiting = dict[str, Sequence[Verdict]]()  # judged, and not committed yet
-        answers = verdicts_on(self.source, {sample: of for sample, of in self.requests.items() if sample not in kept})
+            words = "%s: %d of %d %s were judged before, and their verdicts are in %s"
+            logger.info(words, self.source.name, len(kept), len(self.subjects), self.judged.what, self.file.path)
+        for key, text in kept.items():
+            yield key, self._read(key, text)
+        waiting = dict[KeyT, Sequence[RowT]]()  # judged, and not committed yet
+        answers = ask({key: subject for key, subject in self.subjects.items() if key not in kept})
         committed = time.monotonic()
         with contextlib.closing(answers), contextlib.ExitStack() as ending:
             ending.callback(lambda: self._commit(waiting))  # also where the source stops with an error
-            for sample, rows in answers:
-                waiting[sample] = rows
+            for key, rows in answers:
+                waiting[key] = rows
                 due = len(waiting) >= TOGETHER or time.monotonic() - committed >= SECONDS
                 # A run that is killed and started again must form the same batches as one that is not.
                 if due and len(waiting) % self.keeping.window == 0:
@@ -130,39 +181,41 @@ class _Asking:
             yield from self._commit(waiting).items()
             waiting.clear()
 
-    def _commit(self, waiting: Mapping[str, Sequence[Verdict]]) -> dict[str, Sequence[Verdict]]:
-        """Keep verdicts. Returns what is kept of these clips, or the verdicts themselves where they are not kept."""
+    def _commit(self, waiting: Mapping[KeyT, Sequence[RowT]]) -> dict[KeyT, Sequence[RowT]]:
+        """Keep answers. Returns what is kept of these subjects, or the answers themselves where they are not kept."""
         texts = dict[str, str]()
-        for sample, rows in waiting.items():
-            if sample in self.clips and self._is_final(sample, rows):
-                texts.setdefault(self.clips[sample], _text(rows))
+        for key, rows in waiting.items():
+            if key in self.content and self._is_final(key, rows):
+                texts.setdefault(self.content[key], _text(rows, self.judged))
         if texts and self.keeps:
             try:
                 texts = self.file.keep(self.origin, texts)
             except Unusable as error:
                 self.keeps = False
                 logger.warning("%s: verdicts are not kept from here on: %s", self.source.name, error)
-        kept = {sample: text for sample in waiting if (text := texts.get(self.clips.get(sample, "")))}
-        return {sample: self._read(sample, kept[sample]) if sample in kept else waiting[sample] for sample in waiting}
+        kept = {key: text for key in waiting if (text := texts.get(self.content.get(key, "")))}
+        return {key: self._read(key, kept[key]) if key in kept else waiting[key] for key in waiting}
 
-    def _is_final(self, sample: str, rows: Sequence[Verdict]) -> bool:
-        """Whether these are verdicts that the next run would get too; False for those that the caller will refuse."""
-        votes, own = self.requests[sample].votes, self._own(sample)
-        questions = self.source.rubric.of(self.requests[sample].sample.prompt).questions
-        asked = {(question.name, vote) for question in questions for vote in range(votes)}
+    def _is_final(self, key: KeyT, rows: Sequence[RowT]) -> bool:
+        """Whether these are answers that the next run would get too; False for those that the caller will refuse."""
+        request, own = self.judged.clips(self.subjects[key])[0], self._own(key)
+        questions = self.source.rubric.of(request.sample.prompt).questions
+        asked = {(question.name, vote) for question in questions for vote in range(request.votes)}
         complete = len(rows) == len(asked) and {(row.question, row.vote) for row in rows} == asked
         theirs = all(getattr(row, name) == value for row in rows for name, value in own.items())
-        return complete and theirs and not any((row.error or "").startswith(AGAIN) for row in rows)
+        said = all(row.error or row.answer is not None or getattr(row, "score", None) is not None for row in rows)
+        return complete and theirs and said and not any((row.error or "").startswith(AGAIN) for row in rows)
 
-    def _read(self, sample: str, text: str) -> list[Verdict]:
-        """Verdicts on a clip from their text."""
-        empty = {field.name: None for field in fields(Verdict)}
-        return [Verdict(**(empty | row | self._own(sample))) for row in json.loads(text)]
+    def _read(self, key: KeyT, text: str) -> list[RowT]:
+        """Answers about a subject from their text."""
+        empty = {field.name: None for field in fields(self.judged.row)}
+        return [self.judged.row(**(empty | row | self._own(key))) for row in json.loads(text)]
 
-    def _own(self, sample: str) -> dict[str, str]:
-        """The fields that the source and the clip fill in."""
-        source = self.source
-        return dict(zip(OWN, (sample, source.name, source.model, source.rubric.hash), strict=True))
+    def _own(self, key: KeyT) -> dict[str, str]:
+        """The fields that the source and the clips fill in."""
+        source, clips = self.source, self.judged.clips(self.subjects[key])
+        ids = [request.sample.sample_id for request in clips]
+        return dict(zip(self.judged.own, (*ids, source.name, source.model, source.rubric.hash), strict=True))
 
 
 def _opened() -> VerdictFile | None:
@@ -176,7 +229,7 @@ def _opened() -> VerdictFile | None:
         return None
 
 
-def _origin(source: Source, keeping: Keeping) -> Origin:
+def _origin(source: "Named", keeping: Keeping) -> Origin:
     rubric, version = source.rubric, source.model_version
     asked = rubric.hash if isinstance(rubric, Rubric) else OF_PROMPT
     key = _hash({"rubric": asked, "version": version, **keeping.decides})
@@ -195,9 +248,9 @@ def _clip(request: Request, rubric: AnyRubric) -> str | None:
     return _hash({"mp4": content, "votes": request.votes, **shown, **own})
 
 
-def _text(rows: Iterable[Verdict]) -> str:
-    """Verdicts on one clip as JSON, without what the source and the clip fill in."""
-    names = [field.name for field in fields(Verdict) if field.name not in OWN]
+def _text(rows: Iterable[RowT], judged: Judged[SubjectT, RowT]) -> str:
+    """Answers about one subject as JSON, without what the source and the clips fill in."""
+    names = [field.name for field in fields(judged.row) if field.name not in judged.own]
     facts = [{name: value for name in names if (value := getattr(row, name)) is not None} for row in rows]
     return json.dumps(facts, default=_plain)
 

@@ -1,5 +1,7 @@
 """Verdicts of judges and metrics in this process, in a file, so that no clip is judged twice by the same judge.
 
+What is said of two clips that are shown together is a row too, under the hashes of both, in the order of showing.
+
 One SQLite file beside the ledger of calls (feedback/network/ledger.py), shared by every clone, stage and source of a
 user. The two are apart because their contents differ in worth: the ledger's answers were paid for, or took people's
 time; what is here can be made again at the cost of computing, and may be pruned or deleted at any time.
@@ -21,6 +23,7 @@ VARIABLE = "FEEDBACK_VERDICTS"  # environment variable with the path of another 
 OFF = "off"  # nothing is kept, and nothing that was kept is read
 APPLICATION = 0x76667664  # SQLite's application_id of such a file
 BUSY = 60.0  # seconds to wait for another process's transaction
+BETWEEN = " "  # between the hashes of two clips that are shown together
 ROW = 100  # bytes that a row takes beside its text, about
 
 _MIGRATIONS = (  # from version n to n + 1
@@ -62,6 +65,7 @@ class Kept(NamedTuple):
     version: str | None
     rubric: str
     clips: int
+    shown_pairs: int  # two clips in one order
     bytes: int  # about
     first: str  # times of the earliest and of the latest verdict, ISO 8601 in UTC
     last: str
@@ -126,21 +130,23 @@ class VerdictFile:
 
     def kept(self) -> list[Kept]:
         """How much is kept of each judge."""
+        pairs = f"SUM(INSTR(clip, '{BETWEEN}') > 0)"
         query = f"""
-            SELECT name, kind, model, version, rubric, COUNT(*), SUM({ROW} + LENGTH(text)), MIN(at), MAX(at)
+            SELECT name, kind, model, version, rubric, COUNT(*) - {pairs}, {pairs},
+                SUM({ROW} + LENGTH(text)), MIN(at), MAX(at)
             FROM judges JOIN verdicts ON judge = id GROUP BY id ORDER BY name, MIN(at)
         """
         with self._errors_named():
             return [Kept(*row) for row in self._db.execute(query)]
 
     def count(self, chosen: Chosen) -> int:
-        """How many clips' verdicts `remove` would remove."""
+        """How many clips and shown pairs `remove` would remove the verdicts on."""
         condition, values = self._condition(chosen)
         with self._errors_named():
             return int(self._db.execute(f"SELECT COUNT(*) FROM verdicts WHERE {condition}", values).fetchone()[0])
 
     def remove(self, chosen: Chosen) -> int:
-        """Remove verdicts, and give their room back to the disk. Returns how many clips' it were."""
+        """Remove verdicts, and give their room back to the disk. Returns as `count` does."""
         with self._transaction():
             condition, values = self._condition(chosen)
             removed = self._db.execute(f"DELETE FROM verdicts WHERE {condition}", values).rowcount

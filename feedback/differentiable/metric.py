@@ -18,7 +18,7 @@ KINDS = ("clip", "pickscore", "hpsv2", "videoreward", "videoscore")
 
 
 class DifferentiableMetric(Metric, Protocol):
-    """A metric that torch differentiates."""
+    """A metric that torch differentiates. `measures`, where it has several: their names, that of `scores` first."""
 
     def frame_indices(self, num_frames: int, fps: float) -> Sequence[int]:
         """Indices of the frames that it sees, evenly spaced; none of a clip that it cannot score."""
@@ -28,7 +28,10 @@ class DifferentiableMetric(Metric, Protocol):
 
 
 class MetricJudge:
-    """A metric's score as a judge's answer to the question `score`; see rl.online.judging.Judge."""
+    """A metric's score as a judge's answer to a question; see rl.online.judging.Judge.
+
+    The question is named after the measure that is scored, or `score` where the metric has one measure alone.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class MetricJudge:
     ) -> None:
         """prompts: the metric's texts, by prompt_id. fps: of the clips."""
         self.name, self._metric, self._prompts, self._augment, self._fps = name, metric, prompts, augment, fps
+        self.question: str = next(iter(getattr(metric, "measures", ())), "score")
 
     def frame_indices(self, num_frames: int, seed: int) -> list[int]:
         """Indices of the frames that it scores: as many as the metric sees, evenly spaced but for the jitter.
@@ -60,7 +64,7 @@ class MetricJudge:
             raise ValueError(f"{self.name}: no prompt {prompt_id!r} among its {len(self._prompts)}")
         score = self._metric.scores([self._augment(frames, seed)], [self._prompts[prompt_id]])
         loss = -score.to(frames.device, torch.float32)
-        return QuestionLosses(("score",), loss, torch.full_like(loss, torch.nan, requires_grad=False))
+        return QuestionLosses((self.question,), loss, torch.full_like(loss, torch.nan, requires_grad=False))
 
 
 def load_metric(name: str, block: Mapping[str, Any], device: str) -> DifferentiableMetric:

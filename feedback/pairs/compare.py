@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from data.manifest import atomically
 from data.preferences import COMPARISONS, PREFERENCES, Tally, tally
 from data.records import Comparison, Preference, read_rows, write_rows
+from feedback.core.kept import Judged, answers_of
 from feedback.core.source import FAILED, UNRATED, LabelError
 from feedback.pairs.outcome import prefer
 from feedback.pairs.people import rate_command
@@ -111,6 +113,11 @@ def write_compared(folder: Path, compared: Compared) -> None:
 # Asking
 
 Key = frozenset[str]  # the sample_ids of a pair
+Ids = tuple[str, str]  # in the order in which they are shown
+
+SHOWN = Judged[ShownPair, Comparison](
+    "shown pairs", Comparison, ("first", "second"), lambda pair: (pair.first, pair.second)
+)
 
 
 def _ask(
@@ -142,24 +149,43 @@ def _answers(source: Comparer, pairs: Sequence[ShownPair]) -> Iterator[tuple[Key
 
     Raises ValueError if the source answers about another pair, answers twice or leaves one out.
     """
-    people = bool(raters(source))
     wanted = {frozenset(pair.ids): pair for pair in pairs}
-    waiting: dict[Key, dict[tuple[str, str], Sequence[Comparison]]] = {key: {} for key in wanted}
-    shown = (one for pair in pairs for one in ([pair] if people else [pair, pair.swapped()]))
-    answers = source.compare(shown)
+    if raters(source):
+        with contextlib.closing(_compared(source, {pair.ids: pair for pair in pairs})) as answers:
+            for ids, rows in answers:
+                yield frozenset(ids), _ordered(rows, wanted[frozenset(ids)], source)
+        return
+    shown = {one.ids: one for pair in pairs for one in (pair, pair.swapped())}
+    waiting: dict[Key, Sequence[Comparison]] = {}  # answers in one order
+    with contextlib.closing(answers_of(source, SHOWN, shown, partial(_compared, source))) as answers:
+        for ids, rows in answers:
+            if (key := frozenset(ids)) in waiting:
+                yield key, _ordered([*waiting.pop(key), *rows], wanted[key], source)
+            else:
+                waiting[key] = rows
+
+
+def _compared(
+    source: Comparer, shown: Mapping[Ids, ShownPair]
+) -> Generator[tuple[Ids, Sequence[Comparison]], None, None]:
+    """Yields each shown pair with the source's answers about it, in the source's order. People show it in their own.
+
+    Raises ValueError if the source answers about another pair, answers twice or leaves one out.
+    """
+    left: dict[Key | Ids, Ids] = {frozenset(ids) if raters(source) else ids: ids for ids in shown}
+    answers = source.compare(iter(shown.values()))
     try:
         for rows in answers:
             ids = (rows[0].first, rows[0].second)
-            key = frozenset(ids)
-            if key not in waiting or ids in waiting[key]:
+            key: Key | Ids = frozenset(ids) if raters(source) else ids
+            if key not in left:
                 raise ValueError(f"{source.name} answered about {ids}, which was not asked, or answered twice")
-            waiting[key][ids] = rows
-            if people or len(waiting[key]) == 2:
-                yield key, _ordered([row for one in waiting.pop(key).values() for row in one], wanted[key], source)
+            yield left.pop(key), rows
     finally:  # calls in flight end before the caller continues
         getattr(answers, "close", lambda: None)()
-    if waiting:
-        raise ValueError(f"{source.name} left out {len(waiting)} pairs, such as {sorted(next(iter(waiting)))}")
+    if left:
+        pairs = {frozenset(ids) for ids in left.values()}
+        raise ValueError(f"{source.name} left out {len(pairs)} pairs, such as {sorted(next(iter(pairs)))}")
 
 
 def _ordered(rows: Iterable[Comparison], pair: ShownPair, source: Comparer) -> list[Comparison]:

@@ -25,6 +25,7 @@ def files(tmp_path, monkeypatch) -> Path:
             ledger.write(request_key(rating), rating, "{}")
     with VerdictFile(tmp_path / "verdicts.sqlite") as file:
         file.keep(Origin("1", "judge", "qwen", "models/judge", "abc", "review 123"), {"a": "[]", "b": "[]"})
+        file.keep(Origin("3", "pairs", "served_here", "models/judge", "abc", "better 789"), {"a b": "[]", "b a": "[]"})
         file.keep(Origin("2", "flow", "optical_flow", "DIS", None, "metric 456"), {"a": "[]"})
     return tmp_path
 
@@ -48,8 +49,9 @@ def test_it_shows_answers_with_dollars_and_verdicts_by_source(files):
     assert [line.rsplit(" ", 2)[0] for line in lines_with("gpt")] == ["gpt https://api.test m 2 $0.7500 0.00"]
     assert lines_with("gemini")[0].startswith("gemini https://api.test m 1 $0.1250")
     assert [line.partition(" - ")[0] for line in lines_with("anna")] == ["anna ratings 1", "anna pair ratings 1"]
-    assert lines_with("qwen")[0].startswith("judge qwen models/judge abc review 123 2 ")
-    assert lines_with("optical_flow")[0].startswith("flow optical_flow DIS - metric 456 1 ")
+    assert lines_with("qwen")[0].startswith("judge qwen models/judge abc review 123 2 0 ")
+    assert lines_with("served_here")[0].startswith("pairs served_here models/judge abc better 789 0 2 ")
+    assert lines_with("optical_flow")[0].startswith("flow optical_flow DIS - metric 456 1 0 ")
     output = run()
     for line in ("in all $0.8750", "answers of unknown price: 1", "may have been billed without an answer: 1"):
         assert line in output
@@ -99,7 +101,7 @@ def test_wrong_options_are_errors_that_name_what_there_is():
     cases = {
         ("--prune",): "--prune wants --source, --older-than, --keep-mb or --paid",
         ("--source", "judge"): "want --prune",
-        ("--prune", "--source", "gpt", "--yes"): "--source is gpt; .* has flow, judge",
+        ("--prune", "--source", "gpt", "--yes"): "--source is gpt; .* has flow, judge, pairs",
         ("--prune", "--paid", "judge", "--yes"): "--paid is judge; .* has gemini, gpt, panel.members.gpt",
         ("--prune", "--paid", "anna", "--yes"): "--paid is anna; .* has gemini",
         ("--prune", "--paid", "gpt", "--source", "judge"): "one of both",

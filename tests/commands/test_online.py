@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from commands.online import main as online_command
 from commands.online.one_prompt import with_changes
@@ -17,6 +18,8 @@ from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
 from tabletop.references import real_clips
 from tests.support.defaults import DEFAULTS
+from tests.support.judges import WORDS
+from tests.support.reward_models import TEXT, build_base, build_videoreward
 
 ROOT = Path(__file__).parents[2]
 FALL = "pushing red ball so that it falls off the table"
@@ -28,11 +31,19 @@ QUICK = (
 
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory):
-    """The working folder: the default params, beside our files."""
+    """The working folder: the default params and a random video reward model, beside our files."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("configs", "feedback", "models", "tabletop"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "params.yaml").write_text(DEFAULTS.read_text())
+    build_videoreward(folder / "reward", build_base(folder / "base", [*WORDS, *FALL.split()]))
+    (folder / "reward.txt").write_text(TEXT)
+    params = YAML(typ="safe", pure=True).load(DEFAULTS)
+    params["feedback"]["sources"]["reward"] = {
+        "kind": "videoreward", "path": "reward", "text": "reward.txt", "score": "MQ", "dtype": "float32",
+        "cache": "cache",
+    }  # fmt: skip
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(params, file)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
@@ -90,6 +101,16 @@ def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):
     done = quick(tmp_path / "more", "--lora", str(mine), "--ask", "is there a red ball=yes")
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "more/policy.json").read_text())["start"] == "mine"
+
+
+def test_a_video_reward_model_is_trained_on_by_the_measure_that_its_block_names(tmp_path, caplog):
+    caplog.set_level("INFO")
+    done = quick(tmp_path / "reward", "--recipe", "reward-gradient", "--judge", "reward", "--held-out", "physics")
+    assert done.exit_code == 0, done.output
+    assert "trained on reward: VideoReward" in caplog.text and ": MQ." in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "reward/log.jsonl").read_text().splitlines()]
+    assert {name for row in rows if "questions" in row for name in row["questions"]} == {"reward/MQ"}
+    assert "reward/MQ" in (tmp_path / "reward/curve.svg").read_text()
 
 
 def test_wrong_options_are_errors_before_anything_is_written(tmp_path):

@@ -1,6 +1,7 @@
 """Reward models with random weights in the layouts that are published, as folders."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ SIZES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 HIDDEN = 32
 
 
-def build_base(folder: Path) -> Path:
+def build_base(folder: Path, words: Iterable[str] = WORDS) -> Path:
     """A folder with a random Qwen2-VL of the real class, its processor and a word-level tokenizer."""
     torch.manual_seed(0)
-    tokenizer = word_level_tokenizer(WORDS)
+    tokenizer = word_level_tokenizer(words)
     Qwen2VLForConditionalGeneration(_config(tokenizer)).save_pretrained(folder)
     sizes = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}  # Qwen2-VL-2B-Instruct's
     Qwen2VLProcessor(

@@ -28,13 +28,6 @@ KIND = "videoreward"  # of the converted folder's manifest
 HEAD = "rm_head.weight"
 TOKENS = {name: f"<|{name}_reward|>" for name in ("VQ", "MQ", "TA")}
 TEXT_CONSTANTS = {"detailed_special": "DETAILED_PROMPT_WITH_SPECIAL_TOKEN", "detailed": "DETAILED_PROMPT"}
-VIDEOSCORE = (
-    "visual_quality",
-    "temporal_consistency",
-    "dynamic_degree",
-    "text_to_video_alignment",
-    "factual_consistency",
-)
 
 
 class Measure:
@@ -257,9 +250,9 @@ def load_videoscore(name: str, options: videoscore.Options, device: str) -> Rewa
         if "score.weight" not in weights:
             raise ValueError("no score.weight, the head of a VideoScore")
         head = Head(weights.pop("score.weight"), weights.pop("score.bias", None), None)
-        if len(head.weight) != len(VIDEOSCORE):
+        if len(head.weight) != len(videoscore.DIMENSIONS):
             raise ValueError(
-                f"score.weight has {len(head.weight)} rows, expected one for each of {', '.join(VIDEOSCORE)}"
+                f"score.weight has {len(head.weight)} rows, expected one for each of {', '.join(videoscore.DIMENSIONS)}"
             )
         processor = AutoProcessor.from_pretrained(folder)
         backbone = load_backbone(config, weights, options.dtype, device)
@@ -271,7 +264,7 @@ def load_videoscore(name: str, options: videoscore.Options, device: str) -> Rewa
         processor,
         head,
         text,
-        {dimension: Scale() for dimension in VIDEOSCORE},
+        {dimension: Scale() for dimension in videoscore.DIMENSIONS},
         ("overall", torch.mean),
         Shown(
             lambda count, fps: frame_count(count, fps, options.fps), lambda count: (LEAST_PIXELS, most_pixels(count))

@@ -27,7 +27,7 @@ checkpoint was never loaded here; its values of model_config.json are known from
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
@@ -58,7 +58,7 @@ class Options(MetricOptions):
     text: Annotated[str, AfterValidator(existing_file)] | None = (
         None  # VideoAlign's prompt_template.py, or a text with {text_prompt}
     )
-    score: str = "Overall"  # the measure that is the label's score: VQ, MQ, TA or Overall
+    score: Literal["Overall", "VQ", "MQ", "TA"] = "Overall"  # the measure that is the label's score
     dtype: Dtype = "bfloat16"  # the authors'
     cache: str | None = None  # folder of converted checkpoints; null: the user's cache folder
 

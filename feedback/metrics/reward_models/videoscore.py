@@ -18,7 +18,7 @@ judge for a server; a config with `score_type: special_token`, whose text is not
 Deviation: the head in float32. Tested with random weights in this layout. The published checkpoint was never loaded.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
@@ -31,6 +31,14 @@ from feedback.metrics.metric import MetricOptions, existing_file, needs_model
 
 HUB_ID = "TIGER-Lab/VideoScore-Qwen2-VL"
 TEXTS = "https://github.com/TIGER-AI-Lab/VideoScore/blob/main/examples/run_videoscore_qwen2_vl.py"
+Dimension = Literal[
+    "visual_quality",
+    "temporal_consistency",
+    "dynamic_degree",
+    "text_to_video_alignment",
+    "factual_consistency",
+]
+DIMENSIONS: tuple[str, ...] = get_args(Dimension)  # in the order of the head
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,7 +50,7 @@ class Options(MetricOptions):
     text: Annotated[str, AfterValidator(existing_file)] | None = (
         None  # run_videoscore_qwen2_vl.py, or a text with {text_prompt}
     )
-    score: str = "overall"  # the measure that is the label's score
+    score: Literal["overall", Dimension] = "overall"  # the measure that is the label's score
     fps: Positive = 8.0  # frames shown per second of a clip
     dtype: Dtype = "bfloat16"  # the authors'
 

@@ -23,7 +23,7 @@ from data.records import Sample, Verdict
 from data.store import ClipSet, ClipSetWriter
 from feedback.core import verdicts
 from feedback.core.kinds import make_source
-from feedback.core.label import label_clip_set, look_at
+from feedback.core.label import label_clip_set, look_at, requests_for
 from feedback.core.source import LabelError
 from feedback.core.verdicts import APPLICATION, Chosen, VerdictFile, verdicts_path
 from tests.support.judges import build_judge
@@ -471,10 +471,11 @@ def test_pruning_removes_by_source_by_age_and_by_size(clips, path):
 
 def test_every_field_of_a_verdict_comes_back(clips, path):
     row = Verdict("s", "mine", "q", 1, True, 0.1, 0.2, "why \ud800", "raw", "m", "v", "h", [0, 3], 7, 0.5, "e")
-    from feedback.core.kept import _Asking, _text
+    from feedback.core.kept import ONE_CLIP, _Asking, _text
 
     source = make_source("mine", block())
     source.model = "m"
-    asking = _Asking(source, source.keeping, VerdictFile(path), {})
-    (back,) = asking._read("s", _text([row]))
+    request = replace(requests_for(clips, 1)[0], sample=replace(clips.samples[0], sample_id="s"))
+    asking = _Asking(source, source.keeping, VerdictFile(path), ONE_CLIP, {"s": request})
+    (back,) = asking._read("s", _text([row], ONE_CLIP))
     assert back == replace(row, rubric_hash=source.rubric.hash)

@@ -341,7 +341,12 @@ def test_a_folder_of_another_layout_is_refused_by_file_and_key(built, tmp_path):
         (changed(model_config={"use_special_tokens": False, "reward_token": "mean"}), "reward_token is 'mean'"),
         (changed(data_config={"sample_type": "multi_pts"}), "sample_type is 'multi_pts'"),
         (changed(data_config={"eval_dim": ["VQ", "XX"]}), "eval_dim has 'XX'"),
-        (changed(inference_config={"VQ_mean": 0.0}) | {"score": "fun"}, "score is 'fun'; its measures are VQ, MQ"),
+        (built.videoreward(score="fun"), "sources.m.score is 'fun', expected 'Overall', 'VQ', 'MQ' or 'TA'"),
+        (built.videoscore(score="fun"), "sources.m.score is 'fun', expected 'overall', 'visual_quality'"),
+        (
+            changed(data_config={"eval_dim": ["VQ"]}, inference_config={"VQ_mean": 0.0}) | {"score": "TA"},
+            "score is 'TA'; its measures are VQ, Overall",
+        ),
         (changed(peft_lora_config=None), "lora_r"),
         (damaged("code"), "contains more than plain tensors, which is refused"),
         (damaged("head"), "no rm_head.weight"),

@@ -19,7 +19,8 @@ from feedback.core.kinds import make_source, read_block
 from feedback.core.label import requests_for
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import FAILED, LabelError, Request
-from feedback.pairs.compare import as_comparer, compare_pairs
+from feedback.core.verdicts import VerdictFile
+from feedback.pairs.compare import Compared, as_comparer, compare_pairs, write_compared
 from feedback.pairs.label import compare_clip_set
 from feedback.pairs.sets import pairs_between, pairs_of
 from feedback.pairs.shown import ShownPair, comparison
@@ -277,6 +278,71 @@ def test_a_clip_that_cannot_be_decoded_costs_its_pairs_alone(vlm, noise, tmp_pat
 
     assert [row.answer is None for row in rows].count(True) == 2
     assert {row.error.startswith("unreadable clip: ") for row in rows if row.answer is None} == {True}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch) -> Path:
+    """The file of verdicts."""
+    monkeypatch.setenv("FEEDBACK_VERDICTS", str(tmp_path / "verdicts.sqlite"))
+    return tmp_path / "verdicts.sqlite"
+
+
+def asked(block: dict, pairs: list[ShownPair], until: int | None = None) -> tuple[list[tuple[str, str]], Compared]:
+    """The shown pairs that a source is asked about, and what they come to. until: it stops after so many, and none."""
+    source, shown = make_source("pairs", block), []
+    inner = source.compare
+
+    def compare(pairs: Iterable[ShownPair]) -> Iterator[list[Comparison]]:
+        for rows in inner(pairs):
+            if len(shown) == until:
+                raise LabelError("the power is off")
+            shown.append((rows[0].first, rows[0].second))
+            yield rows
+
+    source.compare = compare
+    if until is None:
+        return shown, compare_pairs(pairs, source, None, BATCH)
+    with pytest.raises(LabelError, match="the power is off"):
+        compare_pairs(pairs, source, None, BATCH)
+    return shown, Compared([], [])
+
+
+def test_a_pair_that_was_compared_before_is_not_asked_about_again_and_gets_the_same_answers(vlm, noise, kept, tmp_path):
+    pairs = both_orders(noise)[::2]
+    orders = [pair.ids for pair in both_orders(noise)]
+    shown, first = asked(vlm["qwen2.5"], pairs)
+    again, second = asked(vlm["qwen2.5"] | {"batch_size": 2}, pairs)
+    assert (shown, again) == (orders, [])
+    for name, compared in (("first", first), ("second", second)):
+        write_compared(tmp_path / name, compared)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    assert asked(vlm["qwen2.5"], [pair.swapped() for pair in pairs])[0] == []  # each is shown in both orders
+    with VerdictFile(kept) as file:
+        assert [(one.clips, one.shown_pairs) for one in file.kept()] == [(0, CLIPS)]
+
+    (tmp_path / "other.yaml").write_text(RUBRIC.replace("judge the video", "the video judge"))
+    other = vlm["qwen2.5"] | {"rubric": str(tmp_path / "other.yaml")}
+    wordless = vlm["qwen2.5"] | {"min_answer_mass": 0.1}
+    for what, block in {"rubric": other, "model": vlm["internvl"], "option": wordless}.items():
+        assert sorted(asked(block, pairs)[0]) == sorted(orders), what
+        assert asked(block, pairs)[0] == [], what
+    renamed = [replace(one, sample=replace(one.sample, sample_id=f"of-{one.sample.sample_id}")) for one in noise]
+    assert asked(vlm["qwen2.5"], both_orders(renamed)[::2])[0] == []  # the same bytes
+
+
+def test_the_other_order_of_a_pair_is_another_question(vlm, noise, kept):
+    pairs, orders = both_orders(noise)[::2], [pair.ids for pair in both_orders(noise)]
+    asked(vlm["qwen2.5"], pairs, until=1)
+    assert asked(vlm["qwen2.5"], pairs)[0] == orders[1:]
+
+
+def test_answers_about_pairs_that_are_no_answers_are_not_kept(vlm, noise, kept, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    requests = [replace(noise[0], path=broken, content=None), *noise[1:]]
+    orders = [pair.ids for pair in both_orders(requests)]
+    assert len(asked(vlm["qwen2.5"], both_orders(requests)[::2])[0]) == CLIPS
+    assert asked(vlm["qwen2.5"], both_orders(requests)[::2])[0] == orders[:2]
 
 
 def test_only_kinds_that_compare_take_such_a_rubric(vlm):
