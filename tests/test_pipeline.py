@@ -426,6 +426,7 @@ DEPEND_ON_THE_JUDGE = {
 }  # fmt: skip
 
 
+@pytest.mark.ci
 def test_swapping_the_judge_runs_what_depends_on_it_and_swapping_back_runs_nothing(swapping):
     assert swapping("physics") == DEPEND_ON_THE_JUDGE  # not r1's clips, nor sft1 and its evaluation
     # Nothing runs twice, and an edit of a source that is not used runs nothing.

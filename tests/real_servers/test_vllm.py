@@ -4,7 +4,6 @@ Runs by `pytest -m vllm` where the command `vllm` is there, or where VLLM_PYTHON
 (docs/servers.md). Takes minutes.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -33,6 +32,7 @@ READY = 900.0  # seconds in which a server must start: two slow cores take 100 t
 PYTHON, COMMAND = os.environ.get("VLLM_PYTHON"), shutil.which("vllm")
 NAME = "tiny-judge"
 RUBRIC = str(ROOT / "tabletop/rubric.yaml")
+JUDGE = str(ROOT / "models/tabletop/judge")
 PAIRS = str(ROOT / "tabletop/pairs.yaml")
 CLIP_TOKENS = 64  # of the 8 frames of a clip
 pytestmark = [
@@ -42,31 +42,20 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Path:
-    """The shipped judge, with the rotary base of the vision tower that vLLM has fixed."""
-    folder = tmp_path_factory.mktemp("model") / "judge"
-    shutil.copytree(ROOT / "models/tabletop/judge", folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"]["rope_parameters"]["rope_theta"] = 10000.0
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> ClipSet:
     prompts = load_prompts(ROOT / "configs/prompt_sets/tabletop.csv")
     return known_clips(tmp_path_factory.mktemp("clips") / "samples", prompts, CLIPS, 0, 8.0).clip_set
 
 
 @pytest.fixture(scope="module")
-def server(judge, tmp_path_factory) -> Iterator[str]:
+def server(tmp_path_factory) -> Iterator[str]:
     """The base_url of a server of the judge, started as docs/servers.md says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     module = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model"]
     command = module if PYTHON else [str(COMMAND), "serve"]
-    command += [str(judge), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
+    command += [JUDGE, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
     command += [
         "--trust-request-mm-kwargs",
@@ -120,9 +109,9 @@ def served_block(server: str, **more: Any) -> dict[str, Any]:
     return {"kind": "served", "base_url": server, "model": NAME, "concurrency": 8, "timeout": 600.0} | more
 
 
-def test_vllm_and_this_process_give_equal_probabilities(server, judge, clips, record_property):
-    here_block = {"kind": "qwen", "path": str(judge), "revision": None, "batch_size": 16, "dtype": "float32"}
-    there = verdicts(clips, CLIPS, served_block(server, check_with=str(judge)))
+def test_vllm_and_this_process_give_equal_probabilities(server, clips, record_property):
+    here_block = {"kind": "qwen", "path": JUDGE, "revision": None, "batch_size": 16, "dtype": "float32"}
+    there = verdicts(clips, CLIPS, served_block(server, check_with=JUDGE))
     here = verdicts(clips, CLIPS, here_block)
     assert len(there) == CLIPS
     differences = {}
