@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from data.content.hub import commit_in_cache
 from feedback.core.source import UNKNOWN_VERSION
 
 # The files in a model's folder that determine its answers: weights, configs, tokenizer.
@@ -35,12 +36,14 @@ def hub_page(path: str, revision: str, file: str) -> str:
 def weights_version(path: str, revision: str | None, config: object) -> str:
     """The version of a model: the fingerprint of a local folder, or the loaded commit of a hub id.
 
-    config: the loaded model's config, in which transformers stores the commit. The commit has priority over `revision`,
-    which may name a branch: `main` is another model after the branch has moved.
+    config: the loaded model's config, in which some versions of transformers store the commit; otherwise it is the one
+    that the load has left in the local cache. The commit has priority over `revision`, which may name a branch: `main`
+    is another model after the branch has moved.
     """
     if is_local(path):
         return fingerprint(Path(path))
-    return getattr(config, "_commit_hash", None) or revision or UNKNOWN_VERSION
+    loaded = getattr(config, "_commit_hash", None) or commit_in_cache(path, revision)
+    return loaded or revision or UNKNOWN_VERSION
 
 
 def fingerprint(folder: Path) -> str:

@@ -135,7 +135,11 @@ class _ModelHandler(BaseHTTPRequestHandler):
         names = [str(path.relative_to(self.server.commits[sha])) for path in files]
         document: object = {"id": "some/judge", "sha": sha, "siblings": [{"rfilename": name} for name in names]}
         if rest[:1] == ["tree"]:
-            listed = zip(names, files, strict=True)
+            inside = "/".join(rest[2:])
+            listed = [one for one in zip(names, files, strict=True) if not inside or one[0].startswith(f"{inside}/")]
+            if not listed:
+                self._reply(404, {"X-Error-Code": "EntryNotFound"}, b"", with_body)
+                return
             document = [
                 {"type": "file", "path": name, "size": path.stat().st_size, "oid": "0"} for name, path in listed
             ]
