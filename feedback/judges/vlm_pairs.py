@@ -34,7 +34,7 @@ class SampledPair(NamedTuple):
     second: SampledClip
 
 
-class Choice(NamedTuple):
+class ChoiceProbability(NamedTuple):
     """What the first answer token says."""
 
     answer: AnswerProbability  # of the two words that name a side
@@ -122,7 +122,7 @@ def _ask(source: "QwenSource", question: Question, batch: Sequence[SampledPair])
     return rows
 
 
-def read_choices(logits: Tensor, tokenizer: Any, question: Question) -> list[Choice]:
+def read_choices(logits: Tensor, tokenizer: Any, question: Question) -> list[ChoiceProbability]:
     """What each row of the first answer token's logits (B, V) says."""
     tokens = answer_tokens(tokenizer, question)
     tie = first_tokens(tokenizer, question.tie) if question.tie else set()
@@ -135,10 +135,10 @@ def read_choices(logits: Tensor, tokenizer: Any, question: Question) -> list[Cho
         )
     )  # fmt: skip
     found = zip((first / (first + second)).tolist(), (first + second).tolist(), neither.tolist(), strict=True)
-    return [Choice(AnswerProbability(p_first, mass), tie_mass) for p_first, mass, tie_mass in found]
+    return [ChoiceProbability(AnswerProbability(p_first, mass), tie_mass) for p_first, mass, tie_mass in found]
 
 
-def _facts(source: "QwenSource", question: Question, choice: Choice, reply: list[int]) -> dict[str, Any]:
+def _facts(source: "QwenSource", question: Question, choice: ChoiceProbability, reply: list[int]) -> dict[str, Any]:
     """Fields of a verdict, by the word with the highest probability."""
     p_yes, mass = choice.answer
     all_words = AnswerProbability(p_yes, mass + choice.tie)

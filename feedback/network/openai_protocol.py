@@ -243,7 +243,7 @@ def read_usage(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer_token(message: ReplyMessage) -> Mapping[str, Any] | None:
-    """The token at which the answer begins in a reply that is one word or a JSON object; None if it cannot be told.
+    """The token at which the answer begins in a reply that is one word or a JSON object; None if that is not clear.
 
     Thoughts, whether or not they are part of the text, spaces and quotes come before it.
     """

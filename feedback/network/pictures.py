@@ -44,7 +44,7 @@ def frames_size(url: str) -> tuple[int, int, int]:
 
 
 def frame_times(indices: Sequence[int], fps: float) -> dict[str, Any]:
-    """What vLLM is told of a video of these frames of a clip, so that transformers derives their rate and their times.
+    """What vLLM gets beside a video of these frames of a clip, so that transformers derives their rate and times.
 
     It takes len(frames_indices) / total_num_frames * fps as the rate, which for n frames of a clip would be n / (n - 1)
     of the right one (`sampled_fps` in feedback/judges/vlm.py), and frames_indices / fps as the times. Frames counted in

@@ -5,7 +5,7 @@ where the answer begins, after thoughts, spaces and quotes,
 
     p_yes = mass(yes) / (mass(yes) + mass(no)),
 
-as `qwen` reads it in this process. Where a server sends no probabilities, or that place cannot be told, the words of
+as `qwen` reads it in this process. Where a server sends no probabilities, or that place is not clear, the words of
 its reply are read. A clip is sent in one of three forms:
 
     exact    the rubric's frames as one video with their times, as vLLM takes it; `server_probe` checks that it does
@@ -46,8 +46,8 @@ from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Reading, Remedy
 from feedback.network.server_probe import (
     TIMES,
+    ProbedClip,
     ServerMismatch,
-    Shown,
     check_answers,
     check_frames,
     check_times,
@@ -168,14 +168,14 @@ class Served:
     async def _probe(self, plan: Plan, url: str) -> None:
         """Raise ServerMismatch where no call can succeed."""
         try:
-            await self._compared(plan, Shown(plan.body, url, self.options.picture))
+            await self._compared(plan, ProbedClip(plan.body, url, self.options.picture))
         except Exception as error:
             if not _is_refusal(error) or self.client.fault(error).remedy not in (Remedy.FAIL, Remedy.ANSWER):
                 raise
             reason = self.client.fault(error).reason
             raise ServerMismatch(f"the server does not take a video of frames: {reason.rstrip('.')}") from error
 
-    async def _compared(self, plan: Plan, shown: Shown) -> None:
+    async def _compared(self, plan: Plan, shown: ProbedClip) -> None:
         send = partial(self.client.complete, attempt=PROBE)
         await check_frames(send, shown)
         await check_times(send, shown, _is_refusal)

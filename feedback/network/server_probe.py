@@ -37,7 +37,7 @@ class ServerMismatch(Exception):
     """What a server shows the model, and why it is not what was sent."""
 
 
-class Shown(NamedTuple):
+class ProbedClip(NamedTuple):
     """The first clip as it is sent, and a question about it."""
 
     body: Mapping[str, Any]  # of the call, without the clip
@@ -62,7 +62,7 @@ def with_clip(body: Mapping[str, Any], url: str, times: Mapping[str, Any]) -> di
     return {**body, "messages": [{**message, "content": content}], TIMES: {"video": times}}
 
 
-async def check_frames(send: Send, shown: Shown) -> None:
+async def check_frames(send: Send, shown: ProbedClip) -> None:
     """Raise ServerMismatch unless every pair of frames adds tokens to the prompt; warn where they are not counted."""
     frames = frames_of(shown.url)
     counts = 2, 4, max(LEAST_FRAMES, len(frames))
@@ -101,7 +101,7 @@ def missing_frames(counts: tuple[int, int, int], tokens: list[int], size: str) -
     return f"the server shows the model {seen:.3g} of {counts[2]} frames: {listed}"
 
 
-async def _prompt_tokens(send: Send, shown: Shown, frames: np.ndarray) -> int | None:
+async def _prompt_tokens(send: Send, shown: ProbedClip, frames: np.ndarray) -> int | None:
     indices = range(len(frames))
     url = frames_url(frames, indices, shown.picture)
     reply = await send(with_clip({**shown.body, "max_tokens": 1}, url, frame_times(indices, 8.0)))
@@ -118,7 +118,7 @@ def synthetic(count: int, height: int, width: int) -> np.ndarray:
     return frames
 
 
-async def check_times(send: Send, shown: Shown, refuses: Callable[[Exception], bool]) -> None:
+async def check_times(send: Send, shown: ProbedClip, refuses: Callable[[Exception], bool]) -> None:
     """Raise ServerMismatch where the server answers in spite of times that cannot be right.
 
     refuses: whether an exception is the server's refusal of a body.
@@ -134,7 +134,7 @@ async def check_times(send: Send, shown: Shown, refuses: Callable[[Exception], b
     raise ServerMismatch(f"the server ignores the times of the frames: it takes one time for two frames ({TIMES})")
 
 
-async def check_answers(send: Send, shown: Shown, here: Judge, p_yes_of: Callable[[str], float | None]) -> None:
+async def check_answers(send: Send, shown: ProbedClip, here: Judge, p_yes_of: Callable[[str], float | None]) -> None:
     """Raise ServerMismatch where tokens or p_yes differ from those of the same model in this process.
 
     The first clip is shown as it is, backwards, and at twice its rate: a single answer may be so certain that nothing

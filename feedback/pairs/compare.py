@@ -68,7 +68,7 @@ def compare_pairs(
         raise ValueError(f"{len(pairs) - len(keys)} of {len(pairs)} pairs are listed twice")
     found = _committed(work, source, keys) if work else {}
     missing = [pair for pair in pairs if frozenset(pair.ids) not in found]
-    found |= _ask(source, missing, max_failed, _Commits(work, batch_size) if work else None, len(found))
+    found |= _ask(source, missing, max_failed, _PairCommits(work, batch_size) if work else None, len(found))
     rows = [row for pair in pairs for row in found[frozenset(pair.ids)]]
     if all((row.error or "").startswith(UNRATED) for row in rows):
         raise LabelError(
@@ -121,7 +121,7 @@ SHOWN = Judged[ShownPair, Comparison](
 
 
 def _ask(
-    source: Comparer, pairs: Sequence[ShownPair], max_failed: float, commits: "_Commits | None", before: int
+    source: Comparer, pairs: Sequence[ShownPair], max_failed: float, commits: "_PairCommits | None", before: int
 ) -> dict[Key, list[Comparison]]:
     """The source's answers about all pairs, committed in batches. before: number of pairs that earlier runs asked."""
     found: dict[Key, list[Comparison]] = {}
@@ -226,7 +226,7 @@ def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Comparis
         )
 
 
-class _Commits:
+class _PairCommits:
     """Writes compared pairs to resume state, a batch at a time."""
 
     def __init__(self, work: Path, batch_size: int) -> None:

@@ -76,18 +76,18 @@ def write_choice(answer: str, left: str, seconds: float | None) -> str:
     return json.dumps({"answer": answer, "left": left, "at": at, "seconds": seconds})
 
 
-class Choice(NamedTuple):
+class RatedChoice(NamedTuple):
     """A stored answer."""
 
     answer: str  # a key of CHOICES
     left: str  # sha256 of the clip on the left
 
 
-def read_choice(reply: str) -> Choice | None:
+def read_choice(reply: str) -> RatedChoice | None:
     """What `write_choice` wrote; None for another reply."""
     try:
         given = json.loads(reply)
-        found = Choice(str(given["answer"]), str(given["left"]))
+        found = RatedChoice(str(given["answer"]), str(given["left"]))
     except (ValueError, TypeError, KeyError):
         return None
     return found if found.answer in CHOICES else None

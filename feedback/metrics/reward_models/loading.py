@@ -30,7 +30,7 @@ TOKENS = {name: f"<|{name}_reward|>" for name in ("VQ", "MQ", "TA")}
 TEXT_CONSTANTS = {"detailed_special": "DETAILED_PROMPT_WITH_SPECIAL_TOKEN", "detailed": "DETAILED_PROMPT"}
 
 
-class Measure:
+class RewardMeasure:
     """One measure of a reward model, as a metric."""
 
     def __init__(self, model: RewardModel, measure: str) -> None:
@@ -45,7 +45,7 @@ class Measure:
 
 def as_source(name: str, model: RewardModel, options: MetricOptions) -> MetricSource:
     """All measures of a reward model as one source, from one pass over each clip."""
-    measures = {measure: Measure(model, measure) for measure in model.measures}
+    measures = {measure: RewardMeasure(model, measure) for measure in model.measures}
     return MetricSource(name, measures, options.batch_size, options.threshold, model.all_scores)
 
 
