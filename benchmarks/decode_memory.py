@@ -20,9 +20,11 @@ import psutil
 import torch
 from torch import nn
 
+from benchmarks.random_wan import random_wan
 from cluster import devices
 from data.video import sample_frames
 from generators.core.decoding import Decoding, decode_frames
+from generators.core.size import VideoSize
 from generators.families.wan import WanGenerator
 
 JUDGED = 4  # frames of a clip that the judge gets
@@ -36,23 +38,17 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def make_generator(base_dim: int, device: torch.device) -> WanGenerator:
-    """A Wan generator that is nothing but a VAE of random weights."""
-    from diffusers import AutoencoderKLWan
+def make_generator(base_dim: int, num_frames: int, size: int, device: torch.device) -> WanGenerator:
+    """A Wan generator whose VAE alone has a real size, with random weights. size: latent height and width."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=base_dim).to(device).eval().requires_grad_(False)
-    return WanGenerator(
-        modules={"vae": vae},
-        tokenizer=None,
-        transformer_config={"patch_size": (1, 2, 2)},
-        vae_config=vae.config,
-        scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-        conditioning_channels=0,
-        max_prompt_tokens=1,
-        dtype=torch.float32,
-        device=device,
-    )
+    vae = AutoencoderKLWan(base_dim=base_dim)
+    transformer = WanTransformer3DModel(num_attention_heads=1, attention_head_dim=12, ffn_dim=12, num_layers=1)
+    text = UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1))
+    clips = VideoSize(num_frames, 8 * size, 8 * size, 8)
+    return random_wan(transformer, vae, text, clips, 1, torch.float32, device)
 
 
 def make_judge(device: torch.device) -> nn.Module:
@@ -62,9 +58,10 @@ def make_judge(device: torch.device) -> nn.Module:
     return judge.to(device).requires_grad_(False)
 
 
-def judged(generator: WanGenerator, judge: nn.Module, num_frames: int, size: int, decoding: Decoding) -> None:
+def judged(generator: WanGenerator, judge: nn.Module, num_frames: int, decoding: Decoding) -> None:
     """One decode of the judge's frames and the backward to the latents of a random clip."""
-    latents = torch.randn(1, *generator.latent_shape(num_frames, 8 * size, 8 * size), requires_grad=True)
+    channels, _, height, width = generator.latent_shape
+    latents = torch.randn(1, channels, (num_frames - 1) // 4 + 1, height, width, requires_grad=True)
     frames = decode_frames(generator, latents, sample_frames(num_frames, JUDGED), decoding)
     judge(frames.permute(0, 3, 1, 2)).mean().backward()
     assert latents.grad is not None and latents.grad.isfinite().all()
@@ -77,12 +74,12 @@ def held(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def measure(generator: WanGenerator, num_frames: int, size: int, decoding: Decoding) -> Cost:
+def measure(generator: WanGenerator, num_frames: int, decoding: Decoding) -> Cost:
     device = generator.device
     judge = make_judge(device)
-    judged(generator, judge, 5, size, decoding)  # what is set up once
+    judged(generator, judge, 5, decoding)  # what is set up once
     before, began = held(device), time.monotonic()
-    judged(generator, judge, num_frames, size, decoding)
+    judged(generator, judge, num_frames, decoding)
     devices.synchronize(device)
     return Cost(devices.peak_memory(device) - before, time.monotonic() - began)
 
@@ -116,8 +113,8 @@ def main(
     ways = {mode: Decoding(mode, window, overlap, tile, tile_overlap, offload, True) for mode in wanted}
     if one:
         torch.set_num_threads(1)
-        generator = make_generator(base_dim, devices.pick_device(device))
-        print(json.dumps(measure(generator, lengths[0], size, ways[wanted[0]])))
+        generator = make_generator(base_dim, lengths[0], size, devices.pick_device(device))
+        print(json.dumps(measure(generator, lengths[0], ways[wanted[0]])))
         return
     print(f"{JUDGED} frames judged, {8 * size} x {8 * size} pixels, base_dim {base_dim}, window {window} + {overlap}")
     print(f"{'':<10}" + "".join(f"{f'{length} frames':>22}" for length in lengths) + f"{'last / first':>14}")

@@ -1,6 +1,6 @@
 """Clip sets whose right verdict is known before a judge sees them: what stage `audit` asks about.
 
-They hold no latents and no embeddings (tensors without elements stand in their place), since nothing is trained on
+They hold no latents and no conditions (tensors without elements stand in their place), since nothing is trained on
 them.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from data.prompts import Prompt
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, PromptConditions
 from data.video import read_fps, read_video
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -85,9 +85,8 @@ def write_known(folder: Path, policy: str, batches: Iterable[Sequence[KnownClip]
             writer.add_batch(index, of_batch, np.stack([clip.frames for clip in batch]), _nothing(len(batch)))
         samples += of_batch
         made |= {clip.sample.sample_id: clip.made for clip in batch}
-    (nothing,) = _nothing(1)
-    embeddings = {sample.prompt_id: nothing for sample in samples}
-    writer.finish(embeddings, nothing, {"set": "audit", "policy": policy})
+    told = PromptConditions({sample.prompt_id: {} for sample in samples}, {})
+    writer.finish(told, {"set": "audit", "policy": policy})
     return Known(ClipSet.open(writer.work), made)
 
 

@@ -20,7 +20,9 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT, Count, Positive, Probability, WholeNotNegative, read_config
 from data.prompts import load_prompts
 from data.video import sample_frames
+from generators.core.conditions import chosen
 from generators.core.load import load_generator
+from generators.core.size import VideoSize
 from tabletop.captions import Claim, all_claims, caption
 from tabletop.pretraining.adversaries import Attack, attack
 from tabletop.pretraining.clip import ClipConfig, all_events, render_events, train_clip
@@ -193,16 +195,16 @@ def _sibling_clips(config: PretrainConfig, siblings: Sequence[Path], folder: Pat
 
 def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidance: float, seed: int) -> np.ndarray:
     """A clip for each text from a pipeline folder, uint8 (N, F, H, W, 3)."""
-    generator = load_generator("wan", str(folder), max_prompt_tokens=config.denoiser.tokens)
-    embeddings, empty = generator.encode_text(texts), generator.encode_text([""])[0]
-    shape = generator.latent_shape(FRAMES, SIZE, SIZE)
+    size = VideoSize(FRAMES, SIZE, SIZE, fps=8)
+    generator = load_generator("wan", str(folder), size, max_prompt_tokens=config.denoiser.tokens)
+    told, empty = generator.encode_text(texts), {name: one[0] for name, one in generator.encode_text([""]).items()}
     clips = []
     for first in range(0, len(texts), 64):
         part = slice(first, first + 64)
         seeds = [generator.sample_seed(seed, text, first + i) for i, text in enumerate(texts[part])]
         latents = generator.sample(
-            embeddings[part], empty, generator.draw_noise(seeds, shape), config.siblings.solver_steps,
-            guidance, "unipc",
+            chosen(told, range(len(texts))[part]), empty, generator.draw_noise(seeds, generator.latent_shape),
+            config.siblings.solver_steps, guidance, "unipc",
         )  # fmt: skip
         clips.append(generator.decode(latents).numpy())
     return np.concatenate(clips)
