@@ -4,6 +4,8 @@
     metadata.parquet              one row per clip; docs/inspecting.md says how Hugging Face's `videofolder` reads it
     latents-00000.safetensors     one shard a batch: "latents" (B, C, F, H, W), optionally "conditioning" (B, ...)
     embeddings.safetensors        "prompt/<prompt_id>" (L, D) for each prompt, "empty" (L, D)
+    first/<prompt_id>.png         the image that the generator was given for the prompt, at the clip's size; of all
+                                  prompts or of none
     manifest.json                 last; its fact `shards` lists the sample ids of each shard, in order
 
 Written by ClipSetWriter, which resumes after a kill; read by ClipSet, which refuses an unfinished folder.
@@ -22,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from data import records
+from data.first_frames import png_bytes, read_png
 from data.manifest import MANIFEST, StoreError, atomically, read_manifest, sha256_of, write_manifest
 from data.records import Sample, read_rows, write_rows
 from data.video import read_video, write_video
@@ -32,6 +35,7 @@ if TYPE_CHECKING:  # it takes seconds to import, and most stages read clips and 
 KIND = "clip_set"
 METADATA = "metadata.parquet"
 EMBEDDINGS = "embeddings.safetensors"
+FIRST = "first"  # folder of the first frames
 
 
 class ClipSetWriter:
@@ -76,6 +80,18 @@ class ClipSetWriter:
         _write_tensors(self.work / _shard_name(index), tensors)
         _write_rows(self._markers / f"{index:05d}.parquet", samples)
 
+    def add_first_frames(self, frames: Mapping[str, np.ndarray]) -> None:
+        """Write the images that the generator was given, before `finish`. frames: prompt_id -> (H, W, 3) uint8.
+
+        Raises ValueError for another shape or dtype, StoreError where the disk is full.
+        """
+        if (self.work / MANIFEST).is_file():  # a kill came after the manifest, which lists them
+            return
+        for prompt_id, pixels in frames.items():
+            _check_first_frame(prompt_id, pixels)
+            with atomically(self.work / _first_name(prompt_id)) as partial:
+                partial.write_bytes(png_bytes(pixels))
+
     def finish(
         self, embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor, facts: Mapping[str, Any]
     ) -> None:
@@ -91,6 +107,7 @@ class ClipSetWriter:
             records.by_id(samples)  # raises on duplicates
             _check_embeddings(samples, embeddings, empty_embedding)
             self._check_files(batches)
+            self._check_first_frames(samples)
             _write_rows(self.work / METADATA, samples)
             named = {f"prompt/{prompt_id}": tensor for prompt_id, tensor in embeddings.items()}
             _write_tensors(self.work / EMBEDDINGS, {"empty": empty_embedding} | named)
@@ -121,6 +138,20 @@ class ClipSetWriter:
             first = first or shapes
             if shapes != first:
                 raise StoreError(f"{path}: holds {shapes} a sample, but the first shard holds {first}")
+
+    def _check_first_frames(self, samples: Sequence[Sample]) -> None:
+        """A first frame of the clip's size for every prompt of the samples, or for none and no other prompt."""
+        there = {path.stem: path for path in (self.work / FIRST).glob("*.png")}
+        of_prompt = {sample.prompt_id: sample for sample in samples}
+        if there and there.keys() != of_prompt.keys():
+            raise StoreError(
+                f"{self.work / FIRST}: first frames of {len(there)} prompts, but the clips are of {len(of_prompt)}; "
+                f"without its pair is {min(there.keys() ^ of_prompt.keys())}"
+            )
+        for prompt_id, path in there.items():
+            found, sample = read_png(path).shape[:2], of_prompt[prompt_id]
+            if found != (sample.height, sample.width):
+                raise StoreError(f"{path}: {found}, but the clips of {prompt_id} are {(sample.height, sample.width)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +211,16 @@ class ClipSet:
         """(F, H, W, 3) uint8 frames of a sample's mp4. Raises ValueError as `read_clip` does."""
         return read_clip(self.video(sample), sample)
 
+    def first_frame(self, prompt_id: str) -> Path | None:
+        """Path of the PNG that the generator was given for a prompt; None where it was given none."""
+        name = _first_name(prompt_id)
+        return self.folder / name if name in self.hashes else None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file, by its path from the folder."""
+        return {listed["path"]: listed["sha256"] for listed in self.manifest["files"]}
+
     def fingerprint(self) -> str:
         """sha256 of the manifest, which holds that of every file."""
         return sha256_of(self.folder / MANIFEST)
@@ -219,6 +260,17 @@ def read_clip(path: Path, sample: Sample) -> np.ndarray:
 
 def _shard_name(index: int) -> str:
     return f"latents-{index:05d}.safetensors"
+
+
+def _first_name(prompt_id: str) -> str:
+    return f"{FIRST}/{prompt_id}.png"
+
+
+def _check_first_frame(prompt_id: str, pixels: np.ndarray) -> None:
+    if Path(prompt_id).name != prompt_id or prompt_id.startswith("."):
+        raise ValueError(f"{prompt_id!r}: it becomes a file name, so no slash and no dot at its beginning")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"{prompt_id}: a first frame is {pixels.dtype} {pixels.shape}, wanted uint8 (H, W, 3)")
 
 
 def _opened(path: Path) -> safe_open:
