@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from data.prompts import Prompt
 
@@ -138,7 +138,7 @@ def _fitted(path: Path, height: int, width: int) -> _Fitted:
 def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=[name for name in FORMATS if _is_built_in(name)])
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         known = ", ".join(name for name in FORMATS if name != "MPO" and _is_built_in(name))
         raise ValueError(f"{path}: not a readable image; read are {known}") from error
     except _DAMAGED as error:
