@@ -11,7 +11,7 @@ A family is a module, generators/families/<name>.py or a user's own under a dott
     parts              those of PARTS to load; asking a missing one is an error (`Generator.part`)
 
 and returns a subclass of `Generator` that sets `family` and `lora_targets` and fills in encode_text, latent_shape,
-decode_float, frame_decoder and encode. Its modules are frozen and in eval mode; weights come from safetensors only.
+vae_latents, frame_decoder and encode. Its modules are frozen and in eval mode; weights come from safetensors only.
 ValueErrors begin with the argument that is wrong, as `path: …`. A family may also have
 
     examine(checkpoint, num_frames, height, width, max_prompt_tokens) -> None
@@ -29,12 +29,13 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from generators.core.process import FlowMatching, NoiseProcess, VariancePreserving, process_of, shift_key
+from generators.decoders.decoder import FrameDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("transformer", "text_encoder", "vae")  # what may be loaded; training needs the first alone
@@ -50,31 +51,6 @@ class DenoiseStep(NamedTuple):
     timestep: Tensor  # scalar, in the transformer's unit
     prediction: Tensor  # (B, C, F, h, w), guided
     latents: Tensor  # (B, C, F, h, w), after the step
-
-
-class FrameDecoder(Protocol):
-    """A VAE's decoder one latent frame at a time; `generators.core.decoding` bounds its memory."""
-
-    spatial: int  # pixels of a latent pixel, along each side
-
-    def frames_of(self, index: int) -> range:
-        """The clip's frames that a latent frame decodes to."""
-
-    def step(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next latent frame's frames, and the state for the one after it; both with gradient.
-
-        latent: (1, C, 1, h, w), normalised. state: () before the clip's first latent frame, else what the step
-        before gave. The frames are (f, H, W, 3) float32, black 0 and white 1, not clamped.
-        """
-
-    def attend(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The step's first half, with a state of its own: all that looks across the whole frame.
-
-        Gives (1, channels, 1, h, w).
-        """
-
-    def upsample(self, hidden: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The second half, from there to the frames, with a state of its own: looks a few latent pixels far."""
 
 
 class Generator:
@@ -127,12 +103,15 @@ class Generator:
         """(C, F, h, w) of a clip's latents. Raises ValueError naming the size that has none, and the nearest."""
         raise NotImplementedError
 
-    def decode_float(self, latents: Tensor) -> Tensor:
-        """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
+    def vae_latents(self, latents: Tensor) -> Tensor:
+        """(B, C, F', h, w) float32: the latents that the VAE decodes to the clip, with gradient.
+
+        They are scaled as the VAE's; latent frames in front that only fill a patch are left out.
+        """
         raise NotImplementedError
 
     def frame_decoder(self) -> FrameDecoder:
-        """The decoder of `decode_float`, one latent frame at a time."""
+        """The VAE's decoder one group of latent frames at a time: `generators.decoders.decoder.frame_decoder`."""
         raise NotImplementedError
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -247,6 +226,12 @@ class Generator:
         for step in denoise_steps(self.guided(embeddings, empty_embedding, guidance, conditioning), scheduler, latents):
             latents = step.latents
         return latents
+
+    def decode_float(self, latents: Tensor) -> Tensor:
+        """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
+        scaled = self.vae_latents(latents.to(self.device, torch.float32))
+        pixels: Tensor = self.part("vae").decode(scaled, return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

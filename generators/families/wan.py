@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from generators.core.checkpoint import INDEX, Checkpoint, open_checkpoint
-from generators.core.generator import PARTS, FrameDecoder, Generator
+from generators.core.generator import PARTS, Generator
 from generators.core.process import process_of
+from generators.decoders.decoder import FrameDecoder, frame_decoder
 
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 READS = "family wan reads a WanPipeline of Wan2.1, text to video"
@@ -77,17 +78,12 @@ class WanGenerator(Generator):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         return _latent_shape(self.transformer_config, self.vae_config, num_frames, height, width)
 
-    def decode_float(self, latents: Tensor) -> Tensor:
+    def vae_latents(self, latents: Tensor) -> Tensor:
         mean, std = self._latents_mean_std()
-        scaled = latents.to(self.device, torch.float32) * std + mean
-        pixels: Tensor = self.part("vae").decode(scaled, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+        return latents * std + mean
 
     def frame_decoder(self) -> FrameDecoder:
-        from generators.decoders.wan import WanFrameDecoder  # imports diffusers
-
-        temporal, spatial = self.vae_config["scale_factor_temporal"], self.vae_config["scale_factor_spatial"]
-        return WanFrameDecoder(self.part("vae"), *self._latents_mean_std(), temporal, spatial)
+        return frame_decoder(self.part("vae"))
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
