@@ -2,10 +2,10 @@
 
     python -m benchmarks.decode_memory [--vae wan] [--size 4] [--frames 17,49,81] [--modes plain,windowed,exact]
 
-The decoder of Wan2.1 or CogVideoX, of real depth and width, with random weights. The judge is a stand-in, a few layers over the judged
-frames: a real one is the same addend to every row. Each figure comes from a process of its own: on a GPU the peak of
-allocated memory, on a CPU the highest resident set (large blocks go back to the system when they are freed), both
-minus what was held after a warm-up of three latent frames, weights included.
+The decoder of Wan2.1 or CogVideoX, of real depth and width, with random weights. The judge is a stand-in, a few
+layers over the judged frames: a real one is the same addend to every row. Each figure comes from a process of its own:
+on a GPU the peak of allocated memory, on a CPU the highest resident set (large blocks go back to the system when they
+are freed), both minus what was held after a warm-up of three latent frames, weights included.
 """
 
 import json

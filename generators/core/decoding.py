@@ -40,8 +40,8 @@ Step = Callable[[Tensor, State], tuple[Tensor, State]]  # FrameDecoder.step
 class Decoding:
     """How latents become frames; configs/recipes/common.yaml says what each value means.
 
-    window, overlap: groups of latent frames, of `windowed`. tile, tile_overlap: latent pixels, of `windowed`; tile None is the
-    whole frame. offload: the state that `exact` carries waits in the host's memory.
+    window, overlap: groups of latent frames, of `windowed`. tile, tile_overlap: latent pixels, of `windowed`; tile
+    None is the whole frame. offload: the state that `exact` carries waits in the host's memory.
     straight_through: a pixel beyond black or white is clamped in value alone; else it has no gradient.
     """
 
