@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import PIL
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from data.prompts import Prompt
 
@@ -62,13 +61,8 @@ def first_frames(prompts: Sequence[Prompt], height: int, width: int) -> dict[str
     Warns as `load_first_frame` does, once for all files. Raises ValueError naming the prompts without an image where
     others have one, and naming prompt and file where an image cannot be read.
     """
+    check_all_or_none(prompts)
     with_image = [prompt for prompt in prompts if prompt.image]
-    lacking = [prompt.prompt_id for prompt in prompts if not prompt.image]
-    if with_image and lacking:
-        raise ValueError(
-            f"{len(lacking)} of {len(prompts)} prompts have no image and the others have one: {_listed(lacking)}. The "
-            "clips of a set start from an image for every prompt or for none: fill the column image, or leave it out"
-        )
     read: dict[str, np.ndarray] = {}
     remarks: dict[str, list[str]] = {}
     for prompt in with_image:
@@ -84,6 +78,16 @@ def first_frames(prompts: Sequence[Prompt], height: int, width: int) -> dict[str
             remarks.setdefault(remark, []).append(_named(image, detail))
     _warn(remarks)
     return {prompt.prompt_id: read[str(prompt.image)] for prompt in with_image}
+
+
+def check_all_or_none(prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError naming the prompts without an image where others have one."""
+    lacking = [prompt.prompt_id for prompt in prompts if not prompt.image]
+    if 0 < len(lacking) < len(prompts):
+        raise ValueError(
+            f"{len(lacking)} of {len(prompts)} prompts have no image and the others have one: {_listed(lacking)}. The "
+            "clips of a set start from an image for every prompt or for none: fill the column image, or leave it out"
+        )
 
 
 def check_image(path: Path) -> None:
@@ -134,7 +138,7 @@ def _fitted(path: Path, height: int, width: int) -> _Fitted:
 def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=[name for name in FORMATS if _is_built_in(name)])
-    except PIL.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         known = ", ".join(name for name in FORMATS if name != "MPO" and _is_built_in(name))
         raise ValueError(f"{path}: not a readable image; read are {known}") from error
     except _DAMAGED as error:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.first_frames import first_frames
+from data.first_frames import check_all_or_none, first_frames
 from data.prompts import Prompt, extended, load_prompts, select
 from data.tables.questions import by_prompt, read_questions
 from feedback.core.kinds import question_files, read_block, resolve
@@ -123,6 +123,7 @@ def check_params(with_generator: bool = True) -> Checked:
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
     generator = None
     if with_generator:
+        _check_images(prompts, section("video", VideoSize))
         try:
             generator = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
         except NotReachedError as error:
@@ -147,7 +148,6 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
     path = section("prompts", PromptsConfig).path
     try:
         warning = check_images(generator, prompts)
-        first_frames(prompts if generator.image != "none" else [], generator.size.height, generator.size.width)
     except ValueError as error:
         raise ParamsError(f"{path}: {error}") from error
     for key, solver in _solvers(params).items():
@@ -204,7 +204,7 @@ def _endings(modules: Sequence[str]) -> set[str]:
 
 
 def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
-    """There are prompts for every clip set and every online policy."""
+    """There are prompts for every clip set and every online policy, all of them with an image or none."""
     wanted = {"evaluate.generate": section("evaluate.generate", Sampling)}
     if params["rounds"]:
         wanted["generate"] = section("generate", Sampling)
@@ -215,9 +215,18 @@ def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
     for key, (split, count) in splits.items():
         try:
-            select(prompts, split, count)
+            chosen = select(prompts, split, count)
         except ValueError as error:
             raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
+        try:
+            check_all_or_none(chosen)
+        except ValueError as error:
+            raise ParamsError(f"{key}: {error}") from error
+
+
+def _check_images(prompts: Sequence[Prompt], size: VideoSize) -> None:
+    """Every first frame can be read; those that are cropped or enlarged to the clip's size are logged."""
+    first_frames([prompt for prompt in prompts if prompt.image], size.height, size.width)
 
 
 def _unread(params: Mapping[str, Any]) -> list[str]:

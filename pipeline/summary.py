@@ -69,13 +69,15 @@ def generator_line(config: GeneratorConfig, generator: Generator | None) -> str:
 
 
 def prompts_line(prompts: Sequence[Prompt]) -> str:
-    """How many by split and by category, the categories with most prompts first."""
+    """How many by split, with a first frame, and by category, the categories with most prompts first."""
     splits = Counter(prompt.split for prompt in prompts)
     categories = Counter(prompt.category for prompt in prompts).most_common()
     shown = ", ".join(f"{name} {count}" for name, count in categories[:SHOWN])
     more = f", and {len(categories) - SHOWN} more" if len(categories) > SHOWN else ""
     counts = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
-    return f"{len(prompts)} ({counts}); {len(categories)} categories: {shown}{more}"
+    images = sum(prompt.image is not None for prompt in prompts)
+    first = f", {images} with a first frame" if images else ""
+    return f"{len(prompts)} ({counts}){first}; {len(categories)} categories: {shown}{more}"
 
 
 def sampled_clips(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> dict[str, int]:

@@ -19,7 +19,7 @@ normalised, as the denoiser sees them.
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from generators.core.conditions import Conditions, chosen, given_frames, joined,
 from generators.core.process import FlowMatching, process_of, shift_key, with_fixed_shift
 from generators.core.size import VideoSize
 from generators.core.solvers import solver_scheduler
+from generators.decoders.decoder import FrameDecoder, frame_decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("denoiser", "text", "image", "vae")  # what may be loaded; training needs the first alone
@@ -49,31 +50,6 @@ class DenoiseStep(NamedTuple):
 
 class NonFiniteClipError(ValueError):
     """Latents or pixels that are infinite or no numbers, which would be shown as black."""
-
-
-class FrameDecoder(Protocol):
-    """A VAE's decoder one latent frame at a time; `generators.core.decoding` bounds its memory."""
-
-    spatial: int  # pixels of a latent pixel, along each side
-
-    def frames_of(self, index: int) -> range:
-        """The clip's frames that a latent frame decodes to."""
-
-    def step(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next latent frame's frames, and the state for the one after it; both with gradient.
-
-        latent: (1, C, 1, h, w), normalised. state: () before the clip's first latent frame, else what the step
-        before gave. The frames are (f, H, W, 3) float32, black 0 and white 1, not clamped.
-        """
-
-    def attend(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The step's first half, with a state of its own: all that looks across the whole frame.
-
-        Gives (1, channels, 1, h, w).
-        """
-
-    def upsample(self, hidden: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The second half, from there to the frames, with a state of its own: looks a few latent pixels far."""
 
 
 class Generator:
@@ -142,12 +118,11 @@ class Generator:
         """What the denoiser is told of first frames, (P, …) each on the CPU. images: uint8 (P, H, W, 3)."""
         raise NotImplementedError
 
-    def decode_float(self, latents: Tensor) -> Tensor:
-        """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
-        raise NotImplementedError
+    def vae_latents(self, latents: Tensor) -> Tensor:
+        """(B, C, F', h, w) float32: the latents that the VAE decodes to the clip, with gradient.
 
-    def frame_decoder(self) -> FrameDecoder:
-        """The decoder of `decode_float`, one latent frame at a time."""
+        They are scaled as the VAE's; latent frames in front that only fill a patch are left out.
+        """
         raise NotImplementedError
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -293,6 +268,16 @@ class Generator:
         for step in denoise_steps(predict, scheduler, latents, given_frames(conditions)):
             latents = step.latents
         return with_given(latents, conditions)
+
+    def decode_float(self, latents: Tensor) -> Tensor:
+        """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
+        scaled = self.vae_latents(latents.to(self.device, torch.float32))
+        pixels: Tensor = self.component("vae").decode(scaled, return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+
+    def frame_decoder(self) -> FrameDecoder:
+        """The VAE's decoder one group of latent frames at a time, which `generators.core.decoding` drives."""
+        return frame_decoder(self.component("vae"))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

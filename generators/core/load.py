@@ -43,8 +43,7 @@ def load_generator(
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"parts: found {', '.join(unknown)}; known are {', '.join(PARTS)}")
     cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
-    dtype, device = as_dtype(dtype), torch.device(device)
-    generator = _configured(cls, checkpoint, size, max_prompt_tokens, None, dtype, device)
+    generator = _configured(cls, checkpoint, size, max_prompt_tokens, None, as_dtype(dtype), torch.device(device))
     names = {name: part for part in PARTS if part in parts for name in cls.components_of.get(part, ())}
     for name, part in names.items():
         left_out = part == "denoiser" and denoisers is not None and name not in denoisers

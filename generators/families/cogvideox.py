@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from generators.core.conditions import Conditions
-from generators.core.generator import FrameDecoder, Generator, ImageUse
+from generators.core.generator import Generator, ImageUse
 from generators.core.size import check_size
 from generators.core.text import encode_padded
 
@@ -148,13 +148,9 @@ class CogVideoXGenerator(Generator):
             )
         return self._rotary
 
-    def decode_float(self, latents: Tensor) -> Tensor:
-        scaled = latents[:, :, self.padding :].to(self.device, torch.float32) / self.vae_config["scaling_factor"]
-        pixels: Tensor = self.component("vae").decode(scaled, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
-
-    def frame_decoder(self) -> FrameDecoder:
-        raise NotImplementedError
+    def vae_latents(self, latents: Tensor) -> Tensor:
+        scaled: Tensor = latents[:, :, self.padding :] / self.vae_config["scaling_factor"]
+        return scaled
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from generators.core.conditions import GIVEN, Conditions, given_frames
-from generators.core.generator import FrameDecoder, Generator, ImageUse
+from generators.core.generator import Generator, ImageUse
 from generators.core.size import check_size
 from generators.core.text import encode_padded
 
@@ -168,17 +168,9 @@ class WanGenerator(Generator):
         )[0]
         return output
 
-    def decode_float(self, latents: Tensor) -> Tensor:
+    def vae_latents(self, latents: Tensor) -> Tensor:
         mean, std = self._latents_mean_std()
-        scaled = latents.to(self.device, torch.float32) * std + mean
-        pixels: Tensor = self.component("vae").decode(scaled, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
-
-    def frame_decoder(self) -> FrameDecoder:
-        from generators.decoders.wan import WanFrameDecoder  # imports diffusers
-
-        temporal, spatial = self.vae_config["scale_factor_temporal"], self.vae_config["scale_factor_spatial"]
-        return WanFrameDecoder(self.component("vae"), *self._latents_mean_std(), temporal, spatial)
+        return latents * std + mean
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The whole pretraining of the embedded default: autoencoder, generator, siblings, judges, CLIP. Algorithm 1, line 1.
+"""The whole pretraining of the embedded default: autoencoder, generators, siblings, judges, CLIP. Algorithm 1, line 1.
 
 Each part is kept in `work` when it is done, so that a run that was killed continues with the next part.
 """
@@ -27,6 +27,7 @@ from tabletop.captions import Claim, all_claims, caption
 from tabletop.pretraining.adversaries import Attack, attack
 from tabletop.pretraining.clip import ClipConfig, all_events, render_events, train_clip
 from tabletop.pretraining.denoiser import DenoiserConfig, latent_pool, save_half, train_denoiser, train_on
+from tabletop.pretraining.first_frame import FirstFrameConfig, first_frame_pool, folded_vae, train_first_frame
 from tabletop.pretraining.judge import Curriculum, JudgeConfig, train_judge
 from tabletop.pretraining.lessons import (
     FRAMES_SEEN,
@@ -86,6 +87,7 @@ class PretrainConfig:
     prompts: str  # the RL prompt set: no lesson of a judge is about its prompts
     vae: VaeConfig
     denoiser: DenoiserConfig
+    first_frame_generator: FirstFrameConfig
     siblings: Siblings
     judge: JudgeConfig
     second_judge: dict[str, Any]  # what it changes of `judge`
@@ -122,11 +124,17 @@ def _changed(judge: JudgeConfig, changes: Mapping[str, Any], where: str) -> Judg
 
 
 def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
-    """Write the folders generator, a WanPipeline, judge, a Qwen2.5-VL, second_judge, a Qwen3-VL, and clip to `out`."""
+    """Write the shipped folders to `out`.
+
+    They are generator, a WanPipeline; first_frame_generator, a CogVideoXImageToVideoPipeline; judge, a Qwen2.5-VL;
+    second_judge, a Qwen3-VL; and clip.
+    """
     torch.set_num_threads(config.threads)
     generator, judge, second, clip = (work / name for name in ("generator", "judge", "second_judge", "clip"))
+    first_frame = work / "first_frame_generator"
     _once(work / "vae", lambda folder: _vae(config.vae, folder))
     _once(generator, lambda folder: _generator(config, work / "vae", folder))
+    _once(first_frame, lambda folder: _first_frame_generator(config.first_frame_generator, work / "vae", folder))
     siblings = [work / f"sibling-{index}" for index in range(len(config.siblings.botched))]
     for index, sibling in enumerate(siblings):
         _once(sibling, partial(_sibling, config, generator, index))
@@ -137,7 +145,7 @@ def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
     _once(work / "adversaries", lambda folder: _adversaries(config, first, siblings, folder))
     _once(second, lambda folder: _harden(config, first, work, folder))
     _once(clip, lambda folder: _clip(config.clip, generator / "vae", folder))
-    for part in (generator, judge, second, clip):
+    for part in (generator, first_frame, judge, second, clip):
         shutil.rmtree(out / part.name, ignore_errors=True)
         shutil.copytree(part, out / part.name)
 
@@ -166,6 +174,14 @@ def _generator(config: PretrainConfig, vae_folder: Path, folder: Path) -> None:
     denoiser = config.denoiser
     pool = latent_pool(vae, denoiser.clips, denoiser.botched, denoiser.seed + 1)
     save_half(train_denoiser(vae, denoiser, pool), folder)
+
+
+def _first_frame_generator(config: FirstFrameConfig, vae_folder: Path, folder: Path) -> None:
+    vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
+    vae.register_to_config(_name_or_path="")
+    folded = folded_vae(vae)
+    pool = first_frame_pool(folded, config)
+    save_half(train_first_frame(folded, config, pool, folder.with_suffix(".state")), folder)
 
 
 def _sibling(config: PretrainConfig, generator: Path, index: int, folder: Path) -> None:
