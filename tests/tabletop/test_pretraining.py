@@ -460,10 +460,10 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
         clip=CLIP,
     )
     pretrain(config, tmp_path / "work", tmp_path / "out")
-    generator = load_generator("wan", str(tmp_path / "out/generator"), max_prompt_tokens=16)
-    embedding = generator.encode_text([rl_prompts()[0]])
-    noise = generator.draw_noise([1], generator.latent_shape(FRAMES, SIZE, SIZE))
-    clip = generator.decode(generator.sample(embedding, embedding[0], noise, 2, 1.0, "euler"))
+    generator = load_generator("wan", str(tmp_path / "out/generator"), size, max_prompt_tokens=16)
+    told, empty = (generator.encode_text([text]) for text in (rl_prompts()[0], ""))
+    noise = generator.draw_noise([1], generator.latent_shape)
+    clip = generator.decode(generator.sample(told, chosen(empty, 0), noise, 2, 1.0, "euler"))
     assert clip.shape == (1, FRAMES, SIZE, SIZE, 3)
     for folder in ("judge", "second_judge"):
         block = {

@@ -11,7 +11,8 @@ from data.first_frames import read_png
 from data.prompts import Prompt
 from data.store import ClipSet, ClipSetWriter
 from generators.core.encoding import ENCODING, check_images, encode
-from generators.core.generator import SAMPLING, NonFiniteClipError
+from generators.core.generator import SAMPLING as SAMPLING_PARTS
+from generators.core.generator import NonFiniteClipError
 from generators.core.identity import identify
 from generators.core.rollout import ClipSetName, Sampling, generate_clip_set, plan
 from tests.support.tiny import SIZE, load_wan
@@ -88,7 +89,7 @@ def test_the_encoders_are_let_go_of_before_anything_is_sampled(tiny_wan, tmp_pat
         return loaded
 
     generate_clip_set(load, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "out")
-    assert asked == [ENCODING, SAMPLING]
+    assert asked == [ENCODING, SAMPLING_PARTS]
 
 
 def test_a_negative_prompt_enters_guidance_and_the_clip_set(generator, tmp_path):
