@@ -103,6 +103,25 @@ def test_clips_of_a_batch_do_not_meet():
     assert together.latents.flatten().tolist() == pytest.approx([1.875, 1.125])
 
 
+def test_given_frames_are_no_part_of_a_step_nor_of_the_estimate():
+    """Two latent frames, the first given as 7; the second is as by hand above, whatever is predicted of the first."""
+    noise, told = torch.full((1, 1, 2, 1, 1), 2.0), {"given": latents(7)}
+
+    def predict(z, _):
+        return torch.cat([torch.full_like(z[:, :, :1], 1000.0), 0.5 * z[:, :, 1:]], dim=2)
+
+    for rollout, ends_at in (
+        (random_step(predict, thirds(), FlowMatching(), noise, 1, None, told), 1.125),
+        (random_step(predict, thirds(), FlowMatching(), noise, 2, torch.full_like(noise, 4.0), told), 1.61328125),
+        (last_steps(predict, thirds(), noise, 2, told), 1.1484375),
+    ):
+        assert rollout.latents.flatten().tolist() == pytest.approx([7.0, ends_at])
+        assert {forward.given for forward in rollout.forwards} == {1}
+    steps = [step.latents for step in denoise_steps(predict, thirds(), noise, given=1)]
+    assert [step[0, 0, 0].item() for step in steps] == [2.0, 2.0, 2.0]  # left as they are
+    assert [step[0, 0, 1].item() for step in steps] == pytest.approx([1.5, 1.3125, 1.1484375])
+
+
 # Against sampling
 
 

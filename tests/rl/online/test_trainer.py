@@ -341,6 +341,21 @@ def test_velocity_distance_by_hand():
     assert w.grad is None
 
 
+def test_velocity_distance_leaves_given_frames_out():
+    """Two latent frames, the first given: the policy predicts 1000 of it, and 3 z of the other; the reference z."""
+    scale = [torch.tensor([1000.0, 3.0]).view(1, 1, 2, 1, 1)]
+
+    @contextlib.contextmanager
+    def reference():
+        kept, scale[0] = scale[0], torch.ones(1, 1, 2, 1, 1)
+        yield
+        scale[0] = kept
+
+    z = torch.full((1, 1, 2, 1, 1), 2.0)
+    forwards = [Forward(z, torch.tensor(500.0), scale[0] * z, given=1)]
+    assert velocity_distance(lambda z, _: scale[0] * z, reference, forwards, 0.0).tolist() == [16.0]  # (6 - 2)²
+
+
 def test_fooled_is_a_held_out_judge_falling_while_the_training_judge_rises():
     for training, held_out, tolerance, expected in (
         ([0.5, 0.6, 0.7], [0.5, 0.6, 0.4], 0.1, True),  # fell by 0.2 below its best, while the other rose by 0.1

@@ -195,6 +195,51 @@ def test_caption_dropout_trains_the_empty_caption(generator, clip_set, base, tmp
     assert all(torch.equal(text, clip_set.empty["text"]) for text in calls[0][2]["text"])
 
 
+def test_caption_dropout_trains_the_negative_prompt_where_the_config_says_so(generator, clip_set, base, tmp_path):
+    negative = write_clip_set(tmp_path / "clips", negative_prompt=True)
+    calls = predicted_batches(generator)
+    changes = {"steps": 1, "caption_dropout": 1.0, "dropped_caption": "negative"}
+    run("sft", generator, negative, base, tmp_path / "home", **changes)
+    assert all(torch.equal(text, torch.full((6, 16), -0.5)) for text in calls[0][2]["text"])
+    # Clips that were sampled without a negative prompt have the empty caption alone.
+    dropped = torch.tensor([True])
+    told = ClipReader([clip_set], "negative").read(["p0-0"], dropped).conditions
+    assert torch.equal(told["text"][0], clip_set.empty["text"])
+    told = ClipReader([negative], "empty").read(["p0-0"], dropped).conditions
+    assert torch.equal(told["text"][0], negative.empty["text"])
+
+
+def test_given_frames_are_left_out_of_the_error(base, tmp_path, generator):
+    """Of 3 latent frames one is given: its prediction is off by 1000, those of the others by 1 and by 3."""
+    given = write_clip_set(tmp_path / "clips", more={"given": torch.zeros(4, 1, 4, 4)})
+    off = torch.tensor([1000.0, 1.0, 3.0]).view(1, 1, 3, 1, 1)
+    clean, predict = [], generator.predict
+
+    def predicted(latents, t, conditions):
+        """The target, which is noise - clean = (latents - clean) / t, and what it is off by; with a graph."""
+        target = (latents - torch.cat(clean)) / t.view(-1, 1, 1, 1, 1)
+        return target + off + 0 * predict(latents, t, conditions)
+
+    generator.predict = predicted
+    order = rows_of_step(0, 4, 8, seed=1)
+    table = rows("sft", given)
+    clean += [given.latents([table[row].sample_id]) for row in order if table[row].weight]
+    run("sft", generator, given, base, tmp_path / "home", steps=1, caption_dropout=0.0)
+    # (1² + 3²) / 2 = 5 for each clip of weight 1; a mean over all three frames would be far above 10⁵
+    assert log(tmp_path / "home")[0]["loss"] == pytest.approx(5 * len(clean) / 4, rel=1e-3)
+
+
+def test_draws_stay_in_the_range_that_is_trained():
+    low = draw(1, 0, range(50), (1,), Uniform(), 0.0, (0.0, 0.3)).t
+    high = draw(1, 0, range(50), (1,), Uniform(), 0.0, (0.3, 1.0)).t
+    assert low.max() <= 0.3 <= high.min()
+    # Those that lie in the range at once are what they are without one.
+    free = draw(1, 0, range(50), (1,), Uniform(), 0.0).t
+    assert torch.equal(low[free <= 0.3], free[free <= 0.3]) and (free <= 0.3).any()
+    with pytest.raises(ValueError, match="gave none from 2.0 to 3.0, where t is trained"):
+        draw(1, 0, [0], (1,), Uniform(), 0.0, (2.0, 3.0))
+
+
 def test_clips_of_weight_zero_are_not_run_and_still_count_in_the_mean(generator, clip_set, base, tmp_path):
     """Of a batch of all eight clips, four have weight 1: the loss is half of theirs alone."""
     calls = predicted_batches(generator)
