@@ -208,7 +208,7 @@ def test_a_generator_is_looked_into_by_its_small_files(tmp_path):
             {"path": str(newer.parent)},
             {},
             BROKEN,
-            f"generator.path: {newer.parent} is a WanPipeline with expand_timesteps and patches",
+            "is a WanPipeline with expand_timesteps and patches",
         ),
         ({"path": "./models/none"}, {}, BROKEN, "generator.path: './models/none' is no folder, and no hub id"),
         (

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -10,7 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from generators.core import lora
+from generators.core.size import VideoSize
+from rl.objectives import get_objective
+from rl.training.config import configure
+from rl.training.policies import make_trainable
 from tests.support.tiny import load_wan
+from tests.support.training import CONFIG
 
 TARGETS = ["attn1.to_q", "attn1.to_out.0", "attn2.to_k", "ffn.net.0.proj", "ffn.net.2"]
 
@@ -295,3 +301,83 @@ def test_a_lora_of_unknown_scale_or_of_another_model_is_an_error(tiny_wan, tiny_
     deeper = load_wan(tiny_wan_with(num_layers=3), parts=("denoiser",)).component("transformer")
     with pytest.raises(lora.LoraError, match="does not fit this transformer; 10 keys differ"):
         lora.load_adapter(deeper, trained)
+
+
+# Several denoisers
+
+
+@pytest.fixture
+def two(tiny_model):
+    """A tiny Wan2.2 of two transformers, and its folder."""
+    return load_two(tiny_model)
+
+
+def load_two(tiny_model):
+    return load_wan(tiny_model("wan2.2-t2v"), VideoSize(9, 32, 32, 8.0), max_prompt_tokens=16, parts=("denoiser",))
+
+
+def weights(generator, name):
+    return generator.component(name).blocks[0].attn1.to_q.weight.clone()
+
+
+def test_a_policy_that_lacks_a_denoiser_is_refused_unless_it_says_which_were_trained(two, tmp_path):
+    lora.attach(two.component("transformer"), rank=2, alpha=2, targets=["attn1.to_q"], seed=1)
+    train_a_little(two.component("transformer"))
+    save_policy(two.component("transformer"), tmp_path)
+    two.component("transformer").delete_adapters([lora.POLICY])
+    with pytest.raises(lora.LoraError, match="full weights of transformer_2; this generator has transformer, transf"):
+        lora.apply_policy(two, tmp_path)
+    before = {name: weights(two, name) for name in two.denoisers}
+    (tmp_path / "policy.json").write_text(json.dumps({"start": "base", "config": {"denoisers": ["transformer"]}}))
+    lora.apply_policy(two, tmp_path)
+    assert not torch.equal(weights(two, "transformer"), before["transformer"])
+    assert torch.equal(weights(two, "transformer_2"), before["transformer_2"])
+
+
+def test_the_lora_of_a_denoiser_that_is_not_trained_is_copied_from_the_start(two, tiny_model, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "policy.json").write_text("{}")
+    common = CONFIG | {"lora_rank": 2, "lora_alpha": 2}
+
+    def trained(start, out, **changes):
+        generator = load_two(tiny_model)
+        policy = make_trainable(generator, configure(get_objective("sft"), common | changes), start)
+        for parameter in policy.parameters.values():
+            parameter.data += 0.1
+        policy.save(out)
+        (out / "policy.json").write_text(json.dumps({"start": start.name}))
+        return policy
+
+    both = trained(base, tmp_path / "both")
+    assert {name.partition(".")[0] for name in both.parameters} == {"transformer", "transformer_2"}
+    assert both.times == (0.0, 1.0)
+    one = trained(tmp_path / "both", tmp_path / "one", denoisers=["transformer_2"])
+    assert {name.partition(".")[0] for name in one.parameters} == {"transformer_2"}
+    assert one.times == two.times_of("transformer_2") != (0.0, 1.0)
+    files = {name: lora.lora_folder(Path(name), "transformer") / lora.LORA_FILE for name in ("both", "one")}
+    assert (tmp_path / files["both"]).read_bytes() == (tmp_path / files["one"]).read_bytes()
+    files = {name: lora.lora_folder(Path(name), "transformer_2") / lora.LORA_FILE for name in ("both", "one")}
+    assert (tmp_path / files["both"]).read_bytes() != (tmp_path / files["one"]).read_bytes()
+    with pytest.raises(ValueError, match="denoisers: found unet; this generator has transformer, transformer_2"):
+        trained(base, tmp_path / "none", denoisers=["unet"])
+
+
+def test_a_policy_of_another_family_is_an_error(wan, tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"start": "base", "generator": {"family": "cogvideox"}}))
+    with pytest.raises(lora.LoraError, match="a policy of a cogvideox generator, and this one is wan"):
+        lora.apply_policy(wan, tmp_path)
+
+
+def test_rows_on_both_sides_of_the_boundary_are_what_they_are_alone(two):
+    """And each is the answer of the denoiser whose turn it is."""
+    boundary = two.times_of("transformer")[0]
+    t = torch.tensor([boundary + 0.05, boundary - 0.3, boundary + 0.01, boundary - 0.05])
+    width = two.component("transformer").config.text_dim
+    text = torch.randn(4, 16, width, generator=torch.Generator().manual_seed(0))
+    noise = two.draw_noise([1, 2, 3, 4], two.latent_shape)
+    together = two.predict(noise, t, {"text": text})
+    for row, name in enumerate(("transformer", "transformer_2", "transformer", "transformer_2")):
+        own = slice(row, row + 1)
+        close(together[own], two.predict(noise[own], t[own], {"text": text[own]}))
+        close(together[own], two.component(name)(noise[own], 1000 * t[own], text[own]).sample)
