@@ -94,8 +94,8 @@ class Generator:
         self.device = torch.device(device)
         self._check_pipeline()
         self.latent_shape = self._latent_shape()
+        scheduler_config = checkpoint.component("scheduler")
         try:
-            scheduler_config = checkpoint.component("scheduler")
             self.scheduler_config = with_fixed_shift(scheduler_config, self._tokens())
             self.process = process_of(self.scheduler_config)
         except ValueError as error:

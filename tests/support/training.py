@@ -50,7 +50,13 @@ def write_clip_set(
         samples = [Sample(i, name, "a cup", "c", "train", "base", 1, 5, 8.0, 16, 16, f"videos/{i}.mp4") for i in ids]
         frames = np.zeros((clips, 5, 16, 16, 3), np.uint8)
         writer.add_batch(index, samples, frames, torch.randn(clips, *shape, generator=generator))
-    told = {name: {"text": torch.randn(6, 16, generator=generator), **(more or {})} for name in names}
+    told = {
+        name: {
+            "text": torch.randn(6, 16, generator=generator),
+            **{key: one.clone() for key, one in (more or {}).items()},
+        }
+        for name in names
+    }
     negative = None if not negative_prompt else {"text": torch.full((6, 16), -0.5)}
     writer.finish(PromptConditions(told, {"text": torch.full((6, 16), 0.5)}, negative), {})
     return ClipSet.open(folder)

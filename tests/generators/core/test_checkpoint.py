@@ -109,7 +109,7 @@ def test_what_no_family_reads_is_named_with_what_is_read(tmp_path):
         "not-json": (pipeline() | {INDEX: "{not"}, "model_index.json cannot be read (Expecting property name"),
         "not-object": (pipeline() | {INDEX: "[1]"}, "model_index.json holds '[1]', expected a JSON object"),
         "no-vae": ({k: v for k, v in pipeline().items() if "vae" not in k}, "has no vae/config.json"),
-        "no-scheduler": (pipeline() | {"scheduler/scheduler_config.json": None}, "has no folder scheduler"),
+        "no-scheduler": (pipeline() | {"scheduler/scheduler_config.json": None}, "has no scheduler/scheduler_conf"),
         "no-tokenizer": (pipeline() | {"tokenizer/tokenizer_config.json": None}, "has no folder tokenizer"),
         "no-weights": (pipeline() | {transformer: None}, "has no weights in transformer; wanted is"),
         "pickle": (pipeline() | {vae: None, "vae/model.bin": lora}, "has only vae/model.bin in vae; wanted is"),
