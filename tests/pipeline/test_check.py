@@ -267,7 +267,7 @@ def test_a_generator_that_does_not_fit_prompts_solver_or_denoisers_is_refused(pr
                 inner = inner[section]
             inner[last] = value
         project(params)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ParamsError, ValueError), match=message):
             check_params()
 
 

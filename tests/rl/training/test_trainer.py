@@ -222,11 +222,11 @@ def test_given_frames_are_left_out_of_the_error(base, tmp_path, generator):
 
     generator.predict = predicted
     order = rows_of_step(0, 4, 8, seed=1)
-    table = rows("sft", given)
-    clean += [given.latents([table[row].sample_id]) for row in order if table[row].weight]
-    run("sft", generator, given, base, tmp_path / "home", steps=1, caption_dropout=0.0)
-    # (1² + 3²) / 2 = 5 for each clip of weight 1; a mean over all three frames would be far above 10⁵
-    assert log(tmp_path / "home")[0]["loss"] == pytest.approx(5 * len(clean) / 4, rel=1e-3)
+    table = [Weighted(sample.sample_id, sample.prompt_id, 1.0, 1.0) for sample in given.samples]
+    clean += [given.latents([table[row].sample_id]) for row in order]
+    run("rwr", generator, given, base, tmp_path / "home", table=table, steps=1, caption_dropout=0.0)
+    # (1² + 3²) / 2 = 5 for each clip; a mean over all three frames would be far above 10⁵
+    assert log(tmp_path / "home")[0]["loss"] == pytest.approx(5, rel=1e-3)
 
 
 def test_draws_stay_in_the_range_that_is_trained():
