@@ -424,6 +424,7 @@ def test_the_shipped_clip_finds_a_clip_in_which_nothing_happens_less_like_its_ca
 def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     from feedback.core.kinds import make_source
     from generators.core.load import load_generator
+    from generators.core.size import VideoSize
 
     config = PretrainConfig(
         threads=1,
@@ -460,10 +461,11 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
         clip=CLIP,
     )
     pretrain(config, tmp_path / "work", tmp_path / "out")
-    generator = load_generator("wan", str(tmp_path / "out/generator"), max_prompt_tokens=16)
-    embedding = generator.encode_text([rl_prompts()[0]])
-    noise = generator.draw_noise([1], generator.latent_shape(FRAMES, SIZE, SIZE))
-    clip = generator.decode(generator.sample(embedding, embedding[0], noise, 2, 1.0, "euler"))
+    size = VideoSize(FRAMES, SIZE, SIZE, fps=8.0)
+    generator = load_generator("wan", str(tmp_path / "out/generator"), size, max_prompt_tokens=16)
+    told = generator.encode_text([rl_prompts()[0]])
+    noise = generator.draw_noise([1], generator.latent_shape)
+    clip = generator.decode(generator.sample(told, {"text": told["text"][0]}, noise, 2, 1.0, "euler"))
     assert clip.shape == (1, FRAMES, SIZE, SIZE, 3)
     for folder in ("judge", "second_judge"):
         block = {

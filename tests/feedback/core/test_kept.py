@@ -27,6 +27,7 @@ from feedback.core.label import label_clip_set, look_at, requests_for
 from feedback.core.source import LabelError
 from feedback.core.verdicts import APPLICATION, Chosen, VerdictFile, verdicts_path
 from tests.support.judges import build_judge
+from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 CLIPS = 6
@@ -132,7 +133,7 @@ def make_clips(folder: Path, called: str = "clip", **changes) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, [replace(sample, **changes) for sample in samples], frames, torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish({f"p{n}": torch.zeros(1, 1) for n in range(CLIPS)}, torch.zeros(1, 1), {})
+    writer.finish(told(f"p{n}" for n in range(CLIPS)), {})
     return ClipSet.open(folder)
 
 
