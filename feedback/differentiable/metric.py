@@ -12,8 +12,8 @@ from torch import Tensor
 from feedback.core.kinds import read_block
 from feedback.core.source import Metric
 from feedback.differentiable.augment import Augmentation
-from feedback.differentiable.resize import DifferentiableResizing
 from feedback.differentiable.losses import QuestionLosses
+from feedback.differentiable.resize import DifferentiableResizing
 
 KINDS = ("clip", "pickscore", "hpsv2", "videoreward", "videoscore")
 

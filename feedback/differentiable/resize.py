@@ -19,7 +19,7 @@ CALL = inspect.signature(interpolate)
 
 
 class DifferentiableResizing(TorchFunctionMode):
-    """Within it, torch's interpolate keeps its values, and frames that it resizes to a size have `_Resized`'s gradient."""
+    """Within it, torch's interpolate has its own values, and the gradient of `_Resized` where frames get a new size."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
