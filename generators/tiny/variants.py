@@ -1,0 +1,86 @@
+"""The tiny models by name, with the values of params.yaml that fit each."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from generators.tiny import cogvideox, wan
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One layout of a family: which model it is a small copy of, and what clips it makes."""
+
+    family: str  # generator.family
+    like: str  # hub id of the model that has the same classes and layout
+    image: Literal["none", "optional", "needed"]  # a prompt's first frame
+    solver: str
+    build: Callable[[], Any]  # gives the diffusers pipeline
+    max_prompt_tokens: int = 16
+    num_frames: int = 9
+    height: int = 32  # pixels
+    width: int = 32
+
+
+def _cogvideox(like: str, release: cogvideox.Release, image: bool) -> Variant:
+    needed: Literal["needed", "none"] = "needed" if image else "none"
+    return Variant("cogvideox", f"zai-org/{like}", needed, "ddim", partial(cogvideox.cogvideox, release, image))
+
+
+VARIANTS = {
+    "wan2.1-t2v": Variant("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "none", "unipc", wan.wan21_t2v),
+    # Its transformer takes the first 512 tokens for text and the others for the image, so there is no other number.
+    "wan2.1-i2v": Variant("wan", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "needed", "unipc", wan.wan21_i2v, 512),
+    "wan2.2-t2v": Variant("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "none", "unipc", wan.wan22_t2v),
+    "wan2.2-i2v": Variant("wan", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", "needed", "unipc", wan.wan22_i2v),
+    "wan2.2-ti2v": Variant("wan", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "optional", "unipc", wan.wan22_ti2v),
+    "cogvideox-2b": _cogvideox("CogVideoX-2b", "2b", image=False),
+    "cogvideox-5b": _cogvideox("CogVideoX-5b", "5b", image=False),
+    "cogvideox-5b-i2v": _cogvideox("CogVideoX-5b-I2V", "5b", image=True),
+    "cogvideox1.5-5b": _cogvideox("CogVideoX1.5-5B", "1.5", image=False),
+    "cogvideox1.5-5b-i2v": _cogvideox("CogVideoX1.5-5B-I2V", "1.5", image=True),
+}
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of that name. Raises ValueError that lists the known ones."""
+    if name not in VARIANTS:
+        raise ValueError(f"variant {name!r} is unknown; known are {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def write_tiny(variant: Variant, out: Path) -> int:
+    """Write the variant's diffusers folder, equal bytes every time; gives its number of parameters.
+
+    Raises ValueError where `out` is there already and is no empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"out: {out} is there already; remove it or name another folder")
+    pipeline = variant.build()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        pipeline.save_pretrained(Path(work) / "model")
+        os.replace(Path(work) / "model", out)
+    modules = (part for part in pipeline.components.values() if hasattr(part, "parameters"))
+    return sum(weight.numel() for module in modules for weight in module.parameters())
+
+
+def params_of(variant: Variant, path: str) -> dict[str, Any]:
+    """What to set in params.yaml for clips of the model in the folder `path`, in the form of a preset."""
+    solver = {"steps": 4, "solver": variant.solver}
+    return {
+        "generator": {
+            "family": variant.family,
+            "path": path,
+            "revision": None,
+            "dtype": "float32",
+            "max_prompt_tokens": variant.max_prompt_tokens,
+        },
+        "video": {"num_frames": variant.num_frames, "height": variant.height, "width": variant.width, "fps": 8},
+        "generate": dict(solver),
+        "evaluate": {"generate": dict(solver)},
+    }
