@@ -20,7 +20,8 @@ CONFIG = {
     "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.01, "warmup_steps": 2,
     "schedule": "constant", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
     "steps": 5, "batch_size": 4, "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "fp32",
-    "timesteps": {"name": "uniform"}, "caption_dropout": 0.25, "checkpoint_every": 2, "log_every": 1, "seed": 1,
+    "deterministic": True, "timesteps": {"name": "uniform"}, "caption_dropout": 0.25,
+    "checkpoint_every": 2, "log_every": 1, "seed": 1,
 }  # fmt: skip
 DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 

@@ -9,13 +9,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from generators.core.decoding import MODES, Decoding, compare, decode_frames, ramps, spans
-from generators.core.generator import Generator
 from generators.core.load import load_generator
-from generators.decoders.decoder import frame_decoder
 from generators.decoders.wan import WanFrameDecoder
 from tabletop.captions import Claim, Thing
 from tabletop.render import render
 from tabletop.scenes import make_scene
+from tests.support.decoders import WAN22, OnlyVae, cogvideox, deep
 
 PLAIN = Decoding("plain", window=4, overlap=1, tile=None, tile_overlap=0, offload=False, straight_through=False)
 EXACT = dataclasses.replace(PLAIN, mode="exact")
@@ -40,49 +39,6 @@ def clip(tabletop):
     return tabletop.encode(torch.from_numpy(frames)[None])
 
 
-class OnlyVae(Generator):
-    """A VAE alone. scale: of its latents. padding: latent frames in front that are not decoded."""
-
-    def __init__(self, vae, scale: float, padding: int = 0) -> None:
-        self.vae, self.scale, self.padding = vae.eval().requires_grad_(False), scale, padding
-        self.device = torch.device("cpu")
-
-    def part(self, name):
-        return {"vae": self.vae}[name]
-
-    def vae_latents(self, latents):
-        return latents[:, :, self.padding :] / self.scale
-
-    def frame_decoder(self):
-        return frame_decoder(self.vae)
-
-
-def deep(**config) -> OnlyVae:
-    """A Wan VAE of random weights, as deep as the real one and a few channels wide."""
-    from diffusers import AutoencoderKLWan
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return OnlyVae(AutoencoderKLWan(base_dim=4, **config), scale=0.5)
-
-
-def cogvideox(padding: int = 0) -> OnlyVae:
-    """A CogVideoX VAE of random weights with as many blocks as the real one, a few channels wide."""
-    from diffusers import AutoencoderKLCogVideoX
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
-        )  # fmt: skip
-        return OnlyVae(vae, scale=0.7, padding=padding)
-
-
-WAN22 = {
-    "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
-    "decoder_base_dim": 8,
-}  # fmt: skip
 CASES = {  # by name, a generator and the channels of its latents
     "tabletop": (lambda: load_generator("wan", "models/tabletop/generator", parts=("vae",)), 12),
     "wan2.1": (deep, 16),

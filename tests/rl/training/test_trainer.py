@@ -308,6 +308,27 @@ def test_bfloat16_autocast_trains(generator, clip_set, base, tmp_path):
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in adapter(tmp_path).values())
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_accelerator_adds_in_a_fixed_order_where_it_is_wanted(
+    wanted, generator, clip_set, base, tmp_path, monkeypatch
+):
+    found, on_cpu = [], devices.deterministic
+
+    def as_on_a_gpu(device, on):
+        assert device.type == "cpu"
+        found.append(on)
+        return on_cpu(torch.device("cuda"), on)
+
+    monkeypatch.setattr(devices, "deterministic", as_on_a_gpu)
+    modes = []
+    generator.transformer.register_forward_pre_hook(
+        lambda *_: modes.append(torch.are_deterministic_algorithms_enabled())
+    )
+    run("sft", generator, clip_set, base, tmp_path, deterministic=wanted)
+    assert found == [wanted] and set(modes) == {wanted}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_learning_rate_by_hand():
     """Warm-up over 4 of 12 steps to 1: quarters; then constant, or eighths down."""
     constant = config("sft", learning_rate=1.0, warmup_steps=4, steps=12)
@@ -464,7 +485,8 @@ def test_resume_from_another_folder(tiny_wan, clip_set, base, tmp_path, monkeypa
 
 def test_resuming_another_configuration_names_the_key_that_differs(tiny_wan, clip_set, base, tmp_path):
     run("sft", tiny_wan, clip_set, base, tmp_path / "old", steps=2)
-    for key, value in {"learning_rate": 0.02, "seed": 2, "timesteps": {"name": "shifted", "shift": 3}}.items():
+    other = {"learning_rate": 0.02, "seed": 2, "deterministic": False, "timesteps": {"name": "shifted", "shift": 3}}
+    for key, value in other.items():
         changes = {"steps": 2, key: value, "resume_from": tmp_path / "old" / "work"}
         with pytest.raises(ResumeError, match=rf"config\.{key} was .* and is .* now"):
             run("sft", tiny_wan, clip_set, base, tmp_path / key, **changes)
