@@ -1,11 +1,11 @@
 """Peak memory of decoding, a judge of four frames, and the backward pass to the latents.
 
-    python -m benchmarks.decode_memory [--size 4] [--frames 17,49,81] [--modes plain,windowed,exact]
+    python -m benchmarks.decode_memory [--vae wan] [--size 4] [--frames 17,49,81] [--modes plain,windowed,exact]
 
-A Wan2.1 decoder of real depth and width with random weights. The judge is a stand-in, a few layers over the judged
-frames: a real one is the same addend to every row. Each figure comes from a process of its own: on a GPU the peak of
-allocated memory, on a CPU the highest resident set (large blocks go back to the system when they are freed), both
-minus what was held after a warm-up of two latent frames, weights included.
+The decoder of Wan2.1 or CogVideoX, of real depth and width, with random weights. The judge is a stand-in, a few
+layers over the judged frames: a real one is the same addend to every row. Each figure comes from a process of its own:
+on a GPU the peak of allocated memory, on a CPU the highest resident set (large blocks go back to the system when they
+are freed), both minus what was held after a warm-up of three latent frames, weights included.
 """
 
 import json
@@ -18,12 +18,13 @@ from typing import NamedTuple
 import click
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster import devices
 from data.video import sample_frames
 from generators.core.decoding import Decoding, decode_frames
-from generators.families.wan import WanGenerator
+from generators.core.generator import Generator
+from generators.decoders.decoder import FrameDecoder, frame_decoder
 
 JUDGED = 4  # frames of a clip that the judge gets
 MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once
@@ -36,22 +37,35 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def make_generator(base_dim: int, device: torch.device) -> WanGenerator:
-    """A Wan generator that is nothing but a VAE of random weights."""
-    from diffusers import AutoencoderKLWan
+class OnlyVae(Generator):
+    """A generator that is nothing but a VAE, whose latents are not scaled."""
+
+    def __init__(self, vae: nn.Module, device: torch.device) -> None:
+        self.vae, self.device = vae.to(device).eval().requires_grad_(False), device
+
+    def vae_latents(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def frame_decoder(self) -> FrameDecoder:
+        return frame_decoder(self.vae)
+
+
+def make_generator(vae: str, width: int | None, device: torch.device) -> OnlyVae:
+    """Of random weights. width: channels at the frames' size; None: those of the published weights."""
+    from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=base_dim).to(device).eval().requires_grad_(False)
-    return WanGenerator(
-        modules={"vae": vae},
-        tokenizer=None,
-        transformer_config={"patch_size": (1, 2, 2)},
-        vae_config=vae.config,
-        scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-        conditioning_channels=0,
-        max_prompt_tokens=1,
-        dtype=torch.float32,
-        device=device,
+    if vae == "wan":
+        return OnlyVae(AutoencoderKLWan(base_dim=width or 96), device)
+    width = width or 128
+    return OnlyVae(
+        AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(width, 2 * width, 2 * width, 4 * width),
+            norm_num_groups=min(32, width),
+        ),
+        device,
     )
 
 
@@ -62,9 +76,9 @@ def make_judge(device: torch.device) -> nn.Module:
     return judge.to(device).requires_grad_(False)
 
 
-def judged(generator: WanGenerator, judge: nn.Module, num_frames: int, size: int, decoding: Decoding) -> None:
+def judged(generator: OnlyVae, judge: nn.Module, num_frames: int, size: int, decoding: Decoding) -> None:
     """One decode of the judge's frames and the backward to the latents of a random clip."""
-    latents = torch.randn(1, *generator.latent_shape(num_frames, 8 * size, 8 * size), requires_grad=True)
+    latents = torch.randn(1, 16, (num_frames - 1) // 4 + 1, size, size, requires_grad=True)
     frames = decode_frames(generator, latents, sample_frames(num_frames, JUDGED), decoding)
     judge(frames.permute(0, 3, 1, 2)).mean().backward()
     assert latents.grad is not None and latents.grad.isfinite().all()
@@ -77,10 +91,10 @@ def held(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def measure(generator: WanGenerator, num_frames: int, size: int, decoding: Decoding) -> Cost:
+def measure(generator: OnlyVae, num_frames: int, size: int, decoding: Decoding) -> Cost:
     device = generator.device
     judge = make_judge(device)
-    judged(generator, judge, 5, size, decoding)  # what is set up once
+    judged(generator, judge, 9, size, decoding)  # what is set up once
     before, began = held(device), time.monotonic()
     judged(generator, judge, num_frames, size, decoding)
     devices.synchronize(device)
@@ -97,10 +111,11 @@ def measured_apart(mode: str, num_frames: int) -> Cost:
 
 
 @click.command(help=__doc__)
-@click.option("--frames", default="17,49,81", help="Of the clip, 4 k + 1.")
+@click.option("--vae", type=click.Choice(["wan", "cogvideox"]), default="wan")
+@click.option("--frames", default="17,49,81", help="Of the clip, 4 k + 1; of CogVideoX 8 k + 1.")
 @click.option("--modes", default="plain,windowed,exact")
 @click.option("--size", default=4, help="Latent height and width; a latent pixel is 8 x 8 pixels.")
-@click.option("--base-dim", default=96, help="Of the VAE; Wan2.1's is 96.")
+@click.option("--width", type=int, default=None, help="Channels at the frames' size; Wan2.1 has 96, CogVideoX 128.")
 @click.option("--window", default=4)
 @click.option("--overlap", default=1)
 @click.option("--tile", type=int, default=None)
@@ -109,17 +124,17 @@ def measured_apart(mode: str, num_frames: int) -> Cost:
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--one", is_flag=True, hidden=True)
 def main(
-    frames: str, modes: str, size: int, base_dim: int, window: int, overlap: int, tile: int | None, tile_overlap: int,
-    offload: bool, device: str, one: bool,
+    vae: str, frames: str, modes: str, size: int, width: int | None, window: int, overlap: int, tile: int | None,
+    tile_overlap: int, offload: bool, device: str, one: bool,
 ) -> None:  # fmt: skip
     lengths, wanted = [int(length) for length in frames.split(",")], modes.split(",")
     ways = {mode: Decoding(mode, window, overlap, tile, tile_overlap, offload, True) for mode in wanted}
     if one:
         torch.set_num_threads(1)
-        generator = make_generator(base_dim, devices.pick_device(device))
+        generator = make_generator(vae, width, devices.pick_device(device))
         print(json.dumps(measure(generator, lengths[0], size, ways[wanted[0]])))
         return
-    print(f"{JUDGED} frames judged, {8 * size} x {8 * size} pixels, base_dim {base_dim}, window {window} + {overlap}")
+    print(f"{JUDGED} frames judged, {8 * size} x {8 * size} pixels, {vae}, window {window} + {overlap}")
     print(f"{'':<10}" + "".join(f"{f'{length} frames':>22}" for length in lengths) + f"{'last / first':>14}")
     for mode in ways:
         costs = [measured_apart(mode, length) for length in lengths]

@@ -1,6 +1,6 @@
 """What a DPO step costs, and what two other ways to write it would: `python -m benchmarks.train_step`.
 
-    ours            rl.training.trainer.train itself: cached latents and embeddings, one model, its adapters off as
+    ours            rl.training.trainer.train itself: cached latents and conditions, one model, its adapters off as
     reference 8 forwards      the ideal: policy and reference over both clips of a pair are 4 forwards, the backward
     twice 2 second model    the same step over the same cached clips, with a frozen second model as reference
     plain           one model, but text and video are encoded in every step
@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.random_wan import random_wan
 from cluster import devices
 from data.records import Pair, Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, PromptConditions
 from generators.core import lora
 from generators.core.generator import as_dtype
+from generators.core.size import VideoSize
 from generators.families.wan import WanGenerator
 from rl.objectives import dpo_loss, dpo_margin, get_objective, per_sample_error
 from rl.training.config import TrainConfig, configure
@@ -79,22 +81,9 @@ def make_generator(folder: Path, sizes: Sizes, dtype: torch.dtype, device: torch
     text_config = UMT5Config(
         vocab_size=1000, d_model=TEXT_DIM, d_kv=64, d_ff=4 * TEXT_DIM, num_layers=sizes.text_layers, num_heads=4
     )
-    modules: dict[str, nn.Module] = {
-        "transformer": transformer,
-        "text_encoder": UMT5EncoderModel(text_config).to(dtype),
-        "vae": vae,
-    }
-    return WanGenerator(
-        modules={name: module.to(device).eval().requires_grad_(False) for name, module in modules.items()},
-        tokenizer=None,
-        transformer_config=transformer.config,
-        vae_config={**vae.config, "scale_factor_temporal": 4, "scale_factor_spatial": 8},
-        scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-        conditioning_channels=0,
-        max_prompt_tokens=TOKENS,
-        dtype=dtype,
-        device=device,
-    )
+    text_encoder = UMT5EncoderModel(text_config).to(dtype)
+    size = VideoSize(4 * (sizes.frames - 1) + 1, 8 * sizes.size, 8 * sizes.size, 8)
+    return random_wan(transformer, vae, text_encoder, size, TOKENS, dtype, device)
 
 
 def make_clips(folder: Path, sizes: Sizes, count: int) -> ClipSet:
@@ -109,14 +98,15 @@ def make_clips(folder: Path, sizes: Sizes, count: int) -> ClipSet:
         ]
         frames = np.zeros((2, num_frames, pixels, pixels, 3), np.uint8)
         writer.add_batch(index, samples, frames, torch.randn(2, *shape))
-    writer.finish({"p": torch.randn(TOKENS, TEXT_DIM)}, torch.zeros(TOKENS, TEXT_DIM), {})
+    told = PromptConditions({"p": {"text": torch.randn(TOKENS, TEXT_DIM)}}, {"text": torch.zeros(TOKENS, TEXT_DIM)})
+    writer.finish(told, {})
     return ClipSet.open(folder)
 
 
 def fresh(generator: WanGenerator) -> WanGenerator:
     """The generator with a transformer of its own, so that each round starts from the base."""
     own = copy.copy(generator)
-    own.modules = {**generator.modules, "transformer": copy.deepcopy(generator.transformer)}
+    own.components = {**generator.components, "transformer": copy.deepcopy(generator.component("transformer"))}
     return own
 
 
@@ -135,12 +125,12 @@ def eight_forwards(setting: Setting, steps: int) -> float:
     generator, config = setting.generator, setting.config
     clean = setting.clip_set.latents(side_ids(setting.pairs[: config.batch_size]))
     t = torch.full((len(clean),), 0.5)
-    embeddings = setting.clip_set.embeddings(["p"]).expand(len(clean), -1, -1)
+    told = setting.clip_set.conditions(["p"] * len(clean))
 
     def forwards() -> None:
         for _ in range(4):
             with torch.no_grad(), devices.autocast(generator.device, config.precision):
-                generator.predict(clean, t, embeddings)
+                generator.predict(clean, t, told)
 
     return seconds_each(forwards, steps, setting)
 
@@ -149,14 +139,14 @@ def second_model(setting: Setting, steps: int) -> float:
     """Seconds a step of a loop over cached clips whose reference is a whole frozen second model."""
     policy = with_lora(setting)
     reference = setting.generator
-    optimizer = make_optimizer(lora.trainable_parameters(policy.transformer), setting.config)
+    optimizer = make_optimizer(lora.trainable_parameters(policy.component("transformer")), setting.config)
     batches = iter_batches(setting)
 
     def step() -> None:
         pairs = next(batches)
         clean = setting.clip_set.latents(side_ids(pairs))
-        embeddings = setting.clip_set.embeddings([row.prompt_id for row in pairs])
-        dpo_step(policy, reference.predict, clean, embeddings, setting.config, optimizer)
+        text = setting.clip_set.conditions([row.prompt_id for row in pairs])["text"]
+        dpo_step(policy, reference.predict, clean, text, setting.config, optimizer)
 
     return seconds_each(step, steps, setting)
 
@@ -164,20 +154,20 @@ def second_model(setting: Setting, steps: int) -> float:
 def plain(setting: Setting, steps: int) -> float:
     """Seconds a step of a loop that encodes the batch's prompts and clips each time, the frames given in memory."""
     policy = with_lora(setting)
-    optimizer = make_optimizer(lora.trainable_parameters(policy.transformer), setting.config)
+    optimizer = make_optimizer(lora.trainable_parameters(policy.component("transformer")), setting.config)
     sample, count = setting.clip_set.samples[0], setting.config.batch_size
     frames = torch.randint(0, 256, (2 * count, sample.num_frames, sample.height, sample.width, 3)).to(torch.uint8)
     tokens = torch.randint(0, 1000, (count, TOKENS), device=policy.device)
 
     def reference(*inputs: Tensor) -> Tensor:
-        with lora.reference(policy.transformer):
+        with lora.reference(policy.component("transformer")):
             return policy.predict(*inputs)
 
     def step() -> None:
         with torch.no_grad():
-            embeddings = policy.part("text_encoder")(tokens, torch.ones_like(tokens)).last_hidden_state
+            text = policy.component("text_encoder")(tokens, torch.ones_like(tokens)).last_hidden_state
             clean = torch.cat([policy.encode(clip[None]) for clip in frames])  # one clip at a time, as memory demands
-        dpo_step(policy, reference, clean, embeddings, setting.config, optimizer)
+        dpo_step(policy, reference, clean, text, setting.config, optimizer)
 
     return seconds_each(step, steps, setting)
 
@@ -186,7 +176,7 @@ def dpo_step(
     policy: WanGenerator,
     reference: Callable[..., Tensor],
     clean: Tensor,
-    embeddings: Tensor,
+    text: Tensor,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
 ) -> None:
@@ -196,7 +186,7 @@ def dpo_step(
     noise = torch.randn(count, *clean.shape[1:], device=device).repeat(2, 1, 1, 1, 1)
     t = torch.rand(count, device=device).repeat(2)
     noised, target = policy.process.noised(clean, noise, t), policy.process.target(clean, noise, t)
-    inputs = noised, t, embeddings.to(device).repeat(2, 1, 1)
+    inputs = noised, t, {"text": text.to(device).repeat(2, 1, 1)}
     with torch.no_grad(), devices.autocast(device, config.precision):
         reference_errors = per_sample_error(reference(*inputs), target).chunk(2)
     with devices.autocast(device, config.precision):
@@ -204,7 +194,7 @@ def dpo_step(
     errors = per_sample_error(prediction, target).chunk(2)
     loss = dpo_loss(dpo_margin(*errors, *reference_errors), BETA).mean()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(lora.trainable_parameters(policy.transformer), config.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(lora.trainable_parameters(policy.component("transformer")), config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     if not torch.isfinite(loss):
@@ -213,7 +203,8 @@ def dpo_step(
 
 def with_lora(setting: Setting) -> WanGenerator:
     generator, config = fresh(setting.generator), setting.config
-    lora.attach(generator.transformer, config.lora_rank, config.lora_alpha, generator.lora_targets, config.seed)
+    transformer = generator.component("transformer")
+    lora.attach(transformer, config.lora_rank, config.lora_alpha, generator.lora_targets, config.seed)
     return generator
 
 
@@ -245,9 +236,9 @@ VARIANTS = {"ours": ours, "8 forwards": eight_forwards, "second model": second_m
 
 def held_parameters(setting: Setting) -> dict[str, int]:
     """Bytes of parameters that each variant has to hold for training."""
-    base, generator = parameter_bytes(setting.generator.transformer), setting.generator
-    trained = parameter_bytes(with_lora(setting).transformer)
-    encoders = parameter_bytes(generator.part("vae"), generator.part("text_encoder"))
+    base, generator = parameter_bytes(setting.generator.component("transformer")), setting.generator
+    trained = parameter_bytes(with_lora(setting).component("transformer"))
+    encoders = parameter_bytes(generator.component("vae"), generator.component("text_encoder"))
     return {"ours": trained, "second model": trained + base, "plain": trained + encoders}
 
 
@@ -308,7 +299,7 @@ def report(setting: Setting, seconds: dict[str, list[float]]) -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     held = held_parameters(setting)
     shape = tuple(setting.clip_set.latents(["0-chosen"]).shape[1:])
-    size = parameter_bytes(setting.generator.transformer) / 2**20
+    size = parameter_bytes(setting.generator.component("transformer")) / 2**20
     print(f"\nDPO step of {setting.config.batch_size} pairs, transformer of {size:.1f} MiB, latents {shape}")
     print(f"{setting.generator.device}, {setting.config.precision}, medians of {len(seconds['ours'])} rounds\n")
     print(f"{'variant':<14}{'s/step':>9}{'range':>18}{'ours is':>10}{'parameters':>14}{'ours needs':>12}")

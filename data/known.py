@@ -1,19 +1,20 @@
 """Clip sets whose right verdict is known before a judge sees them: what stage `audit` asks about.
 
-They hold no latents and no embeddings (tensors without elements stand in their place), since nothing is trained on
+They hold no latents and no conditions (tensors without elements stand in their place), since nothing is trained on
 them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from data.first_frames import load_first_frame
 from data.prompts import Prompt
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, PromptConditions
 from data.video import read_fps, read_video
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -71,10 +72,15 @@ def known_clip(
     return KnownClip(sample, frames, made)
 
 
-def write_known(folder: Path, policy: str, batches: Iterable[Sequence[KnownClip]]) -> Known:
+def write_known(
+    folder: Path,
+    policy: str,
+    batches: Iterable[Sequence[KnownClip]],
+    first_frames: Mapping[str, np.ndarray] | None = None,
+) -> Known:
     """The clips as a clip set in `folder`; a batch holds clips of one size and length.
 
-    Batches that an earlier run finished are kept.
+    Batches that an earlier run finished are kept. first_frames: prompt_id -> uint8 (H, W, 3), of all prompts or none.
     """
     writer = ClipSetWriter(folder)
     done, samples = writer.done_batches(), []
@@ -85,22 +91,34 @@ def write_known(folder: Path, policy: str, batches: Iterable[Sequence[KnownClip]
             writer.add_batch(index, of_batch, np.stack([clip.frames for clip in batch]), _nothing(len(batch)))
         samples += of_batch
         made |= {clip.sample.sample_id: clip.made for clip in batch}
-    (nothing,) = _nothing(1)
-    embeddings = {sample.prompt_id: nothing for sample in samples}
-    writer.finish(embeddings, nothing, {"set": "audit", "policy": policy})
+    writer.add_first_frames(first_frames or {})
+    told = PromptConditions({sample.prompt_id: {} for sample in samples}, {})
+    writer.finish(told, {"set": "audit", "policy": policy})
     return Known(ClipSet.open(writer.work), made)
 
 
 def reference_clips(folder: Path, prompts: Sequence[Prompt]) -> Known:
     """The reference clips of those prompts that have one, written to `folder`, each in its own size and length.
 
-    A last odd row or column is cut off, since mp4 cannot hold it. Raises ValueError naming a file that is not
-    readable, and where no prompt has a reference.
+    A last odd row or column is cut off, since mp4 cannot hold it. Where all these prompts have an image, it is stored
+    as the first frame, at the clip's size. Raises ValueError naming a file that is not readable, and where no prompt
+    has a reference.
     """
     having = [prompt for prompt in prompts if prompt.reference]
     if not having:
         raise ValueError(f"none of {len(prompts)} prompts has a reference clip; it stands in the column reference")
-    return write_known(folder, REFERENCE, ([_reference_clip(prompt)] for prompt in having))
+    first: dict[str, np.ndarray] = {}
+    with_images = all(prompt.image for prompt in having)
+
+    def batches() -> Iterator[list[KnownClip]]:
+        for prompt in having:
+            clip = _reference_clip(prompt)
+            if with_images:
+                height, width = clip.frames.shape[1:3]
+                first[prompt.prompt_id] = load_first_frame(Path(str(prompt.image)), height, width)
+            yield [clip]
+
+    return write_known(folder, REFERENCE, batches(), first)
 
 
 def _reference_clip(prompt: Prompt) -> KnownClip:

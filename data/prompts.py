@@ -52,9 +52,7 @@ def load_prompts(path: Path) -> list[Prompt]:
         prompt = _prompt(path, row)
         if (first := row_of.get(prompt.prompt_id)) is not None:
             raise ValueError(f"{where}: prompt_id {prompt.prompt_id!r} already stands in row {first}")
-        for file in (prompt.image, prompt.reference):
-            if file and not Path(file).is_file():
-                raise ValueError(f"{where}: no file {file}; paths are taken from the folder of the CSV")
+        _check_files(where, prompt)
         row_of[prompt.prompt_id] = row.number
         prompts.append(prompt)
     if not prompts:
@@ -99,6 +97,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 def extended(prompts: Sequence[Prompt], rewritten: Sequence[Prompt], template: str) -> list[Prompt]:
     """The prompts, each with the template around the text that has its prompt_id in `rewritten`, without their files.
 
+    They are texts for a policy's folder; the generator takes the image from the prompt set, by prompt_id.
     Raises ValueError for a template without {prompt}, and naming the prompts that `rewritten` lacks.
     """
     if PLACE not in template:
@@ -126,15 +125,18 @@ def texts_for(policy: Path, prompts: Sequence[Prompt]) -> dict[str, str] | None:
 
 
 def leaks(prompts: Sequence[Prompt]) -> list[str]:
-    """Texts that stand in both train and test, sorted."""
-    train, test = ({prompt.prompt for prompt in prompts if prompt.split == split} for split in SPLITS)
-    return sorted(train & test)
+    """Texts that stand in both train and test, sorted; with first frames, those that do with the same image.
+
+    A text with another image is another task, and so is an image with another text.
+    """
+    train, test = ({(one.prompt, one.image) for one in prompts if one.split == split} for split in SPLITS)
+    return sorted({text for text, _ in train & test})
 
 
 def remarks(prompts: Sequence[Prompt]) -> list[str]:
     """What is no error in a prompt set and may be a mistake, a sentence each; empty for a clean set."""
     leaked = leaks(prompts)
-    repeated = _equal(prompts, lambda prompt: (prompt.split, prompt.prompt))
+    repeated = _equal(prompts, lambda prompt: (prompt.split, prompt.prompt, prompt.image))
     alike = _equal(prompts, lambda prompt: prompt.prompt_id.casefold())
     quoted = [prompt.prompt_id for prompt in prompts if re.fullmatch(r"[“„«].*[”“»]", prompt.prompt)]
     damaged = [prompt.prompt_id for prompt in prompts if "\ufffd" in prompt.prompt]
@@ -146,6 +148,10 @@ def remarks(prompts: Sequence[Prompt]) -> list[str]:
         "prompts hold the sign � in place of a letter that an earlier program could not read": damaged,
     }
     said = [f"{sentence} ({len(names)}): {_listed(names)}" for sentence, names in found.items() if names]
+    without = [prompt.prompt_id for prompt in prompts if not prompt.image]
+    if 0 < len(without) < len(prompts):
+        images = f"{len(prompts) - len(without)} prompts have an image and {len(without)} have none"
+        said.append(f"{images}, and one clip set takes prompts of one sort alone: {_listed(without)}")
     if all(prompt.split != "train" for prompt in prompts):
         said.append("no row has split train, so a round that draws from train (generate.split) has no prompts")
     return said
@@ -174,6 +180,20 @@ def _check_row(where: str, cells: Mapping[str, str]) -> None:
         raise ValueError(f"{where}: prompt_id {cells['prompt_id']!r}; wanted letters, digits, dot, dash, underscore")
     if cells["split"] not in SPLITS:
         raise ValueError(f"{where}: split {cells['split']!r}; wanted {' or '.join(SPLITS)}")
+
+
+def _check_files(where: str, prompt: Prompt) -> None:
+    """Both files are there, and the image begins as one; its pixels are read by data.first_frames."""
+    for file in (prompt.image, prompt.reference):
+        if file and not Path(file).is_file():
+            raise ValueError(f"{where}: no file {file}; paths are taken from the folder of the CSV")
+    if prompt.image:
+        from data.first_frames import check_image  # which imports this module, and Pillow
+
+        try:
+            check_image(Path(prompt.image))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _prompt(path: Path, row: TableRow) -> Prompt:

@@ -1,10 +1,16 @@
-"""Clip sets: folders of clips, latents and embeddings, so that training needs neither VAE nor text encoder.
+"""Clip sets: folders of clips, latents and conditions, so that training needs neither VAE nor encoders.
 
     videos/<sample_id>.mp4
     metadata.parquet              one row per clip; docs/inspecting.md says how Hugging Face's `videofolder` reads it
-    latents-00000.safetensors     one shard a batch: "latents" (B, C, F, H, W), optionally "conditioning" (B, ...)
-    embeddings.safetensors        "prompt/<prompt_id>" (L, D) for each prompt, "empty" (L, D)
+    latents-00000.safetensors     one shard a batch: "latents" (B, C, F, H, W)
+    conditions.safetensors        what the generator was told of each prompt, by name: "prompt/<prompt_id>/<name>" (…),
+                                  "empty/<name>" (…) of the empty caption, "negative/<name>" (…) of a negative prompt
+    first/<prompt_id>.png         the image that the generator was given for the prompt, at the clip's size; of all
+                                  prompts or of none
     manifest.json                 last; its fact `shards` lists the sample ids of each shard, in order
+
+The first version had embeddings.safetensors, "prompt/<prompt_id>" (L, D) and "empty" (L, D); it is read as
+conditions of the name `text`.
 
 Written by ClipSetWriter, which resumes after a kill; read by ClipSet, which refuses an unfinished folder.
 """
@@ -16,12 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from data import records
+from data.first_frames import png_bytes, read_png
 from data.manifest import MANIFEST, StoreError, atomically, read_manifest, sha256_of, write_manifest
 from data.records import Sample, read_rows, write_rows
 from data.video import read_video, write_video
@@ -31,7 +38,28 @@ if TYPE_CHECKING:  # it takes seconds to import, and most stages read clips and 
 
 KIND = "clip_set"
 METADATA = "metadata.parquet"
-EMBEDDINGS = "embeddings.safetensors"
+CONDITIONS = "conditions.safetensors"
+FIRST = "first"  # folder of the first frames
+EMBEDDINGS = "embeddings.safetensors"  # of the first version
+
+
+class PromptConditions(NamedTuple):
+    """What a generator is told beside latents and time: tensors by name, without a batch axis."""
+
+    prompts: Mapping[str, Mapping[str, torch.Tensor]]  # by prompt_id; the same names for all
+    empty: Mapping[str, torch.Tensor]  # those of the empty caption; a name that it lacks, it does not replace
+    negative: Mapping[str, torch.Tensor] | None = None  # those of the negative prompt; None without one
+
+    @property
+    def unwanted(self) -> Mapping[str, torch.Tensor]:
+        """What guidance leads away from: the negative prompt's, or the empty caption's."""
+        return self.empty if self.negative is None else self.negative
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """All of them under one name each, as they are stored."""
+        groups = {f"prompt/{prompt_id}": own for prompt_id, own in self.prompts.items()}
+        groups |= {"empty": self.empty} | ({} if self.negative is None else {"negative": self.negative})
+        return {f"{group}/{name}": tensor for group, own in groups.items() for name, tensor in own.items()}
 
 
 class ClipSetWriter:
@@ -51,49 +79,49 @@ class ClipSetWriter:
             return set(range(len(read_manifest(self.work, KIND)["facts"]["shards"])))
         return {int(marker.stem) for marker in self._markers.glob("[0-9]*.parquet")}
 
-    def add_batch(
-        self,
-        index: int,
-        samples: Sequence[Sample],
-        frames: np.ndarray,
-        latents: torch.Tensor,
-        conditioning: torch.Tensor | None = None,
-    ) -> None:
+    def add_batch(self, index: int, samples: Sequence[Sample], frames: np.ndarray, latents: torch.Tensor) -> None:
         """Write batch `index` (0, 1, ...) and commit it.
 
         frames: (B, F, H, W, 3) uint8. latents: (B, C, F, H, W), stored in their own dtype.
-        conditioning: (B, ...) first-frame latents and the like, for generators that take them. No stage fills it yet:
-            the column `image` of a prompt set will.
         Raises ValueError where rows and arrays disagree, StoreError where the disk is full; then nothing is committed.
         """
         if (self.work / MANIFEST).is_file():
             raise StoreError(f"{self.work}: this clip set is finished; publish it, or start from an empty folder")
         frames = np.asarray(frames)
-        _check_batch(samples, frames, latents, conditioning)
+        _check_batch(samples, frames, latents)
         for sample, clip in zip(samples, frames, strict=True):
             write_video(self.work / sample.file_name, clip, sample.fps)
-        tensors = {"latents": latents} | ({} if conditioning is None else {"conditioning": conditioning})
-        _write_tensors(self.work / _shard_name(index), tensors)
+        _write_tensors(self.work / _shard_name(index), {"latents": latents})
         _write_rows(self._markers / f"{index:05d}.parquet", samples)
 
-    def finish(
-        self, embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor, facts: Mapping[str, Any]
-    ) -> None:
-        """Turn the batches into a clip set: metadata, embeddings, manifest last.
+    def add_first_frames(self, frames: Mapping[str, np.ndarray]) -> None:
+        """Write the images that the generator was given, before `finish`. frames: prompt_id -> (H, W, 3) uint8.
 
-        embeddings: prompt_id -> (L, D). empty_embedding: (L, D), of the unconditional prompt.
-        facts: what readers should know of this set; JSON, not volatile.
-        Raises StoreError when a batch or a file of one is missing, ValueError when embeddings do not fit the samples.
+        Raises ValueError for another shape or dtype, StoreError where the disk is full.
+        """
+        if (self.work / MANIFEST).is_file():  # a kill came after the manifest, which lists them
+            return
+        for prompt_id, pixels in frames.items():
+            _check_first_frame(prompt_id, pixels)
+            with atomically(self.work / _first_name(prompt_id)) as partial:
+                partial.write_bytes(png_bytes(pixels))
+
+    def finish(self, told: PromptConditions, facts: Mapping[str, Any]) -> None:
+        """Turn the batches into a clip set: metadata, conditions, manifest last.
+
+        told: what the generator was told of each prompt. facts: what readers should know of this set; JSON, not
+        volatile. Raises StoreError when a batch or a file of one is missing, ValueError when `told` does not fit the
+        samples.
         """
         if not (self.work / MANIFEST).is_file():
             batches = self._committed_batches()
             samples = [sample for batch in batches for sample in batch]
             records.by_id(samples)  # raises on duplicates
-            _check_embeddings(samples, embeddings, empty_embedding)
+            _check_conditions(samples, told)
             self._check_files(batches)
+            self._check_first_frames(samples)
             _write_rows(self.work / METADATA, samples)
-            named = {f"prompt/{prompt_id}": tensor for prompt_id, tensor in embeddings.items()}
-            _write_tensors(self.work / EMBEDDINGS, {"empty": empty_embedding} | named)
+            _write_tensors(self.work / CONDITIONS, told.named())
             write_manifest(self.work, KIND, shards=[[s.sample_id for s in batch] for batch in batches], **facts)
         # After the manifest: a kill before it must not cost the batches.
         shutil.rmtree(self._markers, ignore_errors=True)
@@ -122,10 +150,24 @@ class ClipSetWriter:
             if shapes != first:
                 raise StoreError(f"{path}: holds {shapes} a sample, but the first shard holds {first}")
 
+    def _check_first_frames(self, samples: Sequence[Sample]) -> None:
+        """A first frame of the clip's size for every prompt of the samples, or for none and no other prompt."""
+        there = {path.stem: path for path in (self.work / FIRST).glob("*.png")}
+        of_prompt = {sample.prompt_id: sample for sample in samples}
+        if there and there.keys() != of_prompt.keys():
+            raise StoreError(
+                f"{self.work / FIRST}: first frames of {len(there)} prompts, but the clips are of {len(of_prompt)}; "
+                f"without its pair is {min(there.keys() ^ of_prompt.keys())}"
+            )
+        for prompt_id, path in there.items():
+            found, sample = read_png(path).shape[:2], of_prompt[prompt_id]
+            if found != (sample.height, sample.width):
+                raise StoreError(f"{path}: {found}, but the clips of {prompt_id} are {(sample.height, sample.width)}")
+
 
 @dataclass(frozen=True, eq=False)
 class ClipSet:
-    """A finished clip set. Latents and embeddings are memory-mapped and read on access."""
+    """A finished clip set. Latents and conditions are memory-mapped and read on access."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -150,27 +192,39 @@ class ClipSet:
         """(B, C, F, H, W) clean latents, normalised as the transformer sees them, in the dtype they were stored in."""
         return self._gather("latents", sample_ids)
 
-    def conditioning(self, sample_ids: Sequence[str]) -> torch.Tensor | None:
-        """(B, ...) the generator's inputs besides the prompt; None where it has no other."""
-        if "conditioning" not in self._tensors(_shard_name(0)).keys():  # noqa: SIM118 - safe_open is no dict
-            return None
-        return self._gather("conditioning", sample_ids)
-
-    def embeddings(self, prompt_ids: Sequence[str]) -> torch.Tensor:
-        """(B, L, D) prompt embeddings."""
+    def conditions(self, prompt_ids: Sequence[str]) -> dict[str, torch.Tensor]:
+        """(B, …) what the generator was told of each prompt, by name."""
         import torch
 
-        stored = self._tensors(EMBEDDINGS)
-        unknown = sorted({f"prompt/{prompt_id}" for prompt_id in prompt_ids} - set(stored.keys()))
+        unknown = sorted({f"prompt/{prompt_id}" for prompt_id in prompt_ids} - self._told.keys())
         if unknown:
-            raise ValueError(f"{self.folder / EMBEDDINGS}: no {', '.join(unknown)}")
-        return torch.stack([stored.get_tensor(f"prompt/{prompt_id}") for prompt_id in prompt_ids])
+            raise ValueError(f"{self.folder}: no conditions of {', '.join(unknown)}")
+        rows = [self._told_of(f"prompt/{prompt_id}") for prompt_id in prompt_ids]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
     @cached_property
-    def empty_embedding(self) -> torch.Tensor:
-        """(L, D) embedding of the unconditional prompt."""
-        empty: torch.Tensor = self._tensors(EMBEDDINGS).get_tensor("empty")
-        return empty
+    def empty(self) -> dict[str, torch.Tensor]:
+        """What the empty caption puts in place of a prompt's conditions, by name, without a batch axis."""
+        return self._told_of("empty")
+
+    @cached_property
+    def negative(self) -> dict[str, torch.Tensor] | None:
+        """What the negative prompt puts in their place; None where the clips were sampled without one."""
+        return self._told_of("negative") if "negative" in self._told else None
+
+    @cached_property
+    def _told(self) -> dict[str, dict[str, str]]:
+        """Of each prompt and of the other captions, the names of their conditions and the keys that these have."""
+        first_version = (self.folder / EMBEDDINGS).is_file()
+        found: dict[str, dict[str, str]] = {}
+        for key in self._tensors(EMBEDDINGS if first_version else CONDITIONS).keys():  # noqa: SIM118 - no dict
+            group, _, name = (f"{key}/text" if first_version else key).rpartition("/")
+            found.setdefault(group, {})[name] = key
+        return found
+
+    def _told_of(self, group: str) -> dict[str, torch.Tensor]:
+        stored = self._tensors(EMBEDDINGS if (self.folder / EMBEDDINGS).is_file() else CONDITIONS)
+        return {name: stored.get_tensor(key) for name, key in self._told[group].items()}
 
     def video(self, sample: Sample) -> Path:
         """Path of a sample's mp4."""
@@ -179,6 +233,16 @@ class ClipSet:
     def frames(self, sample: Sample) -> np.ndarray:
         """(F, H, W, 3) uint8 frames of a sample's mp4. Raises ValueError as `read_clip` does."""
         return read_clip(self.video(sample), sample)
+
+    def first_frame(self, prompt_id: str) -> Path | None:
+        """Path of the PNG that the generator was given for a prompt; None where it was given none."""
+        name = _first_name(prompt_id)
+        return self.folder / name if name in self.hashes else None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file, by its path from the folder."""
+        return {listed["path"]: listed["sha256"] for listed in self.manifest["files"]}
 
     def fingerprint(self) -> str:
         """sha256 of the manifest, which holds that of every file."""
@@ -221,6 +285,17 @@ def _shard_name(index: int) -> str:
     return f"latents-{index:05d}.safetensors"
 
 
+def _first_name(prompt_id: str) -> str:
+    return f"{FIRST}/{prompt_id}.png"
+
+
+def _check_first_frame(prompt_id: str, pixels: np.ndarray) -> None:
+    if Path(prompt_id).name != prompt_id or prompt_id.startswith("."):
+        raise ValueError(f"{prompt_id!r}: it becomes a file name, so no slash and no dot at its beginning")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"{prompt_id}: a first frame is {pixels.dtype} {pixels.shape}, wanted uint8 (H, W, 3)")
+
+
 def _opened(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
@@ -250,12 +325,8 @@ def _write_rows(path: Path, samples: Sequence[Sample]) -> None:
         write_rows(partial, samples, Sample)
 
 
-def _check_batch(
-    samples: Sequence[Sample], frames: np.ndarray, latents: torch.Tensor, conditioning: torch.Tensor | None
-) -> None:
+def _check_batch(samples: Sequence[Sample], frames: np.ndarray, latents: torch.Tensor) -> None:
     lengths = {"samples": len(samples), "frames": len(frames), "latents": len(latents)}
-    if conditioning is not None:
-        lengths["conditioning"] = len(conditioning)
     if len(set(lengths.values())) != 1 or not samples:
         raise ValueError(f"a batch of {lengths}; wanted one of each for each sample, and at least one sample")
     for sample in samples:
@@ -268,14 +339,16 @@ def _check_batch(
             raise ValueError(f"{sample.sample_id!r}: it becomes a file name, so no slash and no dot at its beginning")
 
 
-def _check_embeddings(
-    samples: Sequence[Sample], embeddings: Mapping[str, torch.Tensor], empty_embedding: torch.Tensor
-) -> None:
-    missing = sorted({sample.prompt_id for sample in samples} - embeddings.keys())
+def _check_conditions(samples: Sequence[Sample], told: PromptConditions) -> None:
+    """Those of every prompt are there, with the same names and shapes; what replaces them has names of theirs."""
+    missing = sorted({sample.prompt_id for sample in samples} - told.prompts.keys())
     if missing:
-        raise ValueError(f"no embedding for the prompts {', '.join(missing)}")
-    for prompt_id, embedding in embeddings.items():
-        if embedding.shape != empty_embedding.shape:
-            raise ValueError(
-                f"{prompt_id}: embedding {tuple(embedding.shape)}, the empty prompt's {tuple(empty_embedding.shape)}"
-            )
+        raise ValueError(f"no conditions of the prompts {', '.join(missing)}")
+    layouts = {prompt_id: {n: tuple(t.shape) for n, t in own.items()} for prompt_id, own in told.prompts.items()}
+    first = next(iter(layouts.values()))
+    for prompt_id, layout in layouts.items():
+        if layout != first:
+            raise ValueError(f"{prompt_id}: conditions {layout}, those of the first prompt are {first}")
+    for caption, own in (("empty", told.empty), ("negative", told.negative or {})):
+        if wrong := {name: tuple(t.shape) for name, t in own.items() if first.get(name) != tuple(t.shape)}:
+            raise ValueError(f"conditions of the {caption} caption are {wrong}, those of the prompts {first}")

@@ -1,17 +1,23 @@
 """All of params.yaml is checked before anything is computed from a part of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.first_frames import check_all_or_none, first_frames
 from data.prompts import Prompt, extended, load_prompts, select
 from data.tables.questions import by_prompt, read_questions
 from feedback.core.kinds import question_files, read_block, resolve
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import RUBRIC
 from generators.core.checkpoint import Checkpoint, NotReachedError
+from generators.core.encoding import check_images
+from generators.core.generator import Generator
 from generators.core.load import examine_generator
-from generators.core.rollout import Sampling, VideoSize
+from generators.core.rollout import Sampling
+from generators.core.size import VideoSize
+from generators.core.solvers import check_solver
 from pipeline.advice import advice
 from pipeline.audit import check_known
 from pipeline.configs import (
@@ -43,8 +49,10 @@ from pipeline.params import ParamsError, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
+from rl.online.config import OnlineConfig
 from rl.pairing import check_source
-from rl.training.config import TrainConfig
+from rl.training.config import PolicyConfig, TrainConfig
+from rl.training.policies import trained_denoisers
 
 SECTIONS = {
     "generator": GeneratorConfig,
@@ -67,6 +75,7 @@ ARGUMENTS = {
     "path": "generator.path",
     "revision": "generator.revision",
     "max_prompt_tokens": "generator.max_prompt_tokens",
+    "vae_tiling": "generator.vae_tiling",
     "num_frames": "video.num_frames",
     "height": "video.height",
     "width": "video.width",
@@ -78,7 +87,7 @@ class Checked(NamedTuple):
 
     params: dict[str, Any]
     prompts: list[Prompt]
-    checkpoint: Checkpoint | None  # None: the family is a user's own without `examine`, or the Hub was not reached
+    generator: Generator | None  # without its weights; None: the Hub was not reached
     notes: list[str]  # what a person should know, and is no error
 
 
@@ -112,46 +121,81 @@ def check_params(with_generator: bool = True) -> Checked:
     unused = [*unused_policies(params), *unused_rounds(params)]
     notes = [*advice(params), *_unread(params), *unused, *_uneven_batches(params)]
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
-    checkpoint = None
+    generator = None
     if with_generator:
+        _check_images(prompts, section("video", VideoSize))
         try:
-            checkpoint = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
+            generator = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
         except NotReachedError as error:
             notes.append(str(error))
-    if checkpoint:
-        _check_lora_targets(params, checkpoint)
-    return Checked(params, prompts, checkpoint, notes)
+    if generator:
+        notes += _check_fits(params, generator, prompts)
+    return Checked(params, prompts, generator, notes)
 
 
-def check_generator(generator: GeneratorConfig, video: VideoSize) -> Checkpoint | None:
-    """The checkpoint, by its small files; raises as `examine_generator` does, naming the key of params.yaml."""
+def check_generator(generator: GeneratorConfig, video: VideoSize) -> Generator:
+    """The generator, by its small files; raises as `examine_generator` does, naming the key of params.yaml."""
     try:
-        return examine_generator(
-            generator.family,
-            generator.path,
-            generator.revision,
-            generator.max_prompt_tokens,
-            num_frames=video.num_frames,
-            height=video.height,
-            width=video.width,
-        )
+        return examine_generator(**asdict(generator), size=video)
     except ValueError as error:
         argument, _, problem = str(error).partition(": ")
         message = f"{ARGUMENTS[argument]}: {problem}" if argument in ARGUMENTS else str(error)
         raise (NotReachedError if isinstance(error, NotReachedError) else ValueError)(message) from error
 
 
-def _check_lora_targets(params: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequence[Prompt]) -> list[str]:
+    """The generator suits prompts, solvers and what is trained; returns what is no error and may be a mistake."""
+    path = section("prompts", PromptsConfig).path
+    try:
+        warning = check_images(generator, prompts)
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from error
+    for key, solver in _solvers(params).items():
+        try:
+            check_solver(generator.process, solver)
+        except ValueError as error:
+            raise ParamsError(f"{key}: {error}") from error
+    for name, config in _trainings(params).items():
+        try:
+            trained = trained_denoisers(generator.denoiser_names, config)
+        except ValueError as error:
+            raise ParamsError(f"{name}: {error}") from error
+        for denoiser in trained:
+            _check_lora_targets(name, config, generator.checkpoint, denoiser)
+    return [f"{path}: {warning}"] if warning else []
+
+
+def _solvers(params: Mapping[str, Any]) -> dict[str, str]:
+    """The solver of each section that samples clips."""
+    sections = ["evaluate.generate", *(["generate"] if params["rounds"] else [])]
+    sections += ["select.generate"] if params["select"]["policies"] else []
+    found = {name: str(section(name, Sampling).solver) for name in sections}
+    return found | {
+        name: config.solver for name, config in _trainings(params).items() if isinstance(config, OnlineConfig)
+    }
+
+
+def _trainings(params: Mapping[str, Any]) -> dict[str, PolicyConfig]:
+    """The settings of each kind of training that the run has, by where they stand."""
+    objectives = dict.fromkeys(entry["objective"] for entry in trained_policies(params).values())
+    found: dict[str, PolicyConfig] = {
+        f"train.{name} (or train.common)": train_config(OBJECTIVES[name]) for name in objectives
+    }
+    for name in params["online"]["policies"]:
+        entry = section(f"online.policies.{name}", OnlineEntry)
+        found[f"online.policies.{name}"] = load_recipe(entry.recipe, entry.changes).engine
+    return found
+
+
+def _check_lora_targets(name: str, config: PolicyConfig, checkpoint: Checkpoint, denoiser: str) -> None:
     """The endings of module names that a section trains are those of modules; of a hub id that is not known here."""
-    modules = checkpoint.modules("transformer")
-    for objective in {entry["objective"] for entry in trained_policies(params).values()} if modules else ():
-        config = train_config(OBJECTIVES[objective])
-        for target in () if config.full else config.lora_targets or ():
-            if not any(name == target or name.endswith(f".{target}") for name in modules):
-                raise ParamsError(
-                    f"train.{objective} (or train.common): lora_targets: {target!r} is the ending of no module of "
-                    f"{checkpoint.path}; such are {', '.join(sorted(_endings(modules))[:8])}"
-                )
+    modules = [] if config.full else checkpoint.modules(denoiser)
+    for target in (config.lora_targets or ()) if modules else ():
+        if not any(module == target or module.endswith(f".{target}") for module in modules):
+            raise ParamsError(
+                f"{name}: lora_targets: {target!r} is the ending of no module of {checkpoint.path}; such are "
+                f"{', '.join(sorted(_endings(modules))[:8])}"
+            )
 
 
 def _endings(modules: Sequence[str]) -> set[str]:
@@ -160,7 +204,7 @@ def _endings(modules: Sequence[str]) -> set[str]:
 
 
 def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
-    """There are prompts for every clip set and every online policy."""
+    """There are prompts for every clip set and every online policy, all of them with an image or none."""
     wanted = {"evaluate.generate": section("evaluate.generate", Sampling)}
     if params["rounds"]:
         wanted["generate"] = section("generate", Sampling)
@@ -171,9 +215,18 @@ def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
     for key, (split, count) in splits.items():
         try:
-            select(prompts, split, count)
+            chosen = select(prompts, split, count)
         except ValueError as error:
             raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
+        try:
+            check_all_or_none(chosen)
+        except ValueError as error:
+            raise ParamsError(f"{key}: {error}") from error
+
+
+def _check_images(prompts: Sequence[Prompt], size: VideoSize) -> None:
+    """Every first frame can be read; those that are cropped or enlarged to the clip's size are logged."""
+    first_frames([prompt for prompt in prompts if prompt.image], size.height, size.width)
 
 
 def _unread(params: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,9 @@ class GeneratorConfig:
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
     max_prompt_tokens: Count
+    vae_tiling: bool = False
+    attention: str | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,7 +1,8 @@
 """What params.yaml names outside runs/, by content: DVC cannot follow a path, a module or a list inside a parameter.
 
     generator.json         the family's code and the files of the model
-    prompts.json           the prompt set and the images that it names
+    prompts.json           the prompt set
+    images.json            the first frames that it names
     references.json        the reference clips that it names
     sources/<name>.json    the block with its members', the files that it names (rubric and its questions, model), the
                            commits of its hub ids, the code of its kind
@@ -52,7 +53,8 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
         _write(out / "generator.json", files=_files(generator, hashes), code=family)
         images = [prompt.image for prompt in prompts if prompt.image]
         references = [prompt.reference for prompt in prompts if prompt.reference]
-        _write(out / "prompts.json", files=_files([params["prompts"]["path"], *images], hashes))
+        _write(out / "prompts.json", files=_files([params["prompts"]["path"]], hashes))
+        _write(out / "images.json", files=_files(images, hashes))
         _write(out / "references.json", files=_files(references, hashes))
         for name in sources:
             block = resolve(name, sources)

@@ -24,11 +24,13 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.differentiable.overlay import Overlay, RenderedOverlay
     from feedback.questions import Writing
     from feedback.questions.references import RealClip
+    from generators.core.encoding import Encoded
     from generators.core.generator import Generator
-    from generators.core.rollout import Sampling, VideoSize
+    from generators.core.rollout import Sampling
+    from generators.core.size import VideoSize
     from rl.online.guards import CurvePoint
     from rl.online.judging import Judge, WeightedJudge
-    from rl.online.trainer import Conditions
+    from rl.online.trainer import PromptInputs
     from rl.training.run import TrainReport
 
 logger = logging.getLogger(__name__)
@@ -65,11 +67,11 @@ class Judges(NamedTuple):
 
 
 def run(
-    job: Job, load: "Callable[[], Generator]", start: Path, work: Path, out: Path, device: "torch.device"
+    job: Job, load: "Callable[..., Generator]", start: Path, work: Path, out: Path, device: "torch.device"
 ) -> "TrainReport":
     """Train a policy from `start` on the answers of the job's judges, and publish it as `out`.
 
-    load: the generator, which is trained. work: resume state.
+    load: `load_generator` but for its argument parts. work: resume state.
     Under torchrun each process takes a part of every update's clips, and of those of the check between updates.
     """
     from cluster import devices
@@ -77,6 +79,8 @@ def run(
     from feedback.differentiable.overlay import render
     from feedback.differentiable.vlm import load_judge
     from generators.core.decoding import decode_frames
+    from generators.core.encoding import ENCODING, encode
+    from generators.core.generator import SAMPLING
     from rl.online.trainer import train_online
 
     devices.join_group(device)
@@ -98,20 +102,20 @@ def run(
         judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size)
         prompts = [prompt for prompt in prompts if prompt.prompt_id in asks]
     # 2. The generator, and the check of its samples between updates
-    generator = with_recipe_shift(load(), recipe)
+    encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
+    generator = with_recipe_shift(load(parts=SAMPLING), recipe)
     check = None
     if recipe.engine.held_out_every:
         held_out = make_source(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
-        check = HeldOutCheck(generator, judges.plain, held_out, chosen, size, sampling, work / "looks")
+        check = HeldOutCheck(generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks")
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
     origin = {"recipe": asdict_of(recipe), **named}
     decode = partial(decode_frames, generator, decoding=recipe.decoding)
     add = partial(keep_inputs, asks, overlay)
-    conditions = conditions_of(generator, prompts, size)
     return train_online(
-        generator, conditions, judges.training, decode, recipe.engine, start, work, out, origin, check, add
+        generator, inputs_of(encoded), judges.training, decode, recipe.engine, start, work, out, origin, check, add
     )
 
 
@@ -249,18 +253,13 @@ def with_recipe_shift(generator: "Generator", recipe: Recipe) -> "Generator":
     return generator if recipe.sampling.shift is None else generator.with_shift(recipe.sampling.shift)
 
 
-def conditions_of(generator: "Generator", prompts: Sequence[Prompt], size: "VideoSize") -> "Conditions":
-    """The prompts' embeddings, and the size of their clips' latents."""
-    from rl.online.trainer import Conditions
+def inputs_of(encoded: "Encoded") -> "PromptInputs":
+    """The encoded prompts as the trainer takes them."""
+    from generators.core.conditions import stacked
+    from rl.online.trainer import PromptInputs
 
-    encoded = generator.encode_text([*(prompt.prompt for prompt in prompts), ""])
-    return Conditions(
-        prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
-        embeddings=encoded[:-1],
-        empty_embedding=encoded[-1],
-        latent_shape=generator.latent_shape(size.num_frames, size.height, size.width),
-        num_frames=size.num_frames,
-    )
+    prompts = encoded.told.prompts
+    return PromptInputs(tuple(prompts), stacked(list(prompts.values())), encoded.told.unwanted)
 
 
 def keep_inputs(asks: "Mapping[str, Sequence[Ask]]", overlay: "RenderedOverlay | None", folder: Path) -> None:
@@ -296,6 +295,7 @@ def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
         batch_size=check.batch_size,
         split="all",
         seed=check.seed,
+        negative_prompt=recipe.engine.negative_prompt,
     )
 
 
@@ -319,14 +319,14 @@ class HeldOutCheck:
         judges: "Sequence[WeightedJudge]",
         held_out: "Source",
         prompts: Sequence[Prompt],
-        size: "VideoSize",
+        encoded: "Encoded",
         sampling: "Sampling",
         work: Path,
     ) -> None:
         from cluster import devices
 
-        self.generator, self.judges, self.held_out, self.size, self.sampling = (
-            generator, judges, held_out, size, sampling
+        self.generator, self.judges, self.held_out, self.encoded, self.sampling = (
+            generator, judges, held_out, encoded, sampling
         )  # fmt: skip
         self.prompts = prompts[devices.rank() :: devices.world_size()]
         self.work = work / f"rank-{devices.rank()}"
@@ -364,7 +364,10 @@ class HeldOutCheck:
 
         if not folder.exists():
             called, work = ClipSetName(CLIP_SET, f"step-{update:06d}"), folder.with_name("work")
-            generate_clip_set(self.generator, self.prompts, self.size, self.sampling, called, work, folder)
+            size, encoded = self.generator.size, self.encoded.of([prompt.prompt_id for prompt in self.prompts])
+            generate_clip_set(
+                lambda _: self.generator, self.prompts, size, self.sampling, called, work, folder, None, encoded
+            )
         return ClipSet.open(folder)
 
     def _training(self, clip_set: "ClipSet", sample: "Sample") -> float:

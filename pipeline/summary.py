@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.prompts import SPLITS, Prompt, select
-from generators.core.checkpoint import INDEX, Checkpoint
+from generators.core.checkpoint import INDEX
+from generators.core.generator import Generator
 from generators.core.rollout import Sampling
 from pipeline.check import Checked
 from pipeline.configs import GeneratorConfig, OnlineEntry
@@ -26,7 +27,7 @@ def summarise(checked: Checked, seconds_per_clip: float | None) -> list[str]:
     params, prompts = checked.params, checked.prompts
     clips = sampled_clips(params, prompts)
     lines = {
-        "generator": generator_line(section("generator", GeneratorConfig), checked.checkpoint),
+        "generator": generator_line(section("generator", GeneratorConfig), checked.generator),
         "video": "{num_frames} frames of {width}x{height} at {fps} frames/s".format(**params["video"]),
         "prompts": f"{params['prompts']['path']}: {prompts_line(prompts)}",
         "rounds": _round_line(params, clips),
@@ -52,12 +53,13 @@ def headline(checked: Checked) -> str:
     return f"{prompts_line(checked.prompts)}; {policies} policies, {rounds} rounds, {total:,} clips to sample"
 
 
-def generator_line(config: GeneratorConfig, checkpoint: Checkpoint | None) -> str:
+def generator_line(config: GeneratorConfig, generator: Generator | None) -> str:
     """family, class, path, revision and size."""
     words = [f"{config.family}, {config.path}"]
     if config.revision:
         words[0] += f" at {config.revision}"
-    if checkpoint is not None:
+    if generator is not None:
+        checkpoint = generator.checkpoint
         words.append(checkpoint.config(INDEX)["_class_name"])
         if checkpoint.size is not None:
             words.append(
@@ -67,13 +69,15 @@ def generator_line(config: GeneratorConfig, checkpoint: Checkpoint | None) -> st
 
 
 def prompts_line(prompts: Sequence[Prompt]) -> str:
-    """How many by split and by category, the categories with most prompts first."""
+    """How many by split, with a first frame, and by category, the categories with most prompts first."""
     splits = Counter(prompt.split for prompt in prompts)
     categories = Counter(prompt.category for prompt in prompts).most_common()
     shown = ", ".join(f"{name} {count}" for name, count in categories[:SHOWN])
     more = f", and {len(categories) - SHOWN} more" if len(categories) > SHOWN else ""
     counts = ", ".join(f"{splits[split]} {split}" for split in SPLITS)
-    return f"{len(prompts)} ({counts}); {len(categories)} categories: {shown}{more}"
+    images = sum(prompt.image is not None for prompt in prompts)
+    first = f", {images} with a first frame" if images else ""
+    return f"{len(prompts)} ({counts}){first}; {len(categories)} categories: {shown}{more}"
 
 
 def sampled_clips(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> dict[str, int]:

@@ -37,7 +37,10 @@ from data.records import Pair, Weighted
 
 
 def per_sample_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B,) mean over all latent elements of (prediction - target)^2, in float32 whatever the inputs' dtype."""
+    """(B,) mean over all elements of (prediction - target)^2, in float32 whatever the inputs' dtype.
+
+    The elements are those that are predicted: latent frames that are given, such as a first frame, are cut off before.
+    """
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 

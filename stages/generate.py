@@ -13,6 +13,8 @@ from pipeline.params import section
 from pipeline.state import stage_state
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from generators.core.generator import Generator
 
 
@@ -31,15 +33,16 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
     from data.prompts import load_prompts, texts_for
     from generators.core.load import load_generator
     from generators.core.lora import apply_policy
-    from generators.core.rollout import ClipSetName, Sampling, VideoSize, generate_checkpoint_set, generate_clip_set
+    from generators.core.rollout import ClipSetName, Sampling, generate_checkpoint_set, generate_clip_set
+    from generators.core.size import VideoSize
 
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)
     inputs = [policy, Path(model.path), Path(prompts.path)]
     place, called = pick_device(device), ClipSetName(set_name, policy.name)
 
-    def load(folder: Path) -> "Generator":
-        generator = load_generator(**asdict(model), device=place)
+    def load(folder: Path, parts: "Collection[str]") -> "Generator":
+        generator = load_generator(**asdict(model), size=size, device=place, parts=parts)
         apply_policy(generator, folder)
         return generator
 
@@ -50,7 +53,7 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
             count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out)
         else:
             texts = texts_for(policy, prompt_set)
-            count = generate_clip_set(load(policy), prompt_set, size, how, called, clips, out, texts)
+            count = generate_clip_set(partial(load, policy), prompt_set, size, how, called, clips, out, texts)
     write_metrics(metrics, {"clips": count})
 
 

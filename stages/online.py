@@ -40,7 +40,7 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     from feedback.differentiable.overlay import load_overlay
     from feedback.questions import is_source
     from generators.core.load import load_generator
-    from generators.core.rollout import VideoSize
+    from generators.core.size import VideoSize
     from pipeline.configs import CheckConfig, OnlineEntry
     from pipeline.online import Job, run
     from pipeline.recipes import load_recipe
@@ -66,7 +66,9 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     )
     inputs = [start, Path(model.path), path, *([Path(entry.overlay)] if entry.overlay else [])]
     with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
-        report = run(job, partial(load_generator, **asdict(model), device=place), start, work, out, place)
+        report = run(
+            job, partial(load_generator, **asdict(model), size=job.size, device=place), start, work, out, place
+        )
     if rank() == 0:
         facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
         write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})

@@ -44,18 +44,21 @@ def main(
     from cluster.devices import pick_device, rank, relaunch
     from data.store import ClipSet
     from generators.core.load import load_generator
+    from generators.core.size import VideoSize
     from rl.objectives import get_objective
     from rl.tables import read_table
     from rl.training.trainer import train
 
-    model, objective = section("generator", GeneratorConfig), get_objective(name)
+    model, objective, size = section("generator", GeneratorConfig), get_objective(name), section("video", VideoSize)
     place = pick_device(device)
     relaunch(processes, place)
     config = train_config(objective)
     inputs = [start, Path(model.path), clips, rows]
-    with stage_state("train", out, (name, model, config), inputs) as work:
+    with stage_state("train", out, (name, model, size, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
-        generator = load_generator(**asdict(model), device=place, parts=("transformer",))
+        generator = load_generator(
+            **asdict(model), size=size, device=place, parts=("denoiser",), denoisers=config.denoisers
+        )
         report = train(generator, clip_sets, table.rows, objective, config, start, work, out, table.facts, resume_from)
     if rank() == 0:
         write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})

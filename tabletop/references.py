@@ -19,9 +19,12 @@ def real_clips(prompts: Sequence[Prompt], frames: int, fps: float) -> dict[str, 
 
     A caption has the same clip every time. fps: of the whole clip. Raises ValueError for a prompt of another world.
     """
-    indices, clips = sample_frames(FRAMES, frames), {}
-    for prompt in prompts:
-        seed = int.from_bytes(hashlib.sha256(prompt.prompt.encode()).digest()[:8], "big")
-        clip = render(make_scene(parse(prompt.prompt), np.random.default_rng(seed)))
-        clips[prompt.prompt_id] = RealClip(clip[indices], sampled_fps(indices, fps))
-    return clips
+    indices = sample_frames(FRAMES, frames)
+    clips = {prompt.prompt_id: rendered_clip(prompt.prompt)[indices] for prompt in prompts}
+    return {prompt_id: RealClip(clip, sampled_fps(indices, fps)) for prompt_id, clip in clips.items()}
+
+
+def rendered_clip(text: str) -> np.ndarray:
+    """A clip that shows a caption, uint8 (F, H, W, 3): the same every time. Raises ValueError for other texts."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return render(make_scene(parse(text), np.random.default_rng(seed)))

@@ -67,27 +67,32 @@ class Scene:
     light: float  # brightness of the wall, 0.9 to 1.0
 
 
-def make_scene(claim: Claim, rng: np.random.Generator, botch: str | None = None) -> Scene:
+def make_scene(
+    claim: Claim, rng: np.random.Generator, botch: str | None = None, botch_rng: np.random.Generator | None = None
+) -> Scene:
     """A random scene of the claim; with `botch`, one that goes wrong in that way.
 
+    botch_rng: draws what only the botch needs, None: `rng`. With another generator, a seed of `rng` mostly gives the
+    sizes, places and pace of the scene that succeeds.
     Raises ValueError for a botch that this kind of event does not know.
     """
     if botch is not None and botch not in BOTCHES[claim.kind]:
         raise ValueError(f"{botch!r} is no way to botch {claim.kind}; known: {BOTCHES[claim.kind]}")
-    actual = replace(claim, things=_substitute(claim.things, rng, botch))
-    progress = _botched_progress(_progress(rng), rng, botch)
+    own = rng if botch_rng is None else botch_rng
+    actual = replace(claim, things=_substitute(claim.things, own, botch))
+    progress = _botched_progress(_progress(rng), own, botch)
     entities = _STAGINGS[claim.kind](actual, progress, rng, botch)
     main = entities[0]
     if botch == "vanish":
-        main.visible[rng.integers(2, FRAMES - 2) :] = False
+        main.visible[own.integers(2, FRAMES - 2) :] = False
     elif botch in ("recolor", "reshape"):
-        _change_looks(main, claim.things, rng, botch)
+        _change_looks(main, claim.things, own, botch)
     elif botch == "sink":
-        main.bottom = main.bottom + np.linspace(0, rng.uniform(8, 12), FRAMES)
+        main.bottom = main.bottom + np.linspace(0, own.uniform(8, 12), FRAMES)
     elif botch == "empty":
         entities = [e for e in entities if e.thing.shape in ("box", "cover")]
     elif botch == "duplicate":
-        entities.append(_duplicate(main, rng))
+        entities.append(_duplicate(main, own))
     strangers = _bystander(claim, entities, rng, stray=botch == "stray")
     return Scene(claim, botch, strangers + entities, light=float(rng.uniform(0.92, 1.0)))
 

@@ -260,6 +260,7 @@ SAMPLING, LABELLING = (
 READERS = {
     "generator.json": SAMPLING | {"train", "train-compare", "online"},
     "prompts.json": SAMPLING | {"audit", "online", "extend"},
+    "images.json": SAMPLING | {"audit", "online"},
     "references.json": {"audit", "online"},
     "sources/": LABELLING | {"audit", "eval-prefer", "online"},
     "online/": {"online"},

@@ -86,7 +86,7 @@ def _checked() -> Iterator["Finding"]:
 
     try:
         from commands.doctor.generator import find_generator
-        from generators.core.rollout import VideoSize
+        from generators.core.size import VideoSize
         from pipeline.check import check_params
         from pipeline.configs import GeneratorConfig
         from pipeline.params import section

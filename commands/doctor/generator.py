@@ -4,7 +4,7 @@ from pathlib import Path
 
 from commands.doctor.machine import BROKEN, NOTE, OK, Finding
 from generators.core.checkpoint import Checkpoint, NotReachedError
-from generators.core.rollout import VideoSize
+from generators.core.size import VideoSize
 from pipeline.check import check_generator
 from pipeline.configs import GeneratorConfig
 from pipeline.summary import generator_line
@@ -15,15 +15,13 @@ WHAT = "generator"
 def find_generator(config: GeneratorConfig, video: VideoSize) -> Finding:
     """The line of the generator. No weights are read."""
     try:
-        checkpoint = check_generator(config, video)
+        generator = check_generator(config, video)
     except NotReachedError as error:
         return Finding(BROKEN, WHAT, str(error))
     except ValueError as error:
         return Finding(BROKEN, WHAT, str(error))
-    line = generator_line(config, checkpoint)
-    if checkpoint is None:
-        return Finding(NOTE, WHAT, f"{line}; not looked into: this family has no function examine")
-    if not Path(config.path).is_dir() and (missing := _missing(checkpoint)):
+    line = generator_line(config, generator)
+    if not Path(config.path).is_dir() and (missing := _missing(generator.checkpoint)):
         return Finding(NOTE, WHAT, f"{line}; {missing}")
     return Finding(OK, WHAT, line)
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.differentiable.asks import Ask
     from feedback.differentiable.overlay import Overlay
     from generators.core.generator import Generator
-    from generators.core.rollout import VideoSize
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class OnePrompt(NamedTuple):
 def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "torch.device") -> None:
     """Train for the prompt from a policy, else from the generator itself, and show before and after."""
     from generators.core.load import load_generator
-    from generators.core.rollout import VideoSize
+    from generators.core.size import VideoSize
 
     config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
     size, sources = section("video", VideoSize), {name: source_block(name) for name in block("feedback.sources")}
@@ -72,10 +71,10 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     judges = (sources[job.judge], sources[job.held_out])
     with stage_state("online", out, (given, recipe, model, judges, job.check, size), inputs) as work:
         base = start or base_policy(model, work / "base")
-        load = partial(load_generator, **asdict(model), device=device)
+        load = partial(load_generator, **asdict(model), size=size, device=device)
         report = run(job, load, base, work, out, device)
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            write_clip(with_recipe_shift(load(), recipe), folder, prompt, recipe, size, out / name)
+            write_clip(with_recipe_shift(load(), recipe), folder, prompt, recipe, out / name)
     draw_curve(out)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     clips = f"{out / BEFORE} and {AFTER}"
@@ -140,22 +139,22 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
     return folder
 
 
-def write_clip(
-    generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, size: "VideoSize", path: Path
-) -> None:
+def write_clip(generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, path: Path) -> None:
     """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed."""
     from data.video import write_video
+    from generators.core.conditions import stacked
+    from generators.core.encoding import encode
     from generators.core.lora import apply_policy
     from rl.online.trainer import fixed_noise
 
     apply_policy(generator, policy)
-    embedding, empty = generator.encode_text([prompt.prompt, ""])
-    shape = generator.latent_shape(size.num_frames, size.height, size.width)
-    noise = fixed_noise(recipe.engine.seed, prompt.prompt_id, 0, shape)[None]
+    told, engine = encode(generator, [prompt], recipe.engine.negative_prompt).told, recipe.engine
+    noise = fixed_noise(engine.seed, prompt.prompt_id, 0, generator.latent_shape)[None]
     latents = generator.sample(
-        embedding[None], empty, noise, recipe.sampling.inference_steps, recipe.engine.guidance, recipe.engine.solver
-    )
-    write_video(path, generator.decode(latents)[0].numpy(), size.fps)
+        stacked([told.prompts[prompt.prompt_id]]), told.unwanted, noise, recipe.sampling.inference_steps,
+        engine.guidance, engine.solver,
+    )  # fmt: skip
+    write_video(path, generator.decode(latents)[0].numpy(), generator.size.fps)
 
 
 def draw_curve(out: Path) -> None:

@@ -3,10 +3,11 @@
 Of a hub id these come from the Hub, or from its cache where the Hub cannot be reached. No weights are downloaded.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,25 @@ class NotReachedError(ValueError):
     """Nothing is known of a hub id: the Hub cannot be reached, and its cache does not hold the file."""
 
 
+class Config(dict[str, Any]):
+    """A saved config of a diffusers class. What it leaves out, [] takes from the defaults of the class.
+
+    Some configs were saved before the class had all of its arguments, such as that of Wan2.1's VAE. diffusers, which
+    takes seconds to import, is imported only then.
+    """
+
+    def __init__(self, class_name: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.class_name = class_name
+
+    def __missing__(self, key: str) -> Any:
+        import diffusers
+
+        default = inspect.signature(getattr(diffusers, self.class_name).__init__).parameters[key].default
+        self[key] = default
+        return default
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A diffusers pipeline, local or on the Hub, without its weights."""
@@ -31,14 +51,40 @@ class Checkpoint:
     path: str
     revision: str | None  # of a hub id
     files: Mapping[str, int] | None  # bytes by path within it; None: the Hub was not reached
+    configs: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what was read, by file
 
     @property
     def size(self) -> int | None:
         """Bytes of its weights; None where the Hub was not reached."""
         return None if self.files is None else sum(n for name, n in self.files.items() if name.endswith(".safetensors"))
 
+    @property
+    def index(self) -> dict[str, Any]:
+        """model_index.json: the pipeline's class, and library and class of each component."""
+        return self.config(INDEX)
+
+    def class_of(self, component: str) -> str | None:
+        """The class of a component; None where the pipeline has none of that name, or leaves it out."""
+        entry = self.index.get(component)
+        return entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+
+    def component(self, name: str) -> Config:
+        """The config of a component. Raises ValueError where the pipeline has none of that name."""
+        class_name = self.class_of(name)
+        if class_name is None:
+            raise ValueError(f"path: {self.path} has no component {name}")
+        kinds = {"Scheduler": "scheduler_config.json", "Tokenizer": "tokenizer_config.json"}
+        file = next((file for kind, file in kinds.items() if kind in class_name), "config.json")
+        return Config(class_name, self.config(f"{name}/{file}"))
+
     def config(self, name: str) -> dict[str, Any]:
         """A JSON file in it, such as vae/config.json. Raises ValueError where it is missing or no JSON mapping."""
+        if name not in self.configs:
+            self.configs[name] = self._read(name)
+        found: dict[str, Any] = self.configs[name]
+        return found
+
+    def _read(self, name: str) -> dict[str, Any]:
         if self.files is not None and name not in self.files:
             raise ValueError(f"path: {self.path} has no {name}")
         file = Path(self.path, name) if Path(self.path).is_dir() else _downloaded(self, name)
@@ -84,6 +130,22 @@ class Checkpoint:
         shards = (set(self.config(name)["weight_map"].values()) for name in inside if name.endswith(".index.json"))
         if absent := sorted({f"{part}/{name}" for listed in shards for name in listed} - inside.keys()):
             raise ValueError(f"path: {self.path} lacks {len(absent)} files of weights, such as {absent[0]}")
+
+
+def in_memory(pipeline: str, components: Mapping[str, Any], **index: Any) -> Checkpoint:
+    """The checkpoint that diffusers and transformers components in memory would be, known by their configs alone.
+
+    pipeline: its class. index: further entries of model_index.json, such as boundary_ratio.
+    """
+    configs: dict[str, Any] = {INDEX: {"_class_name": pipeline, **index}}
+    for name, component in components.items():
+        cls = type(component)
+        configs[INDEX][name] = [cls.__module__.partition(".")[0], cls.__name__]
+        if config := getattr(component, "config", None):
+            file = "scheduler_config.json" if "Scheduler" in cls.__name__ else "config.json"
+            values = config if isinstance(config, Mapping) else config.to_dict()
+            configs[f"{name}/{file}"] = {**values, "_class_name": cls.__name__}
+    return Checkpoint(pipeline, None, None, configs)
 
 
 def open_checkpoint(path: str, revision: str | None) -> Checkpoint:

@@ -8,6 +8,8 @@ Sec. 3.3 of Ask-A-Video: decoding a whole clip under autograd needs more memory 
     windowed   temporal windows and spatial tiles, each decoded by itself and blended where they overlap; computed again
                in the backward pass. All but independent of the clip's length. An approximation, see `compare`
 
+All three take a VAE's decoder in steps, each of a group of latent frames: one of Wan's, two or three of CogVideoX's.
+
 Letters: C, F, h, w the latents' channels, frames, height, width; N wanted frames, H, W pixels.
 """
 
@@ -23,21 +25,23 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from data.config import STRICT, Count, WholeNotNegative
-from generators.core.generator import FrameDecoder, Generator
+from generators.core.generator import Generator
+from generators.decoders.decoder import FrameDecoder, State
 
-# Latent frames that a window decodes before its own and drops. A causal decoder lets its first through as one frame and
-# upsamples the second in time from nothing: with a lead of 1, that frame of a tabletop clip is five times as wrong.
+# Latent frames, at least, that a window decodes before its own and drops. Wan's decoder lets its first through as one
+# frame and upsamples the second in time from nothing: with a lead of 1, that frame of a tabletop clip is five times as
+# wrong.
 LEAD = 2
 
-Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, tuple[Tensor, ...]]]  # FrameDecoder.step
+Step = Callable[[Tensor, State], tuple[Tensor, State]]  # FrameDecoder.step
 
 
 @dataclass(frozen=True, config=STRICT)
 class Decoding:
     """How latents become frames; configs/recipes/common.yaml says what each value means.
 
-    window, overlap: latent frames, of `windowed`. tile, tile_overlap: latent pixels, of `windowed`; tile None is the
-    whole frame. offload: the state that `exact` carries waits in the host's memory.
+    window, overlap: groups of latent frames, of `windowed`. tile, tile_overlap: latent pixels, of `windowed`; tile
+    None is the whole frame. offload: the state that `exact` carries waits in the host's memory.
     straight_through: a pixel beyond black or white is clamped in value alone; else it has no gradient.
     """
 
@@ -66,15 +70,15 @@ class Fidelity(NamedTuple):
 def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int], decoding: Decoding) -> Tensor:
     """(N, H, W, 3) float32 in [0, 1]: the clip's frames at `indices` in that order, with gradient to the latents.
 
-    latents: (1, C, F, h, w), normalised. Nothing that lies after the last wanted frame is computed. Always float32:
-    bfloat16 decoding flickers. Raises ValueError for more than one clip, for no indices and naming a frame beyond
-    the clip.
+    latents: (1, C, F, h, w), normalised. Nothing that lies after the group of the last wanted frame is computed.
+    Always float32: bfloat16 decoding flickers. Raises ValueError for more than one clip, for no indices, naming a frame
+    beyond the clip, and for a VAE without such a decoder.
     """
     decoder = generator.frame_decoder()
-    _check(latents, indices, decoder)
-    wanted = sorted(set(indices))
     with torch.autocast(generator.device.type, enabled=False):
-        latents = latents.to(generator.device, torch.float32)
+        latents = generator.vae_latents(latents.to(generator.device, torch.float32))
+        _check(latents, indices, decoder)
+        wanted = sorted(set(indices))
         frames = MODES[decoding.mode](decoder, latents, wanted, decoding)
         frames = _StraightThrough.apply(frames) if decoding.straight_through else frames.clamp(0, 1)
         return frames[[wanted.index(frame) for frame in indices]]
@@ -101,14 +105,16 @@ def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decod
 
 
 def _plain(decoder: FrameDecoder, latents: Tensor, wanted: Sequence[int], _: Decoding) -> Tensor:
-    keep = _kept(decoder, range(latents.shape[2]), wanted)
-    return _steps(decoder.step, latents[:, :, : len(keep)], keep)[0]
+    groups = decoder.groups(latents.shape[2])
+    keep = _kept(decoder, groups, wanted)
+    return _steps(decoder.step, _parts(latents, groups), keep)[0]
 
 
 def _exact(decoder: FrameDecoder, latents: Tensor, wanted: Sequence[int], decoding: Decoding) -> Tensor:
-    keep = _kept(decoder, range(latents.shape[2]), wanted)
+    groups = decoder.groups(latents.shape[2])
+    keep = _kept(decoder, groups, wanted)
     step = _on_host(decoder.step) if decoding.offload else decoder.step
-    return _recomputed(step, latents[:, :, : len(keep)], keep)[0]
+    return _recomputed(step, _parts(latents, groups), keep)[0]
 
 
 def _windowed(decoder: FrameDecoder, latents: Tensor, wanted: Sequence[int], decoding: Decoding) -> Tensor:
@@ -120,29 +126,45 @@ def _windowed(decoder: FrameDecoder, latents: Tensor, wanted: Sequence[int], dec
     ramps along the axes, which sums to 1; the paper takes their minimum.
     """
     num_frames, height, width = latents.shape[2:]
+    groups = decoder.groups(num_frames)
+    features = _attended(decoder, latents, groups, wanted)
     tiles = _tiles(height, width, decoder.spatial, decoding)
-    windows = spans(num_frames, decoding.window, decoding.overlap)
-    decoded = [range(decoder.frames_of(window[0])[0], decoder.frames_of(window[-1])[-1] + 1) for window in windows]
-    read = len(_kept(decoder, range(num_frames), wanted))
-    features = checkpoint(_recomputed, decoder.attend, latents[:, :, :read], [[0]] * read, **CHECKPOINT)[0]
+    windows = spans(len(groups), decoding.window, decoding.overlap)
+    decoded = [
+        range(decoder.frames_of(groups[window[0]]).start, decoder.frames_of(groups[window[-1]]).stop)
+        for window in windows
+    ]
     frames = latents.new_zeros(len(wanted), height * decoder.spatial, width * decoder.spatial, 3)
     for window, seen, ramp in zip(windows, decoded, ramps(decoded), strict=True):
         places = [place for place, frame in enumerate(wanted) if frame in seen]
         if not places:
             continue
         own = [wanted[place] for place in places]
-        start = max(0, window[0] - LEAD)
-        keep = [*([] for _ in range(start, window[0])), *_kept(decoder, window, own)]
-        part = features[start : start + len(keep)].transpose(0, 2)
+        start = _lead(groups, window[0])
+        keep = [*([] for _ in range(start, window[0])), *_kept(decoder, groups[window.start : window.stop], own)]
         weight_N = ramp[[frame - seen[0] for frame in own]]
         for tile in tiles:
-            pixels = checkpoint(_recomputed, decoder.upsample, part[..., tile.rows, tile.columns], keep, **CHECKPOINT)[
-                0
-            ]
+            parts = [part[..., tile.rows, tile.columns] for part in features[start : start + len(keep)]]
+            pixels = checkpoint(_recomputed, decoder.upsample, parts, keep, **CHECKPOINT)[0]
             weight = (weight_N[:, None, None] * tile.weight_HW)[..., None].to(pixels.device)
             placed = functional.pad(pixels * weight, (0, 0, *tile.margins))
             frames = frames.index_add(0, torch.tensor(places, device=frames.device), placed)
     return frames
+
+
+def _attended(
+    decoder: FrameDecoder, latents: Tensor, groups: Sequence[range], wanted: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The decoder's first half of each group up to the last that is needed, (n, channels, h, w) each."""
+    needed = groups[: len(_kept(decoder, groups, wanted))]
+    whole = [list(range(len(group))) for group in needed]
+    features = checkpoint(_recomputed, decoder.attend, _parts(latents, groups), whole, **CHECKPOINT)[0]
+    return tuple(features.split([len(group) for group in needed]))
+
+
+def _lead(groups: Sequence[range], first: int) -> int:
+    """The group that a window begins with whose own first is `first`: LEAD latent frames earlier, or the clip's."""
+    return max(place for place in range(first + 1) if place == 0 or groups[place].start <= groups[first].start - LEAD)
 
 
 MODES: dict[str, Callable[[FrameDecoder, Tensor, Sequence[int], Decoding], Tensor]] = {
@@ -153,29 +175,34 @@ MODES: dict[str, Callable[[FrameDecoder, Tensor, Sequence[int], Decoding], Tenso
 CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # a decoder draws nothing
 
 
-# From latent frame to latent frame
+# From group to group
 
 
-def _kept(decoder: FrameDecoder, latent_frames: range, wanted: Sequence[int]) -> list[list[int]]:
-    """For each latent frame up to the last that is needed, which of its frames are wanted, counted from its first."""
+def _parts(latents: Tensor, groups: Sequence[range]) -> tuple[Tensor, ...]:
+    """(1, C, n, h, w) of each group."""
+    return tuple(latents.split([len(group) for group in groups], dim=2))
+
+
+def _kept(decoder: FrameDecoder, groups: Sequence[range], wanted: Sequence[int]) -> list[list[int]]:
+    """For each group up to the last that is needed, which of its frames are wanted, counted from its first."""
     keep = []
-    for index in latent_frames:
-        frames = decoder.frames_of(index)
+    for group in groups:
+        frames = decoder.frames_of(group)
         keep.append([frames.index(frame) for frame in wanted if frame in frames])
     last = max(number for number, offsets in enumerate(keep) if offsets)
     return keep[: last + 1]
 
 
-def _steps(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: Tensor) -> tuple[Tensor, ...]:
-    """The kept frames of consecutive latent frames, and the state after them. keep: see `_kept`."""
+def _steps(step: Step, parts: Sequence[Tensor], keep: Sequence[list[int]], *state: Tensor) -> tuple[Tensor, ...]:
+    """The kept frames of the first groups, one for each of `keep`, and the state after them. keep: see `_kept`."""
     kept = []
-    for latent, offsets in zip(latents.split(1, dim=2), keep, strict=True):
-        frames, state = step(latent, state)
+    for part, offsets in zip(parts, keep, strict=False):
+        frames, state = step(part, state)
         kept.append(frames[offsets])
     return torch.cat(kept), *state
 
 
-def _recomputed(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: Tensor) -> tuple[Tensor, ...]:
+def _recomputed(step: Step, parts: Sequence[Tensor], keep: Sequence[list[int]], *state: Tensor) -> tuple[Tensor, ...]:
     """As `_steps`, in the memory of one step and of log2 of their number of states.
 
     The first half is computed again in the backward pass and keeps nothing but the state before it, then half of what
@@ -186,8 +213,7 @@ def _recomputed(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: 
     while start < len(keep):
         stop = start + max(1, (len(keep) - start) // 2)
         within = _recomputed if stop - start > 1 else _steps
-        part = latents[:, :, start:stop]
-        frames, *carried = checkpoint(within, step, part, keep[start:stop], *carried, **CHECKPOINT)
+        frames, *carried = checkpoint(within, step, parts[start:stop], keep[start:stop], *carried, **CHECKPOINT)
         kept.append(frames)
         start = stop
     return torch.cat(kept), *carried
@@ -196,9 +222,9 @@ def _recomputed(step: Step, latents: Tensor, keep: Sequence[list[int]], *state: 
 def _on_host(step: Step) -> Step:
     """The step with its state in the host's memory before and after."""
 
-    def moving(latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        frames, state = step(latent, tuple(part.to(latent.device) for part in state))
-        return frames, tuple(part.cpu() for part in state)
+    def moving(part: Tensor, state: State) -> tuple[Tensor, State]:
+        frames, state = step(part, tuple(one.to(part.device) for one in state))
+        return frames, tuple(one.cpu() for one in state)
 
     return moving
 
@@ -284,7 +310,7 @@ def _check(latents: Tensor, indices: Sequence[int], decoder: FrameDecoder) -> No
         raise ValueError(f"latents: found {latents.shape[0]} clips; they are decoded one at a time")
     if not indices:
         raise ValueError("indices: empty, at least one frame is decoded")
-    num_frames = decoder.frames_of(latents.shape[2] - 1).stop
+    num_frames = decoder.frames_of(decoder.groups(latents.shape[2])[-1]).stop
     for frame in indices:
         if not 0 <= frame < num_frames:
             raise ValueError(f"frame {frame} is beyond the clip, whose {num_frames} frames are 0 to {num_frames - 1}")

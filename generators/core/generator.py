@@ -1,45 +1,41 @@
 """A video generator: one interface over diffusers pipelines, for sampling and for training alike.
 
-A family is a module, generators/families/<name>.py or a user's own under a dotted path in `generator.family`. It has
+A family is a module, generators/families/<name>.py or a user's own under a dotted path in `generator.family`, with
 
-    load(path, revision, dtype, device, max_prompt_tokens, parts) -> Generator
+    Family    its subclass of `Generator`
 
-    path               str, a local folder or a hub id; revision: str or None, of a hub id
-    dtype              torch.dtype of transformer and text encoder; the VAE is float32
-    device             torch.device
-    max_prompt_tokens  L of every embedding; a longer prompt is a ValueError
-    parts              those of PARTS to load; asking a missing one is an error (`Generator.part`)
-
-and returns a subclass of `Generator` that sets `family` and `lora_targets` and fills in encode_text, latent_shape,
-decode_float, frame_decoder and encode. Its modules are frozen and in eval mode; weights come from safetensors only.
-ValueErrors begin with the argument that is wrong, as `path: …`. A family may also have
-
-    examine(checkpoint, num_frames, height, width, max_prompt_tokens) -> None
-
-which raises such a ValueError where the model cannot make these clips. It gets a `Checkpoint` of
-generators.core.checkpoint, so it reads configs and no weights; `vfrl check`, `vfrl doctor` and stage `base` call it.
-The module imports diffusers and transformers in its functions, not at its top: params.yaml is checked without them.
+A generator is made of a checkpoint's small files, the size of its clips and those of the pipeline's components that
+were asked for (`PARTS`); what reads configs alone, such as whether it can make such clips, needs no component. So
+`vfrl check` makes one without any. Components are frozen and in eval mode; weights come from safetensors only.
+ValueErrors of the constructor begin with the argument that is wrong, as `path: …` or `height: …`. The module imports
+diffusers and transformers in its functions, not at its top: params.yaml is checked without them.
 One seed gives one clip, whatever the batch, order or process.
 
-Letters: B batch, L text tokens, D text width; C, F, h, w the latents' channels, frames, height, width;
-F, H, W the clip's frames, height, width. Latents are always normalised, as the transformer sees them.
+Letters: B batch, P prompts, L text tokens, D text width; C, F, h, w the latents' channels, frames, height, width;
+F, H, W the clip's frames, height, width; n given latent frames (generators.core.conditions). Latents are always
+normalised, as the denoiser sees them.
 """
 
 import copy
 import hashlib
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from generators.core.process import FlowMatching, NoiseProcess, VariancePreserving, process_of, shift_key
+from generators.core.checkpoint import Checkpoint
+from generators.core.conditions import Conditions, chosen, given_frames, joined, replaced, with_given
+from generators.core.process import FlowMatching, process_of, shift_key, with_fixed_shift
+from generators.core.size import VideoSize
+from generators.core.solvers import solver_scheduler
+from generators.decoders.decoder import FrameDecoder, frame_decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PARTS = ("transformer", "text_encoder", "vae")  # what may be loaded; training needs the first alone
-Solver = Literal["euler", "unipc"]
-SOLVERS = get_args(Solver)
+PARTS = ("denoiser", "text", "image", "vae")  # what may be loaded; training needs the first alone
+ImageUse = Literal["none", "optional", "needed"]
+
+SAMPLING = ("denoiser", "vae")  # the PARTS that sample clips of encoded prompts
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, scheduler timestep) -> prediction
 
@@ -47,63 +43,53 @@ Predict = Callable[[Tensor, Tensor], Tensor]  # (latents, scheduler timestep) ->
 class DenoiseStep(NamedTuple):
     """What one solver step used and made."""
 
-    timestep: Tensor  # scalar, in the transformer's unit
+    timestep: Tensor  # scalar, in the denoiser's unit
     prediction: Tensor  # (B, C, F, h, w), guided
     latents: Tensor  # (B, C, F, h, w), after the step
 
 
-class FrameDecoder(Protocol):
-    """A VAE's decoder one latent frame at a time; `generators.core.decoding` bounds its memory."""
-
-    spatial: int  # pixels of a latent pixel, along each side
-
-    def frames_of(self, index: int) -> range:
-        """The clip's frames that a latent frame decodes to."""
-
-    def step(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next latent frame's frames, and the state for the one after it; both with gradient.
-
-        latent: (1, C, 1, h, w), normalised. state: () before the clip's first latent frame, else what the step
-        before gave. The frames are (f, H, W, 3) float32, black 0 and white 1, not clamped.
-        """
-
-    def attend(self, latent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The step's first half, with a state of its own: all that looks across the whole frame.
-
-        Gives (1, channels, 1, h, w).
-        """
-
-    def upsample(self, hidden: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The second half, from there to the frames, with a state of its own: looks a few latent pixels far."""
+class NonFiniteClipError(ValueError):
+    """Latents or pixels that are infinite or no numbers, which would be shown as black."""
 
 
 class Generator:
-    """A diffusers pipeline's parts, sampled and trained; a family fills in text and pixels.
+    """A diffusers pipeline's parts, sampled and trained; a family fills in what is its own.
 
-    modules: the loaded parts, by the names in PARTS; using a missing one is an error.
-    conditioning_channels: channels that the transformer takes beside the latents (image-to-video), else 0.
-    dtype: of the transformer's and text encoder's activations; predictions come back as float32.
+    checkpoint: the pipeline's small files. size: of the clips that it makes.
+    max_prompt_tokens: L of every text embedding; a longer prompt is a ValueError.
+    components: the loaded ones, by the pipeline's names for them; using a missing one is an error.
+    dtype: of the activations of denoisers and encoders; predictions come back as float32. The VAE is float32.
     """
 
     family: str
+    pipelines: tuple[str, ...]  # the classes of pipelines that it reads
+    components_of: Mapping[str, tuple[str, ...]]  # the pipeline's components by PARTS
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
+    tiles: bool = True  # whether the VAE's own spatial tiles are right
 
     def __init__(
         self,
-        modules: dict[str, nn.Module],
-        scheduler_config: Mapping[str, Any],
-        conditioning_channels: int,
+        checkpoint: Checkpoint,
+        size: VideoSize,
         max_prompt_tokens: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        components: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.modules = modules
-        self.scheduler_config = scheduler_config
-        self.process = process_of(scheduler_config)
-        self.conditioning_channels = conditioning_channels
+        self.checkpoint = checkpoint
+        self.size = size
         self.max_prompt_tokens = max_prompt_tokens
+        self.components = dict(components or {})
         self.dtype = dtype
-        self.device = device
+        self.device = torch.device(device)
+        self._check_pipeline()
+        self.latent_shape = self._latent_shape()
+        try:
+            scheduler_config = checkpoint.component("scheduler")
+            self.scheduler_config = with_fixed_shift(scheduler_config, self._tokens())
+            self.process = process_of(self.scheduler_config)
+        except ValueError as error:
+            raise ValueError(f"path: {checkpoint.path}: {error}") from error
 
     def with_shift(self, shift: float) -> Self:
         """The same modules under another shift of the flow's time. Raises ValueError where the model is no flow."""
@@ -116,28 +102,77 @@ class Generator:
 
     # What a family fills in
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """(B, L, D) float32 on the CPU, L = max_prompt_tokens, padded as the pipeline pads.
+    @property
+    def image(self) -> ImageUse:
+        """Whether it makes clips from a first frame."""
+        raise NotImplementedError
 
-        "" gives the empty embedding of guidance. Raises ValueError naming a prompt of more tokens.
+    def encode_text(self, prompts: Sequence[str]) -> Conditions:
+        """The prompts' text, (P, …) each on the CPU, in the encoder's dtype, padded as the pipeline pads.
+
+        "" gives the text of guidance. Raises ValueError naming a prompt of more than max_prompt_tokens.
         """
         raise NotImplementedError
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F, h, w) of a clip's latents. Raises ValueError naming the size that has none, and the nearest."""
+    def encode_image(self, images: Tensor) -> Conditions:
+        """What the denoiser is told of first frames, (P, …) each on the CPU. images: uint8 (P, H, W, 3)."""
         raise NotImplementedError
 
-    def decode_float(self, latents: Tensor) -> Tensor:
-        """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
-        raise NotImplementedError
+    def vae_latents(self, latents: Tensor) -> Tensor:
+        """(B, C, F', h, w) float32: the latents that the VAE decodes to the clip, with gradient.
 
-    def frame_decoder(self) -> FrameDecoder:
-        """The decoder of `decode_float`, one latent frame at a time."""
+        They are scaled as the VAE's; latent frames in front that only fill a patch are left out.
+        """
         raise NotImplementedError
 
     def encode(self, frames: Tensor) -> Tensor:
         """Latents of clips given as uint8 (B, F, H, W, 3): the mode of the VAE's posterior, no sampling."""
         raise NotImplementedError
+
+    def denoiser_at(self, timestep: float) -> str:
+        """The denoiser whose turn it is at a scheduler timestep; the only one, unless the family has several."""
+        return self.denoiser_names[0]
+
+    def times_of(self, denoiser: str) -> tuple[float, float]:
+        """The process times, from and to, at which it is that denoiser's turn."""
+        return (0.0, 1.0)
+
+    def _check_pipeline(self) -> None:
+        """Raises ValueError where the pipeline, or one of its components, is none that the family reads."""
+        raise NotImplementedError
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        """(C, F, h, w) of the clips' latents. Raises ValueError naming the size that has none, and the nearest."""
+        raise NotImplementedError
+
+    def _tokens(self) -> int:
+        """Tokens of the latents in the denoiser, which a shift by resolution depends on."""
+        raise NotImplementedError
+
+    def _ask(self, denoiser: Any, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """(B, C, F, h, w) one forward of that module.
+
+        latents: with the given frames in their place. timestep: (B,), in the scheduler's unit.
+        """
+        raise NotImplementedError
+
+    # Parts
+
+    @property
+    def denoiser_names(self) -> list[str]:
+        """The checkpoint's denoisers, by the pipeline's names, in the order of falling time; loaded or not."""
+        return [name for name in self.components_of["denoiser"] if self.checkpoint.class_of(name)]
+
+    @property
+    def denoisers(self) -> dict[str, Any]:
+        """The loaded denoisers, by the pipeline's names."""
+        return {name: self.components[name] for name in self.denoiser_names if name in self.components}
+
+    def component(self, name: str) -> Any:
+        """The loaded component of that name. Raises RuntimeError where it was left out."""
+        if name not in self.components:
+            raise RuntimeError(f"{name} was not loaded: load_generator got the parts of {', '.join(self.components)}")
+        return self.components[name]
 
     # Noise: a clip's own, whatever batch it is sampled in
 
@@ -157,108 +192,110 @@ class Generator:
 
     # Predictions
 
-    @property
-    def transformer(self) -> Any:
-        """The module that is trained."""
-        return self.part("transformer")
-
-    def part(self, name: str) -> Any:
-        """The loaded module of that name in PARTS. Raises RuntimeError where it was left out."""
-        if name not in self.modules:
-            raise RuntimeError(f"{name} was not loaded: load_generator got parts={tuple(self.modules)}")
-        return self.modules[name]
-
-    def predict(self, latents: Tensor, t: Tensor, embeddings: Tensor, conditioning: Tensor | None = None) -> Tensor:
+    def predict(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, C, F, h, w) float32 prediction at process time t, with gradient: the training path.
 
-        t: (B,) in [0, 1], 1 is pure noise. embeddings: (B, L, D).
-        conditioning: (B, conditioning_channels, F, h, w), e.g. first-frame latents with their mask.
+        t: (B,) in [0, 1], 1 is pure noise. The prediction of given frames means nothing.
         """
-        return self._transformer_output(latents, self.process.model_timestep(t), embeddings, conditioning)
+        return self.ask(latents, self.process.model_timestep(t), conditions)
 
-    def guided(
-        self, embeddings: Tensor, empty_embedding: Tensor, guidance: float, conditioning: Tensor | None = None
-    ) -> Predict:
+    def ask(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """(B, C, F, h, w) float32 prediction. Each row goes to the denoiser that owns its time.
+
+        timestep: (B,) in the scheduler's unit.
+        """
+        latents = with_given(latents.to(self.device, self.dtype), conditions)
+        told = {name: self._moved(tensor) for name, tensor in conditions.items()}
+        timestep = timestep.to(self.device)
+        several = len(self.denoiser_names) > 1
+        turns = [self.denoiser_at(one) for one in timestep.tolist()] if several else [*self.denoiser_names]
+        if len(set(turns)) == 1:
+            return self._ask(self.component(turns[0]), latents, timestep, told).float()
+        places = {name: [place for place, turn in enumerate(turns) if turn == name] for name in dict.fromkeys(turns)}
+        answers = [
+            self._ask(self.component(name), latents[own], timestep[own], chosen(told, own)).float()
+            for name, own in places.items()
+        ]
+        order = torch.tensor([place for own in places.values() for place in own], device=self.device)
+        return torch.cat(answers)[order.argsort()]
+
+    def guided(self, conditions: Conditions, empty: Mapping[str, Tensor], guidance: float) -> Predict:
         """The prediction under classifier-free guidance, as a function of latents and scheduler timestep.
 
         uncond + guidance (cond - uncond), both from one batch; guidance 1 never computes uncond.
-        embeddings: (B, L, D); empty_embedding: (L, D). Raises ValueError for guidance below 1.
+        conditions: (B, …) each. empty: those of the empty or the negative prompt, without a batch axis; what it lacks,
+        such as the first frame, is the row's own. Raises ValueError for guidance below 1.
         """
         if guidance < 1:
             raise ValueError(f"guidance: found {guidance}; 1 is off, more follows the prompt harder")
-        if guidance > 1:
-            embeddings = torch.cat([embeddings, empty_embedding.expand_as(embeddings)])
-            conditioning = None if conditioning is None else torch.cat([conditioning, conditioning])
+        told = joined(conditions, replaced(conditions, empty)) if guidance > 1 else conditions
+        told = {name: self._moved(tensor) for name, tensor in told.items()}  # once, not in every step
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            if guidance > 1:
-                latents = torch.cat([latents, latents])
-            prediction = self._transformer_output(latents, timestep.expand(len(latents)), embeddings, conditioning)
             if guidance == 1:
-                return prediction
+                return self.ask(latents, timestep.expand(len(latents)), told)
+            prediction = self.ask(torch.cat([latents, latents]), timestep.expand(2 * len(latents)), told)
             conditional, unconditional = prediction.chunk(2)
             return unconditional + guidance * (conditional - unconditional)
 
         return predict
 
-    def _transformer_output(
-        self, latents: Tensor, timestep: Tensor, embeddings: Tensor, conditioning: Tensor | None
-    ) -> Tensor:
-        self._check_conditioning(conditioning)
-        inputs = latents if conditioning is None else torch.cat([latents, conditioning.to(latents.device)], dim=1)
-        output: Tensor = self.transformer(
-            hidden_states=inputs.to(self.device, self.dtype),
-            timestep=timestep.to(self.device),
-            encoder_hidden_states=embeddings.to(self.device, self.dtype),
-            return_dict=False,
-        )[0]
-        return output.float()
-
-    def _check_conditioning(self, conditioning: Tensor | None) -> None:
-        channels = 0 if conditioning is None else conditioning.shape[1]
-        if channels != self.conditioning_channels:
-            raise ValueError(
-                f"conditioning: found {channels} channels; this {self.family} transformer takes "
-                f"{self.conditioning_channels} beside the latents"
-            )
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
     # Sampling
 
     @torch.no_grad()
     def sample(
         self,
-        embeddings: Tensor,
-        empty_embedding: Tensor,
+        conditions: Conditions,
+        empty: Mapping[str, Tensor],
         noise: Tensor,
         steps: int,
         guidance: float,
         solver: str,
-        conditioning: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, F, h, w) float32 clean latents, on the generator's device.
+        """(B, C, F, h, w) float32 clean latents, the given frames among them, on the generator's device.
 
-        embeddings: (B, L, D); empty_embedding: (L, D); noise: (B, C, F, h, w).
-        solver: euler or unipc (Zhao et al.). Equal to the stock pipeline's latents in float32; in bfloat16
-        guidance and the solver still run in float32, where the pipeline would round.
+        conditions, empty: as `guided` takes them. noise: (B, C, F, h, w). solver: of generators.core.solvers.
+        Equal to the stock pipeline's latents in float32; in bfloat16 guidance and the solver still run in float32,
+        where the pipeline would round.
         """
         scheduler = solver_scheduler(self.scheduler_config, solver)
         scheduler.set_timesteps(steps, device=self.device)
         latents = noise.to(self.device, torch.float32)
-        for step in denoise_steps(self.guided(embeddings, empty_embedding, guidance, conditioning), scheduler, latents):
+        predict = self.guided(conditions, empty, guidance)
+        for step in denoise_steps(predict, scheduler, latents, given_frames(conditions)):
             latents = step.latents
-        return latents
+        return with_given(latents, conditions)
+
+    def decode_float(self, latents: Tensor) -> Tensor:
+        """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
+        scaled = self.vae_latents(latents.to(self.device, torch.float32))
+        pixels: Tensor = self.component("vae").decode(scaled, return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+
+    def frame_decoder(self) -> FrameDecoder:
+        """The VAE's decoder one group of latent frames at a time, which `generators.core.decoding` drives."""
+        return frame_decoder(self.component("vae"))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """uint8 (B, F, H, W, 3) clips on the CPU."""
-        return (self.decode_float(latents) * 255).round().to(torch.uint8).cpu()
+        """uint8 (B, F, H, W, 3) clips on the CPU.
+
+        Raises NonFiniteClipError naming the rows, from 0, whose latents or pixels are infinite or no numbers.
+        """
+        _check_finite(latents, "latents")
+        frames = self.decode_float(latents)
+        _check_finite(frames, "pixels")
+        return (frames * 255).round().to(torch.uint8).cpu()
 
 
-def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor) -> Iterator[DenoiseStep]:
+def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor, given: int = 0) -> Iterator[DenoiseStep]:
     """The solver's steps from noise to clean latents, one at a time.
 
     predict: (latents, timestep) -> prediction, from `Generator.guided`; wrap it to detach its input or to
-        checkpoint it. scheduler: with its timesteps set.
+        checkpoint it. scheduler: with its timesteps set. given: leading latent frames that no step changes.
     Grad mode is not touched: the caller of next() decides whether a step is recorded, so a rollout may take its first
     steps under no_grad and its last with gradient.
     """
@@ -266,53 +303,15 @@ def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor) -> Iterator
         scheduler.set_begin_index(0)
     for timestep in scheduler.timesteps:
         prediction = predict(latents, timestep)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        stepped = scheduler.step(prediction[:, :, given:], timestep, latents[:, :, given:], return_dict=False)[0]
+        latents = torch.cat([latents[:, :, :given], stepped], dim=2) if given else stepped
         yield DenoiseStep(timestep, prediction, latents)
 
 
-def solver_scheduler(scheduler_config: Mapping[str, Any], solver: str) -> Any:
-    """A fresh diffusers scheduler of that solver, with the noise process and schedule of the pipeline's own.
-
-    euler on an epsilon or v model is DDIM without noise (Song et al., Eq. 13: Euler in x / alpha over sigma / alpha).
-    Raises ValueError for an unknown solver, or one that cannot hold the pipeline's noise table.
-    """
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-
-    if solver not in SOLVERS:
-        raise ValueError(f"solver: found {solver!r}; known are {', '.join(SOLVERS)}")
-    process = process_of(scheduler_config)
-    unipc = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": process.shift}
-    schedulers: dict[tuple[str, bool], tuple[Any, dict[str, Any]]] = {
-        ("euler", True): (FlowMatchEulerDiscreteScheduler, {"shift": process.shift}),
-        ("unipc", True): (UniPCMultistepScheduler, unipc),
-        ("euler", False): (DDIMScheduler, {"clip_sample": False}),
-        ("unipc", False): (UniPCMultistepScheduler, {}),
-    }
-    cls, changes = schedulers[solver, isinstance(process, FlowMatching)]
-    scheduler = cls.from_config(_taken_by(cls, scheduler_config) | changes)
-    if isinstance(process, FlowMatching):
-        return scheduler
-    if not torch.allclose(scheduler.alphas_cumprod.float(), process.alphas_cumprod, atol=1e-6):
-        raise ValueError(f"solver: {solver} cannot hold the noise table of {scheduler_config.get('_class_name')}")
-    return scheduler
-
-
-def solver_times(scheduler: Any, process: NoiseProcess) -> Tensor:
-    """(K,) process time, in [0, 1], of each of the solver's timesteps, which are set.
-
-    A flow model's is the solver's own sigma: UniPC rounds the timestep that it passes to the transformer.
-    """
-    if isinstance(process, VariancePreserving):
-        timesteps: Tensor = scheduler.timesteps
-        return timesteps / (len(process.alphas_cumprod) - 1)
-    sigmas: Tensor = scheduler.sigmas
-    return sigmas[:-1]
-
-
-def _taken_by(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a scheduler's config that another scheduler class takes too."""
-    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {name: value for name, value in config.items() if name in names}
+def _check_finite(values: Tensor, what: str) -> None:
+    wrong = (~torch.isfinite(values).flatten(1).all(1)).nonzero().flatten().tolist()
+    if wrong:
+        raise NonFiniteClipError(f"{what} of clips {wrong} of the batch are infinite or no numbers")
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -321,9 +320,3 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype: found {name!r}; known are {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def check_parts(parts: Collection[str]) -> None:
-    """Raises ValueError for a part that no generator has."""
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ValueError(f"parts: found {', '.join(unknown)}; known are {', '.join(PARTS)}")

@@ -1,58 +1,131 @@
 """A generator by the name of its family; `generators.core.generator` says what a family is."""
 
-from collections.abc import Collection
-from typing import cast
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import torch
 
-from data.doors import find, offered
+from data.doors import find
 from generators.core.checkpoint import Checkpoint, open_checkpoint
-from generators.core.generator import PARTS, Generator, as_dtype, check_parts
+from generators.core.generator import PARTS, Generator, as_dtype
+from generators.core.size import VideoSize
 
-# The only place of generators/core that names families: name -> module with `load`, imported when it is used.
-FAMILIES = {"wan": "generators.families.wan"}
+# The only place of generators/core that names families: name -> module with `Family`, imported when it is used.
+FAMILIES = {"wan": "generators.families.wan", "cogvideox": "generators.families.cogvideox"}
+FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
 
 def load_generator(
     family: str,
     path: str,
+    size: VideoSize,
     revision: str | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     max_prompt_tokens: int = 512,
+    vae_tiling: bool = False,
+    attention: str | None = None,
+    compile: bool = False,
     parts: Collection[str] = PARTS,
+    denoisers: Collection[str] | None = None,
 ) -> Generator:
     """A generator ready to sample, its modules frozen and in eval mode.
 
     family: a key of FAMILIES, or the dotted path of a user's module, such as my_lab.generators.ltx.
     path: a local diffusers folder or a hub id; revision: a hub id's commit, tag or branch.
-    dtype: float32 or bfloat16, of transformer and text encoder; the VAE is always float32.
-    parts: the modules to load, of transformer, text_encoder and vae; training needs ("transformer",) alone.
-    Reads safetensors only, never a pickle. Raises ValueError naming the argument that is wrong.
+    size: of the clips. dtype: float32 or bfloat16, of denoisers and text encoder; the other parts are float32.
+    vae_tiling: decode in the VAE's own spatial tiles. attention: a backend of diffusers, None is its default.
+    compile: the denoisers' blocks with torch.compile.
+    parts: of PARTS, those to load; training needs ("denoiser",) alone. denoisers: of several, those to load; None: all.
+    Reads safetensors only, never a pickle, and downloads no other part. Raises ValueError naming the argument that is
+    wrong.
     """
-    load = find(family, FAMILIES, "generator.family", "load")
-    check_parts(parts)
-    return cast(Generator, load(str(path), revision, as_dtype(dtype), torch.device(device), max_prompt_tokens, parts))
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"parts: found {', '.join(unknown)}; known are {', '.join(PARTS)}")
+    cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
+    generator = _configured(cls, checkpoint, size, max_prompt_tokens, None, as_dtype(dtype), torch.device(device))
+    names = {name: part for part in PARTS if part in parts for name in cls.components_of.get(part, ())}
+    for name, part in names.items():
+        left_out = part == "denoiser" and denoisers is not None and name not in denoisers
+        if checkpoint.class_of(name) and not left_out:
+            generator.components[name] = _load_component(checkpoint, name, part, generator)
+    if vae_tiling and "vae" in generator.components:
+        generator.component("vae").enable_tiling()
+    for denoiser in generator.denoisers.values():
+        if attention:
+            _set_attention(denoiser, attention)
+        if compile:
+            denoiser.compile_repeated_blocks() if denoiser._repeated_blocks else denoiser.compile()
+    return generator
 
 
 def examine_generator(
-    family: str,
-    path: str,
-    revision: str | None,
-    max_prompt_tokens: int,
-    num_frames: int,
-    height: int,
-    width: int,
-) -> Checkpoint | None:
-    """The checkpoint, where the family can read it and make such clips, judged by its small files alone.
+    family: str, path: str, size: VideoSize, revision: str | None = None, max_prompt_tokens: int = 512,
+    vae_tiling: bool = False, **_: Any,
+) -> Generator:  # fmt: skip
+    """The generator without any component, where the family can read the checkpoint and make such clips.
 
-    None for a family of a user's own that has no `examine`. Raises ValueError that begins with the argument that is
-    wrong, NotReachedError where nothing is known of a hub id.
+    By the checkpoint's small files alone. Raises ValueError that begins with the argument that is wrong,
+    NotReachedError where nothing is known of a hub id.
     """
-    find(family, FAMILIES, "generator.family", "load")
-    examine = offered(family, FAMILIES, "examine")
-    if examine is None:
-        return None
-    checkpoint = open_checkpoint(str(path), revision)
-    examine(checkpoint, num_frames, height, width, max_prompt_tokens)
-    return checkpoint
+    cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
+    generator = _configured(cls, checkpoint, size, max_prompt_tokens)
+    names = [name for part in PARTS for name in cls.components_of.get(part, ()) if checkpoint.class_of(name)]
+    files = [name for name in names if _is_files(checkpoint, name)]
+    checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
+    most = checkpoint.component("tokenizer").get("model_max_length") if "tokenizer" in names else None
+    if most is not None and max_prompt_tokens > most:
+        raise ValueError(
+            f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"
+        )
+    if vae_tiling and not generator.tiles:
+        raise ValueError(f"vae_tiling: true, but the tiles of the VAE of {checkpoint.path} do not fit together; false")
+    return generator
+
+
+def _family(name: str) -> type[Generator]:
+    return cast(type[Generator], find(name, FAMILIES, "generator.family", "Family"))
+
+
+def _configured(cls: type[Generator], checkpoint: Checkpoint, *settings: Any) -> Generator:
+    """The generator without components. Raises ValueError that lists what is read, where the pipeline is another."""
+    name = checkpoint.index.get("_class_name")
+    if name not in cls.pipelines:
+        read = "; ".join(f"{family} reads {', '.join(_family(family).pipelines)}" for family in FAMILIES)
+        raise ValueError(
+            f"path: {checkpoint.path} is a {name}, and family {cls.family} does not read it. Family {read}"
+        )
+    return cls(checkpoint, *settings)
+
+
+def _is_files(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a component has no weights."""
+    return any(kind in (checkpoint.class_of(name) or "") for kind in ("Tokenizer", "Processor", "FeatureExtractor"))
+
+
+def _load_component(checkpoint: Checkpoint, name: str, part: str, generator: Generator) -> Any:
+    import importlib
+
+    library = checkpoint.index[name][0]
+    where: Mapping[str, Any] = {"revision": checkpoint.revision, "subfolder": name}
+    if "Tokenizer" in (checkpoint.class_of(name) or ""):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(checkpoint.path, **where)
+    cls = getattr(importlib.import_module(library), checkpoint.class_of(name) or "")
+    if _is_files(checkpoint, name):
+        return cls.from_pretrained(checkpoint.path, **where)
+    dtype = torch.float32 if part in FLOAT32 else generator.dtype
+    module = cls.from_pretrained(checkpoint.path, **where, dtype=dtype, use_safetensors=True)
+    return module.to(generator.device).eval().requires_grad_(False)
+
+
+def _set_attention(denoiser: Any, backend: str) -> None:
+    """Raises ValueError for a backend that is unknown, not installed, or that these modules do not take."""
+    taking = [one for one in denoiser.modules() if hasattr(getattr(one, "processor", None), "_attention_backend")]
+    if not taking:
+        raise ValueError(f"attention: {backend}, but the attention of {type(denoiser).__name__} takes no backend; null")
+    try:
+        denoiser.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"attention: {error}") from error

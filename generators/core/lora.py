@@ -1,11 +1,21 @@
-"""The trained part of the transformer, a LoRA adapter (peft) or all of it, and the reference policy beside it.
+"""The trained part of a denoiser, a LoRA adapter (peft) or all of it, and the reference policy beside it.
 
     start is base      adapter `policy` alone; the reference is the base, adapters off
     start is a LoRA    adapter `policy` continues it; the reference is `reference`, its frozen second copy
     full               every weight; the reference is the weights as they were, held aside
 
 Either way one adapter (or one set of weights) is the whole change from the base, so what is saved loads as it is
-in plain diffusers. All functions take the bare transformer, not a DDP or compile wrapper around it.
+in plain diffusers. All functions take the bare module, not a DDP or compile wrapper around it.
+
+A policy's folder, of a generator with one denoiser and with two:
+
+    pytorch_lora_weights.safetensors                  pipe.load_lora_weights(folder)
+    transformer_2/pytorch_lora_weights.safetensors    pipe.load_lora_weights(folder / "transformer_2",
+                                                          load_into_transformer_2=True)
+    transformer/, transformer_2/                      where all weights are trained, for from_pretrained
+
+Both files have keys that begin with `transformer.`; diffusers silently loads nothing of one file that has
+`transformer_2.` keys too, and takes the first file where it is told subfolder="transformer_2".
 """
 
 import contextlib
@@ -13,8 +23,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 POLICY, REFERENCE = "policy", "reference"  # peft adapter names
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
-FULL_FOLDER = "transformer"  # as in a pipeline folder
+FIRST = ("transformer", "unet")  # denoisers whose LoRA file lies in the policy's folder itself
 PREFIX = "transformer."  # of the component, in front of every key, as diffusers stores LoRA
 
 
@@ -147,21 +158,49 @@ def train_full(transformer: Any) -> None:
     transformer.reference_weights = tuple(parameter.detach().clone() for parameter in transformer.parameters())
 
 
-def save_full(transformer: Any, folder: Path) -> None:
-    """Write the whole transformer as folder/transformer, for `WanTransformer3DModel.from_pretrained`."""
-    transformer.save_pretrained(Path(folder) / FULL_FOLDER, safe_serialization=True)
+def save_full(module: Any, folder: Path, denoiser: str) -> None:
+    """Write the whole denoiser as folder/<denoiser>, for from_pretrained of its class."""
+    module.save_pretrained(Path(folder) / denoiser, safe_serialization=True)
 
 
-def load_full(transformer: Any, folder: Path) -> None:
+def load_full(module: Any, folder: Path, denoiser: str) -> None:
     """Replace every weight by the folder's. Raises LoraError where they do not fit."""
-    path = Path(folder) / FULL_FOLDER
-    if not path.is_dir():
-        raise LoraError(f"{path}: no such folder, so no fully trained transformer")
-    loaded = type(transformer).from_pretrained(path, use_safetensors=True)
+    path = Path(folder) / denoiser
+    if not is_full(folder, denoiser):
+        raise LoraError(f"{path}: no config.json, so no fully trained {denoiser}")
+    loaded = type(module).from_pretrained(path, use_safetensors=True)
     try:
-        transformer.load_state_dict(loaded.state_dict())
+        module.load_state_dict(loaded.state_dict())
     except RuntimeError as error:
-        raise LoraError(f"{path}: does not fit this transformer ({error})") from error
+        raise LoraError(f"{path}: does not fit this {denoiser} ({error})") from error
+
+
+# A policy's folder
+
+
+def lora_folder(folder: Path, denoiser: str) -> Path:
+    """Where a policy's folder has the LoRA file of that denoiser."""
+    return Path(folder) if denoiser in FIRST else Path(folder) / denoiser
+
+
+def is_lora(folder: Path, denoiser: str) -> bool:
+    """Whether a policy's folder has a LoRA of that denoiser."""
+    return (lora_folder(folder, denoiser) / LORA_FILE).is_file()
+
+
+def is_full(folder: Path, denoiser: str) -> bool:
+    """Whether a policy's folder has all weights of that denoiser."""
+    return (Path(folder) / denoiser / "config.json").is_file()
+
+
+def copy_denoiser(source: Path, folder: Path, denoiser: str) -> None:
+    """Copy what one policy's folder has of a denoiser into another; nothing where it has none."""
+    if is_lora(source, denoiser):
+        target = lora_folder(folder, denoiser) / LORA_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(lora_folder(source, denoiser) / LORA_FILE, target)
+    elif is_full(source, denoiser):
+        shutil.copytree(source / denoiser, folder / denoiser, dirs_exist_ok=True)
 
 
 # The reference, and whole policies
@@ -183,25 +222,51 @@ def reference(transformer: Any) -> Iterator[None]:
         yield
 
 
-def apply_policy(generator: Generator, folder: Path) -> None:
-    """Make the generator sample as the policy in runs/policies/<name>: the base, a LoRA or full weights.
+def apply_policy(generator: Generator, folder: Path, denoisers: Sequence[str] | None = None) -> None:
+    """Make the generator sample as the policy in runs/policies/<name>: the base, LoRAs or full weights.
 
-    A LoRA over float32 weights is fused. Raises LoraError for a folder without policy.json, or for a trained
-    policy (its policy.json names a start) without weights.
+    denoisers: those of the loaded ones that it is applied to; None: all. A LoRA over float32 weights is fused.
+    Raises LoraError for a folder without policy.json, a policy of another family, and a trained policy (its policy.json
+    names a start) that lacks a denoiser which it was trained on.
     """
     folder = Path(folder)
-    if not (folder / "policy.json").is_file():
+    facts = read_facts(folder)
+    family = (facts.get("generator") or facts).get("family", generator.family)
+    if family != generator.family:
+        raise LoraError(f"{folder}: a policy of a {family} generator, and this one is {generator.family}")
+    if "start" in facts:
+        _check_whole(generator, folder, facts)
+    for name, module in generator.denoisers.items():
+        if denoisers is not None and name not in denoisers:
+            continue
+        if is_lora(folder, name):
+            load_adapter(module, lora_folder(folder, name))
+            if generator.dtype == torch.float32:
+                fuse(module)
+            logger.info("policy %s: LoRA applied to %s", folder.name, name)
+        elif is_full(folder, name):
+            load_full(module, folder, name)
+            logger.info("policy %s: full weights of %s loaded", folder.name, name)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What policy.json says. Raises LoraError for a folder without it."""
+    if not (Path(folder) / "policy.json").is_file():
         raise LoraError(f"{folder}: no policy.json, so no policy")
-    if (folder / LORA_FILE).is_file():
-        load_adapter(generator.transformer, folder)
-        if generator.dtype == torch.float32:
-            fuse(generator.transformer)
-        logger.info("policy %s: LoRA applied", folder.name)
-    elif (folder / FULL_FOLDER).is_dir():
-        load_full(generator.transformer, folder)
-        logger.info("policy %s: full weights loaded", folder.name)
-    elif "start" in json.loads((folder / "policy.json").read_text()):
-        raise LoraError(f"{folder}: a trained policy, but with neither {LORA_FILE} nor {FULL_FOLDER}/")
+    facts: dict[str, Any] = json.loads((Path(folder) / "policy.json").read_text())
+    return facts
+
+
+def _check_whole(generator: Generator, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raises LoraError where the policy has nothing of a denoiser that it was trained on, which is all by default."""
+    names = generator.denoiser_names
+    lacking = [name for name in names if not (is_lora(folder, name) or is_full(folder, name))]
+    trained = facts.get("config", {}).get("denoisers") or names
+    if wrong := [name for name in lacking if name in trained]:
+        raise LoraError(
+            f"{folder}: a trained policy, but with neither {LORA_FILE} nor full weights of {', '.join(wrong)}; this "
+            f"generator has {', '.join(names)}, and policy.json (config.denoisers) says which were trained"
+        )
 
 
 @contextlib.contextmanager

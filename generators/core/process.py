@@ -16,6 +16,7 @@ t is (B,) floats in [0, 1], 1 is pure noise. Latents are (B, C, F, h, w). Whatev
 maths and the results are float32.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -140,12 +141,13 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
     """The noise process that a diffusers scheduler's config describes.
 
     scheduler_config: as saved, so with its _class_name, which the `.config` of a scheduler in memory lacks.
-    Raises ValueError where its prediction type is none of ours, or its shift depends on the resolution.
+    Raises ValueError where its prediction type is none of ours, and where its shift depends on the resolution, which
+    `with_fixed_shift` resolves.
     """
     prediction_type = scheduler_config.get("prediction_type")
     if _class_name(scheduler_config).startswith("FlowMatch") or prediction_type == "flow_prediction":
         if scheduler_config.get("use_dynamic_shifting"):
-            raise ValueError("scheduler config has use_dynamic_shifting: true; only a fixed flow shift is supported")
+            raise ValueError("scheduler config has use_dynamic_shifting: true, so its shift needs the size of a clip")
         return FlowMatching(
             shift=float(scheduler_config.get(shift_key(scheduler_config), 1.0)),
             num_train_timesteps=scheduler_config.get("num_train_timesteps", 1000),
@@ -155,6 +157,24 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
         known = ", ".join(["flow_prediction", *kinds])
         raise ValueError(f"scheduler config has prediction_type {prediction_type!r}; known are {known}")
     return kinds[prediction_type](_alphas_cumprod(scheduler_config))
+
+
+def with_fixed_shift(scheduler_config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """The config, with the shift of clips of that many tokens where it depends on their number.
+
+    diffusers' dynamic shifting: mu is linear in the number of tokens, and the shift of time is e^mu. So at a known size
+    it is plain flow matching. Raises ValueError for another kind of dependence.
+    """
+    config = dict(scheduler_config)
+    if not config.get("use_dynamic_shifting"):
+        return config
+    kind = config.get("time_shift_type", "exponential")
+    if kind != "exponential":
+        raise ValueError(f"scheduler config has time_shift_type {kind!r}; known is exponential")
+    first, last = (config.get(f"{end}_image_seq_len", default) for end, default in (("base", 256), ("max", 4096)))
+    low, high = (config.get(f"{end}_shift", default) for end, default in (("base", 0.5), ("max", 1.15)))
+    mu = low + (high - low) * (tokens - first) / (last - first)
+    return config | {"use_dynamic_shifting": False, shift_key(config): math.exp(mu)}
 
 
 def shift_key(scheduler_config: Mapping[str, Any]) -> str:

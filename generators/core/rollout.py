@@ -2,34 +2,34 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import torch
+import numpy as np
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from data.config import STRICT, Count, Positive
+from data.config import STRICT, Count
 from data.manifest import publish
 from data.prompts import Prompt, select
 from data.records import Sample
-from data.store import ClipSetWriter
-from generators.core.generator import Generator, Solver
+from data.store import ClipSetWriter, PromptConditions
+from generators.core.conditions import stacked
+from generators.core.encoding import ENCODING, Encoded, encode
+from generators.core.generator import SAMPLING, Generator, NonFiniteClipError
+from generators.core.size import VideoSize
+from generators.core.solvers import Solver
 
 logger = logging.getLogger(__name__)
 
+Load = Callable[[Collection[str]], Generator]
+"""PARTS -> the generator with those of its parts, and with a policy's weights.
 
-@dataclass(frozen=True, config=STRICT)
-class VideoSize:
-    """Section `video`: the size of a clip."""
-
-    num_frames: Count
-    height: Count  # pixels
-    width: Count  # pixels
-    fps: Positive  # frames per second, of the mp4
+Called for the encoders first, which are let go of before it is called for what samples.
+"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,6 +44,7 @@ class Sampling:
     split: Literal["train", "test", "all"]
     seed: int
     prompts: Count | None = None  # of the split, evenly spread over it; None: all
+    negative_prompt: str = ""  # what guidance leads away from; "" is the empty caption
 
 
 class ClipSetName(NamedTuple):
@@ -58,11 +59,11 @@ class _Part(NamedTuple):
 
     policy: str  # in the rows
     prefix: str  # of the sample ids
-    load: Callable[[], Generator]  # the generator with this policy's weights
+    load: Load  # with this policy's weights
 
 
 def generate_clip_set(
-    generator: Generator,
+    load: Load,
     prompts: Sequence[Prompt],
     size: VideoSize,
     sampling: Sampling,
@@ -70,21 +71,24 @@ def generate_clip_set(
     work: Path,
     out: Path,
     texts: Mapping[str, str] | None = None,
+    encoded: Encoded | None = None,
 ) -> int:
     """Sample the clips of a set and publish it as `out`; returns their number.
 
     work: resume state. A restart samples only the batches that are missing, and ends with the same bytes.
     texts: the generator's inputs in place of the prompts, by prompt_id. The rows keep the prompts, and the manifest's
         fact `texts` holds the texts.
-    Raises ValueError for a prompt longer than the text encoder takes, a size that the VAE cannot represent, and a
-    split without prompts.
+    encoded: the prompts, where they are encoded already.
+    size: the generator's.
+    Raises ValueError for a prompt longer than the text encoder takes, first frames that the generator needs and the
+    prompts lack, and a split without prompts; NonFiniteClipError naming the clips that came out as no numbers.
     """
-    part = _Part(called.policy, called.name, lambda: generator)
-    return _generate([part], prompts, size, sampling, called, work, out, texts)
+    part = _Part(called.policy, called.name, load)
+    return _generate([part], prompts, size, sampling, called, work, out, texts, encoded)
 
 
 def generate_checkpoint_set(
-    checkpoints: Mapping[str, Callable[[], Generator]],
+    checkpoints: Mapping[str, Load],
     prompts: Sequence[Prompt],
     size: VideoSize,
     sampling: Sampling,
@@ -96,7 +100,7 @@ def generate_checkpoint_set(
 
     The other arguments are those of `generate_clip_set`.
 
-    checkpoints: by name, a function that loads the generator with its weights; not called where its clips exist.
+    checkpoints: by name; not called where its clips exist.
     Its rows have the policy `<policy>/<name>`, its sample ids begin with `<set>-<name>-`.
     """
     parts = [_Part(f"{called.policy}/{n}", f"{called.name}-{n}", load) for n, load in checkpoints.items()]
@@ -112,9 +116,9 @@ def _generate(
     work: Path,
     out: Path,
     texts: Mapping[str, str] | None = None,
+    encoded: Encoded | None = None,
 ) -> int:
     chosen = select(prompts, sampling.split, sampling.prompts)
-    inputs = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in chosen}
     plans = [plan(chosen, size, sampling, ClipSetName(called.name, part.policy), part.prefix) for part in parts]
     batches = [_batches(rows, sampling.batch_size) for rows in plans]
     writer = ClipSetWriter(work)
@@ -122,43 +126,49 @@ def _generate(
     numbered = [list(enumerate(own, number * len(own))) for number, own in enumerate(batches)]  # all are as long
     missing = [[(index, batch) for index, batch in own if index not in done] for own in numbered]
     total, todo = (sum(len(batch) for own in which for _, batch in own) for which in (numbered, missing))
-    began, encoded = time.monotonic(), None
+    began = time.monotonic()
+    encoded = encoded or encode(parts[0].load(ENCODING), chosen, sampling.negative_prompt, texts)
     with tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}") as progress:
-        for place, (part, own) in enumerate(zip(parts, missing, strict=True)):
-            if not own and (encoded or place < len(parts) - 1):  # the embeddings are needed even if no clip is
+        for part, own in zip(parts, missing, strict=True):
+            if not own:
                 continue
-            generator = part.load()
-            shape = generator.latent_shape(size.num_frames, size.height, size.width)
-            encoded = encoded or _encode(generator, inputs)
+            generator = part.load(SAMPLING)
             for index, batch in own:
-                latents = generator.sample(
-                    torch.stack([encoded.prompts[sample.prompt_id] for sample in batch]),
-                    encoded.empty,
-                    generator.draw_noise([sample.seed for sample in batch], shape),
-                    sampling.steps,
-                    sampling.guidance,
-                    sampling.solver,
-                )
-                writer.add_batch(index, batch, generator.decode(latents).numpy(), latents.cpu())
+                latents, frames = _sampled(generator, encoded.told, batch, sampling)
+                writer.add_batch(index, batch, frames, latents)
                 progress.update(len(batch))
             del generator  # before the next is loaded
-    assert encoded is not None
-    facts = {"set": called.name, "policy": called.policy} | ({"texts": inputs} if texts else {})
-    writer.finish(encoded.prompts, encoded.empty, facts)
+    facts = {"set": called.name, "policy": called.policy, **encoded.facts}
+    facts |= {"guidance": sampling.guidance, "size": [size.num_frames, size.height, size.width]}
+    given = {"texts": {prompt.prompt_id: texts[prompt.prompt_id] for prompt in chosen}} if texts else {}
+    writer.add_first_frames(encoded.images)
+    writer.finish(encoded.told, facts | given)
     publish(work, out)
     seconds = time.monotonic() - began
     logger.info("%s: %d clips by %s, %d of them now in %.1f s", called.name, total, called.policy, todo, seconds)
     return total
 
 
-class _Encoded(NamedTuple):
-    prompts: dict[str, Tensor]  # prompt_id -> (L, D)
-    empty: Tensor  # (L, D)
-
-
-def _encode(generator: Generator, inputs: Mapping[str, str]) -> _Encoded:
-    *encoded, empty = generator.encode_text([*inputs.values(), ""])
-    return _Encoded(dict(zip(inputs, encoded, strict=True)), empty)
+def _sampled(
+    generator: Generator, told: PromptConditions, batch: Sequence[Sample], sampling: Sampling
+) -> tuple[Tensor, np.ndarray]:
+    """Clean latents (B, C, F, h, w) on the CPU and uint8 frames (B, F, H, W, 3) of a batch."""
+    latents = generator.sample(
+        stacked([told.prompts[sample.prompt_id] for sample in batch]),
+        told.unwanted,
+        generator.draw_noise([sample.seed for sample in batch], generator.latent_shape),
+        sampling.steps,
+        sampling.guidance,
+        sampling.solver,
+    )
+    try:
+        return latents.cpu(), generator.decode(latents).numpy()
+    except NonFiniteClipError as error:
+        names = ", ".join(sample.sample_id for sample in batch)
+        raise NonFiniteClipError(
+            f"{error}, which are {names}. None of the batch is kept. Look at the policy (a learning rate that is too "
+            "high), at generator.dtype, and at guidance"
+        ) from error
 
 
 def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:

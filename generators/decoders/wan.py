@@ -10,46 +10,47 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import CACHE_T, WanCausalConv3d, unpatchify
 from torch import Tensor, nn
 
-FIRST_PASSED = "Rep"  # diffusers' mark of a temporal upsampling that has let the first latent frame through
+from generators.decoders.decoder import State
 
-State = tuple[Tensor, ...]
+FIRST_PASSED = "Rep"  # diffusers' mark of a temporal upsampling that has let the first latent frame through
 
 
 class WanFrameDecoder:
-    """`generators.core.generator.FrameDecoder` of a frozen AutoencoderKLWan, with and without patches.
+    """`FrameDecoder` of a frozen AutoencoderKLWan of Wan2.1 or Wan2.2 (patches, residual): a group is a latent frame.
 
-    mean, std: (1, C, 1, 1, 1), of the VAE's latents. temporal, spatial: frames of a latent frame, pixels of a latent
-    pixel. The carried state is diffusers' feat_cache: the last two frames that each causal convolution took in;
-    FIRST_PASSED becomes an empty tensor.
+    The carried state is diffusers' feat_cache: the last two frames that each causal convolution took in; FIRST_PASSED
+    becomes an empty tensor.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, mean: Tensor, std: Tensor, temporal: int, spatial: int) -> None:
+    def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
-        self.mean = mean
-        self.std = std
-        self.temporal = temporal
-        self.spatial = spatial
+        self.temporal: int = vae.config.scale_factor_temporal  # frames of a latent frame but the first, which has one
+        self.spatial: int = vae.config.scale_factor_spatial
         self.attending = 1 + _count(vae.decoder.mid_block)
         self.upsampling = _count(vae.decoder.up_blocks) + 1
 
-    def frames_of(self, index: int) -> range:
-        return range(max(0, self.temporal * (index - 1) + 1), self.temporal * index + 1)
+    def groups(self, num_latent_frames: int) -> list[range]:
+        return [range(index, index + 1) for index in range(num_latent_frames)]
 
-    def step(self, latent: Tensor, state: State) -> tuple[Tensor, State]:
-        hidden, attended = self.attend(latent, state[: self.attending])
+    def frames_of(self, group: range) -> range:
+        return range(max(0, self.temporal * (group.start - 1) + 1), self.temporal * (group.stop - 1) + 1)
+
+    def step(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden, attended = self.attend(latents, state[: self.attending])
         frames, upsampled = self.upsample(hidden, state[self.attending :])
         return frames, attended + upsampled
 
-    def attend(self, latent: Tensor, state: State) -> tuple[Tensor, State]:
+    def attend(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
         decoder, cache = self.vae.decoder, _cache(state, self.attending)
-        hidden = self.vae.post_quant_conv(latent * self.std + self.mean)
+        hidden = self.vae.post_quant_conv(latents)
         hidden, cache[0] = _convolved(decoder.conv_in, hidden, cache[0])
         place = [1]
         hidden = decoder.mid_block(hidden, feat_cache=cache, feat_idx=place)
-        return hidden, _state(cache[: place[0]])
+        return hidden[0].transpose(0, 1), _state(cache[: place[0]])
 
     def upsample(self, hidden: Tensor, state: State) -> tuple[Tensor, State]:
         decoder, cache, place = self.vae.decoder, _cache(state, self.upsampling), [0]
+        hidden = hidden.transpose(0, 1)[None]
         for block in decoder.up_blocks:
             hidden = block(hidden, feat_cache=cache, feat_idx=place, first_chunk=not state)
         hidden = decoder.nonlinearity(decoder.norm_out(hidden))

@@ -28,7 +28,7 @@ class Variant:
 
 def _cogvideox(like: str, release: cogvideox.Release, image: bool) -> Variant:
     needed: Literal["needed", "none"] = "needed" if image else "none"
-    return Variant("cogvideox", f"zai-org/{like}", needed, "euler", partial(cogvideox.cogvideox, release, image))
+    return Variant("cogvideox", f"zai-org/{like}", needed, "ddim", partial(cogvideox.cogvideox, release, image))
 
 
 VARIANTS = {

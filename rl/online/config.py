@@ -6,13 +6,13 @@ from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, WholeNotNegative
-from generators.core.generator import Solver
+from generators.core.solvers import Solver
 from rl.training.config import PolicyConfig
 
 ROLLOUTS = {"random_step": "renoise", "last_steps": "gradient_steps"}  # by name, the setting that it alone reads
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class OnlineConfig(PolicyConfig):
     """How a policy is trained by a judge. A setting of the other rollout is None.
 
@@ -30,6 +30,7 @@ class OnlineConfig(PolicyConfig):
     steps: Count
     solver: Solver
     guidance: Annotated[float, Ge(1)]  # 1 is off
+    negative_prompt: str = ""  # what guidance leads away from; "" is the empty caption
     updates: Count
     warmup_updates: WholeNotNegative
     velocity_weight: NotNegative

@@ -30,20 +30,20 @@ def velocity_distance(
     forwards: Sequence[Forward],
     weight: float,
 ) -> Tensor:
-    """(B,) mean over these forwards, and over latent elements, of (policy - reference)², without gradient.
+    """(B,) mean over these forwards, and over predicted elements, of (policy - reference)², without gradient.
 
     Where weight is not 0, weight times their sum over clips is back-propagated here, a step at a time. The policy
     predicts again for it: the latents are a constant of the penalty, while in a rollout of several steps each step's
     latents depend on the steps before.
     """
     distances = []
-    for latents, timestep, prediction in forwards:
+    for latents, timestep, prediction, given in forwards:
         with torch.no_grad(), reference():
             wanted = predict(latents, timestep)
         if weight > 0:
             prediction = predict(latents, timestep)
-        distance = per_sample_error(prediction, wanted) / len(forwards)
-        if weight > 0:
+        distance = per_sample_error(prediction[:, :, given:], wanted[:, :, given:]) / len(forwards)
+        if weight > 0 and distance.requires_grad:  # not at a step whose denoiser is not trained
             (weight * distance.sum()).backward()
         distances.append(distance.detach())
     return torch.stack(distances).sum(0)

@@ -13,16 +13,22 @@ guidance the gradient passes through both branches, with and without the prompt;
     gradient_steps                                  K
 """
 
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from generators.core.generator import Predict, denoise_steps, solver_times
+from generators.core.conditions import given_frames, with_given
+from generators.core.generator import Predict, denoise_steps
 from generators.core.process import NoiseProcess
+from generators.core.solvers import solver_times
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})  # conditions without given frames
 
 
 class Forward(NamedTuple):
@@ -31,6 +37,7 @@ class Forward(NamedTuple):
     latents: Tensor  # (B, C, F, h, w) z_t
     timestep: Tensor  # scalar, in the transformer's unit
     prediction: Tensor  # (B, C, F, h, w), guided
+    given: int  # leading latent frames that are given, where the prediction means nothing
 
 
 class Rollout(NamedTuple):
@@ -41,22 +48,30 @@ class Rollout(NamedTuple):
 
 
 def random_step(
-    predict: Predict, scheduler: Any, process: NoiseProcess, noise: Tensor, k: int, renoise: Tensor | None
+    predict: Predict,
+    scheduler: Any,
+    process: NoiseProcess,
+    noise: Tensor,
+    k: int,
+    renoise: Tensor | None,
+    conditions: Mapping[str, Tensor] = NOTHING,
 ) -> Rollout:
     """Sample to step k without gradient, and estimate the clean latents from there in one forward with gradient.
 
     scheduler: with its K timesteps set. noise: (B, C, F, h, w). k: 0 … K - 1; at 0 the forward is of pure noise.
     renoise: (B, C, F, h, w) what the clean estimate is mixed with again; None goes on from the solver's own latents.
+    conditions: of the rows; given latent frames are a part of every estimate of the clean latents.
 
     §3.2 of Ask-A-Video, whose z~_0^(k) = Solver(eps, t_0 -> t_k) is renoised as if it were clean, while a solver's
     latents at t_k still hold noise. Our reading: z~_0^(k) is the clean latents that the solver's last prediction, the
     one at t_{k-1}, implies. Euler's own z_{t_k} is that estimate mixed with the same step's noise estimate.
     """
+    given = given_frames(conditions)
     times = solver_times(scheduler, process).to(noise.device, torch.float32)
     latents = noise
     with torch.no_grad():
         clean = noise  # never renoised: k = 0 takes no step
-        for time, step in zip(times, islice(denoise_steps(predict, scheduler, noise), k), strict=False):
+        for time, step in zip(times, islice(denoise_steps(predict, scheduler, noise, given), k), strict=False):
             clean = process.clean_estimate(latents, step.prediction, time.expand(len(noise)))
             latents = step.latents
         if k > 0 and renoise is not None:
@@ -64,23 +79,30 @@ def random_step(
     timestep = scheduler.timesteps[k]
     prediction = predict(latents, timestep)
     estimate = process.clean_estimate(latents, prediction, times[k].expand(len(noise)))
-    return Rollout(estimate, (Forward(latents, timestep, prediction.detach()),))
+    return Rollout(with_given(estimate, conditions), (Forward(latents, timestep, prediction.detach(), given),))
 
 
-def last_steps(predict: Predict, scheduler: Any, noise: Tensor, gradient_steps: int) -> Rollout:
+def last_steps(
+    predict: Predict,
+    scheduler: Any,
+    noise: Tensor,
+    gradient_steps: int,
+    conditions: Mapping[str, Tensor] = NOTHING,
+) -> Rollout:
     """Sample to the end, with gradient through the last `gradient_steps` of the solver's K steps.
 
     Eq. 2 of Diffusion-DRF. Each recorded step keeps its input latents alone and is computed again in the backward
     pass ("denoising aware activation checkpointing"), so that memory holds the activations of one. A solver that
     looks back (UniPC) passes the gradient through its earlier predictions as well.
     """
-    steps = denoise_steps(partial(checkpoint, predict, use_reentrant=False), scheduler, noise)
+    given = given_frames(conditions)
+    steps = denoise_steps(partial(checkpoint, predict, use_reentrant=False), scheduler, noise, given)
     latents = noise
     with torch.no_grad():
         for step in islice(steps, len(scheduler.timesteps) - gradient_steps):
             latents = step.latents
     forwards = []
     for step in steps:
-        forwards.append(Forward(latents.detach(), step.timestep, step.prediction.detach()))
+        forwards.append(Forward(latents.detach(), step.timestep, step.prediction.detach(), given))
         latents = step.latents
-    return Rollout(latents, tuple(forwards))
+    return Rollout(with_given(latents, conditions), tuple(forwards))

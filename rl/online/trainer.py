@@ -12,12 +12,15 @@ from torch import Tensor
 
 from cluster import devices
 from data.policies import read_log
-from generators.core.generator import Generator, Predict, solver_scheduler
+from generators.core.conditions import Conditions, chosen
+from generators.core.generator import Generator, Predict
+from generators.core.solvers import solver_scheduler
 from rl.online.config import OnlineConfig
 from rl.online.guards import CurvePoint, best, fooled, velocity_distance
 from rl.online.judging import Decode, JudgedClip, QuestionResult, WeightedJudge, judge_clip
 from rl.online.rollouts import Rollout, last_steps, random_step
 from rl.training.batches import generator_at, rows_of_step
+from rl.training.policies import trained_denoisers
 from rl.training.run import NonFiniteLossError, TrainReport, begin
 
 OBJECTIVE = "online"
@@ -25,15 +28,12 @@ OBJECTIVE = "online"
 Check = Callable[[int], CurvePoint]  # the number of updates done -> the judges' scores of full samples of the policy
 
 
-class Conditions(NamedTuple):
-    """What clips are generated from, P prompts, and their size."""
+class PromptInputs(NamedTuple):
+    """What clips are generated from, P prompts."""
 
     prompt_ids: tuple[str, ...]
-    embeddings: Tensor  # (P, L, D)
-    empty_embedding: Tensor  # (L, D), of guidance
-    latent_shape: tuple[int, int, int, int]  # (C, F, h, w)
-    num_frames: int  # of the decoded clip
-    conditioning: Tensor | None = None  # (P, c, F, h, w), of a generator that takes some
+    conditions: Conditions  # (P, …) each
+    unwanted: Mapping[str, Tensor]  # of the caption that guidance leads away from, without a batch axis
 
 
 class _Clip(NamedTuple):
@@ -46,7 +46,7 @@ class _Clip(NamedTuple):
 
 def train_online(
     generator: Generator,
-    conditions: Conditions,
+    inputs: PromptInputs,
     judges: Sequence[WeightedJudge],
     decode: Decode,
     config: OnlineConfig,
@@ -79,8 +79,8 @@ def train_online(
     ResumeError naming the setting that a state differs in; NonFiniteLossError naming prompt, judge and question before
     an update that is not finite is applied; the last checkpoint stays.
     """
-    _check_arguments(conditions, judges, config, check)
-    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, _inputs(conditions, judges))
+    _check_arguments(inputs, judges, config, check)
+    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, _made_from(generator, inputs, judges))
     curve = {line["step"]: CurvePoint(**line["held_out"]) for line in read_log(run.folder) if "held_out" in line}
     stopped = run.last.get("stopped")
     with run.loop(config.updates, "update") as progress:
@@ -91,16 +91,16 @@ def train_online(
             if stopped:
                 break
             # 1. This process's slice of the update's clips
-            rows = rows_of_step(update, config.batch_size, len(conditions.prompt_ids), config.seed)
+            rows = rows_of_step(update, config.batch_size, len(inputs.prompt_ids), config.seed)
             clips: list[_Clip] = []
             for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation):
                 prompt_at = {place: rows[place] for place in places}
-                predict = _predict(generator, conditions, config, list(prompt_at.values()))
+                predict = _predict(generator, inputs, config, list(prompt_at.values()))
                 # 2. Clean latents, whose graph reaches the policy
-                rollout = _roll_out(generator, predict, conditions, config, update, prompt_at)
+                rollout = _roll_out(generator, predict, inputs, config, update, prompt_at)
                 # 3. The judges' answers and the gradient of the latents, a clip at a time
                 try:
-                    judged = _judge(rollout.latents, prompt_at, conditions, judges, decode, config, update)
+                    judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
                 except NonFiniteLossError as error:
                     raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
                 # 4. The gradient of the policy: of the judges, then of the distance to the reference
@@ -138,10 +138,10 @@ def learning_rate(update: int, config: OnlineConfig) -> float:
 
 
 def _check_arguments(
-    conditions: Conditions, judges: Sequence[WeightedJudge], config: OnlineConfig, check: Check | None
+    inputs: PromptInputs, judges: Sequence[WeightedJudge], config: OnlineConfig, check: Check | None
 ) -> None:
     names = [judge.name for judge, _ in judges]
-    if not conditions.prompt_ids:
+    if not inputs.prompt_ids:
         raise ValueError("no prompt to train on: the prompt set, or the part of it that was kept, is empty")
     if not judges or len(set(names)) < len(names):
         raise ValueError(f"judges: found {names}; at least one is needed, each under a name of its own")
@@ -152,15 +152,9 @@ def _check_arguments(
         raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
 
 
-def _predict(generator: Generator, conditions: Conditions, config: OnlineConfig, rows: Sequence[int]) -> Predict:
+def _predict(generator: Generator, inputs: PromptInputs, config: OnlineConfig, rows: Sequence[int]) -> Predict:
     """The guided prediction for these prompts, by index, in the precision of the run."""
-    conditioning = conditions.conditioning
-    guided = generator.guided(
-        conditions.embeddings[list(rows)],
-        conditions.empty_embedding,
-        config.guidance,
-        None if conditioning is None else conditioning[list(rows)],
-    )
+    guided = generator.guided(chosen(inputs.conditions, rows), inputs.unwanted, config.guidance)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with devices.autocast(generator.device, config.precision):
@@ -172,7 +166,7 @@ def _predict(generator: Generator, conditions: Conditions, config: OnlineConfig,
 def _roll_out(
     generator: Generator,
     predict: Predict,
-    conditions: Conditions,
+    inputs: PromptInputs,
     config: OnlineConfig,
     update: int,
     prompt_at: Mapping[int, int],
@@ -183,26 +177,33 @@ def _roll_out(
     accumulation nor the number of processes changes it. Fixed noise is that of a prompt at a place, the same in every
     update.
     """
+    shape, told = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
 
     def draw(*address: int | str) -> Tensor:
-        return torch.randn(*conditions.latent_shape, generator=generator_at(config.seed, *address))
+        return torch.randn(*shape, generator=generator_at(config.seed, *address))
 
     if config.noise == "fixed":
-        own = [
-            fixed_noise(config.seed, conditions.prompt_ids[r], p, conditions.latent_shape) for p, r in prompt_at.items()
-        ]
+        own = [fixed_noise(config.seed, inputs.prompt_ids[row], place, shape) for place, row in prompt_at.items()]
     else:
         own = [draw("noise", update, place) for place in prompt_at]
     noise = torch.stack(own).to(generator.device)
     scheduler = solver_scheduler(generator.scheduler_config, config.solver)
     scheduler.set_timesteps(config.steps, device=generator.device)
+    trained = trained_denoisers(generator.denoiser_names, config)
+    turns = [step for step, t in enumerate(scheduler.timesteps.tolist()) if generator.denoiser_at(t) in trained]
     if config.gradient_steps is not None:
-        return last_steps(predict, scheduler, noise, config.gradient_steps)
+        if not any(step >= config.steps - config.gradient_steps for step in turns):
+            raise ValueError(
+                f"denoisers: none of the last {config.gradient_steps} steps is that of {', '.join(trained)}"
+            )
+        return last_steps(predict, scheduler, noise, config.gradient_steps, told)
+    if not turns:
+        raise ValueError(f"denoisers: none of the {config.steps} steps is that of {', '.join(trained)}")
     renoise = None if config.renoise == "none" else noise
     if config.renoise == "fresh":
         renoise = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
-    k = int(torch.randint(config.steps, (), generator=generator_at(config.seed, "step", update)))
-    return random_step(predict, scheduler, generator.process, noise, k, renoise)
+    k = turns[int(torch.randint(len(turns), (), generator=generator_at(config.seed, "step", update)))]
+    return random_step(predict, scheduler, generator.process, noise, k, renoise, told)
 
 
 def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:
@@ -213,7 +214,8 @@ def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> 
 def _judge(
     latents: Tensor,
     prompt_at: Mapping[int, int],
-    conditions: Conditions,
+    generator: Generator,
+    inputs: PromptInputs,
     judges: Sequence[WeightedJudge],
     decode: Decode,
     config: OnlineConfig,
@@ -225,7 +227,7 @@ def _judge(
         draws = [generator_at(config.seed, "judge", update, place, judge.name) for judge, _ in judges]
         seeds = [int(torch.randint(2**62, (), generator=draw)) for draw in draws]
         scale = 1 / config.batch_size
-        judged.append(judge_clip(clip, conditions.prompt_ids[row], judges, seeds, decode, conditions.num_frames, scale))
+        judged.append(judge_clip(clip, inputs.prompt_ids[row], judges, seeds, decode, generator.size.num_frames, scale))
     return judged
 
 
@@ -266,16 +268,16 @@ def _progress(facts: Mapping[str, Any], device: torch.device) -> dict[str, str]:
     return line | ({"p": f"{fmean(known):.3f}"} if known else {})
 
 
-def _inputs(conditions: Conditions, judges: Sequence[WeightedJudge]) -> dict[str, Any]:
+def _made_from(generator: Generator, inputs: PromptInputs, judges: Sequence[WeightedJudge]) -> dict[str, Any]:
     """The prompts and judges that the policy is made from, as policy.json holds them."""
-    inputs = hashlib.sha256()
-    for tensor in (conditions.embeddings, conditions.empty_embedding, conditions.conditioning):
-        if tensor is not None:
-            inputs.update(tensor.float().cpu().numpy().tobytes())
+    told = hashlib.sha256()
+    for tensors in (inputs.conditions, inputs.unwanted):
+        for name in sorted(tensors):
+            told.update(tensors[name].float().cpu().numpy().tobytes())
     return {
-        "prompts": list(conditions.prompt_ids),
-        "inputs_sha256": inputs.hexdigest(),
-        "latent_shape": list(conditions.latent_shape),
-        "num_frames": conditions.num_frames,
+        "prompts": list(inputs.prompt_ids),
+        "inputs_sha256": told.hexdigest(),
+        "latent_shape": list(generator.latent_shape),
+        "num_frames": generator.size.num_frames,
         "judges": {judge.name: weight for judge, weight in judges},
     }

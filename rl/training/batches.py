@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from data.store import ClipSet
+from generators.core.conditions import Conditions, stacked
 from rl.training.timesteps import Timesteps
+
+MOST_DRAWS = 10_000  # of a t within the range that is trained
 
 
 class Draws(NamedTuple):
@@ -28,8 +31,7 @@ class ClipTensors(NamedTuple):
     """The tensors of a batch of clips, on the CPU."""
 
     latents: Tensor  # (B, C, F, h, w) float32, clean
-    embeddings: Tensor  # (B, L, D) float32
-    conditioning: Tensor | None  # (B, c, F, h, w) float32
+    conditions: Conditions  # (B, …) each
 
 
 def rows_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]:
@@ -44,19 +46,36 @@ def _order_of_pass(seed: int, number: int, count: int) -> list[int]:
 
 
 def draw(
-    seed: int, step: int, places: Sequence[int], shape: Sequence[int], timesteps: Timesteps, caption_dropout: float
+    seed: int,
+    step: int,
+    places: Sequence[int],
+    shape: Sequence[int],
+    timesteps: Timesteps,
+    caption_dropout: float,
+    times: tuple[float, float] = (0.0, 1.0),
 ) -> Draws:
     """Timestep, noise and caption dropout of the rows at these places of a step's batch, a generator each.
 
     shape: (C, F, h, w) of a clip's latents; caption_dropout: probability of the empty caption.
+    times: the range of t, from and to: others are drawn again. Raises ValueError where none falls into it.
     """
     t, noise, dropped = [], [], []
     for place in places:
         generator = generator_at(seed, "draw", step, place)
-        t.append(timesteps(generator, 1))
+        t.append(_within(times, timesteps, generator))
         dropped.append(torch.rand(1, generator=generator) < caption_dropout)
         noise.append(torch.randn(*shape, generator=generator))
     return Draws(torch.cat(t), torch.stack(noise), torch.cat(dropped))
+
+
+def _within(times: tuple[float, float], timesteps: Timesteps, generator: torch.Generator) -> Tensor:
+    """(1,) the first draw within the range."""
+    low, high = times
+    for _ in range(MOST_DRAWS):
+        t = timesteps(generator, 1)
+        if low <= t.item() <= high:
+            return t
+    raise ValueError(f"timesteps: {MOST_DRAWS} draws of {timesteps} gave none from {low} to {high}, where t is trained")
 
 
 def generator_at(*key: int | str) -> torch.Generator:
@@ -66,13 +85,19 @@ def generator_at(*key: int | str) -> torch.Generator:
 
 
 class ClipReader:
-    """Latents and embeddings of clips by sample_id, from the clip set that holds them.
+    """Latents and conditions of clips by sample_id, from the clip set that holds them.
 
-    Nothing is encoded: shards only, so training loads neither the VAE nor the text encoder.
+    Nothing is encoded: shards only, so training loads neither the VAE nor an encoder.
     """
 
-    def __init__(self, clip_sets: Sequence[ClipSet]) -> None:
-        """Raises ValueError where two sets share a sample_id, where latents differ in shape, or without a clip."""
+    def __init__(self, clip_sets: Sequence[ClipSet], dropped_caption: str = "empty") -> None:
+        """A reader of all clips of these sets.
+
+        dropped_caption: what a row without its caption is told: "empty", or "negative", the prompt that guidance led
+        away from when the clips were sampled, where there was one.
+        Raises ValueError where two sets share a sample_id, where latents differ in shape, or without a clip.
+        """
+        self._dropped_caption = dropped_caption
         self._home: dict[str, tuple[ClipSet, str]] = {}
         for clip_set in clip_sets:
             for sample in clip_set.samples:
@@ -90,12 +115,15 @@ class ClipReader:
         return sample_id in self._home
 
     def read(self, sample_ids: Sequence[str], dropped: Tensor) -> ClipTensors:
-        """The clips in this order; `dropped` (B,) says which get the empty caption."""
-        latents, embeddings, conditioning = [], [], []
+        """The clips in this order; `dropped` (B,) says which are told the empty or the negative caption."""
+        latents, told = [], []
         for sample_id, drop in zip(sample_ids, dropped.tolist(), strict=True):
             clip_set, prompt_id = self._home[sample_id]
             latents.append(clip_set.latents([sample_id]))
-            embeddings.append(clip_set.empty_embedding[None] if drop else clip_set.embeddings([prompt_id]))
-            conditioning.append(clip_set.conditioning([sample_id]))
-        known = [tensor for tensor in conditioning if tensor is not None]
-        return ClipTensors(torch.cat(latents), torch.cat(embeddings), torch.cat(known) if known else None)
+            row = {name: tensor[0] for name, tensor in clip_set.conditions([prompt_id]).items()}
+            told.append(row | self._caption_of(clip_set) if drop else row)
+        return ClipTensors(torch.cat(latents), stacked(told))
+
+    def _caption_of(self, clip_set: ClipSet) -> dict[str, Tensor]:
+        negative = clip_set.negative if self._dropped_caption == "negative" else None
+        return clip_set.empty if negative is None else negative

@@ -21,7 +21,7 @@ def _keep_whole(value: Any, validate: Any) -> Any:
     return value if isinstance(value, int) else checked
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class PolicyConfig:
     """The settings of every run that trains a policy.
 
@@ -29,6 +29,8 @@ class PolicyConfig:
     gradient_accumulation: the number of forwards that a process splits its share into; memory only, the gradient is
         the same.
     lora_targets: module name endings; None for the family's own.
+    denoisers: of a generator with several, those that are trained, by the pipeline's names; None: all. t is drawn where
+        it is their turn, and the others need not be loaded.
     """
 
     full: bool
@@ -47,9 +49,10 @@ class PolicyConfig:
     checkpoint_every: Count
     log_every: Count
     seed: int
+    denoisers: Annotated[tuple[str, ...], MinLen(1)] | None = None
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class TrainConfig(PolicyConfig):
     """How a policy is trained on clips, by an objective without settings of its own."""
 
@@ -60,13 +63,15 @@ class TrainConfig(PolicyConfig):
     steps: Count
     timesteps: Distribution
     caption_dropout: Probability
+    # What a row without its caption is told: the empty one, or the negative prompt that its clips were sampled with.
+    dropped_caption: Literal["empty", "negative"] = "empty"
 
     def of(self, objective: Objective) -> dict[str, Any]:
         """The objective's own settings, by name."""
         return {name: getattr(self, name) for name in objective.settings}
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class DpoConfig(TrainConfig):
     """How a policy is trained on pairs of clips."""
 

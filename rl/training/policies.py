@@ -1,7 +1,7 @@
 """What is trained, by LoRA or in full: made from a start, and its optimizer."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,45 +17,84 @@ from rl.training.config import PolicyConfig
 class Policy(NamedTuple):
     """What is trained, by LoRA or in full."""
 
-    parameters: dict[str, Parameter]
-    reference: Callable[[], contextlib.AbstractContextManager[None]]  # within it the transformer is the reference
+    parameters: dict[str, Parameter]  # by <denoiser>.<name>
+    reference: Callable[[], contextlib.AbstractContextManager[None]]  # within it the generator is the reference
     save: Callable[[Path], None]
+    times: tuple[float, float]  # the process times, from and to, at which it is the turn of what is trained
 
 
 def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> Policy:
-    """Make the transformer trainable from `start`, whose weights it then has.
+    """Make the trained denoisers trainable from `start`, whose weights they then have.
 
     Raises LoraError where start is no policy or nothing would be trained, ValueError where a LoRA would not be the
-    whole change from the base.
+    whole change from the base, and for a denoiser that the generator does not have.
     """
-    transformer = generator.transformer
+    names = trained_denoisers(generator.denoiser_names, config)
+    trained = {name: generator.component(name) for name in names}
     if config.full:
         lora.apply_policy(generator, start)
-        lora.train_full(transformer)
-        write = lora.save_full
+        for module in trained.values():
+            lora.train_full(module)
     else:
-        _prepare_lora(generator, config, start)
-        write = lora.save
-    # Dropout would make policy and reference differ by chance; gradient checkpointing works in eval mode as well.
-    transformer.eval()
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-    return Policy(parameters, lambda: lora.reference(transformer), lambda folder: write(transformer, folder))
+        _prepare_lora(generator, trained, config, start)
+    for module in generator.denoisers.values():
+        # Dropout would make policy and reference differ by chance; gradient checkpointing works in eval mode as well.
+        module.eval()
+        if config.gradient_checkpointing:
+            module.enable_gradient_checkpointing()
+
+    @contextlib.contextmanager
+    def reference() -> Iterator[None]:
+        with contextlib.ExitStack() as switched:
+            for module in trained.values():
+                switched.enter_context(lora.reference(module))
+            yield
+
+    def save(folder: Path) -> None:
+        for name in generator.denoiser_names:
+            if name not in trained:  # the policy is the whole change from the base
+                lora.copy_denoiser(start, folder, name)
+            elif config.full:
+                lora.save_full(trained[name], folder, name)
+            else:
+                lora.save(trained[name], lora.lora_folder(folder, name))
+
+    parameters = {
+        f"{name}.{key}": p
+        for name, module in trained.items()
+        for key, p in module.named_parameters()
+        if p.requires_grad
+    }
+    ranges = [generator.times_of(name) for name in trained]
+    times = (min(low for low, _ in ranges), max(high for _, high in ranges))
+    return Policy(parameters, reference, save, times)
 
 
-def _prepare_lora(generator: Generator, config: PolicyConfig, start: Path) -> None:
-    """Attach a new adapter to the base, or continue the start's."""
-    if not (start / "policy.json").is_file():
-        raise lora.LoraError(f"{start}: no policy.json, so no policy to start from")
-    if (start / lora.FULL_FOLDER).is_dir():
-        raise ValueError(f"{start}: fully trained, so a LoRA is not the whole change from the base; set full: true")
-    if not (start / lora.LORA_FILE).is_file():
-        targets = config.lora_targets or generator.lora_targets
-        lora.attach(generator.transformer, config.lora_rank, config.lora_alpha, targets, config.seed)
-        return
-    lora.load_start(generator.transformer, start)
-    adapter = generator.transformer.peft_config[lora.POLICY]
+def trained_denoisers(names: Sequence[str], config: PolicyConfig) -> list[str]:
+    """Those of a generator's denoisers that are trained, in its order. Raises ValueError for one that it lacks."""
+    wanted = names if config.denoisers is None else config.denoisers
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"denoisers: found {', '.join(unknown)}; this generator has {', '.join(names)}")
+    return [name for name in names if name in wanted]
+
+
+def _prepare_lora(generator: Generator, trained: Mapping[str, Any], config: PolicyConfig, start: Path) -> None:
+    """Attach new adapters to the base, or continue the start's."""
+    lora.apply_policy(generator, start, [name for name in generator.denoisers if name not in trained])
+    for number, (name, module) in enumerate(trained.items()):
+        if lora.is_full(start, name):
+            raise ValueError(f"{start}: fully trained, so a LoRA is not the whole change from the base; set full: true")
+        if lora.is_lora(start, name):
+            lora.load_start(module, lora.lora_folder(start, name))
+            _check_continued(module, config, start)
+        else:
+            targets = config.lora_targets or generator.lora_targets
+            lora.attach(module, config.lora_rank, config.lora_alpha, targets, config.seed + number)
+
+
+def _check_continued(module: Any, config: PolicyConfig, start: Path) -> None:
+    """Raises ValueError where the config's adapter is another than the start's, which is continued."""
+    adapter = module.peft_config[lora.POLICY]
     found = sorted(adapter.target_modules)
     for key, wanted, value in (
         ("lora_rank", config.lora_rank, adapter.r),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cluster import devices
 from data.store import ClipSet
+from generators.core.conditions import given_frames
 from generators.core.generator import Generator
 from rl.objectives import Errors, Objective, per_sample_error
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
@@ -39,11 +40,12 @@ def train(
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
     resume_from: `work` of an earlier run with the same settings, to continue it; copied where `work` has no state.
 
-    Latents and embeddings come from the clip sets alone. Under torchrun each process takes a slice of every batch.
+    Latents and conditions come from the clip sets alone. Under torchrun each process takes a slice of every batch.
     Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
     NonFiniteLossError before a step that is not finite is applied; the last checkpoint stays.
     """
-    reader = ClipReader(clip_sets)
+    reader = ClipReader(clip_sets, config.dropped_caption)
+    _check_latents(generator, reader)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, _inputs(clip_sets, rows))
@@ -59,7 +61,8 @@ def train(
                 if not running:
                     continue
                 # 2. Errors of policy and reference, on the same noise, timestep and caption for all clips of a row
-                draws = draw(config.seed, step, running, reader.latent_shape, config.timesteps, config.caption_dropout)
+                shape, times = reader.latent_shape, run.policy.times
+                draws = draw(config.seed, step, running, shape, config.timesteps, config.caption_dropout, times)
                 sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
                 errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
                 # 3. Loss and gradient, over the size of the whole batch
@@ -107,19 +110,29 @@ def _errors(
     device, process, count = generator.device, generator.process, len(sides)
     clips = reader.read([sample_id for side in sides for sample_id in side], draws.dropped.repeat(count))
     clean = clips.latents.to(device)
-    noise, t = draws.noise.to(device).repeat(count, 1, 1, 1, 1), draws.t.to(device).repeat(count)
+    noise, t = torch.cat([draws.noise.to(device)] * count), draws.t.to(device).repeat(count)
     noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
+    given = given_frames(clips.conditions)  # no prediction, so no part of the error
 
     def errors() -> tuple[Tensor, ...]:
         with devices.autocast(device, config.precision):
-            prediction = generator.predict(noised, t, clips.embeddings, clips.conditioning)
-        return per_sample_error(prediction, target).chunk(count)
+            prediction = generator.predict(noised, t, clips.conditions)
+        return per_sample_error(prediction[:, :, given:], target[:, :, given:]).chunk(count)
 
     reference: tuple[Tensor, ...] = ()
     if objective.uses_reference:  # before the policy, whose graph the reference must not disturb
         with torch.no_grad(), policy.reference():
             reference = errors()
     return errors(), reference
+
+
+def _check_latents(generator: Generator, reader: ClipReader) -> None:
+    """Raises ValueError where the clips are of another size or family than the generator's."""
+    if tuple(reader.latent_shape) != tuple(generator.latent_shape):
+        raise ValueError(
+            f"the clips have latents {tuple(reader.latent_shape)}, and this {generator.family} generator makes "
+            f"{tuple(generator.latent_shape)} at the size of section video; sample the round again"
+        )
 
 
 def _check_rows(objective: Objective, rows: Sequence[Any], reader: ClipReader) -> None:

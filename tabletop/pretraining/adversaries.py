@@ -16,8 +16,9 @@ from torch import Tensor
 from data.config import STRICT, Count, Positive, WholeNotNegative
 from data.video import sample_frames
 from generators.core import lora
-from generators.core.generator import solver_scheduler
 from generators.core.load import load_generator
+from generators.core.size import VideoSize
+from generators.core.solvers import solver_scheduler
 from rl.online.rollouts import last_steps
 from tabletop.captions import Claim, caption
 from tabletop.pretraining.judge import Encoder, LessonBatch, load_judge
@@ -51,14 +52,13 @@ def attack(
     The loss is the verdict's logit difference, Reject's minus Accept's.
     """
     rng, draws = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    made_by = load_generator("wan", str(generator), max_prompt_tokens=tokens)
-    transformer = made_by.transformer
+    made_by = load_generator("wan", str(generator), VideoSize(FRAMES, SIZE, SIZE, fps=8), max_prompt_tokens=tokens)
+    transformer = made_by.component("transformer")
     lora.attach(transformer, config.lora_rank, config.lora_rank, made_by.lora_targets, config.seed)
     transformer.eval()
     parameters = lora.trainable_parameters(transformer)
     optimizer = torch.optim.Adam(parameters, config.learning_rate)
     margin = VerdictMargin(judge)
-    empty, shape = made_by.encode_text([""])[0], made_by.latent_shape(FRAMES, SIZE, SIZE)
     kinds = sorted({claim.kind for claim in claims})
     clips, captions, accepted = [], [], []
     for update in range(config.updates):
@@ -68,8 +68,8 @@ def attack(
             texts.append(caption(of_kind[int(rng.integers(len(of_kind)))]))
         scheduler = solver_scheduler(made_by.scheduler_config, "unipc")
         scheduler.set_timesteps(config.solver_steps)
-        noise = torch.randn(config.batch, *shape, generator=draws)
-        predict = made_by.guided(made_by.encode_text(texts), empty, 1.0)
+        noise = torch.randn(config.batch, *made_by.latent_shape, generator=draws)
+        predict = made_by.guided(made_by.encode_text(texts), {}, 1.0)
         latents = last_steps(predict, scheduler, noise, config.gradient_steps).latents
         frames = made_by.decode_float(latents)
         margins = margin(frames, texts)

@@ -1,4 +1,4 @@
-"""The whole pretraining of the embedded default: autoencoder, generator, siblings, judges, CLIP. Algorithm 1, line 1.
+"""The whole pretraining of the embedded default: autoencoder, generators, siblings, judges, CLIP. Algorithm 1, line 1.
 
 Each part is kept in `work` when it is done, so that a run that was killed continues with the next part.
 """
@@ -20,11 +20,14 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT, Count, Positive, Probability, WholeNotNegative, read_config
 from data.prompts import load_prompts
 from data.video import sample_frames
+from generators.core.conditions import chosen
 from generators.core.load import load_generator
+from generators.core.size import VideoSize
 from tabletop.captions import Claim, all_claims, caption
 from tabletop.pretraining.adversaries import Attack, attack
 from tabletop.pretraining.clip import ClipConfig, all_events, render_events, train_clip
 from tabletop.pretraining.denoiser import DenoiserConfig, latent_pool, save_half, train_denoiser, train_on
+from tabletop.pretraining.first_frame import FirstFrameConfig, first_frame_pool, folded_vae, train_first_frame
 from tabletop.pretraining.judge import Curriculum, JudgeConfig, train_judge
 from tabletop.pretraining.lessons import (
     FRAMES_SEEN,
@@ -84,6 +87,7 @@ class PretrainConfig:
     prompts: str  # the RL prompt set: no lesson of a judge is about its prompts
     vae: VaeConfig
     denoiser: DenoiserConfig
+    first_frame_generator: FirstFrameConfig
     siblings: Siblings
     judge: JudgeConfig
     second_judge: dict[str, Any]  # what it changes of `judge`
@@ -120,11 +124,17 @@ def _changed(judge: JudgeConfig, changes: Mapping[str, Any], where: str) -> Judg
 
 
 def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
-    """Write the folders generator, a WanPipeline, judge, a Qwen2.5-VL, second_judge, a Qwen3-VL, and clip to `out`."""
+    """Write the shipped folders to `out`.
+
+    They are generator, a WanPipeline; first_frame_generator, a CogVideoXImageToVideoPipeline; judge, a Qwen2.5-VL;
+    second_judge, a Qwen3-VL; and clip.
+    """
     torch.set_num_threads(config.threads)
     generator, judge, second, clip = (work / name for name in ("generator", "judge", "second_judge", "clip"))
+    first_frame = work / "first_frame_generator"
     _once(work / "vae", lambda folder: _vae(config.vae, folder))
     _once(generator, lambda folder: _generator(config, work / "vae", folder))
+    _once(first_frame, lambda folder: _first_frame_generator(config.first_frame_generator, work / "vae", folder))
     siblings = [work / f"sibling-{index}" for index in range(len(config.siblings.botched))]
     for index, sibling in enumerate(siblings):
         _once(sibling, partial(_sibling, config, generator, index))
@@ -135,7 +145,7 @@ def pretrain(config: PretrainConfig, work: Path, out: Path) -> None:
     _once(work / "adversaries", lambda folder: _adversaries(config, first, siblings, folder))
     _once(second, lambda folder: _harden(config, first, work, folder))
     _once(clip, lambda folder: _clip(config.clip, generator / "vae", folder))
-    for part in (generator, judge, second, clip):
+    for part in (generator, first_frame, judge, second, clip):
         shutil.rmtree(out / part.name, ignore_errors=True)
         shutil.copytree(part, out / part.name)
 
@@ -166,6 +176,14 @@ def _generator(config: PretrainConfig, vae_folder: Path, folder: Path) -> None:
     save_half(train_denoiser(vae, denoiser, pool), folder)
 
 
+def _first_frame_generator(config: FirstFrameConfig, vae_folder: Path, folder: Path) -> None:
+    vae = AutoencoderKLWan.from_pretrained(vae_folder).eval()
+    vae.register_to_config(_name_or_path="")
+    folded = folded_vae(vae)
+    pool = first_frame_pool(folded, config)
+    save_half(train_first_frame(folded, config, pool, folder.with_suffix(".state")), folder)
+
+
 def _sibling(config: PretrainConfig, generator: Path, index: int, folder: Path) -> None:
     siblings = config.siblings
     pipeline = WanPipeline.from_pretrained(generator, dtype=torch.float32)
@@ -193,16 +211,16 @@ def _sibling_clips(config: PretrainConfig, siblings: Sequence[Path], folder: Pat
 
 def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidance: float, seed: int) -> np.ndarray:
     """A clip for each text from a pipeline folder, uint8 (N, F, H, W, 3)."""
-    generator = load_generator("wan", str(folder), max_prompt_tokens=config.denoiser.tokens)
-    embeddings, empty = generator.encode_text(texts), generator.encode_text([""])[0]
-    shape = generator.latent_shape(FRAMES, SIZE, SIZE)
+    size = VideoSize(FRAMES, SIZE, SIZE, fps=8)
+    generator = load_generator("wan", str(folder), size, max_prompt_tokens=config.denoiser.tokens)
+    told, empty = generator.encode_text(texts), {name: one[0] for name, one in generator.encode_text([""]).items()}
     clips = []
     for first in range(0, len(texts), 64):
         part = slice(first, first + 64)
         seeds = [generator.sample_seed(seed, text, first + i) for i, text in enumerate(texts[part])]
         latents = generator.sample(
-            embeddings[part], empty, generator.draw_noise(seeds, shape), config.siblings.solver_steps,
-            guidance, "unipc",
+            chosen(told, range(len(texts))[part]), empty, generator.draw_noise(seeds, generator.latent_shape),
+            config.siblings.solver_steps, guidance, "unipc",
         )  # fmt: skip
         clips.append(generator.decode(latents).numpy())
     return np.concatenate(clips)

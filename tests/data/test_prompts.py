@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.prompts import Prompt, leaks, load_prompts, remarks, select, write_prompts
 from tests.support.refusals import assert_refused
@@ -73,7 +74,7 @@ def test_other_columns_are_kept_and_written(tmp_path):
 
 
 def test_image_and_reference_are_taken_from_the_folder_of_the_csv(tmp_path):
-    (tmp_path / "first.png").touch()
+    Image.new("RGB", (4, 4)).save(tmp_path / "first.png")
     path = prompt_file(tmp_path, HEADER.replace("image", "Image") + "a-1,lifting,lifting,train,first.png,\n")
     (prompt,) = load_prompts(path)
     assert prompt.image == str(tmp_path / "first.png")
@@ -237,6 +238,32 @@ def test_a_text_in_both_splits_is_a_leak_a_repeated_one_is_not(tmp_path, caplog)
     assert leaks(prompts) == ["both"]
     message = "texts stand in both train and test, so the test split is not held out for them (1): both"
     assert message in caplog.text
+
+
+def test_a_text_with_another_image_is_another_prompt(tmp_path):
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    rows = "a,push,c,train,one.png,\nb,push,c,train,two.png,\nc,push,c,test,two.png,\nd,pull,c,test,one.png,\n"
+    prompts = load_prompts(prompt_file(tmp_path, HEADER + rows))
+
+    assert leaks(prompts) == ["push"] and leaks(prompts[:2] + prompts[3:]) == []  # b and c share text and image
+    assert remarks(prompts[:2] + prompts[3:]) == []  # nor does a repeat b
+
+
+def test_a_set_where_some_prompts_have_an_image_is_a_warning(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
+    prompts = load_prompts(prompt_file(tmp_path, HEADER + "a,push,c,train,one.png,\nb,pull,c,train,,\n"))
+
+    assert remarks(prompts) == [
+        "1 prompts have an image and 1 have none, and one clip set takes prompts of one sort alone: b"
+    ]
+
+
+def test_an_image_that_is_none_is_refused_with_its_row(tmp_path):
+    (tmp_path / "first.png").write_text("a picture")
+    path = prompt_file(tmp_path, HEADER + "a,push,c,train,,\nb,pull,c,train,first.png,\n")
+    with pytest.raises(ValueError, match=r"prompts.csv, row 3: .*first.png: not a readable image; read are PNG, JPEG"):
+        load_prompts(path)
 
 
 def test_the_papers_prompts_are_as_printed(caplog):

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from data import manifest
+from data.first_frames import read_png
 from data.manifest import StoreError, publish
 from data.records import Sample, read_rows
 from data.store import ClipSet, ClipSetWriter
+from tests.support.refusals import assert_refused
 
 PROMPTS = {"lift": "lifting a cup", "push": "pushing a cup"}
 EMBEDDINGS = {name: torch.full((5, 3), float(i + 1)) for i, name in enumerate(PROMPTS)}
@@ -140,6 +142,62 @@ def test_hugging_face_lists_the_folder_as_it_is(clip_set, tmp_path):
     assert by_id["push-0"]["video"]["path"].endswith("videos/push-0.mp4")
     table = str(clip_set.folder / "metadata.parquet")
     assert len(datasets.load_dataset("parquet", data_files=table, split="train", cache_dir=cache)) == 3
+
+
+# First frames
+
+FIRST = {name: np.full((16, 16, 3), 50 * place, np.uint8) for place, name in enumerate(PROMPTS, 1)}
+
+
+def with_first_frames(work: Path, frames: dict[str, np.ndarray]) -> Path:
+    ClipSetWriter(work).add_first_frames(frames)
+    return write(work)
+
+
+def test_a_set_holds_the_first_frame_of_each_prompt_and_its_manifest_lists_them(tmp_path):
+    clip_set = ClipSet.open(with_first_frames(tmp_path, FIRST), verify=True)
+
+    assert clip_set.first_frame("push") == tmp_path / "first/push.png"
+    assert np.array_equal(read_png(tmp_path / "first/push.png"), FIRST["push"])
+    assert clip_set.hashes["first/lift.png"] == contents(tmp_path)["first/lift.png"]
+    (tmp_path / "first/lift.png").unlink()
+    with pytest.raises(StoreError, match="first/lift.png: missing"):
+        ClipSet.open(tmp_path)
+
+
+def test_a_set_without_first_frames_has_none(clip_set):
+    assert clip_set.first_frame("push") is None
+
+
+def test_hugging_face_lists_the_clips_of_a_set_with_first_frames_alone(tmp_path):
+    folder = with_first_frames(tmp_path / "set", FIRST)
+    rows = datasets.load_dataset("videofolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert set(rows["sample_id"]) == {"lift-0", "lift-1", "push-0"}
+
+
+def test_a_set_with_first_frames_that_was_killed_before_it_was_published_stays_as_it_is(tmp_path):
+    whole = contents(with_first_frames(tmp_path / "work", FIRST))
+    assert contents(with_first_frames(tmp_path / "work", FIRST)) == whole
+
+
+def test_first_frames_that_do_not_fit_the_clips_are_refused(tmp_path):
+    small = np.zeros((8, 8, 3), np.uint8)
+    for number, (frames, message) in enumerate(
+        {
+            "missing": ({"push": FIRST["push"]}, "first frames of 1 prompts, but the clips are of 2; .* is lift"),
+            "of another prompt": (FIRST | {"fold": small}, "first frames of 3 prompts, .* is fold"),
+            "of another size": (FIRST | {"push": small}, r"push.png: \(8, 8\), but the clips of push are \(16, 16\)"),
+        }.values()
+    ):
+        with pytest.raises(StoreError, match=message):
+            with_first_frames(tmp_path / str(number), frames)
+    writer = ClipSetWriter(tmp_path / "other")
+    refused: list[tuple[dict[str, np.ndarray], str]] = [
+        ({"push": small.astype(float)}, r"push: a first frame is float64 \(8, 8, 3\), wanted uint8"),
+        ({"push": small[..., 0]}, r"push: a first frame is uint8 \(8, 8\), wanted uint8 \(H, W, 3\)"),
+        ({"../push": small}, "it becomes a file name"),
+    ]
+    assert_refused(writer.add_first_frames, refused)
 
 
 # Torn files

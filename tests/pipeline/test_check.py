@@ -1,13 +1,15 @@
 """`vfrl check`: what is wrong with params.yaml is found before anything is computed."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from commands.preset import PRESETS, overlay
-from data.prompts import load_prompts
+from data.prompts import load_prompts, write_prompts
 from feedback.core.kinds import resolve
 from pipeline.advice import advice
 from pipeline.check import check_params
@@ -205,6 +207,44 @@ def test_what_is_no_error_and_probably_not_meant_is_a_note(project):
 def lines_of(checked, seconds: float | None = None) -> dict[str, str]:
     """The summary by title."""
     return {words[0]: words[1].strip() for words in (line.split(" ", 1) for line in summarise(checked, seconds))}
+
+
+def with_images(folder: Path, params: dict, images: dict[str, str]) -> None:
+    """Name a set of the tabletop's first four prompts, the last one test. images: paths by prompt_id."""
+    rows = [replace(one, split="train") for one in load_prompts(Path(params["prompts"]["path"]))[:4]]
+    rows[3] = replace(rows[3], split="test")
+    write_prompts(folder / "prompts.csv", [replace(row, image=images.get(row.prompt_id)) for row in rows])
+    params["prompts"]["path"] = str(folder / "prompts.csv")
+
+
+def test_the_summary_says_how_many_prompts_have_a_first_frame(project, tmp_path, caplog):
+    params = default_params()
+    project(params)
+    ids = [one.prompt_id for one in load_prompts(Path(params["prompts"]["path"]))[:4]]
+    Image.new("RGB", (64, 32)).save(tmp_path / "wide.png")
+    with_images(tmp_path, params, {name: str(tmp_path / "wide.png") for name in ids})
+    project(params)
+
+    assert "4 (3 train, 1 test), 4 with a first frame; 1 categories" in lines_of(check_params())["prompts"]
+    assert "wide.png (64x32 loses 50% of its width)" in caplog.text
+
+
+def test_first_frames_that_cannot_be_used_are_found_before_anything_is_generated(project, tmp_path):
+    params = default_params()
+    project(params)
+    ids = [one.prompt_id for one in load_prompts(Path(params["prompts"]["path"]))[:4]]
+    Image.effect_noise((64, 64), 50).save(tmp_path / "noise.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "noise.png").read_bytes()[:-99])
+    for image, last, message in (
+        ("cut.png", "cut.png", f"prompt {ids[0]}: .*cut.png: not a readable image"),
+        ("noise.png", None, f"evaluate.generate: 1 of 4 prompts have no image and the others have one: {ids[3]}"),
+    ):
+        params = default_params()
+        images = {name: str(tmp_path / image) for name in ids[:3]} | ({ids[3]: str(tmp_path / last)} if last else {})
+        with_images(tmp_path, params, images)
+        project(params)
+        with pytest.raises((ParamsError, ValueError), match=message):
+            check_params()
 
 
 def test_the_summary_counts_what_the_run_makes_and_judges(project):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from data.content.modules import module_files
 from pipeline.inputs import LISTED, hub_commit, write_inputs
@@ -47,7 +48,6 @@ def params(tmp_path, monkeypatch):
         "lab/marks.yaml": "marks: [{mask: pictures/region.png, frames: all}]",
         "lab/pictures/region.png": "picture",
         "lab/recipe.yaml": (ROOT / "configs/recipes/vlm-as-teacher.yaml").read_text().replace(SHEET, "lab/sheet.yaml"),
-        "lab/first.png": "picture",
         "lab/real.mp4": "clip",
         "lab/prompts.csv": HEADER + "p1,a ball rolls,c,train,first.png,real.mp4\n",
         "my_lab/tracker.py": KIND,
@@ -60,6 +60,7 @@ def params(tmp_path, monkeypatch):
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
+    Image.new("RGB", (4, 4)).save("lab/first.png")
     Path("lab/model/linked").symlink_to(tmp_path / "library/elsewhere")
     for folder in (home, tmp_path / "library"):
         monkeypatch.syspath_prepend(folder)
@@ -111,7 +112,7 @@ def test_a_change_of_a_file_is_seen_by_the_entries_that_use_it_and_by_no_others(
         "lab/clip/weights": {"sources/clip", "sources/several"},
         "lab/model/weights": {"generator"},
         "lab/prompts.csv": {"prompts"},
-        "lab/first.png": {"prompts"},
+        "lab/first.png": {"images"},  # so that an edited first frame runs what shows it, and not stage extend
         "lab/real.mp4": {"references"},
         "lab/recipe.yaml": {"online/teacher"},
         "lab/sheet.yaml": {"online/teacher"},
@@ -121,7 +122,8 @@ def test_a_change_of_a_file_is_seen_by_the_entries_that_use_it_and_by_no_others(
     for name, expected in users.items():
         path = Path(name)
         with_more = {".csv": "p2,a cup falls,c,train,,\n", ".yaml": "# more\n", ".py": "# more\n"}.get(path.suffix, "x")
-        changed = changed_by(params, lambda path=path, more=with_more: path.write_text(path.read_text() + more))
+        more = with_more.encode()
+        changed = changed_by(params, lambda path=path, more=more: path.write_bytes(path.read_bytes() + more))
         assert changed == {f"{one}.json" for one in expected}, name
 
 

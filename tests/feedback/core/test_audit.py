@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 import stages.audit
 import stages.label
 from commands.rate.server import Ratings, gather
+from data.first_frames import read_png
 from data.known import FULFILLED, SWAPPED, first_clips, reference_clips
 from data.manifest import read_manifest, write_manifest
 from data.prompts import load_prompts
@@ -234,6 +236,21 @@ def test_reference_clips_keep_their_size_length_and_rate(tmp_path):
     assert (second.num_frames, second.fps) == (3, 8.0)
     pixels = read_video(tmp_path / "0.mp4")[:, :32]
     assert np.abs(known.clip_set.frames(first).astype(int) - pixels).max() <= 1
+
+
+def test_a_reference_clip_has_the_image_of_its_prompt_as_first_frame_where_all_have_one(tmp_path):
+    frames = np.zeros((3, 33, 40, 3), np.uint8)
+    Image.new("RGB", (20, 16), (200, 0, 0)).save(tmp_path / "red.png")
+    prompts = [replace(with_reference(tmp_path, n, frames), image=str(tmp_path / "red.png")) for n in range(2)]
+
+    known = reference_clips(tmp_path / "set", prompts)
+    first = known.clip_set.first_frame(PROMPTS[1].prompt_id)
+    assert first is not None and (read_png(first) == (200, 0, 0)).all() and read_png(first).shape == (32, 40, 3)
+    again = reference_clips(tmp_path / "set", prompts)  # a resumed run finds them finished
+    assert again.clip_set.fingerprint() == known.clip_set.fingerprint()
+
+    without = reference_clips(tmp_path / "other", [prompts[0], replace(prompts[1], image=None)])
+    assert without.clip_set.first_frame(PROMPTS[0].prompt_id) is None
 
 
 def test_a_corrupt_reference_is_named(tmp_path):

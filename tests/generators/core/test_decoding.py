@@ -9,9 +9,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from generators.core.decoding import MODES, Decoding, compare, decode_frames, ramps, spans
+from generators.core.generator import Generator
 from generators.core.load import load_generator
+from generators.decoders.decoder import frame_decoder
 from generators.decoders.wan import WanFrameDecoder
-from generators.families.wan import WanGenerator
 from tabletop.captions import Claim, Thing
 from tabletop.render import render
 from tabletop.scenes import make_scene
@@ -39,36 +40,62 @@ def clip(tabletop):
     return tabletop.encode(torch.from_numpy(frames)[None])
 
 
-def deep(**config) -> WanGenerator:
-    """A Wan of random weights whose VAE is as deep as the real one and a few channels wide; nothing else is loaded."""
+class OnlyVae(Generator):
+    """A VAE alone. scale: of its latents. padding: latent frames in front that are not decoded."""
+
+    def __init__(self, vae, scale: float, padding: int = 0) -> None:
+        self.vae, self.scale, self.padding = vae.eval().requires_grad_(False), scale, padding
+        self.device = torch.device("cpu")
+
+    def part(self, name):
+        return {"vae": self.vae}[name]
+
+    def vae_latents(self, latents):
+        return latents[:, :, self.padding :] / self.scale
+
+    def frame_decoder(self):
+        return frame_decoder(self.vae)
+
+
+def deep(**config) -> OnlyVae:
+    """A Wan VAE of random weights, as deep as the real one and a few channels wide."""
     from diffusers import AutoencoderKLWan
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = AutoencoderKLWan(base_dim=4, **config).eval().requires_grad_(False)
-    return WanGenerator(
-        modules={"vae": vae},
-        tokenizer=None,
-        transformer_config={"patch_size": (1, 2, 2)},
-        vae_config=vae.config,
-        scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler"},
-        conditioning_channels=0,
-        max_prompt_tokens=1,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+        return OnlyVae(AutoencoderKLWan(base_dim=4, **config), scale=0.5)
 
 
-WAN22 = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
+def cogvideox(padding: int = 0) -> OnlyVae:
+    """A CogVideoX VAE of random weights with as many blocks as the real one, a few channels wide."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        )  # fmt: skip
+        return OnlyVae(vae, scale=0.7, padding=padding)
 
 
-@pytest.fixture(scope="module", params=["tabletop", "wan2.1", "wan2.2"])
-def case(request, tabletop):
+WAN22 = {
+    "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
+    "decoder_base_dim": 8,
+}  # fmt: skip
+CASES = {  # by name, a generator and the channels of its latents
+    "tabletop": (lambda: load_generator("wan", "models/tabletop/generator", parts=("vae",)), 12),
+    "wan2.1": (deep, 16),
+    "wan2.2": (lambda: deep(**WAN22), 16),
+    "cogvideox": (cogvideox, 4),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
     """A generator and latents of it: 7 latent frames."""
-    generators = {"tabletop": lambda: tabletop, "wan2.1": deep, "wan2.2": lambda: deep(**WAN22)}
-    generator = generators[request.param]()
-    channels = generator.vae_config["z_dim"]
-    return generator, torch.randn(1, channels, 7, 4, 4, generator=torch.Generator().manual_seed(0))
+    make, channels = CASES[request.param]
+    return make(), torch.randn(1, channels, 7, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 def decoded(generator, latents, indices, decoding):
@@ -82,11 +109,12 @@ def decoded(generator, latents, indices, decoding):
 # Equal where it must be
 
 
-def test_the_plain_decode_is_the_vaes(case):
+@pytest.mark.parametrize("latent_frames", [1, 2, 7])
+def test_the_plain_decode_is_the_vaes(case, latent_frames):
     generator, latents = case
-    leaf = latents.clone().requires_grad_()
+    leaf = latents[:, :, :latent_frames].clone().requires_grad_()
     expected = generator.decode_float(leaf)[0]
-    frames, gradient = decoded(generator, latents, range(len(expected)), PLAIN)
+    frames, gradient = decoded(generator, leaf.detach(), range(len(expected)), PLAIN)
     torch.testing.assert_close(frames, expected.detach(), atol=1e-6, rtol=0)
     (expected * torch.linspace(-1, 1, expected.numel()).view_as(expected)).sum().backward()
     torch.testing.assert_close(gradient, leaf.grad, atol=1e-6, rtol=1e-4)
@@ -121,6 +149,54 @@ def test_frames_come_in_the_order_of_the_indices_and_as_often(tabletop, clip, de
     torch.testing.assert_close(decode_frames(tabletop, clip, [9, 2, 9], decoding), everything[[9, 2, 9]])
 
 
+def test_cogvideox_decodes_two_latent_frames_at_a_time_and_an_odd_one_more_with_the_first():
+    # 1, 4, 4 … frames of an odd number of latent frames, 4, 4 … of an even number
+    decoder = cogvideox().frame_decoder()
+    for latent_frames, groups, frames in (
+        (1, [range(1)], [range(1)]),
+        (4, [range(2), range(2, 4)], [range(8), range(8, 16)]),
+        (7, [range(3), range(3, 5), range(5, 7)], [range(9), range(9, 17), range(17, 25)]),
+    ):
+        assert decoder.groups(latent_frames) == groups
+        assert [decoder.frames_of(group) for group in groups] == frames
+
+
+@pytest.mark.parametrize("decoding", [PLAIN, EXACT, windowed(window=2, overlap=1)], ids=lambda d: d.mode)
+def test_latent_frames_that_only_fill_a_patch_are_neither_shown_nor_changed(decoding):
+    latents = torch.randn(1, 4, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    frames, gradient = decoded(cogvideox(padding=1), latents, [0, 16], decoding)
+    expected, expected_gradient = decoded(cogvideox(), latents[:, :, 1:], [0, 16], decoding)
+    assert torch.equal(frames, expected)
+    assert torch.equal(gradient[:, :, 1:], expected_gradient) and not gradient[:, :, :1].any()
+
+
+def test_decoding_equals_cogvideox_1_5_whose_latents_are_padded_to_whole_patches():
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    generator = cogvideox(padding=1)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=16, num_layers=1, sample_width=4, sample_height=4, sample_frames=9, patch_size=2, patch_size_t=2,
+        max_text_seq_length=4, use_rotary_positional_embeddings=True, patch_bias=False,
+    )  # fmt: skip
+    generator.vae.register_to_config(scaling_factor=generator.scale)
+    stock = CogVideoXPipeline(None, None, generator.vae, transformer, CogVideoXDDIMScheduler())
+    stock.set_progress_bar_config(disable=True)
+    common = {
+        "prompt_embeds": torch.zeros(1, 4, 16), "guidance_scale": 1.0, "num_inference_steps": 2, "num_frames": 9,
+        "height": 32, "width": 32,
+    }  # fmt: skip
+    latents, frames = (
+        stock(**common, output_type=kind, generator=torch.Generator().manual_seed(0)).frames
+        for kind in ("latent", "np")
+    )
+    latents = latents.transpose(1, 2)
+    assert latents.shape[2] == 4 and frames.shape[1] == 9
+    expected = torch.from_numpy(frames[0])
+    torch.testing.assert_close(decode_frames(generator, latents, range(9), EXACT), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(generator.decode_float(latents)[0], expected, atol=1e-5, rtol=0)
+
+
 # Nothing more than needed
 
 
@@ -132,6 +208,16 @@ def test_nothing_after_the_last_wanted_frame_is_decoded(tabletop, clip, mode):
     frames, gradient = decoded(tabletop, beyond, [0, 4], windowed(mode=mode))
     assert frames.isfinite().all()
     assert gradient[:, :, :3].isfinite().all() and gradient[:, :, 2].any() and not gradient[:, :, 3:].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_group_after_that_of_the_last_wanted_frame_is_decoded(mode):
+    # frame 10 is the second of latent frames 3 and 4
+    latents = torch.randn(1, 4, 7, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents[:, :, 5:] = math.nan
+    frames, gradient = decoded(cogvideox(), latents, [0, 10], windowed(mode=mode, window=2))
+    assert frames.isfinite().all()
+    assert gradient[:, :, :5].isfinite().all() and gradient[:, :, 4].any() and not gradient[:, :, 5:].any()
 
 
 def test_only_windows_with_a_wanted_frame_are_decoded(tabletop, clip, monkeypatch):
@@ -164,8 +250,9 @@ def held(generator, latents, indices, decoding) -> int:
 def test_what_waits_for_the_backward_does_not_grow_with_the_clip(case):
     generator, latents = case
     longer = torch.cat([latents] * 3, dim=2)
-    last = generator.frame_decoder().frames_of(6).start
-    short, long = [0, last // 2, last], [0, last // 2, 3 * last]
+    decoder = generator.frame_decoder()
+    last, later = (decoder.frames_of(decoder.groups(count)[-1]).start for count in (7, 21))
+    short, long = [0, last // 2, last], [0, last // 2, later]
     plain, exact, windows = (
         (held(generator, latents, short, way), held(generator, longer, long, way)) for way in (PLAIN, EXACT, WINDOWED)
     )
@@ -272,6 +359,22 @@ def test_the_error_shrinks_as_tiles_grow_and_overlap(tabletop, clip):
 
 
 @pytest.mark.ci
+def test_windows_and_tiles_of_cogvideox_come_nearer_as_they_grow():
+    generator, draws = cogvideox(), torch.Generator().manual_seed(0)
+    long, wide = torch.randn(1, 4, 9, 2, 2, generator=draws), torch.randn(1, 4, 2, 6, 6, generator=draws)
+    windows = [compare(generator, long, [20, 32], windowed(window=size, overlap=size // 2)) for size in (1, 2, 3)]
+    tiles = [
+        compare(generator, wide, [4], windowed(tile=tile, tile_overlap=overlap)) for tile, overlap in ((3, 0), (5, 4))
+    ]
+    assert sorted(windows) == windows and sorted(tiles) == tiles
+    # windows of 1 and 2 of the 4 groups, and of 3, which begins with the clip: a lead of 2 latent frames is one group
+    assert 25 < windows[0].psnr < 35 < windows[1].psnr < 45 and windows[2].psnr > 100
+    assert 20 < tiles[0].psnr < 30 < tiles[1].psnr < 40
+    assert 0.7 < tiles[0].gradient_cosine < windows[0].gradient_cosine < 0.9
+    assert 0.9 < tiles[1].gradient_cosine < windows[1].gradient_cosine < windows[2].gradient_cosine
+
+
+@pytest.mark.ci
 def test_windows_of_a_deep_decoder_come_nearer_as_they_grow():
     # Random weights look back over all latent frames alike, where trained ones look at the last most; so do these.
     generator, latents = deep(), torch.randn(1, 16, 8, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -297,7 +400,7 @@ def bright(generator, latents):
     """The latents' gradient of the sum of all frames as they leave the decoder, and those frames."""
     leaf = latents.clone().requires_grad_()
     decoder, state, frames = generator.frame_decoder(), (), []
-    for latent in leaf.split(1, dim=2):
+    for latent in generator.vae_latents(leaf).split(1, dim=2):
         decoded, state = decoder.step(latent, state)
         frames.append(decoded)
     torch.cat(frames).sum().backward()
@@ -353,6 +456,16 @@ def test_a_frame_that_the_clip_lacks_is_an_error(tabletop, clip):
     ):
         with pytest.raises(ValueError, match=message):
             decode_frames(tabletop, clip, indices, WINDOWED)
+
+
+def test_a_vae_without_such_a_decoder_is_an_error():
+    from diffusers import AutoencoderKLLTXVideo
+
+    with torch.device("meta"):
+        vae = AutoencoderKLLTXVideo()
+    known = "known are AutoencoderKLCogVideoX, AutoencoderKLWan"
+    with pytest.raises(ValueError, match=f"vae: no decoder .* for class AutoencoderKLLTXVideo; {known}"):
+        decode_frames(OnlyVae(vae, 1.0), torch.zeros(1, 128, 1, 2, 2), [0], PLAIN)
 
 
 def test_two_clips_at_once_are_an_error(tabletop, clip):

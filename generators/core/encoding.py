@@ -1,0 +1,74 @@
+"""Prompts and first frames to conditions, once a prompt, before any clip is sampled."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data.first_frames import first_frames
+from data.prompts import Prompt
+from data.store import PromptConditions
+from generators.core.conditions import Conditions
+from generators.core.generator import Generator
+from generators.core.process import FlowMatching
+
+logger = logging.getLogger(__name__)
+
+ENCODING = ("text", "image", "vae")  # the PARTS that `encode` needs
+
+
+class Encoded(NamedTuple):
+    """What a generator is told of prompts, and the first frames that it was shown."""
+
+    told: PromptConditions
+    images: Mapping[str, np.ndarray]  # prompt_id -> uint8 (H, W, 3); empty where it takes none
+    facts: Mapping[str, Any]  # family, shift (null where the model is no flow), negative_prompt
+
+    def of(self, prompt_ids: Sequence[str]) -> "Encoded":
+        """Those of some of the prompts."""
+        told = self.told._replace(prompts={prompt_id: self.told.prompts[prompt_id] for prompt_id in prompt_ids})
+        return Encoded(told, {name: self.images[name] for name in prompt_ids if name in self.images}, self.facts)
+
+
+def encode(
+    generator: Generator, prompts: Sequence[Prompt], negative_prompt: str = "", texts: Mapping[str, str] | None = None
+) -> Encoded:
+    """The prompts and their first frames as conditions on the CPU.
+
+    texts: the generator's inputs in place of the prompts, by prompt_id.
+    Raises ValueError for a prompt of too many tokens, and as `check_images` does; logs its warning.
+    """
+    if warning := check_images(generator, prompts):
+        logger.warning(warning)
+    size = generator.size
+    images = {} if generator.image == "none" else first_frames(prompts, size.height, size.width)
+    inputs = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in prompts}
+    captions = [*inputs.values(), "", *([negative_prompt] if negative_prompt else [])]
+    rows = _rows(generator.encode_text(captions), len(captions))
+    told = dict(zip(inputs, rows, strict=False))
+    for prompt_id, image in images.items():  # one at a time: with frames after it, each is as dear as a clip
+        told[prompt_id] |= _rows(generator.encode_image(torch.from_numpy(image[None])), 1)[0]
+    process = generator.process
+    shift = process.shift if isinstance(process, FlowMatching) else None
+    facts = {"family": generator.family, "shift": shift, "negative_prompt": negative_prompt}
+    return Encoded(PromptConditions(told, rows[len(told)], rows[-1] if negative_prompt else None), images, facts)
+
+
+def check_images(generator: Generator, prompts: Sequence[Prompt]) -> str | None:
+    """Raises ValueError where the generator needs first frames and the prompts lack them; else what to warn of."""
+    name, given = generator.checkpoint.path, any(prompt.image for prompt in prompts)
+    if generator.image == "needed" and not given:
+        raise ValueError(
+            f"{name} makes a clip from a prompt and its first frame, and the prompts have none: give the prompt set a "
+            "column image"
+        )
+    if generator.image == "none" and given:
+        return f"{name} takes no first frame, so the images of the prompts are not used"
+    return None
+
+
+def _rows(conditions: Conditions, count: int) -> list[Conditions]:
+    """The conditions of each row, without a batch axis."""
+    return [{name: tensor[place].clone() for name, tensor in conditions.items()} for place in range(count)]
