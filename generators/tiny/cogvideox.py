@@ -8,7 +8,9 @@ Release = Literal["2b", "5b", "1.5"]
 
 LATENT_CHANNELS = 4
 MAX_TOKENS = 16  # of every prompt: padding is part of what the model reads
-LATENT_SIZE, FRAMES = 4, 9  # of a clip: those that positions are learned for
+FRAMES = 9
+LATENT_SIZE = 4  # latent pixels along a side, of the one size that positions are learned for
+LARGEST_SIZE = 16  # of the largest clips that 1.5 has positions for
 
 
 def cogvideox(release: Release, image: bool) -> Any:
@@ -31,10 +33,11 @@ def cogvideox(release: Release, image: bool) -> Any:
 def _transformer(release: Release, image: bool) -> Any:
     from diffusers import CogVideoXTransformer3DModel
 
+    size = LARGEST_SIZE if release == "1.5" else LATENT_SIZE
     config = {
         "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": LATENT_CHANNELS * (2 if image else 1),
         "out_channels": LATENT_CHANNELS, "time_embed_dim": 8, "text_embed_dim": WIDTH, "num_layers": 2,
-        "sample_width": LATENT_SIZE, "sample_height": LATENT_SIZE, "sample_frames": FRAMES, "patch_size": 2,
+        "sample_width": size, "sample_height": size, "sample_frames": FRAMES, "patch_size": 2,
         "temporal_compression_ratio": 4, "max_text_seq_length": MAX_TOKENS,
         "use_rotary_positional_embeddings": release != "2b",
         "use_learned_positional_embeddings": image and release == "5b",
