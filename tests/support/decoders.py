@@ -3,7 +3,6 @@
 import torch
 
 from generators.core.generator import Generator
-from generators.decoders.decoder import frame_decoder
 
 WAN22 = {
     "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
@@ -24,14 +23,11 @@ class OnlyVae(Generator):
         config = self.vae.config
         return config["z_dim"] if "z_dim" in config else config["latent_channels"]
 
-    def part(self, name):
+    def component(self, name):
         return {"vae": self.vae}[name]
 
     def vae_latents(self, latents):
         return latents[:, :, self.padding :] / self.scale
-
-    def frame_decoder(self):
-        return frame_decoder(self.vae)
 
 
 def deep(**config) -> OnlyVae:

@@ -321,7 +321,7 @@ def test_an_accelerator_adds_in_a_fixed_order_where_it_is_wanted(
 
     monkeypatch.setattr(devices, "deterministic", as_on_a_gpu)
     modes = []
-    generator.transformer.register_forward_pre_hook(
+    generator.denoisers["transformer"].register_forward_pre_hook(
         lambda *_: modes.append(torch.are_deterministic_algorithms_enabled())
     )
     run("sft", generator, clip_set, base, tmp_path, deterministic=wanted)
