@@ -24,7 +24,6 @@ from cluster import devices
 from data.video import sample_frames
 from generators.core.decoding import Decoding, decode_frames
 from generators.core.generator import Generator
-from generators.decoders.decoder import FrameDecoder, frame_decoder
 
 JUDGED = 4  # frames of a clip that the judge gets
 MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once
@@ -46,8 +45,8 @@ class OnlyVae(Generator):
     def vae_latents(self, latents: Tensor) -> Tensor:
         return latents
 
-    def frame_decoder(self) -> FrameDecoder:
-        return frame_decoder(self.vae)
+    def component(self, name: str) -> nn.Module:
+        return {"vae": self.vae}[name]
 
 
 def make_generator(vae: str, width: int | None, device: torch.device) -> OnlyVae:

@@ -268,8 +268,8 @@ def main(
         "warmup_steps": 0, "schedule": "constant", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
         "max_grad_norm": 1.0, "steps": steps, "batch_size": pairs, "gradient_accumulation": 1,
         "gradient_checkpointing": False, "precision": "bf16" if dtype == "bfloat16" else "fp32",
-        "timesteps": {"name": "uniform"}, "caption_dropout": 0.0, "checkpoint_every": steps + 1, "log_every": steps,
-        "seed": 1, "beta": BETA, "chosen_error_weight": 0.0,
+        "deterministic": True, "timesteps": {"name": "uniform"}, "caption_dropout": 0.0,
+        "checkpoint_every": steps + 1, "log_every": steps, "seed": 1, "beta": BETA, "chosen_error_weight": 0.0,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")

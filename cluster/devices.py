@@ -77,15 +77,15 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Within it an accelerator adds in a fixed order, so that the same seed gives the same bytes; a CPU does anyway.
+def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Within it, where it is wanted, an accelerator adds in a fixed order: the same seed gives the same bytes.
 
-    An operation without such an order raises torch's error that names it. A warning instead would not do: attention
-    would keep its fast backward, whose order is random.
+    A CPU does anyway. An operation without such an order raises torch's error that names it. A warning instead would
+    not do: attention would keep its fast backward, whose order is random.
     """
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(before[0] or device.type != "cpu")
+    torch.use_deterministic_algorithms(before[0] or (wanted and device.type != "cpu"))
     settings.fill_uninitialized_memory = False  # it costs time, and nothing here reads what was never written
     try:
         yield

@@ -106,7 +106,7 @@ def read_png(path: Path) -> np.ndarray:
     """Pixels of a PNG that `png_bytes` made: uint8 (H, W, 3). Raises ValueError naming a file that is damaged."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except _DAMAGED as error:
         raise ValueError(f"{path}: not a readable PNG ({error})") from error
 

@@ -315,7 +315,8 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
     # No metadata entries: safetensors writes more than one in random order, and bytes must be stable.
-    encoded = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    # Nor tensors that share memory, such as those of two prompts with one text, which safetensors refuses.
+    encoded = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     with atomically(path) as partial:
         partial.write_bytes(encoded)
 

@@ -36,6 +36,7 @@ from pipeline.recipes import load_recipe, recipe_files
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
 NO_PATH = ("family", "kind", "references", "writer", "cache")  # keys whose values name code, or no input
+DECODERS = "generators.decoders.decoder"  # of VAEs; the model's files say which of them a run uses
 CACHE = Path(".state/hashes.json")  # the memory of content hashes
 COMMIT = re.compile("[0-9a-f]{40}")  # a revision that is a commit stands for itself
 
@@ -68,7 +69,7 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
 
 
 def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
-    """The recipe, the files that it and its entry of online.policies name, and the code of writer and references.
+    """The recipe, the files that it and its entry of online.policies name, the code of writer, references and decoders.
 
     Of a writer that is a source only its model counts: what it wrote is kept with the policy, so that another price or
     pace of the writer is no reason to train again.
@@ -86,7 +87,7 @@ def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes
             named.append(found["writer"])
     modules = [(entry.get("references"), REFERENCES), (questions.writer if questions else None, WRITERS)]
     dotted = {name: table.get(name, name) for name, table in modules if name and (name in table or "." in name)}
-    code = {name: _code(path, {}, hashes) for name, path in dotted.items()}
+    code = {name: _code(path, {}, hashes) for name, path in {**dotted, "decoders": DECODERS}.items()}
     return {"files": _files(named, hashes), "code": code, **found}
 
 

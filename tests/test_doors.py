@@ -16,6 +16,8 @@ from feedback.core.kinds import make_source, needs_device, read_block
 from feedback.core.label import label_clip_set
 from feedback.questions import Writing, write_questions
 from generators.core.load import load_generator
+from generators.core.size import VideoSize
+from tests.support.told import told
 
 PAGE = Path(__file__).parents[1] / "docs/doors.md"
 
@@ -43,7 +45,7 @@ def clip_set(folder: Path, clips: np.ndarray) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, clips, torch.zeros(count, 1, 1, 1, 1))
-    writer.finish({f"p{n}": torch.zeros(1, 1) for n in range(count)}, torch.zeros(1, 1), {})
+    writer.finish(told(f"p{n}" for n in range(count)), {})
     return ClipSet.open(folder)
 
 
@@ -74,7 +76,8 @@ def test_what_is_wrong_with_a_kind_of_ones_own_is_named():
 def test_a_family_of_ones_own_encodes_prompts_in_its_own_way():
     def encoded(family: str, prompt: str) -> torch.Tensor:
         path = "models/tabletop/generator"
-        return load_generator(family, path, max_prompt_tokens=16, parts=("text_encoder",)).encode_text([prompt])
+        size = VideoSize(num_frames=9, height=32, width=32, fps=8.0)
+        return load_generator(family, path, size, max_prompt_tokens=16, parts=("text",)).encode_text([prompt])["text"]
 
     caption = "a red ball falls"
     assert torch.equal(encoded("my_lab.lowercase", caption.upper()), encoded("wan", caption))

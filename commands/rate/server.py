@@ -8,6 +8,7 @@ rater, and stays the same after a restart or when sets are added. Every rating i
     GET /item         the next clip to rate
     GET /item/<id>    a clip by the key of its rating, which a page left open over a restart may still name
     GET /clip/<id>/0  its mp4; of a pair of clips, /0 is on the left and /1 on the right
+    GET /first/<id>   the first frame that its generator was given, where the rubric shows it
     GET /frames/<id>/0    the same as an animated picture: few browsers but Chromium play H.264 with full colour (4:4:4)
     POST /rate        {"item": id, "answer": one of the item's, "seconds": s}; answers with the next clip
 
@@ -40,7 +41,9 @@ from data.records import Sample
 from data.store import ClipSet, read_clip
 from data.video import LOSSLESS_UP_TO
 from feedback.core.kinds import read_block
+from feedback.core.label import requests_for
 from feedback.core.rubric import AnyRubric
+from feedback.core.source import FirstFrame, Request, shown_first_frame
 from feedback.judges.human import PLACE, Options, Rateable, rated_at, read_reply, write_reply
 from feedback.network.ledger import Ledger
 from feedback.pairs.people import RateablePair, content_of, read_choice, write_choice
@@ -137,20 +140,24 @@ def gather(folders: Iterable[Path], rubric: AnyRubric, rater: str, per_prompt: i
 
     per_prompt: only so many clips of each prompt in each set, the first ones, which are the same for every rater.
     A clip that is in several sets with the same prompt is rated once. Raises StoreError where a folder is no finished
-    clip set.
+    clip set, LabelError where the rubric shows first frames and a clip has none.
     """
-    clips: dict[tuple[str, str], tuple[Sample, Path]] = {}
+    clips: dict[tuple[str, ...], tuple[Request, FirstFrame | None]] = {}
     for folder in folders:
         clip_set = ClipSet.open(folder)
-        for sample in _first(clip_set.samples, per_prompt):
-            path = clip_set.video(sample)
-            clips.setdefault((sha256_of(path), sample.prompt), (sample, path))
-    rubric.check_prompts(prompt for _, prompt in clips)
+        taken = {sample.sample_id for sample in _first(clip_set.samples, per_prompt)}
+        for request in (one for one in requests_for(clip_set, 1) if one.sample.sample_id in taken):
+            first = shown_first_frame(rubric, request)
+            key = (sha256_of(request.path), request.sample.prompt, *([first.content] if first else []))
+            clips.setdefault(key, (request, first))
+    rubric.check_prompts(key[1] for key in clips)
     items = []
-    for clip, prompt in sorted(clips, key=lambda clip: hashlib.sha256(repr((seed, rater, clip)).encode()).digest()):
+    for key in sorted(clips, key=lambda key: hashlib.sha256(repr((seed, rater, key)).encode()).digest()):
+        (clip, prompt), (request, first) = key[:2], clips[key]
         asked = rubric.of(prompt)
         for question in asked.questions:
-            items.append(Item(Rateable(rater, clip, prompt, asked, question), *clips[clip, prompt]))
+            rateable = Rateable(rater, clip, prompt, asked, question, first)
+            items.append(Item(rateable, request.sample, request.path))
     return items
 
 
@@ -172,7 +179,7 @@ def gather_pairs(pairs: Iterable[ShownPair], rubric: AnyRubric, rater: str, seed
         clips = (content_of(shown.first), content_of(shown.second))
         asked = rubric.of(pair.prompt)
         for question in asked.questions:
-            rateable = RateablePair(rater, clips, pair.prompt, asked, question)
+            rateable = RateablePair(rater, clips, pair.prompt, asked, question, pair.first_frame(rubric))
             items.append(PairItem(rateable, left, right, clips[0]))
     return items
 
@@ -239,7 +246,8 @@ class Ratings:
         prompt, question = item.rateable.prompt, item.rateable.question
         sizes = [(sample.width, sample.height) for sample, _ in item.clips]
         # The page shows the prompt by itself, so a line of the instructions that is nothing else would repeat it.
-        lines = [line for line in rubric.instructions.strip().splitlines() if line.strip() != "{prompt}"]
+        told = f"{(rubric.first_frame or '').strip()}\n{rubric.instructions.strip()}"
+        lines = [line for line in told.splitlines() if line.strip() != "{prompt}"]
         return {
             "prompt": prompt,
             "ask": question.ask.strip().replace("{prompt}", prompt),
@@ -247,6 +255,7 @@ class Ratings:
             "words": item.words,
             "given": self._pressed.get(key),
             "clips": len(sizes),
+            "first": item.rateable.first_frame is not None,
             "width": max(width for width, _ in sizes),
             "height": max(height for _, height in sizes),
         }
@@ -329,12 +338,14 @@ class _Handler(BaseHTTPRequestHandler):
             return "text/html; charset=utf-8", PAGE.read_bytes()
         if self.path == "/item":
             return _json(self.server.ratings.view())
-        match = re.fullmatch(r"/(item|clip|frames)/([0-9a-f]{64})(?:/([01]))?", self.path)
+        match = re.fullmatch(r"/(item|first|clip|frames)/([0-9a-f]{64})(?:/([01]))?", self.path)
         item = self.server.ratings.items.get(match[2]) if match else None
         if not match or not item:
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
         if match[1] == "item":
             return _json(self.server.ratings.view(match[2]))
+        if match[1] == "first":
+            return _picture(item.rateable.first_frame)
         side = int(match[3] or 0)
         if side >= len(item.clips):
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
@@ -368,6 +379,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)
+
+
+def _picture(first: FirstFrame | None) -> tuple[str, bytes]:
+    if first is None:
+        raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+    try:
+        return "image/png", first.path.read_bytes()
+    except OSError as error:
+        logger.warning("%s", error)
+        raise _Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "this first frame cannot be read") from error
 
 
 # Nothing from elsewhere is loaded, no other page may embed or read this one (a frame could redirect clicks), and the

@@ -3,7 +3,7 @@
 A verdict is kept (feedback/core/verdicts.py) under a hash of all that it depends on:
 
     the clip       the bytes of its mp4, its prompt and the other columns of its row, the number of votes; of two clips
-                   at once, both in the order in which they are shown
+                   at once, both in the order in which they are shown. The bytes of its first frame, where that is shown
     the source     its kind and options; a file or folder that an option names counts by content
     the model      its version, and the type of its device
     the rubric     its hash: the words and frames that the source sees, and not how answers combine. Where each prompt
@@ -32,7 +32,7 @@ from data.content.modules import installed_versions, module_files
 from data.manifest import sha256_of
 from data.records import Comparison, Verdict
 from feedback.core.rubric import AnyRubric, Rubric
-from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, verdicts_on
+from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, shown_first_frame, verdicts_on
 from feedback.core.verdicts import BETWEEN, Origin, Unusable, VerdictFile, verdicts_path
 
 if TYPE_CHECKING:
@@ -245,6 +245,8 @@ def _clip(request: Request, rubric: AnyRubric) -> str | None:
     sample = request.sample
     shown = {one.name: getattr(sample, one.name) for one in fields(sample) if one.name not in PLACE}
     own = {} if isinstance(rubric, Rubric) else {"rubric": rubric.of(sample.prompt).hash}
+    if first := shown_first_frame(rubric, request):
+        own["first_frame"] = first.content
     return _hash({"mp4": content, "votes": request.votes, **shown, **own})
 
 

@@ -80,6 +80,7 @@ class Kind(Generic[OptionsT]):
     kept: bool = True  # whether verdicts are kept (feedback.core.kept) where neither of the two is so
     compares: bool = False  # whether it takes rubrics with `compares: true`; its source is then a Comparer
     by_prompt: bool = False  # whether it takes rubrics with questions of each prompt's own (RubricByPrompt)
+    first_frame: bool = False  # whether it takes rubrics that show the first frame
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
@@ -196,6 +197,11 @@ def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
         if not isinstance(found, Rubric) and not kind.by_prompt:
             raise ValueError(
                 f"{where}.rubric: {rubric} has questions of each prompt's own, which kind {block['kind']} does not ask"
+            )
+        if found.first_frame and not kind.first_frame:
+            raise ValueError(
+                f"{where}.rubric: {rubric} shows the first frame, and kind {block['kind']} sees the clip alone; take "
+                "first_frame out of the rubric"
             )
     for key, inner in read.needs.inner.items():
         if read_block(f"{name}.{key}", inner).compares:

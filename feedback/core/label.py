@@ -24,9 +24,11 @@ from feedback.core.source import (
     FAILED,
     UNRATED,
     UNREADABLE_CLIP,
+    FirstFrame,
     LabelError,
     Request,
     Source,
+    check_first_frames,
     in_order,
     metrics_of,
     raters_of,
@@ -160,11 +162,26 @@ def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -
 
 def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
     """A request for each clip of a set, in its order."""
-    purpose, hashes = clip_set.fingerprint(), {one["path"]: one["sha256"] for one in clip_set.manifest["files"]}
+    purpose, hashes = clip_set.fingerprint(), clip_set.hashes
     return [
-        Request(sample, clip_set.video(sample), votes, purpose, hashes.get(sample.file_name))
+        Request(
+            sample,
+            clip_set.video(sample),
+            votes,
+            purpose,
+            hashes.get(sample.file_name),
+            first_frame_of(clip_set, sample),
+        )
         for sample in clip_set.samples
     ]
+
+
+def first_frame_of(clip_set: ClipSet, sample: Sample) -> FirstFrame | None:
+    """The image that the generator was given for a clip; None where it was given none."""
+    path = clip_set.first_frame(sample.prompt_id)
+    if path is None:
+        return None
+    return FirstFrame(path, clip_set.hashes[path.relative_to(clip_set.folder).as_posix()])
 
 
 def _committed(work: Path, source: Source, samples: Sequence[Sample], votes: int) -> dict[str, list[Verdict]]:
@@ -210,6 +227,7 @@ def _judge(
     """
     asked = {request.sample.sample_id: request for request in requests}
     source.rubric.check_prompts(request.sample.prompt for request in requests)
+    check_first_frames(source, requests)
     found: dict[str, list[Verdict]] = {}
     nulls, failed, started, total = 0, 0, time.monotonic(), before + len(requests)
     with contextlib.ExitStack() as ending:

@@ -26,6 +26,9 @@ A rubric is a YAML file (feedback/rubrics/). This is the full rule for the verdi
 Questions that are not required are sent and recorded, and do not affect the label. Counts and means leave out what is
 unanswered: it is never a 0 and never half a tie. The order of the verdicts has no effect.
 
+`first_frame` holds words: a source is then shown the image that the generator was given, before the clip, and is told
+these words before the instructions. They should say what the first picture is, and that the clip is to be judged.
+
 Where `questions` is the path of a CSV (data/tables/questions.py), each prompt has questions of its own: load_rubric
 then gives a RubricByPrompt. `rubric.of(prompt)` is the Rubric of a prompt's clips, of either kind.
 """
@@ -112,6 +115,7 @@ class Rubric:
     instructions: str
     questions: tuple[Question, ...]
     compares: bool = False
+    first_frame: Text | None = None  # what the source is told of the first frame, which it is shown; null: it is not
 
     def of(self, prompt: str) -> "Rubric":
         """The rubric of this prompt's clips: this one, whatever the prompt."""
@@ -126,17 +130,21 @@ class Rubric:
 
     def text(self, question: Question, prompt: str) -> str:
         """The text that a source receives for one question about a clip of this prompt."""
-        return f"{self.instructions.strip()}\n\n{question.ask.strip()}".lstrip().replace("{prompt}", prompt)
+        text = f"{self.instructions.strip()}\n\n{question.ask.strip()}".lstrip()
+        if self.first_frame:
+            text = f"{self.first_frame.strip()}\n\n{text}"
+        return text.replace("{prompt}", prompt)
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hex digits of what is sent: texts, answer words and frame count, without the combining rule."""
+        """Twelve hex digits of what is sent: texts, answer words and which frames, without the combining rule."""
         sent = [
             [q.name, self.text(q, "{prompt}"), q.affirmative, q.negative, *([q.tie] if q.tie else [])]
             for q in self.questions
         ]
         two = ["two clips"] if self.compares else []
-        return hashlib.sha256(json.dumps([self.frames, sent, *two]).encode()).hexdigest()[:12]
+        first = ["first frame"] if self.first_frame else []
+        return hashlib.sha256(json.dumps([self.frames, sent, *two, *first]).encode()).hexdigest()[:12]
 
 
 @plain_dataclass(frozen=True)
@@ -149,6 +157,7 @@ class RubricByPrompt:
     instructions: str
     file: str  # the CSV
     own: Mapping[str, tuple[Question, ...]]  # by the prompt's text
+    first_frame: str | None = None  # as of a Rubric
 
     compares = False  # two clips are compared by one set of questions
 
@@ -176,7 +185,8 @@ class RubricByPrompt:
     @cached_property
     def _rubrics(self) -> dict[str, Rubric]:
         shared = (self.name, self.frames, self.rule, self.instructions)
-        return {prompt: Rubric(*shared, questions) for prompt, questions in self.own.items()}
+        first = self.first_frame
+        return {prompt: Rubric(*shared, questions, first_frame=first) for prompt, questions in self.own.items()}
 
     @cached_property
     def hash(self) -> str:
@@ -198,6 +208,7 @@ class _Sheet:
     instructions: str
     questions: Text  # path of the CSV
     compares: Literal[False] = False
+    first_frame: Text | None = None
 
 
 def load_rubric(path: Path) -> AnyRubric:
@@ -237,7 +248,8 @@ def _by_prompt(path: Path, sheet: _Sheet) -> RubricByPrompt:
     except ValueError as error:
         raise ValueError(f"{path}: questions: {error}") from error
     own = {prompt: tuple(map(_question, questions)) for prompt, questions in rows.items()}
-    return RubricByPrompt(sheet.name, sheet.frames, sheet.rule, sheet.instructions, sheet.questions, own)
+    shared = (sheet.name, sheet.frames, sheet.rule, sheet.instructions)
+    return RubricByPrompt(*shared, sheet.questions, own, sheet.first_frame)
 
 
 def _question(row: OwnQuestion) -> Question:

@@ -5,13 +5,16 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from data.records import Sample, Verdict
 from data.store import read_clip
 from feedback.core.rubric import AnyRubric, Question, Rubric
+
+if TYPE_CHECKING:
+    from feedback.pairs.shown import Named
 
 READERS = 2  # threads that decode clips ahead of a source in this process
 
@@ -28,6 +31,13 @@ class LabelError(ValueError):
     """Why a clip set was not labelled, and what to do. The answers received so far are kept."""
 
 
+class FirstFrame(NamedTuple):
+    """The image that a clip's generator was given."""
+
+    path: Path  # PNG of the clip's size
+    content: str  # sha256 of the file
+
+
 @dataclass(frozen=True)
 class Request:
     """One clip to judge: `votes` verdicts on every question of the source's rubric."""
@@ -37,6 +47,7 @@ class Request:
     votes: int = 1  # independent votes; more than 1 only for sources whose `repeatable` is false
     purpose: str = ""  # the same text for all clips of a set: budgets are summed by purpose
     content: str | None = None  # sha256 of the mp4, if it is known without reading the file
+    first_frame: FirstFrame | None = None  # None: the generator was given no image
 
 
 class Source(Protocol):
@@ -135,6 +146,29 @@ def votes_of(source: Source, votes: int) -> int:
     if votes < 1:
         raise ValueError(f"votes {votes} must be at least 1")
     return len(raters_of(source)) or (1 if source.repeatable else votes)
+
+
+def shown_first_frame(rubric: AnyRubric, request: Request) -> FirstFrame | None:
+    """The first frame that a source shows with this clip; None where its rubric shows none.
+
+    Raises LabelError where the rubric shows first frames and the clip has none.
+    """
+    if rubric.first_frame is None:
+        return None
+    if request.first_frame is None:
+        raise LabelError(
+            f"{request.path}: has no first frame, and the rubric {rubric.name} shows it. Judge clips that were made "
+            "from a prompt set with the column image, or take first_frame out of the rubric"
+        )
+    return request.first_frame
+
+
+def check_first_frames(source: "Named", requests: Iterable[Request]) -> None:
+    """Raises LabelError where a source, or a member of a panel, shows first frames and a clip has none."""
+    asked = list(requests)
+    for one in (source, *getattr(source, "members", {}).values()):
+        for request in asked:
+            shown_first_frame(one.rubric, request)
 
 
 def without_answer(source: Source, request: Request, error: str) -> list[Verdict]:

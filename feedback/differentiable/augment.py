@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from data.config import STRICT, WholeNotNegative
 from data.video import sample_frames
+from feedback.differentiable.resize import DifferentiableResizing
 
 OF_FRAMES, OF_PIXELS = 0, 1  # independent draws of one seed
 
@@ -73,4 +74,5 @@ def resized(video: Tensor, height: int, width: int) -> Tensor:
     """(F, 3, height, width) of a video (F, 3, H, W), bilinear and antialiased: values stay within their range."""
     if video.shape[-2:] == (height, width):
         return video
-    return interpolate(video, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    with DifferentiableResizing():
+        return interpolate(video, (height, width), mode="bilinear", antialias=True, align_corners=False)

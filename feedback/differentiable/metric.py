@@ -13,6 +13,7 @@ from feedback.core.kinds import read_block
 from feedback.core.source import Metric
 from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.losses import QuestionLosses
+from feedback.differentiable.resize import DifferentiableResizing
 
 KINDS = ("clip", "pickscore", "hpsv2", "videoreward", "videoscore")
 
@@ -62,7 +63,8 @@ class MetricJudge:
         """
         if prompt_id not in self._prompts:
             raise ValueError(f"{self.name}: no prompt {prompt_id!r} among its {len(self._prompts)}")
-        score = self._metric.scores([self._augment(frames, seed)], [self._prompts[prompt_id]])
+        with DifferentiableResizing():
+            score = self._metric.scores([self._augment(frames, seed)], [self._prompts[prompt_id]])
         loss = -score.to(frames.device, torch.float32)
         return QuestionLosses((self.question,), loss, torch.full_like(loss, torch.nan, requires_grad=False))
 

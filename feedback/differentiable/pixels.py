@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import ProcessorMixin, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 
+from feedback.differentiable.resize import DifferentiableResizing
 from feedback.judges.vlm import frame_order, sizes
 from feedback.metrics.image_text import WHITE, rounding
 
@@ -47,7 +48,8 @@ def make_pixels(processor: ProcessorMixin, pixels: int | None = None) -> Callabl
 
         def features(clip: Tensor) -> dict[str, Tensor]:
             video = clip[order].permute(0, 3, 1, 2)
-            return dict(prepare(videos=[video], do_sample_frames=False, return_tensors="pt", **settings))
+            with DifferentiableResizing():
+                return dict(prepare(videos=[video], do_sample_frames=False, return_tensors="pt", **settings))
 
         made = features(frames.float() * WHITE)
         values = made.pop("pixel_values_videos") + rounding(lambda clip: features(clip)["pixel_values_videos"], frames)

@@ -23,7 +23,7 @@ from data.manifest import sha256_of
 from data.records import Comparison, Verdict
 from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import AnyRubric, Question, Rubric, load_rubric
-from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request, verdict
+from feedback.core.source import UNRATED, UNREADABLE_ANSWER, FirstFrame, LabelError, Request, shown_first_frame, verdict
 from feedback.network.ledger import PEOPLE, Ledger, ledger_path, request_key
 from feedback.pairs.people import compare
 from feedback.pairs.shown import ShownPair
@@ -64,6 +64,7 @@ class Rateable(NamedTuple):
     prompt: str
     rubric: Rubric
     question: Question
+    first_frame: FirstFrame | None = None  # which the page shows beside the clip
 
     @property
     def sent(self) -> dict[str, str]:
@@ -75,6 +76,7 @@ class Rateable(NamedTuple):
             "prompt": self.prompt,
             "rubric": self.rubric.hash,
             "question": self.question.name,
+            **({"first_frame": self.first_frame.content} if self.first_frame else {}),
         }
 
     @property
@@ -154,9 +156,11 @@ class HumanSource:
     def _rateables(self, request: Request, content: str | None = None) -> list[Rateable]:
         """content: sha256 of the mp4; None: of the file as it is now."""
         clip, prompt = content or sha256_of(request.path), request.sample.prompt
-        rubric = self.rubric.of(prompt)
+        rubric, first = self.rubric.of(prompt), shown_first_frame(self.rubric, request)
         return [
-            Rateable(rater, clip, prompt, rubric, question) for question in rubric.questions for rater in self.raters
+            Rateable(rater, clip, prompt, rubric, question, first)
+            for question in rubric.questions
+            for rater in self.raters
         ]
 
     def _verdict(self, request: Request, one: Rateable, reply: str | None) -> Verdict:
@@ -194,7 +198,15 @@ class HumanSource:
         )
 
 
-KIND = Kind(Options, load, people=True, compares=True, by_prompt=True, needs=lambda given: Needs(rubric=given.rubric))
+KIND = Kind(
+    Options,
+    load,
+    people=True,
+    compares=True,
+    by_prompt=True,
+    first_frame=True,
+    needs=lambda given: Needs(rubric=given.rubric),
+)
 
 
 def _lacks(ones: Sequence[Rateable], rater: str, found: Mapping[str, Any]) -> bool:

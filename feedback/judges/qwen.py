@@ -81,5 +81,6 @@ KIND = Kind(
     needs_device=True,
     compares=True,
     by_prompt=True,
+    first_frame=True,
     needs=lambda given: Needs(rubric=given.rubric, model=given.path, revision=given.revision),
 )

@@ -18,11 +18,20 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
+from data.first_frames import read_png
 from data.records import Comparison, Sample, Verdict
 from data.video import sample_frames
 from feedback.core.answers import reason_after
 from feedback.core.rubric import AnyRubric, Question, Rubric
-from feedback.core.source import UNREADABLE_ANSWER, Request, decoded, verdict, without_answer
+from feedback.core.source import (
+    UNREADABLE_ANSWER,
+    UNREADABLE_CLIP,
+    Request,
+    decoded,
+    shown_first_frame,
+    verdict,
+    without_answer,
+)
 from feedback.core.weights import weights_version
 from feedback.pairs.shown import ShownPair
 
@@ -38,6 +47,7 @@ class SampledClip(NamedTuple):
     sample: Sample
     indices: list[int]  # of the frames in the clip
     frames: np.ndarray  # (F, H, W, 3) uint8, the frames at `indices`
+    first: np.ndarray | None  # (H, W, 3) uint8, the first frame, where the rubric shows it
 
 
 class AnswerProbability(NamedTuple):
@@ -116,6 +126,8 @@ class QwenSource:
         self._batch_size, self.pixels = batch_size, pixels
         self.min_answer_mass, self._max_new_tokens = min_answer_mass, max_new_tokens
         self.answers: dict[tuple[str, str], AnswerTokens] = {}  # by the words of a question
+        if rubric.first_frame and not takes_pictures(self.processor):
+            raise ValueError(f"rubric {rubric.name} shows the first frame, but {path} takes no picture beside a video")
         for one in [rubric] if isinstance(rubric, Rubric) else map(rubric.of, rubric.own):
             self._learn(one)
 
@@ -172,13 +184,12 @@ class QwenSource:
         """
         batches: dict[int, list[SampledClip]] = {}
         for request, frames in window:
-            if isinstance(frames, str):
-                yield without_answer(self, request, frames)
-            elif problem := unreadable(self.processor, request.sample.prompt):
-                yield without_answer(self, request, problem)
+            clip = frames if isinstance(frames, str) else sampled_clip(self.rubric, request, frames)
+            problem = clip if isinstance(clip, str) else unreadable(self.processor, request.sample.prompt)
+            if isinstance(clip, str) or problem:
+                yield without_answer(self, request, str(problem))
             else:
-                indices = sample_frames(len(frames), self.rubric.frames or len(frames))
-                batches.setdefault(len(indices), []).append(SampledClip(request.sample, indices, frames[indices]))
+                batches.setdefault(len(clip.indices), []).append(clip)
         for batch in batches.values():
             yield from self._judge_batch(batch)
 
@@ -205,6 +216,7 @@ class QwenSource:
             fps,
             self.pixels,
             [[i * rate / clip.sample.fps for i in clip.indices] for clip, rate in zip(batch, fps, strict=True)],
+            [clip.first for clip in batch if clip.first is not None],
         ).to(self.vlm.device)
         logits, replies = self.reply(inputs)
         lengths = inputs["attention_mask"].sum(-1).tolist()
@@ -258,6 +270,7 @@ def build_inputs(
     fps: Sequence[float],
     pixels: int | None = None,
     places: Sequence[Sequence[float]] | None = None,
+    firsts: Sequence[np.ndarray] = (),
 ) -> BatchFeature:
     """A video VLM's inputs for a batch of texts: one user message each, with the videos and then the text.
 
@@ -265,6 +278,7 @@ def build_inputs(
         same number of videos: first all videos of the first text, then those of the next text.
     fps: the rate of these frames, not of the clip. places: time of each frame in units of 1 / fps; None: 0, 1, 2...
     pixels: scale each frame to about this number of pixels and keep its aspect ratio; None: the processor's default.
+    firsts: a picture before the videos of each text, uint8 (H, W, 3), scaled as a frame; empty: none.
     Inputs are padded on the left, so that the answer is predicted at the last position of every row. Qwen's inputs
     include `mm_token_type_ids`; without it the positions are silently wrong.
     """
@@ -275,24 +289,29 @@ def build_inputs(
         VideoMetadata(total_num_frames=len(order), fps=rate, frames_indices=[place[index] for index in order])
         for place, rate in zip(places or [range(num_frames)] * len(videos), fps, strict=True)
     ]
+    scaled: dict[str, Any] = sizes(processor, pixels, len(order))
+    if firsts:
+        pictures = {"size": {"shortest_edge": pixels, "longest_edge": pixels}, "do_resize": True} if pixels else {}
+        scaled = {"images": list(firsts), "images_kwargs": pictures, "videos_kwargs": scaled}
     return processor(
-        text=[templated(processor, text, len(videos) // len(texts)) for text in texts],
+        text=[templated(processor, text, len(videos) // len(texts), pictures=bool(firsts)) for text in texts],
         videos=videos,
         video_metadata=metadata,
         do_sample_frames=False,
         padding=True,
         padding_side="left",
         return_tensors="pt",
-        **sizes(processor, pixels, len(order)),
+        **scaled,
     )
 
 
-def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: bool = True) -> str:
-    """A user message of some videos and a text in the judge's chat template, with one placeholder per video.
+def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: bool = True, pictures: int = 0) -> str:
+    """A user message of pictures, videos and a text in the judge's chat template, with one placeholder for each.
 
     answering: whether to append the tokens that begin the judge's turn, if the template has them.
     """
-    content: list[dict[str, str]] = [*[{"type": "video"}] * videos, {"type": "text", "text": text}]
+    content: list[dict[str, str]] = [*[{"type": "image"}] * pictures, *[{"type": "video"}] * videos]
+    content.append({"type": "text", "text": text})
     message = [{"role": "user", "content": content}]
     rendered: str = processor.apply_chat_template(message, add_generation_prompt=answering, tokenize=False)
     if not isinstance(processor, Qwen3VLProcessor):
@@ -301,6 +320,24 @@ def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: 
     # pairs; Qwen's own code, in transformers 4.57, removes them.
     bracketed = f"{processor.vision_start_token}{processor.video_token}{processor.vision_end_token}"
     return rendered.replace(bracketed, processor.video_token)
+
+
+def takes_pictures(processor: ProcessorMixin) -> bool:
+    """Whether a message may have a picture before its video, by the processor and its chat template."""
+    token = getattr(processor, "image_token", None)
+    has_processor = getattr(processor, "image_processor", None) is not None
+    return has_processor and token is not None and templated(processor, "", pictures=1).count(token) == 1
+
+
+def sampled_clip(rubric: AnyRubric, request: Request, frames: np.ndarray) -> SampledClip | str:
+    """What a judge sees of a clip by its rubric, or why it sees none. frames: all of the clip's, uint8 (F, H, W, 3)."""
+    indices = sample_frames(len(frames), rubric.frames or len(frames))
+    first = shown_first_frame(rubric, request)
+    try:
+        picture = None if first is None else read_png(first.path)
+    except ValueError as error:
+        return f"{UNREADABLE_CLIP}{error}"
+    return SampledClip(request.sample, indices, frames[indices], picture)
 
 
 def frame_order(processor: ProcessorMixin, num_frames: int) -> list[int]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from data.records import Comparison
-from data.video import sample_frames
 from feedback.core.rubric import Question
 from feedback.core.source import UNREADABLE_CLIP, decoded
 from feedback.judges.vlm import (
@@ -17,6 +16,7 @@ from feedback.judges.vlm import (
     answer_tokens,
     build_inputs,
     first_tokens,
+    sampled_clip,
     sampled_fps,
     unreadable,
 )
@@ -81,8 +81,7 @@ def _clips(source: "QwenSource", window: Sequence[ShownPair]) -> dict[Path, Samp
         if isinstance(frames, str):
             found[request.path] = frames
         else:
-            indices = sample_frames(len(frames), source.rubric.frames or len(frames))
-            found[request.path] = SampledClip(request.sample, indices, frames[indices])
+            found[request.path] = sampled_clip(source.rubric, request, frames)
     return found
 
 
@@ -109,6 +108,7 @@ def _ask(source: "QwenSource", question: Question, batch: Sequence[SampledPair])
         fps,
         source.pixels,
         [[i * rate / clip.sample.fps for i in clip.indices] for clip, rate in zip(clips, fps, strict=True)],
+        [pair.first.first for pair in batch if pair.first.first is not None],  # one for both clips
     ).to(source.vlm.device)
     logits, replies = source.reply(inputs)
     lengths = inputs["attention_mask"].sum(-1).tolist()

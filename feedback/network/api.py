@@ -17,7 +17,15 @@ from typing import Any, Generic, Protocol, TypeVar
 from data.records import Comparison, Sample, Verdict
 from data.store import read_clip
 from feedback.core.rubric import load_rubric
-from feedback.core.source import FAILED, UNREADABLE_CLIP, Request, verdict, without_answer
+from feedback.core.source import (
+    FAILED,
+    UNREADABLE_CLIP,
+    FirstFrame,
+    Request,
+    shown_first_frame,
+    verdict,
+    without_answer,
+)
 from feedback.network.batches import ClipCaller, fill
 from feedback.network.calls import OUTPUT_TOKENS, ApiOptions, Call, CallRun, Stopped
 from feedback.network.ledger import GroupCommit, Ledger, StoredAnswer, ledger_path, request_key
@@ -126,20 +134,35 @@ class ApiSource:
 
     def calls(self, request: Request) -> list[Call]:
         """The calls that judging a clip takes. Raises UnreadableClip."""
-        return self.calls_about(request.sample, request.votes, content_of(request))
+        first = shown_first_frame(self.rubric, request)
+        return self.calls_about(request.sample, request.votes, content_of(request), first and first.content)
 
-    def calls_about(self, sample: Sample, votes: int, clip: str) -> list[Call]:
-        """The calls that judging a clip takes. clip: sha256 of its mp4."""
+    def calls_about(self, sample: Sample, votes: int, clip: str, first: str | None = None) -> list[Call]:
+        """The calls that judging a clip takes. clip, first: sha256 of its mp4, and of a first frame that is shown."""
         rubric = self.rubric.of(sample.prompt)
         seen = self.provider.seen(sample, rubric)
         calls = []
         for plan in self.provider.plans(rubric, sample, votes):
             sent = {"place": self.provider.place, "clip": clip, "seen": seen, "body": plan.body, "vote": plan.vote}
+            sent |= {"first_frame": first} if first else {}
             calls.append(Call(plan, request_key(sent), sent, self.provider.tokens(plan, sample, rubric)))
         return calls
 
     def media(self, request: Request) -> Media:
-        """A clip as it is sent. Raises UnreadableClip."""
+        """A clip as it is sent, after its first frame where that is shown. Raises UnreadableClip."""
+        return [*self.first_frame(shown_first_frame(self.rubric, request)), *self.clip_media(request)]
+
+    def first_frame(self, first: FirstFrame | None) -> Media:
+        """A first frame as it is sent; nothing where none is shown. Raises UnreadableClip."""
+        if first is None:
+            return []
+        png = _read(first.path)
+        if _hash(png) != first.content:
+            raise UnreadableClip(f"{first.path}: changed since its clip set was written")
+        return self.provider.first_frame(png)
+
+    def clip_media(self, request: Request) -> Media:
+        """A clip as it is sent, without its first frame. Raises UnreadableClip."""
         mp4 = _read(request.path)
         if _hash(mp4) != content_of(request):
             raise UnreadableClip(f"{request.path}: changed since its clip set was written")
@@ -227,13 +250,16 @@ class _OfPairs:
         """As of a clip."""
         pair = (request.first, request.second)
         first, second = (content_of(one) for one in pair)
-        return self.calls_about((request.first.sample, request.second.sample), request.votes, (first, second))
+        samples, frame = (request.first.sample, request.second.sample), request.first_frame(self.source.rubric)
+        return self.calls_about(samples, request.votes, (first, second), frame and frame.content)
 
-    def calls_about(self, samples: tuple[Sample, Sample], votes: int, clips: tuple[str, str]) -> list[Call]:
+    def calls_about(
+        self, samples: tuple[Sample, Sample], votes: int, clips: tuple[str, str], frame: str | None = None
+    ) -> list[Call]:
         """The calls that comparing two clips takes in this order, which is part of their keys.
 
-        clips: sha256 of their mp4. Raises UnreadableClip where what is sent beside one clip, such as the times of its
-        frames, does not hold for the other.
+        clips, frame: sha256 of their mp4, and of a first frame that is shown before both. Raises UnreadableClip where
+        what is sent beside one clip, such as the times of its frames, does not hold for the other.
         """
         rubric = self.source.rubric.of(samples[0].prompt)
         seen, other = (self.provider.seen(sample, rubric) for sample in samples)
@@ -244,15 +270,17 @@ class _OfPairs:
         for plan in plans:
             sent: dict[str, Any] = {"place": self.provider.place, "clip": clips[0], "second": clips[1], "seen": seen}
             sent |= {"seen_second": other, "body": plan.body, "vote": plan.vote}
+            sent |= {"first_frame": frame} if frame else {}
             tokens = sum(self.provider.tokens(plan, sample, rubric) for sample in samples) - text_tokens(plan.body)
             calls.append(Call(plan, request_key(sent), sent, tokens))
         return calls
 
     def media(self, request: ShownPair) -> Media:
-        """Both clips as they are sent, each after a text that says which it is."""
+        """Both clips as they are sent, each after a text that says which it is; before them a first frame, if shown."""
         words = (self.provider.words(text) for text in (FIRST_VIDEO, SECOND_VIDEO))
-        clips = (self.source.media(one) for one in (request.first, request.second))
-        return [part for word, clip in zip(words, clips, strict=True) for part in (word, *clip)]
+        clips = (self.source.clip_media(one) for one in (request.first, request.second))
+        frame = self.source.first_frame(request.first_frame(self.source.rubric))
+        return [*frame, *(part for word, clip in zip(words, clips, strict=True) for part in (word, *clip))]
 
     def verdicts(
         self, request: ShownPair, answers: Mapping[int, StoredAnswer | Fault], calls: Sequence[Call]

@@ -9,7 +9,7 @@ import base64
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -105,6 +105,7 @@ KIND = Kind(
     network=True,
     compares=True,
     by_prompt=True,
+    first_frame=True,
     needs=lambda given: Needs(
         given.rubric, server=given.base_url, key_variable=given.key_variable, whole_clips=given.clip == "video"
     ),
@@ -181,18 +182,22 @@ class Gemini:
         return self.options.fps or min(sample.fps, MOST_FPS)
 
     def media(self, mp4: bytes, frames: np.ndarray, sample: Sample, rubric: Rubric) -> Media:
-        decision = self.options.mode == "decision"
         if self.options.clip == "video":
-            if decision:
+            if self.options.mode == "decision":
                 static = {"type": "static", "fps": self._fps(sample), "content_layers": ["frames"]}
                 data = base64.b64encode(mp4).decode()
                 return [{"type": "video", "mime_type": "video/mp4", "data": data, "processing": static} | self._level()]
             metadata = {"fps": self._fps(sample)}
             return [{"inline_data": {"mime_type": "video/mp4", "data": mp4}, "video_metadata": metadata}]
         urls = data_urls(frames, self.seen(sample, rubric)["frames"], self.options.picture)
-        pictures = [url.partition(",")[2] for url in urls]
-        mime = f"image/{self.options.picture}"
-        if decision:
+        return self._pictures([url.partition(",")[2] for url in urls], f"image/{self.options.picture}")
+
+    def first_frame(self, png: bytes) -> Media:
+        return self._pictures([base64.b64encode(png).decode()], "image/png")
+
+    def _pictures(self, pictures: Sequence[str], mime: str) -> Media:
+        """Pictures, in base64, as they are sent."""
+        if self.options.mode == "decision":
             return [{"type": "image", "mime_type": mime, "data": one} | self._level() for one in pictures]
         return [{"inline_data": {"mime_type": mime, "data": base64.b64decode(one)}} for one in pictures]
 
@@ -347,7 +352,8 @@ class Gemini:
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
         price = self.options.own_price
         each = price.frame_tokens if isinstance(price, GeminiPrice) else FRAME_TOKENS
-        return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
+        shown = len(self.seen(sample, rubric)["frames"]) + (rubric.first_frame is not None)
+        return shown * each + text_tokens(plan.body)
 
 
 async def _connect_soon(request: Any) -> None:

@@ -9,7 +9,7 @@ mode decision   /v1/decisions: the probability of each question's affirmative wo
 import json
 import math
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from feedback.network.openai_protocol import (
     string,
     top_of,
 )
-from feedback.network.pictures import PictureFormat, data_urls
+from feedback.network.pictures import PictureFormat, data_urls, png_url
 from feedback.network.price import Price, text_tokens
 from feedback.network.provider import Fault, Media, Plan, Progress, Reading
 
@@ -84,6 +84,7 @@ KIND = Kind(
     network=True,
     compares=True,
     by_prompt=True,
+    first_frame=True,
     needs=lambda given: Needs(given.rubric, server=given.base_url, key_variable=given.key_variable),
 )
 
@@ -126,7 +127,12 @@ class Gpt:
         return {"frames": frames, "picture": self.options.picture, "detail": self.options.detail}
 
     def media(self, mp4: bytes, frames: np.ndarray, sample: Sample, rubric: Rubric) -> Media:
-        urls = data_urls(frames, self.seen(sample, rubric)["frames"], self.options.picture)
+        return self._pictures(data_urls(frames, self.seen(sample, rubric)["frames"], self.options.picture))
+
+    def first_frame(self, png: bytes) -> Media:
+        return self._pictures([png_url(png)])
+
+    def _pictures(self, urls: Sequence[str]) -> Media:
         if self.options.mode == "text":
             return [{"type": "image_url", "image_url": {"url": url, "detail": self.options.detail}} for url in urls]
         return [{"type": "input_image", "image_url": url, "detail": self.options.detail} for url in urls]
@@ -200,7 +206,8 @@ class Gpt:
         patches = math.ceil(sample.height / PATCH) * math.ceil(sample.width / PATCH)
         price = self.options.own_price
         each = math.ceil(patches * (price.patch_tokens if isinstance(price, GptPrice) else PATCH_TOKENS))
-        return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
+        shown = len(self.seen(sample, rubric)["frames"]) + (rubric.first_frame is not None)
+        return shown * each + text_tokens(plan.body)
 
 
 def _with(media: Media, plan: Plan) -> dict[str, Any]:

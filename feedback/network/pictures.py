@@ -20,6 +20,11 @@ def data_urls(frames: np.ndarray, indices: Sequence[int], picture: PictureFormat
     return [f"data:image/{picture};base64,{base64.b64encode(_encoded(frames[i], picture)).decode()}" for i in indices]
 
 
+def png_url(png: bytes) -> str:
+    """A PNG file as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
 def mp4_url(mp4: bytes) -> str:
     """An mp4 as a data URL."""
     return f"data:video/mp4;base64,{base64.b64encode(mp4).decode()}"

@@ -68,7 +68,7 @@ class Reading(NamedTuple):
 
 
 class UnreadableClip(Exception):
-    """A clip's mp4 is missing, was changed or cannot be decoded."""
+    """A clip's mp4 or its first frame is missing, was changed or cannot be decoded."""
 
 
 class Sender(Protocol):
@@ -107,6 +107,9 @@ class Provider(Sender, Protocol):
 
     def media(self, mp4: bytes, frames: np.ndarray, sample: Sample, rubric: Rubric) -> Media:
         """The clip in the form in which it is sent. frames: all of them, uint8 (F, H, W, 3)."""
+
+    def first_frame(self, png: bytes) -> Media:
+        """The image that the generator was given, in the form in which it is sent. png: the file."""
 
     def words(self, text: str) -> Mapping[str, Any]:
         """A text among the media, in the form in which it is sent."""

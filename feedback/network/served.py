@@ -41,7 +41,7 @@ from feedback.network.openai_protocol import (
     string,
     top_of,
 )
-from feedback.network.pictures import PictureFormat, data_urls, frame_times, frames_size, frames_url, mp4_url
+from feedback.network.pictures import PictureFormat, data_urls, frame_times, frames_size, frames_url, mp4_url, png_url
 from feedback.network.price import text_tokens
 from feedback.network.provider import Fault, Media, Plan, Reading, Remedy
 from feedback.network.server_probe import (
@@ -92,6 +92,7 @@ KIND = Kind(
     network=True,
     compares=True,
     by_prompt=True,
+    first_frame=True,
     needs=lambda given: Needs(
         given.rubric,
         model=given.check_with,
@@ -145,6 +146,9 @@ class Served:
             return [{"type": "video_url", "video_url": {"url": url}}]
         urls = data_urls(frames, seen, self.options.picture)
         return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+    def first_frame(self, png: bytes) -> Media:
+        return [{"type": "image_url", "image_url": {"url": png_url(png)}}]
 
     def words(self, text: str) -> dict[str, Any]:
         return {"type": "text", "text": text}
@@ -230,7 +234,8 @@ class Served:
 
     def tokens(self, plan: Plan, sample: Sample, rubric: Rubric) -> int:
         each = self.options.picture_tokens or max(1, round(sample.height / 28) * round(sample.width / 28))
-        return len(self.seen(sample, rubric)["frames"]) * each + text_tokens(plan.body)
+        shown = len(self.seen(sample, rubric)["frames"]) + (rubric.first_frame is not None)
+        return shown * each + text_tokens(plan.body)
 
     async def close(self) -> None:
         await self.client.close()

@@ -60,9 +60,12 @@ def compare_pairs(
     work: resume state. Answers are committed there atomically, batch_size pairs at a time; a restart asks only about
         the missing pairs and ends with the same rows. The caller deletes it. None: nothing is kept.
     max_failed: largest part of the pairs that may remain without a reply; the next run asks about them again.
-    Raises LabelError if more pairs failed, and ValueError if no pair got an answer, for a pair that is listed twice,
-    or if `work` holds answers of another source or about other pairs.
+    Raises LabelError if more pairs failed, or if a first frame that the rubric shows is missing or differs between the
+    clips of a pair; ValueError if no pair got an answer, for a pair that is listed twice, or if `work` holds answers of
+    another source or about other pairs.
     """
+    for pair in pairs:
+        pair.first_frame(source.rubric)
     keys = {frozenset(pair.ids): pair for pair in pairs}
     if len(keys) != len(pairs):
         raise ValueError(f"{len(pairs) - len(keys)} of {len(pairs)} pairs are listed twice")

@@ -15,7 +15,7 @@ from data.manifest import sha256_of
 from data.preferences import FIRST, SECOND, TIE
 from data.records import Comparison
 from feedback.core.rubric import AnyRubric, Question, Rubric
-from feedback.core.source import UNRATED, UNREADABLE_ANSWER, LabelError, Request
+from feedback.core.source import UNRATED, UNREADABLE_ANSWER, FirstFrame, LabelError, Request
 from feedback.network.ledger import Ledger, StoredAnswer, ledger_path, request_key
 from feedback.pairs.shown import ShownPair, comparison
 
@@ -50,6 +50,7 @@ class RateablePair(NamedTuple):
     prompt: str
     rubric: Rubric
     question: Question
+    first_frame: FirstFrame | None = None  # of both clips, which the page shows beside them
 
     @property
     def sent(self) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class RateablePair(NamedTuple):
             "prompt": self.prompt,
             "rubric": self.rubric.hash,
             "question": self.question.name,
+            **({"first_frame": self.first_frame.content} if self.first_frame else {}),
         }
 
     @property
@@ -146,9 +148,9 @@ def _set_of(request: Request) -> str:
 
 def _rateables(people: People, pair: ShownPair) -> list[RateablePair]:
     clips = (content_of(pair.first), content_of(pair.second))
-    rubric = people.rubric.of(pair.prompt)
+    rubric, first = people.rubric.of(pair.prompt), pair.first_frame(people.rubric)
     return [
-        RateablePair(rater, clips, pair.prompt, rubric, question)
+        RateablePair(rater, clips, pair.prompt, rubric, question, first)
         for question in rubric.questions
         for rater in people.raters
     ]

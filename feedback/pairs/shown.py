@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from data.preferences import FIRST, SECOND, TIE
 from data.records import Comparison
 from feedback.core.rubric import AnyRubric, Question
-from feedback.core.source import UNKNOWN_VERSION, Request
+from feedback.core.source import UNKNOWN_VERSION, FirstFrame, LabelError, Request, shown_first_frame
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,19 @@ class ShownPair:
     def purpose(self) -> str:
         """The same text for all pairs of a set: budgets are summed by purpose."""
         return self.first.purpose
+
+    def first_frame(self, rubric: AnyRubric) -> FirstFrame | None:
+        """The image that both clips began with, shown once; None where the rubric shows none.
+
+        Raises LabelError where a clip has none, or the clips were made from different images.
+        """
+        first, second = (shown_first_frame(rubric, one) for one in (self.first, self.second))
+        if first and second and first.content != second.content:
+            raise LabelError(
+                f"{first.path} and {second.path}: the clips of a pair were made from different first frames, and the "
+                f"rubric {rubric.name} shows one for both; generate both sets again"
+            )
+        return first
 
     def swapped(self) -> "ShownPair":
         """The same clips in the other order."""

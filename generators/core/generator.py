@@ -49,7 +49,17 @@ class DenoiseStep(NamedTuple):
 
 
 class NonFiniteClipError(ValueError):
-    """Latents or pixels that are infinite or no numbers, which would be shown as black."""
+    """Latents or pixels that are infinite or no numbers, which would be shown as black.
+
+    what: latents or pixels. clips: those that are so, by row of the batch or by sample_id.
+    """
+
+    def __init__(self, what: str, clips: Sequence[int | str]) -> None:
+        super().__init__(
+            f"{what} of clips {', '.join(map(str, clips))} are infinite or no numbers. Look at the policy (a learning "
+            "rate that is too high), at generator.dtype, and at guidance"
+        )
+        self.what, self.clips = what, clips
 
 
 class Generator:
@@ -84,8 +94,8 @@ class Generator:
         self.device = torch.device(device)
         self._check_pipeline()
         self.latent_shape = self._latent_shape()
+        scheduler_config = checkpoint.component("scheduler")
         try:
-            scheduler_config = checkpoint.component("scheduler")
             self.scheduler_config = with_fixed_shift(scheduler_config, self._tokens())
             self.process = process_of(self.scheduler_config)
         except ValueError as error:
@@ -311,7 +321,7 @@ def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor, given: int 
 def _check_finite(values: Tensor, what: str) -> None:
     wrong = (~torch.isfinite(values).flatten(1).all(1)).nonzero().flatten().tolist()
     if wrong:
-        raise NonFiniteClipError(f"{what} of clips {wrong} of the batch are infinite or no numbers")
+        raise NonFiniteClipError(what, wrong)
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

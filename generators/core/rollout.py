@@ -164,11 +164,7 @@ def _sampled(
     try:
         return latents.cpu(), generator.decode(latents).numpy()
     except NonFiniteClipError as error:
-        names = ", ".join(sample.sample_id for sample in batch)
-        raise NonFiniteClipError(
-            f"{error}, which are {names}. None of the batch is kept. Look at the policy (a learning rate that is too "
-            "high), at generator.dtype, and at guidance"
-        ) from error
+        raise NonFiniteClipError(error.what, [batch[int(row)].sample_id for row in error.clips]) from error
 
 
 def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:

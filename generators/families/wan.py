@@ -61,6 +61,7 @@ class WanGenerator(Generator):
                 raise ValueError(f"{found} whose {component} is {given}, expected {wanted}; {READS}")
         self.transformer_config = transformer = checkpoint.component("transformer")
         self.vae_config = vae = checkpoint.component("vae")
+        self.tiles = vae.get("patch_size") is None  # with patches, neighbouring tiles of diffusers 0.42 differ
         self.time_per_token = bool(checkpoint.index.get("expand_timesteps"))
         self.boundary = self._boundary(found)
         self.extra_channels = extra = transformer["in_channels"] - vae["z_dim"]

@@ -85,10 +85,10 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def loop(self, steps: int, unit: str) -> Iterator[tqdm]:
-        """The clocks, the progress bar and the fixed order of sums around the loop over `steps` steps."""
+        """The clocks, the progress bar and the order of sums that is set, around the loop over `steps` steps."""
         began, cpu_began = time.perf_counter(), time.process_time()
         with (
-            devices.deterministic(self.device),
+            devices.deterministic(self.device, self.config.deterministic),
             tqdm(total=steps, initial=self.first, desc=self.name, unit=unit, disable=not self.writes) as progress,
         ):
             yield progress

@@ -33,7 +33,7 @@ from feedback.core.label import label_clip_set
 from feedback.core.rubric import load_rubric
 from feedback.core.verdicts import Origin, VerdictFile
 from feedback.network.ledger import Ledger
-from generators.core.rollout import VideoSize
+from generators.core.size import VideoSize
 from pipeline.check import check_params
 from pipeline.configs import GeneratorConfig
 from pipeline.state import StateError
@@ -204,7 +204,12 @@ def test_a_generator_is_looked_into_by_its_small_files(tmp_path):
     newer.write_text(json.dumps(json.loads(newer.read_text()) | {"expand_timesteps": True}))
     for change, size, state, detail in (
         ({"path": str(shipped)}, {}, OK, f"wan, {shipped}, WanPipeline, 10.2 MB, float32"),
-        ({"path": str(newer.parent)}, {}, BROKEN, f"generator.path: {newer.parent} is a WanPipeline of Wan2.2 ("),
+        (
+            {"path": str(newer.parent)},
+            {},
+            BROKEN,
+            "is a WanPipeline with expand_timesteps and patches",
+        ),
         ({"path": "./models/none"}, {}, BROKEN, "generator.path: './models/none' is no folder, and no hub id"),
         (
             {"path": "nobody/none"},
@@ -213,7 +218,7 @@ def test_a_generator_is_looked_into_by_its_small_files(tmp_path):
             "generator.path: nobody/none is no local folder, and could not be looked up",
         ),
         ({"path": str(shipped)}, {"num_frames": 16}, BROKEN, "video.num_frames: 16 cannot be represented; it must be"),
-        ({"family": "data.doors.find"}, {}, NOTE, "not looked into: this family has no function examine"),
+        ({"family": "data.doors"}, {}, BROKEN, "generator.family is 'data.doors'"),
     ):
         found = find_generator(replace(config, **change), replace(video, **size))
         assert (found.state, found.what, detail in found.detail) == (state, "generator", True), found

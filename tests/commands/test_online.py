@@ -11,8 +11,8 @@ from commands.online import main as online_command
 from commands.online.one_prompt import with_changes
 from data.prompts import Prompt
 from data.video import read_video
-from generators.core.generator import solver_scheduler
-from generators.core.load import load_generator
+from generators.core.size import VideoSize
+from generators.core.solvers import solver_scheduler
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
@@ -20,6 +20,7 @@ from tabletop.references import real_clips
 from tests.support.defaults import DEFAULTS
 from tests.support.judges import WORDS
 from tests.support.reward_models import TEXT, build_base, build_videoreward
+from tests.support.tiny import load_wan
 
 ROOT = Path(__file__).parents[2]
 FALL = "pushing red ball so that it falls off the table"
@@ -177,12 +178,15 @@ def test_a_recipe_takes_an_entrys_changes_over_the_papers_values():
         load_recipe("ask-a-video", {"engine": {"steps": "many"}})
 
 
+TABLETOP = VideoSize(num_frames=9, height=32, width=32, fps=8.0)
+
+
 def test_a_flow_shift_changes_the_schedule_and_no_module():
-    generator = load_generator("wan", "models/tabletop/generator", max_prompt_tokens=16, parts=("transformer",))
+    generator = load_wan("models/tabletop/generator", TABLETOP, max_prompt_tokens=16, parts=("denoiser",))
     before = generator.process.shift
     shifted = generator.with_shift(5.0)
     assert shifted.process.shift == 5.0 != before == generator.process.shift
-    assert shifted.transformer is generator.transformer
+    assert shifted.component("transformer") is generator.component("transformer")
     times = [solver_scheduler(one.scheduler_config, "euler") for one in (generator, shifted)]
     for scheduler in times:
         scheduler.set_timesteps(4)

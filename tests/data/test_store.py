@@ -9,17 +9,19 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data import manifest
 from data.first_frames import read_png
-from data.manifest import StoreError, publish
+from data.manifest import MANIFEST, StoreError, publish, write_manifest
 from data.records import Sample, read_rows
-from data.store import ClipSet, ClipSetWriter
+from data.store import KIND, ClipSet, ClipSetWriter, PromptConditions
 from tests.support.refusals import assert_refused
 
 PROMPTS = {"lift": "lifting a cup", "push": "pushing a cup"}
-EMBEDDINGS = {name: torch.full((5, 3), float(i + 1)) for i, name in enumerate(PROMPTS)}
-EMPTY = torch.zeros(5, 3)
+TEXT = {name: torch.full((5, 3), float(i + 1)) for i, name in enumerate(PROMPTS)}
+EMPTY = {"text": torch.zeros(5, 3)}
+TOLD = PromptConditions({name: {"text": text} for name, text in TEXT.items()}, EMPTY)
 FACTS = {"policy": "base"}
 
 
@@ -34,21 +36,20 @@ def sample(prompt_id: str, number: int) -> Sample:
 BATCHES = [[sample("lift", 0), sample("lift", 1)], [sample("push", 0)]]
 
 
-def batch(index: int, conditioning: bool = False) -> dict:
+def batch(index: int) -> dict:
     """The arguments of add_batch for one of BATCHES; latents are 10 * batch + row throughout."""
     samples = BATCHES[index]
     frames = np.random.default_rng(index).integers(0, 256, (len(samples), 3, 16, 16, 3), dtype=np.uint8)
     latents = torch.arange(len(samples)).float().view(-1, 1, 1, 1, 1).expand(-1, 4, 2, 2, 2) + 10 * index
-    given = {"conditioning": latents[:, :, :1] + 0.5} if conditioning else {}
-    return {"samples": samples, "frames": frames, "latents": latents, **given}
+    return {"samples": samples, "frames": frames, "latents": latents}
 
 
-def write(work: Path, **options) -> Path:
+def write(work: Path, told: PromptConditions = TOLD) -> Path:
     """What a stage does, from scratch or after a kill."""
     writer = ClipSetWriter(work)
     for index in sorted({0, 1} - writer.done_batches()):
-        writer.add_batch(index, **batch(index, **options))
-    writer.finish(EMBEDDINGS, EMPTY, FACTS)
+        writer.add_batch(index, **batch(index))
+    writer.finish(told, FACTS)
     return work
 
 
@@ -72,7 +73,7 @@ def test_a_clip_set_holds_what_was_written(clip_set):
     assert clip_set.video(BATCHES[1][0]) == clip_set.folder / "videos" / "push-0.mp4"
     assert np.abs(clip_set.frames(BATCHES[1][0]).astype(int) - batch(1)["frames"][0]).max() <= 1
     assert sorted(contents(clip_set.folder)) == [
-        "embeddings.safetensors",
+        "conditions.safetensors",
         "latents-00000.safetensors",
         "latents-00001.safetensors",
         "manifest.json",
@@ -91,36 +92,64 @@ def test_latents_come_in_the_order_of_the_ids(clip_set):
 
 def test_what_was_read_is_not_tied_to_the_file(clip_set):
     clip_set.latents(["lift-0"]).fill_(99)
-    clip_set.embeddings(["lift"]).fill_(99)
+    clip_set.conditions(["lift"])["text"].fill_(99)
     assert clip_set.latents(["lift-0"]).max() == 0
-    assert clip_set.embeddings(["lift"]).max() == 1
+    assert clip_set.conditions(["lift"])["text"].max() == 1
 
 
 def test_latents_keep_their_dtype(tmp_path):
     writer = ClipSetWriter(tmp_path)
     writer.add_batch(0, **batch(0) | {"latents": batch(0)["latents"].to(torch.bfloat16)})
-    writer.finish(EMBEDDINGS, EMPTY, {})
+    writer.finish(TOLD, {})
     assert ClipSet.open(tmp_path).latents(["lift-1"]).dtype == torch.bfloat16
 
 
-def test_embeddings_come_by_prompt(clip_set):
-    assert clip_set.embeddings(["push", "lift", "push"])[:, 0, 0].tolist() == [2, 1, 2]
-    assert torch.equal(clip_set.empty_embedding, EMPTY)
+def test_conditions_come_by_prompt(clip_set):
+    assert clip_set.conditions(["push", "lift", "push"])["text"][:, 0, 0].tolist() == [2, 1, 2]
+    assert torch.equal(clip_set.empty["text"], EMPTY["text"])
+    assert clip_set.negative is None
 
 
-def test_conditioning_is_there_only_where_it_was_given(tmp_path, clip_set):
-    assert clip_set.conditioning(["lift-0"]) is None
-    conditioned = ClipSet.open(write(tmp_path / "conditioned", conditioning=True))
-    found = conditioned.conditioning(["push-0", "lift-1"])
-    assert found.shape == (2, 4, 1, 2, 2)
-    assert found[:, 0, 0, 0, 0].tolist() == [10.5, 1.5]
+def test_conditions_of_several_names_keep_their_dtypes_and_the_negative_prompt_has_its_own(tmp_path):
+    def told(value: float) -> dict[str, torch.Tensor]:
+        return {"text": torch.full((5, 3), value, dtype=torch.bfloat16), "given": torch.full((4, 1, 2, 2), -value)}
+
+    negative = {"text": torch.full((5, 3), 9.0, dtype=torch.bfloat16)}
+    empty = {"text": torch.zeros(5, 3, dtype=torch.bfloat16)}
+    clip_set = ClipSet.open(write(tmp_path, PromptConditions({"lift": told(1.0), "push": told(2.0)}, empty, negative)))
+    found = clip_set.conditions(["push", "lift"])
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} == {
+        "text": (torch.bfloat16, (2, 5, 3)),
+        "given": (torch.float32, (2, 4, 1, 2, 2)),
+    }
+    assert found["given"][:, 0, 0, 0, 0].tolist() == [-2, -1]
+    assert clip_set.empty.keys() == {"text"}  # the first frame stays under the empty caption
+    assert torch.equal(clip_set.negative["text"], negative["text"])
+
+
+def test_a_set_of_the_first_version_is_read(tmp_path):
+    """Its embeddings.safetensors held one tensor a prompt, and `empty`."""
+    clip_set = ClipSet.open(write(tmp_path))
+    (tmp_path / "conditions.safetensors").unlink()
+    (tmp_path / MANIFEST).unlink()
+    old = {f"prompt/{name}": text for name, text in TEXT.items()} | {"empty": EMPTY["text"]}
+    save_file(old, tmp_path / "embeddings.safetensors")
+    write_manifest(tmp_path, KIND, **clip_set.manifest["facts"])
+
+    first = ClipSet.open(tmp_path, verify=True)
+    assert first.conditions(["push", "lift"]).keys() == {"text"}
+    assert first.conditions(["push", "lift"])["text"][:, 0, 0].tolist() == [2, 1]
+    assert torch.equal(first.empty["text"], EMPTY["text"]) and first.negative is None
+    assert torch.equal(first.latents(["lift-1"]), clip_set.latents(["lift-1"]))
+    with pytest.raises(ValueError, match="no conditions of prompt/fold"):
+        first.conditions(["fold"])
 
 
 def test_what_is_not_in_the_set_is_named(clip_set):
     with pytest.raises(ValueError, match="no samples lift-9 among its 3"):
         clip_set.latents(["lift-0", "lift-9"])
-    with pytest.raises(ValueError, match=r"embeddings.safetensors: no prompt/fold"):
-        clip_set.embeddings(["lift", "fold"])
+    with pytest.raises(ValueError, match="no conditions of prompt/fold"):
+        clip_set.conditions(["lift", "fold"])
 
 
 def test_the_fingerprint_changes_with_any_byte(tmp_path, clip_set):
@@ -128,7 +157,7 @@ def test_the_fingerprint_changes_with_any_byte(tmp_path, clip_set):
     other = ClipSetWriter(tmp_path / "other")
     other.add_batch(0, **batch(0))
     other.add_batch(1, **batch(1) | {"latents": batch(1)["latents"] + 1e-3})
-    other.finish(EMBEDDINGS, EMPTY, FACTS)
+    other.finish(TOLD, FACTS)
     assert ClipSet.open(tmp_path / "other").fingerprint() != clip_set.fingerprint()
 
 
@@ -204,7 +233,7 @@ def test_first_frames_that_do_not_fit_the_clips_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["latents-00001.safetensors", "embeddings.safetensors", "metadata.parquet", "videos/lift-0.mp4"]
+    "name", ["latents-00001.safetensors", "conditions.safetensors", "metadata.parquet", "videos/lift-0.mp4"]
 )
 def test_a_truncated_file_is_named_when_the_set_is_opened(clip_set, name):
     path = clip_set.folder / name
@@ -275,7 +304,7 @@ def killed_at_rename(number: int, work: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
-# Renames: 0, 1 videos, 2 latents, 3 rows of batch 0; 4 video, 5 latents, 6 rows of batch 1; 7 metadata, 8 embeddings,
+# Renames: 0, 1 videos, 2 latents, 3 rows of batch 0; 4 video, 5 latents, 6 rows of batch 1; 7 metadata, 8 conditions,
 # 9 manifest.
 @pytest.mark.parametrize(("number", "done"), [*((n, set()) for n in range(4)), *((n, {0}) for n in range(4, 7))])
 def test_killed_while_generating_it_keeps_whole_batches_and_ends_the_same(tmp_path, number, done):
@@ -333,12 +362,12 @@ def test_a_gap_between_batches_is_named(tmp_path):
     writer = ClipSetWriter(tmp_path)
     writer.add_batch(1, **batch(1))
     with pytest.raises(StoreError, match=r"batches \[0\] are missing of 0 to 1"):
-        writer.finish(EMBEDDINGS, EMPTY, FACTS)
+        writer.finish(TOLD, FACTS)
 
 
 def test_a_set_without_clips_is_refused(tmp_path):
     with pytest.raises(StoreError, match="no batches were written"):
-        ClipSetWriter(tmp_path).finish(EMBEDDINGS, EMPTY, FACTS)
+        ClipSetWriter(tmp_path).finish(TOLD, FACTS)
 
 
 def test_duplicate_samples_are_refused(tmp_path):
@@ -346,27 +375,31 @@ def test_duplicate_samples_are_refused(tmp_path):
     writer.add_batch(0, **batch(0))
     writer.add_batch(1, **batch(0))
     with pytest.raises(ValueError, match="2 duplicate sample_id among 4 rows"):
-        writer.finish(EMBEDDINGS, EMPTY, FACTS)
+        writer.finish(TOLD, FACTS)
 
 
-def test_a_prompt_without_its_embedding_is_named(tmp_path):
+def test_conditions_that_do_not_fit_the_clips_or_each_other_are_named(tmp_path):
     writer = ClipSetWriter(tmp_path)
     writer.add_batch(0, **batch(0))
-    with pytest.raises(ValueError, match="no embedding for the prompts lift"):
-        writer.finish({"push": EMPTY}, EMPTY, FACTS)
-    with pytest.raises(ValueError, match=r"lift: embedding \(4, 3\), the empty prompt's \(5, 3\)"):
-        writer.finish({"lift": torch.zeros(4, 3)}, EMPTY, FACTS)
+    text, short = TOLD.prompts["lift"], {"text": torch.zeros(4, 3)}
+    told: list[tuple[PromptConditions, str]] = [
+        (PromptConditions({"push": EMPTY}, EMPTY), "no conditions of the prompts lift"),
+        (PromptConditions({"lift": text, "push": short}, EMPTY), r"push: conditions .*\(4, 3\).* the first .*\(5, 3\)"),
+        (PromptConditions({"lift": text, "push": text | {"given": text["text"]}}, EMPTY), "push: conditions .*given"),
+        (PromptConditions({"lift": short}, EMPTY), r"of the empty caption are .*\(5, 3\).* of the prompts .*\(4, 3\)"),
+        (PromptConditions({"lift": text}, EMPTY, short), r"of the negative caption are .*\(4, 3\)"),
+        (PromptConditions({"lift": text}, {"vision": text["text"]}), "of the empty caption are .*vision"),
+    ]
+    assert_refused(lambda wrong: writer.finish(wrong, FACTS), told)
 
 
 def test_shards_that_do_not_fit_each_other_are_refused(tmp_path):
     writer = ClipSetWriter(tmp_path)
     writer.add_batch(0, **batch(0))
-    writer.add_batch(1, **batch(1, conditioning=True))
-    with pytest.raises(StoreError, match=r"latents-00001.safetensors: holds .*conditioning.* the first shard holds"):
-        writer.finish(EMBEDDINGS, EMPTY, FACTS)
-    writer.add_batch(1, **batch(1) | {"latents": torch.zeros(1, 4, 9, 2, 2)})
-    with pytest.raises(StoreError, match="latents-00001.safetensors: holds"):
-        writer.finish(EMBEDDINGS, EMPTY, FACTS)
+    for latents in (torch.zeros(1, 4, 9, 2, 2), batch(1)["latents"].to(torch.bfloat16)):
+        writer.add_batch(1, **batch(1) | {"latents": latents})
+        with pytest.raises(StoreError, match="latents-00001.safetensors: holds .* the first shard holds"):
+            writer.finish(TOLD, FACTS)
 
 
 def test_a_video_that_went_missing_is_named(tmp_path):
@@ -374,7 +407,7 @@ def test_a_video_that_went_missing_is_named(tmp_path):
     writer.add_batch(0, **batch(0))
     (tmp_path / "videos" / "lift-1.mp4").unlink()
     with pytest.raises(StoreError, match="lift-1.mp4: missing, though batch 0 was committed"):
-        writer.finish(EMBEDDINGS, EMPTY, FACTS)
+        writer.finish(TOLD, FACTS)
 
 
 def test_a_finished_set_takes_no_more_batches(clip_set):

@@ -247,6 +247,40 @@ def test_first_frames_that_cannot_be_used_are_found_before_anything_is_generated
             check_params()
 
 
+def test_a_generator_that_does_not_fit_prompts_solver_or_denoisers_is_refused(project, tmp_path):
+    """The shipped image-to-video generator, a CogVideoX of v-prediction, under prompts without an image."""
+    folder = "models/tabletop/first_frame_generator"
+    size = {"num_frames": 9, "height": 32, "width": 32, "fps": 8}
+    for changes, message in (
+        ({"generator.path": folder}, f"generator.path: {folder} is a CogVideoXImageToVideoPipeline, and family wan"),
+        ({"generator.family": "cogvideox", "generator.path": folder}, "give the prompt set a column image"),
+        ({"generate.solver": "ddim"}, "generate: solver: ddim is none for this generator, .*: euler or unipc"),
+        ({"train.common.denoisers": ["transformer_2"]}, "denoisers: found transformer_2; this generator has transf"),
+        ({"video.num_frames": 10}, r"video.num_frames: 10 cannot be represented; .* nearest is 9 or 19"),
+    ):
+        params = default_params()
+        params["video"] = size
+        for key, value in changes.items():
+            *sections, last = key.split(".")
+            inner = params
+            for section in sections:
+                inner = inner[section]
+            inner[last] = value
+        project(params)
+        with pytest.raises((ParamsError, ValueError), match=message):
+            check_params()
+
+
+def test_images_that_the_generator_does_not_take_are_a_note(project, tmp_path):
+    params = default_params()
+    project(params)
+    ids = [one.prompt_id for one in load_prompts(Path(params["prompts"]["path"]))[:4]]
+    Image.new("RGB", (32, 32)).save(tmp_path / "square.png")
+    with_images(tmp_path, params, {name: str(tmp_path / "square.png") for name in ids})
+    project(params)
+    assert any("takes no first frame, so the images of the prompts are not used" in one for one in check_params().notes)
+
+
 def test_the_summary_counts_what_the_run_makes_and_judges(project):
     """40 of 58 prompts are train: 2 rounds x 40 x 48 = 3,840; 6 policies x 58 x 16 = 5,568; together 9,408."""
     project(default_params())

@@ -141,6 +141,12 @@ def test_questions_that_a_rubric_names_are_recorded_where_it_is_used(params):
     }  # fmt: skip
 
 
+def test_the_decoders_of_vaes_are_recorded_where_clips_are_decoded_with_gradient(params):
+    found = entries(params)
+    names = {name for name, text in found.items() if "decoders/cogvideox.py" in text and "decoders/wan.py" in text}
+    assert names == {name for name in found if name.startswith("online/")} != set()
+
+
 def test_a_new_file_beside_one_that_is_used_changes_nothing(params):
     for name in ("lab/other.yaml", "lab/other.mp4", "my_lab/other.py", "../library/rubric2.yaml", "lab/model/.cache"):
         assert changed_by(params, lambda name=name: Path(name).write_text("x: 1")) == set(), name

@@ -17,9 +17,9 @@ from data.store import ClipSet
 from evaluation.accept import EvaluationSet, check_paired
 from feedback.core.source import LabelError
 from feedback.questions.rewrite import INSTRUCTIONS, Rewriter, rewrite
-from generators.core.load import load_generator
 from stages import extend, generate
 from tests.support.faulty_provider import serving
+from tests.support.tiny import load_wan
 from tests.support.training import write_base
 
 CSV = """prompt_id,prompt,category,split
@@ -128,8 +128,8 @@ def test_clips_are_made_from_the_text_and_judged_by_the_prompt(project, tiny_wan
     assert slow.samples[0].prompt == "the red ball rolls off the table"
     assert slow.manifest["facts"]["texts"] == texts_for(Path("runs/policies/slow"), [])
     assert "texts" not in base.manifest["facts"]
-    encode = load_generator("wan", tiny_wan, max_prompt_tokens=12).encode_text
-    assert torch.equal(slow.embeddings(["p1"]), encode(["the red ball rolls off the table slowly"]))
+    encode = load_wan(tiny_wan).encode_text
+    assert torch.equal(slow.conditions(["p1"])["text"], encode(["the red ball rolls off the table slowly"])["text"])
     ids = [sample.sample_id for sample in base.samples]
     assert not torch.allclose(slow.latents(ids), base.latents(ids))
     check_paired({name: EvaluationSet(one.folder, tuple(one.samples), {}) for name, one in

@@ -16,9 +16,9 @@ from data.policies import candidates
 from data.records import Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from evaluation.checkpoints import candidates_of, curve, keep, plot_rows, read_outcomes
-from generators.core.load import load_generator
 from generators.core.lora import LORA_FILE, apply_policy
 from stages import generate, select
+from tests.support.tiny import load_wan
 from tests.support.training import run, write_base, write_clip_set
 
 # The rule
@@ -224,13 +224,13 @@ def test_a_checkpoints_clips_are_its_own(project, tiny_wan):
     save_file(louder, weights, metadata=_metadata(weights))
     generate_clips()
     clips = ClipSet.open(SAMPLES)
-    generator = load_generator("wan", tiny_wan, max_prompt_tokens=8)
+    generator = load_wan(tiny_wan, max_prompt_tokens=8)
     apply_policy(generator, weights.parent)
     sample = clips.samples[0]
 
     latents = generator.sample(
-        clips.embeddings([sample.prompt_id]), clips.empty_embedding,
-        generator.draw_noise([sample.seed], generator.latent_shape(5, 16, 16)), 1, 1.0, "euler",
+        clips.conditions([sample.prompt_id]), clips.empty,
+        generator.draw_noise([sample.seed], generator.latent_shape), 1, 1.0, "euler",
     )  # fmt: skip
 
     np.testing.assert_allclose(clips.latents([sample.sample_id]), latents, atol=1e-5)
@@ -290,7 +290,7 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     facts, of_source = (json.loads((folder / "policy.json").read_text()) for folder in (selected, source.parents[1]))
     assert facts["step"] == 4 and facts["made_with"] == of_source["made_with"]
     assert read_manifest(selected, "policy", verify=True)["facts"] == {"selected_from": "rwr1", "steps": 4}
-    apply_policy(load_generator("wan", tiny_wan, max_prompt_tokens=8), selected)
+    apply_policy(load_wan(tiny_wan, max_prompt_tokens=8), selected)
     run("rwr", tiny_wan, write_clip_set(tmp_path / "clips"), selected, tmp_path / "next", steps=1, checkpoint_every=1)
     assert json.loads((tmp_path / "next/out/policy.json").read_text())["start"] == "rwr1-selected"
 
@@ -343,7 +343,7 @@ def test_a_fully_trained_policy_is_selected_from_likewise(tiny_wan, tmp_path):
     first, _ = candidates(tmp_path / "out")
     copy_policy(first.folder, tmp_path / "selected")
 
-    apply_policy(load_generator("wan", tiny_wan, max_prompt_tokens=8), tmp_path / "selected")
+    apply_policy(load_wan(tiny_wan, max_prompt_tokens=8), tmp_path / "selected")
     assert sorted(path.name for path in (tmp_path / "selected").iterdir()) == ["policy.json", "transformer"]
 
 

@@ -152,7 +152,9 @@ def build_internvl_judge(folder: Path) -> Path:
         tokenizer,
         InternVLVideoProcessor(size=size),
         image_seq_length=tokens,
-        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|video_pad|><|vision_end|>", "<video>\n"),
+        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|video_pad|><|vision_end|>", "<video>\n").replace(
+            "<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n"
+        ),
     ).save_pretrained(folder)
     return folder
 

@@ -10,6 +10,7 @@ import torch
 from data.manifest import write_manifest
 from data.records import Label, Pair, Sample, Verdict, Weighted, write_rows
 from data.store import ClipSet, ClipSetWriter
+from tests.support.told import told
 
 PROMPTS = {
     "roll": ("p-roll", "a ball rolls", "roll", "train"),
@@ -39,8 +40,7 @@ def make_round(root: Path) -> Path:
     writer = ClipSetWriter(root / "samples")
     frames = np.stack([np.full((9, 32, 32, 3), 20 * place + 40, np.uint8) for place in range(len(samples))])
     writer.add_batch(0, samples, frames, torch.zeros(len(samples), 4, 3, 4, 4))
-    embeddings = {prompt_id: torch.zeros(2, 3) for prompt_id, *_ in PROMPTS.values()}
-    writer.finish(embeddings, torch.zeros(2, 3), {"set": "r1", "policy": "base"})
+    writer.finish(told(prompt_id for prompt_id, *_ in PROMPTS.values()), {"set": "r1", "policy": "base"})
     make_labels(root / "labels/judge", "judge", JUDGE, root / "samples")
     make_labels(root / "compare/gpt/labels", "gpt", GPT, root / "samples")
     write_rows(root / "datasets/rwr/weighted.parquet", [Weighted("roll0", "p-roll", 1.0, 1.0)], Weighted)

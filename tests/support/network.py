@@ -19,6 +19,7 @@ from feedback.core.label import requests_for
 from feedback.core.source import LabelError
 from feedback.network.api import ApiSource
 from tests.support.faulty_provider import Server, meant
+from tests.support.told import told
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-proj-1234567890abcdefghij"
@@ -59,8 +60,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, frames, torch.zeros(count, 1, 1, 1, 1))
-    embeddings = {sample.prompt_id: torch.zeros(1, 1) for sample in samples}
-    writer.finish(embeddings, torch.zeros(1, 1), {})
+    writer.finish(told(sample.prompt_id for sample in samples), {})
     return ClipSet.open(folder)
 
 

@@ -20,7 +20,8 @@ from rl.training.run import TrainReport
 CONFIG = {
     "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.02, "betas": [0.9, 0.999],
     "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0, "batch_size": 2, "gradient_accumulation": 1,
-    "gradient_checkpointing": False, "precision": "fp32", "checkpoint_every": 2, "log_every": 1, "seed": 1,
+    "gradient_checkpointing": False, "precision": "fp32", "deterministic": True, "checkpoint_every": 2,
+    "log_every": 1, "seed": 1,
     "rollout": "random_step", "renoise": "fresh", "gradient_steps": None, "noise": "fresh", "steps": 3,
     "solver": "unipc", "guidance": 1.0, "updates": 5, "warmup_updates": 0, "velocity_weight": 0.1,
     "held_out_every": None, "held_out_tolerance": 0.0, "stop_below": None,

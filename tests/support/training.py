@@ -8,19 +8,20 @@ import numpy as np
 import torch
 
 from data.records import Pair, Sample, Weighted
-from data.store import ClipSet, ClipSetWriter
-from generators.core.load import load_generator
+from data.store import ClipSet, ClipSetWriter, PromptConditions
 from rl.objectives import get_objective
 from rl.training.config import TrainConfig, configure
 from rl.training.run import TrainReport
 from rl.training.trainer import train
+from tests.support.tiny import load_wan
 
 LATENT_SHAPE = (4, 3, 4, 4)  # of 5 frames of 16 x 16 under tests/conftest.py's tiny Wan
 CONFIG = {
     "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.01, "warmup_steps": 2,
     "schedule": "constant", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
     "steps": 5, "batch_size": 4, "gradient_accumulation": 1, "gradient_checkpointing": False, "precision": "fp32",
-    "timesteps": {"name": "uniform"}, "caption_dropout": 0.25, "checkpoint_every": 2, "log_every": 1, "seed": 1,
+    "deterministic": True, "timesteps": {"name": "uniform"}, "caption_dropout": 0.25,
+    "checkpoint_every": 2, "log_every": 1, "seed": 1,
 }  # fmt: skip
 DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 
@@ -29,8 +30,19 @@ def config(objective: str, **changes) -> TrainConfig:
     return configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {}) | changes)
 
 
-def write_clip_set(folder: Path, prompts: int = 2, clips: int = 4, prefix: str = "p", shape=LATENT_SHAPE) -> ClipSet:
-    """Random latents and embeddings; every other clip of a prompt counts as accepted, see `rows`."""
+def write_clip_set(
+    folder: Path,
+    prompts: int = 2,
+    clips: int = 4,
+    prefix: str = "p",
+    shape=LATENT_SHAPE,
+    more: dict[str, torch.Tensor] | None = None,
+    negative_prompt: bool = False,
+) -> ClipSet:
+    """Random latents and text; every other clip of a prompt counts as accepted, see `rows`.
+
+    more: further conditions, the same for every prompt.
+    """
     generator = torch.Generator().manual_seed(0)
     writer = ClipSetWriter(folder)
     names = [f"{prefix}{prompt}" for prompt in range(prompts)]
@@ -39,8 +51,15 @@ def write_clip_set(folder: Path, prompts: int = 2, clips: int = 4, prefix: str =
         samples = [Sample(i, name, "a cup", "c", "train", "base", 1, 5, 8.0, 16, 16, f"videos/{i}.mp4") for i in ids]
         frames = np.zeros((clips, 5, 16, 16, 3), np.uint8)
         writer.add_batch(index, samples, frames, torch.randn(clips, *shape, generator=generator))
-    embeddings = {name: torch.randn(6, 16, generator=generator) for name in names}
-    writer.finish(embeddings, torch.full((6, 16), 0.5), {})
+    told = {
+        name: {
+            "text": torch.randn(6, 16, generator=generator),
+            **{key: one.clone() for key, one in (more or {}).items()},
+        }
+        for name in names
+    }
+    negative = None if not negative_prompt else {"text": torch.full((6, 16), -0.5)}
+    writer.finish(PromptConditions(told, {"text": torch.full((6, 16), 0.5)}, negative), {})
     return ClipSet.open(folder)
 
 
@@ -72,7 +91,7 @@ def run(
 ) -> TrainReport:
     """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
     if isinstance(generator, Path):
-        generator = load_generator("wan", generator, max_prompt_tokens=6, parts=("transformer",))
+        generator = load_wan(generator, max_prompt_tokens=6, parts=("denoiser",))
     return train(
         generator, [clip_set], rows(objective, clip_set) if table is None else table, get_objective(objective),
         config(objective, **changes), start, home / "work", home / "out", {"set": "r1"}, resume_from,
@@ -82,7 +101,7 @@ def run(
 def run_slowly(generator: Path, clips: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
     """`run` of objective dpo in a process of its own, with a pause of so many seconds before each forward."""
     torch.set_num_threads(1)
-    loaded = load_generator("wan", generator, max_prompt_tokens=6, parts=("transformer",))
+    loaded = load_wan(generator, max_prompt_tokens=6, parts=("denoiser",))
     predict = loaded.predict
     loaded.predict = lambda *args: time.sleep(pause) or predict(*args)
     run("dpo", loaded, ClipSet.open(clips), start, home, **changes)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXImageToVideoPipeline
 from transformers import CLIPModel, CLIPProcessor
 
 from data.config import ConfigError, read_config
@@ -22,6 +23,7 @@ from tabletop.physics import find_blobs
 from tabletop.pretraining.adversaries import Attack, VerdictMargin
 from tabletop.pretraining.clip import ClipConfig, all_events, clip_processor, draw_events, pixel_values, tiny_clip
 from tabletop.pretraining.denoiser import DenoiserConfig
+from tabletop.pretraining.first_frame import FirstFrameConfig
 from tabletop.pretraining.judge import (
     FPS,
     Curriculum,
@@ -424,6 +426,7 @@ def test_the_shipped_clip_finds_a_clip_in_which_nothing_happens_less_like_its_ca
 def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
     from feedback.core.kinds import make_source
     from generators.core.load import load_generator
+    from generators.core.size import VideoSize
 
     config = PretrainConfig(
         threads=1,
@@ -446,6 +449,22 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
             ema=0.9,
             seed=0,
         ),  # fmt: skip
+        first_frame_generator=FirstFrameConfig(
+            clips=24,
+            botched=0.4,
+            steps=2,
+            batch=4,
+            heads=1,
+            layers=1,
+            text_dim=16,
+            time_dim=16,
+            tokens=16,
+            caption_dropout=0.1,
+            muon_lr=0.02,
+            adam_lr=1e-3,
+            ema=0.9,
+            seed=0,
+        ),
         siblings=Siblings(
             botched=(0.0, 0.5), rendered=64, steps=2, rate=0.5, clips=12, guidance=(1.0, 2.0), solver_steps=2, seed=0
         ),
@@ -460,11 +479,14 @@ def test_the_whole_pretraining_runs_and_what_it_writes_loads(tmp_path):
         clip=CLIP,
     )
     pretrain(config, tmp_path / "work", tmp_path / "out")
-    generator = load_generator("wan", str(tmp_path / "out/generator"), max_prompt_tokens=16)
-    embedding = generator.encode_text([rl_prompts()[0]])
-    noise = generator.draw_noise([1], generator.latent_shape(FRAMES, SIZE, SIZE))
-    clip = generator.decode(generator.sample(embedding, embedding[0], noise, 2, 1.0, "euler"))
+    size = VideoSize(FRAMES, SIZE, SIZE, fps=8.0)
+    generator = load_generator("wan", str(tmp_path / "out/generator"), size, max_prompt_tokens=16)
+    told = generator.encode_text([rl_prompts()[0]])
+    noise = generator.draw_noise([1], generator.latent_shape)
+    clip = generator.decode(generator.sample(told, {"text": told["text"][0]}, noise, 2, 1.0, "euler"))
     assert clip.shape == (1, FRAMES, SIZE, SIZE, 3)
+    first_frame = CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "out/first_frame_generator")
+    assert first_frame.vae.config.latents_std == [1.0] * 4
     for folder in ("judge", "second_judge"):
         block = {
             "kind": "qwen", "path": str(tmp_path / "out" / folder), "revision": None, "batch_size": 4,

@@ -45,6 +45,7 @@ from tabletop.physics import check
 from tabletop.render import render
 from tabletop.scenes import make_scene
 from tests.support.defaults import default_params
+from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = load_prompts(ROOT / "configs/prompt_sets/tabletop.csv")
@@ -441,9 +442,9 @@ def beside_references(project) -> ClipSet:
             samples.append(Sample(name, *facts, number, 9, 8.0, 32, 32, f"videos/{name}.mp4"))
             frames.append(rendered(prompt.prompt, 7, botch))
     Path("prompts.csv").write_text("\n".join(rows))
-    writer, nothing = ClipSetWriter(Path("runs/r1/samples")), torch.zeros(1)
+    writer = ClipSetWriter(Path("runs/r1/samples"))
     writer.add_batch(0, samples, np.stack(frames), torch.zeros(4, 1))
-    writer.finish({prompt.prompt_id: torch.zeros(1) for prompt in PROMPTS[:2]}, nothing, {"policy": "base"})
+    writer.finish(told(prompt.prompt_id for prompt in PROMPTS[:2]), {"policy": "base"})
     return ClipSet.open(Path("runs/r1/samples"))
 
 

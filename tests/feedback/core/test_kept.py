@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from data.labels import read_verdicts
-from data.manifest import StoreError
+from data.manifest import StoreError, write_manifest
 from data.records import Sample, Verdict
 from data.store import ClipSet, ClipSetWriter
 from feedback.core import verdicts
@@ -26,7 +26,9 @@ from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set, look_at, requests_for
 from feedback.core.source import LabelError
 from feedback.core.verdicts import APPLICATION, Chosen, VerdictFile, verdicts_path
+from tests.support.first_frames import TOLD, with_first_frames
 from tests.support.judges import build_judge
+from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 CLIPS = 6
@@ -132,7 +134,7 @@ def make_clips(folder: Path, called: str = "clip", **changes) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, [replace(sample, **changes) for sample in samples], frames, torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish({f"p{n}": torch.zeros(1, 1) for n in range(CLIPS)}, torch.zeros(1, 1), {})
+    writer.finish(told(f"p{n}" for n in range(CLIPS)), {})
     return ClipSet.open(folder)
 
 
@@ -213,6 +215,39 @@ def test_a_clip_with_other_bytes_prompt_or_rate_is_judged_again(clips, tmp_path)
     assert len(judged(make_clips(tmp_path / "faster", fps=16.0))) == CLIPS
     assert len(judged(make_clips(tmp_path / "renamed", prompt="a blue ball"))) == CLIPS
     assert frames.shape == (9, 32, 32, 3)
+
+
+def test_an_edited_first_frame_is_another_question_where_the_rubric_shows_it_and_nowhere_else(clips, tmp_path):
+    red, blue = with_first_frames(clips, tmp_path / "red"), with_first_frames(clips, tmp_path / "blue", red=0)
+    judged(clips)
+    assert judged(red) == judged(blue) == []  # the judge does not see it
+
+    write(Path("my_lab/kind.py"), KIND.replace("Kind(Options, load,", "Kind(Options, load, first_frame=True,"))
+    write(Path("lab/rubric.yaml"), f"first_frame: {TOLD}\n{RUBRIC}")
+    assert len(judged(red)) == len(judged(blue)) == CLIPS
+    assert judged(red) == judged(blue) == []
+    first, other = blue.first_frame("p2"), red.first_frame("p2")
+    assert first and other
+    first.write_bytes(other.read_bytes())
+    (blue.folder / "manifest.json").unlink()
+    write_manifest(blue.folder, "clip_set", **blue.manifest["facts"])
+    assert judged(ClipSet.open(blue.folder)) == []  # each was seen before: p2 red, the others blue
+
+
+def test_a_set_without_first_frames_is_refused_by_a_rubric_that_shows_them_before_anything_is_judged(clips):
+    write(Path("my_lab/kind.py"), KIND.replace("Kind(Options, load,", "Kind(Options, load, first_frame=True,"))
+    write(Path("lab/rubric.yaml"), f"first_frame: {TOLD}\n{RUBRIC}")
+    panel = {"kind": "panel", "rule": "mean", "members": {"physics": {"kind": "physics"}, "mine": block()}}
+    for given in (block(), panel):
+        with pytest.raises(LabelError, match="clip0.mp4: has no first frame, and the rubric bright shows it"):
+            judged(clips, given)
+    assert not list(Path("work").glob("*"))
+
+
+def test_a_kind_that_shows_no_first_frame_refuses_a_rubric_that_does():
+    write(Path("lab/rubric.yaml"), f"first_frame: {TOLD}\n{RUBRIC}")
+    with pytest.raises(ValueError, match="rubric: lab/rubric.yaml shows the first frame, and kind my_lab.kind sees"):
+        make_source("mine", block())
 
 
 def test_a_clip_without_a_reply_is_judged_again_and_the_others_are_not(clips):

@@ -2,6 +2,7 @@ import itertools
 import random
 import re
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from data.records import Verdict
 from feedback.core.rubric import Question, Rubric, RubricByPrompt, Rule, combine, load_rubric
+from tests.support.first_frames import TOLD, shows_first_frame
 
 RUBRICS = sorted(Path("feedback/rubrics").glob("*.yaml"))
 
@@ -245,6 +247,36 @@ def test_the_hash_covers_what_is_sent_and_not_the_combining_rule():
     assert Rubric("renamed", 8, "all", "judge {prompt}", (question(),)).hash == sent.hash
     assert Rubric("test", 4, "all", "judge {prompt}", (question(),)).hash != sent.hash
     assert Rubric("test", 8, "all", "Judge {prompt}", (question(),)).hash != sent.hash
+
+
+def test_a_rubric_that_shows_the_first_frame_says_so_first_and_is_another_one(tmp_path):
+    plain = load_rubric(Path("tabletop/rubric.yaml"))
+    shown = load_rubric(shows_first_frame(Path("tabletop/rubric.yaml"), tmp_path / "shown.yaml"))
+    (question,) = plain.questions
+
+    assert (shown.first_frame, plain.first_frame) == (TOLD, None)
+    assert shown.text(question, "a ball") == f"{TOLD}\n\n{plain.text(question, 'a ball')}"
+    told = replace(plain, instructions=f"{TOLD}\n\n{plain.instructions}")  # the same words, and no picture
+    assert told.text(question, "") == shown.text(question, "")
+    assert len({plain.hash, shown.hash, told.hash}) == 3
+
+
+def test_the_hash_of_a_rubric_without_a_first_frame_is_as_it_was():
+    """Of version 0.1, so that no answer is asked for again."""
+    files = {"tabletop/rubric.yaml": "3ee84f419dcf", "feedback/rubrics/preference.yaml": "d763678fd6c9"}
+    assert {file: load_rubric(Path(file)).hash for file in files} == files
+
+
+def test_questions_of_each_prompts_own_are_asked_with_the_first_frame_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("questions.csv").write_text("prompt,name,question,wanted\na ball rolls,object,is there a ball,Yes\n")
+    own = "name: own\nframes: 8\nrule: all\ninstructions: ''\nquestions: questions.csv\n"
+    for name, text in {"plain": own, "shown": f"first_frame: {TOLD}\n{own}"}.items():
+        Path(name).write_text(text)
+    plain, shown = load_rubric(Path("plain")), load_rubric(Path("shown"))
+
+    assert shown.first_frame == shown.of("a ball rolls").first_frame == TOLD
+    assert shown.hash != plain.hash and shown.of("a ball rolls").hash != plain.of("a ball rolls").hash
 
 
 def edited(tmp_path: Path, **changes) -> Path:

@@ -45,6 +45,7 @@ from rl.datasets import build
 from tests.conftest import hear_ctrl_c
 from tests.feedback.judges.test_panel import steady
 from tests.support.browser import wait_until
+from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 RUBRIC = ROOT / "feedback" / "rubrics" / "people.yaml"
@@ -66,7 +67,7 @@ def make_clips(folder: Path, policy: str = "rwr1", shade: int = 0) -> ClipSet:
     frames = np.broadcast_to(shades[..., None, None, None], (CLIPS, 3, 32, 32, 3)).astype(np.uint8)
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 4, 3, 4, 4))
-    writer.finish({f"p{prompt}": torch.zeros(2, 2) for prompt in range(PROMPTS)}, torch.zeros(2, 2), {})
+    writer.finish(told(f"p{prompt}" for prompt in range(PROMPTS)), {})
     return ClipSet.open(folder)
 
 

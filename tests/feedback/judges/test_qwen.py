@@ -11,11 +11,13 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from data.first_frames import png_bytes
+from data.manifest import sha256_of
 from data.records import Sample, Verdict
 from data.video import read_video, write_video
 from feedback.core.kinds import make_source
 from feedback.core.rubric import Question
-from feedback.core.source import Request
+from feedback.core.source import FirstFrame, Request
 from feedback.core.weights import fingerprint, weights_version
 from feedback.judges.vlm import answer_tokens, build_inputs, read_answers, sampled_fps
 from tabletop.pretraining.judge_model import word_level_tokenizer
@@ -289,6 +291,79 @@ def test_a_longer_reply_changes_the_reason_and_not_the_answer(judge, folders, fa
     assert all(v.reason is None for v in brief)
     assert all(v.raw.startswith(b.raw) for v, b in zip(wordy, brief, strict=True))
     assert max(len(v.raw.split()) for v in wordy) > 1
+
+
+# The first frame
+
+KNOWN = "judge the video off the ball"  # in the vocabulary
+
+
+@pytest.fixture
+def shown(tmp_path, folders, family):
+    """A judge of each family whose rubric shows the first frame."""
+    path = tmp_path / "shown.yaml"
+    path.write_text(f"first_frame: {KNOWN}\n{Path('tabletop/rubric.yaml').read_text()}")
+    return make_source("judge", block(folders[family], rubric=str(path)))
+
+
+def started_from(request: Request, picture: np.ndarray) -> Request:
+    path = request.path.with_suffix(f".{request.sample.sample_id}.png")
+    path.write_bytes(png_bytes(picture))
+    return replace(request, first_frame=FirstFrame(path, sha256_of(path)))
+
+
+PICTURES = {
+    "qwen2.5": ["<|vision_start|>", *["<|image_pad|>"] * 16, "<|vision_end|>"],
+    "qwen3": ["<|vision_start|>", *["<|image_pad|>"] * 16, "<|vision_end|>"],
+    "internvl": ["<img>", *["<IMG_CONTEXT>"] * 16, "</img>"],
+}
+
+
+def test_the_first_frame_stands_before_the_video_and_its_words_before_the_question(shown, family):
+    text = shown.rubric.text(shown.rubric.questions[0], PROMPTS[0])
+    times = [[7 / 8 * frame for frame in SAMPLED]]
+    inputs = build_inputs(shown.processor, [clip()[SAMPLED]], [text], [7.0], None, times, [clip()[0]])
+
+    assert shown.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist()) == [
+        *("<|im_start|>", "user", *PICTURES[family], *VIDEOS[family], *KNOWN.split()),
+        *("judge", "the", "video", "pushing", "red", "ball", "Accept", "or", "Reject", "<|im_end|>"),
+        *("<|im_start|>", "assistant"),
+    ]
+
+
+def test_a_judge_sees_the_first_frame_and_each_clip_of_a_batch_its_own(shown, ask):
+    black, white = np.zeros((SIZE, SIZE, 3), np.uint8), np.full((SIZE, SIZE, 3), 255, np.uint8)
+    requests = [started_from(ask(0), black), started_from(ask(0), white), started_from(ask(1), clip(1)[0])]
+    requests = [replace(one, sample=replace(one.sample, sample_id=str(n))) for n, one in enumerate(requests)]
+    alone = [verdicts_of(shown, request)[0].p_yes for request in requests]
+
+    assert abs(alone[0] - alone[1]) > 1e-4
+    assert [verdict.p_yes for verdict in verdicts_of(shown, *requests)] == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_first_frame_is_scaled_as_a_frame_is(shown, family):
+    if family == "internvl":
+        return  # whose frames have one size
+    large = np.zeros((8, 128, 64, 3), np.uint8)
+    inputs = build_inputs(shown.processor, [large], ["ball"], [8.0], 32 * 32, firsts=[large[0]])
+    assert inputs["image_grid_thw"][0, 1:].tolist() == inputs["video_grid_thw"][0, 1:].tolist()
+
+
+def test_a_first_frame_that_cannot_be_read_gives_null_and_does_not_affect_its_batch(shown, ask):
+    requests = [started_from(ask(index), clip(index)[0]) for index in range(2)]
+    requests[1].first_frame.path.write_bytes(b"no picture")
+    seen, unseen = verdicts_of(shown, *requests)
+    assert unseen.error.startswith("unreadable clip: ") and "not a readable PNG" in unseen.error
+    assert seen == verdicts_of(shown, requests[0])[0]
+
+
+def test_a_judge_that_takes_no_picture_refuses_a_rubric_that_shows_one(tmp_path):
+    folder = build_judge(tmp_path / "judge")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|vision_start|><|image_pad|><|vision_end|>", ""))
+    (tmp_path / "shown.yaml").write_text(f"first_frame: {KNOWN}\n{Path('tabletop/rubric.yaml').read_text()}")
+    with pytest.raises(ValueError, match="shows the first frame, but .*judge takes no picture beside a video"):
+        make_source("judge", block(folder, rubric=str(tmp_path / "shown.yaml")))
 
 
 def question(affirmative: str, negative: str) -> Question:

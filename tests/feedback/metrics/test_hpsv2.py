@@ -22,6 +22,7 @@ from feedback.metrics.clip import VIT_H14
 from feedback.metrics.hpsv2_checkpoint import HEADS, convert, converted
 from feedback.metrics.hpsv2_model import Tokens, Whole
 from tabletop.pretraining.judge_model import word_level_tokenizer
+from tests.support.told import told
 
 EDGE, CONTEXT, VOCABULARY = 28, 16, 49408
 VISION = {"image_size": EDGE, "layers": 2, "width": 64, "head_width": 4, "patch_size": 14}
@@ -232,7 +233,7 @@ def judged(source, tmp_path: Path) -> list[list]:
     ]
     clips = frames(3 * len(PROMPTS), 36, 52).reshape(len(PROMPTS), 3, 36, 52, 3)
     writer.add_batch(0, samples, clips, torch.zeros(len(PROMPTS), 1, 1, 1, 1))
-    writer.finish({f"p{n}": torch.zeros(1, 1) for n in range(len(PROMPTS))}, torch.zeros(1, 1), {})
+    writer.finish(told(f"p{n}" for n in range(len(PROMPTS))), {})
     clip_set = ClipSet.open(tmp_path / "set")
     return list(source.judge(Request(sample, clip_set.video(sample)) for sample in clip_set.samples))
 

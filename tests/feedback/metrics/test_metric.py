@@ -18,6 +18,7 @@ from feedback.metrics.image_text import Pixels
 from feedback.metrics.metric import Metric, MetricSource, reduced
 from stages.build import main
 from tabletop.pretraining.judge_model import word_level_tokenizer
+from tests.support.told import told
 
 WORDS = ("pushing", "lifting", "red", "blue", "ball")
 EDGE = 32  # pixels per side of the tiny CLIP's input
@@ -52,7 +53,7 @@ def clips(tmp_path) -> ClipSet:
     for n in range(5):
         frames[n] = 100 + 10 * n, 50, 10 * n
     writer.add_batch(0, samples, frames, torch.zeros(5, 1, 1, 1, 1))
-    writer.finish({"p": torch.zeros(1, 1)}, torch.zeros(1, 1), {"set": "r1"})
+    writer.finish(told(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 
 

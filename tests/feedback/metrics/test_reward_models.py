@@ -33,6 +33,7 @@ from tests.support.reward_models import (
     build_videoscore,
     write_config,
 )
+from tests.support.told import told
 
 PROMPT, RATE = "pushing red ball", 8.0
 VIDEOSCORE = [
@@ -54,7 +55,7 @@ def small_set(tmp_path) -> ClipSet:
         for n in range(2)
     ]
     writer.add_batch(0, samples, np.stack([clip_of(seed=n) for n in range(2)]), torch.zeros(2, 1, 1, 1, 1))
-    writer.finish({"p": torch.zeros(1, 1)}, torch.zeros(1, 1), {"set": "r1"})
+    writer.finish(told(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 
 

@@ -14,6 +14,7 @@ from feedback.network.api import ApiSource
 from feedback.pairs.compare import compare_pairs
 from feedback.pairs.shown import ShownPair
 from tests.support.faulty_provider import Server, meant
+from tests.support.first_frames import TOLD, with_first_frames
 from tests.support.network import PRICE, block_of, outcomes
 
 KINDS = ("gpt", "served", "gemini")
@@ -41,7 +42,7 @@ def make(server: Server, tmp_path: Path):
     (tmp_path / "pairs.yaml").write_text(RUBRIC)
 
     def source(kind: str, **more) -> ApiSource:
-        made = make_source("j", block_of(kind, server.base, rubric=str(tmp_path / "pairs.yaml"), **more))
+        made = make_source("j", block_of(kind, server.base, **{"rubric": str(tmp_path / "pairs.yaml")} | more))
         assert isinstance(made, ApiSource)
         return made
 
@@ -73,6 +74,29 @@ def test_each_clip_is_announced_and_the_first_one_is_sent_first(server, make, pa
     alone = make(kind, clip="frames") if kind != "gpt" else make(kind)
     if kind != "gemini":  # whose SDK encodes the bytes itself
         assert content[1:9] == alone.media(pairs[0].first) and content[10:18] == alone.media(pairs[0].second)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_frame_of_both_clips_is_sent_once_before_them(server, make, clips, tmp_path, kind):
+    shown = f"first_frame: {TOLD}{RUBRIC}"
+    (tmp_path / "shown.yaml").write_text(shown)
+    first, second = requests_for(with_first_frames(clips, tmp_path / "red"), 1)[:2]
+    second = replace(second, sample=replace(second.sample, prompt=first.sample.prompt))
+    pair = ShownPair(first, replace(second, first_frame=first.first_frame))
+    source = make(kind, rubric=str(tmp_path / "shown.yaml"))
+    compare_pairs([pair], source, None, 16)
+
+    for body in server.bodies:
+        content = body["contents"][0]["parts"] if kind == "gemini" else body["messages"][0]["content"]
+        assert content[0].keys() & {"image_url", "inlineData"} and content[1]["text"] == "First video:"
+    assert len({json.dumps(body["messages"][0]["content"][0]) for body in server.bodies if kind != "gemini"}) <= 1
+    compare_pairs([pair], source, None, 16)
+    assert len(server.bodies) == 2
+
+    other = ShownPair(first, second)  # whose own prompt had another image
+    with pytest.raises(LabelError, match="made from different first frames, and the rubric pairs shows one for both"):
+        compare_pairs([other], source, None, 16)
+    assert len(server.bodies) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

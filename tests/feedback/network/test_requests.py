@@ -1,5 +1,6 @@
 """From clips to calls and from replies to verdicts, through the real SDKs against a server on this machine."""
 
+import base64
 import copy
 import json
 from collections import Counter
@@ -16,9 +17,10 @@ from data.labels import read_verdicts
 from data.records import Sample
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set, requests_for
-from feedback.core.source import REFUSED, UNREADABLE_ANSWER, UNREADABLE_CLIP, Request
+from feedback.core.source import REFUSED, UNREADABLE_ANSWER, UNREADABLE_CLIP, LabelError, Request
 from feedback.network.ledger import StoredAnswer
 from tests.support.faulty_provider import NULL, ODD, meant, reply
+from tests.support.first_frames import TOLD, shows_first_frame, with_first_frames
 from tests.support.network import (
     CLIPS,
     KINDS,
@@ -63,6 +65,72 @@ def test_an_odd_answer_is_read_if_it_can_mean_one_thing_only_and_is_never_reques
         assert row.raw, odd
     assert judged(source_at(server, kind), clips, len(ODD)) == rows
     assert len(server.attempts) == len(ODD) and outcomes(ledger) == ["answered"] * len(ODD)
+
+
+def pictures(body: Any) -> list[bytes]:
+    """The files in a call in their order, whatever the form in which a provider takes them."""
+    if isinstance(body, dict):
+        own = [body["data"]] if isinstance(body.get("data"), str) else []
+        own += [body["url"].partition(",")[2]] if isinstance(body.get("url"), str) else []
+        own += [body["image_url"].partition(",")[2]] if isinstance(body.get("image_url"), str) else []
+        found = [
+            base64.b64decode(text.partition(",")[0], altchars=b"-_" if "-" in text or "_" in text else None)
+            for text in own
+        ]
+        return found + [file for value in body.values() for file in pictures(value)]
+    return [file for value in body for file in pictures(value)] if isinstance(body, list) else []
+
+
+@every_kind
+def test_the_first_frame_is_sent_before_the_clip_where_the_rubric_shows_it(server, clips, tmp_path, kind):
+    rubric = str(shows_first_frame(ROOT / "feedback/rubrics/review.yaml", tmp_path / "shown.yaml"))
+    red = with_first_frames(clips, tmp_path / "red")
+    list(source_at(server, kind).judge(requests_for(clips, 1)[:1]))
+    plain = server.bodies[-1]
+    list(source_at(server, kind).judge(requests_for(red, 1)[:1]))
+    assert len(server.bodies) == 1  # a rubric without the option asks what it asked before
+    list(source_at(server, kind, rubric=rubric).judge(requests_for(red, 1)[:1]))
+
+    first = red.first_frame("p0")
+    assert first and pictures(server.bodies[-1]) == [first.read_bytes(), *pictures(plain)]
+    assert TOLD in json.dumps(server.bodies[-1]) and TOLD not in json.dumps(plain)
+
+    list(source_at(server, kind, rubric=rubric).judge(requests_for(red, 1)[:1]))
+    assert len(server.bodies) == 2
+    blue = with_first_frames(clips, tmp_path / "blue", red=0)
+    list(source_at(server, kind, rubric=rubric).judge(requests_for(blue, 1)[:1]))
+    assert len(server.bodies) == 3 and pictures(server.bodies[-1])[0] != first.read_bytes()
+
+
+@every_kind
+def test_a_set_without_first_frames_sends_nothing_where_the_rubric_shows_them(server, clips, tmp_path, kind):
+    rubric = str(shows_first_frame(ROOT / "feedback/rubrics/review.yaml", tmp_path / "shown.yaml"))
+    source = source_at(server, kind, rubric=rubric)
+    with pytest.raises(LabelError, match="clip0.mp4: has no first frame, and the rubric review shows it"):
+        label_clip_set(clips, source, tmp_path / "work", tmp_path / "out", 4)
+    with pytest.raises(LabelError, match="has no first frame"):
+        source.estimate(requests_for(clips, 1))
+    assert server.bodies == []
+
+
+def test_a_first_frame_that_was_changed_after_its_set_was_written_is_not_sent(server, clips, tmp_path):
+    rubric = str(shows_first_frame(ROOT / "feedback/rubrics/review.yaml", tmp_path / "shown.yaml"))
+    red = with_first_frames(clips, tmp_path / "red")
+    requests = requests_for(red, 1)[:1]
+    (red.folder / "first/p0.png").write_bytes(b"another")
+    ((row,),) = source_at(server, rubric=rubric).judge(requests)
+    assert row.error.startswith(f"{UNREADABLE_CLIP}{red.folder}/first/p0.png: changed") and server.bodies == []
+
+
+def test_an_estimate_counts_the_first_frame_as_one_picture_more(server, clips, tmp_path):
+    rubric = str(shows_first_frame(ROOT / "feedback/rubrics/review.yaml", tmp_path / "shown.yaml"))
+    sample = clips.samples[0]
+    words = len(TOLD) / 4 + 2
+    for kind, each in (("gpt", 2), ("served", 1), ("gemini", 70)):  # 32 x 32 pixels: 1.2 tokens a patch; of 28 x 28: 1
+        plain, shown = (
+            source_at(server, kind, **more).estimate_for(sample, 1, 1).input_tokens for more in ({}, {"rubric": rubric})
+        )
+        assert each <= shown - plain <= each + words, kind
 
 
 OWN = "name: own\nframes: 8\nrule: all\ninstructions: 'Reply with one word.'\nquestions: questions.csv\n"

@@ -25,6 +25,7 @@ from feedback.pairs.label import compare_clip_set
 from feedback.pairs.sets import pairs_between, pairs_of
 from feedback.pairs.shown import ShownPair, comparison
 from tests.support.judges import FAMILIES
+from tests.support.told import told
 
 BATCH, CLIPS = 2, 8
 
@@ -71,9 +72,7 @@ def make_clips(folder: Path, prompts: int = 1, policy: str = "base", brightness:
     ]  # fmt: skip
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish(
-        {f"p{n}": torch.zeros(1, 1) for n in range(prompts)}, torch.zeros(1, 1), {"set": "r1", "policy": policy}
-    )
+    writer.finish(told(f"p{n}" for n in range(prompts)), {"set": "r1", "policy": policy})
     return ClipSet.open(folder)
 
 
@@ -245,7 +244,7 @@ def noise(tmp_path_factory) -> list[Request]:
     ]
     writer = ClipSetWriter(folder / "samples")
     writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish({"p": torch.zeros(1, 1)}, torch.zeros(1, 1), {})
+    writer.finish(told(["p"]), {})
     return requests_for(ClipSet.open(folder / "samples"), 1)
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from generators.core.checkpoint import INDEX
 from generators.core.load import examine_generator
+from generators.core.size import VideoSize
 
 ROOT = Path(__file__).parents[3]
 TEXT_TO_VIDEO = {
@@ -35,7 +38,7 @@ TEXT_TO_VIDEO = {
 WEIGHTS = {f"{part}/{name}.safetensors": b"0" * 2048 for part, name in (
     ("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"),
 )}  # fmt: skip
-SIZE = {"num_frames": 81, "height": 480, "width": 832}
+SIZE = VideoSize(num_frames=81, height=480, width=832, fps=16.0)
 
 
 def write(folder: Path, files: dict[str, object]) -> Path:
@@ -56,14 +59,16 @@ def pipeline(**changes: object) -> dict[str, object]:
 
 
 def examine(path: Path | str, revision: str | None = None, max_prompt_tokens: int = 512, **size: int):
-    return examine_generator("wan", str(path), revision, max_prompt_tokens, **SIZE | size)
+    return examine_generator("wan", str(path), replace(SIZE, **size), revision, max_prompt_tokens)
 
 
 def test_the_layout_of_wan_2_1_is_read(tmp_path):
     found = examine(write(tmp_path / "wan", pipeline()))
 
-    assert found.config(INDEX)["_class_name"] == "WanPipeline"
-    assert found.size == 3 * 2048
+    assert found.checkpoint.index["_class_name"] == "WanPipeline"
+    assert found.checkpoint.size == 3 * 2048
+    assert (found.latent_shape, found.denoiser_names, found.image) == ((16, 21, 60, 104), ["transformer"], "none")
+    assert not found.components
 
 
 def test_what_no_family_reads_is_named_with_what_is_read(tmp_path):
@@ -71,18 +76,29 @@ def test_what_no_family_reads_is_named_with_what_is_read(tmp_path):
     lora, sharded = b"0" * 2048, {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     twice = ["diffusers", "WanTransformer3DModel"]
     image = {"_class_name": "WanImageToVideoPipeline"}
-    channels = {"transformer/config.json": {"patch_size": [1, 2, 2], "in_channels": 36, "image_dim": None}}
-    clip = {"transformer/config.json": {"in_channels": 36, "image_dim": 1280}}
+    config = TEXT_TO_VIDEO["transformer/config.json"]
+    channels = {"transformer/config.json": config | {"in_channels": 33}}
+    last = {"transformer/config.json": config | {"in_channels": 36, "pos_embed_seq_len": 514}}
     transformer, vae, _ = WEIGHTS
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     cases = {
-        "ti2v": (pipeline(expand_timesteps=True), "a WanPipeline of Wan2.2 (expand_timesteps: true); family wan reads"),
-        "a14b": (pipeline(boundary_ratio=0.875, transformer_2=twice), "of Wan2.2 (boundary_ratio: 0.875, transf"),
-        "ltx": (pipeline(_class_name="LTXPipeline"), "is a LTXPipeline; family wan reads a WanPipeline of Wan2.1"),
-        "cogvideox": (pipeline(_class_name="CogVideoXPipeline"), "is a CogVideoXPipeline; family wan reads"),
-        "nameless": (pipeline(_class_name=None), "a pipeline without _class_name in model_index.json"),
+        "one-denoiser": (pipeline(boundary_ratio=0.875), "a WanPipeline with boundary_ratio and no transformer_2"),
+        "no-boundary": (pipeline(transformer_2=twice), "a WanPipeline with transformer_2 and no boundary_ratio"),
+        "half": (pipeline(boundary_ratio=0.875, transformer_2=twice), "has no folder transformer_2"),
+        "patch": (
+            pipeline(expand_timesteps=True) | {"transformer/config.json": config | {"patch_size": [2, 2, 2]}},
+            "with expand_timesteps and patches other than 1 x 2 x 2",
+        ),
+        "ltx": (
+            pipeline(_class_name="LTXPipeline"),
+            "is a LTXPipeline, and family wan does not read it. Family wan reads WanPipeline, "
+            "WanImageToVideoPipeline; cogvideox reads CogVideoXPipeline, CogVideoXImageToVideoPipeline",
+        ),
+        "cogvideox": (pipeline(_class_name="CogVideoXPipeline"), "is a CogVideoXPipeline, and family wan does not"),
+        "nameless": (pipeline(_class_name=None), "is a None, and family wan does not read it"),
         "encoder": (pipeline(text_encoder=["transformers", "T5EncoderModel"]), "whose text_encoder is T5EncoderModel"),
-        "i2v": (pipeline(**image) | channels, "makes video from an image: its transformer takes 20 channels beside"),
-        "i2v-clip": (pipeline(**image) | clip, "whose transformer wants CLIP embeddings of an image (image_dim)"),
+        "channels": (pipeline(**image) | channels, "whose transformer takes 17 channels beside the latents"),
+        "last-frame": (pipeline(**image) | last, "that also wants the last frame (pos_embed_seq_len)"),
         "empty": ({}, "is an empty folder; wanted is a diffusers pipeline folder"),
         "lora": ({"pytorch_lora_weights.safetensors": lora}, "is a LoRA (a policy), not the generator under it"),
         "authors": ({"config.json": {"_class_name": "WanModel"}, "a.safetensors": lora}, "is a single WanModel, or a"),
@@ -93,7 +109,7 @@ def test_what_no_family_reads_is_named_with_what_is_read(tmp_path):
         "not-json": (pipeline() | {INDEX: "{not"}, "model_index.json cannot be read (Expecting property name"),
         "not-object": (pipeline() | {INDEX: "[1]"}, "model_index.json holds '[1]', expected a JSON object"),
         "no-vae": ({k: v for k, v in pipeline().items() if "vae" not in k}, "has no vae/config.json"),
-        "no-scheduler": (pipeline() | {"scheduler/scheduler_config.json": None}, "has no folder scheduler"),
+        "no-scheduler": (pipeline() | {"scheduler/scheduler_config.json": None}, "has no scheduler/scheduler_conf"),
         "no-tokenizer": (pipeline() | {"tokenizer/tokenizer_config.json": None}, "has no folder tokenizer"),
         "no-weights": (pipeline() | {transformer: None}, "has no weights in transformer; wanted is"),
         "pickle": (pipeline() | {vae: None, "vae/model.bin": lora}, "has only vae/model.bin in vae; wanted is"),
@@ -108,8 +124,8 @@ def test_what_no_family_reads_is_named_with_what_is_read(tmp_path):
         ),
         "shift": (
             pipeline()
-            | {"scheduler/scheduler_config.json": {"_class_name": "FlowMatch", "use_dynamic_shifting": True}},
-            "scheduler config has use_dynamic_shifting: true",
+            | {"scheduler/scheduler_config.json": flow | {"use_dynamic_shifting": True, "time_shift_type": "linear"}},
+            "scheduler config has time_shift_type 'linear'; known is exponential",
         ),
     }  # fmt: skip
     for name, (files, message) in cases.items():
@@ -143,20 +159,39 @@ def test_sizes_and_prompt_lengths_that_the_model_cannot_have_are_named_with_the_
             examine(folder, **change)
 
 
-def test_a_family_of_ones_own_may_examine_and_need_not(tmp_path, monkeypatch):
+def test_image_to_video_needs_a_first_frame_and_clip_512_tokens_of_text(tmp_path):
+    config = TEXT_TO_VIDEO["transformer/config.json"] | {"in_channels": 36}
+    image = {"_class_name": "WanImageToVideoPipeline"}
+    plain = write(tmp_path / "a14b", pipeline(**image) | {"transformer/config.json": config})
+    assert examine(plain).image == "needed"
+    seen = write(tmp_path / "clip", pipeline(**image) | {"transformer/config.json": config | {"image_dim": 1280}})
+    assert examine(seen).image == "needed"
+    with pytest.raises(ValueError, match="^max_prompt_tokens: 256, but .* tells the image from the text by 512 text"):
+        examine(seen, max_prompt_tokens=256)
+
+
+def test_a_shift_by_resolution_is_that_of_the_clips_size(tmp_path):
+    """21 latent frames of 30 x 52 patches; mu is linear in the tokens, from 0.5 at 256 to 1.15 at 4096."""
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    folder = write(tmp_path / "wan", pipeline() | {"scheduler/scheduler_config.json": flow})
+    mu = 0.5 + 0.65 * (21 * 30 * 52 - 256) / 3840
+    assert examine(folder).process.shift == pytest.approx(math.exp(mu))
+
+
+def test_a_family_of_ones_own_says_what_it_cannot_make(tmp_path, monkeypatch):
     (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/silent.py").write_text("def load(*arguments):\n    return arguments\n")
     (tmp_path / "my_lab/strict.py").write_text(
-        "def load(*arguments):\n    return arguments\n"
-        "def examine(checkpoint, num_frames, height, width, max_prompt_tokens):\n"
-        "    raise ValueError(f'num_frames: {num_frames} of {checkpoint.path}')\n"
+        "from generators.families.wan import WanGenerator\n"
+        "class Family(WanGenerator):\n"
+        "    family, pipelines = 'strict', ('LTXPipeline',)\n"
+        "    def _latent_shape(self):\n"
+        "        raise ValueError(f'num_frames: {self.size.num_frames} of {self.checkpoint.path}')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     folder = write(tmp_path / "ltx", pipeline(_class_name="LTXPipeline"))
 
-    assert examine_generator("my_lab.silent", "anything at all", None, 512, **SIZE) is None
-    with pytest.raises(ValueError, match=f"num_frames: 81 of {folder}"):
-        examine_generator("my_lab.strict", str(folder), None, 512, **SIZE)
+    with pytest.raises(ValueError, match=f"^num_frames: 81 of {folder}"):
+        examine_generator("my_lab.strict", str(folder), SIZE)
 
 
 # Hub ids

@@ -3,14 +3,19 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
 
-from generators.core.generator import Generator, denoise_steps, solver_scheduler
+from generators.core.conditions import chosen
+from generators.core.generator import Generator, denoise_steps
 from generators.core.load import load_generator
 from generators.core.process import process_of
+from generators.core.size import VideoSize
+from generators.core.solvers import solver_scheduler
+from tests.support.tiny import SIZE, load_wan
 
 DDPM = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PROMPTS = ["a hand pushes the red cup off the table", "ball drops into the box"]
@@ -18,7 +23,7 @@ PROMPTS = ["a hand pushes the red cup off the table", "ball drops into the box"]
 
 @pytest.fixture(scope="module")
 def wan(tiny_wan):
-    return load_generator("wan", str(tiny_wan), max_prompt_tokens=12)
+    return load_wan(tiny_wan)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +35,9 @@ def stock(tiny_wan):
 
 @pytest.fixture(scope="module")
 def inputs(wan):
-    """Embeddings of two prompts, the empty embedding, and noise for 5 frames of 16 x 16."""
-    embeddings = wan.encode_text([*PROMPTS, ""])
-    return embeddings[:2], embeddings[2], wan.draw_noise([1, 2], wan.latent_shape(5, 16, 16))
+    """Conditions of two prompts, those of the empty caption, and noise."""
+    text = wan.encode_text([*PROMPTS, ""])["text"]
+    return {"text": text[:2]}, {"text": text[2]}, wan.draw_noise([1, 2], wan.latent_shape)
 
 
 def test_a_seed_is_the_clips_own():
@@ -53,15 +58,15 @@ def test_text_is_encoded_and_padded_as_the_pipeline_does(wan, stock):
     prompts = ["a  cup &amp; the\tball ", PROMPTS[0], ""]
     with torch.no_grad():
         expected, _ = stock.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=12)
-    embeddings = wan.encode_text(prompts)
+    embeddings = wan.encode_text(prompts)["text"]
     torch.testing.assert_close(embeddings, expected)
     assert embeddings.shape == (3, 12, 16)
     assert not embeddings[2, 1:].any() and embeddings[2, 0].any()  # "" is </s> alone, then zeros
 
 
 def test_text_embeddings_do_not_hinge_on_the_batch(wan):
-    many = wan.encode_text(PROMPTS * 10)
-    torch.testing.assert_close(many[-2:], wan.encode_text(PROMPTS))
+    many = wan.encode_text(PROMPTS * 10)["text"]
+    torch.testing.assert_close(many[-2:], wan.encode_text(PROMPTS)["text"])
 
 
 def test_a_prompt_too_long_is_an_error_that_names_it(wan):
@@ -70,32 +75,33 @@ def test_a_prompt_too_long_is_an_error_that_names_it(wan):
         wan.encode_text([PROMPTS[0], long])
 
 
-def test_latents_have_the_pipelines_shape(wan):
-    assert wan.latent_shape(5, 16, 24) == (4, 3, 4, 6)
-    assert wan.latent_shape(1, 16, 16) == (4, 1, 4, 4)
+def test_latents_have_the_pipelines_shape(tiny_wan):
+    for size, shape in (((5, 16, 24), (4, 3, 4, 6)), ((1, 16, 16), (4, 1, 4, 4))):
+        assert load_wan(tiny_wan, VideoSize(*size, fps=8.0), parts=()).latent_shape == shape
 
 
-def test_a_size_that_latents_cannot_represent_is_an_error(wan):
+def test_a_size_that_latents_cannot_represent_is_an_error(tiny_wan):
     for size, message in (
         ((6, 16, 16), "num_frames: 6 .* nearest is 5 or 7"),
         ((5, 20, 16), "height: 20 .* nearest is 16 or 24"),
         ((5, 16, 4), "width: 4 .* nearest is 8"),
-        ((0, 16, 16), "num_frames: 0 .* nearest is 1"),
+        ((2, 16, 16), "num_frames: 2 .* nearest is 1 or 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            wan.latent_shape(*size)
+            load_wan(tiny_wan, VideoSize(*size, fps=8.0), parts=())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("solver", ["unipc", "euler"])
 def test_sampling_equals_the_stock_pipeline(wan, stock, inputs, solver, guidance):
-    embeddings, empty, noise = inputs
+    conditions, empty, noise = inputs
+    embeddings = conditions["text"]
     schedulers = {"unipc": stock.scheduler, "euler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}
     pipe = diffusers.WanPipeline(**{**stock.components, "scheduler": schedulers[solver]})
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(
         prompt_embeds=embeddings,
-        negative_prompt_embeds=empty.expand_as(embeddings),
+        negative_prompt_embeds=empty["text"].expand_as(embeddings),
         latents=noise,
         num_frames=5,
         height=16,
@@ -104,21 +110,26 @@ def test_sampling_equals_the_stock_pipeline(wan, stock, inputs, solver, guidance
         guidance_scale=guidance,
         output_type="latent",
     ).frames
-    latents = wan.sample(embeddings, empty, noise, steps=6, guidance=guidance, solver=solver)
+    latents = wan.sample(conditions, empty, noise, steps=6, guidance=guidance, solver=solver)
     torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
     assert (latents - noise).abs().mean() > 0.1
 
 
 def test_sampling_twice_is_the_same_and_the_batch_does_not_matter(wan, inputs):
-    embeddings, empty, noise = inputs
+    conditions, empty, noise = inputs
     settings = {"steps": 4, "guidance": 2.0, "solver": "unipc"}
-    together = wan.sample(embeddings, empty, noise, **settings)
-    assert torch.equal(together, wan.sample(embeddings, empty, noise, **settings))
-    torch.testing.assert_close(together[1:], wan.sample(embeddings[1:], empty, noise[1:], **settings))
+    together = wan.sample(conditions, empty, noise, **settings)
+    assert torch.equal(together, wan.sample(conditions, empty, noise, **settings))
+    torch.testing.assert_close(together[1:], wan.sample(chosen(conditions, [1]), empty, noise[1:], **settings))
 
 
-@pytest.mark.parametrize("solver", ["euler", "unipc"])
-@pytest.mark.parametrize("prediction_type", ["flow_prediction", "epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("prediction_type", "solver"),
+    [
+        *(("flow_prediction", solver) for solver in ("euler", "unipc")),
+        *((kind, solver) for kind in ("epsilon", "v_prediction") for solver in ("ddim", "unipc")),
+    ],
+)
 def test_a_solver_fed_the_true_target_ends_at_the_clean_latents(solver, prediction_type):
     config = {**DDPM, "prediction_type": prediction_type, "flow_shift": 3.0}
     process, scheduler = process_of(config), solver_scheduler(config, solver)
@@ -135,14 +146,26 @@ def test_a_solver_fed_the_true_target_ends_at_the_clean_latents(solver, predicti
 
 def test_a_solver_that_would_sample_another_noise_table_is_an_error():
     scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", snr_shift_scale=3.0)
-    with pytest.raises(ValueError, match="euler cannot hold the noise table of CogVideoXDDIMScheduler"):
-        solver_scheduler(json.loads(scheduler.to_json_string()), "euler")
+    config = json.loads(scheduler.to_json_string())
+    with pytest.raises(ValueError, match="unipc cannot hold the noise table of CogVideoXDDIMScheduler"):
+        solver_scheduler(config, "unipc")
+    torch.testing.assert_close(solver_scheduler(config, "ddim").alphas_cumprod, scheduler.alphas_cumprod)
+
+
+def test_a_solver_of_another_noise_process_is_an_error_that_names_the_right_ones():
+    for kind, solver, message in (
+        ("epsilon", "euler", "euler is none for this generator, which predicts epsilon: ddim or unipc"),
+        ("v_prediction", "euler", "euler is none for this generator, which predicts v: ddim or unipc"),
+        ("flow_prediction", "ddim", "ddim is none .* predicts a velocity of flow matching: euler or unipc"),
+    ):
+        with pytest.raises(ValueError, match=f"solver: {message}"):
+            solver_scheduler({**DDPM, "prediction_type": kind}, solver)
 
 
 def test_a_rollout_may_record_only_its_last_steps(wan, inputs):
-    embeddings, empty, noise = inputs
+    conditions, empty, noise = inputs
     scale = torch.ones((), requires_grad=True)
-    guided = wan.guided(embeddings, empty, guidance=2.0)
+    guided = wan.guided(conditions, empty, guidance=2.0)
     scheduler = solver_scheduler(wan.scheduler_config, "euler")
     scheduler.set_timesteps(4)
     steps = denoise_steps(lambda latents, timestep: scale * guided(latents, timestep), scheduler, noise)
@@ -156,27 +179,28 @@ def test_a_rollout_may_record_only_its_last_steps(wan, inputs):
 
 
 def test_unknown_solver_and_guidance_below_one_are_errors(wan, inputs):
-    with pytest.raises(ValueError, match="solver: found 'heun'; known are euler, unipc"):
+    with pytest.raises(ValueError, match="solver: found 'heun'; known are euler, unipc, ddim"):
         wan.sample(*inputs, steps=2, guidance=1.0, solver="heun")
     with pytest.raises(ValueError, match="guidance: found 0.5"):
         wan.sample(*inputs, steps=2, guidance=0.5, solver="euler")
 
 
 def test_a_prediction_is_the_transformers_own_with_gradient(wan, inputs):
-    embeddings, _, noise = inputs
+    conditions, _, noise = inputs
     latents = noise.clone().requires_grad_()
-    prediction = wan.predict(latents, torch.tensor([0.25, 0.5]), embeddings)
-    expected = wan.transformer(latents, torch.tensor([250.0, 500.0]), embeddings).sample
+    prediction = wan.predict(latents, torch.tensor([0.25, 0.5]), conditions)
+    transformer = wan.component("transformer")
+    expected = transformer(latents, torch.tensor([250.0, 500.0]), conditions["text"]).sample
     assert torch.equal(prediction, expected)
     prediction.sum().backward()
     assert latents.grad.abs().sum() > 0
 
 
 def test_decoding_equals_the_stock_pipeline(wan, stock, inputs):
-    embeddings, empty, noise = inputs
+    conditions, empty, noise = inputs
     sizes = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 1.0}
-    expected = stock(prompt_embeds=embeddings, latents=noise, output_type="np", **sizes).frames
-    clips = wan.decode(wan.sample(embeddings, empty, noise, steps=2, guidance=1.0, solver="unipc"))
+    expected = stock(prompt_embeds=conditions["text"], latents=noise, output_type="np", **sizes).frames
+    clips = wan.decode(wan.sample(conditions, empty, noise, steps=2, guidance=1.0, solver="unipc"))
     assert clips.dtype == torch.uint8 and clips.shape == (2, 5, 16, 16, 3)
     assert (clips.float() / 255 - torch.from_numpy(expected)).abs().max() <= 0.5 / 255 + 1e-5
 
@@ -192,7 +216,7 @@ def test_decoding_keeps_the_gradient(wan, inputs):
 def test_encoding_is_the_posterior_mode_normalised(wan, stock):
     frames = torch.randint(0, 256, (2, 5, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     latents = wan.encode(frames)
-    assert latents.shape == (2, *wan.latent_shape(5, 16, 16))
+    assert latents.shape == (2, *wan.latent_shape)
     with torch.no_grad():
         mode = stock.vae.encode(frames.permute(0, 4, 1, 2, 3) / 127.5 - 1).latent_dist.mode()
     # latents_mean and latents_std of the tiny VAE's first channel are 0.1 and 1.5
@@ -204,54 +228,59 @@ def test_encoding_frames_that_the_vae_would_drop_is_an_error(wan):
         wan.encode(torch.zeros(1, 7, 16, 16, 3, dtype=torch.uint8))
 
 
-def test_a_patch_over_time_fixes_the_frame_count(tiny_wan_with):
-    wan = load_generator("wan", str(tiny_wan_with(patch_size=(3, 2, 2))), max_prompt_tokens=12)
-    assert wan.latent_shape(5, 16, 16) == (4, 3, 4, 4)
+def test_a_patch_over_time_fixes_the_frame_count(tiny_wan_with, inputs):
+    folder = tiny_wan_with(patch_size=(3, 2, 2))
+    wan = load_wan(folder)
+    assert wan.latent_shape == (4, 3, 4, 4)
     with pytest.raises(ValueError, match="num_frames: 7 .* nearest is 5 or 11"):
-        wan.latent_shape(7, 16, 16)
-    embeddings, noise = wan.encode_text(["", *PROMPTS]), wan.draw_noise([1, 2], (4, 3, 4, 4))
-    latents = wan.sample(embeddings[1:], embeddings[0], noise, steps=2, guidance=2.0, solver="euler")
+        load_wan(folder, replace(SIZE, num_frames=7), parts=())
+    latents = wan.sample(*inputs, steps=2, guidance=2.0, solver="euler")
     assert wan.decode(latents).shape == (2, 5, 16, 16, 3)
 
 
-def test_conditioning_enters_where_the_transformer_takes_it(tiny_wan_with, inputs):
-    embeddings, empty, noise = inputs
-    image_to_video = load_generator("wan", str(tiny_wan_with(in_channels=9)), max_prompt_tokens=12)
+def test_the_first_frame_enters_where_the_transformer_takes_it(tiny_wan_with, inputs):
+    """4 latent channels, and beside them a mask for each of 2 frames of a latent one and 4 of the image."""
+    conditions, empty, noise = inputs
+    wan = load_wan(tiny_wan_with(in_channels=4 + 2 + 4))
+    assert wan.image == "needed"
     settings = {"steps": 2, "guidance": 2.0, "solver": "unipc"}
-    first = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    latents = image_to_video.sample(embeddings, empty, noise, **settings, conditioning=first)
+    images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    told, other = (conditions | wan.encode_image(shown) for shown in (images, 255 - images))
+    assert told["image"].shape == (2, 6, 3, 4, 4)
+    mask = told["image"][:, :2]
+    assert mask[:, :, 0].eq(1).all() and not mask[:, :, 1:].any()  # the first latent frame alone is the image's
+    latents = wan.sample(told, empty, noise, **settings)
     assert latents.shape == noise.shape
-    assert not torch.equal(latents, image_to_video.sample(embeddings, empty, noise, **settings, conditioning=-first))
-    with pytest.raises(ValueError, match="conditioning: found 0 channels; .* takes 5"):
-        image_to_video.sample(embeddings, empty, noise, **settings)
+    assert not torch.equal(latents, wan.sample(other, empty, noise, **settings))
 
 
-def test_conditioning_is_an_error_where_the_transformer_takes_none(wan, inputs):
-    embeddings, _, noise = inputs
-    with pytest.raises(ValueError, match="conditioning: found 4 channels; this wan transformer takes 0"):
-        wan.predict(noise, torch.tensor([0.5, 0.5]), embeddings, conditioning=noise)
+def test_a_transformer_whose_channels_fit_no_image_is_an_error(tiny_wan_with):
+    with pytest.raises(ValueError, match="path: .* whose transformer takes 5 channels beside the latents; family wan"):
+        load_wan(tiny_wan_with(in_channels=9), parts=())
 
 
-def test_training_loads_the_transformer_alone(tiny_wan, inputs):
-    embeddings, _, noise = inputs
-    wan = load_generator("wan", str(tiny_wan), max_prompt_tokens=12, parts=("transformer",))
-    assert wan.latent_shape(5, 16, 16) == (4, 3, 4, 4)
-    assert wan.predict(noise, torch.tensor([0.5, 0.5]), embeddings).shape == noise.shape
-    with pytest.raises(RuntimeError, match="vae was not loaded: load_generator got parts=.'transformer',."):
+def test_training_loads_the_denoiser_alone(tiny_wan, inputs):
+    conditions, _, noise = inputs
+    wan = load_wan(tiny_wan, parts=("denoiser",))
+    assert wan.latent_shape == (4, 3, 4, 4)
+    assert list(wan.denoisers) == ["transformer"] == list(wan.components)
+    assert wan.predict(noise, torch.tensor([0.5, 0.5]), conditions).shape == noise.shape
+    with pytest.raises(RuntimeError, match="vae was not loaded: load_generator got the parts of transformer"):
         wan.decode(noise)
     with pytest.raises(RuntimeError, match="text_encoder was not loaded"):
         wan.encode_text(PROMPTS)
 
 
-def test_bfloat16_is_the_transformers_alone(tiny_wan, wan, inputs):
-    embeddings, empty, noise = inputs
-    half = load_generator("wan", str(tiny_wan), dtype="bfloat16", max_prompt_tokens=12)
-    assert half.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
-    assert half.part("vae").dtype == torch.float32
+def test_the_vae_stays_float32_under_bfloat16(tiny_wan, wan, inputs):
+    conditions, empty, noise = inputs
+    half = load_wan(tiny_wan, dtype="bfloat16")
+    assert half.component("transformer").blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert half.component("text_encoder").dtype == torch.bfloat16
+    assert half.component("vae").dtype == torch.float32
     settings = {"steps": 4, "guidance": 2.0, "solver": "unipc"}
     latents = half.sample(half.encode_text(PROMPTS), empty, noise, **settings)
     assert latents.dtype == torch.float32
-    torch.testing.assert_close(latents, wan.sample(embeddings, empty, noise, **settings), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(latents, wan.sample(conditions, empty, noise, **settings), atol=0.05, rtol=0.05)
 
 
 def test_loading_and_encoding_touch_no_network(tiny_wan, monkeypatch):
@@ -260,7 +289,7 @@ def test_loading_and_encoding_touch_no_network(tiny_wan, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    load_generator("wan", str(tiny_wan), max_prompt_tokens=12).encode_text(PROMPTS)
+    load_wan(tiny_wan).encode_text(PROMPTS)
 
 
 def test_a_pickle_is_never_read(tiny_wan, tmp_path):
@@ -269,39 +298,46 @@ def test_a_pickle_is_never_read(tiny_wan, tmp_path):
     torch.save({}, folder / "diffusion_pytorch_model.bin")
     weights.unlink()
     with pytest.raises(OSError, match="safetensors"):
-        load_generator("wan", str(folder.parent))
+        load_wan(folder.parent)
 
 
 def test_a_wrong_argument_is_named(tiny_wan):
     for arguments, message in (
-        ({"family": "sora"}, "generator.family is 'sora'; known are wan, and dotted paths"),
+        ({"family": "sora"}, "generator.family is 'sora'; known are wan, cogvideox, and dotted paths"),
         ({"dtype": "float16"}, "dtype: found 'float16'; known are float32, bfloat16"),
-        ({"parts": ("transformer", "unet")}, "parts: found unet"),
+        ({"parts": ("denoiser", "unet")}, "parts: found unet; known are denoiser, text, image, vae"),
         ({"path": "models/tabletop/absent"}, "path: 'models/tabletop/absent' is no folder, and no hub id of the form"),
         ({"path": "tests"}, "path: tests has no model_index.json; wanted is a diffusers pipeline folder"),
         ({"path": "nobody/nothing"}, "path: nobody/nothing is no local folder, and could not be looked up as a hub id"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_generator(**{"family": "wan", "path": str(tiny_wan), **arguments})
+            load_generator(**{"family": "wan", "path": str(tiny_wan), "size": SIZE, **arguments})
 
 
-def test_a_users_own_family_is_loaded_by_its_dotted_path(tmp_path, monkeypatch):
+def test_a_users_own_family_is_loaded_by_its_dotted_path(tiny_wan, tmp_path, monkeypatch):
     (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/family.py").write_text("def load(*arguments):\n    return arguments\n")
+    (tmp_path / "my_lab/family.py").write_text(
+        "from generators.families.wan import WanGenerator\nclass Family(WanGenerator):\n    family = 'mine'\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    found = load_generator("my_lab.family", "a/path", "main", "bfloat16", "cpu", 77, ("transformer",))
-    assert found == ("a/path", "main", torch.bfloat16, torch.device("cpu"), 77, ("transformer",))
+    found = load_generator("my_lab.family", str(tiny_wan), SIZE, dtype="bfloat16", max_prompt_tokens=77, parts=("vae",))
+    assert (found.family, found.dtype, found.max_prompt_tokens) == ("mine", torch.bfloat16, 77)
+    assert list(found.components) == ["vae"] and found.size == SIZE
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "FluxPipeline"}, "a FluxPipeline; family wan reads a WanPipeline"),
-        ({"boundary_ratio": 0.875}, "a WanPipeline of Wan2.2"),
-    ],
-)
-def test_a_pipeline_that_wan_cannot_be_is_an_error(tiny_wan, tmp_path, changes, message):
-    index = shutil.copytree(tiny_wan, tmp_path / "generator") / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
-    with pytest.raises(ValueError, match=message):
-        load_generator("wan", str(index.parent))
+def test_a_pipeline_that_wan_cannot_be_is_an_error(tiny_wan, tmp_path):
+    second = ["diffusers", "WanTransformer3DModel"]
+    for number, (changes, message) in enumerate(
+        (
+            (
+                {"_class_name": "FluxPipeline"},
+                "is a FluxPipeline, and family wan does not read it",
+            ),
+            ({"boundary_ratio": 0.875}, "a WanPipeline with boundary_ratio and no transformer_2"),
+            ({"transformer_2": second}, "a WanPipeline with transformer_2 and no boundary_ratio"),
+        )
+    ):
+        index = shutil.copytree(tiny_wan, tmp_path / str(number)) / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+        with pytest.raises(ValueError, match=message):
+            load_wan(index.parent)

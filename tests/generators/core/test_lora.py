@@ -1,6 +1,8 @@
 """LoRA and full policies: the whole change from the base, the same in stock diffusers, with its reference beside it."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -9,27 +11,32 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from generators.core import lora
-from generators.core.load import load_generator
+from generators.core.size import VideoSize
+from rl.objectives import get_objective
+from rl.training.config import configure
+from rl.training.policies import make_trainable
+from tests.support.tiny import load_wan
+from tests.support.training import CONFIG
 
 TARGETS = ["attn1.to_q", "attn1.to_out.0", "attn2.to_k", "ffn.net.0.proj", "ffn.net.2"]
 
 
 @pytest.fixture
 def wan(tiny_wan):
-    return load_generator("wan", str(tiny_wan), max_prompt_tokens=12)
+    return load_wan(tiny_wan)
 
 
 @pytest.fixture(scope="module")
 def inputs(tiny_wan):
-    """Embeddings of two prompts, the empty embedding, and noise for 5 frames of 16 x 16."""
-    wan = load_generator("wan", str(tiny_wan), max_prompt_tokens=12)
-    embeddings = wan.encode_text(["a hand lifts the cup", "ball drops into the box", ""])
-    return embeddings[:2], embeddings[2], wan.draw_noise([1, 2], (4, 3, 4, 4))
+    """Conditions of two prompts, those of the empty caption, and noise."""
+    wan = load_wan(tiny_wan)
+    text = wan.encode_text(["a hand lifts the cup", "ball drops into the box", ""])["text"]
+    return {"text": text[:2]}, {"text": text[2]}, wan.draw_noise([1, 2], wan.latent_shape)
 
 
 def predict(generator, inputs):
-    embeddings, _, noise = inputs
-    return generator.predict(noise, torch.tensor([0.3, 0.8]), embeddings)
+    conditions, _, noise = inputs
+    return generator.predict(noise, torch.tensor([0.3, 0.8]), conditions)
 
 
 def sample(generator, inputs):
@@ -37,11 +44,12 @@ def sample(generator, inputs):
 
 
 def sample_with_stock(pipe, inputs):
-    embeddings, empty, noise = inputs
+    conditions, empty, noise = inputs
+    embeddings = conditions["text"]
     pipe.set_progress_bar_config(disable=True)
     return pipe(
-        prompt_embeds=embeddings, negative_prompt_embeds=empty.expand_as(embeddings), latents=noise, num_frames=5,
-        height=16, width=16, num_inference_steps=3, guidance_scale=2.0, output_type="latent",
+        prompt_embeds=embeddings, negative_prompt_embeds=empty["text"].expand_as(embeddings), latents=noise,
+        num_frames=5, height=16, width=16, num_inference_steps=3, guidance_scale=2.0, output_type="latent",
     ).frames  # fmt: skip
 
 
@@ -60,9 +68,9 @@ def save_policy(transformer, folder, save=lora.save):
 @pytest.fixture
 def trained(wan, tmp_path):
     """A folder of a first-round policy, rank 4 and alpha 8."""
-    lora.attach(wan.transformer, rank=4, alpha=8, targets=TARGETS, seed=1)
-    train_a_little(wan.transformer)
-    save_policy(wan.transformer, tmp_path / "rwr1")
+    lora.attach(wan.component("transformer"), rank=4, alpha=8, targets=TARGETS, seed=1)
+    train_a_little(wan.component("transformer"))
+    save_policy(wan.component("transformer"), tmp_path / "rwr1")
     return tmp_path / "rwr1"
 
 
@@ -76,17 +84,17 @@ def differ(actual, expected):
 
 def test_a_new_adapter_changes_nothing_yet_and_is_all_that_trains(wan, inputs):
     base = predict(wan, inputs)
-    lora.attach(wan.transformer, rank=4, alpha=8, targets=TARGETS, seed=1)
+    lora.attach(wan.component("transformer"), rank=4, alpha=8, targets=TARGETS, seed=1)
     assert torch.equal(predict(wan, inputs), base)
     # 2 blocks, 5 targets, A and B each; rank 4 on widths 24 and 48
     widths = [24 + 24] * 3 + [24 + 48] * 2
-    parameters = lora.trainable_parameters(wan.transformer)
+    parameters = lora.trainable_parameters(wan.component("transformer"))
     assert sum(parameter.numel() for parameter in parameters) == 2 * 4 * sum(widths)
 
 
 def test_an_adapter_is_initialised_by_its_seed_alone(tiny_wan):
     def adapter(seed, globally):
-        transformer = load_generator("wan", str(tiny_wan), parts=("transformer",)).transformer
+        transformer = load_wan(tiny_wan, parts=("denoiser",)).component("transformer")
         torch.manual_seed(globally)
         lora.attach(transformer, rank=4, alpha=4, targets=TARGETS, seed=seed)
         return torch.cat([parameter.flatten() for parameter in lora.trainable_parameters(transformer)])
@@ -96,15 +104,15 @@ def test_an_adapter_is_initialised_by_its_seed_alone(tiny_wan):
 
 
 def test_a_new_adapter_starts_with_b_at_zero_and_a_at_random(wan):
-    lora.attach(wan.transformer, rank=4, alpha=4, targets=TARGETS, seed=1)
-    attention = wan.transformer.blocks[0].attn1.to_q
+    lora.attach(wan.component("transformer"), rank=4, alpha=4, targets=TARGETS, seed=1)
+    attention = wan.component("transformer").blocks[0].attn1.to_q
     assert not attention.lora_B[lora.POLICY].weight.any()
     # kaiming_uniform(a=sqrt 5) on 24 inputs draws from ± sqrt(6 / ((1 + 5) · 24)) = ± 0.204
     assert 0.15 < attention.lora_A[lora.POLICY].weight.abs().max() <= 0.2042
 
 
 def test_only_the_policy_of_a_second_round_is_trainable(tiny_wan, trained):
-    second, applied = (load_generator("wan", str(tiny_wan), parts=("transformer",)).transformer for _ in range(2))
+    second, applied = (load_wan(tiny_wan, parts=("denoiser",)).component("transformer") for _ in range(2))
     lora.load_start(second, trained)
     trainable = [name for name, parameter in second.named_parameters() if parameter.requires_grad]
     assert len(trainable) == 2 * len(TARGETS) * 2 and all(f".{lora.POLICY}." in name for name in trainable)
@@ -118,13 +126,13 @@ def test_a_target_that_matches_nothing_is_an_error_that_lists_what_exists(wan):
         with pytest.raises(
             lora.LoraError, match=rf"no linear layer: {target}; .*attn1.to_q, .*ffn.net.0.proj, ffn.net.2"
         ):
-            lora.attach(wan.transformer, rank=4, alpha=4, targets=["attn1.to_q", target], seed=0)
-        assert not hasattr(wan.transformer, "peft_config"), target
+            lora.attach(wan.component("transformer"), rank=4, alpha=4, targets=["attn1.to_q", target], seed=0)
+        assert not hasattr(wan.component("transformer"), "peft_config"), target
 
 
 def test_the_familys_own_targets_match(wan):
-    lora.attach(wan.transformer, rank=2, alpha=2, targets=wan.lora_targets, seed=0)
-    assert len(lora.trainable_parameters(wan.transformer)) == 2 * len(wan.lora_targets) * 2
+    lora.attach(wan.component("transformer"), rank=2, alpha=2, targets=wan.lora_targets, seed=0)
+    assert len(lora.trainable_parameters(wan.component("transformer"))) == 2 * len(wan.lora_targets) * 2
 
 
 def test_adapters_over_bfloat16_weights_are_float32(tiny_wan, inputs, trained):
@@ -132,9 +140,11 @@ def test_adapters_over_bfloat16_weights_are_float32(tiny_wan, inputs, trained):
         lambda transformer: lora.attach(transformer, rank=4, alpha=8, targets=TARGETS, seed=1),
         lambda transformer: lora.load_start(transformer, trained),
     ):
-        half = load_generator("wan", str(tiny_wan), dtype="bfloat16", parts=("transformer",))
-        attach(half.transformer)
-        assert {parameter.dtype for parameter in lora.trainable_parameters(half.transformer)} == {torch.float32}
+        half = load_wan(tiny_wan, dtype="bfloat16", parts=("denoiser",))
+        attach(half.component("transformer"))
+        assert {parameter.dtype for parameter in lora.trainable_parameters(half.component("transformer"))} == {
+            torch.float32
+        }
         predict(half, inputs).sum().backward()
 
 
@@ -148,12 +158,12 @@ def test_the_saved_lora_is_the_same_policy_in_the_stock_pipeline(wan, tiny_wan, 
 
 
 def test_a_second_round_continues_one_adapter_that_is_still_the_whole_change(tiny_wan, inputs, trained, tmp_path):
-    wan = load_generator("wan", str(tiny_wan), parts=("transformer",))
-    lora.load_start(wan.transformer, trained)
+    wan = load_wan(tiny_wan, parts=("denoiser",))
+    lora.load_start(wan.component("transformer"), trained)
     start = sample(wan, inputs)
-    train_a_little(wan.transformer, seed=1)
+    train_a_little(wan.component("transformer"), seed=1)
     ours = sample(wan, inputs)
-    lora.save(wan.transformer, tmp_path / "rwr2")
+    lora.save(wan.component("transformer"), tmp_path / "rwr2")
 
     pipe = diffusers.WanPipeline.from_pretrained(tiny_wan)
     pipe.load_lora_weights(tmp_path / "rwr2")
@@ -163,7 +173,7 @@ def test_a_second_round_continues_one_adapter_that_is_still_the_whole_change(tin
 
 
 def test_equal_adapters_give_equal_bytes(wan, trained, tmp_path):
-    lora.save(wan.transformer, tmp_path / "again")
+    lora.save(wan.component("transformer"), tmp_path / "again")
     assert (tmp_path / "again" / lora.LORA_FILE).read_bytes() == (trained / lora.LORA_FILE).read_bytes()
     with safe_open(trained / lora.LORA_FILE, framework="pt") as file:
         (facts,) = file.metadata().values()  # one entry: the order of several is left to chance
@@ -177,21 +187,21 @@ def test_equal_adapters_give_equal_bytes(wan, trained, tmp_path):
 
 def test_the_reference_of_a_first_round_is_the_base(wan, inputs):
     base = predict(wan, inputs)
-    lora.attach(wan.transformer, rank=4, alpha=8, targets=TARGETS, seed=1)
-    train_a_little(wan.transformer)
+    lora.attach(wan.component("transformer"), rank=4, alpha=8, targets=TARGETS, seed=1)
+    train_a_little(wan.component("transformer"))
     policy = predict(wan, inputs)
-    with lora.reference(wan.transformer):
+    with lora.reference(wan.component("transformer")):
         assert torch.equal(predict(wan, inputs), base)
     assert torch.equal(predict(wan, inputs), policy) and differ(policy, base)
 
 
 def test_the_reference_of_a_second_round_is_its_start(wan, tiny_wan, inputs, trained):
-    start, second = predict(wan, inputs), load_generator("wan", str(tiny_wan), parts=("transformer",))
-    lora.load_start(second.transformer, trained)
+    start, second = predict(wan, inputs), load_wan(tiny_wan, parts=("denoiser",))
+    lora.load_start(second.component("transformer"), trained)
     close(predict(second, inputs), start)
-    train_a_little(second.transformer, seed=1)
+    train_a_little(second.component("transformer"), seed=1)
     policy = predict(second, inputs)
-    with lora.reference(second.transformer):
+    with lora.reference(second.component("transformer")):
         close(predict(second, inputs), start)
     assert torch.equal(predict(second, inputs), policy) and differ(policy, start)
 
@@ -199,45 +209,45 @@ def test_the_reference_of_a_second_round_is_its_start(wan, tiny_wan, inputs, tra
 @pytest.mark.parametrize("mode", ["first round", "second round", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_asking_the_reference_leaves_the_gradient_of_the_policy_alone(tiny_wan, inputs, trained, mode, checkpointing):
-    wan = load_generator("wan", str(tiny_wan), parts=("transformer",))
+    wan = load_wan(tiny_wan, parts=("denoiser",))
     {
-        "first round": lambda: lora.attach(wan.transformer, rank=4, alpha=8, targets=TARGETS, seed=1),
-        "second round": lambda: lora.load_start(wan.transformer, trained),
-        "full": lambda: lora.train_full(wan.transformer),
+        "first round": lambda: lora.attach(wan.component("transformer"), rank=4, alpha=8, targets=TARGETS, seed=1),
+        "second round": lambda: lora.load_start(wan.component("transformer"), trained),
+        "full": lambda: lora.train_full(wan.component("transformer")),
     }[mode]()
-    train_a_little(wan.transformer)
+    train_a_little(wan.component("transformer"))
     if checkpointing:
-        wan.transformer.enable_gradient_checkpointing()
-    parameters = lora.trainable_parameters(wan.transformer)
+        wan.component("transformer").enable_gradient_checkpointing()
+    parameters = lora.trainable_parameters(wan.component("transformer"))
     expected = torch.autograd.grad(predict(wan, inputs).square().mean(), parameters)
 
     loss = predict(wan, inputs).square().mean()
-    with lora.reference(wan.transformer), torch.no_grad():
+    with lora.reference(wan.component("transformer")), torch.no_grad():
         predict(wan, inputs)
-    assert [id(p) for p in lora.trainable_parameters(wan.transformer)] == [id(p) for p in parameters]
+    assert [id(p) for p in lora.trainable_parameters(wan.component("transformer"))] == [id(p) for p in parameters]
     gradients = torch.autograd.grad(loss, parameters)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
 
 
 def test_an_error_under_the_reference_still_brings_the_policy_back(wan, inputs):
-    lora.attach(wan.transformer, rank=4, alpha=8, targets=TARGETS, seed=1)
-    train_a_little(wan.transformer)
+    lora.attach(wan.component("transformer"), rank=4, alpha=8, targets=TARGETS, seed=1)
+    train_a_little(wan.component("transformer"))
     policy = predict(wan, inputs)
-    with pytest.raises(KeyError), lora.reference(wan.transformer):
+    with pytest.raises(KeyError), lora.reference(wan.component("transformer")):
         raise KeyError
     assert torch.equal(predict(wan, inputs), policy)
-    assert lora.trainable_parameters(wan.transformer)
+    assert lora.trainable_parameters(wan.component("transformer"))
 
 
 def test_fusing_changes_no_prediction(wan, inputs, trained):
     unfused = predict(wan, inputs)
-    lora.fuse(wan.transformer)
+    lora.fuse(wan.component("transformer"))
     close(predict(wan, inputs), unfused)
-    assert not any("lora" in name for name, _ in wan.transformer.named_modules())
+    assert not any("lora" in name for name, _ in wan.component("transformer").named_modules())
 
 
 def test_a_policy_folder_makes_the_generator_sample_as_it(wan, tiny_wan, inputs, trained):
-    other = load_generator("wan", str(tiny_wan), max_prompt_tokens=12)
+    other = load_wan(tiny_wan)
     lora.apply_policy(other, trained)
     close(sample(other, inputs), sample(wan, inputs))
 
@@ -251,14 +261,14 @@ def test_the_base_policy_changes_nothing(wan, inputs, tmp_path):
 
 def test_a_full_policy_is_the_same_in_stock_diffusers(wan, tiny_wan, inputs, tmp_path):
     base = predict(wan, inputs)
-    lora.train_full(wan.transformer)
-    train_a_little(wan.transformer)
-    save_policy(wan.transformer, tmp_path, save=lora.save_full)
-    with lora.reference(wan.transformer):
+    lora.train_full(wan.component("transformer"))
+    train_a_little(wan.component("transformer"))
+    save_policy(wan.component("transformer"), tmp_path, save=partial(lora.save_full, denoiser="transformer"))
+    with lora.reference(wan.component("transformer")):
         assert torch.equal(predict(wan, inputs), base)
     assert differ(predict(wan, inputs), base)
 
-    applied = load_generator("wan", str(tiny_wan), max_prompt_tokens=12)
+    applied = load_wan(tiny_wan)
     lora.apply_policy(applied, tmp_path)
     assert torch.equal(sample(applied, inputs), sample(wan, inputs))
     transformer = diffusers.WanTransformer3DModel.from_pretrained(tmp_path, subfolder="transformer")
@@ -267,9 +277,9 @@ def test_a_full_policy_is_the_same_in_stock_diffusers(wan, tiny_wan, inputs, tmp
 
 
 def test_full_fine_tuning_of_bfloat16_weights_is_an_error(tiny_wan):
-    half = load_generator("wan", str(tiny_wan), dtype="bfloat16", parts=("transformer",))
+    half = load_wan(tiny_wan, dtype="bfloat16", parts=("denoiser",))
     with pytest.raises(lora.LoraError, match=r"generator\.dtype: float32"):
-        lora.train_full(half.transformer)
+        lora.train_full(half.component("transformer"))
 
 
 def test_a_folder_that_holds_no_policy_is_an_error(wan, tmp_path):
@@ -281,13 +291,93 @@ def test_a_folder_that_holds_no_policy_is_an_error(wan, tmp_path):
 
 
 def test_a_lora_of_unknown_scale_or_of_another_model_is_an_error(tiny_wan, tiny_wan_with, trained, tmp_path):
-    fresh = load_generator("wan", str(tiny_wan), parts=("transformer",)).transformer
+    fresh = load_wan(tiny_wan, parts=("denoiser",)).component("transformer")
     with pytest.raises(lora.LoraError, match="no such file"):
         lora.load_adapter(fresh, tmp_path / "absent")
     (tmp_path / "bare").mkdir()
     save_file({"transformer.a.lora_A.weight": torch.zeros(1)}, tmp_path / "bare" / lora.LORA_FILE)
     with pytest.raises(lora.LoraError, match="metadata lacks lora_alpha, r, target_modules"):
         lora.load_adapter(fresh, tmp_path / "bare")
-    deeper = load_generator("wan", str(tiny_wan_with(num_layers=3)), parts=("transformer",)).transformer
+    deeper = load_wan(tiny_wan_with(num_layers=3), parts=("denoiser",)).component("transformer")
     with pytest.raises(lora.LoraError, match="does not fit this transformer; 10 keys differ"):
         lora.load_adapter(deeper, trained)
+
+
+# Several denoisers
+
+
+@pytest.fixture
+def two(tiny_model):
+    """A tiny Wan2.2 of two transformers, and its folder."""
+    return load_two(tiny_model)
+
+
+def load_two(tiny_model):
+    return load_wan(tiny_model("wan2.2-t2v"), VideoSize(9, 32, 32, 8.0), max_prompt_tokens=16, parts=("denoiser",))
+
+
+def weights(generator, name):
+    return generator.component(name).blocks[0].attn1.to_q.weight.clone()
+
+
+def test_a_policy_that_lacks_a_denoiser_is_refused_unless_it_says_which_were_trained(two, tmp_path):
+    lora.attach(two.component("transformer"), rank=2, alpha=2, targets=["attn1.to_q"], seed=1)
+    train_a_little(two.component("transformer"))
+    save_policy(two.component("transformer"), tmp_path)
+    two.component("transformer").delete_adapters([lora.POLICY])
+    with pytest.raises(lora.LoraError, match="full weights of transformer_2; this generator has transformer, transf"):
+        lora.apply_policy(two, tmp_path)
+    before = {name: weights(two, name) for name in two.denoisers}
+    (tmp_path / "policy.json").write_text(json.dumps({"start": "base", "config": {"denoisers": ["transformer"]}}))
+    lora.apply_policy(two, tmp_path)
+    assert not torch.equal(weights(two, "transformer"), before["transformer"])
+    assert torch.equal(weights(two, "transformer_2"), before["transformer_2"])
+
+
+def test_the_lora_of_a_denoiser_that_is_not_trained_is_copied_from_the_start(two, tiny_model, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "policy.json").write_text("{}")
+    common = CONFIG | {"lora_rank": 2, "lora_alpha": 2}
+
+    def trained(start, out, **changes):
+        generator = load_two(tiny_model)
+        policy = make_trainable(generator, configure(get_objective("sft"), common | changes), start)
+        for parameter in policy.parameters.values():
+            parameter.data += 0.1
+        policy.save(out)
+        (out / "policy.json").write_text(json.dumps({"start": start.name}))
+        return policy
+
+    both = trained(base, tmp_path / "both")
+    assert {name.partition(".")[0] for name in both.parameters} == {"transformer", "transformer_2"}
+    assert both.times == (0.0, 1.0)
+    one = trained(tmp_path / "both", tmp_path / "one", denoisers=["transformer_2"])
+    assert {name.partition(".")[0] for name in one.parameters} == {"transformer_2"}
+    assert one.times == two.times_of("transformer_2") != (0.0, 1.0)
+    files = {name: lora.lora_folder(Path(name), "transformer") / lora.LORA_FILE for name in ("both", "one")}
+    assert (tmp_path / files["both"]).read_bytes() == (tmp_path / files["one"]).read_bytes()
+    files = {name: lora.lora_folder(Path(name), "transformer_2") / lora.LORA_FILE for name in ("both", "one")}
+    assert (tmp_path / files["both"]).read_bytes() != (tmp_path / files["one"]).read_bytes()
+    with pytest.raises(ValueError, match="denoisers: found unet; this generator has transformer, transformer_2"):
+        trained(base, tmp_path / "none", denoisers=["unet"])
+
+
+def test_a_policy_of_another_family_is_an_error(wan, tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"start": "base", "generator": {"family": "cogvideox"}}))
+    with pytest.raises(lora.LoraError, match="a policy of a cogvideox generator, and this one is wan"):
+        lora.apply_policy(wan, tmp_path)
+
+
+def test_rows_on_both_sides_of_the_boundary_are_what_they_are_alone(two):
+    """And each is the answer of the denoiser whose turn it is."""
+    boundary = two.times_of("transformer")[0]
+    t = torch.tensor([boundary + 0.05, boundary - 0.3, boundary + 0.01, boundary - 0.05])
+    width = two.component("transformer").config.text_dim
+    text = torch.randn(4, 16, width, generator=torch.Generator().manual_seed(0))
+    noise = two.draw_noise([1, 2, 3, 4], two.latent_shape)
+    together = two.predict(noise, t, {"text": text})
+    for row, name in enumerate(("transformer", "transformer_2", "transformer", "transformer_2")):
+        own = slice(row, row + 1)
+        close(together[own], two.predict(noise[own], t[own], {"text": text[own]}))
+        close(together[own], two.component(name)(noise[own], 1000 * t[own], text[own]).sample)

@@ -1,12 +1,14 @@
 """Noise processes: worked by hand, held to their properties, and checked against diffusers."""
 
 import json
+import math
 
 import diffusers
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from generators.core.process import Epsilon, FlowMatching, Velocity, process_of, shift_time
+from generators.core.process import Epsilon, FlowMatching, Velocity, process_of, shift_time, with_fixed_shift
 
 DDPM = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PROCESSES = [
@@ -131,3 +133,27 @@ def test_an_unknown_process_lists_the_known():
         process_of({"prediction_type": "sample"})
     with pytest.raises(ValueError, match="use_dynamic_shifting"):
         process_of(saved_config(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)))
+
+
+def test_a_shift_by_the_number_of_tokens_is_diffusers_own_at_that_number():
+    """Whose schedulers take mu from the pipeline's calculate_shift, and shift time by e^mu."""
+    ends = {"base_image_seq_len": 1024, "max_image_seq_len": 4096, "base_shift": 0.95, "max_shift": 2.05}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **ends)
+    for tokens in (256, 1024, 3000, 4096, 9000):
+        fixed = with_fixed_shift(saved_config(scheduler), tokens)
+        mu = calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
+        assert process_of(fixed).shift == pytest.approx(math.exp(mu))
+        sigmas = [1.0, 0.7, 0.2]
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
+        torch.testing.assert_close(shift_time(torch.tensor(sigmas), process_of(fixed).shift), scheduler.sigmas[:-1])
+    # By hand, with diffusers' defaults: at the base's 256 tokens mu is 0.5, at 4096 it is 1.15.
+    plain = saved_config(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    assert process_of(with_fixed_shift(plain, 256)).shift == pytest.approx(math.exp(0.5))
+    assert process_of(with_fixed_shift(plain, 4096)).shift == pytest.approx(math.exp(1.15))
+
+
+def test_a_shift_that_does_not_depend_on_the_tokens_stays():
+    config = saved_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    assert with_fixed_shift(config, 9000) == config
+    with pytest.raises(ValueError, match="time_shift_type 'linear'; known is exponential"):
+        with_fixed_shift(config | {"use_dynamic_shifting": True, "time_shift_type": "linear"}, 9000)

@@ -1,17 +1,22 @@
 """Clip sets sampled from a generator: whose noise, in which order, and after a kill."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from data.first_frames import read_png
 from data.prompts import Prompt
-from data.store import ClipSet
+from data.store import ClipSet, ClipSetWriter
+from generators.core.encoding import ENCODING, check_images, encode
+from generators.core.generator import SAMPLING as SAMPLING_PARTS
+from generators.core.generator import NonFiniteClipError
 from generators.core.identity import identify
-from generators.core.load import load_generator
-from generators.core.rollout import ClipSetName, Sampling, VideoSize, generate_clip_set, plan
+from generators.core.rollout import ClipSetName, Sampling, generate_clip_set, plan
+from tests.support.tiny import SIZE, load_wan
 
-SIZE = VideoSize(num_frames=5, height=16, width=16, fps=8.0)
 SAMPLING = Sampling(steps=1, guidance=1.0, solver="euler", samples_per_prompt=3, batch_size=2, split="all", seed=1)
 PROMPTS = [
     Prompt("p1", "the red ball rolls off the table", "falling", "train", None, None),
@@ -22,7 +27,11 @@ R1 = ClipSetName("r1", "base")
 
 @pytest.fixture(scope="module")
 def generator(tiny_wan):
-    return load_generator("wan", tiny_wan, max_prompt_tokens=8)
+    return load_wan(tiny_wan, max_prompt_tokens=8)
+
+
+def generate(generator, home, out="out", sampling=SAMPLING, prompts=PROMPTS):
+    return generate_clip_set(lambda _: generator, prompts, SIZE, sampling, R1, home / "work", home / out)
 
 
 def seeds(samples):
@@ -53,19 +62,119 @@ def test_rounds_have_noise_of_their_own():
 
 
 def test_a_clip_set_holds_what_training_needs(generator, tmp_path):
-    assert generate_clip_set(generator, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "out") == 6
+    assert generate(generator, tmp_path) == 6
 
     clips = ClipSet.open(tmp_path / "out", verify=True)
     ids = [sample.sample_id for sample in clips.samples]
-    assert clips.latents(ids).shape == (6, *generator.latent_shape(5, 16, 16))
-    assert torch.equal(clips.embeddings(["p2"])[0], generator.encode_text([PROMPTS[1].prompt])[0])
-    assert torch.equal(clips.empty_embedding, generator.encode_text([""])[0])
+    assert clips.latents(ids).shape == (6, *generator.latent_shape)
+    assert torch.equal(clips.conditions(["p2"])["text"], generator.encode_text([PROMPTS[1].prompt])["text"])
+    assert torch.equal(clips.empty["text"], generator.encode_text([""])["text"][0])
     assert clips.frames(clips.samples[0]).shape == (5, 16, 16, 3)
-    assert (clips.manifest["facts"]["set"], clips.manifest["facts"]["policy"]) == ("r1", "base")
+    facts = {name: value for name, value in clips.manifest["facts"].items() if name != "shards"}
+    assert facts == {
+        "set": "r1", "policy": "base", "family": "wan", "shift": 3.0, "negative_prompt": "", "guidance": 1.0,
+        "size": [5, 16, 16],
+    }  # fmt: skip
+    assert clips.negative is None and clips.first_frame("p1") is None
+
+
+def test_the_encoders_are_let_go_of_before_anything_is_sampled(tiny_wan, tmp_path):
+    asked, encoders = [], []
+
+    def load(parts):
+        assert not [one for one in encoders if one() is not None]
+        asked.append(tuple(parts))
+        loaded = load_wan(tiny_wan, max_prompt_tokens=8, parts=parts)
+        encoders.append(weakref.ref(loaded))
+        return loaded
+
+    generate_clip_set(load, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "out")
+    assert asked == [ENCODING, SAMPLING_PARTS]
+
+
+def test_a_negative_prompt_enters_guidance_and_the_clip_set(generator, tmp_path):
+    guided = replace(SAMPLING, guidance=3.0, samples_per_prompt=1, steps=2)
+    for name, sampling in (("plain", guided), ("negative", replace(guided, negative_prompt="the blue ball"))):
+        generate(generator, tmp_path / name, sampling=sampling)
+    plain, negative = (ClipSet.open(tmp_path / name / "out") for name in ("plain", "negative"))
+    unwanted = generator.encode_text(["the blue ball"])["text"][0]
+    assert torch.equal(negative.negative["text"], unwanted)
+    assert torch.equal(negative.empty["text"], plain.empty["text"])
+    assert negative.manifest["facts"]["negative_prompt"] == "the blue ball"
+    assert [row.seed for row in negative.samples] == [row.seed for row in plain.samples]  # it seeds nothing
+    expected = generator.sample(
+        negative.conditions(["p1", "p2"]), {"text": unwanted},
+        generator.draw_noise([row.seed for row in negative.samples], generator.latent_shape), 2, 3.0, "euler",
+    )  # fmt: skip
+    ids = [row.sample_id for row in negative.samples]
+    torch.testing.assert_close(negative.latents(ids), expected)
+    assert not torch.allclose(plain.latents(ids), expected, atol=1e-3)
+
+
+def test_a_clip_of_no_numbers_is_named_and_nothing_of_its_batch_is_kept(generator, tmp_path, monkeypatch):
+    """The second clip of the second batch."""
+    sample, calls = generator.sample, []
+
+    def diverging(*args):
+        calls.append(1)
+        latents = sample(*args)
+        if len(calls) == 2:
+            latents[1, 0, 0, 0, 0] = float("inf")
+        return latents
+
+    monkeypatch.setattr(generator, "sample", diverging)
+    with pytest.raises(NonFiniteClipError, match=r"latents of clips r1-p2-000 .*infinite") as raised:
+        generate(generator, tmp_path)
+    assert "r1-p1-002" not in str(raised.value)
+    assert ClipSetWriter(tmp_path / "work").done_batches() == {0}
+    assert sorted(path.stem for path in (tmp_path / "work/videos").iterdir()) == ["r1-p1-000", "r1-p1-001"]
+    assert not (tmp_path / "out").exists()
+
+
+# First frames
+
+
+def with_images(folder):
+    """The prompts with a red and a blue image of the clip's size."""
+    folder.mkdir(exist_ok=True)
+    shown = []
+    for prompt, colour in zip(PROMPTS, ((255, 0, 0), (0, 0, 255)), strict=True):
+        Image.new("RGB", (16, 16), colour).save(folder / f"{prompt.prompt_id}.png")
+        shown.append(replace(prompt, image=str(folder / f"{prompt.prompt_id}.png")))
+    return shown
+
+
+def test_a_generator_that_takes_first_frames_is_shown_the_prompts_own(tiny_wan_with, tmp_path):
+    generator, prompts = (
+        load_wan(tiny_wan_with(in_channels=4 + 2 + 4), max_prompt_tokens=8),
+        with_images(tmp_path / "i"),
+    )
+    generate(generator, tmp_path, prompts=prompts)
+    clips = ClipSet.open(tmp_path / "out")
+    red = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    red[..., 0] = 255
+    told = clips.conditions(["p1", "p2"])
+    torch.testing.assert_close(told["image"][:1], generator.encode_image(red)["image"])
+    assert not torch.equal(told["image"][0], told["image"][1])
+    assert clips.empty.keys() == {"text"}
+    assert torch.equal(torch.from_numpy(read_png(clips.first_frame("p1"))), red[0])
+
+
+def test_a_generator_of_text_alone_warns_of_images_and_leaves_them_out(generator, tmp_path, caplog):
+    encoded = encode(generator, with_images(tmp_path / "i"))
+    assert "takes no first frame, so the images of the prompts are not used" in caplog.text
+    assert not encoded.images and all(told.keys() == {"text"} for told in encoded.told.prompts.values())
+    assert check_images(generator, PROMPTS) is None
+
+
+def test_a_generator_that_needs_first_frames_refuses_prompts_without(tiny_wan_with, tmp_path):
+    generator = load_wan(tiny_wan_with(in_channels=4 + 2 + 4), max_prompt_tokens=8)
+    with pytest.raises(ValueError, match="makes a clip from a prompt and its first frame, and the prompts have none"):
+        generate(generator, tmp_path)
 
 
 def test_a_stopped_run_goes_on_with_the_next_batch_and_ends_with_the_same_bytes(generator, tmp_path, monkeypatch):
-    generate_clip_set(generator, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "whole")
+    generate(generator, tmp_path, "whole")
     sampled, sample = [], generator.sample
 
     def stopping(*args):
@@ -76,27 +185,20 @@ def test_a_stopped_run_goes_on_with_the_next_batch_and_ends_with_the_same_bytes(
 
     monkeypatch.setattr(generator, "sample", stopping)
     with pytest.raises(KeyboardInterrupt):
-        generate_clip_set(generator, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "resumed")
+        generate(generator, tmp_path, "resumed")
     assert not (tmp_path / "resumed").exists()
-    generate_clip_set(generator, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "resumed")
+    generate(generator, tmp_path, "resumed")
 
     assert len(sampled) == 2 + 2  # one done, one stopped; then two of three, the first being kept
     whole, resumed = ((tmp_path / name / "manifest.json").read_bytes() for name in ("whole", "resumed"))
     assert whole == resumed
 
 
-def test_a_size_that_the_vae_cannot_represent_is_refused_before_anything_is_made(generator, tmp_path):
-    with pytest.raises(ValueError, match="num_frames: 6 cannot be represented"):
-        size = replace(SIZE, num_frames=6)
-        generate_clip_set(generator, PROMPTS, size, SAMPLING, R1, tmp_path / "work", tmp_path / "out")
-    assert not (tmp_path / "work").exists()
-
-
 def test_a_prompt_that_is_too_long_is_named(generator, tmp_path):
     long = [replace(PROMPTS[0], prompt="the red ball " * 5)]
 
     with pytest.raises(ValueError, match="the red ball the red ball"):
-        generate_clip_set(generator, long, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "out")
+        generate(generator, tmp_path, prompts=long)
 
 
 # Identity

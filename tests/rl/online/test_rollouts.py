@@ -4,19 +4,23 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from generators.core.generator import denoise_steps, solver_scheduler, solver_times
-from generators.core.load import load_generator
+from generators.core.generator import denoise_steps
 from generators.core.process import FlowMatching, process_of
+from generators.core.solvers import solver_scheduler, solver_times
 from rl.online.rollouts import last_steps, random_step
+from tests.support.tiny import load_wan
 
 DDPM = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-PROCESSES = ["flow_prediction", "epsilon", "v_prediction"]
-SOLVERS = ["euler", "unipc"]
+SOLVERS = ["euler", "unipc"]  # of flow matching
+FITTING = [
+    *(("flow_prediction", solver) for solver in SOLVERS),
+    *((kind, solver) for kind in ("epsilon", "v_prediction") for solver in ("ddim", "unipc")),
+]
 
 
 @pytest.fixture(scope="module")
 def wan(tiny_wan):
-    return load_generator("wan", str(tiny_wan), max_prompt_tokens=6, parts=("transformer",))
+    return load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
 
 
 def latents(value: float, clips: int = 1) -> torch.Tensor:
@@ -87,7 +91,7 @@ def test_the_last_steps_by_hand(gradient_steps, gradient):
     started_at = [2.0, 1.5, 1.3125][3 - gradient_steps :]
     assert [forward.latents.item() for forward in rollout.forwards] == pytest.approx(started_at)
     assert [forward.timestep.item() for forward in rollout.forwards] == [1000, 500, 250][3 - gradient_steps :]
-    assert not any(tensor.requires_grad for forward in rollout.forwards for tensor in forward)
+    assert not any(tensor.requires_grad for forward in rollout.forwards for tensor in forward[:3])
 
 
 def test_clips_of_a_batch_do_not_meet():
@@ -99,22 +103,40 @@ def test_clips_of_a_batch_do_not_meet():
     assert together.latents.flatten().tolist() == pytest.approx([1.875, 1.125])
 
 
+def test_given_frames_are_no_part_of_a_step_nor_of_the_estimate():
+    """Two latent frames, the first given as 7; the second is as by hand above, whatever is predicted of the first."""
+    noise, told = torch.full((1, 1, 2, 1, 1), 2.0), {"given": latents(7)}
+
+    def predict(z, _):
+        return torch.cat([torch.full_like(z[:, :, :1], 1000.0), 0.5 * z[:, :, 1:]], dim=2)
+
+    for rollout, ends_at in (
+        (random_step(predict, thirds(), FlowMatching(), noise, 1, None, told), 1.125),
+        (random_step(predict, thirds(), FlowMatching(), noise, 2, torch.full_like(noise, 4.0), told), 1.61328125),
+        (last_steps(predict, thirds(), noise, 2, told), 1.1484375),
+    ):
+        assert rollout.latents.flatten().tolist() == pytest.approx([7.0, ends_at])
+        assert {forward.given for forward in rollout.forwards} == {1}
+    steps = [step.latents for step in denoise_steps(predict, thirds(), noise, given=1)]
+    assert [step[0, 0, 0].item() for step in steps] == [2.0, 2.0, 2.0]  # left as they are
+    assert [step[0, 0, 1].item() for step in steps] == pytest.approx([1.5, 1.3125, 1.1484375])
+
+
 # Against sampling
 
 
 def test_the_last_steps_end_where_sampling_does(wan):
     for guidance in (1.0, 3.0):
         for solver in SOLVERS:
-            embeddings, noise = torch.randn(2, 6, 16), wan.draw_noise([1, 2], (4, 3, 4, 4))
-            expected = wan.sample(embeddings, embeddings[0], noise, steps=4, guidance=guidance, solver=solver)
+            text, noise = torch.randn(2, 6, 16), wan.draw_noise([1, 2], (4, 3, 4, 4))
+            expected = wan.sample({"text": text}, {"text": text[0]}, noise, steps=4, guidance=guidance, solver=solver)
             scheduler = solver_scheduler(wan.scheduler_config, solver)
             scheduler.set_timesteps(4)
-            rollout = last_steps(wan.guided(embeddings, embeddings[0], guidance), scheduler, noise, 2)
+            rollout = last_steps(wan.guided({"text": text}, {"text": text[0]}, guidance), scheduler, noise, 2)
             torch.testing.assert_close(rollout.latents, expected)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("prediction_type", PROCESSES)
+@pytest.mark.parametrize(("prediction_type", "solver"), FITTING)
 @pytest.mark.parametrize("k", [1, 3])
 def test_what_is_renoised_is_the_clean_estimate_at_the_time_the_model_predicts_next(k, prediction_type, solver):
     """A model that knows the clean latents estimates them exactly, so where it predicts next is known as well."""
@@ -133,8 +155,8 @@ def test_what_is_renoised_is_the_clean_estimate_at_the_time_the_model_predicts_n
 
 
 def test_the_times_of_a_solver_are_those_of_its_process():
-    for prediction_type in PROCESSES:
-        scheduler, process = scheduler_of(prediction_type, "euler", 4)
+    for prediction_type, solver in (("flow_prediction", "euler"), ("epsilon", "ddim"), ("v_prediction", "ddim")):
+        scheduler, process = scheduler_of(prediction_type, solver, 4)
         timesteps = process.model_timestep(solver_times(scheduler, process))
         torch.testing.assert_close(timesteps.float(), scheduler.timesteps.float(), atol=1e-3, rtol=0)
 
@@ -142,18 +164,17 @@ def test_the_times_of_a_solver_are_those_of_its_process():
 # Gradients
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("prediction_type", PROCESSES)
+@pytest.mark.parametrize(("prediction_type", "solver"), FITTING)
 @pytest.mark.parametrize("way", ["random_step", "last_steps"])
 def test_the_gradient_is_that_of_finite_differences(wan, way, prediction_type, solver):
     """Of the tiny transformer's first feed-forward, which is moved from the first recorded step on and not before."""
-    embeddings = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))
+    text = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))
     noise = wan.draw_noise([1], (4, 3, 4, 4))
-    weight = wan.transformer.blocks[0].ffn.net[2].weight
+    weight = wan.component("transformer").blocks[0].ffn.net[2].weight
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
     projection = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     original, steps, recorded = weight.detach().clone(), 4, 2
-    guided = wan.guided(embeddings, embeddings[0] * 0.5, 2.0)
+    guided = wan.guided({"text": text}, {"text": text[0] * 0.5}, 2.0)
     first = steps - recorded if way == "last_steps" else 2
 
     def projected(moved: float) -> torch.Tensor:
@@ -203,10 +224,10 @@ def saved_bytes(rollout) -> int:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_memory_does_not_grow_with_the_recorded_steps_beyond_their_latents(wan, solver):
-    parameters = list(wan.transformer.parameters())
+    parameters = list(wan.component("transformer").parameters())
     noise = wan.draw_noise([1], (4, 3, 8, 8))
     latent_bytes = noise.numel() * 4
-    guided = wan.guided(torch.randn(1, 6, 16), torch.zeros(6, 16), 1.0)
+    guided = wan.guided({"text": torch.randn(1, 6, 16)}, {"text": torch.zeros(6, 16)}, 1.0)
 
     def kept(recorded: int, checkpointed: bool = True) -> int:
         scheduler, _ = scheduler_of("flow_prediction", solver, 6)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from data.config import ConfigError
 from data.policies import CHECKPOINTS, candidates
 from generators.core import lora
-from generators.core.load import load_generator
+from generators.core.conditions import chosen
 from rl.online.guards import CurvePoint, best, fooled, velocity_distance
 from rl.online.judging import WeightedJudge, judge_clip
 from rl.online.rollouts import Forward
@@ -30,13 +30,14 @@ from tests.support.online import (
     Answers,
     ColourJudge,
     check_of,
-    conditions,
     config,
     load,
     probability,
+    prompt_inputs,
     run,
     run_slowly,
 )
+from tests.support.tiny import load_wan
 from tests.support.training import write_base
 
 ROOT = Path(__file__).parents[3]
@@ -106,17 +107,17 @@ def test_a_run_leaves_a_policy_folder(generator, base, tmp_path):
 
 def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, generator, base, tmp_path):
     run(generator, base, tmp_path, updates=2)
-    given = conditions()
-    noise = generator.draw_noise([3], given.latent_shape)
+    given = prompt_inputs()
+    noise = generator.draw_noise([3], generator.latent_shape)
     settings = {"steps": 2, "guidance": 1.0, "solver": "unipc"}
-    expected = generator.sample(given.embeddings[:1], given.empty_embedding, noise, **settings)
+    expected = generator.sample(chosen(given.conditions, [0]), given.unwanted, noise, **settings)
     pipe = diffusers.WanPipeline.from_pretrained(tiny_wan)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(tmp_path / "out")
     size = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 1.0}
-    found = pipe(prompt_embeds=given.embeddings[:1], latents=noise, output_type="latent", **size).frames
+    found = pipe(prompt_embeds=given.conditions["text"][:1], latents=noise, output_type="latent", **size).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+    sampler = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
     lora.apply_policy(sampler, tmp_path / "out" / CHECKPOINTS / "step-000002")
 
 
@@ -143,19 +144,19 @@ def test_a_later_policy_continues_its_start_and_is_compared_with_it(tiny_wan, ba
 
 def test_full_fine_tuning_keeps_the_whole_transformer(tiny_wan, generator, base, tmp_path):
     report = run(generator, base, tmp_path, full=True, updates=2, learning_rate=1e-3)
-    assert report.parameters == sum(p.numel() for p in generator.transformer.parameters())
-    sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+    assert report.parameters == sum(p.numel() for p in generator.component("transformer").parameters())
+    sampler = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
     lora.apply_policy(sampler, tmp_path / "out")
-    trained, loaded = generator.transformer.state_dict(), sampler.transformer.state_dict()
+    trained, loaded = generator.component("transformer").state_dict(), sampler.component("transformer").state_dict()
     assert all(torch.equal(trained[key], loaded[key]) for key in trained)
     assert log(tmp_path)[1]["velocity_distance"] > 0
 
 
-def test_a_generator_that_takes_conditioning_is_given_its_prompts(tiny_wan_with, base, tmp_path):
-    first = torch.randn(3, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    folder = tiny_wan_with(in_channels=9)
-    for name, conditioning in (("one", first), ("other", -first)):
-        run(folder, base, tmp_path / name, given=conditions(conditioning=conditioning), updates=1, guidance=2.0)
+def test_a_generator_that_takes_a_first_frame_is_given_its_prompts(tiny_wan_with, base, tmp_path):
+    first = torch.randn(3, 2 + 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    folder = tiny_wan_with(in_channels=4 + 2 + 4)
+    for name, image in (("one", first), ("other", -first)):
+        run(folder, base, tmp_path / name, given=prompt_inputs(image=image), updates=1, guidance=2.0)
     assert log(tmp_path / "one")[0]["loss"] != log(tmp_path / "other")[0]["loss"]
 
 
@@ -200,7 +201,7 @@ def test_the_penalty_holds_the_policy_near_its_reference(tiny_wan, base, tmp_pat
 
 def test_fixed_noise_is_a_prompts_own_and_fresh_noise_the_updates(generator, base, tmp_path):
     """One prompt, from pure noise alone, and next to no learning: only the noise can make a difference."""
-    still = {"given": conditions(1), "steps": 1, "learning_rate": 1e-12, "updates": 3, "velocity_weight": 0.0}
+    still = {"given": prompt_inputs(1), "steps": 1, "learning_rate": 1e-12, "updates": 3, "velocity_weight": 0.0}
     losses = {}
     for noise in ("fixed", "fresh"):
         run(generator if noise == "fixed" else load_again(generator), base, tmp_path / noise, noise=noise, **still)
@@ -211,7 +212,7 @@ def test_fixed_noise_is_a_prompts_own_and_fresh_noise_the_updates(generator, bas
 
 def load_again(generator):
     """The same generator without its adapter."""
-    generator.transformer.delete_adapters([lora.POLICY])
+    generator.component("transformer").delete_adapters([lora.POLICY])
     return generator
 
 
@@ -283,7 +284,10 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(tiny_wan, base, tmp_p
             run(generator, base, home, [WeightedJudge(judge, 1.0)])
         assert not (home / "out").exists()
         assert (home / "work" / "policy" / CHECKPOINTS / "step-000002" / lora.LORA_FILE).is_file()
-        assert all(torch.isfinite(parameter).all() for parameter in lora.trainable_parameters(generator.transformer))
+        assert all(
+            torch.isfinite(parameter).all()
+            for parameter in lora.trainable_parameters(generator.component("transformer"))
+        )
 
 
 def test_a_metric_without_a_probability_has_null_in_the_log(generator, base, tmp_path):
@@ -327,7 +331,7 @@ def test_velocity_distance_by_hand():
         scale[0] = w
 
     steps = [torch.full((2, 1, 1, 1, 1), value) for value in (1.0, 2.0)]
-    forwards = [Forward(z, torch.tensor(500.0), 3 * z) for z in steps]
+    forwards = [Forward(z, torch.tensor(500.0), 3 * z, given=0) for z in steps]
     distance = velocity_distance(lambda z, _: scale[0] * z, reference, forwards, 0.5)
     assert distance.tolist() == [10.0, 10.0]  # ((3 - 1)² + (6 - 2)²) / 2 for either clip
     # 0.5 · two clips · d/dw [(w - 1)² (1 + 4) / 2] = 0.5 · 2 · 5 (w - 1)
@@ -335,6 +339,21 @@ def test_velocity_distance_by_hand():
     w.grad = None
     assert torch.equal(velocity_distance(lambda z, _: scale[0] * z, reference, forwards, 0.0), distance)
     assert w.grad is None
+
+
+def test_velocity_distance_leaves_given_frames_out():
+    """Two latent frames, the first given: the policy predicts 1000 of it, and 3 z of the other; the reference z."""
+    scale = [torch.tensor([1000.0, 3.0]).view(1, 1, 2, 1, 1)]
+
+    @contextlib.contextmanager
+    def reference():
+        kept, scale[0] = scale[0], torch.ones(1, 1, 2, 1, 1)
+        yield
+        scale[0] = kept
+
+    z = torch.full((1, 1, 2, 1, 1), 2.0)
+    forwards = [Forward(z, torch.tensor(500.0), scale[0] * z, given=1)]
+    assert velocity_distance(lambda z, _: scale[0] * z, reference, forwards, 0.0).tolist() == [16.0]  # (6 - 2)²
 
 
 def test_fooled_is_a_held_out_judge_falling_while_the_training_judge_rises():
@@ -482,7 +501,7 @@ def test_resuming_another_configuration_names_the_key_that_differs(tiny_wan, bas
     run(tiny_wan, base, tmp_path / "old", updates=2)
     for changes, key in (
         ({"renoise": "same"}, "config.renoise"),
-        ({"given": conditions(2)}, "prompts"),
+        ({"given": prompt_inputs(2)}, "prompts"),
         ({"judges": [WeightedJudge(ColourJudge(), 2.0)]}, "judges"),
     ):
         with pytest.raises(ResumeError, match=rf"{key} was .* and is .* now"):
@@ -520,7 +539,7 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, base, tmp_path):
 
 def test_a_run_that_cannot_be_is_an_error(generator, base, tmp_path):
     for changes, error in (
-        ({"given": conditions(0)}, "no prompt to train on"),
+        ({"given": prompt_inputs(0)}, "no prompt to train on"),
         ({"judges": []}, r"judges: found \[\]; at least one is needed"),
         ({"judges": [RED, RED]}, r"judges: found \['red', 'red'\]; .* each under a name of its own"),
         ({"judges": [WeightedJudge(ColourJudge(), 0.0)]}, r"judges: found weights {'red': 0\.0}"),

@@ -18,7 +18,6 @@ from data.config import ConfigError
 from data.policies import CHECKPOINTS
 from data.records import Pair, Weighted
 from generators.core import lora
-from generators.core.load import load_generator
 from rl.objectives import OBJECTIVES, get_objective
 from rl.training import run as frame
 from rl.training import state as resume_state
@@ -31,6 +30,7 @@ from rl.training.timesteps import Uniform
 from rl.training.trainer import learning_rate
 from tests.support.children import start
 from tests.support.defaults import default_params
+from tests.support.tiny import load_wan
 from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, run_slowly, write_base, write_clip_set
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +48,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def generator(tiny_wan):
-    return load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+    return load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,9 +68,9 @@ def predicted_batches(generator) -> list[tuple[torch.Tensor, ...]]:
     """The arguments of every `predict` from now on, as it is called."""
     calls, predict = [], generator.predict
 
-    def spy(latents, t, embeddings, conditioning=None):
-        calls.append((latents, t, embeddings))
-        return predict(latents, t, embeddings, conditioning)
+    def spy(latents, t, conditions):
+        calls.append((latents, t, conditions))
+        return predict(latents, t, conditions)
 
     generator.predict = spy
     return calls
@@ -123,10 +123,10 @@ def test_a_policy_names_the_generator_that_its_start_was_made_of(tiny_wan, clip_
 def test_a_trained_policy_and_its_checkpoints_are_policies_to_sample_from(tiny_wan, clip_set, base, tmp_path):
     run("sft", tiny_wan, clip_set, base, tmp_path)
     for folder in (tmp_path / "out", tmp_path / "out" / CHECKPOINTS / "step-000002"):
-        sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
-        before = sampler.transformer.blocks[0].attn1.to_q.weight.clone()
+        sampler = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
+        before = sampler.component("transformer").blocks[0].attn1.to_q.weight.clone()
         lora.apply_policy(sampler, folder)
-        assert not torch.equal(sampler.transformer.blocks[0].attn1.to_q.weight, before)
+        assert not torch.equal(sampler.component("transformer").blocks[0].attn1.to_q.weight, before)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -172,12 +172,13 @@ def test_a_later_round_starts_from_its_start_and_is_compared_with_it(tiny_wan, c
 def test_chosen_and_rejected_share_noise_timestep_and_caption(generator, clip_set, base, tmp_path):
     calls = predicted_batches(generator)
     run("dpo", generator, clip_set, base, tmp_path, steps=1, caption_dropout=0.5)
-    (latents, t, embeddings), policy_call = calls[0], calls[1]
+    (latents, t, conditions), policy_call = calls[0], calls[1]
+    text = conditions["text"]
     assert torch.equal(latents, policy_call[0])  # the reference sees what the policy sees
     pairs = [rows("dpo", clip_set)[row] for row in rows_of_step(0, 4, 4, seed=1)]
     clean = clip_set.latents([p.chosen for p in pairs] + [p.rejected for p in pairs])
     noise = (latents - (1 - t.view(-1, 1, 1, 1, 1)) * clean) / t.view(-1, 1, 1, 1, 1)
-    assert torch.equal(t[:4], t[4:]) and torch.equal(embeddings[:4], embeddings[4:])
+    assert torch.equal(t[:4], t[4:]) and torch.equal(text[:4], text[4:])
     torch.testing.assert_close(noise[:4], noise[4:], atol=1e-4, rtol=1e-4)
 
 
@@ -191,14 +192,59 @@ def test_a_dpo_step_is_two_batched_forwards_of_which_one_has_a_graph(generator, 
 def test_caption_dropout_trains_the_empty_caption(generator, clip_set, base, tmp_path):
     calls = predicted_batches(generator)
     run("sft", generator, clip_set, base, tmp_path, steps=1, caption_dropout=1.0)
-    assert all(torch.equal(embedding, clip_set.empty_embedding) for embedding in calls[0][2])
+    assert all(torch.equal(text, clip_set.empty["text"]) for text in calls[0][2]["text"])
+
+
+def test_caption_dropout_trains_the_negative_prompt_where_the_config_says_so(generator, clip_set, base, tmp_path):
+    negative = write_clip_set(tmp_path / "clips", negative_prompt=True)
+    calls = predicted_batches(generator)
+    changes = {"steps": 1, "caption_dropout": 1.0, "dropped_caption": "negative"}
+    run("sft", generator, negative, base, tmp_path / "home", **changes)
+    assert all(torch.equal(text, torch.full((6, 16), -0.5)) for text in calls[0][2]["text"])
+    # Clips that were sampled without a negative prompt have the empty caption alone.
+    dropped = torch.tensor([True])
+    told = ClipReader([clip_set], "negative").read(["p0-0"], dropped).conditions
+    assert torch.equal(told["text"][0], clip_set.empty["text"])
+    told = ClipReader([negative], "empty").read(["p0-0"], dropped).conditions
+    assert torch.equal(told["text"][0], negative.empty["text"])
+
+
+def test_given_frames_are_left_out_of_the_error(base, tmp_path, generator):
+    """Of 3 latent frames one is given: its prediction is off by 1000, those of the others by 1 and by 3."""
+    given = write_clip_set(tmp_path / "clips", more={"given": torch.zeros(4, 1, 4, 4)})
+    off = torch.tensor([1000.0, 1.0, 3.0]).view(1, 1, 3, 1, 1)
+    clean, predict = [], generator.predict
+
+    def predicted(latents, t, conditions):
+        """The target, which is noise - clean = (latents - clean) / t, and what it is off by; with a graph."""
+        target = (latents - torch.cat(clean)) / t.view(-1, 1, 1, 1, 1)
+        return target + off + 0 * predict(latents, t, conditions)
+
+    generator.predict = predicted
+    order = rows_of_step(0, 4, 8, seed=1)
+    table = [Weighted(sample.sample_id, sample.prompt_id, 1.0, 1.0) for sample in given.samples]
+    clean += [given.latents([table[row].sample_id]) for row in order]
+    run("rwr", generator, given, base, tmp_path / "home", table=table, steps=1, caption_dropout=0.0)
+    # (1² + 3²) / 2 = 5 for each clip; a mean over all three frames would be far above 10⁵
+    assert log(tmp_path / "home")[0]["loss"] == pytest.approx(5, rel=1e-3)
+
+
+def test_draws_stay_in_the_range_that_is_trained():
+    low = draw(1, 0, range(50), (1,), Uniform(), 0.0, (0.0, 0.3)).t
+    high = draw(1, 0, range(50), (1,), Uniform(), 0.0, (0.3, 1.0)).t
+    assert low.max() <= 0.3 <= high.min()
+    # Those that lie in the range at once are what they are without one.
+    free = draw(1, 0, range(50), (1,), Uniform(), 0.0).t
+    assert torch.equal(low[free <= 0.3], free[free <= 0.3]) and (free <= 0.3).any()
+    with pytest.raises(ValueError, match="gave none from 2.0 to 3.0, where t is trained"):
+        draw(1, 0, [0], (1,), Uniform(), 0.0, (2.0, 3.0))
 
 
 def test_clips_of_weight_zero_are_not_run_and_still_count_in_the_mean(generator, clip_set, base, tmp_path):
     """Of a batch of all eight clips, four have weight 1: the loss is half of theirs alone."""
     calls = predicted_batches(generator)
     run("rwr", generator, clip_set, base, tmp_path, steps=1, batch_size=8, caption_dropout=0.0)
-    latents, t, embeddings = calls[0]
+    latents, t, conditions = calls[0]
     assert len(latents) == 4
     table = rows("rwr", clip_set)
     order = rows_of_step(0, 8, 8, seed=1)
@@ -206,8 +252,8 @@ def test_clips_of_weight_zero_are_not_run_and_still_count_in_the_mean(generator,
     draws = draw(1, 0, places, LATENT_SHAPE, Uniform(), 0.0)
     clean = clip_set.latents([table[order[place]].sample_id for place in places])
     with torch.no_grad():
-        generator.transformer.disable_adapters()
-        prediction = generator.predict(latents, t, embeddings)
+        generator.component("transformer").disable_adapters()
+        prediction = generator.predict(latents, t, conditions)
     errors = ((prediction - (draws.noise - clean)) ** 2).mean((1, 2, 3, 4))
     assert log(tmp_path)[0]["loss"] == pytest.approx(errors.sum().item() / 8, rel=1e-5)
 
@@ -250,7 +296,7 @@ def test_micro_batches_change_the_adapter_by_float_order_alone(tiny_wan, clip_se
 def test_gradient_checkpointing_recomputes_and_changes_nothing(generator, tiny_wan, clip_set, base, tmp_path):
     run("sft", tiny_wan, clip_set, base, tmp_path / "plain")
     calls = []
-    generator.transformer.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    generator.component("transformer").blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     run("sft", generator, clip_set, base, tmp_path / "recomputed", gradient_checkpointing=True)
     assert len(calls) == 2 * 5  # once forward and once backward a step
     plain, recomputed = adapter(tmp_path / "plain"), adapter(tmp_path / "recomputed")
@@ -260,6 +306,27 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(generator, tiny_w
 def test_bfloat16_autocast_trains(generator, clip_set, base, tmp_path):
     run("dpo", generator, clip_set, base, tmp_path, precision="bf16")
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in adapter(tmp_path).values())
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_accelerator_adds_in_a_fixed_order_where_it_is_wanted(
+    wanted, generator, clip_set, base, tmp_path, monkeypatch
+):
+    found, on_cpu = [], devices.deterministic
+
+    def as_on_a_gpu(device, on):
+        assert device.type == "cpu"
+        found.append(on)
+        return on_cpu(torch.device("cuda"), on)
+
+    monkeypatch.setattr(devices, "deterministic", as_on_a_gpu)
+    modes = []
+    generator.denoisers["transformer"].register_forward_pre_hook(
+        lambda *_: modes.append(torch.are_deterministic_algorithms_enabled())
+    )
+    run("sft", generator, clip_set, base, tmp_path, deterministic=wanted)
+    assert found == [wanted] and set(modes) == {wanted}
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_learning_rate_by_hand():
@@ -279,10 +346,10 @@ def test_weight_decay_is_decoupled():
 @pytest.mark.parametrize("objective", ["rwr", "dpo"])
 def test_full_fine_tuning_keeps_the_whole_transformer(objective, generator, clip_set, base, tmp_path, tiny_wan):
     report = run(objective, generator, clip_set, base, tmp_path, full=True, steps=2, learning_rate=1e-3)
-    assert report.parameters == sum(p.numel() for p in generator.transformer.parameters())
-    sampler = load_generator("wan", tiny_wan, max_prompt_tokens=6, parts=("transformer",))
+    assert report.parameters == sum(p.numel() for p in generator.component("transformer").parameters())
+    sampler = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
     lora.apply_policy(sampler, tmp_path / "out")
-    trained, loaded = generator.transformer.state_dict(), sampler.transformer.state_dict()
+    trained, loaded = generator.component("transformer").state_dict(), sampler.component("transformer").state_dict()
     assert all(torch.equal(trained[key], loaded[key]) for key in trained)
     if objective == "dpo":
         assert log(tmp_path)[0]["implicit_reward_margin"] == 0.0
@@ -418,7 +485,8 @@ def test_resume_from_another_folder(tiny_wan, clip_set, base, tmp_path, monkeypa
 
 def test_resuming_another_configuration_names_the_key_that_differs(tiny_wan, clip_set, base, tmp_path):
     run("sft", tiny_wan, clip_set, base, tmp_path / "old", steps=2)
-    for key, value in {"learning_rate": 0.02, "seed": 2, "timesteps": {"name": "shifted", "shift": 3}}.items():
+    other = {"learning_rate": 0.02, "seed": 2, "deterministic": False, "timesteps": {"name": "shifted", "shift": 3}}
+    for key, value in other.items():
         changes = {"steps": 2, key: value, "resume_from": tmp_path / "old" / "work"}
         with pytest.raises(ResumeError, match=rf"config\.{key} was .* and is .* now"):
             run("sft", tiny_wan, clip_set, base, tmp_path / key, **changes)
@@ -441,7 +509,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(generator, clip_set, ba
         run("sft", generator, clip_set, base, tmp_path)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "work" / "policy" / CHECKPOINTS / "step-000002" / lora.LORA_FILE).is_file()
-    parameters = lora.trainable_parameters(generator.transformer)
+    parameters = lora.trainable_parameters(generator.component("transformer"))
     assert all(torch.isfinite(parameter).all() for parameter in parameters)
 
 
@@ -513,8 +581,8 @@ def test_clips_of_several_rounds_are_read_together(clip_set, tmp_path):
     other = write_clip_set(tmp_path / "r2", prefix="q")
     clips = ClipReader([clip_set, other]).read(["q1-2", "p0-1"], torch.tensor([False, True]))
     assert torch.equal(clips.latents, torch.cat([other.latents(["q1-2"]), clip_set.latents(["p0-1"])]))
-    assert torch.equal(clips.embeddings[0], other.embeddings(["q1"])[0])
-    assert torch.equal(clips.embeddings[1], clip_set.empty_embedding)
+    assert torch.equal(clips.conditions["text"][0], other.conditions(["q1"])["text"][0])
+    assert torch.equal(clips.conditions["text"][1], clip_set.empty["text"])
 
 
 def test_a_start_that_does_not_fit_is_an_error(tiny_wan, clip_set, base, tmp_path):
@@ -528,7 +596,7 @@ def test_a_start_that_does_not_fit_is_an_error(tiny_wan, clip_set, base, tmp_pat
 
 
 def test_a_start_that_is_no_policy_is_an_error(generator, clip_set, tmp_path):
-    with pytest.raises(lora.LoraError, match=r"no policy\.json, so no policy to start from"):
+    with pytest.raises(lora.LoraError, match=r"no policy\.json, so no policy$"):
         run("sft", generator, clip_set, tmp_path, tmp_path / "home")
 
 

@@ -1,0 +1,106 @@
+"""The presets of published generators against what these publish of their layout; no weights, no network."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from data.doors import find
+from data.prompts import Prompt
+from generators.core.checkpoint import Checkpoint
+from generators.core.encoding import check_images
+from generators.core.load import FAMILIES
+from generators.core.size import VideoSize
+from generators.core.solvers import check_solver
+
+PRESETS = Path("configs/presets")
+FLOW = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+V = {"_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+def wan(pipeline: str, in_channels: int, z_dim: int = 16, factors=(4, 8), image_dim=None, **index) -> dict[str, Any]:
+    """A published Wan's small files, as far as they are read."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "text_encoder": ["transformers", "UMT5EncoderModel"],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+            "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+            **index,
+        },
+        "transformer/config.json": {
+            "patch_size": [1, 2, 2], "in_channels": in_channels, "image_dim": image_dim, "rope_max_seq_len": 1024,
+            "pos_embed_seq_len": None,
+        },
+        "vae/config.json": {"z_dim": z_dim, "scale_factor_temporal": factors[0], "scale_factor_spatial": factors[1]},
+        "scheduler/scheduler_config.json": FLOW,
+    }  # fmt: skip
+
+
+def cogvideox(pipeline: str, in_channels: int, learned: bool = False, rotary: bool = True, **changes) -> dict[str, Any]:
+    """A published CogVideoX's small files, as far as they are read."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+            "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+        },
+        "transformer/config.json": {
+            "patch_size": 2, "patch_size_t": None, "in_channels": in_channels, "sample_height": 60, "sample_width": 90,
+            "sample_frames": 49, "use_rotary_positional_embeddings": rotary, "max_text_seq_length": 226,
+            "use_learned_positional_embeddings": learned, "ofs_embed_dim": None, **changes,
+        },
+        "vae/config.json": {
+            "latent_channels": 16, "temporal_compression_ratio": 4, "block_out_channels": [128, 256, 256, 512],
+        },
+        "scheduler/scheduler_config.json": V,
+    }  # fmt: skip
+
+
+TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
+CLIP = {"image_encoder": ["transformers", "CLIPVisionModel"]}
+T2V, I2V, COG, COG_I2V = (
+    "WanPipeline", "WanImageToVideoPipeline", "CogVideoXPipeline", "CogVideoXImageToVideoPipeline"
+)  # fmt: skip
+NEWER = {"patch_size_t": 2, "sample_height": 300, "sample_width": 300, "sample_frames": 81, "max_text_seq_length": 224}
+
+# preset -> its checkpoint's files, whether it takes a first frame, and (C, F, h, w) of its latents
+PUBLISHED = {
+    "wan2.1": (wan(T2V, 16), "none", (16, 21, 60, 104)),
+    "generators/wan2.1-i2v": (wan(I2V, 36, image_dim=1280, **CLIP), "needed", (16, 21, 60, 104)),
+    "generators/wan2.2-t2v": (wan(T2V, 16, boundary_ratio=0.875, **TWO), "none", (16, 21, 90, 160)),
+    "generators/wan2.2-i2v": (wan(I2V, 36, boundary_ratio=0.9, **TWO), "needed", (16, 21, 60, 104)),
+    "generators/wan2.2-ti2v": (wan(T2V, 48, 48, (4, 16), expand_timesteps=True), "optional", (48, 31, 44, 80)),
+    "generators/cogvideox-2b": (cogvideox(COG, 16, rotary=False), "none", (16, 13, 60, 90)),
+    "generators/cogvideox-5b": (cogvideox(COG, 16), "none", (16, 13, 60, 90)),
+    "generators/cogvideox-5b-i2v": (cogvideox(COG_I2V, 32, learned=True), "needed", (16, 13, 60, 90)),
+    # 81 frames are 21 latent frames, and one in front
+    "generators/cogvideox1.5-5b": (cogvideox(COG, 16, **NEWER), "none", (16, 22, 96, 170)),
+    "generators/cogvideox1.5-5b-i2v": (cogvideox(COG_I2V, 32, ofs_embed_dim=512, **NEWER), "needed", (16, 22, 96, 170)),
+}
+
+
+def test_every_preset_of_a_generator_is_checked():
+    there = {f"generators/{path.stem}" for path in (PRESETS / "generators").glob("*.yaml")}
+    assert there | {"wan2.1"} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_presets_sizes_and_solver_fit_the_published_model(name):
+    files, image, latent_shape = PUBLISHED[name]
+    preset = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml")
+    generator = preset["generator"]
+    checkpoint = Checkpoint(generator["path"], None, None, files)
+    cls = find(generator["family"], FAMILIES, "generator.family", "Family")
+
+    made = cls(checkpoint, VideoSize(**preset["video"]), generator["max_prompt_tokens"])
+
+    assert (made.image, made.latent_shape) == (image, latent_shape)
+    for how in (preset["generate"], preset["evaluate"]["generate"], preset["select"]["generate"]):
+        check_solver(made.process, how["solver"])
+    prompts = [Prompt("p", "a cup falls", "c", "train", "first.png" if image == "needed" else None, None)]
+    assert check_images(made, prompts) is None
