@@ -1,16 +1,20 @@
-"""Stock diffusers pipelines over the tiny models, and what they are told."""
+"""Stock diffusers pipelines over the tiny models: what they sample, decode and ask their denoisers."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from generators.tiny.variants import Variant
 
 PROMPT = "lifting red ball up"
+STEPS, GUIDANCE = 4, 2.0
 
 
 def load_stock(folder: Path, image: bool = False) -> Any:
@@ -34,9 +38,61 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     """What the pipeline makes of one prompt: (1, F, H, W, 3) frames in [0, 1], or latents if output_type says so."""
     arguments = {
         "prompt": PROMPT, "num_frames": variant.num_frames, "height": variant.height, "width": variant.width,
-        "num_inference_steps": 2, "guidance_scale": 2.0, "max_sequence_length": variant.max_prompt_tokens,
+        "num_inference_steps": 2, "guidance_scale": GUIDANCE, "max_sequence_length": variant.max_prompt_tokens,
         "generator": torch.Generator().manual_seed(0), "output_type": "np",
     }  # fmt: skip
     if image is not None:
         arguments["image"] = image
     return pipeline(**arguments | changes).frames
+
+
+def stock_latents(
+    pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None = None, **changes: Any
+) -> Tensor:
+    """(1, C, F, h, w) latents that the pipeline makes of this noise; CogVideoX by DDIM, which draws no noise."""
+    cogvideox = frames_first(pipeline)
+    if cogvideox:
+        from diffusers import CogVideoXDDIMScheduler
+
+        pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config)
+    settings = {
+        "latents": noise.transpose(1, 2) if cogvideox else noise.clone(),
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+    latents: Tensor = run_stock(pipeline, variant, image, **settings | changes)
+    return latents.transpose(1, 2) if cogvideox else latents
+
+
+def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
+    """(1, num_frames, H, W, 3) pixels of (1, C, F, h, w) latents as the pipeline decodes them, not clamped.
+
+    Black is 0 and white 1. Keeps the graph.
+    """
+    config = pipeline.vae.config
+    if frames_first(pipeline):
+        shown = (num_frames - 1) // config.temporal_compression_ratio + 1  # CogVideoX 1.5 pads in front
+        decoded = pipeline.vae.decode(latents[:, :, -shown:] / config.scaling_factor).sample
+    else:
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        decoded = pipeline.vae.decode(latents * std + mean).sample
+    pixels: Tensor = decoded.permute(0, 2, 3, 4, 1) / 2 + 0.5
+    return pixels
+
+
+def frames_first(pipeline: Any) -> bool:
+    """Whether its transformer takes latents as (B, F, C, h, w)."""
+    return "CogVideoX" in type(pipeline).__name__
+
+
+@contextmanager
+def asked(denoiser: Any) -> Iterator[list[dict[str, Any]]]:
+    """What the denoiser is called with in the block, call by call, by argument name."""
+    calls: list[dict[str, Any]] = []
+    hook = denoiser.register_forward_pre_hook(
+        lambda module, arguments, named: calls.append(dict(named)), with_kwargs=True
+    )
+    try:
+        yield calls
+    finally:
+        hook.remove()

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from generators.core.load import examine_generator
+from generators.core.size import VideoSize
+from generators.core.solvers import check_solver
 from generators.tiny.parts import WORDS, word_tokenizer
-from generators.tiny.variants import VARIANTS, write_tiny
+from generators.tiny.variants import VARIANTS, params_of, write_tiny
 from tests.support.stock import first_frame, load_stock, run_stock
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +50,15 @@ def test_writing_twice_gives_equal_bytes(name, tiny_model, tmp_path):
 def hashes(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_values_for_params_fit_the_model(name, tiny_model):
+    params = params_of(VARIANTS[name], str(tiny_model(name)))
+
+    generator = examine_generator(size=VideoSize(**params["video"]), **params["generator"])
+    assert generator.image == VARIANTS[name].image
+    check_solver(generator.process, params["generate"]["solver"])
 
 
 def test_every_word_of_the_tabletops_captions_has_a_token():
