@@ -45,8 +45,8 @@ from rl.datasets import build
 from tests.conftest import hear_ctrl_c
 from tests.feedback.judges.test_panel import steady
 from tests.support.browser import wait_until
-from tests.support.told import told
 from tests.support.first_frames import TOLD, shows_first_frame, with_first_frames
+from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 RUBRIC = ROOT / "feedback" / "rubrics" / "people.yaml"
