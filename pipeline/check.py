@@ -16,8 +16,9 @@ from generators.core.encoding import check_images
 from generators.core.generator import Generator
 from generators.core.load import examine_generator
 from generators.core.rollout import Sampling
+from generators.core.process import VariancePreserving
 from generators.core.size import VideoSize
-from generators.core.solvers import check_solver
+from generators.core.solvers import check_solver, solver_scheduler
 from pipeline.advice import advice
 from pipeline.audit import check_known
 from pipeline.configs import (
@@ -153,6 +154,8 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
     for key, solver in _solvers(params).items():
         try:
             check_solver(generator.process, solver)
+            if isinstance(generator.process, VariancePreserving):  # its table has been made, by diffusers
+                solver_scheduler(generator.scheduler_config, solver)
         except ValueError as error:
             raise ParamsError(f"{key}: {error}") from error
     for name, config in _trainings(params).items():
@@ -162,14 +165,23 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
             raise ParamsError(f"{name}: {error}") from error
         for denoiser in trained:
             _check_lora_targets(name, config, generator.checkpoint, denoiser)
-    return [f"{path}: {warning}"] if warning else []
+    unguided = [
+        f"{key}: negative_prompt is set and guidance is 1, which leads away from nothing"
+        for key in _sampled(params)
+        if (how := section(key, Sampling)).negative_prompt and how.guidance == 1
+    ]
+    return [*([f"{path}: {warning}"] if warning else []), *unguided]
+
+
+def _sampled(params: Mapping[str, Any]) -> list[str]:
+    """The sections by which clip sets are sampled."""
+    used = {"generate": params["rounds"], "select.generate": params["select"]["policies"]}
+    return ["evaluate.generate", *(name for name, users in used.items() if users)]
 
 
 def _solvers(params: Mapping[str, Any]) -> dict[str, str]:
     """The solver of each section that samples clips."""
-    sections = ["evaluate.generate", *(["generate"] if params["rounds"] else [])]
-    sections += ["select.generate"] if params["select"]["policies"] else []
-    found = {name: str(section(name, Sampling).solver) for name in sections}
+    found = {name: str(section(name, Sampling).solver) for name in _sampled(params)}
     return found | {
         name: config.solver for name, config in _trainings(params).items() if isinstance(config, OnlineConfig)
     }

@@ -38,7 +38,8 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
 
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)
-    inputs = [policy, Path(model.path), Path(prompts.path)]
+    prompt_set = load_prompts(Path(prompts.path))
+    inputs = [policy, Path(model.path), Path(prompts.path), *(Path(one.image) for one in prompt_set if one.image)]
     place, called = pick_device(device), ClipSetName(set_name, policy.name)
 
     def load(folder: Path, parts: "Collection[str]") -> "Generator":
@@ -47,7 +48,7 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
         return generator
 
     with stage_state("generate", out, (set_name, model, size, how, checkpoints), inputs) as work:
-        prompt_set, clips = load_prompts(Path(prompts.path)), work / "clips"
+        clips = work / "clips"
         if checkpoints:
             loads = {one.name: partial(load, one.folder) for one in candidates(policy)}
             count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out)

@@ -10,6 +10,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command
 
 @stage_command
 @click.option("--prompt", required=True, help="The prompt to train for; section online.prompt has the other settings.")
+@click.option("--image", type=PATH, help="The first frame, for a generator that starts from one.")
 @click.option("--start", "--lora", "start", type=PATH, help="Policy to start from; default: the generator itself.")
 @click.option("--ask", "asks", multiple=True, help="'question=answer'; default: the recipe's questions.")
 @click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames: a mark over the judge's frames.")
@@ -24,6 +25,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command
 @device_option
 def main(
     prompt: str,
+    image: Path | None,
     start: Path | None,
     asks: Sequence[str],
     boxes: Sequence[str],
@@ -46,5 +48,5 @@ def main(
     from commands.online.one_prompt import OnePrompt, train_one_prompt
 
     marks = {"box": boxes, "point": points, "arrow": arrows}
-    given = OnePrompt(prompt, tuple(asks), marks, overlay, recipe, judge, held_out, tuple(changes))
+    given = OnePrompt(prompt, image, tuple(asks), marks, overlay, recipe, judge, held_out, tuple(changes))
     train_one_prompt(given, start, out, pick_device(device))

@@ -32,6 +32,7 @@ class OnePrompt(NamedTuple):
     """The options of the command line."""
 
     prompt: str
+    image: Path | None  # the first frame
     asks: Sequence[str]
     marks: Mapping[str, Sequence[str]]  # kind -> texts
     overlay: Path | None
@@ -51,7 +52,8 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     recipe = load_recipe(
         given.recipe or config.recipe, with_changes(config_changes(given.recipe, config), given.changes)
     )
-    prompt = Prompt(PROMPT_ID, given.prompt, category=PROMPT_ID, split="train", image=None, reference=None)
+    image = str(given.image) if given.image else None
+    prompt = Prompt(PROMPT_ID, given.prompt, category=PROMPT_ID, split="train", image=image, reference=None)
     job = Job(
         recipe=recipe,
         prompts=[prompt],
@@ -67,7 +69,7 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     for name in (job.judge, job.held_out):
         if name not in sources:
             raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
-    inputs = [Path(model.path), *([start] if start else []), *([given.overlay] if given.overlay else [])]
+    inputs = [Path(model.path), *(path for path in (start, given.overlay, given.image) if path)]
     judges = (sources[job.judge], sources[job.held_out])
     with stage_state("online", out, (given, recipe, model, judges, job.check, size), inputs) as work:
         base = start or base_policy(model, work / "base")

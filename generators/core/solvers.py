@@ -15,7 +15,7 @@ OF_FLOWS, OF_DIFFUSION = ("euler", "unipc"), ("ddim", "unipc")
 
 
 def check_solver(process: NoiseProcess, solver: str) -> None:
-    """Raises ValueError for an unknown solver, and one of another noise process."""
+    """Raises ValueError for an unknown solver, and one of another noise process. Imports nothing heavy."""
     if solver not in SOLVERS:
         raise ValueError(f"solver: found {solver!r}; known are {', '.join(SOLVERS)}")
     flow = isinstance(process, FlowMatching)

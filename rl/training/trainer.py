@@ -45,7 +45,7 @@ def train(
     NonFiniteLossError before a step that is not finite is applied; the last checkpoint stays.
     """
     reader = ClipReader(clip_sets, config.dropped_caption)
-    _check_latents(generator, reader)
+    _check_clips(generator, clip_sets, reader)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, _inputs(clip_sets, rows))
@@ -126,8 +126,12 @@ def _errors(
     return errors(), reference
 
 
-def _check_latents(generator: Generator, reader: ClipReader) -> None:
+def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: ClipReader) -> None:
     """Raises ValueError where the clips are of another size or family than the generator's."""
+    for clip_set in clip_sets:
+        family = clip_set.manifest["facts"].get("family", generator.family)  # sets of the first version do not say
+        if family != generator.family:
+            raise ValueError(f"{clip_set.folder}: clips of a {family} generator, and this one is {generator.family}")
     if tuple(reader.latent_shape) != tuple(generator.latent_shape):
         raise ValueError(
             f"the clips have latents {tuple(reader.latent_shape)}, and this {generator.family} generator makes "
