@@ -15,8 +15,8 @@ from generators.core.checkpoint import Checkpoint, NotReachedError
 from generators.core.encoding import check_images
 from generators.core.generator import Generator
 from generators.core.load import examine_generator
-from generators.core.rollout import Sampling
 from generators.core.process import VariancePreserving
+from generators.core.rollout import Sampling
 from generators.core.size import VideoSize
 from generators.core.solvers import check_solver, solver_scheduler
 from pipeline.advice import advice
