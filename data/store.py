@@ -103,7 +103,7 @@ class ClipSetWriter:
             return
         for prompt_id, pixels in frames.items():
             _check_first_frame(prompt_id, pixels)
-            with atomically(self.work / _first_name(prompt_id)) as partial:
+            with atomically(self.work / first_name(prompt_id)) as partial:
                 partial.write_bytes(png_bytes(pixels))
 
     def finish(self, told: PromptConditions, facts: Mapping[str, Any]) -> None:
@@ -236,7 +236,7 @@ class ClipSet:
 
     def first_frame(self, prompt_id: str) -> Path | None:
         """Path of the PNG that the generator was given for a prompt; None where it was given none."""
-        name = _first_name(prompt_id)
+        name = first_name(prompt_id)
         return self.folder / name if name in self.hashes else None
 
     @cached_property
@@ -285,7 +285,8 @@ def _shard_name(index: int) -> str:
     return f"latents-{index:05d}.safetensors"
 
 
-def _first_name(prompt_id: str) -> str:
+def first_name(prompt_id: str) -> str:
+    """Path of a prompt's first frame within a clip set."""
     return f"{FIRST}/{prompt_id}.png"
 
 

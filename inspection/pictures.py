@@ -1,6 +1,7 @@
 """The chosen clips to look at: a contact sheet, or a page that plays them."""
 
 import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.first_frames import read_png
 from data.manifest import atomically
 from data.store import read_clip
 from data.video import contact_sheet, is_writable, sample_frames
@@ -34,11 +36,12 @@ class Page(NamedTuple):
 def write_sheet(clips: Iterable[CaptionedClip], out: Path) -> int:
     """Draw the clips that can be decoded, each with its caption, as a PNG; returns how many those are.
 
+    A clip whose generator was given a first frame has it on the left of its frames, beside a gap.
     Raises ValueError where `out` is no .png and where no clip can be decoded.
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"--sheet {out}: the sheet is a PNG, so its name ends in .png")
-    rows = [(caption_of(one), _small(frames)) for one, frames in readable(clips)]
+    rows = [(caption_of(one), _small(frames, one.first)) for one, frames in readable(clips)]
     if not rows:
         raise ValueError(f"--sheet {out}: none of the clips can be decoded")
     widest = max(frames.shape[0] * (frames.shape[2] + 2) for _, frames in rows)
@@ -59,7 +62,10 @@ def write_clip_page(view: View, out: Path, title: str) -> Page:
     for one, _ in readable(captioned_clips(view)):
         name = f"{one.sample.sample_id}{one.path.suffix}"
         copy_playable(one.path, media / name, one.sample)
-        clips.append((one, f"media/{name}", verdicts.get(one.sample.sample_id, [])))
+        first = f"media/{one.sample.prompt_id}.png" if one.first else None
+        if one.first and first:
+            shutil.copyfile(one.first, out / first)
+        clips.append((one, f"media/{name}", first, verdicts.get(one.sample.sample_id, [])))
     page = render(TEMPLATE, title=title, clips=clips)
     (out / "index.html").write_text(page, encoding="utf-8")
     return Page(out / "index.html", len(clips))
@@ -89,9 +95,15 @@ def caption_of(one: CaptionedClip) -> str:
     return " · ".join(part for part in (one.heading, prompt, one.outcome) if part)
 
 
-def _small(frames: np.ndarray) -> np.ndarray:
-    """At most FRAMES frames about FRAME_WIDTH wide: enlarged without smoothing, or reduced, by a whole number."""
+def _small(frames: np.ndarray, first: Path | None = None) -> np.ndarray:
+    """At most FRAMES frames about FRAME_WIDTH wide: enlarged without smoothing, or reduced, by a whole number.
+
+    first: a first frame, which stands before them, with a white frame between.
+    """
     chosen = frames[sample_frames(len(frames), FRAMES)]
+    if first:
+        picture = read_png(first)[None]
+        chosen = np.concatenate([picture, np.full_like(picture, 255), chosen])
     width = frames.shape[2]
     if width < FRAME_WIDTH:
         scale = FRAME_WIDTH // width

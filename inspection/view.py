@@ -24,7 +24,7 @@ from pandas.errors import UndefinedVariableError
 from data.labels import open_labels
 from data.manifest import MANIFEST, StoreError, read_manifest
 from data.records import Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
-from data.store import METADATA
+from data.store import METADATA, first_name
 
 TABLES = {"labels.parquet": Label, "weighted.parquet": Weighted, "paired.parquet": Pair, "metadata.parquet": Sample}
 KINDS = {Label: "labels", Weighted: "weighted", Pair: "paired", Sample: "clip_set"}
@@ -226,6 +226,7 @@ class CaptionedClip(NamedTuple):
     path: Path  # its mp4
     heading: str  # the clip's id, in a table of pairs its side and margin too
     outcome: str  # label and reason, or weight, or nothing
+    first: Path | None = None  # PNG of the first frame, where the generator was given one
 
 
 def captioned_clips(view: View) -> Iterator[CaptionedClip]:
@@ -235,7 +236,9 @@ def captioned_clips(view: View) -> Iterator[CaptionedClip]:
         for side in sides:
             sample = view.samples[row[side]]
             heading = sample.sample_id if side == "sample_id" else f"{sample.sample_id}, {side}"
-            yield CaptionedClip(sample, view.clips / sample.file_name, heading, outcome(view, row))
+            first = view.clips / first_name(sample.prompt_id)
+            shown = first if first.is_file() else None
+            yield CaptionedClip(sample, view.clips / sample.file_name, heading, outcome(view, row), shown)
 
 
 def outcome(view: View, row: Mapping[Any, Any]) -> str:

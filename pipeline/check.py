@@ -106,7 +106,7 @@ def check_params(with_generator: bool = True) -> Checked:
     _check_build(params["build"].get("sources") or {}, params["feedback"]["sources"])
     prompts = load_prompts(Path(section("prompts", PromptsConfig).path))
     _check_splits(params, prompts)
-    _check_sources(params, [prompt.prompt for prompt in prompts])
+    _check_sources(params, prompts)
     _check_rewards(params)
     _check_comparing(params)
     for name in params["extend"]:
@@ -322,7 +322,7 @@ def _check_build(own: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
         build_config(name)
 
 
-def _check_sources(params: Mapping[str, Any], prompts: Sequence[str]) -> None:
+def _check_sources(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
     """Every source's block, and whether the needed ones can judge these prompts."""
     needed, sources = needed_sources(params), params["feedback"]["sources"]
     for name in sources:
@@ -391,15 +391,21 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
         check_known(config, prompts)
 
 
-def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
+def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[Prompt] | None) -> None:
     """A source's block and, of a panel, its members'. prompts: what it judges; None where it is not needed."""
     read = read_block(name, given)
     if prompts is not None and read.kind.check_prompts:
-        read.kind.check_prompts(prompts)
+        read.kind.check_prompts([prompt.prompt for prompt in prompts])
     if prompts is not None and read.needs.rubric:
+        where, rubric = f"feedback.sources.{name}.rubric: {read.needs.rubric}", load_rubric(Path(read.needs.rubric))
         try:
-            load_rubric(Path(read.needs.rubric)).check_prompts(prompts)
+            rubric.check_prompts(prompt.prompt for prompt in prompts)
         except ValueError as error:
-            raise ParamsError(f"feedback.sources.{name}.rubric: {read.needs.rubric}: {error}") from error
+            raise ParamsError(f"{where}: {error}") from error
+        if rubric.first_frame and (lacking := [prompt.prompt_id for prompt in prompts if not prompt.image]):
+            raise ParamsError(
+                f"{where} shows the first frame, but {len(lacking)} of {len(prompts)} prompts have no image, such as "
+                f"{lacking[0]}; fill the column image, or take first_frame out of the rubric"
+            )
     for key, inner in read.needs.inner.items():
         _check_source(f"{name}.{key}", inner, prompts)

@@ -75,6 +75,8 @@ function choose(filters) {
 
 // Rows in view
 
+const given = Number(data?.prompts.some(prompt => prompt.first) ?? false);  // columns of first frames
+
 let filters, chosen = [], size;
 const live = new Map();  // place in `chosen` -> its element
 
@@ -91,14 +93,15 @@ function apply() {
 }
 
 function layOut() {
-  const columns = Math.max(1, filters.policies.length);
+  const columns = Math.max(1, filters.policies.length) + given;
   const room = (scroller.clientWidth - 44) / columns - GAP;
   const width = Math.round(Math.min(240, Math.max(data.pixelated ? 104 : 150, room)));
   const tall = Math.round(width * data.size[1] / data.size[0]);
   size = tall + PROMPT + data.judges.length * VERDICT + MARGIN;
   for (const [name, value] of [["--width", width], ["--height", tall], ["--gap", GAP]])
     scroller.style.setProperty(name, value + "px");
-  head.replaceChildren(...filters.policies.map(policy => make("span", {title: policy}, policy)));
+  head.replaceChildren(...given ? [make("span", {title: "the image that the generator was given"}, "first frame")] : [],
+    ...filters.policies.map(policy => make("span", {title: policy}, policy)));
   list.style.height = chosen.length * size + "px";
   list.style.width = columns * (width + GAP) + 40 + "px";
   list.style.minWidth = "100%";
@@ -127,15 +130,23 @@ function draw() {
 }
 
 function makeRow(row, place) {
-  const [prompt, name] = data.rows[row], {text, category, split} = data.prompts[prompt];
+  const [prompt, name] = data.rows[row], {text, category, split, first} = data.prompts[prompt];
   const title = make("h3", {title: text}, text, make("span", {}, `${category}, ${split}, ${name}`));
-  const tiles = make("div", {className: "tiles"}, ...filters.policies.map(policy => makeTile(policy, row, text)));
+  const tiles = make("div", {className: "tiles"}, ...given ? [make("span", {}, firstFrame(first))] : [], ...filters.policies.map(policy => makeTile(policy, row, text)));
   const element = make("div", {className: "row"}, title, tiles);
   element.style.top = place * size + "px";
   element.onpointerenter = event => { if (event.pointerType === "mouse") play(element); };
   element.onpointerleave = event => { if (event.pointerType === "mouse") stop(); };
   element.onfocusin = event => { if (event.target.matches(":focus-visible")) play(element); };
   return element;
+}
+
+/** The image that the generator was given for a prompt. */
+function firstFrame(path) {
+  const film = make("span", {className: "film"});
+  film.append(path ? make("img", {src: path.split("/").map(encodeURIComponent).join("/"), alt: "first frame"})
+    : make("em", {}, "no first frame"));
+  return film;
 }
 
 function makeTile(policy, row, text) {
@@ -246,13 +257,13 @@ function open(policy, row) {
   dialog.querySelectorAll("video").forEach(release);
   const film = make("div", {className: "film"});
   film.dataset.source = source(policy, row);
-  film.style.setProperty("--aspect", data.size.join(" / "));
   const verdicts = make("div", {id: "verdicts"}, make("p", {className: "soft"}, "loading"));
   dialog.replaceChildren(
     make("button", {type: "button", onclick: () => dialog.close()}, "Close"),
     make("h2", {}, prompt.text),
     make("p", {className: "soft"}, `${policy}, ${prompt.category}, ${prompt.split}, prompt ${prompt.id}`),
-    film, verdicts);
+    make("div", {className: "films"}, ...prompt.first ? [firstFrame(prompt.first)] : [], film), verdicts);
+  dialog.querySelectorAll(".film").forEach(one => one.style.setProperty("--aspect", data.size.join(" / ")));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   start(film);

@@ -1,6 +1,7 @@
 """The gallery of all evaluation clips: gallery.html with its clips, and its data as scripts.
 
     clips/<policy>/<clip>.mp4       every clip, as any browser plays it
+    first/<prompt_id>.png           the image that the generators were given, where there is one
     data/clips.js                   what all clips are and how they were labelled
     data/<policy>-<chunk>.js        the judges' own words on CHUNK clips, loaded when one of them is opened
 
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from data.labels import read_asked
 from data.records import Asked, Label, Sample, Verdict, read_rows
+from data.store import first_name
 from data.video import LOSSLESS_UP_TO
 from evaluation.sets import EvaluationSet
 from report.playable import Encoded, copy_playable
@@ -54,9 +56,11 @@ def write_gallery(
     for name in PAGE:
         shutil.copyfile(Path(__file__).parent / name, out / name)
     _copy_clips(sets, lines, out / "clips", encoded)
+    first = _copy_first_frames(sets, lines, out)
     data = out / "data"
     data.mkdir()
-    (data / "clips.js").write_text(f"window.CLIPS = {as_script(_clips(judges, sets, lines))};\n", encoding="utf-8")
+    clips = _clips(judges, sets, lines, first)
+    (data / "clips.js").write_text(f"window.CLIPS = {as_script(clips)};\n", encoding="utf-8")
     for policy, one in sets.items():
         for number, chunk in enumerate(_words(policy, one, lines)):
             name = f"{policy}-{number}"
@@ -105,12 +109,29 @@ def _copy_clips(sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: P
         encoded.prune()
 
 
+def _copy_first_frames(sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: Path) -> set[str]:
+    """Copy the first frame of each prompt; the prompt_ids of those that have one. All policies were given the same."""
+    copied: set[str] = set()
+    for prompt_id in dict.fromkeys(line.sample.prompt_id for line in lines):
+        name = first_name(prompt_id)
+        if found := next((path for one in sets.values() if (path := one.folder / name).is_file()), None):
+            (out / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(found, out / name)
+            copied.add(prompt_id)
+    return copied
+
+
 def _file_name(sample: Sample) -> str:
     return Path(sample.file_name).name
 
 
-def _clips(judges: Sequence[str], sets: Mapping[str, EvaluationSet], lines: Sequence[Line]) -> dict[str, Any]:
-    """What gallery.js needs of every clip; lists under `clips` are in the order of `rows`."""
+def _clips(
+    judges: Sequence[str], sets: Mapping[str, EvaluationSet], lines: Sequence[Line], with_first: Collection[str]
+) -> dict[str, Any]:
+    """What gallery.js needs of every clip; lists under `clips` are in the order of `rows`.
+
+    with_first: prompt_ids of the prompts with a first frame.
+    """
     prompts = {line.sample.prompt_id: line.sample for line in lines}
     order = {prompt: number for number, prompt in enumerate(prompts)}
     first = lines[0].sample
@@ -121,6 +142,7 @@ def _clips(judges: Sequence[str], sets: Mapping[str, EvaluationSet], lines: Sequ
         "pixelated": min(first.width, first.height) <= LOSSLESS_UP_TO,
         "prompts": [
             {"id": name, "text": sample.prompt, "category": sample.category, "split": sample.split}
+            | ({"first": first_name(name)} if name in with_first else {})
             for name, sample in prompts.items()
         ],
         "rows": [[order[line.sample.prompt_id], line.sample.sample_id] for line in lines],

@@ -273,7 +273,7 @@ def test_what_params_name_is_an_input_of_the_stages_that_read_it_and_of_no_other
         assert {name for name in deps if any(f"runs/inputs/{entry}" in dep for dep in deps[name])} == readers, entry
 
 
-MODELS = ("generator", "judge", "second_judge", "clip")
+MODELS = ("generator", "first_frame_generator", "judge", "second_judge", "clip")
 
 
 # The graph as DVC resolves it

@@ -26,7 +26,8 @@ def home(tmp_path_factory, tiny_wan) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
     make_clone(folder)
     shutil.copytree(tiny_wan, folder / "models/tabletop/generator")
-    shutil.copytree(ROOT / "models/tabletop/clip", folder / "models/tabletop/clip")
+    for model in ("clip", "first_frame_generator"):
+        shutil.copytree(ROOT / "models/tabletop" / model, folder / "models/tabletop" / model)
     prompts = (folder / "configs/presets/smoke.csv").read_text().replace(",", " ").split()
     for judge in ("judge", "second_judge"):
         build_judge(folder / "models/tabletop" / judge, words=dict.fromkeys([*WORDS, *prompts]))

@@ -31,7 +31,7 @@ from commands.export.card import RowsFacts, card, public
 from data.labels import LabelSet, open_labels, read_samples
 from data.manifest import FORMAT, MANIFEST, StoreError, read_manifest, sha256_of
 from data.records import Label, Pair, Sample, Verdict, Weighted, read_rows, schema
-from data.store import METADATA
+from data.store import FIRST, METADATA, first_name
 from inspection.view import TABLES
 from report.text import aligned
 
@@ -115,6 +115,8 @@ def gather(sources: Sources, title: str, licence: str | None = None) -> list[Par
         parts += [
             Part(f"{split}/{_name(sample)}", clips / sample.file_name, hashes[sample.file_name]) for sample in of_split
         ]
+    of_prompts = (first_name(prompt_id) for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples))
+    parts += [Part(name, clips / name, hashes[name]) for name in of_prompts if name in hashes]
     parts += [_part(f"verdicts/{one.source}.parquet", _verdicts(one.verdicts())) for one in sets]
     described = [RowsFacts(table.name, table.facts, len(table.rows), _splits_of(table.name, parts)) for table in tables]
     text = card(manifest["facts"], samples, sets, described, title, licence)
@@ -127,7 +129,8 @@ def listing(parts: Sequence[Part]) -> str:
     folders: dict[str, list[Part]] = {}
     for part in parts:
         top, _, name = part.path.partition("/")
-        folders.setdefault(f"{top}/**/*.mp4" if name.endswith(".mp4") else part.path, []).append(part)
+        many = name.endswith(".mp4") or top == FIRST
+        folders.setdefault(f"{top}/**/*{Path(name).suffix}" if many else part.path, []).append(part)
     rows = [["file", "files", "bytes"]]
     rows += [[name, f"{len(of):,}", f"{sum(part.size for part in of):,}"] for name, of in folders.items()]
     rows.append(["all", f"{len(parts):,}", f"{sum(part.size for part in parts):,}"])

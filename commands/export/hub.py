@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from commands.export.dataset import Part
 
-FOLDERS = ("train/", "test/", "verdicts/")
+FOLDERS = ("train/", "test/", "first/", "verdicts/")
 MOST_FILES = 25_000  # that one commit may hold, by the Hub's documentation
 TOKEN = "HF_TOKEN"  # environment variable
 

@@ -1,5 +1,6 @@
 """A generator by the name of its family; `generators.core.generator` says what a family is."""
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
@@ -115,9 +116,15 @@ def _load_component(checkpoint: Checkpoint, name: str, part: str, generator: Gen
     cls = getattr(importlib.import_module(library), checkpoint.class_of(name) or "")
     if _is_files(checkpoint, name):
         return cls.from_pretrained(checkpoint.path, **where)
+    logging.getLogger("diffusers.configuration_utils").addFilter(_is_no_surplus)
     dtype = torch.float32 if part in FLOAT32 else generator.dtype
     module = cls.from_pretrained(checkpoint.path, **where, dtype=dtype, use_safetensors=True)
     return module.to(generator.device).eval().requires_grad_(False)
+
+
+def _is_no_surplus(record: logging.LogRecord) -> bool:
+    """Whether a warning is another than that a config has entries that its class ignores: some are the pipeline's."""
+    return "are not expected and will be ignored" not in record.getMessage()
 
 
 def _set_attention(denoiser: Any, backend: str) -> None:

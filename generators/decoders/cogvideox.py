@@ -30,7 +30,7 @@ class CogVideoXFrameDecoder:
     is decoded by itself has a contrast of its own.
 
     The VAE is set to compute its blocks again in the backward pass: eight frames of 480 x 720 pixels would hold 108 GiB
-    of activations of the published decoder; so they hold 20 GiB, and 16 GiB more while a block is differentiated.
+    of activations of the published decoder (counted from shapes), and hold 20 GiB so.
     """
 
     def __init__(self, vae: AutoencoderKLCogVideoX) -> None:

@@ -46,7 +46,7 @@ class PolicyConfig:
     gradient_accumulation: Count
     gradient_checkpointing: bool
     precision: Literal["fp32", "bf16"]
-    deterministic: bool
+    deterministic: bool = True
     checkpoint_every: Count
     log_every: Count
     seed: int

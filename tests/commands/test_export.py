@@ -15,12 +15,14 @@ from click.testing import CliRunner
 
 from commands.export import folder as export_folder
 from commands.export import main
-from commands.export.dataset import Part, Sources, gather
+from commands.export.dataset import Part, Sources, find_sources, gather, listing
 from commands.export.hub import MOST_FILES, check_count
 from data.manifest import StoreError, read_manifest, write_manifest
 from data.records import Pair, Weighted, write_rows
+from data.store import ClipSet
 from pipeline.command import INTERRUPTED
 from tests.support.fake_hub import FakeHub, serving
+from tests.support.first_frames import with_first_frames
 from tests.support.labelled import JUDGE, make_labels, make_round
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +212,13 @@ def test_an_interrupted_export_leaves_the_earlier_one_or_nothing(round_, tmp_pat
 
 
 # The card
+
+
+def test_first_frames_are_exported_with_the_clips(round_, tmp_path):
+    clips = with_first_frames(ClipSet.open(round_ / "samples"), tmp_path / "r1/samples").folder
+    parts = {part.path: part for part in gather(find_sources(clips, [], []), "title")}
+    assert parts["first/p-roll.png"].content == clips / "first/p-roll.png" and "first/p-drop.png" in parts
+    assert "first/**/*.png" in listing(list(parts.values()))
 
 
 def test_the_card_is_written_from_the_manifests(parts):

@@ -18,10 +18,12 @@ from PIL import Image
 
 from commands.inspect import main
 from data.records import Sample, read_rows, write_rows
+from data.store import ClipSet
 from inspection.difference import difference
-from inspection.pictures import caption_of
+from inspection.pictures import caption_of, write_clip_page, write_sheet
 from inspection.view import CaptionedClip, captioned_clips, disagreeing, of_prompt, open_view, sort, where
 from report.text import aligned, histogram
+from tests.support.first_frames import with_first_frames
 from tests.support.labelled import JUDGE, make_labels, make_round, make_samples
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +173,20 @@ def test_labels_of_other_clips_are_refused(round_, tmp_path):
 
 def drop_rows(path: Path, beginning: str) -> None:
     write_rows(path, [row for row in read_rows(path, Sample) if not row.sample_id.startswith(beginning)], Sample)
+
+
+def test_the_first_frame_is_drawn_and_shown_beside_its_clip(round_, tmp_path):
+    own = with_first_frames(ClipSet.open(round_ / "samples"), tmp_path / "samples").folder
+    view, plain = (open_view(folder, None) for folder in (own, round_ / "samples"))
+    page = write_clip_page(view.head(1), tmp_path / "page", "title").path
+    assert 'src="media/p-roll.png"' in page.read_text() and (tmp_path / "page/media/p-roll.png").is_file()
+    assert "<img" not in write_clip_page(plain.head(1), tmp_path / "other", "title").path.read_text()
+
+    for name, one in (("with", view), ("without", plain)):
+        write_sheet(captioned_clips(one.head(1)), tmp_path / f"{name}.png")
+    wide, narrow = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("with", "without"))
+    assert wide.shape[1] - narrow.shape[1] == 2 * 98  # the picture and a gap, of 96 pixels with 2 between
+    assert tuple(wide[60, 40]) == (200, 0, 60) and tuple(wide[60, 150]) == (255, 255, 255)
 
 
 def test_what_is_no_finished_folder_is_an_error(round_, tmp_path):

@@ -16,6 +16,7 @@ from pipeline.check import check_params
 from pipeline.params import ParamsError
 from pipeline.summary import summarise
 from tests.support.defaults import default_params
+from tests.support.first_frames import shows_first_frame
 
 ROOT = Path(__file__).parents[2]
 
@@ -283,6 +284,16 @@ def test_images_that_the_generator_does_not_take_are_a_note(project, tmp_path):
     with_images(tmp_path, params, {name: str(tmp_path / "square.png") for name in ids})
     project(params)
     assert any("takes no first frame, so the images of the prompts are not used" in one for one in check_params().notes)
+
+
+def test_a_rubric_that_shows_first_frames_needs_prompts_with_images(project, tmp_path):
+    params = default_params()
+    shown = shows_first_frame(ROOT / "tabletop/rubric.yaml", tmp_path / "shown.yaml")
+    params["feedback"]["sources"]["judge"]["rubric"] = str(shown)
+    project(params)
+    said = r"judge.rubric: .*shown.yaml shows the first frame, but 58 of 58 prompts have no image, such as dm-train-01"
+    with pytest.raises(ParamsError, match=said):
+        check_params()
 
 
 def test_the_summary_counts_what_the_run_makes_and_judges(project):

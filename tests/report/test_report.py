@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from data.first_frames import png_bytes
 from data.manifest import write_manifest
 from data.records import Asked, Label, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
 from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
-from report.gallery import as_script, rows_of
+from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
 from report.methods import read_methods
 from report.page import read_logs, read_measured, read_selected, read_trained, write_page
@@ -590,6 +591,30 @@ def film(tab: Page, policy: str, row: int) -> Locator:
 
 def wait_until_playing(tab: Page, selector: str) -> None:
     wait_until(tab, f"document.querySelector('{selector} video')?.currentTime > 0")
+
+
+def test_the_first_frame_stands_before_the_clips_of_its_prompt_where_there_is_one(chromium, tmp_path):
+    sets = make_sets(tmp_path / "runs", prompts=2)
+    (tmp_path / "none").mkdir()
+    write_gallery(["judge"], sets, None, tmp_path / "none")
+    assert not (tmp_path / "none/first").exists() and "first" not in (tmp_path / "none/data/clips.js").read_text()
+    first = tmp_path / "runs/rwr1/samples/first/p1.png"
+    first.parent.mkdir()
+    first.write_bytes(png_bytes(np.full((32, 32, 3), (200, 0, 0), np.uint8)))
+    (tmp_path / "out").mkdir()
+    write_gallery(["judge"], sets, None, tmp_path / "out")
+    assert (tmp_path / "out/first/p1.png").read_bytes() == first.read_bytes()
+
+    tab = chromium.new_page()
+    tab.goto((tmp_path / "out/gallery.html").as_uri())
+    assert tab.locator("#head span").all_text_contents() == ["first frame", "base", "rwr1"]
+    rows = tab.locator(".row")
+    expect(rows.nth(0).locator(".film").first).to_have_text("no first frame")
+    assert rows.nth(1).locator(".film img").evaluate("one => one.naturalWidth") == 32
+    boxes = [rows.nth(1).locator(".film").nth(place).bounding_box() for place in range(3)]
+    assert len({(box["width"], box["height"], box["y"]) for box in boxes}) == 1
+    rows.nth(1).locator(".tile").first.click()
+    expect(tab.locator("dialog .film img")).to_be_visible()
 
 
 def test_clips_play_where_the_mouse_is_in_their_own_colours(chromium, gallery):

@@ -10,19 +10,20 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from data.config import read_config
-from generators.core.load import load_generator
+from generators.core.generator import SAMPLING
 from rl.online.config import OnlineConfig
 from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
-from rl.online.trainer import Conditions, train_online
+from rl.online.trainer import PromptInputs, train_online
 from rl.training.run import TrainReport
+from tests.support.tiny import load_wan
 
 CONFIG = {
     "full": False, "lora_rank": 4, "lora_alpha": 4, "lora_targets": None, "learning_rate": 0.02, "betas": [0.9, 0.999],
     "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0, "batch_size": 2, "gradient_accumulation": 1,
     "gradient_checkpointing": False, "precision": "fp32", "deterministic": True, "checkpoint_every": 2,
-    "log_every": 1, "seed": 1,
-    "rollout": "random_step", "renoise": "fresh", "gradient_steps": None, "noise": "fresh", "steps": 3,
+    "log_every": 1, "seed": 1, "rollout": "random_step", "renoise": "fresh", "gradient_steps": None, "noise": "fresh",
+    "steps": 3,
     "solver": "unipc", "guidance": 1.0, "updates": 5, "warmup_updates": 0, "velocity_weight": 0.1,
     "held_out_every": None, "held_out_tolerance": 0.0, "stop_below": None,
 }  # fmt: skip
@@ -58,20 +59,18 @@ class ColourJudge:
         return Answers((self.name, "bright"), softplus(-logits), logits.detach().sigmoid())
 
 
-def conditions(prompts: int = 3, **changes) -> Conditions:
-    """Random embeddings for clips of 5 frames of 16 x 16 under tests/conftest.py's tiny Wan."""
+def prompt_inputs(prompts: int = 3, **more: Tensor) -> PromptInputs:
+    """Random text for tests/conftest.py's tiny Wan. more: further conditions."""
     generator = torch.Generator().manual_seed(0)
-    return Conditions(
+    return PromptInputs(
         tuple(f"p{index}" for index in range(prompts)),
-        torch.randn(prompts, 6, 16, generator=generator),
-        torch.full((6, 16), 0.5),
-        (4, 3, 4, 4),
-        num_frames=5,
-    )._replace(**changes)
+        {"text": torch.randn(prompts, 6, 16, generator=generator), **more},
+        {"text": torch.full((6, 16), 0.5)},
+    )
 
 
 def load(folder: Path):
-    return load_generator("wan", folder, max_prompt_tokens=6, parts=("transformer", "vae"))
+    return load_wan(folder, max_prompt_tokens=6, parts=SAMPLING)
 
 
 def run(
@@ -80,14 +79,15 @@ def run(
     home: Path,
     judges: Sequence[WeightedJudge] = (WeightedJudge(ColourJudge(), 1.0),),
     check=None,
-    given: Conditions | None = None,
+    given: PromptInputs | None = None,
     resume_from: Path | None = None,
     **changes,
 ) -> TrainReport:
     """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
     generator = load(generator) if isinstance(generator, Path) else generator
     return train_online(
-        generator, given or conditions(), judges, lambda latents, indices: generator.decode_float(latents)[0][indices],
+        generator, given or prompt_inputs(), judges,
+        lambda latents, indices: generator.decode_float(latents)[0][indices],
         config(**changes), start, home / "work", home / "out", {"recipe": "test"}, check,
         resume_from=resume_from,
     )  # fmt: skip
@@ -95,9 +95,9 @@ def run(
 
 def probability(generator, channel: int) -> float:
     """Mean p of a colour judge on full samples by the policy of the moment, on noise and prompts of their own."""
-    given = conditions(2)
-    noise = generator.draw_noise([10, 11], given.latent_shape)
-    latents = generator.sample(given.embeddings, given.empty_embedding, noise, steps=3, guidance=1.0, solver="unipc")
+    given = prompt_inputs(2)
+    noise = generator.draw_noise([10, 11], generator.latent_shape)
+    latents = generator.sample(given.conditions, given.unwanted, noise, steps=3, guidance=1.0, solver="unipc")
     judge = ColourJudge(channel=channel)
     return sum(judge(clip[[0, 2, 4]], "p0", 0).p_wanted[0].item() for clip in generator.decode_float(latents)) / 2
 

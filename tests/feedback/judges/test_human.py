@@ -45,6 +45,7 @@ from rl.datasets import build
 from tests.conftest import hear_ctrl_c
 from tests.feedback.judges.test_panel import steady
 from tests.support.browser import wait_until
+from tests.support.first_frames import TOLD, shows_first_frame, with_first_frames
 from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
@@ -700,6 +701,40 @@ def test_a_browser_without_the_codec_plays_the_animated_picture(chromium, clips,
         press(tab, "a", "view.rated == 1")
         assert tab.evaluate("document.querySelector('#stage img').naturalWidth") == 32
         press(tab, "r", "view.rated == 2")
+
+
+# With the first frame
+
+
+def test_people_see_the_first_frame_where_the_rubric_shows_it_and_an_edited_one_is_rated_again(
+    chromium, clips, ledger, tmp_path
+):
+    red, blue = with_first_frames(clips, tmp_path / "red"), with_first_frames(clips, tmp_path / "blue", red=0)
+    path = shows_first_frame(RUBRIC, tmp_path / "shown.yaml")
+
+    def ratings(one: ClipSet) -> Ratings:
+        return Ratings(gather([one.folder], load_rubric(path), "anna", None, 0), ledger)
+
+    with serving(ratings_of(ledger, red)) as visitor:  # of a rubric without the option
+        assert visitor.view()["first"] is False
+        assert visitor.ask("GET", f"/first/{visitor.view()['item']}")[0] == 404
+    with serving(ratings(red)) as visitor:
+        tab = open_page(chromium, visitor)
+        wide = (
+            "[...document.querySelectorAll('#stage img, #stage video')].map(one => one.getBoundingClientRect().width)"
+        )
+        assert len(set(tab.evaluate(wide))) == 1 and len(tab.evaluate(wide)) == 2
+        assert tab.evaluate("document.querySelector('#stage img').naturalWidth") == 32
+        expect(tab.locator("#given")).to_be_visible()
+        assert TOLD in visitor.view()["guidance"]
+        assert visitor.ask("GET", f"/first/{visitor.view()['item']}")[1].startswith(b"\x89PNG")
+        visitor.rate_all("a")
+    source = make_source("people", block("anna") | {"rubric": str(path)})
+    assert all(row.answer for rows in source.judge(requests_for(red, 1)) for row in rows)
+    with pytest.raises(LabelError, match=f"{CLIPS} of {CLIPS} by anna"):
+        list(source.judge(requests_for(blue, 1)))
+    with pytest.raises(LabelError, match="has no first frame, and the rubric people shows it"):
+        ratings(clips)
 
 
 # Rated in part
