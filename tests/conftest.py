@@ -7,6 +7,7 @@ os.environ["FEEDBACK_VERDICTS"] = "off"  # a test that finds kept verdicts would
 
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 
-LONGEST = ("test_smoke.py", "test_pipeline.py", "test_pretraining.py", "test_kills.py", "test_plug_in.py")
+LONGEST = (
+    "test_smoke.py", "test_smoke_families.py", "test_pipeline.py", "test_pretraining.py", "test_kills.py",
+    "test_plug_in.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,6 +36,21 @@ WAN_TRANSFORMER = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
     "text_dim": 16, "freq_dim": 32, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 32,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a variant of `vfrl tiny`, written once a session. Do not write into it."""
+    from generators.tiny.variants import VARIANTS, write_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def written(name: str) -> Path:
+        write_tiny(VARIANTS[name], folder / name)
+        return folder / name
+
+    return written
 
 
 @pytest.fixture(scope="session")

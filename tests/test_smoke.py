@@ -16,33 +16,21 @@ import yaml
 
 from data.manifest import read_manifest
 from data.policies import read_log
-from tests.support.defaults import DEFAULTS
+from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.judges import WORDS, build_judge
-
-ROOT = Path(__file__).parents[1]
-COPIED = (
-    "cluster", "commands", "configs", "data", "evaluation", "feedback", "generators", "inspection", "pipeline",
-    "report", "rl", "stages", "tabletop", "dvc.yaml", "pretrain.yaml", "pyproject.toml", ".dvcignore",
-)  # fmt: skip
-DVC = [sys.executable, "-m", "dvc"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tiny_wan) -> Path:
     """A copy of the repository, run to its end under the preset `smoke` with models of random weights."""
     folder = tmp_path_factory.mktemp("smoke")
-    for name in COPIED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    shutil.copy(DEFAULTS, folder / "params.yaml")
+    make_clone(folder)
     shutil.copytree(tiny_wan, folder / "models/tabletop/generator")
     for model in ("clip", "first_frame_generator"):
         shutil.copytree(ROOT / "models/tabletop" / model, folder / "models/tabletop" / model)
     prompts = (folder / "configs/presets/smoke.csv").read_text().replace(",", " ").split()
     for judge in ("judge", "second_judge"):
         build_judge(folder / "models/tabletop" / judge, words=dict.fromkeys([*WORDS, *prompts]))
-    run(folder, *DVC, "init", "--no-scm", "--quiet")
-    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
     run(folder, sys.executable, "-m", "commands", "preset", "smoke")
     slow_down(folder / "params.yaml")
     run(folder, *DVC, "repro")
@@ -57,17 +45,6 @@ def slow_down(path: Path) -> None:
     params["train"]["common"] |= {"steps": 8, "checkpoint_every": 1}
     params["evaluate"] |= {"policies": ["base", "rwr1", "ask1"], "judges": ["judge"]}  # each pair is a stage
     path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-def environment() -> dict[str, str]:
-    first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": first, "OMP_NUM_THREADS": "1", "STAGE_DEVICE": "cpu"}
-
-
-def run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stderr + done.stdout
 
 
 def test_the_loop_ends_with_a_report(home):

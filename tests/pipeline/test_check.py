@@ -49,8 +49,12 @@ WAN = [("wan2.1",), ("wan2.1", "paper"), ("wan2.1", "rounds")]
 
 
 @pytest.mark.parametrize("presets", [(), *ALONE, *WAN[1:]], ids=" ".join)
-def test_params_fit_together_under_every_preset(presets, project):
-    project(laid_over(*presets))
+def test_params_fit_together_under_every_preset(presets, project, tiny_model):
+    params = laid_over(*presets)
+    folder = Path(params["generator"]["path"])
+    if folder.parent == Path("models/tiny"):  # the preset says that vfrl tiny writes it
+        params["generator"]["path"] = str(tiny_model(folder.name))
+    project(params)
 
     check_params()
 
