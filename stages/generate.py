@@ -44,7 +44,8 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
 
     def load(folder: Path, parts: "Collection[str]") -> "Generator":
         generator = load_generator(**asdict(model), size=size, device=place, parts=parts)
-        apply_policy(generator, folder)
+        if "denoiser" in parts:
+            apply_policy(generator, folder)
         return generator
 
     with stage_state("generate", out, (set_name, model, size, how, checkpoints), inputs) as work:

@@ -82,7 +82,7 @@ def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_
 
 JUDGE = "feedback.sources.judge"
 WRONG = {
-    "generate.solver": ("heun", "generate.solver is 'heun', expected 'euler' or 'unipc'"),
+    "generate.solver": ("heun", "generate.solver is 'heun', expected 'euler', 'unipc' or 'ddim'"),
     "evaluate.generate.split": ("val", "evaluate.generate.split is 'val', expected 'train', 'test' or 'all'"),
     "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin', 'quantile' or 'preferred'"),
     "build.reward": ("accept", "build.reward is 'accept', expected 'label', 'p_accept' or 'score'"),
