@@ -27,7 +27,7 @@ coverage: env
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 pretrain: env
-	@echo "Trains the VAE, the generator, the judge and the CLIP one after the other: hours on 2 cores. Can be stopped and resumed."
+	@echo "Trains the VAE, the two generators, the two judges and the CLIP one after the other: hours on 2 cores. Can be stopped and resumed."
 	python -m stages.pretrain --out models/tabletop
 	dvc commit --force pretrain
 

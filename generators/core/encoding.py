@@ -48,7 +48,7 @@ def encode(
     captions = [*inputs.values(), "", *([negative_prompt] if negative_prompt else [])]
     rows = _rows(generator.encode_text(captions), len(captions))
     told = dict(zip(inputs, rows, strict=False))
-    for prompt_id, image in images.items():  # one at a time: with frames after it, each is as dear as a clip
+    for prompt_id, image in images.items():  # one by one: with frames after it, each takes the memory of a clip
         told[prompt_id] |= _rows(generator.encode_image(torch.from_numpy(image[None])), 1)[0]
     process = generator.process
     shift = process.shift if isinstance(process, FlowMatching) else None

@@ -49,14 +49,14 @@ class DenoiseStep(NamedTuple):
 
 
 class NonFiniteClipError(ValueError):
-    """Latents or pixels that are infinite or no numbers, which would be shown as black.
+    """Latents or pixels that are infinite or NaN, which would be shown as black.
 
     what: latents or pixels. clips: those that are so, by row of the batch or by sample_id.
     """
 
     def __init__(self, what: str, clips: Sequence[int | str]) -> None:
         super().__init__(
-            f"{what} of clips {', '.join(map(str, clips))} are infinite or no numbers. Look at the policy (a learning "
+            f"{what} of clips {', '.join(map(str, clips))} are infinite or NaN. Look at the policy (a learning "
             "rate that is too high), at generator.dtype, and at guidance"
         )
         self.what, self.clips = what, clips
@@ -237,7 +237,7 @@ class Generator:
         such as the first frame, is the row's own. Raises ValueError for guidance below 1.
         """
         if guidance < 1:
-            raise ValueError(f"guidance: found {guidance}; 1 is off, more follows the prompt harder")
+            raise ValueError(f"guidance: found {guidance}; 1 is off, more follows the prompt more strongly")
         told = joined(conditions, replaced(conditions, empty)) if guidance > 1 else conditions
         told = {name: self._moved(tensor) for name, tensor in told.items()}  # once, not in every step
 
@@ -293,7 +293,7 @@ class Generator:
     def decode(self, latents: Tensor) -> Tensor:
         """uint8 (B, F, H, W, 3) clips on the CPU.
 
-        Raises NonFiniteClipError naming the rows, from 0, whose latents or pixels are infinite or no numbers.
+        Raises NonFiniteClipError naming the rows, from 0, whose latents or pixels are infinite or NaN.
         """
         _check_finite(latents, "latents")
         frames = self.decode_float(latents)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Load = Callable[[Collection[str]], Generator]
 """PARTS -> the generator with those of its parts, and with a policy's weights.
 
-Called for the encoders first, which are let go of before it is called for what samples.
+Called for the encoders first, which are freed before it is called for what samples.
 """
 
 
@@ -81,7 +81,7 @@ def generate_clip_set(
     encoded: the prompts, where they are encoded already.
     size: the generator's.
     Raises ValueError for a prompt longer than the text encoder takes, first frames that the generator needs and the
-    prompts lack, and a split without prompts; NonFiniteClipError naming the clips that came out as no numbers.
+    prompts lack, and a split without prompts; NonFiniteClipError naming the clips that came out infinite or NaN.
     """
     part = _Part(called.policy, called.name, load)
     return _generate([part], prompts, size, sampling, called, work, out, texts, encoded)

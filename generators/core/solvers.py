@@ -15,14 +15,14 @@ OF_FLOWS, OF_DIFFUSION = ("euler", "unipc"), ("ddim", "unipc")
 
 
 def check_solver(process: NoiseProcess, solver: str) -> None:
-    """Raises ValueError for an unknown solver, and one of another noise process. Imports nothing heavy."""
+    """Raises ValueError for an unknown solver, and one of another noise process. Does not import diffusers."""
     if solver not in SOLVERS:
         raise ValueError(f"solver: found {solver!r}; known are {', '.join(SOLVERS)}")
     flow = isinstance(process, FlowMatching)
     if solver not in (fitting := OF_FLOWS if flow else OF_DIFFUSION):
         predicts = "a velocity of flow matching" if flow else "epsilon" if isinstance(process, Epsilon) else "v"
         raise ValueError(
-            f"solver: {solver} is none for this generator, which predicts {predicts}: {' or '.join(fitting)}"
+            f"solver: {solver} does not fit this generator, which predicts {predicts}; wanted is {' or '.join(fitting)}"
         )
 
 
@@ -31,7 +31,7 @@ def solver_scheduler(scheduler_config: Mapping[str, Any], solver: str) -> Any:
 
     scheduler_config: as saved, with its _class_name, its shift fixed.
     euler is of flow matching. ddim is of epsilon and v models, without noise (Song et al., Eq. 13: Euler in x / alpha
-    over sigma / alpha). unipc (Zhao et al.) is of all.
+    over sigma / alpha). unipc (Zhao et al.) is of all whose noise table it can hold.
     Raises ValueError as `check_solver` does, and for one that cannot hold the pipeline's noise table.
     """
     import diffusers

@@ -1,6 +1,6 @@
 """AutoencoderKLCogVideoX's decoder one group of latent frames at a time, with its cache as a tuple of tensors.
 
-The same layers in the same order as diffusers' CogVideoXDecoder3D.forward, in two halves; tests hold it equal.
+The same layers in the same order as diffusers' CogVideoXDecoder3D.forward, in two halves; tests compare both.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What a VAE's decoder looks like to `generators.core.decoding`, and which decoder a VAE has."""
+"""The interface of a VAE's decoder that `generators.core.decoding` uses, and the decoder of each class of VAE."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,6 +1,6 @@
-"""AutoencoderKLWan's decoder one latent frame at a time, what it carries from one to the next in plain sight.
+"""AutoencoderKLWan's decoder one latent frame at a time, with its cache as a tuple of tensors.
 
-The same layers in the same order as diffusers' WanDecoder3d.forward, in two halves; tests hold it equal.
+The same layers in the same order as diffusers' WanDecoder3d.forward, in two halves; tests compare both.
 """
 
 from typing import Any

@@ -4,7 +4,8 @@ The denoiser predicts v; its latents are (B, F, C, h, w), ours (B, C, F, h, w). 
 the latents: its own latents at the first latent frame, zeros after it. The pipeline samples them from the VAE's
 posterior; here they are its mode. 1.5 takes patches of two latent frames, so it puts latent frames in front until their
 number is even, and drops them before decoding.
-Text is padded to max_prompt_tokens and its padding is read like any token: the length is a part of the model (226).
+Text is padded to max_prompt_tokens, and the denoiser attends to the padding too, so sample with the length of training
+(226; 1.5: 224).
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ class CogVideoXGenerator(Generator):
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """The first latent frame holds one frame, each later one `temporal`.
 
-        CogVideoX's VAE decodes an odd number of latent frames alone to as many frames.
+        AutoencoderKLCogVideoX decodes n latent frames to that many frames only where n is odd.
         """
         transformer, size, spatial = self.transformer_config, self.size, self._spatial
         temporal, patch = self.vae_config["temporal_compression_ratio"], transformer["patch_size"]
@@ -171,4 +172,4 @@ def _pixels(frames: Tensor) -> Tensor:
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-Family = CogVideoXGenerator
+Family = CogVideoXGenerator  # the name that a family's module is asked for

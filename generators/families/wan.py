@@ -2,7 +2,7 @@
 
     checkpoint          denoisers                        the first frame enters as
     Wan2.1 T2V          transformer                      -
-    Wan2.1 I2V          transformer                      channels beside the latents, and CLIP's view of it
+    Wan2.1 I2V          transformer                      channels beside the latents, and its CLIP embedding
     Wan2.2 T2V-A14B     transformer (high noise),        -
     Wan2.2 I2V-A14B       transformer_2 (low noise)      channels beside the latents
     Wan2.2 TI2V-5B      transformer, a time per token    the first latent frame, where the prompt has an image
@@ -202,4 +202,4 @@ def _pixels(frames: Tensor) -> Tensor:
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-Family = WanGenerator
+Family = WanGenerator  # the name that a family's module is asked for

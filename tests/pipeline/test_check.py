@@ -259,7 +259,7 @@ def test_a_generator_that_does_not_fit_prompts_solver_or_denoisers_is_refused(pr
     for changes, message in (
         ({"generator.path": folder}, f"generator.path: {folder} is a CogVideoXImageToVideoPipeline, and family wan"),
         ({"generator.family": "cogvideox", "generator.path": folder}, "give the prompt set a column image"),
-        ({"generate.solver": "ddim"}, "generate: solver: ddim is none for this generator, .*: euler or unipc"),
+        ({"generate.solver": "ddim"}, "generate: solver: ddim does not fit this generator, .* euler or unipc"),
         ({"train.common.denoisers": ["transformer_2"]}, "denoisers: found transformer_2; this generator has transf"),
         ({"video.num_frames": 10}, r"video.num_frames: 10 cannot be represented; .* nearest is 9 or 19"),
     ):

@@ -154,8 +154,8 @@ def test_a_solver_that_would_sample_another_noise_table_is_an_error():
 
 def test_a_solver_of_another_noise_process_is_an_error_that_names_the_right_ones():
     for kind, solver, message in (
-        ("epsilon", "euler", "euler is none for this generator, which predicts epsilon: ddim or unipc"),
-        ("v_prediction", "euler", "euler is none for this generator, which predicts v: ddim or unipc"),
+        ("epsilon", "euler", "euler does not fit this generator, which predicts epsilon; wanted is ddim or unipc"),
+        ("v_prediction", "euler", "euler does not fit this generator, which predicts v; wanted is ddim or unipc"),
         ("flow_prediction", "ddim", "ddim is none .* predicts a velocity of flow matching: euler or unipc"),
     ):
         with pytest.raises(ValueError, match=f"solver: {message}"):
