@@ -16,7 +16,7 @@ data/video.py reads videos, to the same end.
 import io
 import logging
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,22 +62,33 @@ def first_frames(prompts: Sequence[Prompt], height: int, width: int) -> dict[str
     others have one, and naming prompt and file where an image cannot be read.
     """
     check_all_or_none(prompts)
-    with_image = [prompt for prompt in prompts if prompt.image]
-    read: dict[str, np.ndarray] = {}
+    read = dict(_read(prompts, height, width))
+    return {prompt.prompt_id: read[str(prompt.image)] for prompt in prompts if prompt.image}
+
+
+def check_first_frames(prompts: Sequence[Prompt], height: int, width: int) -> None:
+    """Warn and raise as `first_frames` does, with one image in memory at a time."""
+    for _ in _read(prompts, height, width):
+        continue
+
+
+def _read(prompts: Sequence[Prompt], height: int, width: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and first frame of each image of these prompts, once; warns after the last."""
+    seen: set[str] = set()
     remarks: dict[str, list[str]] = {}
-    for prompt in with_image:
-        image = str(prompt.image)
-        if image in read:
+    for prompt in prompts:
+        image = prompt.image
+        if not image or image in seen:
             continue
+        seen.add(image)
         try:
             found = _fitted(Path(image), height, width)
         except ValueError as error:
             raise ValueError(f"prompt {prompt.prompt_id}: {error}") from error
-        read[image] = found.pixels
         for remark, detail in found.remarks.items():
             remarks.setdefault(remark, []).append(_named(image, detail))
+        yield image, found.pixels
     _warn(remarks)
-    return {prompt.prompt_id: read[str(prompt.image)] for prompt in with_image}
 
 
 def check_all_or_none(prompts: Sequence[Prompt]) -> None:

@@ -313,13 +313,19 @@ def _shard_layout(path: Path) -> tuple[set[int], dict[str, tuple[Any, ...]]]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     # No metadata entries: safetensors writes more than one in random order, and bytes must be stable.
-    # Nor tensors that share memory, such as those of two prompts with one text, which safetensors refuses.
-    encoded = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    # Tensors that share memory, such as those of two prompts with one text, are refused there.
+    owned: dict[str, torch.Tensor] = {}
+    shared: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        owned[name] = own.clone() if place in shared else own
+        shared.add(place)
     with atomically(path) as partial:
-        partial.write_bytes(encoded)
+        save_file(owned, partial)
 
 
 def _write_rows(path: Path, samples: Sequence[Sample]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.first_frames import check_all_or_none, first_frames
+from data.first_frames import check_all_or_none, check_first_frames
 from data.prompts import Prompt, extended, load_prompts, select
 from data.tables.questions import by_prompt, read_questions
 from feedback.core.kinds import question_files, read_block, resolve
@@ -77,6 +77,7 @@ ARGUMENTS = {
     "revision": "generator.revision",
     "max_prompt_tokens": "generator.max_prompt_tokens",
     "vae_tiling": "generator.vae_tiling",
+    "attention": "generator.attention",
     "num_frames": "video.num_frames",
     "height": "video.height",
     "width": "video.width",
@@ -124,7 +125,6 @@ def check_params(with_generator: bool = True) -> Checked:
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
     generator = None
     if with_generator:
-        _check_images(prompts, section("video", VideoSize))
         try:
             generator = check_generator(section("generator", GeneratorConfig), section("video", VideoSize))
         except NotReachedError as error:
@@ -146,11 +146,15 @@ def check_generator(generator: GeneratorConfig, video: VideoSize) -> Generator:
 
 def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequence[Prompt]) -> list[str]:
     """The generator suits prompts, solvers and what is trained; returns what is no error and may be a mistake."""
-    path = section("prompts", PromptsConfig).path
+    path, size = section("prompts", PromptsConfig).path, generator.size
+    warning = None
     try:
-        warning = check_images(generator, prompts)
+        for chosen in _clip_sets(params, prompts).values():
+            warning = check_images(generator, chosen) or warning
+        check_first_frames([prompt for prompt in prompts if prompt.image], size.height, size.width)
     except ValueError as error:
         raise ParamsError(f"{path}: {error}") from error
+    _check_shown(params, generator)
     for key, solver in _solvers(params).items():
         try:
             check_solver(generator.process, solver)
@@ -217,28 +221,44 @@ def _endings(modules: Sequence[str]) -> set[str]:
 
 def _check_splits(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
     """There are prompts for every clip set and every online policy, all of them with an image or none."""
-    wanted = {"evaluate.generate": section("evaluate.generate", Sampling)}
-    if params["rounds"]:
-        wanted["generate"] = section("generate", Sampling)
-    if params["select"]["policies"]:
-        wanted["select.generate"] = section("select.generate", Sampling)
-    splits: dict[str, tuple[str, int | None]] = {key: (one.split, one.prompts) for key, one in wanted.items()}
-    for name in params["online"]["policies"]:
-        splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
-    for key, (split, count) in splits.items():
-        try:
-            chosen = select(prompts, split, count)
-        except ValueError as error:
-            raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
+    for key, chosen in _clip_sets(params, prompts).items():
         try:
             check_all_or_none(chosen)
         except ValueError as error:
             raise ParamsError(f"{key}: {error}") from error
 
 
-def _check_images(prompts: Sequence[Prompt], size: VideoSize) -> None:
-    """Every first frame can be read; those that are cropped or enlarged to the clip's size are logged."""
-    first_frames([prompt for prompt in prompts if prompt.image], size.height, size.width)
+def _clip_sets(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
+    """The prompts of each section that samples clips. Raises ParamsError where there are none."""
+    splits: dict[str, tuple[str, int | None]] = {
+        key: (how.split, how.prompts) for key in _sampled(params) if (how := section(key, Sampling))
+    }
+    for name in params["online"]["policies"]:
+        splits[f"online.policies.{name}"] = (section(f"online.policies.{name}", OnlineEntry).split, None)
+    found = {}
+    for key, (split, count) in splits.items():
+        try:
+            found[key] = select(prompts, split, count)
+        except ValueError as error:
+            raise ParamsError(f"{key}: {error} of {section('prompts', PromptsConfig).path}") from error
+    return found
+
+
+def _check_shown(params: Mapping[str, Any], generator: Generator) -> None:
+    """No judge that the run uses shows first frames where the generator takes none, so that clips have none."""
+
+    def check(name: str, block: Mapping[str, Any]) -> None:
+        needs = read_block(name, block).needs
+        if needs.rubric and load_rubric(Path(needs.rubric)).first_frame:
+            raise ParamsError(
+                f"feedback.sources.{name}.rubric: {needs.rubric} shows the first frame, and the generator "
+                f"{generator.checkpoint.path} takes none; take first_frame out of the rubric"
+            )
+        for key, inner in needs.inner.items():
+            check(f"{name}.{key}", inner)
+
+    for name in sorted(needed_sources(params)) if generator.image == "none" else ():
+        check(name, resolve(name, params["feedback"]["sources"]))
 
 
 def _unread(params: Mapping[str, Any]) -> list[str]:

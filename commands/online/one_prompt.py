@@ -18,6 +18,7 @@ from pipeline.state import stage_state
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
+    from data.store import PromptConditions
     from feedback.differentiable.asks import Ask
     from feedback.differentiable.overlay import Overlay
     from generators.core.generator import Generator
@@ -44,6 +45,8 @@ class OnePrompt(NamedTuple):
 
 def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "torch.device") -> None:
     """Train for the prompt from a policy, else from the generator itself, and show before and after."""
+    from generators.core.encoding import ENCODING, encode
+    from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
     from generators.core.size import VideoSize
 
@@ -75,8 +78,9 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
         base = start or base_policy(model, work / "base")
         load = partial(load_generator, **asdict(model), size=size, device=device)
         report = run(job, load, base, work, out, device)
+        told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            write_clip(with_recipe_shift(load(), recipe), folder, prompt, recipe, out / name)
+            write_clip(with_recipe_shift(load(parts=SAMPLING), recipe), told, folder, recipe, out / name)
     draw_curve(out)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     clips = f"{out / BEFORE} and {AFTER}"
@@ -141,19 +145,18 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
     return folder
 
 
-def write_clip(generator: "Generator", policy: Path, prompt: Prompt, recipe: Recipe, path: Path) -> None:
+def write_clip(generator: "Generator", told: "PromptConditions", policy: Path, recipe: Recipe, path: Path) -> None:
     """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed."""
     from data.video import write_video
     from generators.core.conditions import stacked
-    from generators.core.encoding import encode
     from generators.core.lora import apply_policy
     from rl.online.trainer import fixed_noise
 
     apply_policy(generator, policy)
-    told, engine = encode(generator, [prompt], recipe.engine.negative_prompt).told, recipe.engine
-    noise = fixed_noise(engine.seed, prompt.prompt_id, 0, generator.latent_shape)[None]
+    engine = recipe.engine
+    noise = fixed_noise(engine.seed, PROMPT_ID, 0, generator.latent_shape)[None]
     latents = generator.sample(
-        stacked([told.prompts[prompt.prompt_id]]), told.unwanted, noise, recipe.sampling.inference_steps,
+        stacked([told.prompts[PROMPT_ID]]), told.unwanted, noise, recipe.sampling.inference_steps,
         engine.guidance, engine.solver,
     )  # fmt: skip
     write_video(path, generator.decode(latents)[0].numpy(), generator.size.fps)

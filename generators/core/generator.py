@@ -76,6 +76,7 @@ class Generator:
     components_of: Mapping[str, tuple[str, ...]]  # the pipeline's components by PARTS
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
     tiles: bool = True  # whether the VAE's own spatial tiles are right
+    attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers
 
     def __init__(
         self,
@@ -142,10 +143,6 @@ class Generator:
     def denoiser_at(self, timestep: float) -> str:
         """The denoiser whose turn it is at a scheduler timestep; the only one, unless the family has several."""
         return self.denoiser_names[0]
-
-    def times_of(self, denoiser: str) -> tuple[float, float]:
-        """The process times, from and to, at which it is that denoiser's turn."""
-        return (0.0, 1.0)
 
     def _check_pipeline(self) -> None:
         """Raises ValueError where the pipeline, or one of its components, is none that the family reads."""
@@ -281,9 +278,13 @@ class Generator:
 
     def decode_float(self, latents: Tensor) -> Tensor:
         """(B, F, H, W, 3) float32 in [0, 1]; keeps the graph, but a clamp passes no gradient where it bites."""
+        return self._pixels(latents).clamp(0, 1)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """(B, F, H, W, 3) float32, black 0 and white 1, not clamped."""
         scaled = self.vae_latents(latents.to(self.device, torch.float32))
         pixels: Tensor = self.component("vae").decode(scaled, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+        return (pixels / 2 + 0.5).permute(0, 2, 3, 4, 1)
 
     def frame_decoder(self) -> FrameDecoder:
         """The VAE's decoder one group of latent frames at a time, which `generators.core.decoding` drives."""
@@ -296,9 +297,9 @@ class Generator:
         Raises NonFiniteClipError naming the rows, from 0, whose latents or pixels are infinite or NaN.
         """
         _check_finite(latents, "latents")
-        frames = self.decode_float(latents)
+        frames = self._pixels(latents)
         _check_finite(frames, "pixels")
-        return (frames * 255).round().to(torch.uint8).cpu()
+        return (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor, given: int = 0) -> Iterator[DenoiseStep]:

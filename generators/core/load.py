@@ -50,7 +50,8 @@ def load_generator(
         left_out = part == "denoiser" and denoisers is not None and name not in denoisers
         if checkpoint.class_of(name) and not left_out:
             generator.components[name] = _load_component(checkpoint, name, part, generator)
-    if vae_tiling and "vae" in generator.components:
+    _check_options(generator, vae_tiling, attention)
+    if vae_tiling and {"denoiser", "vae"} <= set(parts):  # clips are decoded in tiles; first frames are encoded whole
         generator.component("vae").enable_tiling()
     for denoiser in generator.denoisers.values():
         if attention:
@@ -62,7 +63,7 @@ def load_generator(
 
 def examine_generator(
     family: str, path: str, size: VideoSize, revision: str | None = None, max_prompt_tokens: int = 512,
-    vae_tiling: bool = False, **_: Any,
+    vae_tiling: bool = False, attention: str | None = None, **_: Any,
 ) -> Generator:  # fmt: skip
     """The generator without any component, where the family can read the checkpoint and make such clips.
 
@@ -79,9 +80,22 @@ def examine_generator(
         raise ValueError(
             f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"
         )
-    if vae_tiling and not generator.tiles:
-        raise ValueError(f"vae_tiling: true, but the tiles of the VAE of {checkpoint.path} do not fit together; false")
+    _check_options(generator, vae_tiling, attention)
     return generator
+
+
+def _check_options(generator: Generator, vae_tiling: bool, attention: str | None) -> None:
+    """Raises ValueError for an option that the generator's family does not take."""
+    path = generator.checkpoint.path
+    if vae_tiling and not generator.tiles:
+        raise ValueError(f"vae_tiling: true, but the tiles of the VAE of {path} do not fit together; false")
+    if attention and not generator.attention_backends:
+        raise ValueError(f"attention: {attention}, but the attention of {path} takes no backend; null")
+    if attention:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+
+        if attention not in (known := [one.value for one in AttentionBackendName]):
+            raise ValueError(f"attention: {attention} is no backend of diffusers; known are {', '.join(known)}")
 
 
 def _family(name: str) -> type[Generator]:
@@ -128,10 +142,7 @@ def _is_no_surplus(record: logging.LogRecord) -> bool:
 
 
 def _set_attention(denoiser: Any, backend: str) -> None:
-    """Raises ValueError for a backend that is unknown, not installed, or that these modules do not take."""
-    taking = [one for one in denoiser.modules() if hasattr(getattr(one, "processor", None), "_attention_backend")]
-    if not taking:
-        raise ValueError(f"attention: {backend}, but the attention of {type(denoiser).__name__} takes no backend; null")
+    """Raises ValueError for a backend that is not installed."""
     try:
         denoiser.set_attention_backend(backend)
     except (ValueError, RuntimeError, ImportError) as error:

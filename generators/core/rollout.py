@@ -1,5 +1,6 @@
 """Sampling a clip set: every prompt of a split, N clips each, from the generator with a policy's weights."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -127,7 +128,9 @@ def _generate(
     missing = [[(index, batch) for index, batch in own if index not in done] for own in numbered]
     total, todo = (sum(len(batch) for own in which for _, batch in own) for which in (numbered, missing))
     began = time.monotonic()
-    encoded = encoded or encode(parts[0].load(ENCODING), chosen, sampling.negative_prompt, texts)
+    if encoded is None:
+        encoded = encode(parts[0].load(ENCODING), chosen, sampling.negative_prompt, texts)
+        gc.collect()
     with tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}") as progress:
         for part, own in zip(parts, missing, strict=True):
             if not own:
@@ -137,7 +140,8 @@ def _generate(
                 latents, frames = _sampled(generator, encoded.told, batch, sampling)
                 writer.add_batch(index, batch, frames, latents)
                 progress.update(len(batch))
-            del generator  # before the next is loaded
+            del generator
+            gc.collect()  # before the next is loaded: compiled modules hold themselves
     facts = {"set": called.name, "policy": called.policy, **encoded.facts}
     facts |= {"guidance": sampling.guidance, "size": [size.num_frames, size.height, size.width]}
     given = {"texts": {prompt.prompt_id: texts[prompt.prompt_id] for prompt in chosen}} if texts else {}

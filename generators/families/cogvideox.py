@@ -39,6 +39,7 @@ class CogVideoXGenerator(Generator):
         "image": (),
         "vae": ("vae",),
     }
+    attention_backends = False
     lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def _check_pipeline(self) -> None:

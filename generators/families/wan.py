@@ -122,11 +122,6 @@ class WanGenerator(Generator):
         steps = self.scheduler_config.get("num_train_timesteps", 1000)
         return "transformer" if timestep >= self.boundary * steps else "transformer_2"
 
-    def times_of(self, denoiser: str) -> tuple[float, float]:
-        if self.boundary is None:
-            return (0.0, 1.0)
-        return (self.boundary, 1.0) if denoiser == "transformer" else (0.0, self.boundary)
-
     def encode_text(self, prompts: Sequence[str]) -> Conditions:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # imports transformers; training needs neither
 

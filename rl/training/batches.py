@@ -5,7 +5,7 @@ number of processes or micro-batches changes nothing that is drawn.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from data.store import ClipSet
 from generators.core.conditions import Conditions, stacked
 from rl.training.timesteps import Timesteps
 
-MOST_DRAWS = 10_000  # of a t within the range that is trained
+MOST_DRAWS = 10_000  # of a t that is trained
 
 
 class Draws(NamedTuple):
@@ -52,30 +52,29 @@ def draw(
     shape: Sequence[int],
     timesteps: Timesteps,
     caption_dropout: float,
-    times: tuple[float, float] = (0.0, 1.0),
+    trains: Callable[[Tensor], bool] = lambda t: True,
 ) -> Draws:
     """Timestep, noise and caption dropout of the rows at these places of a step's batch, a generator each.
 
     shape: (C, F, h, w) of a clip's latents; caption_dropout: probability of the empty caption.
-    times: the range of t, from and to: others are drawn again. Raises ValueError where none falls into it.
+    trains: whether a t (1,) is trained: others are drawn again. Raises ValueError where none is.
     """
     t, noise, dropped = [], [], []
     for place in places:
         generator = generator_at(seed, "draw", step, place)
-        t.append(_within(times, timesteps, generator))
+        t.append(_trained(trains, timesteps, generator))
         dropped.append(torch.rand(1, generator=generator) < caption_dropout)
         noise.append(torch.randn(*shape, generator=generator))
     return Draws(torch.cat(t), torch.stack(noise), torch.cat(dropped))
 
 
-def _within(times: tuple[float, float], timesteps: Timesteps, generator: torch.Generator) -> Tensor:
-    """(1,) the first draw within the range."""
-    low, high = times
+def _trained(trains: Callable[[Tensor], bool], timesteps: Timesteps, generator: torch.Generator) -> Tensor:
+    """(1,) the first draw that is trained."""
     for _ in range(MOST_DRAWS):
         t = timesteps(generator, 1)
-        if low <= t.item() <= high:
+        if trains(t):
             return t
-    raise ValueError(f"timesteps: {MOST_DRAWS} draws of {timesteps} gave none from {low} to {high}, where t is trained")
+    raise ValueError(f"timesteps: {MOST_DRAWS} draws of {timesteps} gave no t of a denoiser that is trained")
 
 
 def generator_at(*key: int | str) -> torch.Generator:
@@ -94,9 +93,12 @@ class ClipReader:
         """A reader of all clips of these sets.
 
         dropped_caption: what a row without its caption is told: "empty", or "negative", the prompt that guidance led
-        away from when the clips were sampled, where there was one.
-        Raises ValueError where two sets share a sample_id, where latents differ in shape, or without a clip.
+        away from when the clips were sampled.
+        Raises ValueError where two sets share a sample_id, where latents differ in shape, without a clip, and for
+        negative captions of a set that was sampled without a negative prompt.
         """
+        if dropped_caption == "negative" and (without := [c.folder for c in clip_sets if c.negative is None]):
+            raise ValueError(f"dropped_caption is negative, but {without[0]} was sampled without a negative prompt")
         self._dropped_caption = dropped_caption
         self._home: dict[str, tuple[ClipSet, str]] = {}
         for clip_set in clip_sets:
@@ -125,5 +127,6 @@ class ClipReader:
         return ClipTensors(torch.cat(latents), stacked(told))
 
     def _caption_of(self, clip_set: ClipSet) -> dict[str, Tensor]:
-        negative = clip_set.negative if self._dropped_caption == "negative" else None
-        return clip_set.empty if negative is None else negative
+        dropped = clip_set.negative if self._dropped_caption == "negative" else clip_set.empty
+        assert dropped is not None  # the constructor looked
+        return dropped

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from cluster import devices
@@ -20,7 +21,7 @@ class Policy(NamedTuple):
     parameters: dict[str, Parameter]  # by <denoiser>.<name>
     reference: Callable[[], contextlib.AbstractContextManager[None]]  # within it the generator is the reference
     save: Callable[[Path], None]
-    times: tuple[float, float]  # the process times, from and to, at which it is the turn of what is trained
+    trains: Callable[[Tensor], bool]  # whether a process time (1,) is that of a denoiser which is trained
 
 
 def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> Policy:
@@ -65,9 +66,11 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
         for key, p in module.named_parameters()
         if p.requires_grad
     }
-    ranges = [generator.times_of(name) for name in trained]
-    times = (min(low for low, _ in ranges), max(high for _, high in ranges))
-    return Policy(parameters, reference, save, times)
+
+    def trains(t: Tensor) -> bool:
+        return generator.denoiser_at(generator.process.model_timestep(t).item()) in trained
+
+    return Policy(parameters, reference, save, trains)
 
 
 def trained_denoisers(names: Sequence[str], config: PolicyConfig) -> list[str]:
@@ -81,7 +84,7 @@ def trained_denoisers(names: Sequence[str], config: PolicyConfig) -> list[str]:
 def _prepare_lora(generator: Generator, trained: Mapping[str, Any], config: PolicyConfig, start: Path) -> None:
     """Attach new adapters to the base, or continue the start's."""
     lora.apply_policy(generator, start, [name for name in generator.denoisers if name not in trained])
-    for number, (name, module) in enumerate(trained.items()):
+    for name, module in trained.items():
         if lora.is_full(start, name):
             raise ValueError(f"{start}: fully trained, so a LoRA is not the whole change from the base; set full: true")
         if lora.is_lora(start, name):
@@ -89,7 +92,8 @@ def _prepare_lora(generator: Generator, trained: Mapping[str, Any], config: Poli
             _check_continued(module, config, start)
         else:
             targets = config.lora_targets or generator.lora_targets
-            lora.attach(module, config.lora_rank, config.lora_alpha, targets, config.seed + number)
+            seed = config.seed + generator.denoiser_names.index(name)
+            lora.attach(module, config.lora_rank, config.lora_alpha, targets, seed)
 
 
 def _check_continued(module: Any, config: PolicyConfig, start: Path) -> None:

@@ -44,7 +44,7 @@ def train(
     Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
     NonFiniteLossError before a step that is not finite is applied; the last checkpoint stays.
     """
-    reader = ClipReader(clip_sets, config.dropped_caption)
+    reader = ClipReader(clip_sets, config.dropped_caption if config.caption_dropout > 0 else "empty")
     _check_clips(generator, clip_sets, reader)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
@@ -61,8 +61,8 @@ def train(
                 if not running:
                     continue
                 # 2. Errors of policy and reference, on the same noise, timestep and caption for all clips of a row
-                shape, times = reader.latent_shape, run.policy.times
-                draws = draw(config.seed, step, running, shape, config.timesteps, config.caption_dropout, times)
+                shape, trains = reader.latent_shape, run.policy.trains
+                draws = draw(config.seed, step, running, shape, config.timesteps, config.caption_dropout, trains)
                 sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
                 errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
                 # 3. Loss and gradient, over the size of the whole batch

@@ -527,3 +527,31 @@ def test_a_key_in_params_is_refused_without_printing_it(project):
     params["feedback"]["sources"]["gpt"]["parameters"] = {"prompt_cache_key": "judge"}  # a parameter of OpenAI's
     project(params)
     check_params()
+
+
+def test_every_split_that_is_sampled_needs_first_frames_where_the_generator_does(project, tmp_path):
+    params = default_params()
+    params["generator"] |= {"family": "cogvideox", "path": "models/tabletop/first_frame_generator"}
+    for how in (params["generate"], params["evaluate"]["generate"], params["select"]["generate"]):
+        how["solver"] = "ddim"
+    params["evaluate"]["generate"]["split"] = "test"
+    project(params)
+    ids = [one.prompt_id for one in load_prompts(Path(params["prompts"]["path"]))[:3]]  # the fourth is of split test
+    Image.new("RGB", (32, 32)).save(tmp_path / "square.png")
+    with_images(tmp_path, params, {name: str(tmp_path / "square.png") for name in ids})
+    project(params)
+    with pytest.raises(ParamsError, match="give the prompt set a column image"):
+        check_params()
+
+
+def test_a_rubric_that_shows_first_frames_needs_a_generator_that_takes_them(project, tmp_path):
+    params = default_params()
+    shown = shows_first_frame(ROOT / "tabletop/rubric.yaml", tmp_path / "shown.yaml")
+    params["feedback"]["sources"]["judge"]["rubric"] = str(shown)
+    project(params)
+    ids = [one.prompt_id for one in load_prompts(Path(params["prompts"]["path"]))[:4]]
+    Image.new("RGB", (32, 32)).save(tmp_path / "square.png")
+    with_images(tmp_path, params, {name: str(tmp_path / "square.png") for name in ids})
+    project(params)
+    with pytest.raises(ParamsError, match="shows the first frame, and the generator .* takes none"):
+        check_params()

@@ -156,7 +156,11 @@ def test_a_solver_of_another_noise_process_is_an_error_that_names_the_right_ones
     for kind, solver, message in (
         ("epsilon", "euler", "euler does not fit this generator, which predicts epsilon; wanted is ddim or unipc"),
         ("v_prediction", "euler", "euler does not fit this generator, which predicts v; wanted is ddim or unipc"),
-        ("flow_prediction", "ddim", "ddim is none .* predicts a velocity of flow matching: euler or unipc"),
+        (
+            "flow_prediction",
+            "ddim",
+            "ddim does not fit .* a velocity of flow matching; wanted is euler or unipc",
+        ),
     ):
         with pytest.raises(ValueError, match=f"solver: {message}"):
             solver_scheduler({**DDPM, "prediction_type": kind}, solver)
@@ -341,3 +345,21 @@ def test_a_pipeline_that_wan_cannot_be_is_an_error(tiny_wan, tmp_path):
         index.write_text(json.dumps(json.loads(index.read_text()) | changes))
         with pytest.raises(ValueError, match=message):
             load_wan(index.parent)
+
+
+def test_a_tokenizer_in_sentencepiece_s_own_form_is_read(tmp_path):
+    """As CogVideoX's folders hold it: spiece.model, and no tokenizer.json."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(PROMPTS * 20))
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=24, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    ids = AutoTokenizer.from_pretrained(tmp_path, subfolder="tokenizer")(PROMPTS[0]).input_ids
+    assert ids[-1] == 1 and len(ids) > 5 and 2 not in ids

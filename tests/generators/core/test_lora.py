@@ -351,10 +351,10 @@ def test_the_lora_of_a_denoiser_that_is_not_trained_is_copied_from_the_start(two
 
     both = trained(base, tmp_path / "both")
     assert {name.partition(".")[0] for name in both.parameters} == {"transformer", "transformer_2"}
-    assert both.times == (0.0, 1.0)
+    assert both.trains(torch.tensor([0.1])) and both.trains(torch.tensor([0.99]))
     one = trained(tmp_path / "both", tmp_path / "one", denoisers=["transformer_2"])
     assert {name.partition(".")[0] for name in one.parameters} == {"transformer_2"}
-    assert one.times == two.times_of("transformer_2") != (0.0, 1.0)
+    assert one.trains(torch.tensor([0.1])) and not one.trains(torch.tensor([two.boundary]))
     files = {name: lora.lora_folder(Path(name), "transformer") / lora.LORA_FILE for name in ("both", "one")}
     assert (tmp_path / files["both"]).read_bytes() == (tmp_path / files["one"]).read_bytes()
     files = {name: lora.lora_folder(Path(name), "transformer_2") / lora.LORA_FILE for name in ("both", "one")}
@@ -371,7 +371,7 @@ def test_a_policy_of_another_family_is_an_error(wan, tmp_path):
 
 def test_rows_on_both_sides_of_the_boundary_are_what_they_are_alone(two):
     """And each is the answer of the denoiser whose turn it is."""
-    boundary = two.times_of("transformer")[0]
+    boundary = two.boundary
     t = torch.tensor([boundary + 0.05, boundary - 0.3, boundary + 0.01, boundary - 0.05])
     width = two.component("transformer").config.text_dim
     text = torch.randn(4, 16, width, generator=torch.Generator().manual_seed(0))

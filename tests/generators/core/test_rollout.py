@@ -131,6 +131,14 @@ def test_a_clip_of_no_numbers_is_named_and_nothing_of_its_batch_is_kept(generato
     assert not (tmp_path / "out").exists()
 
 
+def test_pixels_that_are_infinite_are_no_white_clip(generator, monkeypatch):
+    pixels = torch.zeros(2, 5, 16, 16, 3)
+    pixels[1, 0, 0, 0, 0] = torch.inf
+    monkeypatch.setattr(generator, "_pixels", lambda latents: pixels)
+    with pytest.raises(NonFiniteClipError, match="pixels of clips 1 are infinite"):
+        generator.decode(torch.zeros(2, *generator.latent_shape))
+
+
 # First frames
 
 
