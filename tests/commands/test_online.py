@@ -104,6 +104,7 @@ def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):
     assert json.loads((tmp_path / "more/policy.json").read_text())["start"] == "mine"
 
 
+@pytest.mark.ci  # 11 s
 def test_a_video_reward_model_is_trained_on_by_the_measure_that_its_block_names(tmp_path, caplog):
     caplog.set_level("INFO")
     done = quick(tmp_path / "reward", "--recipe", "reward-gradient", "--judge", "reward", "--held-out", "physics")

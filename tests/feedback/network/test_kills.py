@@ -83,7 +83,7 @@ def truth(base: str) -> list[dict[str, Any]]:
         pytest.param("gpt", 20, 300, marks=pytest.mark.slow),
         pytest.param("served", 20, 300, marks=pytest.mark.slow),
         pytest.param("gemini", 20, 300, marks=pytest.mark.slow),
-        ("gpt", 2, 48),
+        pytest.param("gpt", 2, 48, marks=pytest.mark.ci),
     ],
 )
 def test_a_stage_that_is_killed_again_and_again_ends_with_what_the_server_meant_and_pays_for_nothing_twice(
