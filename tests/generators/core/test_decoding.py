@@ -341,7 +341,7 @@ def test_windows_of_a_deep_decoder_come_nearer_as_they_grow():
             module.weight[:, :, :2] *= 0.2
     ways = [windowed(window=window, overlap=0) for window in (2, 4, 6)]  # the last window of 6 begins with the clip
     short, longer, whole = (compare(generator, latents, [28], way) for way in ways)
-    assert 30 < short.psnr < 40 and 45 < longer.psnr < 55
+    assert 30 < short.psnr < 40 and 45 < longer.psnr < 60
     assert short.gradient_cosine < 0.9 < longer.gradient_cosine
     assert whole.psnr > 100 and whole.gradient_cosine == pytest.approx(1, abs=1e-5)
 
