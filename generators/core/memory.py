@@ -7,7 +7,7 @@ formulas, in bytes:
     LoRA                      rank x (inputs + outputs) of every Linear that is adapted, each 4 (float32)
     training                  each trained parameter: gradient 4, Adam's two moments 8, its copy as reference 4
     activations               clips x tokens x width x bytes x layers x FACTOR
-      with checkpointing      clips x tokens x width x bytes x (layers + FACTOR): the input of every layer, and one layer
+      with checkpointing      clips x tokens x width x bytes x (layers + FACTOR): inputs, and one layer
       without gradient        clips x tokens x width x bytes x FACTOR: one layer
     decoding                  the greatest sum of tensors alive while the VAE decodes one clip on the meta device
 
@@ -67,7 +67,8 @@ class Need:
 class Training:
     """The settings of a training run that its memory depends on.
 
-    clips: of one forward of a process. precision: bytes of the activations' dtype under autocast, None without it.
+    clips: of one forward of a process. rank, targets: of the LoRA. denoisers: those that are trained; None: all.
+    autocast: whether the forward runs in bfloat16 over weights of another dtype.
     """
 
     clips: int
@@ -151,14 +152,12 @@ def width_and_layers(config: Mapping[str, Any]) -> tuple[int, int]:
     return width, sum(layers)
 
 
-def training_activations(
-    clips: int, tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool
-) -> Item:
+def training_activations(clips: int, tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Item:
     """What a forward keeps for its backward."""
-    kept, words = (layers + FACTOR, f"({layers} layers + {FACTOR})") if checkpointing else (
-        layers * FACTOR, f"{layers} layers x {FACTOR}"
-    )  # fmt: skip
-    name = "activations, " + ("with" if checkpointing else "without") + " checkpointing"
+    if checkpointing:
+        name, kept, words = "activations, with checkpointing", layers + FACTOR, f"({layers} layers + {FACTOR})"
+    else:
+        name, kept, words = "activations, without checkpointing", layers * FACTOR, f"{layers} layers x {FACTOR}"
     how = f"{clips} clips x {tokens:,} tokens x {width} width x {itemsize} bytes x {words}"
     return Item(name, clips * tokens * width * itemsize * kept, how)
 
@@ -209,8 +208,10 @@ def live_bytes(function: Callable[[], Any]) -> int:
     return live.peak
 
 
-def decoding(generator: Generator, clips: int) -> Item:
+def decoding(generator: Generator, clips: int, tiling: bool = False) -> Item:
     """The tensors alive while the VAE decodes clips, by the family's own way, its parts on the meta device.
+
+    tiling: in the VAE's own spatial tiles.
 
     Raises ValueError where it cannot be run there.
     """
@@ -219,13 +220,15 @@ def decoding(generator: Generator, clips: int) -> Item:
         made = type(generator)(
             generator.checkpoint, generator.size, generator.max_prompt_tokens, parts, torch.float32, "meta"
         )
+        if tiling:
+            made.component("vae").enable_tiling()
         latents = torch.empty(clips, *generator.latent_shape, device="meta")
         peak = live_bytes(lambda: made._pixels(latents))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise ValueError(f"the VAE cannot be run on the meta device: {error}") from error
     size = generator.size
-    how = f"greatest sum of live tensors, {clips} clips of {size.num_frames} x {size.height} x {size.width}, float32"
-    return Item("decoding by the VAE, not tiled", peak, how)
+    how = f"greatest sum of live tensors, {clips} x {size.num_frames} frames of {size.width}x{size.height}, float32"
+    return Item("decoding, tiled" if tiling else "decoding", peak, how)
 
 
 def _vae_names(generator: Generator) -> list[str]:
@@ -246,19 +249,20 @@ def encoding_need(modules: Mapping[str, nn.Module], parts: Mapping[str, str], dt
 
 def sampling_need(
     generator: Generator, modules: Mapping[str, nn.Module], parts: Mapping[str, str], dtype: torch.dtype,
-    clips: int, guidance: float,
+    clips: int, guidance: float, tiling: bool = False,
 ) -> Need:  # fmt: skip
     """Stage generate while it samples and decodes: denoisers, VAE, and the larger of activations and decoding."""
     chosen = {name: one for name, one in modules.items() if parts[name] in ("denoiser", "vae")}
-    missing, either = [], []
+    missing: list[str] = []
+    either: list[Item] = []
     try:
-        width = max(width_and_layers(_config(generator, one))[0] for one in _denoisers(modules, parts).values())
+        width = max(width_and_layers(_config(one))[0] for one in _denoisers(modules, parts).values())
         rows = clips * (2 if guidance > 1 else 1)
         either.append(sampling_activations(rows, _tokens(generator), width, dtype.itemsize))
     except ValueError as error:
         missing.append(f"activations: {error}")
     try:
-        either.append(decoding(generator, clips))
+        either.append(decoding(generator, clips, tiling))
     except ValueError as error:
         missing.append(f"decoding: {error}")
     largest = sorted(either, key=lambda item: item.bytes)[-1:]
@@ -292,7 +296,7 @@ def training_need(
         size = 2 if how.autocast else dtype.itemsize
         tokens = _tokens(generator)
         kept = [
-            training_activations(how.clips, tokens, *width_and_layers(_config(generator, one)), size, how.checkpointing)
+            training_activations(how.clips, tokens, *width_and_layers(_config(one)), size, how.checkpointing)
             for one in trained.values()
         ]
         items += sorted(kept, key=lambda item: item.bytes)[-1:]
@@ -330,7 +334,7 @@ def _denoisers(modules: Mapping[str, nn.Module], parts: Mapping[str, str]) -> di
     return {name: one for name, one in modules.items() if parts[name] == "denoiser"}
 
 
-def _config(generator: Generator, module: nn.Module) -> Mapping[str, Any]:
+def _config(module: nn.Module) -> Mapping[str, Any]:
     """A diffusers module's config, with its defaults."""
     config: Mapping[str, Any] = dict(module.config)  # type: ignore[arg-type]
     return config
