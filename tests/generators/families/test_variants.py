@@ -236,6 +236,9 @@ WRONG = (
     ("cogvideox-2b", {"max_prompt_tokens": 12}, "max_prompt_tokens: 12, .* 16"),
     ("cogvideox-5b-i2v", {"num_frames": 17}, "num_frames: 17, .* 9 alone"),
     ("cogvideox-5b-i2v", {"width": 64}, "width: 64, .* 32 alone"),
+    ("animatediff", {"num_frames": 33}, "num_frames: 33, .* positions for 32"),
+    ("animatediff", {"max_prompt_tokens": 12}, "max_prompt_tokens: 12, .* 16"),
+    ("pia", {"width": 44}, "width: 44 .* nearest is 40 or 48"),
     ("cogvideox1.5-5b", {"num_frames": 13}, "num_frames: 13 .* nearest is 9 or 17"),
 )
 
