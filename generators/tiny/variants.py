@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from generators.tiny import cogvideox, wan
+from generators.tiny import cogvideox, unets, wan
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ VARIANTS = {
     "cogvideox-5b-i2v": _cogvideox("CogVideoX-5b-I2V", "5b", image=True),
     "cogvideox1.5-5b": _cogvideox("CogVideoX1.5-5B", "1.5", image=False),
     "cogvideox1.5-5b-i2v": _cogvideox("CogVideoX1.5-5B-I2V", "1.5", image=True),
+    # What is published are motion modules; with a Stable Diffusion 1.5 they make the pipeline.
+    "animatediff": Variant(
+        "animatediff", "guoyww/animatediff-motion-adapter-v1-5-2", "none", "ddim", partial(unets.animatediff, False)
+    ),
+    "pia": Variant(
+        "animatediff", "openmmlab/PIA-condition-adapter", "needed", "ddim", partial(unets.animatediff, True)
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Stock diffusers pipelines over the tiny models: what they sample, decode and ask their denoisers."""
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     }  # fmt: skip
     if image is not None:
         arguments["image"] = image
+    if "max_sequence_length" not in inspect.signature(type(pipeline).__call__).parameters:  # all of CLIP's tokens
+        del arguments["max_sequence_length"]
     return pipeline(**arguments | changes).frames
 
 
@@ -70,7 +73,9 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     Black is 0 and white 1. Keeps the graph.
     """
     config = pipeline.vae.config
-    if frames_first(pipeline):
+    if hasattr(pipeline, "unet"):
+        decoded = pipeline.decode_latents(latents)
+    elif frames_first(pipeline):
         shown = (num_frames - 1) // config.temporal_compression_ratio + 1  # CogVideoX 1.5 pads in front
         decoded = pipeline.vae.decode(latents[:, :, -shown:] / config.scaling_factor).sample
     else:
@@ -87,11 +92,14 @@ def frames_first(pipeline: Any) -> bool:
 
 @contextmanager
 def asked(denoiser: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the denoiser is called with in the block, call by call, by argument name."""
+    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'."""
     calls: list[dict[str, Any]] = []
-    hook = denoiser.register_forward_pre_hook(
-        lambda module, arguments, named: calls.append(dict(named)), with_kwargs=True
-    )
+
+    def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
+        calls.append({"hidden_states" if name == "sample" else name: value for name, value in bound.items()})
+
+    hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield calls
     finally:

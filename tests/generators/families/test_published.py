@@ -61,6 +61,23 @@ def cogvideox(pipeline: str, in_channels: int, learned: bool = False, rotary: bo
     }  # fmt: skip
 
 
+def unet(pipeline: str, unet: str, in_channels: int) -> dict[str, Any]:
+    """A pipeline's small files over a U-Net and Stable Diffusion's VAE and CLIP, as far as they are read."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "unet": ["diffusers", unet],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        },
+        "unet/config.json": {"in_channels": in_channels, "out_channels": 4, "motion_max_seq_length": 32},
+        "text_encoder/config.json": {"max_position_embeddings": 77},
+        "vae/config.json": {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]},
+        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "prediction_type": "epsilon"},
+    }
+
+
 TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
 CLIP = {"image_encoder": ["transformers", "CLIPVisionModel"]}
 T2V, I2V, COG, COG_I2V = (
@@ -78,6 +95,8 @@ PUBLISHED = {
     "generators/cogvideox-2b": (cogvideox(COG, 16, rotary=False), "none", (16, 13, 60, 90)),
     "generators/cogvideox-5b": (cogvideox(COG, 16), "none", (16, 13, 60, 90)),
     "generators/cogvideox-5b-i2v": (cogvideox(COG_I2V, 32, learned=True), "needed", (16, 13, 60, 90)),
+    "generators/animatediff": (unet("AnimateDiffPipeline", "UNetMotionModel", 4), "none", (4, 16, 64, 64)),
+    "generators/pia": (unet("PIAPipeline", "UNetMotionModel", 9), "needed", (4, 16, 64, 64)),
     # 81 frames are 21 latent frames, and one in front
     "generators/cogvideox1.5-5b": (cogvideox(COG, 16, **NEWER), "none", (16, 22, 96, 170)),
     "generators/cogvideox1.5-5b-i2v": (cogvideox(COG_I2V, 32, ofs_embed_dim=512, **NEWER), "needed", (16, 22, 96, 170)),
