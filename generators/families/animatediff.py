@@ -27,7 +27,7 @@ READS = (
 )
 CLASSES = {"unet": ("UNetMotionModel",), "text_encoder": ("CLIPTextModel",), "vae": ("AutoencoderKL",)}
 PIXELS = 8  # of which the pipelines take multiples, along each side
-# How much each frame is like the first, of PIA's smallest motion (the pipeline's motion_scale 0); later ones as the last
+# How much each frame is like the first, of PIA's smallest motion (the pipeline's motion_scale 0); then as the last
 LIKENESS = (1.0, 0.9, 0.85, 0.85, 0.85, 0.8)
 
 
