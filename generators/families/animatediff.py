@@ -26,7 +26,7 @@ READS = (
     "family animatediff reads a folder that AnimateDiffPipeline or PIAPipeline saved, with its motion modules in unet"
 )
 CLASSES = {"unet": ("UNetMotionModel",), "text_encoder": ("CLIPTextModel",), "vae": ("AutoencoderKL",)}
-# How much each frame is like the first, of PIA's smallest motion (the pipeline's motion_scale 0); later ones as the last
+# How much each frame is like the first, of PIA's smallest motion (the pipeline's motion_scale 0); later: as the last
 LIKENESS = (1.0, 0.9, 0.85, 0.85, 0.85, 0.8)
 
 

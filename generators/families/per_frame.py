@@ -3,7 +3,7 @@
 No family by itself: animatediff and unet3d are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class PerFrameGenerator(Generator):
         """The factor from the VAE's latents to the denoiser's."""
         return float(self.vae_config.get("scaling_factor", SCALE))
 
-    def _check_classes(self, classes: dict[str, tuple[str, ...]], reads: str) -> None:
+    def _check_classes(self, classes: Mapping[str, tuple[str, ...]], reads: str) -> None:
         """Raises ValueError where a component is of a class that the family does not read."""
         checkpoint = self.checkpoint
         for component, wanted in classes.items():

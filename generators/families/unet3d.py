@@ -43,7 +43,9 @@ class UNet3DGenerator(PerFrameGenerator):
         found = f"path: {checkpoint.path} is a {checkpoint.index['_class_name']} whose unet"
         if unet["out_channels"] != self.channels:
             of = "pixels, since it has no vae," if self.in_pixels else "its vae"
-            raise ValueError(f"{found} makes {unet['out_channels']} channels, expected {self.channels} of {of}; {READS}")
+            raise ValueError(
+                f"{found} makes {unet['out_channels']} channels, expected {self.channels} of {of}; {READS}"
+            )
         beside = unet["in_channels"] - self.channels
         if beside not in (0, self.channels):
             raise ValueError(f"{found} takes {beside} channels beside the latents, expected 0 or {self.channels}")
