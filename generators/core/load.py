@@ -16,6 +16,7 @@ FAMILIES = {
     "wan": "generators.families.wan",
     "cogvideox": "generators.families.cogvideox",
     "animatediff": "generators.families.animatediff",
+    "unet3d": "generators.families.unet3d",
 }
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 

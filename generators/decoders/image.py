@@ -41,3 +41,24 @@ class ImageFrameDecoder:
             hidden = block(hidden, None)
         pixels = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(hidden)))
         return (pixels / 2 + 0.5).permute(0, 2, 3, 1), ()
+
+
+class PixelFrameDecoder:
+    """`FrameDecoder` of clips whose latents are their pixels in [-1, 1]."""
+
+    spatial = 1
+
+    def groups(self, num_latent_frames: int) -> list[range]:
+        return [range(place, place + 1) for place in range(num_latent_frames)]
+
+    def frames_of(self, group: range) -> range:
+        return group
+
+    def step(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.upsample(self.attend(latents, state)[0], state)
+
+    def attend(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
+        return latents[0].transpose(0, 1), ()
+
+    def upsample(self, hidden: Tensor, state: State) -> tuple[Tensor, State]:
+        return (hidden / 2 + 0.5).permute(0, 2, 3, 1), ()

@@ -20,14 +20,13 @@ from torch import Tensor
 
 from generators.core.conditions import Conditions
 from generators.core.size import check_size
-from generators.families.per_frame import PerFrameGenerator
+from generators.families.per_frame import PIXELS, PerFrameGenerator
 
 READS = (
     "family animatediff reads a folder that AnimateDiffPipeline or PIAPipeline saved, with its motion modules in unet"
 )
 CLASSES = {"unet": ("UNetMotionModel",), "text_encoder": ("CLIPTextModel",), "vae": ("AutoencoderKL",)}
-PIXELS = 8  # of which the pipelines take multiples, along each side
-# How much each frame is like the first, of PIA's smallest motion (the pipeline's motion_scale 0); then as the last
+# How much each frame is like the first, of PIA's smallest motion (the pipeline's motion_scale 0); later: as the last
 LIKENESS = (1.0, 0.9, 0.85, 0.85, 0.85, 0.8)
 
 

@@ -13,6 +13,7 @@ from generators.core.conditions import Conditions
 from generators.core.generator import Generator, ImageUse
 from generators.core.text import encode_padded
 
+PIXELS = 8  # of which the pipelines take multiples, along each side
 FRAMES = 16  # that the VAE takes at once, as in the pipelines
 SCALE = 0.18215  # of latents, where the VAE's config is older than the entry
 

@@ -1,8 +1,8 @@
-"""Tiny pipelines of U-Nets: AnimateDiff and PIA."""
+"""Tiny pipelines of U-Nets: AnimateDiff, PIA, and UNet3DConditionModel."""
 
 from typing import Any
 
-from generators.tiny.parts import WIDTH, made, word_tokenizer
+from generators.tiny.parts import WIDTH, made, t5_config, word_tokenizer
 
 LATENT_CHANNELS = 4
 MAX_TOKENS = 16  # CLIP's positions, to which every prompt is padded
@@ -65,3 +65,37 @@ def _clip() -> dict[str, Any]:
         projection_dim=WIDTH, max_position_embeddings=MAX_TOKENS, pad_token_id=0, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     return {"tokenizer": tokenizer, "text_encoder": made(5, lambda: CLIPTextModel(config))}
+
+
+def unet3d(image: bool, pixels: bool = False) -> Any:
+    """ModelScope's layout; with `image` its denoiser takes a first frame, with `pixels` it has T5 and no VAE."""
+    from diffusers import TextToVideoSDPipeline
+
+    channels = 3 if pixels else LATENT_CHANNELS
+    return TextToVideoSDPipeline(
+        unet=_unet3d(channels * 2 if image else channels, channels),
+        vae=None if pixels else _vae(),
+        scheduler=_scheduler(),
+        **(_t5() if pixels else _clip()),
+    )
+
+
+def _unet3d(in_channels: int, out_channels: int) -> Any:
+    from diffusers import UNet3DConditionModel
+
+    config = {
+        "in_channels": in_channels, "out_channels": out_channels, "block_out_channels": (4, 8), "layers_per_block": 1,
+        "cross_attention_dim": WIDTH, "attention_head_dim": 4, "norm_num_groups": 2, "sample_size": 8,
+        "down_block_types": tuple(f"{name}3D" for name in DOWN), "up_block_types": tuple(f"{name}3D" for name in UP),
+    }  # fmt: skip
+    return made(1, lambda: UNet3DConditionModel(**config))
+
+
+def _t5() -> dict[str, Any]:
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = word_tokenizer(MAX_TOKENS)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": made(5, lambda: T5EncoderModel(T5Config(**t5_config(tokenizer)))),
+    }

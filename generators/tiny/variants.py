@@ -50,6 +50,14 @@ VARIANTS = {
     "pia": Variant(
         "animatediff", "openmmlab/PIA-condition-adapter", "needed", "ddim", partial(unets.animatediff, True)
     ),
+    "unet3d": Variant("unet3d", "ali-vilab/text-to-video-ms-1.7b", "none", "ddim", partial(unets.unet3d, False)),
+    # These two are of no hub model; the second has the layout of the paper's generator.
+    "unet3d-first-frame": Variant(
+        "unet3d", "ali-vilab/text-to-video-ms-1.7b", "needed", "ddim", partial(unets.unet3d, True), num_frames=5
+    ),
+    "unet3d-pixels": Variant(
+        "unet3d", "ali-vilab/text-to-video-ms-1.7b", "needed", "ddim", partial(unets.unet3d, True, True), num_frames=3
+    ),
 }
 
 

@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,52 @@ def load_stock(folder: Path, image: bool = False) -> Any:
     """The folder's own pipeline, or of a Wan text-to-video folder with `image` the one that takes a first frame."""
     from diffusers import DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    without = {"vae": None} if "vae" in index and index["vae"][0] is None else {}  # of a model in pixels
+    pipeline = DiffusionPipeline.from_pretrained(folder, **without)
     if image and isinstance(pipeline, WanPipeline):
         pipeline = WanImageToVideoPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return FirstFrameLoop(pipeline) if index["_class_name"] == "TextToVideoSDPipeline" and image else pipeline
+
+
+class FirstFrameLoop:
+    """DDIM over the modules of a TextToVideoSDPipeline whose U-Net sees the first frame; no stock pipeline has it."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt, image, num_frames, height, width, num_inference_steps, guidance_scale, generator, output_type,
+        latents=None,
+    ) -> Any:  # fmt: skip
+        unet, vae, scheduler, tokenizer = self.unet, self.vae, self.scheduler, self.tokenizer
+        settings = {"padding": "max_length", "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
+        text, empty = (self.text_encoder(tokenizer([one], **settings).input_ids)[0] for one in (prompt, ""))
+        first = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+        if vae is not None:
+            first = vae.encode(first).latent_dist.mode() * vae.config.scaling_factor
+        beside = torch.stack([first] * num_frames, dim=2)
+        latents = torch.randn(beside.shape, generator=generator) if latents is None else latents
+        scheduler.set_timesteps(num_inference_steps)
+        for timestep in scheduler.timesteps:
+            seen = torch.cat([latents, beside], dim=1)
+            noise = unet(seen, timestep, encoder_hidden_states=text).sample
+            if guidance_scale > 1:
+                without = unet(seen, timestep, encoder_hidden_states=empty).sample
+                noise = without + guidance_scale * (noise - without)
+            latents = scheduler.step(noise, timestep, latents).prev_sample
+        if output_type != "latent":
+            decoded = self.decode_latents(latents) / 2 + 0.5
+            latents = decoded.clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
+        return SimpleNamespace(frames=latents)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return latents if self.vae is None else self.pipeline.decode_latents(latents)
 
 
 @functools.cache
@@ -72,7 +115,7 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
 
     Black is 0 and white 1. Keeps the graph.
     """
-    config = pipeline.vae.config
+    config = pipeline.vae.config if pipeline.vae else None
     if hasattr(pipeline, "unet"):
         decoded = pipeline.decode_latents(latents)
     elif frames_first(pipeline):

@@ -96,6 +96,7 @@ PUBLISHED = {
     "generators/cogvideox-5b": (cogvideox(COG, 16), "none", (16, 13, 60, 90)),
     "generators/cogvideox-5b-i2v": (cogvideox(COG_I2V, 32, learned=True), "needed", (16, 13, 60, 90)),
     "generators/animatediff": (unet("AnimateDiffPipeline", "UNetMotionModel", 4), "none", (4, 16, 64, 64)),
+    "generators/unet3d": (unet("TextToVideoSDPipeline", "UNet3DConditionModel", 4), "none", (4, 16, 32, 32)),
     "generators/pia": (unet("PIAPipeline", "UNetMotionModel", 9), "needed", (4, 16, 64, 64)),
     # 81 frames are 21 latent frames, and one in front
     "generators/cogvideox1.5-5b": (cogvideox(COG, 16, **NEWER), "none", (16, 22, 96, 170)),
