@@ -74,6 +74,10 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
     Always float32: bfloat16 decoding flickers. Raises ValueError for more than one clip, for no indices, naming a frame
     beyond the clip, and for a VAE without such a decoder.
     """
+    if decoding.mode == "windowed" and not generator.windows:
+        raise ValueError(
+            f"mode: windowed, but the VAE of {generator.checkpoint.path} needs the whole clip for every frame; exact"
+        )
     decoder = generator.frame_decoder()
     with torch.autocast(generator.device.type, enabled=False):
         latents = generator.vae_latents(latents.to(generator.device, torch.float32))
@@ -179,8 +183,8 @@ CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": Fals
 
 
 def _parts(latents: Tensor, groups: Sequence[range]) -> tuple[Tensor, ...]:
-    """(1, C, n, h, w) of each group."""
-    return tuple(latents.split([len(group) for group in groups], dim=2))
+    """(1, C, n, h, w) of each group; neighbours may share latent frames."""
+    return tuple(latents[:, :, group.start : group.stop] for group in groups)
 
 
 def _kept(decoder: FrameDecoder, groups: Sequence[range], wanted: Sequence[int]) -> list[list[int]]:

@@ -18,7 +18,7 @@ class FrameDecoder(Protocol):
     spatial: int  # pixels of a latent pixel, along each side
 
     def groups(self, num_latent_frames: int) -> list[range]:
-        """The latent frames of each step over a clip, in order."""
+        """The latent frames of each step over a clip, in order. Neighbours share some where they are blended."""
 
     def frames_of(self, group: range) -> range:
         """The clip's frames that one of its `groups` decodes to."""

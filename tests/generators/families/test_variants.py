@@ -193,7 +193,7 @@ def test_a_lora_loads_in_a_fresh_stock_pipeline_and_changes_its_clip(case, tmp_p
             lora.attach(module, 4, 8.0, generator.lora_targets, seed=0)
             for weight in lora.trainable_parameters(module):
                 weight.data += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-            lora.save(module, lora.lora_folder(folder, name))
+            lora.save(module, lora.lora_folder(folder, name), name)
         pipeline = case.stock()
         if "transformer" in adapted:
             pipeline.load_lora_weights(folder)
