@@ -25,11 +25,13 @@ class HunyuanVideoFrameDecoder:
     attention has a mask of (n h w)² numbers, 20 GB for a tile of 720 x 1280 pixels; with the VAE's spatial tiling
     `step` decodes such a tile in parts, as the VAE does.
 
-    The VAE is set to compute its blocks again in the backward pass.
+    The VAE is set to compute its blocks again in the backward pass. dropped: frames at a clip's beginning that are not
+    shown, fewer than its first tile's.
     """
 
-    def __init__(self, vae: AutoencoderKLHunyuanVideo) -> None:
+    def __init__(self, vae: AutoencoderKLHunyuanVideo, dropped: int = 0) -> None:
         self.vae: Any = vae
+        self.dropped = dropped
         vae.enable_gradient_checkpointing()
         self.temporal = int(vae.temporal_compression_ratio)
         self.spatial = int(vae.spatial_compression_ratio)
@@ -48,7 +50,7 @@ class HunyuanVideoFrameDecoder:
         last = self.temporal * (group.stop - 1)
         if group.start or len(group) > self.tile:
             last = min(last, self.temporal * (group.start + self.stride))
-        return range(first, last + 1)
+        return range(max(0, first - self.dropped), last + 1 - self.dropped)
 
     def step(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
         """As FrameDecoder says; in the VAE's own spatial tiles where these are enabled."""
@@ -83,7 +85,7 @@ class HunyuanVideoFrameDecoder:
         frames = (pixels / 2 + 0.5)[0].permute(1, 2, 3, 0)
         if not state:
             own = self.temporal * self.stride + 1 if num_latent_frames > self.tile else len(frames)
-            return frames[:own], (frames[own:],)
+            return frames[self.dropped : own], (frames[own:],)
         (before,) = state
         shared, frames = len(before), frames[1:]
         rising = (torch.arange(shared, device=frames.device) / max(shared, 1)).view(-1, 1, 1, 1)
