@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from generators.tiny import cogvideox, wan
+from generators.tiny import cogvideox, hunyuan_video, wan
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ def _cogvideox(like: str, release: cogvideox.Release, image: bool) -> Variant:
     return Variant("cogvideox", f"zai-org/{like}", needed, "ddim", partial(cogvideox.cogvideox, release, image))
 
 
+def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
+    needed: Literal["needed", "none"] = "none" if kind == "text" else "needed"
+    build = partial(hunyuan_video.hunyuan_video, kind)
+    return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
+
+
 VARIANTS = {
     "wan2.1-t2v": Variant("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "none", "unipc", wan.wan21_t2v),
     # Its transformer takes the first 512 tokens for text and the others for the image, so there is no other number.
@@ -43,6 +49,9 @@ VARIANTS = {
     "cogvideox-5b-i2v": _cogvideox("CogVideoX-5b-I2V", "5b", image=True),
     "cogvideox1.5-5b": _cogvideox("CogVideoX1.5-5B", "1.5", image=False),
     "cogvideox1.5-5b-i2v": _cogvideox("CogVideoX1.5-5B-I2V", "1.5", image=True),
+    "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
+    "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
+    "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
 }
 
 

@@ -89,11 +89,18 @@ def case(request, tiny_model) -> Case:
     name, image = CASES[request.param]
     variant = VARIANTS[name] if name in SQUARE else replace(VARIANTS[name], width=64)
     generator = generator_of(variant, tiny_model(name))
-    text = generator.encode_text([PROMPT, ""])["text"]
-    seen = first_frame(0, variant.height, variant.width)
-    told = generator.encode_image(torch.from_numpy(np.array(seen))[None]) if image else {}
+    seen = torch.from_numpy(np.array(first_frame(0, variant.height, variant.width)))
+    text = texts_of(generator, [PROMPT, ""], torch.stack([seen, torch.zeros_like(seen)]))
+    told = generator.encode_image(seen[None]) if image else {}
     noise = generator.draw_noise([7], generator.latent_shape)
-    return Case(variant, tiny_model(name), image, generator, {"text": text[:1], **told}, {"text": text[1]}, noise)
+    conditions = {key: tensor[:1] for key, tensor in text.items()} | told
+    empty = {key: tensor[1] for key, tensor in text.items()}
+    return Case(variant, tiny_model(name), image, generator, conditions, empty, noise)
+
+
+def texts_of(generator: Generator, prompts: Sequence[str], images: Tensor) -> Conditions:
+    """The prompts' text, with their images where it depends on these."""
+    return generator.encode_text(prompts, images if generator.text_sees_image else None)
 
 
 close = partial(torch.testing.assert_close, atol=2e-4, rtol=1e-4)
@@ -118,28 +125,37 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
         {key: value for key, value in one.items() if value is not None} for (one,) in (calls, stock_calls)
     )
 
+    if "encoder_attention_mask" in expected:  # rows are padded to one length
+        length = expected["encoder_attention_mask"].shape[1]
+        assert not told["encoder_attention_mask"][:, length:].any()
+        for key in ("encoder_hidden_states", "encoder_attention_mask"):
+            told[key] = told[key][:, :length]
     for key in expected.keys() - {"attention_kwargs", "return_dict"}:
         close(told[key], expected[key])
     hidden = expected["hidden_states"].transpose(1, 2) if frames_first(pipeline) else expected["hidden_states"]
     beside = hidden[:, case.noise.shape[1] :]
     where = {  # of a condition in that forward
         "text": lambda: expected["encoder_hidden_states"],
+        "text_mask": lambda: expected["encoder_attention_mask"],
+        "pooled": lambda: expected["pooled_projections"],
         "image": lambda: beside,
         "first": lambda: beside[:, :, :1],
         "vision": lambda: expected["encoder_hidden_states_image"],
         "given": lambda: hidden[:, :, :1],
     }
-    assert (len(case.conditions) > 1) == case.image
+    assert bool(case.conditions.keys() - case.empty.keys()) == case.image
     for key, tensor in case.conditions.items():
-        close(tensor, where[key]())
+        given = where[key]()
+        close(tensor[:, : given.shape[1]], given)
 
 
 def rows_of(case: Case) -> tuple[Tensor, Conditions]:
     """Latents of two rows and their conditions, which differ in the text."""
     generator = case.generator
     latents = generator.draw_noise([1, 2], generator.latent_shape)
-    texts = generator.encode_text(["moving green ball and blue cube closer to each other", PROMPT])
-    images = {name: torch.cat([tensor, tensor]) for name, tensor in case.conditions.items() if name != "text"}
+    seen = torch.from_numpy(np.array(first_frame(0, case.variant.height, case.variant.width)))
+    texts = texts_of(generator, ["moving green ball and blue cube closer to each other", PROMPT], seen.expand(2, -1, -1, -1))
+    images = {name: torch.cat([tensor, tensor]) for name, tensor in case.conditions.items() if name not in texts}
     return latents, images | texts
 
 
