@@ -154,7 +154,8 @@ def rows_of(case: Case) -> tuple[Tensor, Conditions]:
     generator = case.generator
     latents = generator.draw_noise([1, 2], generator.latent_shape)
     seen = torch.from_numpy(np.array(first_frame(0, case.variant.height, case.variant.width)))
-    texts = texts_of(generator, ["moving green ball and blue cube closer to each other", PROMPT], seen.expand(2, -1, -1, -1))
+    prompts = ["moving green ball and blue cube closer to each other", PROMPT]
+    texts = texts_of(generator, prompts, seen.expand(2, -1, -1, -1))
     images = {name: torch.cat([tensor, tensor]) for name, tensor in case.conditions.items() if name not in texts}
     return latents, images | texts
 
@@ -251,6 +252,8 @@ WRONG = (
     ("cogvideox-5b-i2v", {"num_frames": 17}, "num_frames: 17, .* 9 alone"),
     ("cogvideox-5b-i2v", {"width": 64}, "width: 64, .* 32 alone"),
     ("cogvideox1.5-5b", {"num_frames": 13}, "num_frames: 13 .* nearest is 9 or 17"),
+    ("hunyuan-video-t2v", {"num_frames": 11}, "num_frames: 11 .* nearest is 9 or 13"),
+    ("hunyuan-video-i2v-33ch", {"height": 24}, "height: 24 .* nearest is 16 or 32"),
 )
 
 
