@@ -54,7 +54,7 @@ class HunyuanVideoGenerator(Generator):
         "vae": ("vae",),
     }
     attention_backends = False
-    default_embedded_guidance = 6.0
+    default_embedded_guidance: float | None = 6.0
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
         "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
@@ -222,7 +222,8 @@ class HunyuanVideoGenerator(Generator):
         """Latents of uint8 (B, F, H, W, 3), normalised."""
         pixels = frames.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         mode: Tensor = self.component("vae").encode(pixels).latent_dist.mode()
-        return mode * self.vae_config["scaling_factor"]
+        latents: Tensor = mode * self.vae_config["scaling_factor"]
+        return latents
 
 
 Family = HunyuanVideoGenerator  # the name that a family's module is asked for
