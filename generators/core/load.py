@@ -17,6 +17,7 @@ FAMILIES = {
     "cogvideox": "generators.families.cogvideox",
     "animatediff": "generators.families.animatediff",
     "unet3d": "generators.families.unet3d",
+    "hunyuan_video": "generators.families.hunyuan_video",
 }
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from generators.tiny import cogvideox, unets, wan
+from generators.tiny import cogvideox, hunyuan_video, unets, wan
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Variant:
 def _cogvideox(like: str, release: cogvideox.Release, image: bool) -> Variant:
     needed: Literal["needed", "none"] = "needed" if image else "none"
     return Variant("cogvideox", f"zai-org/{like}", needed, "ddim", partial(cogvideox.cogvideox, release, image))
+
+
+def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
+    needed: Literal["needed", "none"] = "none" if kind == "text" else "needed"
+    build = partial(hunyuan_video.hunyuan_video, kind)
+    return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
 
 
 VARIANTS = {
@@ -58,6 +64,9 @@ VARIANTS = {
     "unet3d-pixels": Variant(
         "unet3d", "ali-vilab/text-to-video-ms-1.7b", "needed", "ddim", partial(unets.unet3d, True, True), num_frames=3
     ),
+    "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
+    "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
+    "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
 }
 
 

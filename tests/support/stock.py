@@ -89,7 +89,11 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
         arguments["image"] = image
     if "max_sequence_length" not in inspect.signature(type(pipeline).__call__).parameters:  # all of CLIP's tokens
         del arguments["max_sequence_length"]
-    return pipeline(**arguments | changes).frames
+    arguments |= changes
+    if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
+        arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
+        arguments["num_frames"] += hidden_frames(pipeline)
+    return pipeline(**arguments).frames
 
 
 def stock_latents(
@@ -106,6 +110,11 @@ def stock_latents(
         "num_inference_steps": STEPS,
         "output_type": "latent",
     }
+    if hidden_frames(pipeline):  # it gives the latents without their first frame, so the last step's are taken
+        steps: list[Tensor] = []
+        settings["callback_on_step_end"] = lambda _, step, timestep, told: steps.append(told["latents"]) or told
+        run_stock(pipeline, variant, image, **settings | changes)
+        return steps[-1]
     latents: Tensor = run_stock(pipeline, variant, image, **settings | changes)
     return latents.transpose(1, 2) if cogvideox else latents
 
@@ -118,6 +127,8 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     config = pipeline.vae.config if pipeline.vae else None
     if hasattr(pipeline, "unet"):
         decoded = pipeline.decode_latents(latents)
+    elif is_hunyuan_video(pipeline):
+        decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
     elif frames_first(pipeline):
         shown = (num_frames - 1) // config.temporal_compression_ratio + 1  # CogVideoX 1.5 pads in front
         decoded = pipeline.vae.decode(latents[:, :, -shown:] / config.scaling_factor).sample
@@ -131,6 +142,17 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
 def frames_first(pipeline: Any) -> bool:
     """Whether its transformer takes latents as (B, F, C, h, w)."""
     return "CogVideoX" in type(pipeline).__name__
+
+
+def is_hunyuan_video(pipeline: Any) -> bool:
+    """Whether it is of HunyuanVideo."""
+    return "HunyuanVideo" in type(pipeline).__name__
+
+
+def hidden_frames(pipeline: Any) -> int:
+    """Frames that it makes and does not show: 4 of HunyuanVideo's pipeline with 33 channels."""
+    concat = is_hunyuan_video(pipeline) and pipeline.transformer.config.image_condition_type == "latent_concat"
+    return 4 if concat else 0
 
 
 @contextmanager
