@@ -8,7 +8,7 @@ pipeline that joins them, and name its folder:
 The folder's unet is then a UNetMotionModel, the adapter inside it; a component motion_adapter beside it is not read.
 The motion modules have positions for motion_max_seq_length frames, 32 as published.
 
-PIA is told the first frame in channels beside the latents: its latents in every frame, behind one channel that says how
+PIA takes the first frame as channels beside the latents: its latents in every frame, behind one channel that says how
 much the frame is like it. That is the pipeline's motion_scale 0; the pipeline samples the latents from the VAE's
 posterior, here they are its mode. CLIP's text is padded to all its tokens (77).
 """

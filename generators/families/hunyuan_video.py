@@ -1,8 +1,8 @@
 """HunyuanVideo 1.0, from text and from a first frame, with diffusers' HunyuanVideo pipelines.
 
-A prompt is told in three tensors: states of a Llama three layers before its last, within the pipeline's template and
-without it (`text`), their mask (`text_mask`), and CLIP's pooled text (`pooled`). Released denoisers but that of 33
-channels are distilled from guidance and told its scale, `embedded_guidance`.
+A prompt enters as three tensors: states of a Llama three layers before its last, within the pipeline's template and
+without it (`text`), their mask (`text_mask`), and CLIP's pooled text (`pooled`). The released
+denoisers, except that of 33 channels, are distilled from guidance and take its scale as an input, `embedded_guidance`.
 
 From a first frame the Llama is a Llava, so the text depends on the image, whose tokens come before the text's. The
 image enters the denoiser a second time: as the first latent frame itself (`given`; config token_replace, 16 channels)

@@ -1,4 +1,4 @@
-"""diffusers' UNet3DConditionModel from text (ModelScope), and told the first frame in every frame's channels.
+"""diffusers' UNet3DConditionModel, from text (ModelScope) and from a first frame in the channels of every frame.
 
 Reads the folder of a TextToVideoSDPipeline. Without a component vae it is in pixels: its latents are the frames in
 [-1, 1]. A U-Net with twice the latents' channels takes a first frame, its latents behind those of every frame; no stock

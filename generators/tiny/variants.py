@@ -16,7 +16,7 @@ class Variant:
     """One layout of a family: which model it is a small copy of, and what clips it makes."""
 
     family: str  # generator.family
-    like: str  # hub id of the model that has the same classes and layout
+    like: str  # hub id of the model that has the same classes and layout, or UNPUBLISHED
     image: Literal["none", "optional", "needed"]  # a prompt's first frame
     solver: str
     build: Callable[[], Any]  # gives the diffusers pipeline
@@ -36,6 +36,8 @@ def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
     build = partial(hunyuan_video.hunyuan_video, kind)
     return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
 
+
+UNPUBLISHED = "no published model"
 
 VARIANTS = {
     "wan2.1-t2v": Variant("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "none", "unipc", wan.wan21_t2v),
@@ -57,13 +59,9 @@ VARIANTS = {
         "animatediff", "openmmlab/PIA-condition-adapter", "needed", "ddim", partial(unets.animatediff, True)
     ),
     "unet3d": Variant("unet3d", "ali-vilab/text-to-video-ms-1.7b", "none", "ddim", partial(unets.unet3d, False)),
-    # These two are of no hub model; the second has the layout of the paper's generator.
-    "unet3d-first-frame": Variant(
-        "unet3d", "ali-vilab/text-to-video-ms-1.7b", "needed", "ddim", partial(unets.unet3d, True), num_frames=5
-    ),
-    "unet3d-pixels": Variant(
-        "unet3d", "ali-vilab/text-to-video-ms-1.7b", "needed", "ddim", partial(unets.unet3d, True, True), num_frames=3
-    ),
+    # No hub model has the layout of these two; the second has that of the paper's generator.
+    "unet3d-first-frame": Variant("unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True), num_frames=5),
+    "unet3d-pixels": Variant("unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True, True), num_frames=3),
     "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
     "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
     "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),

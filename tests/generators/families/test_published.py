@@ -156,5 +156,8 @@ def test_a_presets_sizes_and_solver_fit_the_published_model(name):
     assert (made.image, made.latent_shape) == (image, latent_shape)
     for how in (preset["generate"], preset["evaluate"]["generate"], preset["select"]["generate"]):
         check_solver(made.process, how["solver"])
+    training = preset["train"]["common"]
+    assert made.takes_lora or training["full"]
+    assert made.checkpoints or not training["gradient_checkpointing"]
     prompts = [Prompt("p", "a cup falls", "c", "train", "first.png" if image == "needed" else None, None)]
     assert check_images(made, prompts) is None
