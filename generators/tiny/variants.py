@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from data.doors import find
 from generators.tiny import cogvideox, hunyuan_video, unets, wan
 
 
@@ -93,7 +94,12 @@ def write_tiny(variant: Variant, out: Path) -> int:
 
 def params_of(variant: Variant, path: str) -> dict[str, Any]:
     """What to set in params.yaml for clips of the model in the folder `path`, in the form of a preset."""
+    from generators.core.load import FAMILIES  # imports torch
+
     solver = {"steps": 4, "solver": variant.solver}
+    family = find(variant.family, FAMILIES, "generator.family", "Family")
+    training = {} if family.takes_lora else {"full": True}
+    training |= {} if family.checkpoints else {"gradient_checkpointing": False}
     return {
         "generator": {
             "family": variant.family,
@@ -105,4 +111,5 @@ def params_of(variant: Variant, path: str) -> dict[str, Any]:
         "video": {"num_frames": variant.num_frames, "height": variant.height, "width": variant.width, "fps": 8},
         "generate": dict(solver),
         "evaluate": {"generate": dict(solver)},
+        **({"train": {"common": training}} if training else {}),
     }
