@@ -53,7 +53,7 @@ from rl.objectives import OBJECTIVES
 from rl.online.config import OnlineConfig
 from rl.pairing import check_source
 from rl.training.config import PolicyConfig, TrainConfig
-from rl.training.policies import trained_denoisers
+from rl.training.policies import check_trainable, trained_denoisers
 
 SECTIONS = {
     "generator": GeneratorConfig,
@@ -78,6 +78,7 @@ ARGUMENTS = {
     "max_prompt_tokens": "generator.max_prompt_tokens",
     "vae_tiling": "generator.vae_tiling",
     "attention": "generator.attention",
+    "embedded_guidance": "generator.embedded_guidance",
     "num_frames": "video.num_frames",
     "height": "video.height",
     "width": "video.width",
@@ -165,6 +166,7 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
     for name, config in _trainings(params).items():
         try:
             trained = trained_denoisers(generator.denoiser_names, config)
+            check_trainable(generator, config)
         except ValueError as error:
             raise ParamsError(f"{name}: {error}") from error
         for denoiser in trained:

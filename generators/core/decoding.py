@@ -179,8 +179,8 @@ CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": Fals
 
 
 def _parts(latents: Tensor, groups: Sequence[range]) -> tuple[Tensor, ...]:
-    """(1, C, n, h, w) of each group."""
-    return tuple(latents.split([len(group) for group in groups], dim=2))
+    """(1, C, n, h, w) of each group; neighbours may share latent frames."""
+    return tuple(latents[:, :, group.start : group.stop] for group in groups)
 
 
 def _kept(decoder: FrameDecoder, groups: Sequence[range], wanted: Sequence[int]) -> list[list[int]]:

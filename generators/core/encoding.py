@@ -24,7 +24,7 @@ class Encoded(NamedTuple):
 
     told: PromptConditions
     images: Mapping[str, np.ndarray]  # prompt_id -> uint8 (H, W, 3); empty where it takes none
-    facts: Mapping[str, Any]  # family, shift (null where the model is no flow), negative_prompt
+    facts: Mapping[str, Any]  # family, shift (null: no flow), negative_prompt; embedded_guidance where it is an input
 
     def of(self, prompt_ids: Sequence[str]) -> "Encoded":
         """Those of some of the prompts."""
@@ -33,7 +33,10 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    generator: Generator, prompts: Sequence[Prompt], negative_prompt: str = "", texts: Mapping[str, str] | None = None
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    negative_prompt: str = "",
+    texts: Mapping[str, str] | None = None,
 ) -> Encoded:
     """The prompts and their first frames as conditions on the CPU.
 
@@ -46,13 +49,20 @@ def encode(
     images = {} if generator.image == "none" else first_frames(prompts, size.height, size.width)
     inputs = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in prompts}
     captions = [*inputs.values(), "", *([negative_prompt] if negative_prompt else [])]
-    rows = _rows(generator.encode_text(captions), len(captions))
+    seen = None
+    if generator.text_sees_image and images:
+        black = np.zeros((size.height, size.width, 3), np.uint8)
+        shown = [*images.values(), *[black] * (len(captions) - len(images))]
+        seen = torch.from_numpy(np.stack(shown))
+    rows = _rows(generator.encode_text(captions, seen), len(captions))
     told = dict(zip(inputs, rows, strict=False))
     for prompt_id, image in images.items():  # one by one: with frames after it, each takes the memory of a clip
         told[prompt_id] |= _rows(generator.encode_image(torch.from_numpy(image[None])), 1)[0]
     process = generator.process
     shift = process.shift if isinstance(process, FlowMatching) else None
     facts = {"family": generator.family, "shift": shift, "negative_prompt": negative_prompt}
+    if generator.embedded_guidance is not None:
+        facts["embedded_guidance"] = generator.embedded_guidance
     return Encoded(PromptConditions(told, rows[len(told)], rows[-1] if negative_prompt else None), images, facts)
 
 

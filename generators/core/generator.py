@@ -69,6 +69,7 @@ class Generator:
     max_prompt_tokens: L of every text embedding; a longer prompt is a ValueError.
     components: the loaded ones, by the pipeline's names for them; using a missing one is an error.
     dtype: of the activations of denoisers and encoders; predictions come back as float32. The VAE is float32.
+    embedded_guidance: the guidance scale that is an input of a denoiser distilled from guidance; None: the family's.
     """
 
     family: str
@@ -77,6 +78,12 @@ class Generator:
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
     tiles: bool = True  # whether the VAE's own spatial tiles are right
     attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers
+    takes_lora: bool = True  # whether stock diffusers loads a LoRA of it; else all weights are trained
+    checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
+    text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
+    default_embedded_guidance: float | None = (
+        None  # guidance scale that is an input of a distilled denoiser; None: none
+    )
 
     def __init__(
         self,
@@ -86,6 +93,7 @@ class Generator:
         components: Mapping[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        embedded_guidance: float | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.size = size
@@ -94,6 +102,9 @@ class Generator:
         self.dtype = dtype
         self.device = torch.device(device)
         self._check_pipeline()
+        if embedded_guidance is not None and self.default_embedded_guidance is None:
+            raise ValueError(f"embedded_guidance: {embedded_guidance}, but {checkpoint.path} has no such input; null")
+        self.embedded_guidance = self.default_embedded_guidance if embedded_guidance is None else embedded_guidance
         self.latent_shape = self._latent_shape()
         scheduler_config = checkpoint.component("scheduler")
         try:
@@ -118,9 +129,10 @@ class Generator:
         """Whether it makes clips from a first frame."""
         raise NotImplementedError
 
-    def encode_text(self, prompts: Sequence[str]) -> Conditions:
+    def encode_text(self, prompts: Sequence[str], images: Tensor | None = None) -> Conditions:
         """The prompts' text, (P, …) each on the CPU, in the encoder's dtype, padded as the pipeline pads.
 
+        images: uint8 (P, H, W, 3), for families with `text_sees_image`; black ones for the captions of guidance.
         "" gives the text of guidance. Raises ValueError naming a prompt of more than max_prompt_tokens.
         """
         raise NotImplementedError
@@ -139,6 +151,14 @@ class Generator:
     def encode(self, frames: Tensor) -> Tensor:
         """Latents of clips given as uint8 (B, F, H, W, 3): the mode of the VAE's posterior, no sampling."""
         raise NotImplementedError
+
+    def start(self, noise: Tensor, conditions: Conditions) -> Tensor:
+        """(B, C, F, h, w) where sampling starts from that noise."""
+        return noise
+
+    def _sigmas(self, steps: int) -> Sequence[float] | None:
+        """The noise levels of Euler's steps before the shift, where the pipeline has its own; None: the scheduler's."""
+        return None
 
     def denoiser_at(self, timestep: float) -> str:
         """The denoiser whose turn it is at a scheduler timestep; the only one, unless the family has several."""
@@ -252,6 +272,16 @@ class Generator:
 
     # Sampling
 
+    def solver(self, name: str, steps: int) -> Any:
+        """The scheduler of that solver, with the timesteps of so many steps set. Raises as `solver_scheduler` does."""
+        scheduler = solver_scheduler(self.scheduler_config, name)
+        sigmas = self._sigmas(steps) if name == "euler" else None
+        if sigmas is None:
+            scheduler.set_timesteps(steps, device=self.device)
+        else:
+            scheduler.set_timesteps(sigmas=list(sigmas), device=self.device)
+        return scheduler
+
     @torch.no_grad()
     def sample(
         self,
@@ -268,9 +298,8 @@ class Generator:
         Equal to the stock pipeline's latents in float32; in bfloat16 guidance and the solver still run in float32,
         where the pipeline would round.
         """
-        scheduler = solver_scheduler(self.scheduler_config, solver)
-        scheduler.set_timesteps(steps, device=self.device)
-        latents = noise.to(self.device, torch.float32)
+        scheduler = self.solver(solver, steps)
+        latents = self.start(noise.to(self.device, torch.float32), conditions)
         predict = self.guided(conditions, empty, guidance)
         for step in denoise_steps(predict, scheduler, latents, given_frames(conditions)):
             latents = step.latents

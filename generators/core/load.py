@@ -12,7 +12,13 @@ from generators.core.generator import PARTS, Generator, as_dtype
 from generators.core.size import VideoSize
 
 # The only place of generators/core that names families: name -> module with `Family`, imported when it is used.
-FAMILIES = {"wan": "generators.families.wan", "cogvideox": "generators.families.cogvideox"}
+FAMILIES = {
+    "wan": "generators.families.wan",
+    "cogvideox": "generators.families.cogvideox",
+    "animatediff": "generators.families.animatediff",
+    "unet3d": "generators.families.unet3d",
+    "hunyuan_video": "generators.families.hunyuan_video",
+}
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
 
@@ -27,6 +33,7 @@ def load_generator(
     vae_tiling: bool = False,
     attention: str | None = None,
     compile: bool = False,
+    embedded_guidance: float | None = None,
     parts: Collection[str] = PARTS,
     denoisers: Collection[str] | None = None,
 ) -> Generator:
@@ -37,6 +44,7 @@ def load_generator(
     size: of the clips. dtype: float32 or bfloat16, of denoisers and text encoder; the other parts are float32.
     vae_tiling: decode in the VAE's own spatial tiles. attention: a backend of diffusers, None is its default.
     compile: the denoisers' blocks with torch.compile.
+    embedded_guidance: the guidance scale that is an input of a distilled denoiser; None: the family's.
     parts: of PARTS, those to load; training needs ("denoiser",) alone. denoisers: of several, those to load; None: all.
     Reads safetensors only, never a pickle, and downloads no other part. Raises ValueError naming the argument that is
     wrong.
@@ -44,7 +52,8 @@ def load_generator(
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"parts: found {', '.join(unknown)}; known are {', '.join(PARTS)}")
     cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
-    generator = _configured(cls, checkpoint, size, max_prompt_tokens, None, as_dtype(dtype), torch.device(device))
+    where = torch.device(device)
+    generator = _configured(cls, checkpoint, size, max_prompt_tokens, None, as_dtype(dtype), where, embedded_guidance)
     names = {name: part for part in PARTS if part in parts for name in cls.components_of.get(part, ())}
     for name, part in names.items():
         left_out = part == "denoiser" and denoisers is not None and name not in denoisers
@@ -63,7 +72,7 @@ def load_generator(
 
 def examine_generator(
     family: str, path: str, size: VideoSize, revision: str | None = None, max_prompt_tokens: int = 512,
-    vae_tiling: bool = False, attention: str | None = None, **_: Any,
+    vae_tiling: bool = False, attention: str | None = None, embedded_guidance: float | None = None, **_: Any,
 ) -> Generator:  # fmt: skip
     """The generator without any component, where the family can read the checkpoint and make such clips.
 
@@ -71,7 +80,8 @@ def examine_generator(
     NotReachedError where nothing is known of a hub id.
     """
     cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
-    generator = _configured(cls, checkpoint, size, max_prompt_tokens)
+    settings = {"max_prompt_tokens": max_prompt_tokens, "embedded_guidance": embedded_guidance}
+    generator = _configured(cls, checkpoint, size, **settings)
     names = [name for part in PARTS for name in cls.components_of.get(part, ()) if checkpoint.class_of(name)]
     files = [name for name in names if _is_files(checkpoint, name)]
     checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
@@ -102,7 +112,7 @@ def _family(name: str) -> type[Generator]:
     return cast(type[Generator], find(name, FAMILIES, "generator.family", "Family"))
 
 
-def _configured(cls: type[Generator], checkpoint: Checkpoint, *settings: Any) -> Generator:
+def _configured(cls: type[Generator], checkpoint: Checkpoint, *settings: Any, **named: Any) -> Generator:
     """The generator without components. Raises ValueError that lists what is read, where the pipeline is another."""
     name = checkpoint.index.get("_class_name")
     if name not in cls.pipelines:
@@ -110,7 +120,7 @@ def _configured(cls: type[Generator], checkpoint: Checkpoint, *settings: Any) ->
         raise ValueError(
             f"path: {checkpoint.path} is a {name}, and family {cls.family} does not read it. Family {read}"
         )
-    return cls(checkpoint, *settings)
+    return cls(checkpoint, *settings, **named)
 
 
 def _is_files(checkpoint: Checkpoint, name: str) -> bool:

@@ -14,8 +14,8 @@ A policy's folder, of a generator with one denoiser and with two:
                                                           load_into_transformer_2=True)
     transformer/, transformer_2/                      where all weights are trained, for from_pretrained
 
-Both files have keys that begin with `transformer.`; diffusers silently loads nothing of one file that has
-`transformer_2.` keys too, and takes the first file where it is told subfolder="transformer_2".
+Both files have keys that begin with `transformer.` (of a U-Net: `unet.`); diffusers silently loads nothing of one file
+that has `transformer_2.` keys too, and reads the first file for subfolder="transformer_2".
 """
 
 import contextlib
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 POLICY, REFERENCE = "policy", "reference"  # peft adapter names
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 FIRST = ("transformer", "unet")  # denoisers whose LoRA file lies in the policy's folder itself
-PREFIX = "transformer."  # of the component, in front of every key, as diffusers stores LoRA
+PREFIXES = re.compile(r"^(transformer|unet)\.")  # of the component, before every key, as diffusers stores LoRA
 
 
 class LoraError(ValueError):
@@ -100,11 +100,11 @@ def load_adapter(transformer: Any, folder: Path, name: str = POLICY, trainable: 
         parameter.requires_grad_(trainable)
 
 
-def save(transformer: Any, folder: Path) -> None:
+def save(transformer: Any, folder: Path, denoiser: str = FIRST[0]) -> None:
     """Write the adapter `policy` as pytorch_lora_weights.safetensors, for stock `pipe.load_lora_weights(folder)`.
 
     Rank, alpha and targets go into the file's metadata, where diffusers looks for them: without, it would take
-    alpha for rank. Equal adapters give equal bytes. Atomic.
+    alpha for rank. Equal adapters give equal bytes. Atomic. denoiser: its name in the pipeline.
     """
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft.utils import get_peft_model_state_dict
@@ -114,13 +114,14 @@ def save(transformer: Any, folder: Path) -> None:
     facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
     facts |= {"lora_dropout": config.lora_dropout}
     weights = get_peft_model_state_dict(transformer, adapter_name=POLICY)
+    prefix = "unet." if denoiser == "unet" else "transformer."  # also of transformer_2
     path = Path(folder) / LORA_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     # One metadata entry: safetensors writes several in random order, so the bytes would differ.
     save_file(
-        {PREFIX + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
+        {prefix + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
         path.with_suffix(".tmp"),
-        metadata={LORA_ADAPTER_METADATA_KEY: json.dumps({PREFIX + k: v for k, v in facts.items()}, sort_keys=True)},
+        metadata={LORA_ADAPTER_METADATA_KEY: json.dumps({prefix + k: v for k, v in facts.items()}, sort_keys=True)},
     )
     os.replace(path.with_suffix(".tmp"), path)
 
@@ -334,6 +335,13 @@ def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> None:
     if unmatched or not targets:
         found = ", ".join(unmatched) or "none given"
         raise LoraError(f"LoRA target matches no linear layer: {found}; this transformer has {', '.join(suffixes)}")
+    others = {name for name, _ in transformer.named_modules() if ".lora_" not in name} - set(linear)
+    for target in targets:
+        hit = sorted(name for name in others if name == target or name.endswith("." + target))
+        if hit:
+            raise LoraError(
+                f"LoRA target {target} also matches {hit[0]}, which is no linear layer; name more of its path"
+            )
 
 
 def _read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -345,12 +353,12 @@ def _read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise LoraError(f"{path}: no such file, so no LoRA to load")
     try:
-        weights = {key.removeprefix(PREFIX): value for key, value in load_file(path).items()}
+        weights = {PREFIXES.sub("", key): value for key, value in load_file(path).items()}
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
     except SafetensorError as error:
         raise LoraError(f"{path}: not a readable safetensors file ({error})") from error
-    config = {key.removeprefix(PREFIX): value for key, value in facts.items()}
+    config = {PREFIXES.sub("", key): value for key, value in facts.items()}
     if missing := {"r", "lora_alpha", "target_modules"} - config.keys():
         raise LoraError(f"{path}: its metadata lacks {', '.join(sorted(missing))}, so its scale is unknown")
     return weights, config

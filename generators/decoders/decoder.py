@@ -18,7 +18,7 @@ class FrameDecoder(Protocol):
     spatial: int  # pixels of a latent pixel, along each side
 
     def groups(self, num_latent_frames: int) -> list[range]:
-        """The latent frames of each step over a clip, in order."""
+        """The latent frames of each step over a clip, in order. Neighbours share some where they are blended."""
 
     def frames_of(self, group: range) -> range:
         """The clip's frames that one of its `groups` decodes to."""
@@ -45,10 +45,14 @@ class FrameDecoder(Protocol):
 def frame_decoder(vae: nn.Module) -> FrameDecoder:
     """The decoder of a frozen VAE, by the name of its class. Raises ValueError for a class that has none."""
     from generators.decoders.cogvideox import CogVideoXFrameDecoder  # imports diffusers
+    from generators.decoders.hunyuan_video import HunyuanVideoFrameDecoder
+    from generators.decoders.image import ImageFrameDecoder
     from generators.decoders.wan import WanFrameDecoder
 
     decoders: dict[str, Callable[[Any], FrameDecoder]] = {
+        "AutoencoderKL": ImageFrameDecoder,
         "AutoencoderKLCogVideoX": CogVideoXFrameDecoder,
+        "AutoencoderKLHunyuanVideo": HunyuanVideoFrameDecoder,
         "AutoencoderKLWan": WanFrameDecoder,
     }
     name = type(vae).__name__

@@ -100,7 +100,7 @@ class CogVideoXGenerator(Generator):
         _, num_latents, height, width = self.latent_shape
         return int((num_latents // frames) * (height // patch) * (width // patch))
 
-    def encode_text(self, prompts: Sequence[str]) -> Conditions:
+    def encode_text(self, prompts: Sequence[str], images: Tensor | None = None) -> Conditions:
         encoder, tokenizer = self.component("text_encoder"), self.component("tokenizer")
         return {"text": encode_padded(encoder, tokenizer, prompts, self.max_prompt_tokens, self.device, masked=False)}
 

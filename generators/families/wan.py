@@ -122,7 +122,7 @@ class WanGenerator(Generator):
         steps = self.scheduler_config.get("num_train_timesteps", 1000)
         return "transformer" if timestep >= self.boundary * steps else "transformer_2"
 
-    def encode_text(self, prompts: Sequence[str]) -> Conditions:
+    def encode_text(self, prompts: Sequence[str], images: Tensor | None = None) -> Conditions:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # imports transformers; training needs neither
 
         texts = [prompt_clean(prompt) for prompt in prompts]

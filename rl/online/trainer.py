@@ -14,7 +14,6 @@ from cluster import devices
 from data.policies import read_log
 from generators.core.conditions import Conditions, chosen
 from generators.core.generator import Generator, Predict
-from generators.core.solvers import solver_scheduler
 from rl.online.config import OnlineConfig
 from rl.online.guards import CurvePoint, best, fooled, velocity_distance
 from rl.online.judging import Decode, JudgedClip, QuestionResult, WeightedJudge, judge_clip
@@ -187,8 +186,7 @@ def _roll_out(
     else:
         own = [draw("noise", update, place) for place in prompt_at]
     noise = torch.stack(own).to(generator.device)
-    scheduler = solver_scheduler(generator.scheduler_config, config.solver)
-    scheduler.set_timesteps(config.steps, device=generator.device)
+    scheduler = generator.solver(config.solver, config.steps)
     trained = trained_denoisers(generator.denoiser_names, config)
     turns = [step for step, t in enumerate(scheduler.timesteps.tolist()) if generator.denoiser_at(t) in trained]
     if config.gradient_steps is not None:
@@ -196,14 +194,14 @@ def _roll_out(
             raise ValueError(
                 f"denoisers: none of the last {config.gradient_steps} steps is that of {', '.join(trained)}"
             )
-        return last_steps(predict, scheduler, noise, config.gradient_steps, told)
+        return last_steps(predict, scheduler, generator.start(noise, told), config.gradient_steps, told)
     if not turns:
         raise ValueError(f"denoisers: none of the {config.steps} steps is that of {', '.join(trained)}")
     renoise = None if config.renoise == "none" else noise
     if config.renoise == "fresh":
         renoise = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
     k = turns[int(torch.randint(len(turns), (), generator=generator_at(config.seed, "step", update)))]
-    return random_step(predict, scheduler, generator.process, noise, k, renoise, told)
+    return random_step(predict, scheduler, generator.process, generator.start(noise, told), k, renoise, told)
 
 
 def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:

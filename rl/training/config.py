@@ -66,6 +66,8 @@ class TrainConfig(PolicyConfig):
     caption_dropout: Probability
     # What a row without its caption is told: the empty one, or the negative prompt that its clips were sampled with.
     dropped_caption: Literal["empty", "negative"] = "empty"
+    # Train a distilled denoiser at another embedded guidance than its clips were sampled at.
+    force_embedded_guidance: bool = False
 
     def of(self, objective: Objective) -> dict[str, Any]:
         """The objective's own settings, by name."""

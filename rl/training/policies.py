@@ -31,6 +31,7 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
     whole change from the base, and for a denoiser that the generator does not have.
     """
     names = trained_denoisers(generator.denoiser_names, config)
+    check_trainable(generator, config)
     trained = {name: generator.component(name) for name in names}
     if config.full:
         lora.apply_policy(generator, start)
@@ -58,7 +59,7 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
             elif config.full:
                 lora.save_full(trained[name], folder, name)
             else:
-                lora.save(trained[name], lora.lora_folder(folder, name))
+                lora.save(trained[name], lora.lora_folder(folder, name), name)
 
     parameters = {
         f"{name}.{key}": p
@@ -71,6 +72,15 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
         return generator.denoiser_at(generator.process.model_timestep(t).item()) in trained
 
     return Policy(parameters, reference, save, trains)
+
+
+def check_trainable(generator: Generator, config: PolicyConfig) -> None:
+    """Raises ValueError where this generator's denoisers cannot be trained so."""
+    path = generator.checkpoint.path
+    if not config.full and not generator.takes_lora:
+        raise ValueError(f"full: false, but {path} takes no LoRA; true trains all of its weights")
+    if config.gradient_checkpointing and not generator.checkpoints:
+        raise ValueError(f"gradient_checkpointing: true, but the denoiser of {path} has none; false")
 
 
 def trained_denoisers(names: Sequence[str], config: PolicyConfig) -> list[str]:

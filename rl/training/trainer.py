@@ -45,7 +45,7 @@ def train(
     NonFiniteLossError before a step that is not finite is applied; the last checkpoint stays.
     """
     reader = ClipReader(clip_sets, config.dropped_caption if config.caption_dropout > 0 else "empty")
-    _check_clips(generator, clip_sets, reader)
+    _check_clips(generator, clip_sets, reader, config.force_embedded_guidance)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, _inputs(clip_sets, rows))
@@ -126,12 +126,19 @@ def _errors(
     return errors(), reference
 
 
-def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: ClipReader) -> None:
-    """Raises ValueError where the clips are of another size or family than the generator's."""
+def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: ClipReader, force: bool) -> None:
+    """Raises ValueError where the clips are of another size, family or embedded guidance than the generator's."""
     for clip_set in clip_sets:
         family = clip_set.manifest["facts"].get("family", generator.family)  # sets of the first version do not say
         if family != generator.family:
             raise ValueError(f"{clip_set.folder}: clips of a {family} generator, and this one is {generator.family}")
+        told = clip_set.manifest["facts"].get("embedded_guidance")
+        if told != generator.embedded_guidance and not force:
+            raise ValueError(
+                f"{clip_set.folder}: clips sampled at embedded_guidance {told}, and generator.embedded_guidance is "
+                f"{generator.embedded_guidance}: its errors are not those of the policy that was judged. Set "
+                f"generator.embedded_guidance: {told}, or train.common.force_embedded_guidance: true"
+            )
     if tuple(reader.latent_shape) != tuple(generator.latent_shape):
         raise ValueError(
             f"the clips have latents {tuple(reader.latent_shape)}, and this {generator.family} generator makes "

@@ -38,10 +38,11 @@ def write_clip_set(
     shape=LATENT_SHAPE,
     more: dict[str, torch.Tensor] | None = None,
     negative_prompt: bool = False,
+    facts: dict[str, Any] | None = None,
 ) -> ClipSet:
     """Random latents and text; every other clip of a prompt counts as accepted, see `rows`.
 
-    more: further conditions, the same for every prompt.
+    more: further conditions, the same for every prompt. facts: of the manifest.
     """
     generator = torch.Generator().manual_seed(0)
     writer = ClipSetWriter(folder)
@@ -59,7 +60,7 @@ def write_clip_set(
         for name in names
     }
     negative = None if not negative_prompt else {"text": torch.full((6, 16), -0.5)}
-    writer.finish(PromptConditions(told, {"text": torch.full((6, 16), 0.5)}, negative), {})
+    writer.finish(PromptConditions(told, {"text": torch.full((6, 16), 0.5)}, negative), facts or {})
     return ClipSet.open(folder)
 
 

@@ -208,6 +208,16 @@ def test_caption_dropout_trains_the_negative_prompt_where_the_config_says_so(gen
     assert torch.equal(told["text"][0], negative.empty["text"])
 
 
+def test_errors_are_asked_at_the_embedded_guidance_of_the_clips_unless_forced(base, tmp_path, tiny_wan):
+    generator, again = (load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",)) for _ in range(2))
+    clips = write_clip_set(tmp_path / "clips", facts={"embedded_guidance": 6.0})
+    with pytest.raises(ValueError, match="sampled at embedded_guidance 6.0, and generator.embedded_guidance is None"):
+        run("sft", generator, clips, base, tmp_path / "refused", steps=1)
+    run("sft", generator, clips, base, tmp_path / "forced", steps=1, force_embedded_guidance=True)
+    again.embedded_guidance = 6.0
+    run("sft", again, clips, base, tmp_path / "equal", steps=1)
+
+
 def test_given_frames_are_left_out_of_the_error(base, tmp_path, generator):
     """Of 3 latent frames one is given: its prediction is off by 1000, those of the others by 1 and by 3."""
     given = write_clip_set(tmp_path / "clips", more={"given": torch.zeros(4, 1, 4, 4)})
