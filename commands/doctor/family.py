@@ -90,11 +90,9 @@ def describe(family: str, chosen: Settings) -> Iterator[tuple[str, Iterable[Find
         yield "memory", [Finding(NOTE, "memory", "not estimated, because the family makes no such clips (above)")]
         return
     size = chosen.size
+    tokens = f" ({reader.generator._tokens():,} tokens)" if _counts_tokens(modules.values()) else ""
     yield (
-        f"memory, estimated for clips of {size.num_frames} frames of {size.width}x{size.height} "
-        f"({reader.generator._tokens():,} tokens)"
-        if _counts_tokens(reader.generator)
-        else "memory, estimated",
+        f"memory, estimated for clips of {size.num_frames} frames of {size.width}x{size.height}{tokens}",
         _memory(reader.generator, modules, {name: parts[name] for name in modules}, chosen),
     )
 
@@ -160,12 +158,9 @@ def components(checkpoint: Checkpoint, parts: Mapping[str, str]) -> tuple[dict[s
     return modules, lines
 
 
-def _counts_tokens(generator: Generator) -> bool:
-    try:
-        generator._tokens()
-    except NotImplementedError:
-        return False
-    return True
+def _counts_tokens(modules: Iterable["nn.Module"]) -> bool:
+    """Whether the denoiser is a transformer."""
+    return not any(memory.is_unet(getattr(module, "config", {})) for module in modules)
 
 
 def _memory(
@@ -183,7 +178,7 @@ def _memory(
     yield from _lines("generate: sampling", need)
     yield Finding(NOTE, "label", LABEL)
     for title, full in (("train, LoRA", False), ("train, full", True)):
-        if not full and not getattr(generator, "takes_lora", True):
+        if not full and not generator.takes_lora:
             yield Finding(NOTE, title, f"family {generator.family} takes none")
             continue
         plain, saving = (
@@ -191,13 +186,16 @@ def _memory(
             for on in (False, True)
         )
         yield from _lines(title, plain)
-        if not getattr(generator, "checkpoints", True):
+        if not generator.checkpoints:
             yield Finding(NOTE, "", f"family {generator.family} has no gradient checkpointing")
             continue
         for item in saving.items:
             if item not in plain.items:
                 yield Finding(NOTE, "", f"or {_line(item)}")
                 yield Finding(NOTE, "", f"{_size(saving.total)} in all with checkpointing")
+        for missing in saving.missing:
+            if missing not in plain.missing:
+                yield Finding(NOTE, "", f"not counted with checkpointing: {missing}")
     yield Finding(NOTE, "not counted", NOT_COUNTED)
 
 

@@ -9,6 +9,8 @@ formulas, in bytes:
     activations               clips x tokens x width x bytes x layers x FACTOR
       with checkpointing      clips x tokens x width x bytes x (layers + FACTOR): inputs, and one layer
       without gradient        clips x tokens x width x bytes x FACTOR: one layer
+      of a U-Net              clips x what one forward of one clip on the meta device keeps for the backward pass, all
+                              weights trained, or without gradient the greatest sum of its tensors alive at once
     decoding                  the greatest sum of tensors alive while the VAE decodes one clip on the meta device
 
 tokens: of the latents in the denoiser, text not counted. width, layers: of the denoiser's config. bytes: 2 where the
@@ -24,6 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -152,6 +156,74 @@ def width_and_layers(config: Mapping[str, Any]) -> tuple[int, int]:
     return width, sum(layers)
 
 
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps its inputs and its result, as fused kernels do; the meta device has none of them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            named = kwargs or {}
+            query, key, value = (*args, *(named[name] for name in ("query", "key", "value")[len(args) :]))[:3]
+            return _Attended.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+class _Attended(torch.autograd.Function):
+    """A result of attention's shape that keeps what fused kernels keep for their backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(…, L, E), (…, S, E), (…, S, V) to (…, L, V)."""
+        result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+
+def is_unet(config: Mapping[str, Any]) -> bool:
+    """Whether a denoiser's activations are counted by a forward, since its blocks differ in width and resolution."""
+    return "down_block_types" in config
+
+
+def unet_training_activations(module: nn.Module, generator: Generator, clips: int, dtype: torch.dtype) -> Item:
+    """What a U-Net's forward keeps for its backward pass, without checkpointing."""
+    with torch.device("meta"):
+        module = type(module).from_config(module.config).to(dtype).requires_grad_(True)  # type: ignore[attr-defined]
+    weights = {one.untyped_storage()._cdata for one in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (key := tensor.untyped_storage()._cdata) not in weights:
+            kept[key] = tensor
+        return tensor
+
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = _ask(module, generator, dtype)
+    each = sum(one.untyped_storage().nbytes() for one in kept.values())
+    del result
+    return Item("activations, without checkpointing", clips * each, f"{clips} clips x {each:,} bytes of one forward")
+
+
+def unet_sampling_activations(module: nn.Module, generator: Generator, rows: int, dtype: torch.dtype) -> Item:
+    """A U-Net's forward without gradient. rows: of its batch, which guidance doubles."""
+    module = module.to(dtype)
+    with _FusedAttention():
+        each = live_bytes(lambda: _ask(module, generator, dtype))
+    return Item("activations", rows * each, f"{rows} rows x {each:,} bytes, the greatest sum of one forward")
+
+
+def _ask(module: nn.Module, generator: Generator, dtype: torch.dtype) -> Tensor:
+    """The family's forward of a U-Net on one clip, on the meta device."""
+    channels, _, *grid = generator.latent_shape
+    with torch.device("meta"):
+        latents = torch.empty(1, *generator.latent_shape, dtype=dtype)
+        width = _config(module)["cross_attention_dim"]
+        conditions = {"text": torch.empty(1, generator.max_prompt_tokens, width, dtype=dtype)}
+        if generator.image != "none":
+            conditions["first"] = torch.empty(1, channels, 1, *grid, dtype=dtype)
+        return generator._ask(module, latents, torch.zeros(1), conditions)
+
+
 def training_activations(clips: int, tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Item:
     """What a forward keeps for its backward."""
     if checkpointing:
@@ -172,7 +244,7 @@ class _Live(TorchDispatchMode):
     """Counts the bytes of the storages that operations within it make, while they are alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now, self.peak = 0, 0
         self.seen: dict[int, int] = {}  # bytes by the storage's address
 
@@ -205,7 +277,8 @@ def live_bytes(function: Callable[[], Any]) -> int:
     with _Live() as live:
         kept = function()
     del kept
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def decoding(generator: Generator, clips: int, tiling: bool = False) -> Item:
@@ -256,9 +329,12 @@ def sampling_need(
     missing: list[str] = []
     either: list[Item] = []
     try:
-        width = max(width_and_layers(_config(one))[0] for one in _denoisers(modules, parts).values())
         rows = clips * (2 if guidance > 1 else 1)
-        either.append(sampling_activations(rows, _tokens(generator), width, dtype.itemsize))
+        denoisers = _denoisers(modules, parts).values()
+        for unet in (one for one in denoisers if is_unet(_config(one))):
+            either.append(unet_sampling_activations(unet, generator, rows, dtype))
+        if widths := [width_and_layers(_config(one))[0] for one in denoisers if not is_unet(_config(one))]:
+            either.append(sampling_activations(rows, generator._tokens(), max(widths), dtype.itemsize))
     except ValueError as error:
         missing.append(f"activations: {error}")
     try:
@@ -293,16 +369,21 @@ def training_need(
         every = sum(parameters_of(one) for one in trained.values())
         items.append(Item("autocast's bfloat16 weights", 2 * every, f"{every:,} parameters x 2 bytes"))
     try:
-        size = 2 if how.autocast else dtype.itemsize
-        tokens = _tokens(generator)
-        kept = [
-            training_activations(how.clips, tokens, *width_and_layers(_config(one)), size, how.checkpointing)
-            for one in trained.values()
-        ]
+        kept = [_kept(one, generator, how, torch.bfloat16 if how.autocast else dtype) for one in trained.values()]
         items += sorted(kept, key=lambda item: item.bytes)[-1:]
     except ValueError as error:
         missing.append(f"activations: {error}")
     return Need(tuple(items), tuple(missing))
+
+
+def _kept(module: nn.Module, generator: Generator, how: Training, dtype: torch.dtype) -> Item:
+    """A trained denoiser's activations. Raises ValueError where its config does not tell them."""
+    if is_unet(_config(module)):
+        if how.checkpointing:
+            raise ValueError("those of a U-Net are counted without checkpointing only")
+        return unet_training_activations(module, generator, how.clips, dtype)
+    width, layers = width_and_layers(_config(module))
+    return training_activations(how.clips, generator._tokens(), width, layers, dtype.itemsize, how.checkpointing)
 
 
 def _trained(number: int, full: bool, rank: int) -> list[Item]:
@@ -338,11 +419,3 @@ def _config(module: nn.Module) -> Mapping[str, Any]:
     """A diffusers module's config, with its defaults."""
     config: Mapping[str, Any] = dict(module.config)  # type: ignore[arg-type]
     return config
-
-
-def _tokens(generator: Generator) -> int:
-    """Raises ValueError where the family has no count of tokens."""
-    try:
-        return generator._tokens()
-    except NotImplementedError as error:
-        raise ValueError(f"family {generator.family} counts no tokens") from error

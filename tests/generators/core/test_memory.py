@@ -95,6 +95,32 @@ def test_full_training_by_hand(tiny_model):
     assert need.missing == ()
 
 
+@pytest.mark.parametrize("name", ("unet3d-pixels", "pia"))
+def test_the_activations_of_a_unet_are_what_its_forward_keeps(name, tiny_model):
+    """The same forward with weights, on the CPU."""
+    generator = load_generator(**of(name, tiny_model), parts=("denoiser",))
+    unet = generator.component("unet").requires_grad_(True)
+    channels, _, *grid = generator.latent_shape
+    conditions = {"text": torch.zeros(1, generator.max_prompt_tokens, unet.config["cross_attention_dim"])}
+    conditions["first"] = torch.zeros(1, channels, 1, *grid)
+    weights = {one.untyped_storage().data_ptr() for one in unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = generator._ask(unet, torch.zeros(1, *generator.latent_shape), torch.zeros(1), conditions)
+    assert result.requires_grad
+    built = memory.on_meta(generator.checkpoint, "unet")
+    item = memory.unet_training_activations(built, generator, 3, torch.float32)
+    assert item.bytes == pytest.approx(3 * sum(kept.values()), rel=0.1)  # fused kernels of the CPU keep other tensors
+    assert item.bytes > 2 * memory.unet_sampling_activations(built, generator, 3, torch.float32).bytes
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_the_factor_is_near_what_blocks_of_published_proportions_keep(dtype):
     """Two layers of CogVideoX-2b's width, few tokens, so that attention matrices of the meta device weigh little."""
