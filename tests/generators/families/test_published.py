@@ -16,7 +16,10 @@ from generators.core.solvers import check_solver
 
 PRESETS = Path("configs/presets")
 FLOW = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
-V = {"_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+V = {
+    "_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing",
+}  # fmt: skip
 
 
 def wan(pipeline: str, in_channels: int, z_dim: int = 16, factors=(4, 8), image_dim=None, **index) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def cogvideox(pipeline: str, in_channels: int, learned: bool = False, rotary: bo
         "vae/config.json": {
             "latent_channels": 16, "temporal_compression_ratio": 4, "block_out_channels": [128, 256, 256, 512],
         },
-        "scheduler/scheduler_config.json": V,
+        "scheduler/scheduler_config.json": V | {"snr_shift_scale": 1.0 if rotary else 3.0},  # 2b: not rotary
     }  # fmt: skip
 
 
