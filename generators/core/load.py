@@ -12,7 +12,7 @@ from generators.core.generator import PARTS, Generator, as_dtype
 from generators.core.size import VideoSize
 
 # The only place of generators/core that names families: name -> module with `Family`, imported when it is used.
-FAMILIES = {"wan": "generators.families.wan", "cogvideox": "generators.families.cogvideox"}
+FAMILIES = {"wan": "generators.families.wan", "cogvideox": "generators.families.cogvideox", "ltx": "generators.families.ltx"}
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
 

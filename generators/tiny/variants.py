@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from generators.tiny import cogvideox, wan
+from generators.tiny import cogvideox, ltx, wan
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ VARIANTS = {
     "cogvideox-5b-i2v": _cogvideox("CogVideoX-5b-I2V", "5b", image=True),
     "cogvideox1.5-5b": _cogvideox("CogVideoX1.5-5B", "1.5", image=False),
     "cogvideox1.5-5b-i2v": _cogvideox("CogVideoX1.5-5B-I2V", "1.5", image=True),
+    "ltx-t2v": Variant("ltx", "Lightricks/LTX-Video", "none", "euler", ltx.ltx),
+    "ltx0.9.1-t2v": Variant("ltx", "Lightricks/LTX-Video-0.9.1", "none", "euler", partial(ltx.ltx, told_time=True)),
+    "ltx-i2v": Variant("ltx", "Lightricks/LTX-Video", "needed", "euler", partial(ltx.ltx, image=True)),
 }
 
 

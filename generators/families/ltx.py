@@ -1,0 +1,149 @@
+"""LTX-Video 0.9 to 0.9.8, from text and from a first frame, with diffusers' LTX pipelines.
+
+The denoiser takes latents as a row of tokens; ours are (B, C, F, h, w). A first frame takes the first latent frame's
+place, whose tokens are at time 0. The shift of time depends on the number of tokens; `shift_terminal` is the solver's.
+VAEs from 0.9.1 on are told a time and decode latents with a little noise; it comes from one seed, so one latent gives
+one clip.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from generators.core.conditions import Conditions, given_frames
+from generators.core.generator import Generator, ImageUse
+from generators.core.size import check_size
+from generators.core.text import encode_padded
+
+READS = "family ltx reads an LTXPipeline or LTXImageToVideoPipeline"
+CLASSES = {
+    "transformer": "LTXVideoTransformer3DModel",
+    "text_encoder": "T5EncoderModel",
+    "vae": "AutoencoderKLLTXVideo",
+}
+DECODE_NOISE, SEED = 0.025, 0  # share of noise in what a timestep-conditioned VAE decodes, and its seed
+
+
+class LTXGenerator(Generator):
+    """Generator over the components of an LTX pipeline."""
+
+    family = "ltx"
+    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline")
+    components_of = {
+        "denoiser": ("transformer",),
+        "text": ("text_encoder", "tokenizer"),
+        "image": (),
+        "vae": ("vae",),
+    }
+    attention_backends = False
+    windows = False
+    lora_targets = (
+        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
+        "attn2.to_out.0", "ff.net.0.proj", "ff.net.2",
+    )  # fmt: skip
+
+    def _check_pipeline(self) -> None:
+        checkpoint = self.checkpoint
+        found = f"path: {checkpoint.path} is a {checkpoint.index['_class_name']}"
+        for component, wanted in CLASSES.items():
+            if (given := checkpoint.class_of(component)) != wanted:
+                raise ValueError(f"{found} whose {component} is {given}, expected {wanted}; {READS}")
+        transformer, self.vae_config = checkpoint.component("transformer"), checkpoint.component("vae")
+        for key in ("patch_size", "patch_size_t"):
+            if transformer.get(key, 1) != 1:
+                raise ValueError(f"{found} whose transformer has {key} {transformer[key]}, expected 1; {READS}")
+
+    @property
+    def image(self) -> ImageUse:
+        return "needed" if self.checkpoint.index["_class_name"] == "LTXImageToVideoPipeline" else "none"
+
+    def _ratio(self, kind: str, patch: str) -> int:
+        """Pixels or frames of a latent one, as the VAE computes it."""
+        config = self.vae_config
+        given = config.get(f"{kind}_compression_ratio")
+        return int(given or config[patch] * 2 ** sum(config["spatio_temporal_scaling"]))
+
+    @property
+    def _spatial(self) -> int:
+        return self._ratio("spatial", "patch_size")
+
+    @property
+    def _temporal(self) -> int:
+        return self._ratio("temporal", "patch_size_t")
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        size, spatial, temporal = self.size, self._spatial, self._temporal
+        check_size("num_frames", size.num_frames, every=temporal, offset=1)
+        check_size("height", size.height, every=spatial)
+        check_size("width", size.width, every=spatial)
+        frames = (size.num_frames - 1) // temporal + 1
+        return (self.vae_config["latent_channels"], frames, size.height // spatial, size.width // spatial)
+
+    def _tokens(self) -> int:
+        _, frames, height, width = self.latent_shape
+        return frames * height * width
+
+    def _sigmas(self, steps: int) -> Sequence[float]:
+        return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str], images: Tensor | None = None) -> Conditions:
+        tokenizer, length = self.component("tokenizer"), self.max_prompt_tokens
+        encoder = self.component("text_encoder")
+        text = encode_padded(encoder, tokenizer, prompts, length, self.device, masked=False)
+        mask = tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt").attention_mask
+        return {"text": text, "text_mask": mask.bool()}
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Conditions:
+        return {"given": self.encode(images[:, None]).cpu()}
+
+    def _ask(self, denoiser: Any, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        frames, height, width = latents.shape[2:]
+        if given := given_frames(conditions):  # a time for every token
+            late = timestep.new_ones(frames, height * width)
+            late[:given] = 0
+            timestep = timestep[:, None] * late.flatten()
+        output: Tensor = denoiser(
+            hidden_states=latents.flatten(2).transpose(1, 2),
+            encoder_hidden_states=conditions["text"],
+            timestep=timestep,
+            encoder_attention_mask=conditions["text_mask"],
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(self._temporal / self.size.fps, self._spatial, self._spatial),
+            return_dict=False,
+        )[0]
+        return output.transpose(1, 2).unflatten(2, (frames, height, width))
+
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and width of the VAE's latents, (1, C, 1, 1, 1) each."""
+        vae = self.component("vae")
+        mean, std = (values.view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+        return mean, std / vae.config.scaling_factor
+
+    def vae_latents(self, latents: Tensor) -> Tensor:
+        mean, std = self._scale()
+        scaled = latents * std + mean
+        if not self.vae_config["timestep_conditioning"]:
+            return scaled
+        noise = self.draw_noise([SEED], scaled.shape[1:]).to(scaled.device)
+        return (1 - DECODE_NOISE) * scaled + DECODE_NOISE * noise
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        from generators.decoders.ltx import decode
+
+        return decode(self.component("vae"), self.vae_latents(latents.to(self.device, torch.float32)))
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        pixels = frames.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        mean, std = self._scale()
+        normalised: Tensor = (self.component("vae").encode(pixels).latent_dist.mode() - mean) / std
+        return normalised
+
+
+Family = LTXGenerator  # the name that a family's module is asked for
