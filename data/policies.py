@@ -56,7 +56,7 @@ def keep_until(folder: Path, done: int) -> None:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-class Checkpoint(NamedTuple):
+class PolicyCheckpoint(NamedTuple):
     """A trained policy as it was after some step; the folder is a policy of its own."""
 
     name: str  # step-000100
@@ -64,7 +64,7 @@ class Checkpoint(NamedTuple):
     folder: Path
 
 
-def candidates(policy: Path) -> list[Checkpoint]:
+def candidates(policy: Path) -> list[PolicyCheckpoint]:
     """A finished policy after each step that it was kept at, the first step first, its last step last.
 
     Raises ValueError for a folder that is no trained policy, and for one kept at a single step, where nothing is to
@@ -75,7 +75,9 @@ def candidates(policy: Path) -> list[Checkpoint]:
     if last is None:
         raise ValueError(f"{policy}: not a trained policy, so it has no checkpoints")
     folders = {int(folder.name.removeprefix("step-")): folder for folder in (policy / CHECKPOINTS).glob("step-*")}
-    found = [Checkpoint(name_of(step), step, folder) for step, folder in sorted(({last: policy} | folders).items())]
+    found = [
+        PolicyCheckpoint(name_of(step), step, folder) for step, folder in sorted(({last: policy} | folders).items())
+    ]
     if len(found) == 1:
         raise ValueError(
             f"{policy}: kept at step {last} alone, so there is nothing to choose from; lower "

@@ -26,7 +26,7 @@ class GeneratorConfig:
     max_prompt_tokens: Count
     vae_tiling: bool = False
     attention: str | None = None
-    embedded_guidance: Positive | None = None  # told to a distilled denoiser; None: the family's
+    embedded_guidance: Positive | None = None  # an input of a distilled denoiser; None: the family's
     compile: bool = False
 
 

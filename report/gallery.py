@@ -25,7 +25,7 @@ from data.records import Asked, Label, Sample, Verdict, read_rows
 from data.store import first_name
 from data.video import LOSSLESS_UP_TO
 from evaluation.sets import EvaluationSet
-from report.playable import Encoded, copy_playable
+from report.playable import PlayableCopies, copy_playable
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def write_gallery(
     sets: Mapping[str, EvaluationSet],
     per_prompt: int | None,
     out: Path,
-    encoded: Encoded | None = None,
+    encoded: PlayableCopies | None = None,
 ) -> int:
     """Write the gallery's page, clips and data into the folder `out`; returns how many clips it shows.
 
@@ -93,7 +93,9 @@ def as_script(value: Any) -> str:
     return text
 
 
-def _copy_clips(sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: Path, encoded: Encoded | None) -> None:
+def _copy_clips(
+    sets: Mapping[str, EvaluationSet], lines: Sequence[Line], out: Path, encoded: PlayableCopies | None
+) -> None:
     for policy in sets:
         (out / policy).mkdir(parents=True)
 

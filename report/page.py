@@ -12,7 +12,7 @@ from evaluation.sets import EvaluationSet
 from report import figures, lineage, methods, table
 from report.gallery import write_gallery
 from report.html import render
-from report.playable import Encoded
+from report.playable import PlayableCopies
 from report.turned import write_turned
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def write_page(
     turned = write_turned(summary, sets, media / "turned.png")
     summary = {**summary, **({"turned": turned._asdict()} if turned else {})}
     drawn = _draw(summary, logs, media)
-    clips = write_gallery(table.judges(summary), sets, per_prompt, out, Encoded(encoded) if encoded else None)
+    clips = write_gallery(table.judges(summary), sets, per_prompt, out, PlayableCopies(encoded) if encoded else None)
     summary["gallery"] = {"clips": clips}
     (out / "summary.json").write_text(as_json(summary), encoding="utf-8")
     (out / "index.html").write_text(_render(summary, drawn), encoding="utf-8")

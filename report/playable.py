@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 ENLARGED = 2  # times, of clips that are stored without loss of colour
 
 
-class Encoded:
+class PlayableCopies:
     """A folder of clips that were encoded for a page before, by the hash of what they were made from.
 
     It keeps what one page uses: `prune` deletes the rest. For any thread.
@@ -43,7 +43,7 @@ class Encoded:
             path.unlink()
 
 
-def copy_playable(source: Path, copy: Path, sample: Sample, encoded: Encoded | None = None) -> None:
+def copy_playable(source: Path, copy: Path, sample: Sample, encoded: PlayableCopies | None = None) -> None:
     """Write the clip to `copy` as any browser plays it.
 
     A small clip is stored as H.264 4:4:4, which phones, Safari and Firefox on most systems do not play. It is encoded

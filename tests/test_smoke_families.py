@@ -12,18 +12,28 @@ from data.manifest import read_manifest
 from generators.tiny.variants import VARIANTS, params_of
 from tests.support.clone import DVC, ROOT, make_clone, run
 
-CONDITION = {"wan2.2-ti2v": "given", "cogvideox-5b-i2v": "first"}  # of a prompt's image, in a clip set
+CONDITION = {  # of a prompt's image, in a clip set
+    "wan2.2-ti2v": "given", "cogvideox-5b-i2v": "first", "hunyuan-video-i2v": "given", "unet3d-pixels": "first",
+}  # fmt: skip
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize(
-    ("preset", "variant"), [("smoke-wan2.2-ti2v", "wan2.2-ti2v"), ("smoke-cogvideox-i2v", "cogvideox-5b-i2v")]
+    ("preset", "variant"),
+    [
+        ("smoke-wan2.2-ti2v", "wan2.2-ti2v"),
+        ("smoke-cogvideox-i2v", "cogvideox-5b-i2v"),
+        ("smoke-cogvideox-i2v", "hunyuan-video-i2v"),
+        ("smoke-cogvideox-i2v", "unet3d-pixels"),
+    ],
 )
 def test_the_loop_runs_from_first_frames_to_a_report(preset, variant, tmp_path):
+    """The values that `vfrl tiny` prints are laid over the preset, which fits other variants too then."""
     make_clone(tmp_path)
     shutil.copytree(ROOT / "models/tabletop", tmp_path / "models/tabletop")
-    for command in (["tiny", variant], ["preset", preset]):
-        run(tmp_path, sys.executable, "-m", "commands", *command)
+    run(tmp_path, sys.executable, "-m", "commands", "tiny", variant)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(params_of(VARIANTS[variant], f"models/tiny/{variant}")))
+    run(tmp_path, sys.executable, "-m", "commands", "preset", preset, "tiny.yaml")
     run(tmp_path, *DVC, "repro")
 
     read_manifest(tmp_path / "report-out", "report", verify=True)

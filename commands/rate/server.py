@@ -299,7 +299,7 @@ class RatingServer(ThreadingHTTPServer):
         logger.exception("a request failed")
 
 
-class _Refused(Exception):
+class _RefusedRequest(Exception):
     """A request that is not answered."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
@@ -324,10 +324,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _respond(self, handle: Any) -> None:
         try:
             if not HOSTS.fullmatch(self.headers.get("Host", "")):
-                raise _Refused(HTTPStatus.FORBIDDEN, f"open {self.server.url}")
+                raise _RefusedRequest(HTTPStatus.FORBIDDEN, f"open {self.server.url}")
             kind, body = handle()
             self._send(HTTPStatus.OK, kind, body)
-        except _Refused as refused:
+        except _RefusedRequest as refused:
             self._send(refused.status, "text/plain; charset=utf-8", str(refused).encode())
         except StoreError as error:
             logger.error("%s", error)
@@ -341,30 +341,30 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"/(item|first|clip|frames)/([0-9a-f]{64})(?:/([01]))?", self.path)
         item = self.server.ratings.items.get(match[2]) if match else None
         if not match or not item:
-            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+            raise _RefusedRequest(HTTPStatus.NOT_FOUND, "there is nothing here")
         if match[1] == "item":
             return _json(self.server.ratings.view(match[2]))
         if match[1] == "first":
             return _picture(item.rateable.first_frame)
         side = int(match[3] or 0)
         if side >= len(item.clips):
-            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+            raise _RefusedRequest(HTTPStatus.NOT_FOUND, "there is nothing here")
         sample, path = item.clips[side]
         try:
             return ("video/mp4", path.read_bytes()) if match[1] == "clip" else ("image/webp", animated(path, sample))
         except (OSError, ValueError) as error:
             logger.warning("%s", error)
-            raise _Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "this clip cannot be read") from error
+            raise _RefusedRequest(HTTPStatus.UNPROCESSABLE_ENTITY, "this clip cannot be read") from error
 
     def _posted(self, body: bytes) -> tuple[str, bytes]:
         if self.path != "/rate":
-            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+            raise _RefusedRequest(HTTPStatus.NOT_FOUND, "there is nothing here")
         if self.headers.get("Origin") != f"http://{self.headers['Host']}":
-            raise _Refused(HTTPStatus.FORBIDDEN, "ratings are taken from the rating page alone")
+            raise _RefusedRequest(HTTPStatus.FORBIDDEN, "ratings are taken from the rating page alone")
         if self.headers.get_content_type() != "application/json":
-            raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a rating is application/json")
+            raise _RefusedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a rating is application/json")
         if len(body) > LONGEST_BODY:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a rating is at most {LONGEST_BODY} bytes")
+            raise _RefusedRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a rating is at most {LONGEST_BODY} bytes")
         self.server.ratings.rate(*_rating(body, self.server.ratings.items))
         return _json(self.server.ratings.view())
 
@@ -383,12 +383,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _picture(first: FirstFrame | None) -> tuple[str, bytes]:
     if first is None:
-        raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        raise _RefusedRequest(HTTPStatus.NOT_FOUND, "there is nothing here")
     try:
         return "image/png", first.path.read_bytes()
     except OSError as error:
         logger.warning("%s", error)
-        raise _Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "this first frame cannot be read") from error
+        raise _RefusedRequest(HTTPStatus.UNPROCESSABLE_ENTITY, "this first frame cannot be read") from error
 
 
 # Nothing from elsewhere is loaded, no other page may embed or read this one (a frame could redirect clicks), and the
@@ -414,10 +414,12 @@ def _rating(body: bytes, items: Mapping[str, Rated]) -> tuple[str, str, float | 
         given = json.loads(body)
         key, answer, seconds = given["item"], given["answer"], given.get("seconds")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "a rating is an object with item, answer and seconds") from error
+        raise _RefusedRequest(HTTPStatus.BAD_REQUEST, "a rating is an object with item, answer and seconds") from error
     if not isinstance(key, str) or key not in items:
-        raise _Refused(HTTPStatus.NOT_FOUND, "this clip is no longer to be rated; reload the page")
+        raise _RefusedRequest(HTTPStatus.NOT_FOUND, "this clip is no longer to be rated; reload the page")
     if not isinstance(answer, str) or answer not in items[key].words:
         known = list(items[key].words)
-        raise _Refused(HTTPStatus.BAD_REQUEST, f"the answer of a rating is {', '.join(known[:-1])} or {known[-1]}")
+        raise _RefusedRequest(
+            HTTPStatus.BAD_REQUEST, f"the answer of a rating is {', '.join(known[:-1])} or {known[-1]}"
+        )
     return key, answer, float(seconds) if type(seconds) in (int, float) and 0 <= seconds < LONGEST_LOOK else None

@@ -159,7 +159,7 @@ class _Pass(Generic[Asked]):
                 if remote is None:
                     try:
                         remote = await self._patiently(partial(self.provider.find, token))
-                    except _Refused as refused:
+                    except _RefusedBatch as refused:
                         self._give_up(token, refused.fault)
                         continue
                     if remote is None:
@@ -280,7 +280,7 @@ class _Pass(Generic[Asked]):
 
         try:
             remote = await self._patiently(submit)
-        except _Refused as refused:
+        except _RefusedBatch as refused:
             if not unsure:
                 self.ledger.close_batch(chunk.token, "refused")
             elif refused.fault.status in NO_ENDPOINT:
@@ -319,7 +319,7 @@ class _Pass(Generic[Asked]):
                 self._close(batch, "refused")
             elif progress.done:
                 await self._patiently(lambda: self._collect(batch), PATIENCE)
-        except _Refused as refused:
+        except _RefusedBatch as refused:
             if refused.fault.status != 404:
                 self._halt(refused.fault)
             batch.unknown += 1
@@ -361,7 +361,7 @@ class _Pass(Generic[Asked]):
         self.run.count_dollars()
 
     async def _patiently(self, request: Callable[[], Awaitable[T]], attempts: int | None = None) -> T:
-        """What `request` returns, tried again after faults that may pass. Raises _Refused where it fails for good.
+        """What `request` returns, tried again after faults that may pass. Raises _RefusedBatch where it fails for good.
 
         attempts: None is as many as for a call.
         """
@@ -385,7 +385,7 @@ class _Pass(Generic[Asked]):
 
         found = await retry(attempt, attempts or self.options.attempts, self.options.longest_wait, pause)
         if isinstance(found, Fault):
-            raise _Refused(found)
+            raise _RefusedBatch(found)
         return found
 
     def _halt(self, fault: Fault, submitting: bool = False) -> NoReturn:
@@ -397,7 +397,7 @@ class _Pass(Generic[Asked]):
         self.run.halt(reason, cure)
 
 
-class _Refused(Exception):
+class _RefusedBatch(Exception):
     """The batch endpoint refused a request for good."""
 
     def __init__(self, fault: Fault) -> None:

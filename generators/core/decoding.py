@@ -74,10 +74,6 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
     Always float32: bfloat16 decoding flickers. Raises ValueError for more than one clip, for no indices, naming a frame
     beyond the clip, and for a VAE without such a decoder.
     """
-    if decoding.mode == "windowed" and not generator.windows:
-        raise ValueError(
-            f"mode: windowed, but the VAE of {generator.checkpoint.path} needs the whole clip for every frame; exact"
-        )
     decoder = generator.frame_decoder()
     with torch.autocast(generator.device.type, enabled=False):
         latents = generator.vae_latents(latents.to(generator.device, torch.float32))

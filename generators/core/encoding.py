@@ -24,7 +24,7 @@ class Encoded(NamedTuple):
 
     told: PromptConditions
     images: Mapping[str, np.ndarray]  # prompt_id -> uint8 (H, W, 3); empty where it takes none
-    facts: Mapping[str, Any]  # family, shift (null: no flow), negative_prompt, embedded_guidance if told
+    facts: Mapping[str, Any]  # family, shift (null: no flow), negative_prompt; embedded_guidance where it is an input
 
     def of(self, prompt_ids: Sequence[str]) -> "Encoded":
         """Those of some of the prompts."""
@@ -35,19 +35,17 @@ class Encoded(NamedTuple):
 def encode(
     generator: Generator,
     prompts: Sequence[Prompt],
-    negative_prompt: str | None = None,
+    negative_prompt: str = "",
     texts: Mapping[str, str] | None = None,
 ) -> Encoded:
     """The prompts and their first frames as conditions on the CPU.
 
-    negative_prompt: what guidance leads away from; None: the family's own. texts: the generator's inputs in place of
-    the prompts, by prompt_id.
+    texts: the generator's inputs in place of the prompts, by prompt_id.
     Raises ValueError for a prompt of too many tokens, and as `check_images` does; logs its warning.
     """
     if warning := check_images(generator, prompts):
         logger.warning(warning)
     size = generator.size
-    negative_prompt = generator.negative_prompt if negative_prompt is None else negative_prompt
     images = {} if generator.image == "none" else first_frames(prompts, size.height, size.width)
     inputs = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in prompts}
     captions = [*inputs.values(), "", *([negative_prompt] if negative_prompt else [])]

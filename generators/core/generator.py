@@ -69,7 +69,7 @@ class Generator:
     max_prompt_tokens: L of every text embedding; a longer prompt is a ValueError.
     components: the loaded ones, by the pipeline's names for them; using a missing one is an error.
     dtype: of the activations of denoisers and encoders; predictions come back as float32. The VAE is float32.
-    embedded_guidance: the scale that a denoiser distilled from guidance is told; None: the family's.
+    embedded_guidance: the guidance scale that is an input of a denoiser distilled from guidance; None: the family's.
     """
 
     family: str
@@ -78,12 +78,12 @@ class Generator:
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
     tiles: bool = True  # whether the VAE's own spatial tiles are right
     attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers
-    windows: bool = True  # whether parts of a clip can be decoded by themselves
     takes_lora: bool = True  # whether stock diffusers loads a LoRA of it; else all weights are trained
     checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
     text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
-    negative_prompt: str = ""  # what guidance leads away from where nothing else is asked for
-    default_embedded_guidance: float | None = None  # what a distilled denoiser is told; None: it is told nothing
+    default_embedded_guidance: float | None = (
+        None  # guidance scale that is an input of a distilled denoiser; None: none
+    )
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Generator:
         self.device = torch.device(device)
         self._check_pipeline()
         if embedded_guidance is not None and self.default_embedded_guidance is None:
-            raise ValueError(f"embedded_guidance: {embedded_guidance}, but {checkpoint.path} is told none; null")
+            raise ValueError(f"embedded_guidance: {embedded_guidance}, but {checkpoint.path} has no such input; null")
         self.embedded_guidance = self.default_embedded_guidance if embedded_guidance is None else embedded_guidance
         self.latent_shape = self._latent_shape()
         scheduler_config = checkpoint.component("scheduler")
@@ -132,7 +132,7 @@ class Generator:
     def encode_text(self, prompts: Sequence[str], images: Tensor | None = None) -> Conditions:
         """The prompts' text, (P, …) each on the CPU, in the encoder's dtype, padded as the pipeline pads.
 
-        images: uint8 (P, H, W, 3), which a family with `text_sees_image` is given; black with the captions of guidance.
+        images: uint8 (P, H, W, 3), for families with `text_sees_image`; black ones for the captions of guidance.
         "" gives the text of guidance. Raises ValueError naming a prompt of more than max_prompt_tokens.
         """
         raise NotImplementedError

@@ -12,7 +12,14 @@ from generators.core.generator import PARTS, Generator, as_dtype
 from generators.core.size import VideoSize
 
 # The only place of generators/core that names families: name -> module with `Family`, imported when it is used.
-FAMILIES = {"wan": "generators.families.wan", "cogvideox": "generators.families.cogvideox", "ltx": "generators.families.ltx"}
+FAMILIES = {
+    "wan": "generators.families.wan",
+    "cogvideox": "generators.families.cogvideox",
+    "animatediff": "generators.families.animatediff",
+    "unet3d": "generators.families.unet3d",
+    "hunyuan_video": "generators.families.hunyuan_video",
+    "ltx": "generators.families.ltx",
+}
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
 
@@ -37,8 +44,8 @@ def load_generator(
     path: a local diffusers folder or a hub id; revision: a hub id's commit, tag or branch.
     size: of the clips. dtype: float32 or bfloat16, of denoisers and text encoder; the other parts are float32.
     vae_tiling: decode in the VAE's own spatial tiles. attention: a backend of diffusers, None is its default.
-    compile: the denoisers' blocks with torch.compile. embedded_guidance: what a distilled denoiser is told; None: the
-    family's scale.
+    compile: the denoisers' blocks with torch.compile.
+    embedded_guidance: the guidance scale that is an input of a distilled denoiser; None: the family's.
     parts: of PARTS, those to load; training needs ("denoiser",) alone. denoisers: of several, those to load; None: all.
     Reads safetensors only, never a pickle, and downloads no other part. Raises ValueError naming the argument that is
     wrong.

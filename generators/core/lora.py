@@ -15,7 +15,7 @@ A policy's folder, of a generator with one denoiser and with two:
     transformer/, transformer_2/                      where all weights are trained, for from_pretrained
 
 Both files have keys that begin with `transformer.` (of a U-Net: `unet.`); diffusers silently loads nothing of one file
-that has `transformer_2.` keys too, and takes the first file where it is told subfolder="transformer_2".
+that has `transformer_2.` keys too, and reads the first file for subfolder="transformer_2".
 """
 
 import contextlib

@@ -45,11 +45,15 @@ class FrameDecoder(Protocol):
 def frame_decoder(vae: nn.Module) -> FrameDecoder:
     """The decoder of a frozen VAE, by the name of its class. Raises ValueError for a class that has none."""
     from generators.decoders.cogvideox import CogVideoXFrameDecoder  # imports diffusers
+    from generators.decoders.hunyuan_video import HunyuanVideoFrameDecoder
+    from generators.decoders.image import ImageFrameDecoder
     from generators.decoders.ltx import LTXFrameDecoder
     from generators.decoders.wan import WanFrameDecoder
 
     decoders: dict[str, Callable[[Any], FrameDecoder]] = {
+        "AutoencoderKL": ImageFrameDecoder,
         "AutoencoderKLCogVideoX": CogVideoXFrameDecoder,
+        "AutoencoderKLHunyuanVideo": HunyuanVideoFrameDecoder,
         "AutoencoderKLLTXVideo": LTXFrameDecoder,
         "AutoencoderKLWan": WanFrameDecoder,
     }

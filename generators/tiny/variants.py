@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from generators.tiny import cogvideox, ltx, wan
+from data.doors import find
+from generators.tiny import cogvideox, hunyuan_video, ltx, unets, wan
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Variant:
     """One layout of a family: which model it is a small copy of, and what clips it makes."""
 
     family: str  # generator.family
-    like: str  # hub id of the model that has the same classes and layout
+    like: str  # hub id of the model that has the same classes and layout, or UNPUBLISHED
     image: Literal["none", "optional", "needed"]  # a prompt's first frame
     solver: str
     build: Callable[[], Any]  # gives the diffusers pipeline
@@ -31,6 +32,14 @@ def _cogvideox(like: str, release: cogvideox.Release, image: bool) -> Variant:
     return Variant("cogvideox", f"zai-org/{like}", needed, "ddim", partial(cogvideox.cogvideox, release, image))
 
 
+def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
+    needed: Literal["needed", "none"] = "none" if kind == "text" else "needed"
+    build = partial(hunyuan_video.hunyuan_video, kind)
+    return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
+
+
+UNPUBLISHED = "no published model"
+
 VARIANTS = {
     "wan2.1-t2v": Variant("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "none", "unipc", wan.wan21_t2v),
     # Its transformer takes the first 512 tokens for text and the others for the image, so there is no other number.
@@ -43,6 +52,20 @@ VARIANTS = {
     "cogvideox-5b-i2v": _cogvideox("CogVideoX-5b-I2V", "5b", image=True),
     "cogvideox1.5-5b": _cogvideox("CogVideoX1.5-5B", "1.5", image=False),
     "cogvideox1.5-5b-i2v": _cogvideox("CogVideoX1.5-5B-I2V", "1.5", image=True),
+    # What is published are motion modules; with a Stable Diffusion 1.5 they make the pipeline.
+    "animatediff": Variant(
+        "animatediff", "guoyww/animatediff-motion-adapter-v1-5-2", "none", "ddim", partial(unets.animatediff, False)
+    ),
+    "pia": Variant(
+        "animatediff", "openmmlab/PIA-condition-adapter", "needed", "ddim", partial(unets.animatediff, True)
+    ),
+    "unet3d": Variant("unet3d", "ali-vilab/text-to-video-ms-1.7b", "none", "ddim", partial(unets.unet3d, False)),
+    # No hub model has the layout of these two; the second has that of the paper's generator.
+    "unet3d-first-frame": Variant("unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True), num_frames=5),
+    "unet3d-pixels": Variant("unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True, True), num_frames=3),
+    "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
+    "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
+    "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
     "ltx-t2v": Variant("ltx", "Lightricks/LTX-Video", "none", "euler", ltx.ltx),
     "ltx0.9.1-t2v": Variant("ltx", "Lightricks/LTX-Video-0.9.1", "none", "euler", partial(ltx.ltx, told_time=True)),
     "ltx-i2v": Variant("ltx", "Lightricks/LTX-Video", "needed", "euler", partial(ltx.ltx, image=True)),
@@ -74,7 +97,12 @@ def write_tiny(variant: Variant, out: Path) -> int:
 
 def params_of(variant: Variant, path: str) -> dict[str, Any]:
     """What to set in params.yaml for clips of the model in the folder `path`, in the form of a preset."""
+    from generators.core.load import FAMILIES  # imports torch
+
     solver = {"steps": 4, "solver": variant.solver}
+    family = find(variant.family, FAMILIES, "generator.family", "Family")
+    training = {} if family.takes_lora else {"full": True}
+    training |= {} if family.checkpoints else {"gradient_checkpointing": False}
     return {
         "generator": {
             "family": variant.family,
@@ -86,4 +114,5 @@ def params_of(variant: Variant, path: str) -> dict[str, Any]:
         "video": {"num_frames": variant.num_frames, "height": variant.height, "width": variant.width, "fps": 8},
         "generate": dict(solver),
         "evaluate": {"generate": dict(solver)},
+        **({"train": {"common": training}} if training else {}),
     }

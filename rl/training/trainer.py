@@ -137,7 +137,7 @@ def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: Cli
             raise ValueError(
                 f"{clip_set.folder}: clips sampled at embedded_guidance {told}, and generator.embedded_guidance is "
                 f"{generator.embedded_guidance}: its errors are not those of the policy that was judged. Set "
-                f"{told}, or train.common.force_embedded_guidance: true"
+                f"generator.embedded_guidance: {told}, or train.common.force_embedded_guidance: true"
             )
     if tuple(reader.latent_shape) != tuple(generator.latent_shape):
         raise ValueError(

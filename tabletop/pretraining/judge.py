@@ -120,7 +120,7 @@ def train_judge(
     torch.manual_seed(config.seed)
     model, processor = new_judge(config) if start is None else load_judge(start)
     logger.info("judge of %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    training = Training(config, model, processor)
+    training = JudgeTraining(config, model, processor)
     if state is not None and state.exists():
         training.load(state)
     began, first = time.monotonic(), training.step
@@ -138,7 +138,7 @@ def train_judge(
         state.unlink(missing_ok=True)
 
 
-class Training:
+class JudgeTraining:
     """A judge in training, and all that the next step depends on."""
 
     def __init__(self, config: JudgeConfig, model: Any, processor: Any) -> None:

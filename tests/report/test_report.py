@@ -24,7 +24,7 @@ from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
 from report.methods import read_methods
 from report.page import read_logs, read_measured, read_selected, read_trained, write_page
-from report.playable import Encoded, copy_playable
+from report.playable import PlayableCopies, copy_playable
 from report.table import (
     BETTER,
     OPEN,
@@ -192,9 +192,9 @@ def test_a_clip_is_encoded_once_and_its_encoding_kept_while_a_page_uses_it(tmp_p
     sample = Sample("s", "p", "a prompt", "c", "test", "base", 1, 5, 8.0, 32, 32, "stored.mp4")
     copy_playable(tmp_path / "a.mp4", tmp_path / "plain.mp4", sample)
 
-    first = Encoded(tmp_path / "encoded")
+    first = PlayableCopies(tmp_path / "encoded")
     copy_playable(tmp_path / "a.mp4", tmp_path / "first.mp4", sample, first)
-    second = Encoded(tmp_path / "encoded")
+    second = PlayableCopies(tmp_path / "encoded")
     copy_playable(tmp_path / "a.mp4", tmp_path / "second.mp4", sample, second)
     copy_playable(tmp_path / "b.mp4", tmp_path / "other.mp4", sample, second)
     (kept,) = first._used
@@ -202,7 +202,7 @@ def test_a_clip_is_encoded_once_and_its_encoding_kept_while_a_page_uses_it(tmp_p
     assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
     assert (tmp_path / "second.mp4").samefile(kept)
     assert (tmp_path / "other.mp4").read_bytes() != kept.read_bytes()
-    third = Encoded(tmp_path / "encoded")
+    third = PlayableCopies(tmp_path / "encoded")
     copy_playable(tmp_path / "b.mp4", tmp_path / "third.mp4", sample, third)
     third.prune()
     assert [path.read_bytes() for path in (tmp_path / "encoded").iterdir()] == [(tmp_path / "other.mp4").read_bytes()]

@@ -1,9 +1,12 @@
 """Stock diffusers pipelines over the tiny models: what they sample, decode and ask their denoisers."""
 
 import functools
+import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,52 @@ def load_stock(folder: Path, image: bool = False) -> Any:
     """The folder's own pipeline, or of a Wan text-to-video folder with `image` the one that takes a first frame."""
     from diffusers import DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    without = {"vae": None} if "vae" in index and index["vae"][0] is None else {}  # of a model in pixels
+    pipeline = DiffusionPipeline.from_pretrained(folder, **without)
     if image and isinstance(pipeline, WanPipeline):
         pipeline = WanImageToVideoPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return FirstFrameLoop(pipeline) if index["_class_name"] == "TextToVideoSDPipeline" and image else pipeline
+
+
+class FirstFrameLoop:
+    """DDIM over the modules of a TextToVideoSDPipeline whose U-Net sees the first frame; no stock pipeline has it."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt, image, num_frames, height, width, num_inference_steps, guidance_scale, generator, output_type,
+        latents=None,
+    ) -> Any:  # fmt: skip
+        unet, vae, scheduler, tokenizer = self.unet, self.vae, self.scheduler, self.tokenizer
+        settings = {"padding": "max_length", "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
+        text, empty = (self.text_encoder(tokenizer([one], **settings).input_ids)[0] for one in (prompt, ""))
+        first = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+        if vae is not None:
+            first = vae.encode(first).latent_dist.mode() * vae.config.scaling_factor
+        beside = torch.stack([first] * num_frames, dim=2)
+        latents = torch.randn(beside.shape, generator=generator) if latents is None else latents
+        scheduler.set_timesteps(num_inference_steps)
+        for timestep in scheduler.timesteps:
+            seen = torch.cat([latents, beside], dim=1)
+            noise = unet(seen, timestep, encoder_hidden_states=text).sample
+            if guidance_scale > 1:
+                without = unet(seen, timestep, encoder_hidden_states=empty).sample
+                noise = without + guidance_scale * (noise - without)
+            latents = scheduler.step(noise, timestep, latents).prev_sample
+        if output_type != "latent":
+            decoded = self.decode_latents(latents) / 2 + 0.5
+            latents = decoded.clamp(0, 1).permute(0, 2, 3, 4, 1).numpy()
+        return SimpleNamespace(frames=latents)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return latents if self.vae is None else self.pipeline.decode_latents(latents)
 
 
 @functools.cache
@@ -43,7 +87,13 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     }  # fmt: skip
     if image is not None:
         arguments["image"] = image
-    return pipeline(**arguments | changes).frames
+    if "max_sequence_length" not in inspect.signature(type(pipeline).__call__).parameters:  # all of CLIP's tokens
+        del arguments["max_sequence_length"]
+    arguments |= changes
+    if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
+        arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
+        arguments["num_frames"] += hidden_frames(pipeline)
+    return pipeline(**arguments).frames
 
 
 def stock_latents(
@@ -60,6 +110,11 @@ def stock_latents(
         "num_inference_steps": STEPS,
         "output_type": "latent",
     }
+    if hidden_frames(pipeline):  # it gives the latents without their first frame, so the last step's are taken
+        steps: list[Tensor] = []
+        settings["callback_on_step_end"] = lambda _, step, timestep, told: steps.append(told["latents"]) or told
+        run_stock(pipeline, variant, image, **settings | changes)
+        return steps[-1]
     latents: Tensor = run_stock(pipeline, variant, image, **settings | changes)
     return latents.transpose(1, 2) if cogvideox else latents
 
@@ -69,8 +124,12 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
 
     Black is 0 and white 1. Keeps the graph.
     """
-    config = pipeline.vae.config
-    if frames_first(pipeline):
+    config = pipeline.vae.config if pipeline.vae else None
+    if hasattr(pipeline, "unet"):
+        decoded = pipeline.decode_latents(latents)
+    elif is_hunyuan_video(pipeline):
+        decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
+    elif frames_first(pipeline):
         shown = (num_frames - 1) // config.temporal_compression_ratio + 1  # CogVideoX 1.5 pads in front
         decoded = pipeline.vae.decode(latents[:, :, -shown:] / config.scaling_factor).sample
     else:
@@ -85,13 +144,27 @@ def frames_first(pipeline: Any) -> bool:
     return "CogVideoX" in type(pipeline).__name__
 
 
+def is_hunyuan_video(pipeline: Any) -> bool:
+    """Whether it is of HunyuanVideo."""
+    return "HunyuanVideo" in type(pipeline).__name__
+
+
+def hidden_frames(pipeline: Any) -> int:
+    """Frames that it makes and does not show: 4 of HunyuanVideo's pipeline with 33 channels."""
+    concat = is_hunyuan_video(pipeline) and pipeline.transformer.config.image_condition_type == "latent_concat"
+    return 4 if concat else 0
+
+
 @contextmanager
 def asked(denoiser: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the denoiser is called with in the block, call by call, by argument name."""
+    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'."""
     calls: list[dict[str, Any]] = []
-    hook = denoiser.register_forward_pre_hook(
-        lambda module, arguments, named: calls.append(dict(named)), with_kwargs=True
-    )
+
+    def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
+        calls.append({"hidden_states" if name == "sample" else name: value for name, value in bound.items()})
+
+    hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield calls
     finally:

@@ -29,8 +29,8 @@ from tabletop.pretraining.judge import (
     Curriculum,
     Encoder,
     JudgeConfig,
+    JudgeTraining,
     LessonBatch,
-    Training,
     draw,
     new_judge,
     perturbed,
@@ -278,11 +278,11 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path):
     rendered = rendered_lessons(12, allowed_claims([]), seed=0)
     lessons = Lessons(rendered.frames[:, :FRAMES_SEEN], rendered.pairs, measures=rendered.measures[:, :FRAMES_SEEN])
 
-    def training() -> Training:
+    def training() -> JudgeTraining:
         torch.manual_seed(0)
-        return Training(config, *new_judge(config))
+        return JudgeTraining(config, *new_judge(config))
 
-    def learn(one: Training, steps: int) -> Training:
+    def learn(one: JudgeTraining, steps: int) -> JudgeTraining:
         for _ in range(steps):
             one.learn(draw(config, Curriculum(lessons, lessons, None, None), one.step, one.rng))
         return one

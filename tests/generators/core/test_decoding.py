@@ -421,7 +421,7 @@ def test_a_vae_without_such_a_decoder_is_an_error():
 
     with torch.device("meta"):
         vae = AutoencoderKLLTXVideo()
-    known = "known are AutoencoderKLCogVideoX, AutoencoderKLWan"
+    known = "known are AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, AutoencoderKLWan"
     with pytest.raises(ValueError, match=f"vae: no decoder .* for class AutoencoderKLLTXVideo; {known}"):
         decode_frames(OnlyVae(vae, 1.0), torch.zeros(1, 128, 1, 2, 2), [0], PLAIN)
 

@@ -7,7 +7,6 @@ import torch
 
 from data.prompts import Prompt
 from generators.core import lora
-from generators.core.decoding import Decoding, decode_frames
 from generators.core.encoding import encode
 from generators.families.wan import WanGenerator
 from rl.training.policies import check_trainable
@@ -15,7 +14,6 @@ from tests.support.tiny import load_wan
 from tests.support.training import config
 
 PROMPT = Prompt("p", "ball drops into the box", "c", "train", None, None)
-EXACT = Decoding("exact", window=2, overlap=1, tile=None, tile_overlap=0, offload=False, straight_through=False)
 
 
 @pytest.fixture
@@ -31,18 +29,9 @@ def test_embedded_guidance_is_the_familys_unless_another_is_asked_for(tiny_wan, 
 
 
 def test_embedded_guidance_of_a_family_that_is_told_none_is_refused(tiny_wan):
-    with pytest.raises(ValueError, match="^embedded_guidance: 6.0, but .* is told none"):
+    with pytest.raises(ValueError, match="^embedded_guidance: 6.0, but .* has no such input"):
         load_wan(tiny_wan, embedded_guidance=6.0)
     assert "embedded_guidance" not in encode(load_wan(tiny_wan), [PROMPT]).facts
-
-
-def test_the_familys_negative_prompt_is_taken_unless_another_is_asked_for(tiny_wan, monkeypatch):
-    monkeypatch.setattr(WanGenerator, "negative_prompt", "blue ball")
-    wan = load_wan(tiny_wan)
-    for asked, wanted in ((None, "blue ball"), ("the cup", "the cup"), ("", "")):
-        encoded = encode(wan, [PROMPT], asked)
-        assert encoded.facts["negative_prompt"] == wanted
-        assert torch.equal(encoded.told.unwanted["text"], wan.encode_text([wanted])["text"][0])
 
 
 def test_a_text_that_depends_on_the_image_is_encoded_with_it_and_captions_of_guidance_with_black(
@@ -95,13 +84,6 @@ def test_what_the_denoisers_cannot_do_is_refused_by_the_key(tiny_wan, monkeypatc
         with pytest.raises(ValueError, match=message):
             check_trainable(wan, config("sft", **changes))
         monkeypatch.undo()
-
-
-def test_windows_are_refused_where_every_frame_needs_the_whole_clip(tiny_wan, monkeypatch):
-    wan = load_wan(tiny_wan)
-    monkeypatch.setattr(WanGenerator, "windows", False)
-    with pytest.raises(ValueError, match="^mode: windowed, but"):
-        decode_frames(wan, torch.zeros(1, *wan.latent_shape), [0], replace(EXACT, mode="windowed"))
 
 
 def test_a_lora_target_that_also_matches_another_module_is_refused(tiny_wan):

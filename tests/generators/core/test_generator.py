@@ -307,7 +307,10 @@ def test_a_pickle_is_never_read(tiny_wan, tmp_path):
 
 def test_a_wrong_argument_is_named(tiny_wan):
     for arguments, message in (
-        ({"family": "sora"}, "generator.family is 'sora'; known are wan, cogvideox, and dotted paths"),
+        (
+            {"family": "sora"},
+            "generator.family is 'sora'; known are wan, cogvideox, animatediff, .*, and dotted paths",
+        ),
         ({"dtype": "float16"}, "dtype: found 'float16'; known are float32, bfloat16"),
         ({"parts": ("denoiser", "unet")}, "parts: found unet; known are denoiser, text, image, vae"),
         ({"path": "models/tabletop/absent"}, "path: 'models/tabletop/absent' is no folder, and no hub id of the form"),

@@ -61,6 +61,48 @@ def cogvideox(pipeline: str, in_channels: int, learned: bool = False, rotary: bo
     }  # fmt: skip
 
 
+def unet(pipeline: str, unet: str, in_channels: int) -> dict[str, Any]:
+    """A pipeline's small files over a U-Net and Stable Diffusion's VAE and CLIP, as far as they are read."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "unet": ["diffusers", unet],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        },
+        "unet/config.json": {"in_channels": in_channels, "out_channels": 4, "motion_max_seq_length": 32},
+        "text_encoder/config.json": {"max_position_embeddings": 77},
+        "vae/config.json": {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]},
+        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "prediction_type": "epsilon"},
+    }
+
+
+def hunyuan_video(pipeline: str, text: str, in_channels: int = 16, how: str | None = None) -> dict[str, Any]:
+    """A published HunyuanVideo's small files, as far as they are read."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "HunyuanVideoTransformer3DModel"],
+            "text_encoder": ["transformers", text],
+            "text_encoder_2": ["transformers", "CLIPTextModel"],
+            "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        },
+        "transformer/config.json": {
+            "in_channels": in_channels, "patch_size": 2, "patch_size_t": 1, "guidance_embeds": in_channels == 16,
+            "image_condition_type": how,
+        },
+        "vae/config.json": {
+            "latent_channels": 16, "temporal_compression_ratio": 4, "spatial_compression_ratio": 8,
+            "scaling_factor": 0.476986,
+        },
+        "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0},
+    }  # fmt: skip
+
+
+HY, HY_I2V = "HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"
+LLAVA = "LlavaForConditionalGeneration"
 TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
 CLIP = {"image_encoder": ["transformers", "CLIPVisionModel"]}
 T2V, I2V, COG, COG_I2V = (
@@ -78,9 +120,20 @@ PUBLISHED = {
     "generators/cogvideox-2b": (cogvideox(COG, 16, rotary=False), "none", (16, 13, 60, 90)),
     "generators/cogvideox-5b": (cogvideox(COG, 16), "none", (16, 13, 60, 90)),
     "generators/cogvideox-5b-i2v": (cogvideox(COG_I2V, 32, learned=True), "needed", (16, 13, 60, 90)),
+    "generators/animatediff": (unet("AnimateDiffPipeline", "UNetMotionModel", 4), "none", (4, 16, 64, 64)),
+    "generators/unet3d": (unet("TextToVideoSDPipeline", "UNet3DConditionModel", 4), "none", (4, 16, 32, 32)),
+    "generators/pia": (unet("PIAPipeline", "UNetMotionModel", 9), "needed", (4, 16, 64, 64)),
     # 81 frames are 21 latent frames, and one in front
     "generators/cogvideox1.5-5b": (cogvideox(COG, 16, **NEWER), "none", (16, 22, 96, 170)),
     "generators/cogvideox1.5-5b-i2v": (cogvideox(COG_I2V, 32, ofs_embed_dim=512, **NEWER), "needed", (16, 22, 96, 170)),
+    "generators/hunyuan-video": (hunyuan_video(HY, "LlamaModel"), "none", (16, 33, 90, 160)),
+    "generators/hunyuan-video-i2v": (hunyuan_video(HY_I2V, LLAVA, 16, "token_replace"), "needed", (16, 33, 90, 160)),
+    # of the 33 latent frames one is dropped after decoding
+    "generators/hunyuan-video-i2v-33ch": (
+        hunyuan_video(HY_I2V, LLAVA, 33, "latent_concat"),
+        "needed",
+        (16, 33, 90, 160),
+    ),
 }
 
 
@@ -97,10 +150,14 @@ def test_a_presets_sizes_and_solver_fit_the_published_model(name):
     checkpoint = Checkpoint(generator["path"], None, None, files)
     cls = find(generator["family"], FAMILIES, "generator.family", "Family")
 
-    made = cls(checkpoint, VideoSize(**preset["video"]), generator["max_prompt_tokens"])
+    told = generator.get("embedded_guidance")
+    made = cls(checkpoint, VideoSize(**preset["video"]), generator["max_prompt_tokens"], embedded_guidance=told)
 
     assert (made.image, made.latent_shape) == (image, latent_shape)
     for how in (preset["generate"], preset["evaluate"]["generate"], preset["select"]["generate"]):
         check_solver(made.process, how["solver"])
+    training = preset["train"]["common"]
+    assert made.takes_lora or training["full"]
+    assert made.checkpoints or not training["gradient_checkpointing"]
     prompts = [Prompt("p", "a cup falls", "c", "train", "first.png" if image == "needed" else None, None)]
     assert check_images(made, prompts) is None

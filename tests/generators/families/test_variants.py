@@ -89,11 +89,18 @@ def case(request, tiny_model) -> Case:
     name, image = CASES[request.param]
     variant = VARIANTS[name] if name in SQUARE else replace(VARIANTS[name], width=64)
     generator = generator_of(variant, tiny_model(name))
-    text = generator.encode_text([PROMPT, ""])["text"]
-    seen = first_frame(0, variant.height, variant.width)
-    told = generator.encode_image(torch.from_numpy(np.array(seen))[None]) if image else {}
+    seen = torch.from_numpy(np.array(first_frame(0, variant.height, variant.width)))
+    text = texts_of(generator, [PROMPT, ""], torch.stack([seen, torch.zeros_like(seen)]))
+    told = generator.encode_image(seen[None]) if image else {}
     noise = generator.draw_noise([7], generator.latent_shape)
-    return Case(variant, tiny_model(name), image, generator, {"text": text[:1], **told}, {"text": text[1]}, noise)
+    conditions = {key: tensor[:1] for key, tensor in text.items()} | told
+    empty = {key: tensor[1] for key, tensor in text.items()}
+    return Case(variant, tiny_model(name), image, generator, conditions, empty, noise)
+
+
+def texts_of(generator: Generator, prompts: Sequence[str], images: Tensor) -> Conditions:
+    """The prompts' text, with their images where it depends on these."""
+    return generator.encode_text(prompts, images if generator.text_sees_image else None)
 
 
 close = partial(torch.testing.assert_close, atol=2e-4, rtol=1e-4)
@@ -110,36 +117,48 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
     """encode_image and encode_text against the arguments of the stock pipeline's first forward."""
     pipeline = case.stock()
     once = {"num_inference_steps": 1, "guidance_scale": 1.0}
-    with asked(pipeline.transformer) as stock_calls:
+    (denoiser, *_) = case.generator.denoiser_names
+    with asked(getattr(pipeline, denoiser)) as stock_calls:
         case.sampled_by_stock(pipeline, **once)
-    with asked(case.generator.component("transformer")) as calls:
+    with asked(case.generator.component(denoiser)) as calls:
         case.generator.sample(case.conditions, case.empty, case.noise, 1, 1.0, case.variant.solver)
     told, expected = (
         {key: value for key, value in one.items() if value is not None} for (one,) in (calls, stock_calls)
     )
 
+    expected["timestep"] = expected["timestep"].expand_as(told["timestep"])  # U-Nets' is one for all rows
+    if "encoder_attention_mask" in expected:  # rows are padded to one length
+        length = expected["encoder_attention_mask"].shape[1]
+        assert not told["encoder_attention_mask"][:, length:].any()
+        for key in ("encoder_hidden_states", "encoder_attention_mask"):
+            told[key] = told[key][:, :length]
     for key in expected.keys() - {"attention_kwargs", "return_dict"}:
         close(told[key], expected[key])
     hidden = expected["hidden_states"].transpose(1, 2) if frames_first(pipeline) else expected["hidden_states"]
     beside = hidden[:, case.noise.shape[1] :]
     where = {  # of a condition in that forward
-        "text": lambda: expected["encoder_hidden_states"],
+        "text": lambda: expected["encoder_hidden_states"][:1],  # AnimateDiff repeats it for every frame
+        "text_mask": lambda: expected["encoder_attention_mask"],
+        "pooled": lambda: expected["pooled_projections"],
         "image": lambda: beside,
-        "first": lambda: beside[:, :, :1],
+        "first": lambda: beside[:, -case.noise.shape[1] :, :1],  # in front of PIA's is a mask
         "vision": lambda: expected["encoder_hidden_states_image"],
         "given": lambda: hidden[:, :, :1],
     }
-    assert (len(case.conditions) > 1) == case.image
+    assert bool(case.conditions.keys() - case.empty.keys()) == case.image
     for key, tensor in case.conditions.items():
-        close(tensor, where[key]())
+        given = where[key]()
+        close(tensor[:, : given.shape[1]], given)
 
 
 def rows_of(case: Case) -> tuple[Tensor, Conditions]:
     """Latents of two rows and their conditions, which differ in the text."""
     generator = case.generator
     latents = generator.draw_noise([1, 2], generator.latent_shape)
-    texts = generator.encode_text(["moving green ball and blue cube closer to each other", PROMPT])
-    images = {name: torch.cat([tensor, tensor]) for name, tensor in case.conditions.items() if name != "text"}
+    seen = torch.from_numpy(np.array(first_frame(0, case.variant.height, case.variant.width)))
+    prompts = ["moving green ball and blue cube closer to each other", PROMPT]
+    texts = texts_of(generator, prompts, seen.expand(2, -1, -1, -1))
+    images = {name: torch.cat([tensor, tensor]) for name, tensor in case.conditions.items() if name not in texts}
     return latents, images | texts
 
 
@@ -184,6 +203,8 @@ def test_the_error_trains_every_denoiser_and_is_blind_to_given_frames(case):
 @pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")  # diffusers adds layers of the image's tokens
 def test_a_lora_loads_in_a_fresh_stock_pipeline_and_changes_its_clip(case, tmp_path):
     """Of each denoiser alone, and of all: an adapter that is not loaded would leave the clip as it was."""
+    if not case.generator.takes_lora:
+        pytest.skip("all its weights are trained")
     names = case.generator.denoiser_names
     base = case.sampled(case.generator)
     for adapted in {(*names[:1],), (*names[1:],), (*names,)} - {()}:
@@ -195,7 +216,7 @@ def test_a_lora_loads_in_a_fresh_stock_pipeline_and_changes_its_clip(case, tmp_p
                 weight.data += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
             lora.save(module, lora.lora_folder(folder, name), name)
         pipeline = case.stock()
-        if "transformer" in adapted:
+        if {"transformer", "unet"} & {*adapted}:
             pipeline.load_lora_weights(folder)
         if "transformer_2" in adapted:
             pipeline.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)
@@ -234,7 +255,14 @@ WRONG = (
     ("cogvideox-2b", {"max_prompt_tokens": 12}, "max_prompt_tokens: 12, .* 16"),
     ("cogvideox-5b-i2v", {"num_frames": 17}, "num_frames: 17, .* 9 alone"),
     ("cogvideox-5b-i2v", {"width": 64}, "width: 64, .* 32 alone"),
+    ("animatediff", {"num_frames": 33}, "num_frames: 33, .* positions for 32"),
+    ("animatediff", {"max_prompt_tokens": 12}, "max_prompt_tokens: 12, .* 16"),
+    ("unet3d", {"max_prompt_tokens": 12}, "max_prompt_tokens: 12, .* 16"),
+    ("unet3d-pixels", {"height": 20}, "height: 20 .* nearest is 16 or 24"),
+    ("pia", {"width": 44}, "width: 44 .* nearest is 40 or 48"),
     ("cogvideox1.5-5b", {"num_frames": 13}, "num_frames: 13 .* nearest is 9 or 17"),
+    ("hunyuan-video-t2v", {"num_frames": 11}, "num_frames: 11 .* nearest is 9 or 13"),
+    ("hunyuan-video-i2v-33ch", {"height": 24}, "height: 24 .* nearest is 16 or 32"),
 )
 
 

@@ -59,6 +59,9 @@ def test_the_values_for_params_fit_the_model(name, tiny_model):
     generator = examine_generator(size=VideoSize(**params["video"]), **params["generator"])
     assert generator.image == VARIANTS[name].image
     check_solver(generator.process, params["generate"]["solver"])
+    training = params.get("train", {}).get("common", {})
+    assert generator.takes_lora != training.get("full", False)
+    assert generator.checkpoints or training["gradient_checkpointing"] is False
 
 
 def test_every_word_of_the_tabletops_captions_has_a_token():
