@@ -12,6 +12,7 @@ from feedback.core.kinds import question_files, read_block, resolve
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import RUBRIC
 from generators.core.checkpoint import Checkpoint, NotReachedError
+from generators.core.decoding import whole_clip_needed
 from generators.core.encoding import check_images
 from generators.core.generator import Generator
 from generators.core.load import examine_generator
@@ -171,6 +172,10 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
             raise ParamsError(f"{name}: {error}") from error
         for denoiser in trained:
             _check_lora_targets(name, config, generator.checkpoint, denoiser)
+    for name in params["online"]["policies"]:
+        entry = section(f"online.policies.{name}", OnlineEntry)
+        if load_recipe(entry.recipe, entry.changes).decoding.mode == "windowed" and not generator.windows:
+            raise ParamsError(f"online.policies.{name}: decoding.{whole_clip_needed(generator)}")
     unguided = [
         f"{key}: negative_prompt is set and guidance is 1, which leads away from nothing"
         for key in _sampled(params)

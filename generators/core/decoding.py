@@ -72,8 +72,10 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
 
     latents: (1, C, F, h, w), normalised. Nothing that lies after the group of the last wanted frame is computed.
     Always float32: bfloat16 decoding flickers. Raises ValueError for more than one clip, for no indices, naming a frame
-    beyond the clip, and for a VAE without such a decoder.
+    beyond the clip, for a VAE without such a decoder and for windows where a frame needs the whole clip.
     """
+    if decoding.mode == "windowed" and not generator.windows:
+        raise ValueError(whole_clip_needed(generator))
     decoder = generator.frame_decoder()
     with torch.autocast(generator.device.type, enabled=False):
         latents = generator.vae_latents(latents.to(generator.device, torch.float32))
@@ -82,6 +84,11 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
         frames = MODES[decoding.mode](decoder, latents, wanted, decoding)
         frames = _StraightThrough.apply(frames) if decoding.straight_through else frames.clamp(0, 1)
         return frames[[wanted.index(frame) for frame in indices]]
+
+
+def whole_clip_needed(generator: Generator) -> str:
+    """What is wrong with `windowed` for a generator without `windows`."""
+    return f"mode is windowed, but every frame of a {generator.family} clip is decoded from all its latents: use exact"
 
 
 def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decoding: Decoding) -> Fidelity:

@@ -35,17 +35,19 @@ class Encoded(NamedTuple):
 def encode(
     generator: Generator,
     prompts: Sequence[Prompt],
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Encoded:
     """The prompts and their first frames as conditions on the CPU.
 
-    texts: the generator's inputs in place of the prompts, by prompt_id.
+    negative_prompt: what guidance leads away from; None: the pipeline's own. texts: the generator's inputs in place of
+    the prompts, by prompt_id.
     Raises ValueError for a prompt of too many tokens, and as `check_images` does; logs its warning.
     """
     if warning := check_images(generator, prompts):
         logger.warning(warning)
     size = generator.size
+    negative_prompt = generator.negative_prompt if negative_prompt is None else negative_prompt
     images = {} if generator.image == "none" else first_frames(prompts, size.height, size.width)
     inputs = {prompt.prompt_id: texts[prompt.prompt_id] if texts else prompt.prompt for prompt in prompts}
     captions = [*inputs.values(), "", *([negative_prompt] if negative_prompt else [])]

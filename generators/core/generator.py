@@ -78,12 +78,12 @@ class Generator:
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
     tiles: bool = True  # whether the VAE's own spatial tiles are right
     attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers
+    windows: bool = True  # whether some of a clip's frames can be decoded without the others
     takes_lora: bool = True  # whether stock diffusers loads a LoRA of it; else all weights are trained
     checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
     text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
-    default_embedded_guidance: float | None = (
-        None  # guidance scale that is an input of a distilled denoiser; None: none
-    )
+    negative_prompt: str = ""  # the pipeline's own, taken where params.yaml has null
+    default_embedded_guidance: float | None = None  # guidance scale that is an input of a distilled denoiser
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class Sampling:
     split: Literal["train", "test", "all"]
     seed: int
     prompts: Count | None = None  # of the split, evenly spread over it; None: all
-    negative_prompt: str = ""  # what guidance leads away from; "" is the empty caption
+    negative_prompt: str | None = None  # what guidance leads away from; None: the pipeline's own; "": the empty caption
 
 
 class ClipSetName(NamedTuple):

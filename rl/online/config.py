@@ -30,7 +30,7 @@ class OnlineConfig(PolicyConfig):
     steps: Count
     solver: Solver
     guidance: Annotated[float, Ge(1)]  # 1 is off
-    negative_prompt: str = ""  # what guidance leads away from; "" is the empty caption
+    negative_prompt: str | None = None  # what guidance leads away from; None: the pipeline's own; "": the empty caption
     updates: Count
     warmup_updates: WholeNotNegative
     velocity_weight: NotNegative

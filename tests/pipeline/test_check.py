@@ -11,6 +11,7 @@ from PIL import Image
 from commands.preset import PRESETS, overlay
 from data.prompts import load_prompts, write_prompts
 from feedback.core.kinds import resolve
+from generators.families.wan import WanGenerator
 from pipeline.advice import advice
 from pipeline.check import check_params
 from pipeline.params import ParamsError
@@ -274,6 +275,17 @@ def test_a_generator_that_does_not_fit_prompts_solver_or_denoisers_is_refused(pr
         project(params)
         with pytest.raises((ParamsError, ValueError), match=message):
             check_params()
+
+
+def test_windowed_decoding_of_a_generator_that_needs_the_whole_clip_is_refused(project, monkeypatch):
+    params = default_params()
+    ask1 = {"start": "base", "recipe": "ask-a-video", "judge": "judge", "held_out": "judge"}
+    params["online"]["policies"] = {"ask1": ask1}
+    project(params)
+    assert check_params().generator.windows
+    monkeypatch.setattr(WanGenerator, "windows", False)
+    with pytest.raises(ParamsError, match="^online.policies.ask1: decoding.mode is windowed, but every frame of a wan"):
+        check_params()
 
 
 def test_images_that_the_generator_does_not_take_are_a_note(project, tmp_path):

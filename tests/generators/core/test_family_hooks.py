@@ -7,6 +7,7 @@ import torch
 
 from data.prompts import Prompt
 from generators.core import lora
+from generators.core.decoding import Decoding, decode_frames
 from generators.core.encoding import encode
 from generators.families.wan import WanGenerator
 from rl.training.policies import check_trainable
@@ -32,6 +33,28 @@ def test_embedded_guidance_of_a_family_that_is_told_none_is_refused(tiny_wan):
     with pytest.raises(ValueError, match="^embedded_guidance: 6.0, but .* has no such input"):
         load_wan(tiny_wan, embedded_guidance=6.0)
     assert "embedded_guidance" not in encode(load_wan(tiny_wan), [PROMPT]).facts
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [(None, "blue ball"), ("the cup", "the cup"), ("", "")])
+def test_guidance_leads_away_from_the_pipelines_own_negative_prompt_unless_another_is_asked_for(
+    tiny_wan, monkeypatch, asked, wanted
+):
+    monkeypatch.setattr(WanGenerator, "negative_prompt", "blue ball")
+    wan = load_wan(tiny_wan)
+    encoded = encode(wan, [PROMPT], asked)
+    assert encoded.facts["negative_prompt"] == wanted
+    if wanted:
+        assert torch.equal(encoded.told.unwanted["text"], wan.encode_text([wanted])["text"][0])
+    else:
+        assert torch.equal(encoded.told.unwanted["text"], encoded.told.empty["text"])
+
+
+def test_windowed_decoding_is_refused_where_every_frame_needs_the_whole_clip(tiny_wan, monkeypatch):
+    wan = load_wan(tiny_wan)
+    monkeypatch.setattr(WanGenerator, "windows", False)
+    decoding = Decoding("windowed", 4, 1, tile=None, tile_overlap=0, offload=False, straight_through=False)
+    with pytest.raises(ValueError, match="^mode is windowed, but every frame of a wan clip is decoded from all its"):
+        decode_frames(wan, torch.zeros(1, *wan.latent_shape), [0], decoding)
 
 
 def test_a_text_that_depends_on_the_image_is_encoded_with_it_and_captions_of_guidance_with_black(
