@@ -1,9 +1,15 @@
 """LTX-Video 0.9 to 0.9.8, from text and from a first frame, with diffusers' LTX pipelines.
 
-The denoiser takes latents as a row of tokens; ours are (B, C, F, h, w). A first frame takes the first latent frame's
-place, whose tokens are at time 0. The shift of time depends on the number of tokens; `shift_terminal` is the solver's.
-VAEs from 0.9.1 on are told a time and decode latents with a little noise; it comes from one seed, so one latent gives
-one clip.
+The same weights serve both: diffusers reads an LTXPipeline's folder as an LTXImageToVideoPipeline too. A first frame is
+the first latent frame, whose tokens are at time 0. The denoiser's latents are a row of tokens; here they are
+(B, C, F, h, w). Its positions in time are seconds, so `fps` changes what it makes.
+
+Two layouts of pipeline are published. Up to 0.9.5 the shift of time depends on the number of tokens (up to 0.9.1), and
+a latent frame's position is that of its first pixel frame, counted as if the first latent frame held as many frames as
+the others. An LTXConditionPipeline (0.9.5 on) counts the first latent frame as one frame and has noise levels of its
+own, without a shift. It may add noise to the given frame (image_cond_noise_scale); here that is 0.
+
+VAEs from 0.9.1 on take a time and decode latents with a little noise; see generators.decoders.ltx.
 """
 
 from collections.abc import Sequence
@@ -17,27 +23,27 @@ from generators.core.generator import Generator, ImageUse
 from generators.core.size import check_size
 from generators.core.text import encode_padded
 
-READS = "family ltx reads an LTXPipeline or LTXImageToVideoPipeline"
+READS = "family ltx reads an LTXPipeline, LTXImageToVideoPipeline or LTXConditionPipeline"
 CLASSES = {
     "transformer": "LTXVideoTransformer3DModel",
     "text_encoder": "T5EncoderModel",
     "vae": "AutoencoderKLLTXVideo",
 }
-DECODE_NOISE, SEED = 0.025, 0  # share of noise in what a timestep-conditioned VAE decodes, and its seed
+LINEAR_NOISE = 0.025  # noise that the first half of LTXConditionPipeline's steps takes away, evenly
 
 
 class LTXGenerator(Generator):
     """Generator over the components of an LTX pipeline."""
 
     family = "ltx"
-    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline")
+    pipelines = ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline")
     components_of = {
         "denoiser": ("transformer",),
         "text": ("text_encoder", "tokenizer"),
         "image": (),
         "vae": ("vae",),
     }
-    attention_backends = False
+    attention_backends = False  # attention to the text has a mask
     windows = False
     lora_targets = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
@@ -54,10 +60,11 @@ class LTXGenerator(Generator):
         for key in ("patch_size", "patch_size_t"):
             if transformer.get(key, 1) != 1:
                 raise ValueError(f"{found} whose transformer has {key} {transformer[key]}, expected 1; {READS}")
+        self.of_conditions = checkpoint.index["_class_name"] == "LTXConditionPipeline"
 
     @property
     def image(self) -> ImageUse:
-        return "needed" if self.checkpoint.index["_class_name"] == "LTXImageToVideoPipeline" else "none"
+        return "optional"
 
     def _ratio(self, kind: str, patch: str) -> int:
         """Pixels or frames of a latent one, as the VAE computes it."""
@@ -86,10 +93,16 @@ class LTXGenerator(Generator):
         return frames * height * width
 
     def _sigmas(self, steps: int) -> Sequence[float]:
-        return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        if self.of_conditions:
+            return linear_quadratic(steps)
+        levels: list[float] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        return levels
+
+    # Conditions
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str], images: Tensor | None = None) -> Conditions:
+        """As Generator says: `text` (P, L, D), and `text_mask` (P, L), true where a token is no padding."""
         tokenizer, length = self.component("tokenizer"), self.max_prompt_tokens
         encoder = self.component("text_encoder")
         text = encode_padded(encoder, tokenizer, prompts, length, self.device, masked=False)
@@ -102,22 +115,33 @@ class LTXGenerator(Generator):
 
     def _ask(self, denoiser: Any, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         frames, height, width = latents.shape[2:]
+        timestep = timestep[:, None]
         if given := given_frames(conditions):  # a time for every token
             late = timestep.new_ones(frames, height * width)
             late[:given] = 0
-            timestep = timestep[:, None] * late.flatten()
+            timestep = timestep * late.flatten()
+        where: dict[str, Any] = {"video_coords": self._positions(latents)}
+        if not self.of_conditions:
+            scale = (self._temporal / self.size.fps, self._spatial, self._spatial)
+            where = {"num_frames": frames, "height": height, "width": width, "rope_interpolation_scale": scale}
         output: Tensor = denoiser(
             hidden_states=latents.flatten(2).transpose(1, 2),
             encoder_hidden_states=conditions["text"],
             timestep=timestep,
             encoder_attention_mask=conditions["text_mask"],
-            num_frames=frames,
-            height=height,
-            width=width,
-            rope_interpolation_scale=(self._temporal / self.size.fps, self._spatial, self._spatial),
             return_dict=False,
+            **where,
         )[0]
         return output.transpose(1, 2).unflatten(2, (frames, height, width))
+
+    def _positions(self, latents: Tensor) -> Tensor:
+        """(B, 3, F h w) float32: second, row and column of each token, where its first latent frame is one frame."""
+        frames, height, width = (torch.arange(count, device=latents.device) for count in latents.shape[2:])
+        seconds = (frames * self._temporal + 1 - self._temporal).clamp(min=0).float() / self.size.fps
+        grid = torch.meshgrid(seconds, (height * self._spatial).float(), (width * self._spatial).float(), indexing="ij")
+        return torch.stack(grid).flatten(1).expand(len(latents), -1, -1)
+
+    # The VAE
 
     def _scale(self) -> tuple[Tensor, Tensor]:
         """Mean and width of the VAE's latents, (1, C, 1, 1, 1) each."""
@@ -126,12 +150,10 @@ class LTXGenerator(Generator):
         return mean, std / vae.config.scaling_factor
 
     def vae_latents(self, latents: Tensor) -> Tensor:
+        from generators.decoders.ltx import with_noise
+
         mean, std = self._scale()
-        scaled = latents * std + mean
-        if not self.vae_config["timestep_conditioning"]:
-            return scaled
-        noise = self.draw_noise([SEED], scaled.shape[1:]).to(scaled.device)
-        return (1 - DECODE_NOISE) * scaled + DECODE_NOISE * noise
+        return with_noise(self.component("vae"), latents * std + mean)
 
     def _pixels(self, latents: Tensor) -> Tensor:
         from generators.decoders.ltx import decode
@@ -144,6 +166,20 @@ class LTXGenerator(Generator):
         mean, std = self._scale()
         normalised: Tensor = (self.component("vae").encode(pixels).latent_dist.mode() - mean) / std
         return normalised
+
+
+def linear_quadratic(steps: int) -> list[float]:
+    """The noise levels of LTXConditionPipeline's steps, from 1 down; a last step goes to 0.
+
+    The first half (rounded down) falls evenly by LINEAR_NOISE; the others fall faster and faster, as a parabola that
+    goes on in value and slope.
+    """
+    if steps < 2:
+        return [1.0]
+    half = steps // 2
+    slope = LINEAR_NOISE / half
+    bend = (1 - slope * steps) / (steps - half) ** 2
+    return [1 - slope * step - bend * max(step - half, 0) ** 2 for step in range(steps)]
 
 
 Family = LTXGenerator  # the name that a family's module is asked for

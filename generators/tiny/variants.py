@@ -66,9 +66,10 @@ VARIANTS = {
     "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
     "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
     "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
-    "ltx-t2v": Variant("ltx", "Lightricks/LTX-Video", "none", "euler", ltx.ltx),
-    "ltx0.9.1-t2v": Variant("ltx", "Lightricks/LTX-Video-0.9.1", "none", "euler", partial(ltx.ltx, told_time=True)),
-    "ltx-i2v": Variant("ltx", "Lightricks/LTX-Video", "needed", "euler", partial(ltx.ltx, image=True)),
+    # The hub's LTXPipelines are read as LTXImageToVideoPipelines too.
+    "ltx0.9-ti2v": Variant("ltx", "Lightricks/LTX-Video", "optional", "euler", partial(ltx.ltx, "0.9")),
+    "ltx0.9.1-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.1", "optional", "euler", partial(ltx.ltx, "0.9.1")),
+    "ltx0.9.7-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.7-dev", "optional", "euler", partial(ltx.ltx, "0.9.7")),
 }
 
 
