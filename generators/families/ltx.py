@@ -4,10 +4,10 @@ The same weights serve both: diffusers reads an LTXPipeline's folder as an LTXIm
 the first latent frame, whose tokens are at time 0. The denoiser's latents are a row of tokens; here they are
 (B, C, F, h, w). Its positions in time are seconds, so `fps` changes what it makes.
 
-Two layouts of pipeline are published. Up to 0.9.5 the shift of time depends on the number of tokens (up to 0.9.1), and
-a latent frame's position is that of its first pixel frame, counted as if the first latent frame held as many frames as
-the others. An LTXConditionPipeline (0.9.5 on) counts the first latent frame as one frame and has noise levels of its
-own, without a shift. It may add noise to the given frame (image_cond_noise_scale); here that is 0.
+An LTXPipeline's shift of time depends on the number of tokens where the scheduler says so (0.9, 0.9.1), and its latent
+frames are evenly spaced in time. An LTXConditionPipeline (0.9.7 on) has noise levels of its own without a shift, counts
+the first latent frame as one frame, and its text encoder does not attend to padding. It may add noise to the given
+frame (image_cond_noise_scale); here that is 0.
 
 VAEs from 0.9.1 on take a time and decode latents with a little noise; see generators.decoders.ltx.
 """
@@ -98,6 +98,13 @@ class LTXGenerator(Generator):
         levels: list[float] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
         return levels
 
+    def solver(self, name: str, steps: int) -> Any:
+        """As Generator says. Raises ValueError for one step where shift_terminal stretches the noise levels."""
+        terminal = self.scheduler_config.get("shift_terminal")
+        if terminal and steps < 2:
+            raise ValueError(f"steps: {steps}, but noise levels that begin at 1 and end at {terminal} are at least 2")
+        return super().solver(name, steps)
+
     # Conditions
 
     @torch.no_grad()
@@ -105,7 +112,7 @@ class LTXGenerator(Generator):
         """As Generator says: `text` (P, L, D), and `text_mask` (P, L), true where a token is no padding."""
         tokenizer, length = self.component("tokenizer"), self.max_prompt_tokens
         encoder = self.component("text_encoder")
-        text = encode_padded(encoder, tokenizer, prompts, length, self.device, masked=False)
+        text = encode_padded(encoder, tokenizer, prompts, length, self.device, masked=self.of_conditions)
         mask = tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt").attention_mask
         return {"text": text, "text_mask": mask.bool()}
 

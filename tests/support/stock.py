@@ -118,8 +118,8 @@ def stock_latents(
     """(1, C, F, h, w) latents that the pipeline makes of this noise; CogVideoX by DDIM, which draws no noise."""
     if is_ltx(pipeline):  # of these one takes no latents, and one ignores the image when it does
         with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise.clone()):
-            row = run_stock(pipeline, variant, image, **{"num_inference_steps": STEPS, "output_type": "latent"} | changes)
-        return unpacked(row, noise)
+            settings = {"num_inference_steps": STEPS, "output_type": "latent"} | changes
+            return unpacked(run_stock(pipeline, variant, image, **settings), noise)
     cogvideox = frames_first(pipeline)
     if cogvideox:
         from diffusers import CogVideoXDDIMScheduler
