@@ -139,7 +139,7 @@ class LTXGenerator(Generator):
             return_dict=False,
             **where,
         )[0]
-        return output.transpose(1, 2).unflatten(2, (frames, height, width))
+        return output.transpose(1, 2).reshape(latents.shape)
 
     def _positions(self, latents: Tensor) -> Tensor:
         """(B, 3, F h w) float32: second, row and column of each token, where its first latent frame is one frame."""
