@@ -60,6 +60,8 @@ class LTXGenerator(Generator):
         for key in ("patch_size", "patch_size_t"):
             if transformer.get(key, 1) != 1:
                 raise ValueError(f"{found} whose transformer has {key} {transformer[key]}, expected 1; {READS}")
+        if checkpoint.component("scheduler").get("stochastic_sampling"):
+            raise ValueError(f"{found} whose scheduler has stochastic_sampling true, expected false; {READS}")
         self.of_conditions = checkpoint.index["_class_name"] == "LTXConditionPipeline"
 
     @property

@@ -161,13 +161,15 @@ def test_a_folder_of_the_image_pipeline_is_read_as_that_of_the_text_pipeline(tin
     assert (generator.image, generator.latent_shape) == ("optional", (8, 3, 8, 8))
 
 
+WRONG = (
+    ("model_index.json", {"vae": ["diffusers", "AutoencoderKLWan"]}, "vae is AutoencoderKLWan, expected"),
+    ("transformer/config.json", {"patch_size": 2}, "transformer has patch_size 2, expected 1"),
+    ("scheduler/scheduler_config.json", {"stochastic_sampling": True}, "scheduler has stochastic_sampling true"),
+)
+
+
 def test_what_the_family_does_not_read_is_refused(tiny_model, tmp_path):
-    for number, (file, change, message) in enumerate(
-        (
-            ("model_index.json", {"vae": ["diffusers", "AutoencoderKLWan"]}, "vae is AutoencoderKLWan, expected"),
-            ("transformer/config.json", {"patch_size": 2}, "transformer has patch_size 2, expected 1"),
-        )
-    ):
+    for number, (file, change, message) in enumerate(WRONG):
         folder = changed(tiny_model("ltx0.9-ti2v"), tmp_path / str(number), file, **change)
         with pytest.raises(ValueError, match=f"^path: .* is a LTXPipeline whose {message}"):
             examine_generator("ltx", folder, SIZE, max_prompt_tokens=16)
