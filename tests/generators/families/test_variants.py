@@ -124,7 +124,7 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
     with asked(case.generator.component(denoiser)) as calls:
         case.generator.sample(case.conditions, case.empty, case.noise, 2, 1.0, case.variant.solver)
     told, expected = (
-        {key: value for key, value in one.items() if value is not None} for one, _ in (calls, stock_calls)
+        {key: value for key, value in one.items() if value is not None} for one, *_ in (calls, stock_calls)
     )
 
     expected["timestep"] = expected["timestep"].expand_as(told["timestep"])  # U-Nets' is one for all rows
