@@ -18,6 +18,7 @@ FAMILIES = {
     "animatediff": "generators.families.animatediff",
     "unet3d": "generators.families.unet3d",
     "hunyuan_video": "generators.families.hunyuan_video",
+    "ltx": "generators.families.ltx",
 }
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.doors import find
-from generators.tiny import cogvideox, hunyuan_video, unets, wan
+from generators.tiny import cogvideox, hunyuan_video, ltx, unets, wan
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ VARIANTS = {
     "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
     "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
     "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
+    # The hub's LTXPipelines are read as LTXImageToVideoPipelines too.
+    "ltx0.9-ti2v": Variant("ltx", "Lightricks/LTX-Video", "optional", "euler", partial(ltx.ltx, "0.9")),
+    "ltx0.9.1-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.1", "optional", "euler", partial(ltx.ltx, "0.9.1")),
+    "ltx0.9.7-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.7-dev", "optional", "euler", partial(ltx.ltx, "0.9.7")),
 }
 
 

@@ -3,11 +3,13 @@
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -17,18 +19,27 @@ from torch import Tensor
 from generators.tiny.variants import Variant
 
 PROMPT = "lifting red ball up"
+LTX_DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}  # of Lightricks' configs
 STEPS, GUIDANCE = 4, 2.0
 
 
 def load_stock(folder: Path, image: bool = False) -> Any:
-    """The folder's own pipeline, or of a Wan text-to-video folder with `image` the one that takes a first frame."""
-    from diffusers import DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
+    """The folder's own pipeline, or with `image` of a text-to-video folder the one that takes a first frame."""
+    from diffusers import (
+        DiffusionPipeline,
+        LTXImageToVideoPipeline,
+        LTXPipeline,
+        WanImageToVideoPipeline,
+        WanPipeline,
+    )
 
     index = json.loads((Path(folder) / "model_index.json").read_text())
     without = {"vae": None} if "vae" in index and index["vae"][0] is None else {}  # of a model in pixels
     pipeline = DiffusionPipeline.from_pretrained(folder, **without)
     if image and isinstance(pipeline, WanPipeline):
         pipeline = WanImageToVideoPipeline.from_pretrained(folder)
+    if image and isinstance(pipeline, LTXPipeline):
+        pipeline = LTXImageToVideoPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return FirstFrameLoop(pipeline) if index["_class_name"] == "TextToVideoSDPipeline" and image else pipeline
 
@@ -93,6 +104,11 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
         arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
         arguments["num_frames"] += hidden_frames(pipeline)
+    if is_ltx(pipeline):
+        arguments |= {"frame_rate": 8, **LTX_DECODE}
+        if "image_cond_noise_scale" in inspect.signature(type(pipeline).__call__).parameters:
+            arguments["image_cond_noise_scale"] = 0.0
+        torch.manual_seed(0)  # of the noise that layers of its decoder add
     return pipeline(**arguments).frames
 
 
@@ -100,6 +116,10 @@ def stock_latents(
     pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None = None, **changes: Any
 ) -> Tensor:
     """(1, C, F, h, w) latents that the pipeline makes of this noise; CogVideoX by DDIM, which draws no noise."""
+    if is_ltx(pipeline):  # of these one takes no latents, and one ignores the image when it does
+        with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise.clone()):
+            settings = {"num_inference_steps": STEPS, "output_type": "latent"} | changes
+            return unpacked(run_stock(pipeline, variant, image, **settings), noise)
     cogvideox = frames_first(pipeline)
     if cogvideox:
         from diffusers import CogVideoXDDIMScheduler
@@ -127,6 +147,15 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     config = pipeline.vae.config if pipeline.vae else None
     if hasattr(pipeline, "unet"):
         decoded = pipeline.decode_latents(latents)
+    elif is_ltx(pipeline):
+        vae = pipeline.vae
+        scaled = pipeline._denormalize_latents(latents, vae.latents_mean, vae.latents_std, config.scaling_factor)
+        time = None
+        if config.timestep_conditioning:
+            noise, share = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)), 0.025
+            scaled, time = (1 - share) * scaled + share * noise, torch.tensor([0.05])
+        torch.manual_seed(0)
+        decoded = vae.decode(scaled, time).sample
     elif is_hunyuan_video(pipeline):
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
     elif frames_first(pipeline):
@@ -142,6 +171,16 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
 def frames_first(pipeline: Any) -> bool:
     """Whether its transformer takes latents as (B, F, C, h, w)."""
     return "CogVideoX" in type(pipeline).__name__
+
+
+def is_ltx(pipeline: Any) -> bool:
+    """Whether it is of LTX-Video."""
+    return type(pipeline).__name__.startswith("LTX")
+
+
+def unpacked(latents: Tensor, like: Tensor) -> Tensor:
+    """(1, C, F, h, w) latents of that shape that are a row of tokens or no longer are; others as they are."""
+    return latents.transpose(1, 2).reshape(like.shape) if latents.ndim == 3 else latents
 
 
 def is_hunyuan_video(pipeline: Any) -> bool:

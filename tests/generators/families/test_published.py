@@ -104,6 +104,33 @@ def hunyuan_video(pipeline: str, text: str, in_channels: int = 16, how: str | No
     }  # fmt: skip
 
 
+def ltx(pipeline: str, vae: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
+    """A published LTX-Video's small files, as far as they are read: those that diffusers' conversion script writes."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "LTXVideoTransformer3DModel"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "T5Tokenizer"],
+            "vae": ["diffusers", "AutoencoderKLLTXVideo"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        },
+        "transformer/config.json": {"in_channels": 128, "patch_size": 1, "patch_size_t": 1},
+        "vae/config.json": {"latent_channels": 128, "patch_size": 4, "patch_size_t": 1, **vae},
+        "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler},
+    }
+
+
+# The VAE of 0.9 says nothing of its ratios; that of 0.9.7 scales four times, not always along time and sides.
+LTX_VAE = {"spatio_temporal_scaling": [True, True, True, False], "timestep_conditioning": False}
+LTX_VAE_097 = {
+    "spatio_temporal_scaling": [True] * 4, "timestep_conditioning": True, "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}  # fmt: skip
+LTX_SHIFT = {
+    "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096, "shift_terminal": 0.1,
+}  # fmt: skip
 HY, HY_I2V = "HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"
 LLAVA = "LlavaForConditionalGeneration"
 TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
@@ -131,6 +158,12 @@ PUBLISHED = {
     "generators/cogvideox1.5-5b-i2v": (cogvideox(COG_I2V, 32, ofs_embed_dim=512, **NEWER), "needed", (16, 22, 96, 170)),
     "generators/hunyuan-video": (hunyuan_video(HY, "LlamaModel"), "none", (16, 33, 90, 160)),
     "generators/hunyuan-video-i2v": (hunyuan_video(HY_I2V, LLAVA, 16, "token_replace"), "needed", (16, 33, 90, 160)),
+    "generators/ltx-video": (ltx("LTXPipeline", LTX_VAE, LTX_SHIFT), "optional", (128, 21, 15, 22)),
+    "generators/ltx-video-13b": (
+        ltx("LTXConditionPipeline", LTX_VAE_097, {"use_dynamic_shifting": False}),
+        "optional",
+        (128, 21, 16, 24),
+    ),
     # of the 33 latent frames one is dropped after decoding
     "generators/hunyuan-video-i2v-33ch": (
         hunyuan_video(HY_I2V, LLAVA, 33, "latent_concat"),
