@@ -18,6 +18,7 @@ FAMILIES = {
     "animatediff": "generators.families.animatediff",
     "unet3d": "generators.families.unet3d",
     "hunyuan_video": "generators.families.hunyuan_video",
+    "kandinsky5": "generators.families.kandinsky5",
 }
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
@@ -85,7 +86,8 @@ def examine_generator(
     names = [name for part in PARTS for name in cls.components_of.get(part, ()) if checkpoint.class_of(name)]
     files = [name for name in names if _is_files(checkpoint, name)]
     checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
-    most = checkpoint.component("tokenizer").get("model_max_length") if "tokenizer" in names else None
+    # also of a processor, which is a tokenizer and more
+    most = checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length") if "tokenizer" in names else None
     if most is not None and max_prompt_tokens > most:
         raise ValueError(
             f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"

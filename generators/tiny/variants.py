@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.doors import find
-from generators.tiny import cogvideox, hunyuan_video, unets, wan
+from generators.tiny import cogvideox, hunyuan_video, kandinsky5, unets, wan
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
     needed: Literal["needed", "none"] = "none" if kind == "text" else "needed"
     build = partial(hunyuan_video.hunyuan_video, kind)
     return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
+
+
+def _kandinsky5(like: str, image: bool, num_frames: int) -> Variant:
+    """With room for the pipeline's negative prompt."""
+    needed: Literal["needed", "none"] = "needed" if image else "none"
+    build = partial(kandinsky5.kandinsky5, image)
+    return Variant("kandinsky5", f"kandinskylab/{like}", needed, "euler", build, 40, num_frames)
 
 
 UNPUBLISHED = "no published model"
@@ -66,6 +73,8 @@ VARIANTS = {
     "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
     "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
     "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
+    "kandinsky5-t2v": _kandinsky5("Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers", image=False, num_frames=9),
+    "kandinsky5-i2v": _kandinsky5("Kandinsky-5.0-I2V-Lite-5s-Diffusers", image=True, num_frames=17),
 }
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -93,6 +94,8 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
         arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
         arguments["num_frames"] += hidden_frames(pipeline)
+    if channels_last(pipeline):  # left alone, it has a negative prompt of its own
+        arguments = {"negative_prompt": "", **arguments}
     return pipeline(**arguments).frames
 
 
@@ -100,6 +103,8 @@ def stock_latents(
     pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None = None, **changes: Any
 ) -> Tensor:
     """(1, C, F, h, w) latents that the pipeline makes of this noise; CogVideoX by DDIM, which draws no noise."""
+    if channels_last(pipeline):
+        return _kandinsky5_latents(pipeline, variant, noise, image, **changes)
     cogvideox = frames_first(pipeline)
     if cogvideox:
         from diffusers import CogVideoXDDIMScheduler
@@ -119,6 +124,27 @@ def stock_latents(
     return latents.transpose(1, 2) if cogvideox else latents
 
 
+def _kandinsky5_latents(
+    pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None, **changes: Any
+) -> Tensor:
+    """Those of the last step: from a first frame, what the pipeline gives is fitted for decoding.
+
+    The noise takes the place of what the pipeline would draw, since `latents` has to have its other channels too.
+    """
+    from diffusers.pipelines.kandinsky5 import pipeline_kandinsky, pipeline_kandinsky_i2v
+
+    steps: list[Tensor] = []
+    settings = {
+        "num_inference_steps": STEPS, "output_type": "latent",
+        "callback_on_step_end": lambda _, step, timestep, told: steps.append(told["latents"]) or told,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pipeline_kandinsky, pipeline_kandinsky_i2v):
+            patch.setattr(module, "randn_tensor", lambda *_, **__: noise.permute(0, 2, 3, 4, 1).clone())
+        run_stock(pipeline, variant, image, **settings | changes)
+    return steps[-1][..., : noise.shape[1]].permute(0, 4, 1, 2, 3)
+
+
 def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     """(1, num_frames, H, W, 3) pixels of (1, C, F, h, w) latents as the pipeline decodes them, not clamped.
 
@@ -127,6 +153,11 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     config = pipeline.vae.config if pipeline.vae else None
     if hasattr(pipeline, "unet"):
         decoded = pipeline.decode_latents(latents)
+    elif channels_last(pipeline):
+        if hasattr(pipeline, "normalize_first_frame"):
+            fitted = pipeline.normalize_first_frame(latents.permute(0, 2, 3, 4, 1))
+            latents = fitted.permute(0, 4, 1, 2, 3)
+        decoded = pipeline.vae.decode(latents / config.scaling_factor).sample
     elif is_hunyuan_video(pipeline):
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
     elif frames_first(pipeline):
@@ -142,6 +173,18 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
 def frames_first(pipeline: Any) -> bool:
     """Whether its transformer takes latents as (B, F, C, h, w)."""
     return "CogVideoX" in type(pipeline).__name__
+
+
+def channels_first(pipeline: Any, latents: Tensor) -> Tensor:
+    """(B, C, F, h, w) of what its transformer takes."""
+    if channels_last(pipeline):
+        return latents.permute(0, 4, 1, 2, 3)
+    return latents.transpose(1, 2) if frames_first(pipeline) else latents
+
+
+def channels_last(pipeline: Any) -> bool:
+    """Whether its transformer takes latents as (B, F, h, w, C)."""
+    return "Kandinsky5" in type(pipeline).__name__
 
 
 def is_hunyuan_video(pipeline: Any) -> bool:
