@@ -155,8 +155,7 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
         decoded = pipeline.decode_latents(latents)
     elif channels_last(pipeline):
         if hasattr(pipeline, "normalize_first_frame"):
-            fitted = pipeline.normalize_first_frame(latents.permute(0, 2, 3, 4, 1))
-            latents = fitted.permute(0, 4, 1, 2, 3)
+            latents = _fitted(pipeline, latents)
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample
     elif is_hunyuan_video(pipeline):
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
@@ -173,6 +172,15 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
 def frames_first(pipeline: Any) -> bool:
     """Whether its transformer takes latents as (B, F, C, h, w)."""
     return "CogVideoX" in type(pipeline).__name__
+
+
+def _fitted(pipeline: Any, latents: Tensor) -> Tensor:
+    """Kandinsky 5's `normalize_first_frame`, which writes into its input, with gradient."""
+    moved = pipeline.adaptive_mean_std_normalization(latents[:, :, :4], latents[:, :, 4:9])
+    fitted = torch.cat([moved, latents[:, :, 4:]], dim=2)
+    expected = pipeline.normalize_first_frame(latents.detach().permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(fitted.detach(), expected)
+    return fitted
 
 
 def channels_first(pipeline: Any, latents: Tensor) -> Tensor:
@@ -200,12 +208,16 @@ def hidden_frames(pipeline: Any) -> int:
 
 @contextmanager
 def asked(denoiser: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'."""
+    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'.
+
+    Tensors are copies: Kandinsky 5's pipelines write each step into the latents.
+    """
     calls: list[dict[str, Any]] = []
 
     def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
-        calls.append({"hidden_states" if name == "sample" else name: value for name, value in bound.items()})
+        copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in bound.items()}
+        calls.append({"hidden_states" if name == "sample" else name: value for name, value in copies.items()})
 
     hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
