@@ -87,7 +87,9 @@ def examine_generator(
     files = [name for name in names if _is_files(checkpoint, name)]
     checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
     # also of a processor, which is a tokenizer and more
-    most = checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length") if "tokenizer" in names else None
+    most = (
+        checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length") if "tokenizer" in names else None
+    )
     if most is not None and max_prompt_tokens > most:
         raise ValueError(
             f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"
