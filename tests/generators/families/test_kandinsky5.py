@@ -1,4 +1,4 @@
-"""What Kandinsky 5 has beside what every family is tested for: its negative prompt, lengths of text, the fitted start."""
+"""What Kandinsky 5 has beside what every family is tested for: negative prompt, lengths of text, fitted first frames."""
 
 import json
 import shutil
@@ -81,7 +81,9 @@ def test_a_clip_with_the_familys_defaults_is_shown_as_the_pipeline_shows_it(name
     stock = load_stock(tiny_model(name))
     shown = {}
     postprocess = stock.video_processor.postprocess_video
-    stock.video_processor.postprocess_video = lambda video, kind: shown.update(frames=postprocess(video, kind))
+    stock.video_processor.postprocess_video = lambda video, output_type: shown.update(
+        frames=postprocess(video, output_type)
+    )
     expected_latents = stock_latents(stock, variant, noise, image, negative_prompt=None, output_type="np")
     torch.testing.assert_close(latents, expected_latents, atol=2e-4, rtol=1e-4)
     expected = shown["frames"][0] * 255
