@@ -1,4 +1,4 @@
-"""What Kandinsky 5 has beside what every family is tested for: negative prompt, lengths of text, fitted first frames."""
+"""Kandinsky 5 beside what every family is tested for: its negative prompt, texts of unequal length, fitted frames."""
 
 import json
 import shutil
