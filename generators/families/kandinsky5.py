@@ -1,9 +1,9 @@
 """Kandinsky 5.0 Video, from text and from a first frame, with diffusers' Kandinsky5 pipelines.
 
 A prompt enters as the last hidden states of Qwen2.5-VL within the pipeline's template and without it (`text`), the
-number of its tokens (`length`), and CLIP's pooled text (`pooled`), of its first 77 tokens. The denoiser has no mask of
-the text: it attends to padding. So each prompt is encoded by itself, as the pipeline encodes one. `text` is padded with
-zeros to store it, the padding is cut off before a forward, and rows of unequal length take a forward each.
+number of its tokens (`length`), and CLIP's pooled text (`pooled`), of CLIP's first 77 tokens. The denoiser has no mask
+of the text: it attends to padding. So each prompt is encoded by itself, as the pipeline encodes one. `text` is padded
+with zeros to store it, the padding is cut off before a forward, and rows of unequal length take a forward each.
 
 The denoiser takes latents with the channels last. Beside them are as many channels of zeros, and one that is 1 in the
 given frame (config visual_cond). A first frame is the first latent frame itself (`given`).
@@ -14,8 +14,9 @@ latents are the denoiser's, and `vae_latents` fits them, with gradient. Each cli
 pipeline fits the clips of one call to all of them. Where no latent frame comes after the 4, the pipeline divides by
 zero and makes NaN, so clips from a first frame have 17 frames or more. Decoding what `encode` gives fits it too.
 
-Sparse attention (config attention_type nabla: the checkpoints of 10 seconds, and Pro's in HD) is refused. diffusers
-computes it right only in a compiled denoiser with attention backend flex, which nothing here tests.
+Sparse attention (config attention_type nabla: the authors' configs of 10 seconds, and Pro's in HD) is refused. It needs
+attention backend flex and a compiled denoiser: without compilation flex ignores the blocks of its mask, and the denoiser
+attends to all without an error. That cannot be tested without a GPU.
 """
 
 from collections.abc import Sequence
