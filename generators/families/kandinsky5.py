@@ -15,8 +15,8 @@ pipeline fits the clips of one call to all of them. Where no latent frame comes 
 zero and makes NaN, so clips from a first frame have 17 frames or more. Decoding what `encode` gives fits it too.
 
 Sparse attention (config attention_type nabla: the authors' configs of 10 seconds, and Pro's in HD) is refused. It needs
-attention backend flex and a compiled denoiser: without compilation flex ignores the blocks of its mask, and the denoiser
-attends to all without an error. That cannot be tested without a GPU.
+attention backend flex and a compiled denoiser. Without compilation flex ignores the blocks of its mask, so the
+denoiser attends to all, without an error. That cannot be tested without a GPU.
 """
 
 from collections.abc import Sequence
