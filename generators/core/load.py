@@ -19,6 +19,7 @@ FAMILIES = {
     "unet3d": "generators.families.unet3d",
     "hunyuan_video": "generators.families.hunyuan_video",
     "ltx": "generators.families.ltx",
+    "kandinsky5": "generators.families.kandinsky5",
 }
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
@@ -86,7 +87,9 @@ def examine_generator(
     names = [name for part in PARTS for name in cls.components_of.get(part, ()) if checkpoint.class_of(name)]
     files = [name for name in names if _is_files(checkpoint, name)]
     checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
-    most = checkpoint.component("tokenizer").get("model_max_length") if "tokenizer" in names else None
+    most = None
+    if "tokenizer" in names:  # or a processor, which has one
+        most = checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length")
     if most is not None and max_prompt_tokens > most:
         raise ValueError(
             f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"

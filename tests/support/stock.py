@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -109,6 +110,8 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
         if "image_cond_noise_scale" in inspect.signature(type(pipeline).__call__).parameters:
             arguments["image_cond_noise_scale"] = 0.0
         torch.manual_seed(0)  # of the noise that layers of its decoder add
+    if channels_last(pipeline):  # left alone, it has a negative prompt of its own
+        arguments = {"negative_prompt": "", **arguments}
     return pipeline(**arguments).frames
 
 
@@ -120,6 +123,8 @@ def stock_latents(
         with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise.clone()):
             settings = {"num_inference_steps": STEPS, "output_type": "latent"} | changes
             return unpacked(run_stock(pipeline, variant, image, **settings), noise)
+    if channels_last(pipeline):
+        return _kandinsky5_latents(pipeline, variant, noise, image, **changes)
     cogvideox = frames_first(pipeline)
     if cogvideox:
         from diffusers import CogVideoXDDIMScheduler
@@ -139,6 +144,27 @@ def stock_latents(
     return latents.transpose(1, 2) if cogvideox else latents
 
 
+def _kandinsky5_latents(
+    pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None, **changes: Any
+) -> Tensor:
+    """Those of the last step: from a first frame, what the pipeline gives is fitted for decoding.
+
+    The noise takes the place of what the pipeline would draw, since `latents` has to have its other channels too.
+    """
+    from diffusers.pipelines.kandinsky5 import pipeline_kandinsky, pipeline_kandinsky_i2v
+
+    steps: list[Tensor] = []
+    settings = {
+        "num_inference_steps": STEPS, "output_type": "latent",
+        "callback_on_step_end": lambda _, step, timestep, told: steps.append(told["latents"]) or told,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pipeline_kandinsky, pipeline_kandinsky_i2v):
+            patch.setattr(module, "randn_tensor", lambda *_, **__: noise.permute(0, 2, 3, 4, 1).clone())
+        run_stock(pipeline, variant, image, **settings | changes)
+    return steps[-1][..., : noise.shape[1]].permute(0, 4, 1, 2, 3)
+
+
 def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     """(1, num_frames, H, W, 3) pixels of (1, C, F, h, w) latents as the pipeline decodes them, not clamped.
 
@@ -156,6 +182,10 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
             scaled, time = (1 - share) * scaled + share * noise, torch.tensor([0.05])
         torch.manual_seed(0)
         decoded = vae.decode(scaled, time).sample
+    elif channels_last(pipeline):
+        if hasattr(pipeline, "normalize_first_frame"):
+            latents = _fitted(pipeline, latents)
+        decoded = pipeline.vae.decode(latents / config.scaling_factor).sample
     elif is_hunyuan_video(pipeline):
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
     elif frames_first(pipeline):
@@ -183,6 +213,27 @@ def unpacked(latents: Tensor, like: Tensor) -> Tensor:
     return latents.transpose(1, 2).reshape(like.shape) if latents.ndim == 3 else latents
 
 
+def _fitted(pipeline: Any, latents: Tensor) -> Tensor:
+    """Kandinsky 5's `normalize_first_frame`, which writes into its input, with gradient."""
+    moved = pipeline.adaptive_mean_std_normalization(latents[:, :, :4], latents[:, :, 4:9])
+    fitted = torch.cat([moved, latents[:, :, 4:]], dim=2)
+    expected = pipeline.normalize_first_frame(latents.detach().permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(fitted.detach(), expected)
+    return fitted
+
+
+def channels_first(pipeline: Any, latents: Tensor) -> Tensor:
+    """(B, C, F, h, w) of what its transformer takes."""
+    if channels_last(pipeline):
+        return latents.permute(0, 4, 1, 2, 3)
+    return latents.transpose(1, 2) if frames_first(pipeline) else latents
+
+
+def channels_last(pipeline: Any) -> bool:
+    """Whether its transformer takes latents as (B, F, h, w, C)."""
+    return "Kandinsky5" in type(pipeline).__name__
+
+
 def is_hunyuan_video(pipeline: Any) -> bool:
     """Whether it is of HunyuanVideo."""
     return "HunyuanVideo" in type(pipeline).__name__
@@ -196,12 +247,16 @@ def hidden_frames(pipeline: Any) -> int:
 
 @contextmanager
 def asked(denoiser: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'."""
+    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'.
+
+    Tensors are copies: Kandinsky 5's pipelines write each step into the latents.
+    """
     calls: list[dict[str, Any]] = []
 
     def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
-        calls.append({"hidden_states" if name == "sample" else name: value for name, value in bound.items()})
+        copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in bound.items()}
+        calls.append({"hidden_states" if name == "sample" else name: value for name, value in copies.items()})
 
     hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:

@@ -131,6 +131,31 @@ LTX_SHIFT = {
     "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
     "max_image_seq_len": 4096, "shift_terminal": 0.1,
 }  # fmt: skip
+
+
+def kandinsky5(pipeline: str) -> dict[str, Any]:
+    """A published Kandinsky 5.0 Video Lite's small files, as far as they are read; those of its authors' configs."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "Kandinsky5Transformer3DModel"],
+            "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+            "text_encoder_2": ["transformers", "CLIPTextModel"],
+            "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        },
+        "transformer/config.json": {
+            "in_visual_dim": 16, "out_visual_dim": 16, "patch_size": [1, 2, 2], "visual_cond": True,
+            "attention_type": "regular",
+        },
+        "vae/config.json": {
+            "latent_channels": 16, "temporal_compression_ratio": 4, "spatial_compression_ratio": 8,
+            "scaling_factor": 0.476986,
+        },
+        "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+    }  # fmt: skip
+
+
 HY, HY_I2V = "HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"
 LLAVA = "LlavaForConditionalGeneration"
 TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
@@ -170,6 +195,8 @@ PUBLISHED = {
         "needed",
         (16, 33, 90, 160),
     ),
+    "generators/kandinsky5": (kandinsky5("Kandinsky5T2VPipeline"), "none", (16, 31, 64, 96)),
+    "generators/kandinsky5-i2v": (kandinsky5("Kandinsky5I2VPipeline"), "needed", (16, 31, 64, 96)),
 }
 
 

@@ -42,6 +42,8 @@ ROWS = {
     "generators/hunyuan-video": ("hunyuan-video-t2v", HUNYUAN),
     "generators/hunyuan-video-i2v": ("hunyuan-video-i2v", HUNYUAN),
     "generators/hunyuan-video-i2v-33ch": ("hunyuan-video-i2v-33ch", HUNYUAN),
+    "generators/kandinsky5": ("kandinsky5-t2v", "MIT"),
+    "generators/kandinsky5-i2v": ("kandinsky5-i2v", "MIT"),
     "generators/ltx-video": ("ltx0.9-ti2v", "Lightricks' own: License.txt beside them"),
     "generators/ltx-video-13b": ("ltx0.9.7-ti2v", "LTXV Open Weights"),
 }

@@ -23,8 +23,8 @@ from tests.support.stock import (
     PROMPT,
     STEPS,
     asked,
+    channels_first,
     first_frame,
-    frames_first,
     load_stock,
     stock_decode,
     stock_latents,
@@ -135,8 +135,7 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
             told[key] = told[key][:, :length]
     for key in expected.keys() - {"attention_kwargs", "return_dict"}:
         close(told[key], expected[key])
-    hidden = expected["hidden_states"].transpose(1, 2) if frames_first(pipeline) else expected["hidden_states"]
-    hidden = unpacked(hidden, case.noise)
+    hidden = unpacked(channels_first(pipeline, expected["hidden_states"]), case.noise)
     beside = hidden[:, case.noise.shape[1] :]
     where = {  # of a condition in that forward
         "text": lambda: expected["encoder_hidden_states"][:1],  # AnimateDiff repeats it for every frame
@@ -145,12 +144,13 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
         "image": lambda: beside,
         "first": lambda: beside[:, -case.noise.shape[1] :, :1],  # in front of PIA's is a mask
         "vision": lambda: expected["encoder_hidden_states_image"],
-        "given": lambda: hidden[:, :, :1],
+        "given": lambda: hidden[:, : case.noise.shape[1], :1],
+        "length": lambda: torch.tensor([expected["encoder_hidden_states"].shape[1]]),
     }
     assert bool(case.conditions.keys() - case.empty.keys()) == case.image
     for key, tensor in case.conditions.items():
         given = where[key]()
-        close(tensor[:, : given.shape[1]], given)
+        close(tensor[:, : given.shape[1]] if tensor.ndim > 1 else tensor, given)
 
 
 def rows_of(case: Case) -> tuple[Tensor, Conditions]:
@@ -267,6 +267,10 @@ WRONG = (
     ("ltx0.9.7-ti2v", {"height": 34}, "height: 34 .* nearest is 32 or 36"),
     ("hunyuan-video-t2v", {"num_frames": 11}, "num_frames: 11 .* nearest is 9 or 13"),
     ("hunyuan-video-i2v-33ch", {"height": 24}, "height: 24 .* nearest is 16 or 32"),
+    ("kandinsky5-t2v", {"num_frames": 11}, "num_frames: 11 .* nearest is 9 or 13"),
+    ("kandinsky5-t2v", {"width": 2064}, "width: 2064 .* at most 2048"),
+    ("kandinsky5-i2v", {"num_frames": 13}, "num_frames: 13, .* 17 frames or more"),
+    ("kandinsky5-i2v", {"max_prompt_tokens": 1025}, "max_prompt_tokens: 1025, .* at most 1024"),
 )
 
 
