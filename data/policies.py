@@ -2,6 +2,7 @@
 
 log.jsonl                     a line for each logged step
 checkpoints/step-000100/ …    each a policy of its own
+previews/step-000100.png …    clips of the policy as it was then, where previews are on
 """
 
 import json
@@ -15,11 +16,22 @@ from data.manifest import MANIFEST, atomically
 
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
+PREVIEWS = "previews"
 
 
 def name_of(step: int) -> str:
     """Folder name of the checkpoint after that many steps."""
     return f"step-{step:06d}"
+
+
+def preview_of(folder: Path, step: int) -> Path:
+    """The picture of a policy's clips after that many steps."""
+    return folder / PREVIEWS / f"{name_of(step)}.png"
+
+
+def previews_in(folder: Path) -> dict[int, Path]:
+    """A policy's pictures by their steps."""
+    return {int(path.stem.removeprefix("step-")): path for path in (folder / PREVIEWS).glob("step-*.png")}
 
 
 def append_log(folder: Path, line: Mapping[str, Any]) -> None:
@@ -47,8 +59,9 @@ def keep_until(folder: Path, done: int) -> None:
     """Drop from the folder whatever a killed run wrote after its first `done` steps; at 0, all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     steps = range(done + 1) if done else range(0)
-    kept = {LOG_FILE, CHECKPOINTS} | {name_of(step) for step in steps}
-    for path in [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]:
+    kept = {LOG_FILE, CHECKPOINTS, PREVIEWS} | {name_of(step) for step in steps}
+    kept |= {preview_of(folder, step).name for step in steps}
+    for path in [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*"), *(folder / PREVIEWS).glob("*")]:
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     lines = [line for line in read_log(folder) if line["step"] in steps]
@@ -87,5 +100,5 @@ def candidates(policy: Path) -> list[PolicyCheckpoint]:
 
 
 def copy_policy(folder: Path, out: Path) -> None:
-    """Copy what makes a folder a policy, without the run's log, checkpoints and manifest."""
-    shutil.copytree(folder, out, ignore=lambda _, names: {LOG_FILE, CHECKPOINTS, MANIFEST} & set(names))
+    """Copy what makes a folder a policy, without the run's log, checkpoints, previews and manifest."""
+    shutil.copytree(folder, out, ignore=lambda _, names: {LOG_FILE, CHECKPOINTS, PREVIEWS, MANIFEST} & set(names))

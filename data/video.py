@@ -19,6 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 from data.manifest import atomically
 
 LOSSLESS_UP_TO = 256  # pixels of the shorter side
+SHEET_WIDTH = 1800  # pixels, about
+FRAME_WIDTH = 96  # pixels, about, of a frame on a sheet
+SHEET_FRAMES = 9  # of a clip on a sheet, evenly taken
 
 # BT.709, full range: Y = kr R + kg G + kb B, Cb = (B - Y) / (2 - 2 kb) + 128, Cr = (R - Y) / (2 - 2 kr) + 128.
 _KR, _KG, _KB = 0.2126, 0.7152, 0.0722
@@ -152,6 +155,29 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 1, scal
             _draw_clip(sheet, (_MARGIN + column * (cell_width + _MARGIN), top), captions[i], font, rows[i][1], scale)
         top += height
     return sheet
+
+
+def small_frames(frames: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+    """At most SHEET_FRAMES frames about FRAME_WIDTH wide: enlarged without smoothing, or reduced, by a whole number.
+
+    first: uint8 (H, W, 3), a first frame, which stands before them, with a white frame between.
+    """
+    chosen = frames[sample_frames(len(frames), SHEET_FRAMES)]
+    if first is not None:
+        chosen = np.concatenate([first[None], np.full_like(first[None], 255), chosen])
+    width = frames.shape[2]
+    if width < FRAME_WIDTH:
+        scale = FRAME_WIDTH // width
+        return chosen.repeat(scale, axis=1).repeat(scale, axis=2)
+    return np.stack([np.asarray(Image.fromarray(frame).reduce(max(1, width // FRAME_WIDTH))) for frame in chosen])
+
+
+def save_sheet(rows: Sequence[tuple[str, np.ndarray]], out: Path) -> None:
+    """Write a contact sheet about SHEET_WIDTH wide as a PNG. rows: caption and `small_frames` of each clip."""
+    widest = max(_strip_width(frames, 1) for _, frames in rows)
+    sheet = contact_sheet(rows, columns=max(1, min(len(rows), SHEET_WIDTH // (widest + _GAP))), scale=1)
+    with atomically(out) as partial:
+        sheet.save(partial, "PNG")
 
 
 def is_writable(text: str) -> bool:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from data.first_frames import read_png
-from data.manifest import atomically
 from data.store import read_clip
-from data.video import contact_sheet, is_writable, sample_frames
+from data.video import is_writable, save_sheet, small_frames
 from inspection.view import CaptionedClip, View, captioned_clips
 from report.html import render
 from report.playable import copy_playable
@@ -21,9 +19,6 @@ from report.playable import copy_playable
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("clips.html.j2")
-SHEET_WIDTH = 1800  # pixels, about
-FRAME_WIDTH = 96  # pixels, about, of a frame on a sheet
-FRAMES = 9  # of a clip on a sheet, evenly taken
 
 
 class Page(NamedTuple):
@@ -41,13 +36,13 @@ def write_sheet(clips: Iterable[CaptionedClip], out: Path) -> int:
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"--sheet {out}: the sheet is a PNG, so its name ends in .png")
-    rows = [(caption_of(one), _small(frames, one.first)) for one, frames in readable(clips)]
+    rows = [
+        (caption_of(one), small_frames(frames, read_png(one.first) if one.first else None))
+        for one, frames in readable(clips)
+    ]
     if not rows:
         raise ValueError(f"--sheet {out}: none of the clips can be decoded")
-    widest = max(frames.shape[0] * (frames.shape[2] + 2) for _, frames in rows)
-    sheet = contact_sheet(rows, columns=max(1, min(len(rows), SHEET_WIDTH // widest)), scale=1)
-    with atomically(out) as partial:
-        sheet.save(partial, "PNG")
+    save_sheet(rows, out)
     return len(rows)
 
 
@@ -93,19 +88,3 @@ def caption_of(one: CaptionedClip) -> str:
     """Heading, prompt and outcome; a prompt that the captions' font cannot write is named by its id."""
     prompt = one.sample.prompt if is_writable(one.sample.prompt) else one.sample.prompt_id
     return " · ".join(part for part in (one.heading, prompt, one.outcome) if part)
-
-
-def _small(frames: np.ndarray, first: Path | None = None) -> np.ndarray:
-    """At most FRAMES frames about FRAME_WIDTH wide: enlarged without smoothing, or reduced, by a whole number.
-
-    first: a first frame, which stands before them, with a white frame between.
-    """
-    chosen = frames[sample_frames(len(frames), FRAMES)]
-    if first:
-        picture = read_png(first)[None]
-        chosen = np.concatenate([picture, np.full_like(picture, 255), chosen])
-    width = frames.shape[2]
-    if width < FRAME_WIDTH:
-        scale = FRAME_WIDTH // width
-        return chosen.repeat(scale, axis=1).repeat(scale, axis=2)
-    return np.stack([np.asarray(Image.fromarray(frame).reduce(max(1, width // FRAME_WIDTH))) for frame in chosen])

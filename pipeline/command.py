@@ -1,6 +1,7 @@
 """What all stage commands share: options, logging, metrics, and how an error ends them."""
 
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -32,6 +33,26 @@ processes_option = click.option(
     envvar="STAGE_PROCESSES",
     show_envvar=True,
     help="How many train together: a number, or auto for one on each accelerator.",
+)
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "dvclive")
+
+
+def _installed(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    """The tracker's name. Raises click.BadParameter where its package is not installed."""
+    found = importlib.util.find_spec(name) if name else None
+    if name and (found is None or found.origin is None):  # a mere folder of that name, as wandb leaves one, has none
+        raise click.BadParameter(f"{name} is not installed here: pip install {name}", ctx, param)
+    return name
+
+
+tracker_option = click.option(
+    "--tracker",
+    type=click.Choice(TRACKERS),
+    envvar="STAGE_TRACKER",
+    show_envvar=True,
+    callback=_installed,
+    help="Also send the log to this experiment tracker; its keys come from the environment.",
 )
 
 

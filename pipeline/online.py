@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from rl.online.judging import Judge, WeightedJudge
     from rl.online.trainer import PromptInputs
     from rl.training.run import TrainReport
+    from rl.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,12 @@ class Judges(NamedTuple):
 
 
 def run(
-    job: Job, load: "Callable[..., Generator]", start: Path, work: Path, out: Path, device: "torch.device"
-) -> "TrainReport":
+    job: Job, load: "Callable[..., Generator]", start: Path, work: Path, out: Path, device: "torch.device",
+    tracker: "Tracker | None" = None,
+) -> "TrainReport":  # fmt: skip
     """Train a policy from `start` on the answers of the job's judges, and publish it as `out`.
 
-    load: `load_generator` but for its argument parts. work: resume state.
+    load: `load_generator` but for its argument parts. work: resume state. tracker: is sent the log.
     Under torchrun each process takes a part of every update's clips, and of those of the check between updates.
     """
     from cluster import devices
@@ -115,8 +117,9 @@ def run(
     decode = partial(decode_frames, generator, decoding=recipe.decoding)
     add = partial(keep_inputs, asks, overlay)
     return train_online(
-        generator, inputs_of(encoded), judges.training, decode, recipe.engine, start, work, out, origin, check, add
-    )
+        generator, inputs_of(encoded), judges.training, decode, recipe.engine, start, work, out, origin, check, add,
+        tracker=tracker,
+    )  # fmt: skip
 
 
 # Judges

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, out_option, stage_command
+from pipeline.command import PATH, out_option, stage_command, tracker_option
 from pipeline.configs import GeneratorConfig
 from pipeline.params import section
 
@@ -17,8 +17,12 @@ logger = logging.getLogger(__name__)
 @stage_command
 @out_option
 @click.option("--inputs", type=PATH, required=True, help="Folder to write: what params.yaml names, by content.")
-def main(out: Path, inputs: Path) -> None:
-    """Check params.yaml as a whole; write the base policy, which is the generator itself, and the inputs' hashes."""
+@tracker_option
+def main(out: Path, inputs: Path, tracker: str | None) -> None:
+    """Check params.yaml as a whole; write the base policy, which is the generator itself, and the inputs' hashes.
+
+    A tracker is only checked here, so that a run is not refused when it comes to training.
+    """
     from data.manifest import write_manifest
     from generators.core.identity import identify
     from pipeline.check import check_params

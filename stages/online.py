@@ -14,6 +14,7 @@ from pipeline.command import (
     out_option,
     processes_option,
     stage_command,
+    tracker_option,
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, PromptsConfig
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 @metrics_option
 @device_option
 @processes_option
-def main(name: str, start: Path, out: Path, metrics: Path, device: str, processes: str) -> None:
+@tracker_option
+def main(name: str, start: Path, out: Path, metrics: Path, device: str, processes: str, tracker: str | None) -> None:
     """Train a policy on a judge's answers, as an entry of online.policies says."""
     from cluster.devices import pick_device, rank, relaunch
 
@@ -44,6 +46,7 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     from pipeline.configs import CheckConfig, OnlineEntry
     from pipeline.online import Job, run
     from pipeline.recipes import load_recipe
+    from rl.training.tracking import Tracker
 
     entry, model = section(f"online.policies.{name}", OnlineEntry), section("generator", GeneratorConfig)
     path, recipe = Path(section("prompts", PromptsConfig).path), load_recipe(entry.recipe, entry.changes)
@@ -67,9 +70,8 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     images = [one.image for one in job.prompts]
     inputs = [start, Path(model.path), path, *(Path(file) for file in (entry.overlay, *images) if file)]
     with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
-        report = run(
-            job, partial(load_generator, **asdict(model), size=job.size, device=place), start, work, out, place
-        )
+        load = partial(load_generator, **asdict(model), size=job.size, device=place)
+        report = run(job, load, start, work, out, place, Tracker(tracker, out.name) if tracker else None)
     if rank() == 0:
         facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
         write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})

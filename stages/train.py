@@ -12,6 +12,7 @@ from pipeline.command import (
     out_option,
     processes_option,
     stage_command,
+    tracker_option,
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, train_config
@@ -28,6 +29,7 @@ from pipeline.state import stage_state
 @metrics_option
 @device_option
 @processes_option
+@tracker_option
 @click.option("--resume-from", type=PATH, help="State folder of an earlier run with the same settings.")
 def main(
     name: str,
@@ -38,28 +40,41 @@ def main(
     metrics: Path,
     device: str,
     processes: str,
+    tracker: str | None,
     resume_from: Path | None,
 ) -> None:
     """Train a policy; on several accelerators, each takes a part of every batch."""
     from cluster.devices import pick_device, rank, relaunch
     from data.store import ClipSet
+    from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
+    from generators.core.rollout import Sampling
     from generators.core.size import VideoSize
     from rl.objectives import get_objective
     from rl.tables import read_table
+    from rl.training.tracking import Tracker
     from rl.training.trainer import train
 
     model, objective, size = section("generator", GeneratorConfig), get_objective(name), section("video", VideoSize)
     place = pick_device(device)
     relaunch(processes, place)
     config = train_config(objective)
+    sampling = section("generate", Sampling) if config.preview else None  # as the round's clips
     inputs = [start, Path(model.path), clips, rows]
     with stage_state("train", out, (name, model, size, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
         generator = load_generator(
-            **asdict(model), size=size, device=place, parts=("denoiser",), denoisers=config.denoisers
+            **asdict(model),
+            size=size,
+            device=place,
+            parts=SAMPLING if sampling else ("denoiser",),
+            denoisers=None if sampling else config.denoisers,
         )
-        report = train(generator, clip_sets, table.rows, objective, config, start, work, out, table.facts, resume_from)
+        sent = Tracker(tracker, out.name) if tracker else None
+        report = train(
+            generator, clip_sets, table.rows, objective, config, start, work, out, table.facts, resume_from, sent,
+            sampling,
+        )  # fmt: skip
     if rank() == 0:
         write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, out_option, stage_command
+from pipeline.command import PATH, device_option, out_option, stage_command, tracker_option
 
 
 @stage_command
@@ -23,6 +23,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command
 @click.option("--set", "changes", multiple=True, help="section.key=value over the recipe, such as engine.updates=40.")
 @out_option
 @device_option
+@tracker_option
 def main(
     prompt: str,
     image: Path | None,
@@ -38,6 +39,7 @@ def main(
     changes: Sequence[str],
     out: Path,
     device: str,
+    tracker: str | None,
 ) -> None:
     """Train a policy for one prompt on a judge's differentiated answers.
 
@@ -49,4 +51,4 @@ def main(
 
     marks = {"box": boxes, "point": points, "arrow": arrows}
     given = OnePrompt(prompt, image, tuple(asks), marks, overlay, recipe, judge, held_out, tuple(changes))
-    train_one_prompt(given, start, out, pick_device(device))
+    train_one_prompt(given, start, out, pick_device(device), tracker)

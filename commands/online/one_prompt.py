@@ -43,12 +43,15 @@ class OnePrompt(NamedTuple):
     changes: Sequence[str]
 
 
-def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "torch.device") -> None:
+def train_one_prompt(
+    given: OnePrompt, start: Path | None, out: Path, device: "torch.device", tracker: str | None = None
+) -> None:
     """Train for the prompt from a policy, else from the generator itself, and show before and after."""
     from generators.core.encoding import ENCODING, encode
     from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
     from generators.core.size import VideoSize
+    from rl.training.tracking import Tracker
 
     config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
     size, sources = section("video", VideoSize), {name: source_block(name) for name in block("feedback.sources")}
@@ -77,7 +80,7 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     with stage_state("online", out, (given, recipe, model, judges, job.check, size), inputs) as work:
         base = start or base_policy(model, work / "base")
         load = partial(load_generator, **asdict(model), size=size, device=device)
-        report = run(job, load, base, work, out, device)
+        report = run(job, load, base, work, out, device, Tracker(tracker, out.name) if tracker else None)
         told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
         for name, folder in ((BEFORE, base), (AFTER, out)):
             write_clip(with_recipe_shift(load(parts=SAMPLING), recipe), told, folder, recipe, out / name)

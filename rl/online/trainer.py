@@ -21,6 +21,7 @@ from rl.online.rollouts import Rollout, last_steps, random_step
 from rl.training.batches import generator_at, rows_of_step
 from rl.training.policies import trained_denoisers
 from rl.training.run import NonFiniteLossError, TrainReport, begin
+from rl.training.tracking import Tracker
 
 OBJECTIVE = "online"
 
@@ -56,6 +57,7 @@ def train_online(
     check: Check | None = None,
     add: Callable[[Path], None] | None = None,
     resume_from: Path | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainReport:
     """Train a policy from `start` on the judges' answers about its own clips, and publish its folder as `out`.
 
@@ -68,6 +70,7 @@ def train_online(
     origin: plain JSON for policy.json: the judges and prompts; nothing volatile.
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
     resume_from: `work` of an earlier run with the same settings, to continue it; copied where `work` has no state.
+    tracker: is sent the log.
 
     A line of log.jsonl: step; loss, as minimised, without the penalty; question_loss, the mean over all answers,
     unweighted, which stop_below is compared with; velocity_distance; learning_rate; gradient_norm; questions, by
@@ -79,7 +82,8 @@ def train_online(
     an update that is not finite is applied; the last checkpoint stays.
     """
     _check_arguments(inputs, judges, config, check)
-    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, _made_from(generator, inputs, judges))
+    made_from = _made_from(generator, inputs, judges)
+    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, made_from, tracker)
     curve = {line["step"]: CurvePoint(**line["held_out"]) for line in read_log(run.folder) if "held_out" in line}
     stopped = run.last.get("stopped")
     with run.loop(config.updates, "update") as progress:

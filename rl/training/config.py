@@ -53,9 +53,20 @@ class PolicyConfig:
     denoisers: Annotated[tuple[str, ...], MinLen(1)] | None = None
 
 
+@dataclass(frozen=True, config=STRICT)
+class PreviewConfig:
+    """Of how many prompts a clip is drawn while a policy is trained, and every how many steps."""
+
+    prompts: Count
+    every: Count
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class TrainConfig(PolicyConfig):
-    """How a policy is trained on clips, by an objective without settings of its own."""
+    """How a policy is trained on clips, by an objective without settings of its own.
+
+    preview: pictures of the policy, which change nothing that is trained; None: none.
+    """
 
     # The adapter's file holds it, so 16 stays 16: its bytes must not change.
     lora_alpha: Annotated[Positive, WrapValidator(_keep_whole)]
@@ -68,6 +79,14 @@ class TrainConfig(PolicyConfig):
     dropped_caption: Literal["empty", "negative"] = "empty"
     # Train a distilled denoiser at another embedded guidance than its clips were sampled at.
     force_embedded_guidance: bool = False
+    preview: PreviewConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.preview and self.preview.every % self.checkpoint_every != 0:
+            raise ValueError(
+                f"preview.every must be a multiple of checkpoint_every ({self.checkpoint_every}), found"
+                f" {self.preview.every}"
+            )
 
     def of(self, objective: Objective) -> dict[str, Any]:
         """The objective's own settings, by name."""
@@ -95,6 +114,10 @@ def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
 
 
 def as_written(config: PolicyConfig) -> dict[str, Any]:
-    """The settings as policy.json holds them: those of other objectives stand beside them as null."""
+    """The settings as policy.json holds them: those of other objectives stand beside them as null.
+
+    Without `preview`, which shapes no weight, so that one and the same policy has one policy.json.
+    """
+    written = {name: value for name, value in asdict(config).items() if name != "preview"}
     others = {field.name for cls in CONFIGS.values() for field in fields(cls)} - {f.name for f in fields(TrainConfig)}
-    return (dict.fromkeys(others) if isinstance(config, TrainConfig) else {}) | asdict(config)
+    return (dict.fromkeys(others) if isinstance(config, TrainConfig) else {}) | written

@@ -26,15 +26,18 @@ from tqdm import tqdm
 
 from cluster import devices, provenance
 from data.manifest import MANIFEST, publish, sha256_of, write_manifest
-from data.policies import CHECKPOINTS, append_log, is_whole, keep_until, name_of, read_log
+from data.policies import CHECKPOINTS, append_log, is_whole, keep_until, name_of, preview_of, previews_in, read_log
 from generators.core.generator import Generator
 from rl.training import state
 from rl.training.config import PolicyConfig, as_written
 from rl.training.policies import Policy, make_optimizer, make_trainable
+from rl.training.previews import Previews
+from rl.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "policy"  # in a run's `work`, the folder that becomes the policy
+PROGRESS = "progress.json"  # beside it: how far and how fast the run is, for who watches it
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -74,9 +77,12 @@ class TrainingRun:
     first: int  # steps that earlier starts of this run have done
     done: int  # steps so far
     last: dict[str, Any]  # the last line of log.jsonl
+    tracker: Tracker | None = None
+    previews: Previews | None = None
     writes: bool = field(default_factory=lambda: devices.rank() == 0)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    progress: tqdm | None = None  # within `loop`
 
     @property
     def folder(self) -> Path:
@@ -85,13 +91,23 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def loop(self, steps: int, unit: str) -> Iterator[tqdm]:
-        """The clocks, the progress bar and the order of sums that is set, around the loop over `steps` steps."""
+        """The clocks, the progress bar and the order of sums that is set, around the loop over `steps` steps.
+
+        The policy is drawn before the first step and after the last.
+        """
+        logger.info(
+            "%s: %d %ss, each of %d, on %d device(s); %d are done; the work lies in %s",
+            self.name, steps, unit, self.config.batch_size, devices.world_size(), self.first, self.work,
+        )  # fmt: skip
         began, cpu_began = time.perf_counter(), time.process_time()
-        with (
-            devices.deterministic(self.device, self.config.deterministic),
-            tqdm(total=steps, initial=self.first, desc=self.name, unit=unit, disable=not self.writes) as progress,
-        ):
-            yield progress
+        with devices.deterministic(self.device, self.config.deterministic):
+            if self.done == 0:
+                self._draw()
+            with tqdm(total=steps, initial=self.first, desc=self.name, unit=unit, disable=not self.writes) as progress:
+                self.progress = progress
+                yield progress
+            if self.previews and self.done % self.previews.every != 0:
+                self._draw()
         devices.synchronize(self.device)
         self.seconds, self.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
 
@@ -123,10 +139,15 @@ class TrainingRun:
     def keep(self, line: Mapping[str, Any], log: bool = False) -> None:
         """Log the line, every log_every steps or where `log` is true, and checkpoint every checkpoint_every steps."""
         self.last = dict(line)
+        if self.previews and self.done and self.done % self.previews.every == 0:
+            self._draw()
         if not self.writes:
             return
         if log or self.done % self.config.log_every == 0:
             append_log(self.folder, line)
+            self._report_progress()
+            if self.tracker:
+                self.tracker.send(line)
         if self.done % self.config.checkpoint_every == 0:
             self._checkpoint()
 
@@ -160,6 +181,8 @@ class TrainingRun:
                 add(self.folder)
             write_manifest(self.folder, "policy", objective=self.name, steps=kept)
             publish(self.folder, out)
+            if self.tracker:
+                self.tracker.finish()
         devices.barrier()
         steps = self.done - self.first
         report = TrainReport(
@@ -176,6 +199,24 @@ class TrainingRun:
         )
         logger.info("%s: %s", self.name, report)
         return report
+
+    def _draw(self) -> None:
+        """Draw clips of the policy as it is now; every process samples some of them."""
+        if self.previews is None:
+            return
+        path = preview_of(self.folder, self.done)
+        self.previews.draw(path if self.writes else None)
+        if self.tracker and self.writes:
+            self.tracker.send_picture(self.done, path)
+
+    def _report_progress(self) -> None:
+        """Write how far the run is, and its rate since its last start. Nothing is lost with this file: no fsync."""
+        assert self.progress is not None  # within `loop`
+        facts = self.progress.format_dict
+        report = {"steps": facts["total"], "done": self.done, "now": self.done - self.first, "seconds": facts["elapsed"]}
+        partial = self.work / f".{PROGRESS}"
+        partial.write_text(json.dumps(report | {"unit": facts["unit"]}) + "\n")
+        partial.replace(self.work / PROGRESS)
 
     def _checkpoint(self) -> None:
         """Write the policy as it is now, and then the state to resume from it."""
@@ -196,12 +237,15 @@ def begin(
     resume_from: Path | None,
     origin: Mapping[str, Any],
     inputs: Mapping[str, Any],
+    tracker: Tracker | None = None,
+    previews: Previews | None = None,
 ) -> TrainingRun:
     """A run of the objective `name` from the policy `start`, or the one that `work` holds as far as it came.
 
     Joins the other processes of a torchrun launch.
     resume_from: `work` of an earlier run, copied where `work` has no state. origin, inputs: plain JSON for
-        policy.json, what the run is made from; nothing volatile.
+        policy.json, what the run is made from; nothing volatile. tracker: sent the log's lines, those of earlier starts
+        too that it lacks. previews: of the policy; neither changes what is trained.
     Raises ResumeError naming the setting that a state differs in.
     """
     devices.join_group(generator.device)
@@ -222,7 +266,12 @@ def begin(
     log = read_log(work / FOLDER)
     last = log[-1] if log else {}
     made_with = _made_with(work, done, generator.device)
-    return TrainingRun(name, config, policy, optimizer, made_from, made_with, work, generator.device, done, done, last)
+    if tracker and devices.rank() == 0:
+        tracker.start(work, as_written(config), log, previews_in(work / FOLDER))
+    return TrainingRun(
+        name, config, policy, optimizer, made_from, made_with, work, generator.device, done, done, last, tracker,
+        previews,
+    )  # fmt: skip
 
 
 def _resume(

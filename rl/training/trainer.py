@@ -14,11 +14,14 @@ from cluster import devices
 from data.store import ClipSet
 from generators.core.conditions import given_frames
 from generators.core.generator import Generator
+from generators.core.rollout import Sampling
 from rl.objectives import Errors, Objective, per_sample_error
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
 from rl.training.config import TrainConfig
 from rl.training.policies import Policy
+from rl.training.previews import Previews
 from rl.training.run import TrainReport, begin
+from rl.training.tracking import Tracker
 
 
 def train(
@@ -32,6 +35,8 @@ def train(
     out: Path,
     origin: Mapping[str, Any],
     resume_from: Path | None = None,
+    tracker: Tracker | None = None,
+    sampling: Sampling | None = None,
 ) -> TrainReport:
     """Train a policy from `start` on rows over the clips of `clip_sets`, and publish its folder as `out`.
 
@@ -39,6 +44,7 @@ def train(
     origin: plain JSON for policy.json: where the rows come from (round, source, base …); nothing volatile.
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
     resume_from: `work` of an earlier run with the same settings, to continue it; copied where `work` has no state.
+    tracker: is sent the log. sampling: of the previews, which need the generator's VAE; read where the config has some.
 
     Latents and conditions come from the clip sets alone. Under torchrun each process takes a slice of every batch.
     Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
@@ -48,7 +54,9 @@ def train(
     _check_clips(generator, clip_sets, reader, config.force_embedded_guidance)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
-    run = begin(objective.name, generator, config, start, work, resume_from, origin, _inputs(clip_sets, rows))
+    previews = Previews(generator, clip_sets, config.preview, sampling) if config.preview and sampling else None
+    inputs = _inputs(clip_sets, rows)
+    run = begin(objective.name, generator, config, start, work, resume_from, origin, inputs, tracker, previews)
     with run.loop(config.steps, "step") as progress:
         for step in range(run.done, config.steps):
             # 1. This process's slice of the step's batch
