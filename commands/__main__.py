@@ -22,7 +22,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "audit": "Compare a judge with people's choices between clips, or their scores.",
     "rate": "Serve the page on which people rate clips.",
     "inspect": "Show labelled sets, datasets and their clips.",
-    "show": "Print the result table and the path of the report.",
+    "show": "Print the result table and the path of the report, or watch a run.",
     "online": "Train for one prompt on a judge's differentiated answers.",
     "rewrite": "Rewrite a prompt set with a language model.",
     "export": "Write clips, labels and pairs as a dataset, or push it to the Hugging Face Hub.",

@@ -17,6 +17,10 @@ from data.manifest import MANIFEST, atomically
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
+FOLDER = "policy"  # in the resume state of a run that trains, the folder that becomes the policy
+PROGRESS = (
+    "progress.json"  # beside it, how far and how fast the run is: unit, steps, done; since its start now, seconds
+)
 
 
 def name_of(step: int) -> str:
@@ -47,6 +51,17 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     path = folder / LOG_FILE
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a log line, those within mappings under names such as held_out/training; no nulls, no text."""
+    found: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def is_whole(folder: Path, done: int, checkpoint_every: int) -> bool:

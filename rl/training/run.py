@@ -26,7 +26,18 @@ from tqdm import tqdm
 
 from cluster import devices, provenance
 from data.manifest import MANIFEST, publish, sha256_of, write_manifest
-from data.policies import CHECKPOINTS, append_log, is_whole, keep_until, name_of, preview_of, previews_in, read_log
+from data.policies import (
+    CHECKPOINTS,
+    FOLDER,
+    PROGRESS,
+    append_log,
+    is_whole,
+    keep_until,
+    name_of,
+    preview_of,
+    previews_in,
+    read_log,
+)
 from generators.core.generator import Generator
 from rl.training import state
 from rl.training.config import PolicyConfig, as_written
@@ -35,9 +46,6 @@ from rl.training.previews import Previews
 from rl.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "policy"  # in a run's `work`, the folder that becomes the policy
-PROGRESS = "progress.json"  # beside it: how far and how fast the run is, for who watches it
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -212,10 +220,10 @@ class TrainingRun:
     def _report_progress(self) -> None:
         """Write how far the run is, and its rate since its last start. Nothing is lost with this file: no fsync."""
         assert self.progress is not None  # within `loop`
-        facts = self.progress.format_dict
-        report = {"steps": facts["total"], "done": self.done, "now": self.done - self.first, "seconds": facts["elapsed"]}
+        bar, now = self.progress.format_dict, self.done - self.first
+        facts = {"unit": bar["unit"], "steps": bar["total"], "done": self.done, "now": now, "seconds": bar["elapsed"]}
         partial = self.work / f".{PROGRESS}"
-        partial.write_text(json.dumps(report | {"unit": facts["unit"]}) + "\n")
+        partial.write_text(json.dumps(facts) + "\n")
         partial.replace(self.work / PROGRESS)
 
     def _checkpoint(self) -> None:

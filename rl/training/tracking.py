@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import atomically
+from data.policies import numbers
 
 TRACKED = "tracked.json"  # beside a run's resume state: the tracker, the run's id in it, and the last steps sent
 LOGS = Path("logs")  # where trackers that write to this disk do so
@@ -36,7 +37,8 @@ class Tracker:
         self._file = work / TRACKED
         known = json.loads(self._file.read_text()) if self._file.is_file() else {}
         resumed = known.get("tracker") == self.name
-        self._facts = known if resumed else {"tracker": self.name, "id": uuid.uuid4().hex[:12], "line": -1, "picture": -1}
+        fresh = {"tracker": self.name, "id": uuid.uuid4().hex[:12], "line": -1, "picture": -1}
+        self._facts: dict[str, Any] = known if resumed else fresh
         self.logs.mkdir(parents=True, exist_ok=True)
         of_tensorboard = self.name == "tensorboard"  # takes the name of the run where others take that of the project
         named = self.run if of_tensorboard else Path.cwd().name
@@ -103,17 +105,6 @@ class Tracker:
     def _keep(self) -> None:
         with atomically(self._file) as partial:
             partial.write_text(json.dumps(self._facts) + "\n")
-
-
-def numbers(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a log line, those within mappings under names such as held_out/training; no nulls, no text."""
-    found: dict[str, float] = {}
-    for key, value in line.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _plain(value: Any) -> Any:
