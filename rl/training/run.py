@@ -153,9 +153,9 @@ class TrainingRun:
             return
         if log or self.done % self.config.log_every == 0:
             append_log(self.folder, line)
-            self._report_progress()
             if self.tracker:
                 self.tracker.send(line)
+            self._report_progress()
         if self.done % self.config.checkpoint_every == 0:
             self._checkpoint()
 
@@ -214,7 +214,7 @@ class TrainingRun:
             return
         path = preview_of(self.folder, self.done)
         self.previews.draw(path if self.writes else None)
-        if self.tracker and self.writes:
+        if self.tracker and self.writes and path.is_file():
             self.tracker.send_picture(self.done, path)
 
     def _report_progress(self) -> None:

@@ -16,6 +16,7 @@ from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
 from rl.online.trainer import PromptInputs, train_online
 from rl.training.run import TrainReport
+from rl.training.tracking import Tracker
 from tests.support.tiny import load_wan
 
 CONFIG = {
@@ -81,6 +82,7 @@ def run(
     check=None,
     given: PromptInputs | None = None,
     resume_from: Path | None = None,
+    tracker: Tracker | None = None,
     **changes,
 ) -> TrainReport:
     """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
@@ -89,7 +91,7 @@ def run(
         generator, given or prompt_inputs(), judges,
         lambda latents, indices: generator.decode_float(latents)[0][indices],
         config(**changes), start, home / "work", home / "out", {"recipe": "test"}, check,
-        resume_from=resume_from,
+        resume_from=resume_from, tracker=tracker,
     )  # fmt: skip
 
 

@@ -9,9 +9,12 @@ import torch
 
 from data.records import Pair, Sample, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions
+from generators.core.generator import SAMPLING
+from generators.core.rollout import Sampling
 from rl.objectives import get_objective
 from rl.training.config import TrainConfig, configure
 from rl.training.run import TrainReport
+from rl.training.tracking import Tracker
 from rl.training.trainer import train
 from tests.support.tiny import load_wan
 
@@ -23,6 +26,7 @@ CONFIG = {
     "deterministic": True, "timesteps": {"name": "uniform"}, "caption_dropout": 0.25,
     "checkpoint_every": 2, "log_every": 1, "seed": 1,
 }  # fmt: skip
+PREVIEWED = Sampling(3, 1.5, "unipc", samples_per_prompt=1, batch_size=2, split="train", seed=1)
 DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 
 
@@ -88,14 +92,17 @@ def run(
     home: Path,
     resume_from: Path | None = None,
     table: list | None = None,
+    tracker: Tracker | None = None,
     **changes,
 ) -> TrainReport:
     """Train in home/work, publish home/out. generator: a loaded one, or the folder of one."""
     if isinstance(generator, Path):
-        generator = load_wan(generator, max_prompt_tokens=6, parts=("denoiser",))
+        parts = SAMPLING if "preview" in changes else ("denoiser",)
+        generator = load_wan(generator, max_prompt_tokens=6, parts=parts)
     return train(
         generator, [clip_set], rows(objective, clip_set) if table is None else table, get_objective(objective),
         config(objective, **changes), start, home / "work", home / "out", {"set": "r1"}, resume_from,
+        tracker, PREVIEWED,
     )  # fmt: skip
 
 
