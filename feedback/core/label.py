@@ -230,6 +230,9 @@ def _judge(
     check_first_frames(source, requests)
     found: dict[str, list[Verdict]] = {}
     nulls, failed, started, total = 0, 0, time.monotonic(), before + len(requests)
+    if commits:
+        message = "%s: %d clips to judge, %d a commit; %d are done; the work lies in %s"
+        logger.info(message, source.name, total, commits.batch_size, before, commits.work)
     with contextlib.ExitStack() as ending:
         progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
         if commits:

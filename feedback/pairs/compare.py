@@ -129,6 +129,9 @@ def _ask(
     """The source's answers about all pairs, committed in batches. before: number of pairs that earlier runs asked."""
     found: dict[Key, list[Comparison]] = {}
     failed, total = 0, before + len(pairs)
+    if commits:
+        message = "%s: %d pairs to compare, %d a commit; %d are done; the work lies in %s"
+        logger.info(message, source.name, total, commits.batch_size, before, commits.work)
     with contextlib.ExitStack() as ending:
         progress = ending.enter_context(
             tqdm(total=total, initial=before, unit="pair", desc=f"compare by {source.name}")

@@ -128,6 +128,8 @@ def _generate(
     missing = [[(index, batch) for index, batch in own if index not in done] for own in numbered]
     total, todo = (sum(len(batch) for own in which for _, batch in own) for which in (numbered, missing))
     began = time.monotonic()
+    message = "%s: %d clips by %s, %d a batch, %d solver steps each; %d are done; the work lies in %s"
+    logger.info(message, called.name, total, called.policy, sampling.batch_size, sampling.steps, total - todo, work)
     if encoded is None:
         encoded = encode(parts[0].load(ENCODING), chosen, sampling.negative_prompt, texts)
         gc.collect()
@@ -136,6 +138,7 @@ def _generate(
             if not own:
                 continue
             generator = part.load(SAMPLING)
+            progress.unpause()  # the time left is by sampling alone
             for index, batch in own:
                 latents, frames = _sampled(generator, encoded.told, batch, sampling)
                 writer.add_batch(index, batch, frames, latents)

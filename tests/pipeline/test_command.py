@@ -1,5 +1,6 @@
 """How a stage command ends."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from data.manifest import StoreError, read_manifest
-from pipeline.command import stage_command
+from pipeline.command import stage_command, tracker_option
 from pipeline.params import ParamsError, section
 from pipeline.state import Interrupted
 
@@ -64,3 +65,32 @@ def test_ctrl_c_ends_with_what_the_stage_says_and_exits_130():
 
 def test_a_command_that_succeeds_exits_0():
     assert run(lambda: None).exit_code == 0
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused_before_any_work(monkeypatch, tmp_path):
+    """A folder `wandb` in the working folder, as wandb itself leaves one, is no package."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else real(name))
+    began = []
+
+    @stage_command
+    @tracker_option
+    def main(tracker):
+        began.append(tracker)
+
+    for name, said in (
+        ("mlflow", "'mlflow' is not one of 'tensorboard', 'wandb', 'trackio', 'dvclive'"),
+        ("trackio", "trackio is not installed here: pip install trackio"),
+        *([] if real("wandb") and real("wandb").origin else [("wandb", "pip install wandb")]),
+    ):
+        done = CliRunner().invoke(main, env={"STAGE_TRACKER": name})
+        assert done.exit_code == 2 and said in " ".join(done.output.split()), name
+    assert CliRunner().invoke(main).exit_code == 0 and began == [None]
+
+
+def test_every_stage_that_trains_and_the_first_one_know_the_tracker():
+    for stage in ("base", "train", "online"):
+        options = importlib.import_module(f"stages.{stage}").main.params
+        assert [one.envvar for one in options if one.name == "tracker"] == ["STAGE_TRACKER"], stage
