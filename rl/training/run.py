@@ -104,8 +104,8 @@ class TrainingRun:
         The policy is drawn before the first step and after the last.
         """
         logger.info(
-            "%s: %d %ss, each of %d, on %d device(s); %d are done; the work lies in %s",
-            self.name, steps, unit, self.config.batch_size, devices.world_size(), self.first, self.work,
+            "%s: %d %ss with batches of %d; %d are done; the work lies in %s",
+            self.name, steps, unit, self.config.batch_size, self.first, self.work,
         )  # fmt: skip
         began, cpu_began = time.perf_counter(), time.process_time()
         with devices.deterministic(self.device, self.config.deterministic):

@@ -109,7 +109,8 @@ def run(
 def run_slowly(generator: Path, clips: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
     """`run` of objective dpo in a process of its own, with a pause of so many seconds before each forward."""
     torch.set_num_threads(1)
-    loaded = load_wan(generator, max_prompt_tokens=6, parts=("denoiser",))
+    parts = SAMPLING if "preview" in changes else ("denoiser",)
+    loaded = load_wan(generator, max_prompt_tokens=6, parts=parts)
     predict = loaded.predict
     loaded.predict = lambda *args: time.sleep(pause) or predict(*args)
     run("dpo", loaded, ClipSet.open(clips), start, home, **changes)

@@ -179,16 +179,20 @@ def test_a_tracker_on_this_disk_holds_every_step_once(name, points, tiny_wan, cl
         assert points(tmp_path / "logs" / name / "sft1") == [1, 2, 3, 4, 5]
 
 
-def test_wandb_goes_on_in_the_run_of_its_id(tiny_wan, clip_set, base, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    begun, init = [], wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options) or init(**options))
-    killed_at_step(3, monkeypatch, "sft", tiny_wan, clip_set, base, tmp_path, tracker=tracker(tmp_path, "wandb"))
-    wandb.finish()
-    run("sft", tiny_wan, clip_set, base, tmp_path, tracker=tracker(tmp_path, "wandb"))
+@pytest.mark.parametrize(("name", "resume"), [("wandb", ["allow", "allow"]), ("trackio", ["never", "allow"])])
+def test_a_tracker_elsewhere_goes_on_in_the_same_run(name, resume, tiny_wan, clip_set, base, tmp_path, monkeypatch):
+    for variable, value in {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}.items():
+        monkeypatch.setenv(variable, value)
+    module = pytest.importorskip(name)
+    begun, init = [], module.init
+    monkeypatch.setattr(module, "init", lambda **options: begun.append(options) or init(**options))
+    sent = {"tracker": tracker(tmp_path, name)}
+    killed_at_step(3, monkeypatch, "sft", tiny_wan, clip_set, base, tmp_path, **sent, **PREVIEW)
+    module.finish()
+    run("sft", tiny_wan, clip_set, base, tmp_path, **sent, **PREVIEW)
     first, second = begun
-    assert first == second and first["name"] == "sft1" and first["resume"] == "allow"
+    assert [one.pop("resume") for one in begun] == resume
+    assert first == second and first["name"] == "sft1" and first["project"] == Path.cwd().name
 
 
 # Previews

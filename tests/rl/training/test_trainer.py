@@ -6,16 +6,18 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from cluster import devices, provenance
 from cluster.provenance import made_with
 from commands.preset import overlay
 from data.config import ConfigError
-from data.policies import CHECKPOINTS
+from data.policies import CHECKPOINTS, previews_in
 from data.records import Pair, Weighted
 from generators.core import lora
 from rl.objectives import OBJECTIVES, get_objective
@@ -526,7 +528,8 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(generator, clip_set, ba
 
 
 def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_path):
-    changes = {"steps": 4, "batch_size": 3, **FLOAT_ORDER}
+    """And draw its clips, each process those of its own prompts."""
+    changes = {"steps": 4, "batch_size": 3, "preview": {"prompts": 2, "every": 2}, **FLOAT_ORDER}
     run("dpo", tiny_wan, clip_set, base, tmp_path / "one", **changes)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -542,6 +545,10 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_pa
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
     assert len(log(tmp_path / "two")) == 4
+    drawn = [previews_in(tmp_path / home / "out") for home in ("one", "two")]
+    assert [*drawn[0]] and {*drawn[0]} == {*drawn[1]} == {0, 2, 4}
+    alone, shared = (np.asarray(Image.open(of[0])).astype(int) for of in drawn)
+    assert alone.shape == shared.shape and np.abs(alone - shared).max() <= 1  # rounded after float order
 
 
 def test_the_slices_of_all_ranks_are_the_batch_in_its_order(monkeypatch):
