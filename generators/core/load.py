@@ -18,6 +18,8 @@ FAMILIES = {
     "animatediff": "generators.families.animatediff",
     "unet3d": "generators.families.unet3d",
     "hunyuan_video": "generators.families.hunyuan_video",
+    "framepack": "generators.families.framepack",
+    "framepack_f1": "generators.families.framepack_f1",
 }
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 

@@ -38,6 +38,12 @@ def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
     return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
 
 
+def _framepack(family: str, like: str) -> Variant:
+    """Of two sections."""
+    build = hunyuan_video.framepack
+    return Variant(family, f"lllyasviel/{like}", "needed", "euler", build, num_frames=73)
+
+
 UNPUBLISHED = "no published model"
 
 VARIANTS = {
@@ -66,6 +72,9 @@ VARIANTS = {
     "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
     "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
     "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
+    # What is published are transformers; with the other components of HunyuanVideo they make the pipeline.
+    "framepack-i2v": _framepack("framepack", "FramePackI2V_HY"),
+    "framepack-f1": _framepack("framepack_f1", "FramePack_F1_I2V_HY_20250503"),
 }
 
 
