@@ -180,12 +180,13 @@ def sections_in_order(pipeline: Any, variant: Variant, noise: Tensor) -> Iterato
 def framepack_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor:
     """As FramePack's pipeline decodes while it samples, with a denoiser and a step that change no section."""
     pipeline.transformer.forward = lambda hidden_states, **_: (hidden_states,)
+    pipeline.prepare_image_latents = lambda *_, **__: latents[:, :, :1]
     pipeline.scheduler.step = lambda prediction, timestep, sample, **_: (sample,)
     call = inspect.unwrap(type(pipeline).__call__)  # without no_grad
     arguments = {
         "prompt": PROMPT, "image": first_frame(0, variant.height, variant.width), "height": variant.height,
         "width": variant.width, "num_frames": (variant.num_frames - 1) // 36 * 33, "num_inference_steps": 1,
-        "image_latents": latents[:, :, :1], "sampling_type": SAMPLING_TYPES[variant.family], "output_type": "pt",
+        "sampling_type": SAMPLING_TYPES[variant.family], "output_type": "pt",
         "max_sequence_length": variant.max_prompt_tokens,
     }  # fmt: skip
     with sections_in_order(pipeline, variant, latents):
