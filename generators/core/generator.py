@@ -20,6 +20,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -76,6 +77,7 @@ class Generator:
     family: str
     pipelines: tuple[str, ...]  # the classes of pipelines that it reads
     components_of: Mapping[str, tuple[str, ...]]  # the pipeline's components by PARTS
+    class_names: Mapping[str, str] = MappingProxyType({})  # of diffusers, by those that published configs have
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
     tiles: bool = True  # whether the VAE's own spatial tiles are right
     attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers

@@ -28,7 +28,9 @@ class FramePackFrameDecoder:
         self.tiles = HunyuanVideoFrameDecoder(vae)
         self.spatial, self.temporal = self.tiles.spatial, self.tiles.temporal
         self.shared = self.temporal * (window - 1) + 1
-        ends = [1 + window * section for section in range(sections + 1)]  # where a section begins, and where the last ends
+        ends = [
+            1 + window * section for section in range(sections + 1)
+        ]  # where a section begins, and where the last ends
         if from_the_end:
             self.ranges = [range(ends[n] if n else 0, ends[min(n + 2, sections)]) for n in range(sections)]
         else:

@@ -52,6 +52,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
         "image": ("image_encoder", "feature_extractor"),
         "vae": ("vae",),
     }
+    # The published transformers were saved by their authors' own class, which diffusers renamed.
     class_names = {"HunyuanVideoTransformer3DModelPacked": "HunyuanVideoFramepackTransformer3DModel"}
     windows = False
     largest_shift = 7.0
@@ -137,7 +138,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
         return one, two, four
 
     def _padding(self, part: int) -> int:
-        """Latent frames between the first frame and a section, as diffusers counts them: of a long clip, at most 3 W."""
+        """Latent frames between the first frame and a section, as diffusers counts them; in a long clip, at most 3 W."""
         after = self.parts - 1 - part  # sections that are sampled before it
         if self.parts <= 4:
             return WINDOW * part

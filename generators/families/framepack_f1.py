@@ -1,4 +1,4 @@
-"""FramePack-F1: FramePack whose sections are sampled from the first to the last; generators.families.framepack has all."""
+"""FramePack-F1: sections are sampled from the first to the last; generators.families.framepack has all of it."""
 
 from generators.families.framepack import FramePackGenerator
 

@@ -60,7 +60,7 @@ def train(
                 running = [place for place in places if weights[place] != 0]
                 if not running:
                     continue
-                # 2. Errors of policy and reference, on the same noise, timestep, caption and part for all clips of a row
+                # 2. Errors of policy and reference, on one noise, timestep, caption and part for all clips of a row
                 shape, trains = reader.latent_shape, run.policy.trains
                 dropout, parts = config.caption_dropout, generator.parts
                 draws = draw(config.seed, step, running, shape, config.timesteps, dropout, trains, parts)
