@@ -16,10 +16,10 @@ class FramePackFrameDecoder:
     """`FrameDecoder` of clips of so many sections of `window` latent frames after the first latent frame.
 
     A group is what the pipeline decodes after a section was sampled: this section and the neighbour that was sampled
-    before it, with the first latent frame where the clip begins. So there are as many groups as sections. The group that
-    was decoded first is one section alone: the last of the clip where sections are sampled `from_the_end`, else the
-    first. Each shares 4 (window - 1) + 1 frames with the next, over which one fades into the other. The carried state is
-    these frames.
+    before it, with the first latent frame where the clip begins. So there are as many groups as sections. That which
+    the pipeline decodes first is one section alone: the clip's last where sections are sampled `from_the_end`, else its
+    first. Each shares 4 (window - 1) + 1 frames with the next, over which one fades into the other. The carried state
+    is these frames.
 
     Within a group, the VAE decodes by its own temporal tiles; each is computed again in the backward pass.
     """

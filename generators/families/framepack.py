@@ -1,6 +1,6 @@
 """FramePack: HunyuanVideo that predicts a clip section by section, with diffusers' HunyuanVideoFramepackPipeline.
 
-A clip is its first frame, one latent frame, and sections of `WINDOW` latent frames after it, so W n + 1 latent frames and
+A clip is its first frame, one latent frame, and sections of `WINDOW` latent frames after it: W n + 1 latent frames,
 4 W n + 1 frames. A forward predicts one section. Of the clip's other latents the denoiser is told the first frame and
 the 19 latent frames nearest to the section: one as it is, two and sixteen in ever larger patches (`history_2x`,
 `history_4x`). The families differ in where the 19 are:
@@ -11,9 +11,9 @@ the 19 latent frames nearest to the section: one as it is, two and sixteen in ev
 Where the clip has no such latent frames, they are zeros. In training they are those of the clip itself, so the section
 that is trained has the history that it had when its clip was sampled.
 
-The first frame enters a second time, as tokens of a SigLIP (`vision`). Text, guidance and VAE are those of HunyuanVideo.
-Sections are decoded two at a time and blended where they overlap, so a frame's pixels are not those of decoding the whole
-clip at once.
+The first frame enters a second time, as tokens of a SigLIP (`vision`). Text, guidance and VAE are HunyuanVideo's.
+Sections are decoded two at a time and blended where they overlap, so a frame's pixels are not those of decoding the
+whole clip at once.
 """
 
 from collections.abc import Mapping
@@ -138,7 +138,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
         return one, two, four
 
     def _padding(self, part: int) -> int:
-        """Latent frames between the first frame and a section, as diffusers counts them; in a long clip, at most 3 W."""
+        """Latent frames between the first frame and a section, as diffusers counts: in a long clip, at most 3 W."""
         after = self.parts - 1 - part  # sections that are sampled before it
         if self.parts <= 4:
             return WINDOW * part
