@@ -162,11 +162,11 @@ class Generator:
         return noise
 
     def view(self, clean: Tensor, conditions: Conditions, part: Tensor) -> tuple[Tensor, Conditions]:
-        """A part of each clip, and what the denoiser is told to predict it; here the clip and its own conditions.
+        """A part of each clip, and the conditions to predict it under; here the clip and its own conditions.
 
         clean: (B, C, F, h, w) clips, or their noise, of which the part alone is of use. conditions: the clips'.
-        part: (B,) which of `parts`, 0 the first in time. Families that predict a clip part by part tell the denoiser of
-        other parts of `clean`, so training and sampling call it in one way.
+        part: (B,) which of `parts`, 0 the first in time. A family that predicts a clip part by part takes conditions
+        from the other parts of `clean`. Training and sampling both call it.
         """
         return clean, conditions
 

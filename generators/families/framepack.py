@@ -1,15 +1,15 @@
 """FramePack: HunyuanVideo that predicts a clip section by section, with diffusers' HunyuanVideoFramepackPipeline.
 
 A clip is its first frame, one latent frame, and sections of `WINDOW` latent frames after it: W n + 1 latent frames,
-4 W n + 1 frames. A forward predicts one section. Of the clip's other latents the denoiser is told the first frame and
-the 19 latent frames nearest to the section: one as it is, two and sixteen in ever larger patches (`history_2x`,
-`history_4x`). The families differ in where the 19 are:
+4 W n + 1 frames. A forward predicts one section. Its conditions are the first frame and the section's history, the 19
+latent frames of the clip nearest to it: one in patches of the usual size, two in patches of twice that size
+(`history_2x`), sixteen of four times (`history_4x`). The families differ in where the 19 are:
 
     framepack       after the section: sections are sampled from the last to the first ("inverted_anti_drifting")
     framepack_f1    before it: from the first to the last, FramePack-F1 ("vanilla" in diffusers)
 
-Where the clip has no such latent frames, they are zeros. In training they are those of the clip itself, so the section
-that is trained has the history that it had when its clip was sampled.
+Where the clip has no such latent frames, they are zeros. In training they are those of the clip itself: a section is
+trained with the history that it was sampled with.
 
 The first frame enters a second time, as tokens of a SigLIP (`vision`). Text, guidance and VAE are HunyuanVideo's.
 Sections are decoded two at a time and blended where they overlap, so a frame's pixels are not those of decoding the
@@ -38,7 +38,7 @@ CLASSES = {
     "feature_extractor": ("SiglipImageProcessor",),
 }
 WINDOW = 9  # latent frames of a section; the published models are of this one
-HISTORY = (1, 2, 16)  # latent frames that are told as they are, in patches of twice and of four times the size
+HISTORY = (1, 2, 16)  # latent frames in patches of the usual size, of twice and of four times that size
 
 
 class FramePackGenerator(HunyuanVideoGenerator):
@@ -112,21 +112,21 @@ class FramePackGenerator(HunyuanVideoGenerator):
 
         `clean_latents` (B, C, 2, h, w) are the first frame and the nearest latent frame, `history_2x` (B, C, 2, h, w)
         and `history_4x` (B, C, 16, h, w) those farther away. `padding` (B,), where sections are sampled from the end,
-        is the distance from the first frame at which the section is said to be.
+        is the number of latent frames between the first frame and the section, by the position that it gets.
         """
         clean = with_given(clean, conditions)
         starts = [1 + WINDOW * number for number in part.tolist()]
         histories = [self._history(row, start) for row, start in zip(clean, starts, strict=True)]
         one, two, four = (torch.stack(tensors) for tensors in zip(*histories, strict=True))
-        told = {name: tensor for name, tensor in conditions.items() if name != GIVEN}
-        told |= {"clean_latents": torch.cat([clean[:, :, :1], one], dim=2), "history_2x": two, "history_4x": four}
+        own = {name: tensor for name, tensor in conditions.items() if name != GIVEN}
+        own |= {"clean_latents": torch.cat([clean[:, :, :1], one], dim=2), "history_2x": two, "history_4x": four}
         if self.from_the_end:
-            told["padding"] = torch.tensor([self._padding(number) for number in part.tolist()])
+            own["padding"] = torch.tensor([self._padding(number) for number in part.tolist()])
         sections = [row[:, start : start + WINDOW] for row, start in zip(clean, starts, strict=True)]
-        return torch.stack(sections), told
+        return torch.stack(sections), own
 
     def _history(self, clip: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(C, n, h, w) of a clip's latent frames that a section is told, the nearest, the next ones, the farthest."""
+        """(C, n, h, w) a section's history: the nearest latent frame, the next two, the farthest sixteen."""
         count = sum(HISTORY)
         if self.from_the_end:
             after = clip[:, start + WINDOW :][:, :count]
@@ -158,15 +158,15 @@ class FramePackGenerator(HunyuanVideoGenerator):
         guidance: float,
         solver: str,
     ) -> Tensor:
-        """As Generator says, a section after the other; each is told of those before it in that order alone."""
+        """As Generator says, one section after another, each with those sampled before it as its history."""
         noise = noise.to(self.device, torch.float32)
         clean = with_given(noise, conditions)
         order = range(self.parts)
         for part in reversed(order) if self.from_the_end else order:
             place = torch.full((len(noise),), part)
             start, _ = self.view(noise, conditions, place)
-            _, told = self.view(clean, conditions, place)
-            clean = self.with_part(clean, super().sample(told, empty, start, steps, guidance, solver), part)
+            _, own = self.view(clean, conditions, place)
+            clean = self.with_part(clean, super().sample(own, empty, start, steps, guidance, solver), part)
         return clean
 
     def _ask(self, denoiser: Any, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:

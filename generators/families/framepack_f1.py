@@ -4,7 +4,7 @@ from generators.families.framepack import FramePackGenerator
 
 
 class FramePackF1Generator(FramePackGenerator):
-    """As FramePackGenerator; a section is told of what comes before it."""
+    """As FramePackGenerator; a section's history is what comes before it."""
 
     family = "framepack_f1"
     from_the_end = False

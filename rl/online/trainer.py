@@ -150,9 +150,9 @@ def _check_arguments(
         raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
 
 
-def _predict(generator: Generator, told: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
+def _predict(generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
     """The guided prediction under these conditions, in the precision of the run."""
-    guided = generator.guided(told, inputs.unwanted, config.guidance)
+    guided = generator.guided(conditions, inputs.unwanted, config.guidance)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with devices.autocast(generator.device, config.precision):
@@ -178,7 +178,7 @@ def _roll_out(
     made again by the rollout in its place: the gradient reaches the policy through this part alone. The papers do not
     say how they do it.
     """
-    shape, told = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
+    shape, of_prompts = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
 
     def draw(*address: int | str) -> Tensor:
         return torch.randn(*shape, generator=generator_at(config.seed, *address))
@@ -189,10 +189,14 @@ def _roll_out(
         own = [draw("noise", update, place) for place in prompt_at]
     noise = torch.stack(own).to(generator.device)
     part = int(torch.randint(generator.parts, (), generator=generator_at(config.seed, "part", update)))
-    clean = with_given(noise, told) if generator.parts == 1 else _sampled(generator, noise, told, inputs, config)
-    of_all = torch.full((len(noise),), part)
-    (noise, _), (_, seen) = generator.view(noise, told, of_all), generator.view(clean, told, of_all)
-    predict = _predict(generator, seen, inputs, config)
+    clean = (
+        with_given(noise, of_prompts)
+        if generator.parts == 1
+        else _sampled(generator, noise, of_prompts, inputs, config)
+    )
+    part_B = torch.full((len(noise),), part)
+    (noise, _), (_, conditions) = generator.view(noise, of_prompts, part_B), generator.view(clean, of_prompts, part_B)
+    predict = _predict(generator, conditions, inputs, config)
 
     def placed(rollout: Rollout) -> tuple[Predict, Rollout]:
         return predict, rollout._replace(latents=generator.with_part(clean, rollout.latents, part))
@@ -205,24 +209,26 @@ def _roll_out(
             raise ValueError(
                 f"denoisers: none of the last {config.gradient_steps} steps is that of {', '.join(trained)}"
             )
-        return placed(last_steps(predict, scheduler, generator.start(noise, seen), config.gradient_steps, seen))
+        return placed(
+            last_steps(predict, scheduler, generator.start(noise, conditions), config.gradient_steps, conditions)
+        )
     if not turns:
         raise ValueError(f"denoisers: none of the {config.steps} steps is that of {', '.join(trained)}")
     renoise = None if config.renoise == "none" else noise
     if config.renoise == "fresh":
         fresh = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
-        renoise, _ = generator.view(fresh, told, of_all)
+        renoise, _ = generator.view(fresh, of_prompts, part_B)
     k = turns[int(torch.randint(len(turns), (), generator=generator_at(config.seed, "step", update)))]
-    start = generator.start(noise, seen)
-    return placed(random_step(predict, scheduler, generator.process, start, k, renoise, seen))
+    start = generator.start(noise, conditions)
+    return placed(random_step(predict, scheduler, generator.process, start, k, renoise, conditions))
 
 
 def _sampled(
-    generator: Generator, noise: Tensor, told: Conditions, inputs: PromptInputs, config: OnlineConfig
+    generator: Generator, noise: Tensor, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig
 ) -> Tensor:
     """(B, C, F, h, w) whole clips of the policy, without gradient, in the precision of the run."""
     with devices.autocast(generator.device, config.precision):
-        return generator.sample(told, inputs.unwanted, noise, config.steps, config.guidance, config.solver)
+        return generator.sample(conditions, inputs.unwanted, noise, config.steps, config.guidance, config.solver)
 
 
 def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:

@@ -28,7 +28,7 @@ def load(folder, name: str, parts=("denoiser",)):
     return load_generator(variant.family, str(folder), size, max_prompt_tokens=16, parts=parts)
 
 
-class Told(NamedTuple):
+class Prompted(NamedTuple):
     """The conditions of a prompt, and of the empty one, without a batch axis."""
 
     conditions: dict[str, torch.Tensor]
@@ -41,12 +41,12 @@ def name(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(name, tiny_model) -> Told:
+def prompted(name, tiny_model) -> Prompted:
     generator = load(tiny_model(name), name, ("text", "image", "vae"))
     text = generator.encode_text(["lifting red ball up", ""])
     image = torch.frombuffer(bytearray(first_frame().tobytes()), dtype=torch.uint8).view(1, 32, 32, 3)
     seen = {key: tensor[0] for key, tensor in generator.encode_image(image).items()}
-    return Told(
+    return Prompted(
         {key: tensor[0] for key, tensor in text.items()} | seen, {key: tensor[1] for key, tensor in text.items()}
     )
 
@@ -64,15 +64,15 @@ def test_parts_are_drawn_alike_and_change_no_other_draw():
         assert torch.equal(getattr(one, key), getattr(three, key))
 
 
-def test_both_clips_of_a_pair_are_trained_on_one_part_with_its_own_history(name, told, tiny_model, base, tmp_path):
+def test_both_clips_of_a_pair_are_trained_on_one_part_with_its_own_history(name, prompted, tiny_model, base, tmp_path):
     """The loss of the first step by hand, where the policy is the reference; and every part's turn comes."""
     generator = load(tiny_model(name), name)
     shape = generator.latent_shape
-    short = {key: told.conditions[key][:6] for key in ("text", "text_mask")}  # as long as the empty caption there
+    short = {key: prompted.conditions[key][:6] for key in ("text", "text_mask")}  # as long as the empty caption there
     clip_set = write_clip_set(
         tmp_path / "clips",
         shape=shape,
-        more=told.conditions | short,
+        more=prompted.conditions | short,
         facts={"family": generator.family, "embedded_guidance": 6.0},
     )
     calls, predict = [], generator.predict
@@ -111,15 +111,15 @@ class Bright:
         return Answers(("bright",), -mean[None], mean.detach().sigmoid()[None])
 
 
-def inputs_of(told: Told) -> PromptInputs:
-    conditions = {key: torch.stack([tensor, tensor]) for key, tensor in told.conditions.items()}
-    return PromptInputs(("p0", "p1"), conditions, told.empty)
+def inputs_of(prompted: Prompted) -> PromptInputs:
+    conditions = {key: torch.stack([tensor, tensor]) for key, tensor in prompted.conditions.items()}
+    return PromptInputs(("p0", "p1"), conditions, prompted.empty)
 
 
 @pytest.mark.parametrize("rollout", [{}, LAST_STEPS, LAST_STEPS | {"gradient_steps": 3}], ids=["random", "two", "all"])
-def test_a_rollout_makes_one_part_of_a_sampled_clip_again(rollout, name, told, tiny_model):
+def test_a_rollout_makes_one_part_of_a_sampled_clip_again(rollout, name, prompted, tiny_model):
     generator = load(tiny_model(name), name)
-    config, inputs = online_config(solver="euler", guidance=2.0, **rollout), inputs_of(told)
+    config, inputs = online_config(solver="euler", guidance=2.0, **rollout), inputs_of(prompted)
     for weight in generator.component("transformer").parameters():
         weight.requires_grad_(True)
     parts = set()
@@ -142,8 +142,8 @@ def test_a_rollout_makes_one_part_of_a_sampled_clip_again(rollout, name, told, t
     assert parts == {0, 1}
 
 
-def test_the_policy_comes_to_please_the_judge(name, told, tiny_model, base, tmp_path):
-    generator, inputs = load(tiny_model(name), name), inputs_of(told)
+def test_the_policy_comes_to_please_the_judge(name, prompted, tiny_model, base, tmp_path):
+    generator, inputs = load(tiny_model(name), name), inputs_of(prompted)
     noise = generator.draw_noise([1, 2], generator.latent_shape)
 
     def mean() -> float:

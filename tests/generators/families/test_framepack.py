@@ -1,4 +1,4 @@
-"""FramePack: clips of one to five sections against the stock pipeline, and what a section is told in training."""
+"""FramePack: clips of one to five sections against the stock pipeline, and a section's history in training."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def load(folder, variant: Variant) -> Generator:
     return load_generator(variant.family, str(folder), size, max_prompt_tokens=variant.max_prompt_tokens)
 
 
-def told_of(generator: Generator):
+def conditions_of(generator: Generator):
     """The conditions of a prompt, and those of the empty one."""
     image = torch.frombuffer(bytearray(first_frame().tobytes()), dtype=torch.uint8).view(1, 32, 32, 3)
     text = generator.encode_text([PROMPT, ""])
@@ -48,7 +48,7 @@ def told_of(generator: Generator):
 
 
 def sampled(generator: Generator, noise):
-    return generator.sample(*told_of(generator), noise, STEPS, GUIDANCE, "euler")
+    return generator.sample(*conditions_of(generator), noise, STEPS, GUIDANCE, "euler")
 
 
 @pytest.mark.parametrize("sections", [1, 3, 5])
@@ -85,19 +85,19 @@ def test_a_shift_by_resolution_is_that_of_a_section_of_36_tokens_and_at_most_sev
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_in_training_a_section_is_told_what_it_was_told_when_its_clip_was_sampled(name, tiny_model):
+def test_in_training_a_section_has_the_conditions_that_it_was_sampled_under(name, tiny_model):
     generator = load(tiny_model(name), variant_of(name, 3))
-    conditions, empty = told_of(generator)
+    conditions, empty = conditions_of(generator)
     noise = generator.draw_noise([3], generator.latent_shape)
     with asked(generator.component("transformer")) as while_sampled:
         clip = generator.sample(conditions, empty, noise, 1, 1.0, "euler")
     order = [2, 1, 0] if name == "framepack-i2v" else [0, 1, 2]
     with asked(generator.component("transformer")) as in_training:
         for part in order:
-            section, told = generator.view(clip, conditions, torch.tensor([part]))
+            section, own = generator.view(clip, conditions, torch.tensor([part]))
             start, _ = generator.view(noise, conditions, torch.tensor([part]))
             assert torch.equal(section, clip[:, :, 1 + WINDOW * part :][:, :, :WINDOW])
-            generator.predict(start, torch.ones(1), told)
+            generator.predict(start, torch.ones(1), own)
 
     for ours, theirs in zip(in_training, while_sampled, strict=True):
         assert ours.keys() == theirs.keys()
@@ -106,18 +106,18 @@ def test_in_training_a_section_is_told_what_it_was_told_when_its_clip_was_sample
                 torch.testing.assert_close(value, theirs[key], msg=key)
 
 
-def test_a_section_does_not_depend_on_what_it_is_not_told(tiny_model):
+def test_a_section_depends_on_its_history_alone(tiny_model):
     """Of FramePack, sections after it alone change its prediction; of F1, those before it alone."""
     for name, blind in (("framepack-i2v", 0), ("framepack-f1", 2)):
         generator = load(tiny_model(name), variant_of(name, 3))
-        conditions, _ = told_of(generator)
+        conditions, _ = conditions_of(generator)
         clip, noise = generator.draw_noise([1, 2], generator.latent_shape).split(1)
         middle = torch.tensor([1])
 
         def predicted(clip, generator=generator, conditions=conditions, noise=noise, middle=middle):
-            _, told = generator.view(clip, conditions, middle)
+            _, own = generator.view(clip, conditions, middle)
             with torch.no_grad():
-                return generator.predict(generator.view(noise, conditions, middle)[0], torch.ones(1), told)
+                return generator.predict(generator.view(noise, conditions, middle)[0], torch.ones(1), own)
 
         for part in (0, 2):
             changed = generator.with_part(clip, torch.ones(1, 4, WINDOW, 4, 4), part)
