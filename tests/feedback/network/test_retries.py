@@ -36,7 +36,7 @@ def test_a_call_that_fails_on_its_way_is_sent_again_and_recorded_as_lost_where_i
     recorded = {row.id: row.outcome for row in attempts(ledger)}
     reached = {attempt["id"] for attempt in server.attempts}
     assert recorded.keys() >= reached
-    assert all(recorded[never] == "refused" for never in recorded.keys() - reached)  # a busy machine may be slow to connect
+    assert all(recorded[never] == "refused" for never in recorded.keys() - reached)  # slow to connect
     for n, fault in enumerate(TRANSPORT):
         sent = of_clip(server, f"clip{n}")
         assert [attempt["delivered"] for attempt in sent] == [fault not in BILLED, True], fault
