@@ -1,7 +1,7 @@
 """Lay presets over params.yaml."""
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ PRESETS = ROOT / "configs/presets"
 # A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
 WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes", "components")
 OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
+UNDER = "presets"  # a preset's key that names those which it is laid over
 ABSENT = object()
 
 
@@ -25,15 +26,15 @@ def main(names: tuple[str, ...], dry_run: bool) -> None:
     """Lay presets over params.yaml, in the order of NAMES, and print what each changes.
 
     A name is that of a file in configs/presets, or the path of a YAML file of your own. Values of a preset replace
-    those of params.yaml and of the presets before it; all other values, and comments, stay. `git checkout params.yaml`
-    undoes it.
+    those of params.yaml and of the presets before it; all other values, and comments, stay. A preset that names others
+    in its key `presets` is laid over them. `git checkout params.yaml` undoes it.
     """
     if twice := [name for name in names if names.count(name) > 1]:
         raise ParamsError(f"preset {twice[0]} is named twice")
-    before, paths = load_params(PARAMS), [preset_path(name) for name in names]
+    before, paths = load_params(PARAMS), layers(names)
     for path in paths:
         after = copy.deepcopy(before)
-        overlay(after, load_params(path), path)
+        overlay(after, values_of(path), path)
         changed = list(changes(before, after))
         click.echo(f"{path.stem}: {len(changed)} values of {PARAMS} change")
         for line in changed:
@@ -54,6 +55,21 @@ def preset_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise ParamsError(f"preset {name!r} is unknown; known are {', '.join(known)}, and the paths of YAML files")
+
+
+def layers(names: Iterable[str]) -> list[Path]:
+    """The presets' files from the lowest to the uppermost: before each, those that it names in its key `presets`."""
+    found: list[Path] = []
+    for name in names:
+        path = preset_path(name)
+        found += [below for below in layers(load_params(path).get(UNDER, [])) if below not in found]
+        found += [path] if path not in found else []
+    return found
+
+
+def values_of(path: Path) -> dict[str, Any]:
+    """What a preset's own file lays over params."""
+    return {key: value for key, value in load_params(path).items() if key != UNDER}
 
 
 def overlay(params: MutableMapping[str, Any], preset: Mapping[str, Any], of: Path | str = "preset") -> None:
@@ -110,6 +126,8 @@ def write(presets: Sequence[Path]) -> None:
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     params = yaml.load(PARAMS)
     for path in presets:
-        overlay(params, yaml.load(path), path)
+        preset = yaml.load(path)
+        preset.pop(UNDER, None)
+        overlay(params, preset, path)
     with atomically(PARAMS) as partial, partial.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)

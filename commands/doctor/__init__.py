@@ -17,15 +17,34 @@ MARK, WHAT = 6, 26  # characters of the first two columns
 
 
 @stage_command
-def main() -> None:
+@click.option("--family", help="A generator's family, or auto: examine its checkpoint alone, by its configs.")
+@click.option("--path", help="The checkpoint, a diffusers folder or hub id. Default: generator.path of params.yaml.")
+@click.option("--revision", help="Of a hub id. Default with generator.path: generator.revision.")
+def main(family: str | None, path: str | None, revision: str | None) -> None:
     """Say which libraries, devices, codecs, keys, sources and generators are usable here, and why others are not.
 
-    Nothing is changed, and no judge is called. Exit code 1 where something that params.yaml needs is broken.
+    With --family or --path: say which family reads a checkpoint, which components it has and lacks, and what memory
+    generate, label and train need at the settings of params.yaml; no weights are read. Nothing is changed, and no judge
+    is called. Exit code 1 where something that is needed is broken.
     """
+    examined = family is not None or path is not None
+    if revision is not None and not examined:
+        raise click.UsageError("--revision is of --path or --family")
+    sections = _examined(family or "auto", path, revision) if examined else _sections()
+    _report(
+        sections,
+        "the checkpoint is read by a family and is whole"
+        if examined
+        else "nothing that params.yaml needs is broken here",
+    )
+
+
+def _report(sections: Iterable[tuple[str, Iterable["Finding"]]], ready: str) -> None:
+    """Print sections as they come; end with exit code 1 where something is broken."""
     from commands.doctor.machine import BROKEN
 
     broken = []
-    for title, findings in _sections():
+    for title, findings in sections:
         click.echo(f"\n{title}")
         for state, what, detail in findings:
             click.echo(f"  {state:<{MARK}}  {what:<{WHAT}}  {detail}")
@@ -33,7 +52,26 @@ def main() -> None:
     if broken:
         click.echo(f"\nNot ready: {', '.join(broken)}.")
         raise SystemExit(1)
-    click.echo("\nReady: nothing that params.yaml needs is broken here.")
+    click.echo(f"\nReady: {ready}.")
+
+
+def _examined(family: str, path: str | None, revision: str | None) -> Iterator[tuple[str, Iterable["Finding"]]]:
+    """The sections of one checkpoint, at the settings of params.yaml."""
+    from dataclasses import replace
+
+    from commands.doctor.family import describe, settings
+    from generators.core.rollout import Sampling
+    from generators.core.size import VideoSize
+    from pipeline.configs import GeneratorConfig
+    from pipeline.params import section
+
+    model = section("generator", GeneratorConfig)
+    if path is not None:
+        model = replace(model, path=path, revision=revision)
+    elif revision is not None:
+        model = replace(model, revision=revision)
+    chosen = settings(load_params(), model, section("video", VideoSize), section("generate", Sampling))
+    yield from describe(family, chosen)
 
 
 def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:

@@ -21,12 +21,12 @@ def find_generator(config: GeneratorConfig, video: VideoSize) -> Finding:
     except ValueError as error:
         return Finding(BROKEN, WHAT, str(error))
     line = generator_line(config, generator)
-    if not all(folder.is_dir() for folder in config.folders) and (missing := _missing(generator.checkpoint)):
+    if not all(folder.is_dir() for folder in config.folders) and (missing := missing_weights(generator.checkpoint)):
         return Finding(NOTE, WHAT, f"{line}; {missing}")
     return Finding(OK, WHAT, line)
 
 
-def _missing(checkpoint: Checkpoint) -> str | None:
+def missing_weights(checkpoint: Checkpoint) -> str | None:
     """What a hub id's cache lacks; None where it has all weights."""
     from huggingface_hub import try_to_load_from_cache
 

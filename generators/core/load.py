@@ -18,6 +18,8 @@ FAMILIES = {
     "animatediff": "generators.families.animatediff",
     "unet3d": "generators.families.unet3d",
     "hunyuan_video": "generators.families.hunyuan_video",
+    "ltx": "generators.families.ltx",
+    "kandinsky5": "generators.families.kandinsky5",
     "framepack": "generators.families.framepack",
     "framepack_f1": "generators.families.framepack_f1",
 }
@@ -92,7 +94,9 @@ def examine_generator(
     names = [name for part in PARTS for name in cls.components_of.get(part, ()) if checkpoint.class_of(name)]
     files = [name for name in names if _is_files(checkpoint, name)]
     checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
-    most = checkpoint.component("tokenizer").get("model_max_length") if "tokenizer" in names else None
+    most = None
+    if "tokenizer" in names:  # or a processor, which has one
+        most = checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length")
     if most is not None and max_prompt_tokens > most:
         raise ValueError(
             f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"

@@ -11,12 +11,18 @@ TEXT_BATCH = 16  # prompts per forward of the text encoder: UMT5-xxl's attention
 
 @torch.no_grad()
 def encode_padded(
-    encoder: Any, tokenizer: Any, texts: Sequence[str], length: int, device: torch.device, masked: bool
+    encoder: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    length: int,
+    device: torch.device,
+    masked: bool,
+    zeroed: bool = False,
 ) -> Tensor:
     """(P, length, D) hidden states on the CPU, in the encoder's dtype, of texts padded to `length` tokens.
 
-    masked: the encoder is told which tokens are padding, and their states become 0 (Wan); else padding is read and kept
-        like any token (CogVideoX). Raises ValueError naming a text of more tokens.
+    masked: the encoder does not attend to padding; else it is read like any token (CogVideoX). zeroed: the states of
+        padding become 0 (Wan). Raises ValueError naming a text of more tokens.
     """
     for text, ids in zip(texts, tokenizer(list(texts)).input_ids if texts else [], strict=True):
         if len(ids) > length:
@@ -28,7 +34,7 @@ def encode_padded(
             batch, padding="max_length", max_length=length, return_attention_mask=True, return_tensors="pt"
         ).to(device)
         hidden = encoder(tokens.input_ids, tokens.attention_mask if masked else None).last_hidden_state
-        if masked:
+        if zeroed:
             hidden = hidden.masked_fill(tokens.attention_mask[..., None] == 0, 0)
         states.append(hidden.cpu())
     return torch.cat(states)

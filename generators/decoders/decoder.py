@@ -47,12 +47,14 @@ def frame_decoder(vae: nn.Module) -> FrameDecoder:
     from generators.decoders.cogvideox import CogVideoXFrameDecoder  # imports diffusers
     from generators.decoders.hunyuan_video import HunyuanVideoFrameDecoder
     from generators.decoders.image import ImageFrameDecoder
+    from generators.decoders.ltx import LTXFrameDecoder
     from generators.decoders.wan import WanFrameDecoder
 
     decoders: dict[str, Callable[[Any], FrameDecoder]] = {
         "AutoencoderKL": ImageFrameDecoder,
         "AutoencoderKLCogVideoX": CogVideoXFrameDecoder,
         "AutoencoderKLHunyuanVideo": HunyuanVideoFrameDecoder,
+        "AutoencoderKLLTXVideo": LTXFrameDecoder,
         "AutoencoderKLWan": WanFrameDecoder,
     }
     name = type(vae).__name__

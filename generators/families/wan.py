@@ -126,8 +126,8 @@ class WanGenerator(Generator):
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # imports transformers; training needs neither
 
         texts = [prompt_clean(prompt) for prompt in prompts]
-        encoder, tokenizer = self.component("text_encoder"), self.component("tokenizer")
-        return {"text": encode_padded(encoder, tokenizer, texts, self.max_prompt_tokens, self.device, masked=True)}
+        encoder, tokenizer, length = self.component("text_encoder"), self.component("tokenizer"), self.max_prompt_tokens
+        return {"text": encode_padded(encoder, tokenizer, texts, length, self.device, masked=True, zeroed=True)}
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Conditions:

@@ -6,6 +6,7 @@ from generators.tiny.parts import WIDTH, made, t5_config, word_tokenizer
 
 LATENT_CHANNELS = 4
 MAX_TOKENS = 16  # CLIP's positions, to which every prompt is padded
+T5_TOKENS = 64  # of the paper whose layout unet3d-pixels has (configs/presets/paper.yaml)
 DOWN, UP = ("CrossAttnDownBlock", "DownBlock"), ("UpBlock", "CrossAttnUpBlock")
 
 
@@ -94,7 +95,7 @@ def _unet3d(in_channels: int, out_channels: int) -> Any:
 def _t5() -> dict[str, Any]:
     from transformers import T5Config, T5EncoderModel
 
-    tokenizer = word_tokenizer(MAX_TOKENS)
+    tokenizer = word_tokenizer(T5_TOKENS)
     return {
         "tokenizer": tokenizer,
         "text_encoder": made(5, lambda: T5EncoderModel(T5Config(**t5_config(tokenizer)))),

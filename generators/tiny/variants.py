@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.doors import find
-from generators.tiny import cogvideox, hunyuan_video, unets, wan
+from generators.tiny import cogvideox, hunyuan_video, kandinsky5, ltx, unets, wan
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ def _hunyuan_video(like: str, kind: hunyuan_video.Kind) -> Variant:
     needed: Literal["needed", "none"] = "none" if kind == "text" else "needed"
     build = partial(hunyuan_video.hunyuan_video, kind)
     return Variant("hunyuan_video", f"hunyuanvideo-community/{like}", needed, "euler", build)
+
+
+def _kandinsky5(like: str, image: bool, num_frames: int) -> Variant:
+    """With room for the pipeline's negative prompt."""
+    needed: Literal["needed", "none"] = "needed" if image else "none"
+    build = partial(kandinsky5.kandinsky5, image)
+    return Variant("kandinsky5", f"kandinskylab/{like}", needed, "euler", build, 40, num_frames)
 
 
 def _framepack(family: str, like: str) -> Variant:
@@ -68,10 +75,18 @@ VARIANTS = {
     "unet3d": Variant("unet3d", "ali-vilab/text-to-video-ms-1.7b", "none", "ddim", partial(unets.unet3d, False)),
     # No hub model has the layout of these two; the second has that of the paper's generator.
     "unet3d-first-frame": Variant("unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True), num_frames=5),
-    "unet3d-pixels": Variant("unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True, True), num_frames=3),
+    "unet3d-pixels": Variant(
+        "unet3d", UNPUBLISHED, "needed", "ddim", partial(unets.unet3d, True, True), unets.T5_TOKENS, num_frames=3
+    ),
     "hunyuan-video-t2v": _hunyuan_video("HunyuanVideo", "text"),
     "hunyuan-video-i2v": _hunyuan_video("HunyuanVideo-I2V", "token_replace"),
     "hunyuan-video-i2v-33ch": _hunyuan_video("HunyuanVideo-I2V-33ch", "latent_concat"),
+    # The hub's LTXPipelines are read as LTXImageToVideoPipelines too.
+    "ltx0.9-ti2v": Variant("ltx", "Lightricks/LTX-Video", "optional", "euler", partial(ltx.ltx, "0.9")),
+    "ltx0.9.1-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.1", "optional", "euler", partial(ltx.ltx, "0.9.1")),
+    "ltx0.9.7-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.7-dev", "optional", "euler", partial(ltx.ltx, "0.9.7")),
+    "kandinsky5-t2v": _kandinsky5("Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers", image=False, num_frames=9),
+    "kandinsky5-i2v": _kandinsky5("Kandinsky-5.0-I2V-Lite-5s-Diffusers", image=True, num_frames=17),
     # What is published are transformers; with the other components of HunyuanVideo they make the pipeline.
     "framepack-i2v": _framepack("framepack", "FramePackI2V_HY"),
     "framepack-f1": _framepack("framepack_f1", "FramePack_F1_I2V_HY_20250503"),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from commands.preset import PRESETS, overlay
+from commands.preset import PRESETS, layers, overlay, values_of
 from data.prompts import load_prompts, write_prompts
 from feedback.core.kinds import resolve
 from generators.families.wan import WanGenerator
@@ -40,13 +40,13 @@ def test_no_test_reads_the_params_yaml_that_a_user_edits():
 def laid_over(*presets: str) -> dict:
     """The default params under these presets, the last one uppermost."""
     params = default_params()
-    for name in presets:
-        overlay(params, yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+    for path in layers(presets):
+        overlay(params, values_of(path))
     return params
 
 
 ALONE = [(path.stem,) for path in sorted(PRESETS.glob("*.yaml"))]
-WAN = [("wan2.1",), ("wan2.1", "paper"), ("wan2.1", "rounds")]
+WAN = [("wan2.1",), ("wan2.1", "paper-values"), ("wan2.1", "rounds")]
 
 
 @pytest.mark.parametrize("presets", [(), *ALONE, *WAN[1:]], ids=" ".join)
@@ -75,7 +75,7 @@ def test_under_the_wan_preset_a_folder_of_its_layout_is_accepted_and_nothing_of_
 
 
 def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_preset_plans():
-    train, paper = laid_over("wan2.1", "paper")["train"]["common"], laid_over("paper")["train"]["common"]
+    train, paper = laid_over("wan2.1", "paper-values")["train"]["common"], laid_over("paper-values")["train"]["common"]
     memory = {"gradient_accumulation": 64, "gradient_checkpointing": True, "precision": "bf16"}
     assert {key: value for key, value in train.items() if value != paper[key]} == memory
     assert train["full"] is True

@@ -243,10 +243,10 @@ def test_a_preset_cannot_invent_a_section():
 
 
 def test_a_later_preset_overrides_an_earlier_one_and_each_change_is_printed(preset):
-    done = preset("wan2.1", "paper")
+    done = preset("wan2.1", "paper-values")
 
     assert done.exit_code == 0, done.output
-    wan, paper = done.output.split("paper: ")
+    wan, paper = done.output.split("paper-values: ")
     assert "generator.dtype: float32 -> bfloat16\n" in wan and "generator.dtype: bfloat16 -> float32\n" in paper
     assert "policies.dpo2: {start: rwr1, round: r2, objective: dpo} -> absent\n" in paper
     assert "train.common.gradient_accumulation" in wan and "train.common.gradient_accumulation" not in paper

@@ -3,13 +3,16 @@
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,19 +20,28 @@ from torch import Tensor
 from generators.tiny.variants import Variant
 
 PROMPT = "lifting red ball up"
+LTX_DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}  # of Lightricks' configs
 STEPS, GUIDANCE = 4, 2.0
 SAMPLING_TYPES = {"framepack": "inverted_anti_drifting", "framepack_f1": "vanilla"}
 
 
 def load_stock(folder: Path, image: bool = False) -> Any:
-    """The folder's own pipeline, or of a Wan text-to-video folder with `image` the one that takes a first frame."""
-    from diffusers import DiffusionPipeline, WanImageToVideoPipeline, WanPipeline
+    """The folder's own pipeline, or with `image` of a text-to-video folder the one that takes a first frame."""
+    from diffusers import (
+        DiffusionPipeline,
+        LTXImageToVideoPipeline,
+        LTXPipeline,
+        WanImageToVideoPipeline,
+        WanPipeline,
+    )
 
     index = json.loads((Path(folder) / "model_index.json").read_text())
     without = {"vae": None} if "vae" in index and index["vae"][0] is None else {}  # of a model in pixels
     pipeline = DiffusionPipeline.from_pretrained(folder, **without)
     if image and isinstance(pipeline, WanPipeline):
         pipeline = WanImageToVideoPipeline.from_pretrained(folder)
+    if image and isinstance(pipeline, LTXPipeline):
+        pipeline = LTXImageToVideoPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return FirstFrameLoop(pipeline) if index["_class_name"] == "TextToVideoSDPipeline" and image else pipeline
 
@@ -97,6 +109,13 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
         arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
         arguments["num_frames"] += hidden_frames(pipeline)
+    if is_ltx(pipeline):
+        arguments |= {"frame_rate": 8, **LTX_DECODE}
+        if "image_cond_noise_scale" in inspect.signature(type(pipeline).__call__).parameters:
+            arguments["image_cond_noise_scale"] = 0.0
+        torch.manual_seed(0)  # of the noise that layers of its decoder add
+    if channels_last(pipeline):  # left alone, it has a negative prompt of its own
+        arguments = {"negative_prompt": "", **arguments}
     return pipeline(**{name: value for name, value in arguments.items() if value is not ...}).frames
 
 
@@ -104,6 +123,12 @@ def stock_latents(
     pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None = None, **changes: Any
 ) -> Tensor:
     """(1, C, F, h, w) latents that the pipeline makes of this noise; CogVideoX by DDIM, which draws no noise."""
+    if is_ltx(pipeline):  # of these one takes no latents, and one ignores the image when it does
+        with patch.object(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise.clone()):
+            settings = {"num_inference_steps": STEPS, "output_type": "latent"} | changes
+            return unpacked(run_stock(pipeline, variant, image, **settings), noise)
+    if channels_last(pipeline):
+        return _kandinsky5_latents(pipeline, variant, noise, image, **changes)
     cogvideox = frames_first(pipeline)
     if cogvideox:
         from diffusers import CogVideoXDDIMScheduler
@@ -126,6 +151,27 @@ def stock_latents(
     return latents.transpose(1, 2) if cogvideox else latents
 
 
+def _kandinsky5_latents(
+    pipeline: Any, variant: Variant, noise: Tensor, image: Image.Image | None, **changes: Any
+) -> Tensor:
+    """Those of the last step: from a first frame, what the pipeline gives is fitted for decoding.
+
+    The noise takes the place of what the pipeline would draw, since `latents` has to have its other channels too.
+    """
+    from diffusers.pipelines.kandinsky5 import pipeline_kandinsky, pipeline_kandinsky_i2v
+
+    steps: list[Tensor] = []
+    settings = {
+        "num_inference_steps": STEPS, "output_type": "latent",
+        "callback_on_step_end": lambda _, step, timestep, told: steps.append(told["latents"]) or told,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pipeline_kandinsky, pipeline_kandinsky_i2v):
+            patch.setattr(module, "randn_tensor", lambda *_, **__: noise.permute(0, 2, 3, 4, 1).clone())
+        run_stock(pipeline, variant, image, **settings | changes)
+    return steps[-1][..., : noise.shape[1]].permute(0, 4, 1, 2, 3)
+
+
 def stock_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor:
     """(1, F, H, W, 3) pixels of (1, C, F, h, w) latents as the pipeline decodes them, not clamped.
 
@@ -136,6 +182,19 @@ def stock_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor:
         return framepack_decode(pipeline, variant, latents)
     if hasattr(pipeline, "unet"):
         decoded = pipeline.decode_latents(latents)
+    elif is_ltx(pipeline):
+        vae = pipeline.vae
+        scaled = pipeline._denormalize_latents(latents, vae.latents_mean, vae.latents_std, config.scaling_factor)
+        time = None
+        if config.timestep_conditioning:
+            noise, share = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)), 0.025
+            scaled, time = (1 - share) * scaled + share * noise, torch.tensor([0.05])
+        torch.manual_seed(0)
+        decoded = vae.decode(scaled, time).sample
+    elif channels_last(pipeline):
+        if hasattr(pipeline, "normalize_first_frame"):
+            latents = _fitted(pipeline, latents)
+        decoded = pipeline.vae.decode(latents / config.scaling_factor).sample
     elif is_hunyuan_video(pipeline):
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
     elif frames_first(pipeline):
@@ -151,6 +210,37 @@ def stock_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor:
 def frames_first(pipeline: Any) -> bool:
     """Whether its transformer takes latents as (B, F, C, h, w)."""
     return "CogVideoX" in type(pipeline).__name__
+
+
+def is_ltx(pipeline: Any) -> bool:
+    """Whether it is of LTX-Video."""
+    return type(pipeline).__name__.startswith("LTX")
+
+
+def unpacked(latents: Tensor, like: Tensor) -> Tensor:
+    """(1, C, F, h, w) latents of that shape that are a row of tokens or no longer are; others as they are."""
+    return latents.transpose(1, 2).reshape(like.shape) if latents.ndim == 3 else latents
+
+
+def _fitted(pipeline: Any, latents: Tensor) -> Tensor:
+    """Kandinsky 5's `normalize_first_frame`, which writes into its input, with gradient."""
+    moved = pipeline.adaptive_mean_std_normalization(latents[:, :, :4], latents[:, :, 4:9])
+    fitted = torch.cat([moved, latents[:, :, 4:]], dim=2)
+    expected = pipeline.normalize_first_frame(latents.detach().permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(fitted.detach(), expected)
+    return fitted
+
+
+def channels_first(pipeline: Any, latents: Tensor) -> Tensor:
+    """(B, C, F, h, w) of what its transformer takes."""
+    if channels_last(pipeline):
+        return latents.permute(0, 4, 1, 2, 3)
+    return latents.transpose(1, 2) if frames_first(pipeline) else latents
+
+
+def channels_last(pipeline: Any) -> bool:
+    """Whether its transformer takes latents as (B, F, h, w, C)."""
+    return "Kandinsky5" in type(pipeline).__name__
 
 
 def is_hunyuan_video(pipeline: Any) -> bool:
@@ -202,12 +292,16 @@ def hidden_frames(pipeline: Any) -> int:
 
 @contextmanager
 def asked(denoiser: Any) -> Iterator[list[dict[str, Any]]]:
-    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'."""
+    """What the denoiser is called with in the block, call by call, by argument name, a U-Net's latents as others'.
+
+    Tensors are copies: Kandinsky 5's pipelines write each step into the latents.
+    """
     calls: list[dict[str, Any]] = []
 
     def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
-        calls.append({"hidden_states" if name == "sample" else name: value for name, value in bound.items()})
+        copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in bound.items()}
+        calls.append({"hidden_states" if name == "sample" else name: value for name, value in copies.items()})
 
     hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:

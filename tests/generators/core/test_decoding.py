@@ -417,12 +417,13 @@ def test_a_frame_that_the_clip_lacks_is_an_error(tabletop, clip):
 
 
 def test_a_vae_without_such_a_decoder_is_an_error():
-    from diffusers import AutoencoderKLLTXVideo
+    from diffusers import AutoencoderKLMochi
 
     with torch.device("meta"):
-        vae = AutoencoderKLLTXVideo()
-    known = "known are AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, AutoencoderKLWan"
-    with pytest.raises(ValueError, match=f"vae: no decoder .* for class AutoencoderKLLTXVideo; {known}"):
+        vae = AutoencoderKLMochi()
+    known = "known are AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, "
+    known += "AutoencoderKLLTXVideo, AutoencoderKLWan"
+    with pytest.raises(ValueError, match=f"vae: no decoder .* for class AutoencoderKLMochi; {known}"):
         decode_frames(OnlyVae(vae, 1.0), torch.zeros(1, 128, 1, 2, 2), [0], PLAIN)
 
 

@@ -17,7 +17,10 @@ from generators.core.solvers import check_solver
 
 PRESETS = Path("configs/presets")
 FLOW = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
-V = {"_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+V = {
+    "_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing",
+}  # fmt: skip
 
 
 def wan(pipeline: str, in_channels: int, z_dim: int = 16, factors=(4, 8), image_dim=None, **index) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def cogvideox(pipeline: str, in_channels: int, learned: bool = False, rotary: bo
         "vae/config.json": {
             "latent_channels": 16, "temporal_compression_ratio": 4, "block_out_channels": [128, 256, 256, 512],
         },
-        "scheduler/scheduler_config.json": V,
+        "scheduler/scheduler_config.json": V | {"snr_shift_scale": 1.0 if rotary else 3.0},  # 2b: not rotary
     }  # fmt: skip
 
 
@@ -99,6 +102,58 @@ def hunyuan_video(pipeline: str, text: str, in_channels: int = 16, how: str | No
             "scaling_factor": 0.476986,
         },
         "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0},
+    }  # fmt: skip
+
+
+def ltx(pipeline: str, vae: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
+    """A published LTX-Video's small files, as far as they are read: those that diffusers' conversion script writes."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "LTXVideoTransformer3DModel"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "T5Tokenizer"],
+            "vae": ["diffusers", "AutoencoderKLLTXVideo"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        },
+        "transformer/config.json": {"in_channels": 128, "patch_size": 1, "patch_size_t": 1},
+        "vae/config.json": {"latent_channels": 128, "patch_size": 4, "patch_size_t": 1, **vae},
+        "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler},
+    }
+
+
+# The VAE of 0.9 says nothing of its ratios; that of 0.9.7 scales four times, not always along time and sides.
+LTX_VAE = {"spatio_temporal_scaling": [True, True, True, False], "timestep_conditioning": False}
+LTX_VAE_097 = {
+    "spatio_temporal_scaling": [True] * 4, "timestep_conditioning": True, "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}  # fmt: skip
+LTX_SHIFT = {
+    "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096, "shift_terminal": 0.1,
+}  # fmt: skip
+
+
+def kandinsky5(pipeline: str) -> dict[str, Any]:
+    """A published Kandinsky 5.0 Video Lite's small files, as far as they are read; those of its authors' configs."""
+    return {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", "Kandinsky5Transformer3DModel"],
+            "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+            "text_encoder_2": ["transformers", "CLIPTextModel"],
+            "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        },
+        "transformer/config.json": {
+            "in_visual_dim": 16, "out_visual_dim": 16, "patch_size": [1, 2, 2], "visual_cond": True,
+            "attention_type": "regular",
+        },
+        "vae/config.json": {
+            "latent_channels": 16, "temporal_compression_ratio": 4, "spatial_compression_ratio": 8,
+            "scaling_factor": 0.476986,
+        },
+        "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     }  # fmt: skip
 
 
@@ -145,12 +200,20 @@ PUBLISHED = {
     "generators/cogvideox1.5-5b-i2v": (cogvideox(COG_I2V, 32, ofs_embed_dim=512, **NEWER), "needed", (16, 22, 96, 170)),
     "generators/hunyuan-video": (hunyuan_video(HY, "LlamaModel"), "none", (16, 33, 90, 160)),
     "generators/hunyuan-video-i2v": (hunyuan_video(HY_I2V, LLAVA, 16, "token_replace"), "needed", (16, 33, 90, 160)),
+    "generators/ltx-video": (ltx("LTXPipeline", LTX_VAE, LTX_SHIFT), "optional", (128, 21, 15, 22)),
+    "generators/ltx-video-13b": (
+        ltx("LTXConditionPipeline", LTX_VAE_097, {"use_dynamic_shifting": False}),
+        "optional",
+        (128, 21, 16, 24),
+    ),
     # of the 33 latent frames one is dropped after decoding
     "generators/hunyuan-video-i2v-33ch": (
         hunyuan_video(HY_I2V, LLAVA, 33, "latent_concat"),
         "needed",
         (16, 33, 90, 160),
     ),
+    "generators/kandinsky5": (kandinsky5("Kandinsky5T2VPipeline"), "none", (16, 31, 64, 96)),
+    "generators/kandinsky5-i2v": (kandinsky5("Kandinsky5I2VPipeline"), "needed", (16, 31, 64, 96)),
     "generators/framepack": (hunyuan_video(HY, "LlamaModel"), "needed", (16, 28, 104, 60)),
     "generators/framepack-f1": (hunyuan_video(HY, "LlamaModel"), "needed", (16, 28, 104, 60)),
 }
