@@ -146,7 +146,7 @@ def test_three_sections_decode_as_the_stock_pipeline_blends_them(name, tiny_mode
 
 def test_windows_and_hunyuan_videos_own_transformer_are_refused(tiny_model):
     generator = load(tiny_model("framepack-f1"), variant_of("framepack-f1", 1))
-    with pytest.raises(ValueError, match="^mode is windowed"):
+    with pytest.raises(ValueError, match="^mode is windowed, but the VAE of a framepack_f1 clip decodes in no windows"):
         decode_frames(generator, torch.zeros(1, *generator.latent_shape), [0], replace(EXACT, mode="windowed"))
     with pytest.raises(ValueError, match="^latents: found 19 latent frames, expected the 10 of the clip"):
         generator.frame_decoder().groups(19)
