@@ -60,7 +60,7 @@ def main(
     relaunch(processes, place)
     config = train_config(objective)
     sampling = section("generate", Sampling) if config.preview else None  # as the round's clips
-    inputs = [start, Path(model.path), clips, rows]
+    inputs = [start, *model.folders, clips, rows]
     with stage_state("train", out, (name, model, size, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
         generator = load_generator(
