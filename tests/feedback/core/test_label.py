@@ -440,7 +440,7 @@ def test_work_of_another_source_is_an_error(clips, tmp_path):
 
 
 @pytest.mark.parametrize("judge", [Brightness, Own])
-def test_a_killed_run_resumes_and_produces_the_same_bytes(tmp_path, judge):
+def test_a_killed_run_resumes_and_produces_the_same_bytes(tmp_path, judge, caplog):
     clips = make_clips(tmp_path / "samples", "a ball", "a cup")
     label_clip_set(clips, judge(), tmp_path / "whole", tmp_path / "expected", BATCH, votes=2)
     work, out = tmp_path / "work", tmp_path / "labels"
@@ -457,8 +457,10 @@ def test_a_killed_run_resumes_and_produces_the_same_bytes(tmp_path, judge):
     (work / "out").mkdir()
     (work / "out" / "torn.parquet").write_bytes(b"left by a kill during publishing")
     source = judge()
+    caplog.set_level("INFO")
     label_clip_set(clips, source, work, out, BATCH, votes=2)
     assert len(source.judged) == CLIPS - BATCH * committed
+    assert f"; {BATCH * committed} are done; the work lies in {work}" in caplog.text
     assert contents(out) == contents(tmp_path / "expected")
 
 

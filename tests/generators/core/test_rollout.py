@@ -111,7 +111,7 @@ def test_a_negative_prompt_enters_guidance_and_the_clip_set(generator, tmp_path)
     assert not torch.allclose(plain.latents(ids), expected, atol=1e-3)
 
 
-def test_a_clip_of_no_numbers_is_named_and_nothing_of_its_batch_is_kept(generator, tmp_path, monkeypatch):
+def test_a_clip_of_no_numbers_is_named_and_nothing_of_its_batch_is_kept(generator, tmp_path, monkeypatch, caplog):
     """The second clip of the second batch."""
     sample, calls = generator.sample, []
 
@@ -129,6 +129,10 @@ def test_a_clip_of_no_numbers_is_named_and_nothing_of_its_batch_is_kept(generato
     assert ClipSetWriter(tmp_path / "work").done_batches() == {0}
     assert sorted(path.stem for path in (tmp_path / "work/videos").iterdir()) == ["r1-p1-000", "r1-p1-001"]
     assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    caplog.set_level("INFO")
+    generate(generator, tmp_path)
+    assert f"; 2 are done; the work lies in {tmp_path / 'work'}" in caplog.text
 
 
 def test_pixels_that_are_infinite_are_no_white_clip(generator, monkeypatch):
