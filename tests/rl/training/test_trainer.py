@@ -645,7 +645,7 @@ def test_each_objective_finds_its_own_settings_in_its_config():
 def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
     """Appendix A of Furuta et al."""
     params = default_params()
-    overlay(params, yaml.safe_load((ROOT / "configs/presets/paper.yaml").read_text()))
+    overlay(params, yaml.safe_load((ROOT / "configs/presets/paper-values.yaml").read_text()))
     for name, objective in OBJECTIVES.items():
         paper = configure(objective, params["train"]["common"] | params["train"][name])
         assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
