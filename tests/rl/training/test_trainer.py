@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from cluster import devices, provenance
 from cluster.provenance import made_with
-from commands.preset import overlay
+from commands.preset import layers, overlay, values_of
 from data.config import ConfigError
 from data.policies import CHECKPOINTS
 from data.records import Pair, Weighted
@@ -638,7 +637,8 @@ def test_each_objective_finds_its_own_settings_in_its_config():
 def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
     """Appendix A of Furuta et al."""
     params = default_params()
-    overlay(params, yaml.safe_load((ROOT / "configs/presets/paper.yaml").read_text()))
+    for path in layers(["paper"]):
+        overlay(params, values_of(path))
     for name, objective in OBJECTIVES.items():
         paper = configure(objective, params["train"]["common"] | params["train"][name])
         assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
