@@ -1,7 +1,7 @@
 """The clip sets of a pool: rounds that a policy is trained on together. They are named, and no clip is copied.
 
-    manifest.json     kind clip_sets; facts: rounds, a list of {round, policy, folder, clip_set} in the order of training:
-                      the round's name, who sampled it, its clip set from here, and the sha256 of that set's manifest
+manifest.json     kind clip_sets; facts: rounds, a list of {round, policy, folder, clip_set} in the order of training:
+                  the round's name, who sampled it, its clip set from here, and the sha256 of that set's manifest
 """
 
 import logging
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import StoreError, kind_of, read_manifest, write_manifest
+from data.policies import off_policy
 from data.store import ClipSet
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def open_clip_sets(folder: Path) -> list[ClipSet]:
     for one in read_manifest(folder, KIND)["facts"]["rounds"]:
         clip_set = ClipSet.open(Path(os.path.normpath(folder / one["folder"])))
         if clip_set.fingerprint() != one["clip_set"]:
-            raise StoreError(f"{clip_set.folder}: sampled again since {folder} was made; make the pool again, `dvc repro`")
+            raise StoreError(
+                f"{clip_set.folder}: sampled again since {folder} was made; make the pool again, `dvc repro`"
+            )
         clip_sets.append(clip_set)
     return clip_sets
 
@@ -88,8 +91,3 @@ def origin_of(clip_sets: Sequence[ClipSet], start: str) -> dict[str, Any]:
         if one["policy"] != start:
             logger.warning(off_policy(one["round"], one["policy"], start))
     return {"rounds": rounds} if len(rounds) > 1 or rounds[0]["policy"] != start else {}
-
-
-def off_policy(name: str, policy: str, start: str) -> str:
-    """The warning of a round whose clips are not those of the policy that training starts from."""
-    return f"the clips of {name} are off-policy: {policy} sampled them, and training starts from {start}"

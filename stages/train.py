@@ -22,7 +22,9 @@ from pipeline.state import stage_state
 @stage_command
 @click.option("--objective", "name", required=True, help="sft, rwr or dpo.")
 @click.option("--start", type=PATH, required=True, help="Folder of the policy to start from.")
-@click.option("--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool.")
+@click.option(
+    "--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool."
+)
 @click.option("--rows", type=PATH, required=True, help="Folder of the objective's rows.")
 @out_option
 @metrics_option

@@ -69,6 +69,7 @@ def test_a_key_that_stands_twice_is_an_error(params_file):
 
 GOOD = {
     "rounds": {"r1": {"policy": "base"}, "r2": {"policy": "rwr1"}},
+    "pools": {},
     "policies": {
         "rwr1": {"start": "base", "round": "r1", "objective": "rwr"},
         "dpo2": {"start": "rwr1", "round": "r2", "objective": "dpo"},
@@ -112,10 +113,6 @@ MISFITS = [
     (
         lambda p: p["policies"]["rwr1"].update(objective="grpo"),
         "policies.rwr1.objective: 'grpo' is unknown; known are sft, rwr, dpo",
-    ),
-    (
-        lambda p: p["policies"]["dpo2"].update(start="base"),
-        "policies.dpo2.start is base, but rwr1 samples r2: start from rwr1",
     ),
     (lambda p: p["policies"]["rwr1"].update(beta=5), "policies.rwr1.beta (5) is unknown; known keys are start"),
     (lambda p: p["policies"]["rwr1"].pop("start"), "policies.rwr1.start is missing; known keys are start"),
