@@ -89,9 +89,9 @@ def open_view(folder: Path, clips: Path | None = None) -> View:
         raise StoreError(f"{folder}: a {found.kind!r}, which has no table of clips{there}")
     row_type = TABLES[name]
     clips = folder if row_type is Sample else clips or clips_of(folder)
-    if finished(clips).kind == POOL:
-        rounds = ", ".join(f"{clips / one['folder']}" for one in finished(clips).facts["rounds"])
-        raise StoreError(f"{folder}: of a pool; look at the rounds that it joins, each by itself: {rounds}")
+    if (of := finished(clips)).kind == POOL:
+        rounds = ", ".join(one["round"] for one in of.facts["rounds"])
+        raise StoreError(f"{folder}: rows of a pool; look at those of its rounds, each by itself: {rounds}")
     samples = by_id(read_rows(clips / METADATA, Sample))
     rows: list[Any]
     if row_type is Label:

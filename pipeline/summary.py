@@ -136,7 +136,7 @@ def _round_line(params: Mapping[str, Any], clips: Mapping[str, int]) -> str:
 def _policies(params: Mapping[str, Any]) -> Iterable[str]:
     for name, entry in trained_policies(params).items():
         rounds = rounds_of(params, on := entry["round"])
-        words = on if rounds == [on] else f"{on} ({' and '.join(rounds)})"
+        words = on if rounds == [on] else f"{on} ({', '.join(rounds)})"
         yield f"{name} = {entry['objective']} on {words} from {entry['start']}"
 
 
