@@ -10,6 +10,7 @@ from report.figures import COLORS, Theme, as_svg
 from report.table import judges
 
 STEP, LINE = 1.55, 0.62  # inches between a node and its child, and between leaves
+CURVE = 0.15  # height of a curved arrow by its length
 
 
 class Node(NamedTuple):
@@ -99,8 +100,11 @@ def draw(summary: Mapping[str, Any], theme: Theme) -> str:
         for index in [] if node.parent is None else [node.parent, *node.others]:
             above = nodes[index]
             arrow = {"arrowstyle": "-|>", "color": theme.soft, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1}
-            ends = {"patchA": boxes[index], "patchB": box}
-            axes.annotate("", (node.depth, node.height), (above.depth, above.height), arrowprops=arrow | ends)
+            arrow |= {"patchA": boxes[index], "patchB": box}
+            if index != node.parent:  # past other boxes: curved away from their line
+                curve = -CURVE if above.height < node.height else CURVE
+                arrow |= {"linestyle": "--", "connectionstyle": f"arc3,rad={curve}"}
+            axes.annotate("", (node.depth, node.height), (above.depth, above.height), arrowprops=arrow)
     return as_svg(figure, [], theme)
 
 

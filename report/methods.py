@@ -76,6 +76,7 @@ def _settings(policies: Mapping[str, Any]) -> ResultTable:
     """A row for each setting that a policy has, a column for each policy."""
     columns = {
         name: {key: one.get(key) for key in ORIGIN if key != "build"}
+        | {"rounds": [f"{found['round']} by {found['policy']}" for found in one.get("rounds") or []]}
         | {f"build.{key}": value for key, value in (one.get("build") or {}).items()}
         | {key: value for key, value in one["config"].items() if key not in NO_RESULT}
         for name, one in policies.items()
