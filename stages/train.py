@@ -1,4 +1,4 @@
-"""Stages `train` and `train-compare`: a policy from its start, by one objective, on one round."""
+"""Stages `train` and `train-compare`: a policy from its start, by one objective, on a round or a pool."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,9 @@ from pipeline.state import stage_state
 @stage_command
 @click.option("--objective", "name", required=True, help="sft, rwr or dpo.")
 @click.option("--start", type=PATH, required=True, help="Folder of the policy to start from.")
-@click.option("--set", "clips", type=PATH, required=True, help="Folder of the round's clip set.")
+@click.option(
+    "--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool."
+)
 @click.option("--rows", type=PATH, required=True, help="Folder of the objective's rows.")
 @out_option
 @metrics_option
@@ -45,7 +47,7 @@ def main(
 ) -> None:
     """Train a policy; on several accelerators, each takes a part of every batch."""
     from cluster.devices import pick_device, rank, relaunch
-    from data.store import ClipSet
+    from data.pools import open_clip_sets, origin_of
     from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
     from generators.core.rollout import Sampling
@@ -62,7 +64,8 @@ def main(
     sampling = section("generate", Sampling) if config.preview else None  # as the round's clips
     inputs = [start, *model.folders, clips, rows]
     with stage_state("train", out, (name, model, size, config), inputs) as work:
-        table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
+        table, clip_sets = read_table(rows, objective), open_clip_sets(clips)
+        origin = table.facts | origin_of(clip_sets, start.name)
         generator = load_generator(
             **asdict(model),
             size=size,
@@ -72,7 +75,7 @@ def main(
         )
         sent = Tracker(tracker, out.name) if tracker else None
         report = train(
-            generator, clip_sets, table.rows, objective, config, start, work, out, table.facts, resume_from, sent,
+            generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from, sent,
             sampling,
         )  # fmt: skip
     if rank() == 0:
