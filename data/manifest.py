@@ -69,6 +69,20 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
     return document
 
 
+def begun_for(work: Path, *folders: Path) -> None:
+    """Write down in `work` which finished folders it is about. Raises StoreError where it was begun for others.
+
+    They are known by their manifests. A file of a dotted name, so it is not part of a result.
+    """
+    now = {folder.as_posix(): sha256_of(folder / MANIFEST) for folder in folders}
+    note = work / ".begun-for.json"
+    if note.is_file() and (before := json.loads(note.read_text(encoding="utf-8"))) != now:
+        other = ", ".join(sorted({name for name, _ in now.items() ^ before.items()}))
+        raise StoreError(f"{work}: what is done there is about other contents of {other} than there are now")
+    with atomically(note) as partial:
+        partial.write_text(json.dumps(now) + "\n", encoding="utf-8")
+
+
 def publish(work: Path, out: Path) -> None:
     """Move the finished folder `work` to `out`, replacing what is there.
 
