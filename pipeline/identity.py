@@ -1,4 +1,4 @@
-"""What a stage's unfinished work is of: the params and inputs of the run that began it, and the code that dvc.yaml lists.
+"""What unfinished work of a stage is of: its run's params and inputs, and the code that dvc.yaml lists for the stage.
 
 The facts are plain JSON, so that they can be read beside the work and compared with those of another run.
 """

@@ -96,7 +96,7 @@ class _Work(NamedTuple):
     """Work that an earlier run left."""
 
     folder: Path
-    files: int
+    files: int  # without those of a dotted name, which are notes or torn
     size: int  # bytes
     written: float  # seconds since the epoch, by the clock of that moment
     seconds: float  # of work
@@ -227,7 +227,7 @@ def _seconds_path(work: Path) -> Path:
 
 
 def _look_at(folder: Path) -> _Work:
-    stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     times = [stat.st_mtime for stat in stats] or [0.0]
     facts = _facts_path(folder)
     return _Work(

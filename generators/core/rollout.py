@@ -161,9 +161,9 @@ def _check_done(work: Path, done: Mapping[int, Sequence[Sample]], planned: Seque
         if list(rows) != wanted:
             here = next((there for there, row in zip(rows, wanted, strict=False) if there != row), rows[-1])
             raise StoreError(
-                f"{work}: batch {index} holds clips that are not planned in its place, such as {here.sample_id} of seed "
-                f"{here.seed} for {here.prompt!r}; prompts, seed, size, samples_per_prompt and batch_size must be those "
-                "that it was begun with"
+                f"{work}: batch {index} holds clips that are not planned in its place, such as {here.sample_id} of "
+                f"seed {here.seed} for {here.prompt!r}; prompts, seed, size, samples_per_prompt and batch_size must be "
+                "those that it was begun with"
             )
 
 
