@@ -233,6 +233,22 @@ def test_a_target_that_is_killed_at_random_moments_ends_as_if_nothing_had_happen
     assert row.good, row
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("stage", ["generate@r1", "train@dpo2"])
+def test_a_full_disk_stops_a_stage_in_a_sentence_and_the_next_run_ends_with_the_same_bytes(home, stage):
+    entry = yaml.safe_load((home / "dvc.lock").read_text())["stages"][stage]
+    out = next(home / one["path"] for one in entry["outs"] if one["path"].startswith("runs/"))
+    undisturbed = (out / "manifest.json").read_bytes()
+    largest = max(one["size"] for one in json.loads(undisturbed)["files"])
+    limited = f"ulimit -f {(largest - 1) // 1024}; exec {entry['cmd']}"  # KiB of each file, as on a disk that is full
+    stopped = subprocess.run(["bash", "-c", limited], cwd=home, env=environment(), capture_output=True, text=True)
+
+    said = stopped.stderr.splitlines()
+    assert stopped.returncode == 1 and said[-1].startswith("Error: ") and "not written" in said[-1], said[-20:]
+    run(home, *DVC, "repro", "--force", "--single-item", stage)  # under DVC it is the same work as by hand
+    assert (out / "manifest.json").read_bytes() == undisturbed
+
+
 def kill_half_way(home: Path, stage: str, state: Path, begun: str, victims: tuple[str, ...]) -> int:
     """Run a stage again under dvc and kill the victims once it has something to resume from; returns its pid."""
     command = [*DVC, "repro", "--force", "--single-item", stage]

@@ -1,5 +1,6 @@
 """A stage may be killed at any moment: what it finds when it starts again, who else may run, and when it ends."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.manifest import publish, read_manifest, write_manifest
+from data.manifest import StoreError, publish, read_manifest, write_manifest
 from pipeline.guardians import POLL
 from pipeline.identity import ROOT, code_files, differences, facts_of, fingerprint, identity
 from pipeline.state import WORTH, Interrupted, StateError, stage_state
@@ -159,6 +160,7 @@ def test_work_that_the_stage_refuses_stays_what_it_was(start, monkeypatch):
     monkeypatch.setenv("STAGE_STATE", "adopt")
 
     with pytest.raises(StateError, match="steps must be 12\nSo this work cannot be continued"), start(steps=13):
+        time.sleep(0.2)  # is no work
         raise ValueError("steps must be 12")
     assert left_in() == [left.name, f"{left.name}.json", f"{left.name}.seconds", "lock"]
     assert left.with_name(f"{left.name}.json").read_text() == before
@@ -205,6 +207,40 @@ def test_work_whose_facts_and_time_are_not_recorded_is_kept_by_the_times_of_its_
     with pytest.raises(StateError, match="2.0 hours of work, 2 files of 0 B.*\n.*an older version"), start():
         pass
     assert left.exists()
+
+
+def test_a_disk_without_room_for_the_time_of_work_stops_nothing(start, monkeypatch):
+    def full(path):
+        raise StoreError(f"{path}: not written: No space left on device")
+
+    with start() as work:
+        monkeypatch.setattr("pipeline.state.atomically", full)
+        finish(work)
+    assert left_in() == ["lock"]
+
+
+def test_work_stays_where_its_output_cannot_be_written(start, monkeypatch):
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="samples: .* not be moved there: Read-only"):
+        with start() as work:
+            patch.setattr("data.manifest.os.replace", read_only)
+            (work / "clips").mkdir()
+            (work / "clips/manifest.json").touch()
+            publish(work / "clips", OUT)
+    with start() as again:
+        assert (again / "clips/manifest.json").is_file()
+
+
+def test_a_clock_that_jumps_neither_adds_nor_takes_time_of_work(start, monkeypatch):
+    left = leave_behind(start())
+    os.utime(left / "batch-0", (2e9, 2e9))  # written before the clock went back by years
+    for jump in (-1e6, 1e6):
+        with pytest.raises(Interrupted), monkeypatch.context() as patch, start() as work:
+            patch.setattr(time, "time", lambda jump=jump: 1.7e9 + jump)
+            raise KeyboardInterrupt
+        assert 0 <= float(work.with_name(f"{work.name}.seconds").read_text()) < 60
 
 
 def test_stage_state_is_adopt_or_discard(start, monkeypatch):
