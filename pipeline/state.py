@@ -123,6 +123,8 @@ def _settle(home: Path, work: Path, facts: dict[str, Any]) -> _Work | None:
     choice, adopted = os.environ.get(CHOICE), None
     if own and own.files:  # of this very run; what is older stays until the end
         logger.info("%s: resuming from %s, after %s of work", home.name, work, _hours(own.seconds))
+        for one in valuable:
+            logger.warning("older work, which is deleted when this run succeeds:\n%s", one.in_words(facts))
     elif with_files and choice == ADOPT:
         adopted = with_files[-1]
         older = []  # the others stay until the end
@@ -136,8 +138,7 @@ def _settle(home: Path, work: Path, facts: dict[str, Any]) -> _Work | None:
         if adopted:
             logger.warning("%s: continuing the work of a run that differed:\n%s", home.name, adopted.in_words(facts))
             written[ADOPTED] = _not_of_the_code(adopted, facts)
-        with atomically(_facts_path(work)) as partial:
-            partial.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _write_facts(work, written)
     if adopted:
         _move(adopted.folder, work)
     return adopted
@@ -187,12 +188,13 @@ def _told(work: Path, adopted: _Work | None) -> Iterator[None]:
         if adopted is None or before is None or _look_at(work)[1:4] != before[1:4]:  # files, size, written
             raise
         if adopted.facts:
-            with atomically(_facts_path(adopted.folder)) as partial:
-                partial.write_text(json.dumps(adopted.facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            _write_facts(adopted.folder, adopted.facts)
         _move(work, adopted.folder)
+        if not isinstance(error, ValueError | StoreError):  # of which those are that refuse work
+            raise
         raise StateError(
-            f"{error}\nSo this work cannot be continued with the change, and stays in {adopted.folder}: undo the "
-            f"change, or delete the work with {CHOICE}={DISCARD}"
+            f"{error}\nNothing was added to the work that was to be continued, and it stays in {adopted.folder}. Mend "
+            f"that, undo the change, or delete the work with {CHOICE}={DISCARD}"
         ) from error
 
 
@@ -220,6 +222,11 @@ def _tell_manifest(out: Path, work: Path) -> None:
 
 def _facts_path(work: Path) -> Path:
     return work.with_name(f"{work.name}.json")
+
+
+def _write_facts(work: Path, facts: dict[str, Any]) -> None:
+    with atomically(_facts_path(work)) as partial:
+        partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _seconds_path(work: Path) -> Path:

@@ -159,7 +159,7 @@ def test_work_that_the_stage_refuses_stays_what_it_was(start, monkeypatch):
     before = left.with_name(f"{left.name}.json").read_text()
     monkeypatch.setenv("STAGE_STATE", "adopt")
 
-    with pytest.raises(StateError, match="steps must be 12\nSo this work cannot be continued"), start(steps=13):
+    with pytest.raises(StateError, match="steps must be 12\nNothing was added to the work"), start(steps=13):
         time.sleep(0.2)  # is no work
         raise ValueError("steps must be 12")
     assert left_in() == [left.name, f"{left.name}.json", f"{left.name}.seconds", "lock"]
@@ -223,12 +223,12 @@ def test_work_stays_where_its_output_cannot_be_written(start, monkeypatch):
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match="samples: .* not be moved there: Read-only"):
-        with start() as work:
-            patch.setattr("data.manifest.os.replace", read_only)
-            (work / "clips").mkdir()
-            (work / "clips/manifest.json").touch()
-            publish(work / "clips", OUT)
+    refused = pytest.raises(StoreError, match="samples: .* not be moved there: Read-only")
+    with refused, monkeypatch.context() as patch, start() as work:
+        patch.setattr("data.manifest.os.replace", read_only)
+        (work / "clips").mkdir()
+        (work / "clips/manifest.json").touch()
+        publish(work / "clips", OUT)
     with start() as again:
         assert (again / "clips/manifest.json").is_file()
 
