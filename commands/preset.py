@@ -13,7 +13,7 @@ from pipeline.params import PARAMS, ParamsError, load_params
 
 PRESETS = ROOT / "configs/presets"
 # A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
-WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes")
+WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes", "components")
 OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
 UNDER = "presets"  # a preset's key that names those which it is laid over
 ABSENT = object()

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -35,7 +36,7 @@ def main(out: Path, inputs: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     write_inputs(checked.params, inputs, needed_sources(checked.params))
     out.mkdir(parents=True)
-    found = identify(generator.family, generator.path, generator.revision)
+    found = identify(generator.family, generator.path, generator.revision, asdict(generator)["components"])
     (out / "policy.json").write_text(json.dumps(found, indent=1) + "\n")
     write_manifest(out, "policy", fingerprint=found["fingerprint"])
     logger.info("base is %s (%s), fingerprint %.12s", generator.path, generator.family, found["fingerprint"])

@@ -40,7 +40,7 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)
     prompt_set = load_prompts(Path(prompts.path))
-    inputs = [policy, Path(model.path), RECORDED / "generator.json", Path(prompts.path)]
+    inputs = [policy, *model.folders, RECORDED / "generator.json", Path(prompts.path)]
     inputs += [Path(one.image) for one in prompt_set if one.image]
     params = {"set": set_name, "generator": model, "video": size, sampling: how, "checkpoints": checkpoints}
     place, called = pick_device(device), ClipSetName(set_name, policy.name)

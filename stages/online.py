@@ -67,7 +67,7 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
         size=section("video", VideoSize),
     )
     images = [one.image for one in job.prompts]
-    inputs = [start, Path(model.path), path, *(Path(file) for file in (entry.overlay, *images) if file)]
+    inputs = [start, *model.folders, path, *(Path(file) for file in (entry.overlay, *images) if file)]
     recorded = (
         "generator",
         f"online/{name}",

@@ -54,7 +54,7 @@ def main(
     place = pick_device(device)
     relaunch(processes, place)
     config = train_config(objective)
-    inputs = [start, Path(model.path), RECORDED / "generator.json", clips, rows]
+    inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
     params = {"objective": name, "generator": model, "video": size, "train": config}
     with stage_state("train", out, params, inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]

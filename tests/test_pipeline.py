@@ -99,6 +99,7 @@ def named_by(path: Path) -> set[Path]:
 PLUMBING = {
     f"pipeline/{name}.py"
     for name in (
+        "__init__",
         "check",
         "command",
         "configs",
@@ -110,7 +111,7 @@ PLUMBING = {
         "params",
         "recipes",
         "state",
-    )
+    )  # fmt: skip
 }
 # Code that params.yaml names: stage base records it in runs/inputs, which the stages that use it depend on.
 RECORDED = [Path("generators/families"), Path("generators/decoders"), Path("tabletop")]
@@ -177,6 +178,16 @@ def test_asking_for_help_imports_nothing_heavy():
     heavy = "{'torch', 'diffusers', 'transformers', 'datasets', 'pyarrow', 'matplotlib', 'dvc'}"
     checked = f"{imported}; import sys; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", checked], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_stage_sleep_while_they_wait_unless_the_environment_says_otherwise(given, wanted, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    checked = "import stages.train, sys, os; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", checked], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == wanted
 
 
 def test_a_source_without_a_model_of_its_own_labels_without_torch():

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from data.doors import find
 from data.prompts import Prompt
+from generators.core import checkpoint as checkpoints
 from generators.core.checkpoint import Checkpoint
 from generators.core.encoding import check_images
 from generators.core.load import FAMILIES
@@ -156,6 +157,19 @@ def kandinsky5(pipeline: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def framepack(model: str) -> dict[str, dict[str, Any]]:
+    """By hub id, the small files of FramePack's own components, as far as they are read."""
+    transformer = {
+        "_class_name": "HunyuanVideoTransformer3DModelPacked", "in_channels": 16, "patch_size": 2, "patch_size_t": 1,
+        "guidance_embeds": True, "has_clean_x_embedder": True, "has_image_proj": True, "image_proj_dim": 1152,
+    }  # fmt: skip
+    redux = {
+        "image_encoder/config.json": {"architectures": ["SiglipVisionModel"]},
+        "feature_extractor/preprocessor_config.json": {"image_processor_type": "SiglipImageProcessor"},
+    }
+    return {model: {"config.json": transformer}, "lllyasviel/flux_redux_bfl": redux}
+
+
 HY, HY_I2V = "HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"
 LLAVA = "LlavaForConditionalGeneration"
 TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
@@ -164,6 +178,9 @@ T2V, I2V, COG, COG_I2V = (
     "WanPipeline", "WanImageToVideoPipeline", "CogVideoXPipeline", "CogVideoXImageToVideoPipeline"
 )  # fmt: skip
 NEWER = {"patch_size_t": 2, "sample_height": 300, "sample_width": 300, "sample_frames": 81, "max_text_seq_length": 224}
+
+# The hub ids of `components` -> the files there
+ELSEWHERE = framepack("lllyasviel/FramePackI2V_HY") | framepack("lllyasviel/FramePack_F1_I2V_HY_20250503")
 
 # preset -> its checkpoint's files, whether it takes a first frame, and (C, F, h, w) of its latents
 PUBLISHED = {
@@ -197,6 +214,8 @@ PUBLISHED = {
     ),
     "generators/kandinsky5": (kandinsky5("Kandinsky5T2VPipeline"), "none", (16, 31, 64, 96)),
     "generators/kandinsky5-i2v": (kandinsky5("Kandinsky5I2VPipeline"), "needed", (16, 31, 64, 96)),
+    "generators/framepack": (hunyuan_video(HY, "LlamaModel"), "needed", (16, 28, 104, 60)),
+    "generators/framepack-f1": (hunyuan_video(HY, "LlamaModel"), "needed", (16, 28, 104, 60)),
 }
 
 
@@ -206,12 +225,16 @@ def test_every_preset_of_a_generator_is_checked():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_presets_sizes_and_solver_fit_the_published_model(name):
+def test_a_presets_sizes_and_solver_fit_the_published_model(name, monkeypatch):
+    monkeypatch.setattr(
+        checkpoints, "_opened", lambda path, revision: Checkpoint(path, revision, None, ELSEWHERE[path])
+    )
     files, image, latent_shape = PUBLISHED[name]
     preset = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml")
     generator = preset["generator"]
     checkpoint = Checkpoint(generator["path"], None, None, files)
     cls = find(generator["family"], FAMILIES, "generator.family", "Family")
+    checkpoint = checkpoints.with_components(checkpoint, generator.get("components") or {}, cls.class_names)
 
     told = generator.get("embedded_guidance")
     made = cls(checkpoint, VideoSize(**preset["video"]), generator["max_prompt_tokens"], embedded_guidance=told)
