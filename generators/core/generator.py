@@ -84,7 +84,7 @@ class Generator:
     windows: bool = True  # whether some of a clip's frames can be decoded without the others
     takes_lora: bool = True  # whether stock diffusers loads a LoRA of it; else all weights are trained
     checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
-    parts: int = 1  # of a clip, one of which a forward predicts
+    num_parts: int = 1  # of a clip, one of which a forward predicts
     largest_shift: float = math.inf  # of a shift of time by resolution
     text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
     negative_prompt: str = ""  # the pipeline's own, taken where params.yaml has null
@@ -165,8 +165,8 @@ class Generator:
         """A part of each clip, and the conditions to predict it under; here the clip and its own conditions.
 
         clean: (B, C, F, h, w) clips, or their noise, of which the part alone is of use. conditions: the clips'.
-        part: (B,) which of `parts`, 0 the first in time. A family that predicts a clip part by part takes conditions
-        from the other parts of `clean`. Training and sampling both call it.
+        part: (B,) which of `num_parts`, 0 the first in time. A family that predicts a clip part by part takes
+        conditions from the other parts of `clean`. Training and sampling both call it.
         """
         return clean, conditions
 

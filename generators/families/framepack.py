@@ -84,8 +84,8 @@ class FramePackGenerator(HunyuanVideoGenerator):
         check_size("num_frames", size.num_frames, every=temporal * WINDOW, offset=1)
         check_size("height", size.height, every=spatial * self.transformer_config["patch_size"])
         check_size("width", size.width, every=spatial * self.transformer_config["patch_size"])
-        self.parts = (size.num_frames - 1) // (temporal * WINDOW)
-        return (vae["latent_channels"], WINDOW * self.parts + 1, size.height // spatial, size.width // spatial)
+        self.num_parts = (size.num_frames - 1) // (temporal * WINDOW)
+        return (vae["latent_channels"], WINDOW * self.num_parts + 1, size.height // spatial, size.width // spatial)
 
     def _tokens(self) -> int:
         """Those of a section."""
@@ -139,10 +139,10 @@ class FramePackGenerator(HunyuanVideoGenerator):
 
     def _padding(self, part: int) -> int:
         """Latent frames between the first frame and a section, as diffusers counts: in a long clip, at most 3 W."""
-        after = self.parts - 1 - part  # sections that are sampled before it
-        if self.parts <= 4:
+        after = self.num_parts - 1 - part  # sections that are sampled before it
+        if self.num_parts <= 4:
             return WINDOW * part
-        return WINDOW * [3, *[2] * (self.parts - 3), 1, 0][after]
+        return WINDOW * [3, *[2] * (self.num_parts - 3), 1, 0][after]
 
     def with_part(self, clean: Tensor, predicted: Tensor, part: int) -> Tensor:
         start = 1 + WINDOW * part
@@ -161,7 +161,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
         """As Generator says, one section after another, each with those sampled before it as its history."""
         noise = noise.to(self.device, torch.float32)
         clean = with_given(noise, conditions)
-        order = range(self.parts)
+        order = range(self.num_parts)
         for part in reversed(order) if self.from_the_end else order:
             place = torch.full((len(noise),), part)
             start, _ = self.view(noise, conditions, place)
@@ -230,7 +230,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
     def frame_decoder(self) -> FrameDecoder:
         from generators.decoders.framepack import FramePackFrameDecoder
 
-        return FramePackFrameDecoder(self.component("vae"), WINDOW, self.parts, self.from_the_end)
+        return FramePackFrameDecoder(self.component("vae"), WINDOW, self.num_parts, self.from_the_end)
 
 
 Family = FramePackGenerator  # the name that a family's module is asked for

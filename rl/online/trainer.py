@@ -188,10 +188,10 @@ def _roll_out(
     else:
         own = [draw("noise", update, place) for place in prompt_at]
     noise = torch.stack(own).to(generator.device)
-    part = int(torch.randint(generator.parts, (), generator=generator_at(config.seed, "part", update)))
+    part = int(torch.randint(generator.num_parts, (), generator=generator_at(config.seed, "part", update)))
     clean = (
         with_given(noise, of_prompts)
-        if generator.parts == 1
+        if generator.num_parts == 1
         else _sampled(generator, noise, of_prompts, inputs, config)
     )
     part_B = torch.full((len(noise),), part)

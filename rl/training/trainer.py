@@ -62,7 +62,7 @@ def train(
                     continue
                 # 2. Errors of policy and reference, on one noise, timestep, caption and part for all clips of a row
                 shape, trains = reader.latent_shape, run.policy.trains
-                dropout, parts = config.caption_dropout, generator.parts
+                dropout, parts = config.caption_dropout, generator.num_parts
                 draws = draw(config.seed, step, running, shape, config.timesteps, dropout, trains, parts)
                 sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
                 errors = _errors(generator, run.policy, objective, config, reader, sides, draws)

@@ -85,7 +85,7 @@ def test_both_clips_of_a_pair_are_trained_on_one_part_with_its_own_history(name,
         latents, t, conditions = calls[2 * step + 1]  # the reference is asked first
         assert latents.shape[2] == WINDOW
         batch = [table[row] for row in rows_of_step(step, 4, len(table), seed=1)]
-        draws = draw(1, step, range(4), shape, Uniform(), 0.0, parts=generator.parts)
+        draws = draw(1, step, range(4), shape, Uniform(), 0.0, parts=generator.num_parts)
         ids = [*(row.chosen for row in batch), *(row.rejected for row in batch)]
         whole = clip_set.conditions([row.prompt_id for row in batch] * 2)
         section, wanted = generator.view(clip_set.latents(ids), whole, draws.part.repeat(2))

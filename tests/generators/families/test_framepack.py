@@ -61,7 +61,7 @@ def test_clips_of_any_number_of_sections_equal_the_stock_pipelines(name, section
 
     clip = sampled(generator, noise)
 
-    assert generator.parts == sections and clip.shape[2] == 9 * sections + 1
+    assert generator.num_parts == sections and clip.shape[2] == 9 * sections + 1
     expected = stock_latents(load_stock(tiny_model(name)), variant, noise, first_frame())
     torch.testing.assert_close(clip, expected, atol=2e-4, rtol=1e-4)
 

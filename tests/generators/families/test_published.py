@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from ruamel.yaml import YAML
@@ -11,6 +12,7 @@ from data.prompts import Prompt
 from generators.core import checkpoint as checkpoints
 from generators.core.checkpoint import Checkpoint
 from generators.core.encoding import check_images
+from generators.core.generator import Generator
 from generators.core.load import FAMILIES
 from generators.core.size import VideoSize
 from generators.core.solvers import check_solver
@@ -224,20 +226,23 @@ def test_every_preset_of_a_generator_is_checked():
     assert there | {"wan2.1"} == PUBLISHED.keys()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_presets_sizes_and_solver_fit_the_published_model(name, monkeypatch):
-    monkeypatch.setattr(
-        checkpoints, "_opened", lambda path, revision: Checkpoint(path, revision, None, ELSEWHERE[path])
-    )
-    files, image, latent_shape = PUBLISHED[name]
+def published(name: str, num_frames: int | None = None) -> Generator:
+    """The preset's family over what the published checkpoint says of itself; with another number of frames if given."""
     preset = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml")
-    generator = preset["generator"]
-    checkpoint = Checkpoint(generator["path"], None, None, files)
+    generator, video = preset["generator"], preset["video"] | ({"num_frames": num_frames} if num_frames else {})
     cls = find(generator["family"], FAMILIES, "generator.family", "Family")
-    checkpoint = checkpoints.with_components(checkpoint, generator.get("components") or {}, cls.class_names)
-
+    checkpoint = Checkpoint(generator["path"], None, None, PUBLISHED[name][0])
+    with patch.object(checkpoints, "_opened", lambda path, revision: Checkpoint(path, revision, None, ELSEWHERE[path])):
+        checkpoint = checkpoints.with_components(checkpoint, generator.get("components") or {}, cls.class_names)
     told = generator.get("embedded_guidance")
-    made = cls(checkpoint, VideoSize(**preset["video"]), generator["max_prompt_tokens"], embedded_guidance=told)
+    made: Generator = cls(checkpoint, VideoSize(**video), generator["max_prompt_tokens"], embedded_guidance=told)
+    return made
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_presets_sizes_and_solver_fit_the_published_model(name):
+    _, image, latent_shape = PUBLISHED[name]
+    preset, made = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml"), published(name)
 
     assert (made.image, made.latent_shape) == (image, latent_shape)
     for how in (preset["generate"], preset["evaluate"]["generate"], preset["select"]["generate"]):

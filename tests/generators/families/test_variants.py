@@ -171,7 +171,7 @@ def rows_of(case: Case) -> tuple[Tensor, Conditions]:
 
 def parts_of(generator: Generator) -> Tensor:
     """Of two rows' clips, parts that differ where there are several."""
-    return torch.arange(2) % generator.parts
+    return torch.arange(2) % generator.num_parts
 
 
 def test_a_rows_prediction_does_not_depend_on_its_batch(case):
