@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+OF_RUST = "(os error "  # in what libraries in Rust, such as safetensors, raise of a disk; it is no OSError
 FORMAT = 1  # raised when the layout of a published folder changes
 
 
@@ -31,15 +32,27 @@ def atomically(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.partial")  # one name, so that a killed run's leftover is overwritten
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"{path}: not written: {error.strerror or error}") from error
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within it an error of the disk, such as a full one, is a StoreError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: not written: {error.strerror or error}") from error
+    except Exception as error:
+        if OF_RUST not in str(error):
+            raise
+        raise StoreError(f"{path}: not written: {error}") from error
 
 
 def write_manifest(folder: Path, kind: str, /, **facts: Any) -> None:
