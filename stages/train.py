@@ -15,6 +15,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, train_config
+from pipeline.identity import RECORDED
 from pipeline.params import section
 from pipeline.state import stage_state
 
@@ -55,8 +56,9 @@ def main(
     place = pick_device(device)
     relaunch(processes, place)
     config = train_config(objective)
-    inputs = [start, *model.folders, clips, rows]
-    with stage_state("train", out, (name, model, size, config), inputs) as work:
+    inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
+    params = {"objective": name, "generator": model, "video": size, "train": config}
+    with stage_state("train", out, params, inputs) as work:
         table, clip_sets = read_table(rows, objective), open_clip_sets(clips)
         origin = table.facts | origin_of(clip_sets, start.name)
         generator = load_generator(
