@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+OF_RUST = "(os error "  # in what libraries in Rust, such as safetensors, raise of a disk; it is no OSError
 FORMAT = 1  # raised when the layout of a published folder changes
 
 
@@ -31,15 +32,27 @@ def atomically(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.partial")  # one name, so that a killed run's leftover is overwritten
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"{path}: not written: {error.strerror or error}") from error
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within it an error of the disk, such as a full one, is a StoreError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: not written: {error.strerror or error}") from error
+    except Exception as error:
+        if OF_RUST not in str(error):
+            raise
+        raise StoreError(f"{path}: not written: {error}") from error
 
 
 def write_manifest(folder: Path, kind: str, /, **facts: Any) -> None:
@@ -72,6 +85,20 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
 def kind_of(folder: Path) -> str:
     """The kind of a finished folder, whose files are not looked at. Raises StoreError where it has no manifest."""
     return str(_parsed(folder)["kind"])
+
+
+def begun_for(work: Path, *folders: Path) -> None:
+    """Write down in `work` which finished folders it is about. Raises StoreError where it was begun for others.
+
+    They are known by their manifests. A file of a dotted name, so it is not part of a result.
+    """
+    now = {folder.as_posix(): sha256_of(folder / MANIFEST) for folder in folders}
+    note = work / ".begun-for.json"
+    if note.is_file() and (before := json.loads(note.read_text(encoding="utf-8"))) != now:
+        other = ", ".join(sorted({name for name, _ in now.items() ^ before.items()}))
+        raise StoreError(f"{work}: what is done there is about other contents of {other} than there are now")
+    with atomically(note) as partial:
+        partial.write_text(json.dumps(now) + "\n", encoding="utf-8")
 
 
 def publish(work: Path, out: Path) -> None:

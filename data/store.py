@@ -79,6 +79,14 @@ class ClipSetWriter:
             return set(range(len(read_manifest(self.work, KIND)["facts"]["shards"])))
         return {int(marker.stem) for marker in self._markers.glob("[0-9]*.parquet")}
 
+    def done_rows(self) -> dict[int, list[Sample]]:
+        """The rows of the batches that need not be made again, by index."""
+        if (self.work / MANIFEST).is_file():
+            rows = records.by_id(read_rows(self.work / METADATA, Sample))
+            shards = read_manifest(self.work, KIND)["facts"]["shards"]
+            return {index: [rows[sample_id] for sample_id in ids] for index, ids in enumerate(shards)}
+        return {index: read_rows(self._markers / f"{index:05d}.parquet", Sample) for index in self.done_batches()}
+
     def add_batch(self, index: int, samples: Sequence[Sample], frames: np.ndarray, latents: torch.Tensor) -> None:
         """Write batch `index` (0, 1, ...) and commit it.
 
@@ -133,7 +141,8 @@ class ClipSetWriter:
         missing = sorted(set(range(max(done) + 1)) - done)
         if missing:
             raise StoreError(f"{self.work}: batches {missing} are missing of 0 to {max(done)}; generate them first")
-        return [read_rows(self._markers / f"{index:05d}.parquet", Sample) for index in sorted(done)]
+        rows = self.done_rows()
+        return [rows[index] for index in sorted(done)]
 
     def _check_files(self, batches: Sequence[Sequence[Sample]]) -> None:
         """Every video there, every shard readable, of its batch's length and shaped like the first."""

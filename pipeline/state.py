@@ -1,30 +1,40 @@
-"""A stage may be killed at any moment and started again: its resume folder, its lock, and when it ends itself.
+"""A stage may be killed at any moment and started again: its resume folder, its lock, and what becomes of older work.
 
-.state/<stage>-<out>/lock               held while the stage runs, with its pid; <out> with - for /
-.state/<stage>-<out>/<identity>/        the work so far of exactly this code, these params and these inputs
+.state/<stage>-<out>/lock                 held while the stage runs, with its pid; <out> with - for /
+.state/<stage>-<out>/<identity>/          the work so far of exactly these params, inputs and code (pipeline.identity)
+.state/<stage>-<out>/<identity>.json      those params, inputs and code, to read and to compare
+.state/<stage>-<out>/<identity>.seconds   how long runs have worked at it
 """
 
 import contextlib
 import fcntl
-import hashlib
+import json
 import logging
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
-import psutil
+
+from data.manifest import MANIFEST, StoreError, atomically
+from pipeline.guardians import end_with_dvc
+from pipeline.identity import CODE, Difference, differences, facts_of, identity
 
 logger = logging.getLogger(__name__)
 
 STATE = Path(".state")
-POLL = 0.5  # seconds between checks of the parent processes
 OUTPUTS = ("runs", "metrics", "report-out")  # folders that the stages write into
-ROOT = Path(__file__).parent.parent
+CHOICE = "STAGE_STATE"  # environment variable: what to do with older work
+ADOPT, DISCARD = "adopt", "discard"
+WORTH = 120.0  # seconds of work that are kept until a person decides
+BEAT = 5.0  # seconds between writes of the time worked, which a SIGKILL may lose
+SHOWN = 6  # differences of a kind that are listed
+ADOPTED = "adopted"  # beside the facts of adopted work, and in the manifest: its other params and inputs
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,75 +59,256 @@ def check_outputs(root: Path) -> None:
 def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root: Path = STATE) -> Iterator[Path]:
     """The folder in which a stage may find what a killed run of itself had finished; deleted when the body succeeds.
 
-    out: what the stage will write, which no two runs may do at once. params: all that shapes the output beside the
-        inputs, with a repr that tells values apart (frozen dataclasses, dictionaries, tuples). inputs: the files and
-        folders that the stage reads.
-    Other params, inputs or code mean another folder, and the older ones are deleted. Under torchrun the first process
-    does all of this; the others get the folder.
-    From here on the process ends when the one that started it does. Raises StateError while another run holds the
-    stage, and Interrupted in place of a KeyboardInterrupt.
+    stage: its name in dvc.yaml or that of its command. out: what it will write, which no two runs may do at once.
+    params: all that shapes the output beside the inputs: a mapping by the names that a person knows them by. inputs:
+        the files and folders that the stage reads.
+    Other params, inputs or code mean another folder. Older ones are deleted if they hold less than WORTH seconds of
+    work. Otherwise STAGE_STATE decides: adopt continues the newest one, whose other params and inputs the manifest of
+    `out` then lists as the fact `adopted`; discard deletes them; without it the run stops and says what differs.
+    Under torchrun the first process does all of this; the others get the folder.
+    Under DVC the process ends from here on when its dvc does. Raises StateError while another run holds the stage and
+    for older work, and Interrupted in place of a KeyboardInterrupt.
     """
-    home = root / "-".join([stage, *out.parts])
-    work = home / identity(params, inputs)
+    if os.environ.get(CHOICE, "") not in ("", ADOPT, DISCARD):
+        raise StateError(f"{CHOICE} is {os.environ[CHOICE]!r}, expected {ADOPT} or {DISCARD}")
+    home, facts = root / "-".join([stage, *out.parts]), facts_of(stage, params, inputs)
+    work = home / identity(facts)
     if os.environ.get("RANK", "0") != "0":
-        _end_with_parent()
+        end_with_dvc()
         yield work
         return
     with _lock(home):
-        _end_with_parent()
-        for other in home.iterdir():
-            if other.is_dir() and other != work:
-                shutil.rmtree(other)
-        if work.exists():
-            logger.info("%s: resuming from %s", home.name, work)
+        end_with_dvc()
+        adopted = _settle(home, work, facts)
         work.mkdir(exist_ok=True)
-        try:
+        with _told(work, adopted), _time_kept(work):
             yield work
-        except KeyboardInterrupt:
-            raise Interrupted(_what_is_kept(work)) from None
-        shutil.rmtree(work)
+        _tell_manifest(out, work)
+        for path in home.iterdir():
+            if path.name != "lock":
+                _delete(path)
+
+
+# Work of other runs
+
+
+class _Work(NamedTuple):
+    """Work that an earlier run left."""
+
+    folder: Path
+    files: int  # without those of a dotted name, which are notes or torn
+    size: int  # bytes
+    written: float  # seconds since the epoch, by the clock of that moment
+    seconds: float  # of work
+    facts: dict[str, Any] | None  # None: not recorded
+
+    def in_words(self, now: dict[str, Any]) -> str:
+        """What there is, and how its run differs from this one."""
+        when = datetime.fromtimestamp(self.written).strftime("%Y-%m-%d %H:%M")
+        what = f"{self.folder}: {_hours(self.seconds)} of work, {self.files} files of {_size(self.size)}, last written"
+        if self.facts is None:
+            return f"  {what} {when}\n    by an older version, which did not record params, inputs and code"
+        found = differences(self.facts, now)
+        lines = [f"{one.kind}: {one.text}" for one in _first_of_each_kind(found)]
+        return "\n    ".join([f"  {what} {when}", *lines])
+
+
+def _settle(home: Path, work: Path, facts: dict[str, Any]) -> _Work | None:
+    """Delete, adopt or refuse older work, and write down the facts of this run's; returns the work that is adopted."""
+    folders = [path for path in home.iterdir() if path.is_dir() and path != work]
+    older = sorted(map(_look_at, folders), key=lambda one: one.written)
+    with_files = [one for one in older if one.files]
+    valuable = [one for one in with_files if one.seconds >= WORTH]
+    own = _look_at(work) if work.is_dir() else None
+    choice, adopted = os.environ.get(CHOICE), None
+    if own and own.files:  # of this very run; what is older stays until the end
+        logger.info("%s: resuming from %s, after %s of work", home.name, work, _hours(own.seconds))
+        for one in valuable:
+            logger.warning("older work, which is deleted when this run succeeds:\n%s", one.in_words(facts))
+    elif with_files and choice == ADOPT:
+        adopted = with_files[-1]
+        older = []  # the others stay until the end
+    elif valuable and choice != DISCARD:
+        raise StateError(_what_there_is(home, valuable, facts))
+    fresh = not (own and own.files)
+    for one in older if fresh or choice == DISCARD else []:
+        _delete_work(one.folder)
+    if fresh:
+        written = dict(facts)
+        if adopted:
+            logger.warning("%s: continuing the work of a run that differed:\n%s", home.name, adopted.in_words(facts))
+            written[ADOPTED] = _not_of_the_code(adopted, facts)
+        _write_facts(work, written)
+    if adopted:
+        _move(adopted.folder, work)
+    return adopted
+
+
+def _what_there_is(home: Path, valuable: Sequence[_Work], facts: dict[str, Any]) -> str:
+    listed = "\n".join(one.in_words(facts) for one in reversed(valuable))
+    risky = any(one.facts is None or _not_of_the_code(one, facts) for one in valuable)
+    risk = (
+        "; params or inputs differ, as listed: whether what is done still fits is your risk, and the manifest will "
+        "list them"
+        if risky
+        else ""
+    )
+    return (
+        f"{home.name}: an earlier run left work unfinished, and this run differs from it:\n{listed}\n"
+        f"Undo the change to go on as before, or run again with one of\n"
+        f"  {CHOICE}={ADOPT}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
+        f"  {CHOICE}={DISCARD}  to delete it and start afresh"
+    )
+
+
+def _not_of_the_code(one: _Work, facts: dict[str, Any]) -> list[str]:
+    """How params and inputs of adopted work differ, with what it had adopted itself."""
+    if one.facts is None:
+        return ["work whose params and inputs are not known"]
+    return [*one.facts.get(ADOPTED, []), *(d.text for d in differences(one.facts, facts) if d.kind != CODE)]
+
+
+def _first_of_each_kind(found: Sequence[Difference]) -> Iterator[Difference]:
+    for kind in dict.fromkeys(one.kind for one in found):
+        own = [one for one in found if one.kind == kind]
+        yield from own[:SHOWN]
+        if len(own) > SHOWN:
+            yield Difference(kind, f"and {len(own) - SHOWN} more")
+
+
+@contextlib.contextmanager
+def _told(work: Path, adopted: _Work | None) -> Iterator[None]:
+    """Ctrl-C says what is kept; adopted work that the body refuses before it writes anything is given back."""
+    before = _look_at(work) if adopted else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(_what_is_kept(work)) from None
+    except Exception as error:
+        if adopted is None or before is None or _look_at(work)[1:4] != before[1:4]:  # files, size, written
+            raise
+        if adopted.facts:
+            _write_facts(adopted.folder, adopted.facts)
+        _move(work, adopted.folder)
+        if not isinstance(error, ValueError | StoreError):  # of which those are that refuse work
+            raise
+        raise StateError(
+            f"{error}\nNothing was added to the work that was to be continued, and it stays in {adopted.folder}. Mend "
+            f"that, undo the change, or delete the work with {CHOICE}={DISCARD}"
+        ) from error
 
 
 def _what_is_kept(work: Path) -> str:
-    if any(path.is_file() for path in work.rglob("*")):
+    if _look_at(work).files:
         return (
             f"Interrupted. What is finished is kept in {work}: run the same command again, and it goes on from there."
         )
     return "Interrupted. Nothing was finished yet: run the same command again, and it starts afresh."
 
 
-def identity(params: Any, inputs: Sequence[Path]) -> str:
-    """Sixteen hex digits that change with the params, the inputs' contents and our code."""
-    facts = [repr(params), *(f"{path} {fingerprint(path)}" for path in inputs), code_version()]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+def _tell_manifest(out: Path, work: Path) -> None:
+    """List in the manifest of `out` the params and inputs in which adopted work was made otherwise."""
+    adopted = (_look_at(work).facts or {}).get(ADOPTED)
+    if adopted and (out / MANIFEST).is_file():
+        document = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        document["facts"][ADOPTED] = adopted
+        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        with atomically(out / MANIFEST) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
-def fingerprint(path: Path) -> str:
-    """Hash of what a file or folder holds; a folder of ours is known by the manifest that lists its files.
-
-    A foreign folder (a model) is known by names, sizes and times, which cost nothing to read. What does not exist
-    here, such as a model that is a hub id, is known by its name.
-    """
-    listed = path / "manifest.json"
-    if path.is_file() or listed.is_file():
-        return hashlib.sha256((listed if path.is_dir() else path).read_bytes()).hexdigest()
-    files = [(file.relative_to(path), file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
-    return repr([(str(name), stat.st_size, stat.st_mtime_ns) for name, stat in files]) if files else str(path)
+# Files of the state
 
 
-def packages(root: Path = ROOT) -> list[str]:
-    """Names of our packages: the folders at the root with an __init__.py, without the tests."""
-    return sorted(path.parent.name for path in root.glob("*/__init__.py") if path.parent.name != "tests")
+def _facts_path(work: Path) -> Path:
+    return work.with_name(f"{work.name}.json")
 
 
-def code_version(root: Path = ROOT) -> str:
-    """Hash of every Python and YAML file of our packages: work that other code began is not continued."""
-    digest = hashlib.sha256()
-    sources = (path for package in packages(root) for path in (root / package).rglob("*"))
-    for path in sorted(path for path in sources if path.suffix in (".py", ".yaml")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _write_facts(work: Path, facts: dict[str, Any]) -> None:
+    with atomically(_facts_path(work)) as partial:
+        partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _seconds_path(work: Path) -> Path:
+    return work.with_name(f"{work.name}.seconds")
+
+
+def _look_at(folder: Path) -> _Work:
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    times = [stat.st_mtime for stat in stats] or [0.0]
+    facts = _facts_path(folder)
+    return _Work(
+        folder,
+        len(stats),
+        sum(stat.st_size for stat in stats),
+        max(times),
+        _seconds(folder, max(times) - min(times)),
+        json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None,
+    )
+
+
+def _seconds(work: Path, otherwise: float = 0.0) -> float:
+    path = _seconds_path(work)
+    return float(path.read_text()) if path.is_file() else otherwise
+
+
+@contextlib.contextmanager
+def _time_kept(work: Path) -> Iterator[None]:
+    """Add the time within it to what the work's file says, every BEAT seconds and at the end."""
+    before, began, ended = _seconds(work), time.monotonic(), threading.Event()
+
+    def write() -> None:
+        with contextlib.suppress(StoreError), atomically(_seconds_path(work)) as partial:  # such as a full disk
+            partial.write_text(f"{before + time.monotonic() - began:.1f}\n")
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            write()
+
+    thread = threading.Thread(target=beat, name="time-kept", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        write()
+
+
+def _move(work: Path, to: Path) -> None:
+    """Rename work with its time. A kill in between leaves the folder under one of the names."""
+    if _seconds_path(work).is_file():
+        shutil.copyfile(_seconds_path(work), _seconds_path(to))
+    if to.is_dir():
+        shutil.rmtree(to)  # without a file in it
+    work.rename(to)
+    _delete_work(work)
+
+
+def _delete_work(work: Path) -> None:
+    for path in (work, _facts_path(work), _seconds_path(work)):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 2 * 60 * 60:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 @contextlib.contextmanager
@@ -134,41 +325,3 @@ def _lock(home: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _end_with_parent() -> None:
-    """End this process soon after the dvc that started it: a killed dvc would otherwise leave its child running.
-
-    Linux's parent-death signal is not enough: dvc starts us through a shell, so the parent may outlive dvc, and the
-    signal also comes when merely the thread that started us ends.
-    """
-    guardians = _guardians()
-
-    def watch() -> None:
-        while all(_alive(process) for process in guardians):
-            time.sleep(POLL)
-        logger.error("the process that started this stage is gone; ending, to be resumed by the next run")
-        os._exit(1)  # nothing to clean up: a stage can be killed at any moment
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-def _guardians() -> list[psutil.Process]:
-    """The parent, and every ancestor up to the dvc that started this stage, if there is one."""
-    ancestors = psutil.Process().parents()
-    dvc = next((index for index, process in enumerate(ancestors) if _is_dvc(process)), 0)
-    return list(ancestors[: dvc + 1])
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    try:
-        return any(Path(word).name == "dvc" for word in process.cmdline()[:4])
-    except psutil.Error:
-        return False
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

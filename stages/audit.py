@@ -8,6 +8,7 @@ import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import AuditConfig, PromptsConfig
+from pipeline.identity import RECORDED
 from pipeline.params import block, section, source_block
 from pipeline.state import stage_state
 
@@ -25,7 +26,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     from data.manifest import publish, write_manifest
     from data.prompts import load_prompts
     from feedback.core.audit import Asking
-    from feedback.core.kinds import make_source, needs_device, read_block
+    from feedback.core.kinds import make_source, needs_device, read_block, what_is_asked
     from feedback.core.label import judge_identity
     from pipeline.audit import (
         beside_people,
@@ -52,9 +53,12 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     world = world_of(config)
     inputs = [
         path,
+        RECORDED / f"sources/{name}.json",
         *(Path(folder) for folder in (None if world else config.set, config.human and config.human.set) if folder),
     ]
-    with stage_state("audit", out, (name, config, given, people, fps, how), inputs) as work:
+    params = {"audit": config, f"feedback.sources.{name}": what_is_asked(given), "people": people}
+    params |= {"video.fps": fps, "label": dict(zip(("batch_size", "votes", "max_failed"), how, strict=True))}
+    with stage_state("audit", out, params, inputs) as work:
         source, folder = make_source(name, given, device), work / "audit"
         asking, notes = Asking(work, folder, *how), dict[str, str]()
         if read_block(name, given).compares:

@@ -30,7 +30,7 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     judged = {key: labelled.facts[key] for key in ("model", "model_versions", "rubric", "rubric_hash", "votes")}
     made = {"round": clip_set.manifest["facts"]["set"]}
     by = {"source": labelled.source, "judge": judged, "reward": config.reward}
-    with stage_state("build", out, config, [clips, labels]) as work:
+    with stage_state("build", out, {"build": config}, [clips, labels]) as work:
         name = f"{made['round']}/{labelled.source}"
         preferences = read_preferences(labels, "labels") if compares(labelled.facts) else None
         how = {"name": name, "source": labelled.source, "preferences": preferences, **asdict(config)}

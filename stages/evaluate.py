@@ -31,7 +31,7 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     starts = {name: entry["start"] for name, entry in trained.items()}
     starts |= {f"{name}{SELECTED}": starts[name] for name in block("select.policies")}
     counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
-    with stage_state("evaluate", out, (config, starts), [sets, rounds]) as work:
+    with stage_state("evaluate", out, {"evaluate": config, "starts": starts}, [sets, rounds]) as work:
         evaluated = {name: load_set(sets / name, config.judges) for name in config.policies}
         summary = summarise(
             evaluated, starts, counts, config.draws, config.seed, top_k=config.top_k, best_of=config.best_of

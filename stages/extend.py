@@ -22,7 +22,7 @@ def main(name: str, policy: Path, out: Path) -> None:
     from data.prompts import EXTENDED, extended, load_prompts, write_prompts
 
     config, prompts = section(f"extend.{name}", ExtendConfig), Path(section("prompts", PromptsConfig).path)
-    with stage_state("extend", out, config, [policy, prompts, Path(config.prompts)]) as work:
+    with stage_state("extend", out, {f"extend.{name}": config}, [policy, prompts, Path(config.prompts)]) as work:
         read_manifest(policy, "policy")
         texts = extended(load_prompts(prompts), load_prompts(Path(config.prompts)), config.template)
         folder = work / "policy"

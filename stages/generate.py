@@ -9,6 +9,7 @@ import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import GeneratorConfig, PromptsConfig
+from pipeline.identity import RECORDED
 from pipeline.params import section
 from pipeline.state import stage_state
 
@@ -39,7 +40,9 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)
     prompt_set = load_prompts(Path(prompts.path))
-    inputs = [policy, *model.folders, Path(prompts.path), *(Path(one.image) for one in prompt_set if one.image)]
+    inputs = [policy, *model.folders, RECORDED / "generator.json", Path(prompts.path)]
+    inputs += [Path(one.image) for one in prompt_set if one.image]
+    params = {"set": set_name, "generator": model, "video": size, sampling: how, "checkpoints": checkpoints}
     place, called = pick_device(device), ClipSetName(set_name, policy.name)
 
     def load(folder: Path, parts: "Collection[str]") -> "Generator":
@@ -48,7 +51,7 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
             apply_policy(generator, folder)
         return generator
 
-    with stage_state("generate", out, (set_name, model, size, how, checkpoints), inputs) as work:
+    with stage_state("generate", out, params, inputs) as work:
         clips = work / "clips"
         if checkpoints:
             loads = {one.name: partial(load, one.folder) for one in candidates(policy)}

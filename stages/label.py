@@ -7,6 +7,7 @@ import click
 
 from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import LabelConfig
+from pipeline.identity import RECORDED
 from pipeline.params import section, source_block
 from pipeline.state import stage_state
 
@@ -25,7 +26,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     """Label a clip set: verdicts with the source's own words, and the labels that they combine to."""
     from data.manifest import read_manifest
     from data.store import ClipSet
-    from feedback.core.kinds import make_source, needs_device, question_files, read_block
+    from feedback.core.kinds import make_source, needs_device, question_files, read_block, what_is_asked
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
     from feedback.pairs.compare import as_comparer
     from feedback.pairs.label import compare_clip_set
@@ -37,10 +38,11 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
         device = str(pick_device(device))
     blocks = [given, *given.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
-    inputs += map(Path, question_files(name, given))
+    inputs += [*map(Path, question_files(name, given)), RECORDED / f"sources/{name}.json"]
     compares = read_block(name, given).compares
     shaping = replace(config, min_audited_accuracy=None, opponents=config.opponents if compares else 1)  # of a label
-    with stage_state("label", out, (name, shaping, given), inputs) as work:
+    params = {"label": shaping, f"feedback.sources.{name}": what_is_asked(given)}
+    with stage_state("label", out, params, inputs) as work:
         source = make_source(name, given, device)
         if config.min_audited_accuracy is not None:
             warn_of_audit(AUDITS / name, judge_identity(source, given), config.min_audited_accuracy)

@@ -18,6 +18,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, PromptsConfig
+from pipeline.identity import RECORDED
 from pipeline.params import section, source_block
 from pipeline.state import stage_state
 
@@ -39,6 +40,7 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     place = pick_device(device)
     relaunch(processes, place)
     from data.prompts import load_prompts, select
+    from feedback.core.kinds import what_is_asked
     from feedback.differentiable.overlay import load_overlay
     from feedback.questions import is_source
     from generators.core.load import load_generator
@@ -69,7 +71,16 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     )
     images = [one.image for one in job.prompts]
     inputs = [start, *model.folders, path, *(Path(file) for file in (entry.overlay, *images) if file)]
-    with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
+    recorded = (
+        "generator",
+        f"online/{name}",
+        *(f"sources/{one}" for one in dict.fromkeys((entry.judge, entry.held_out))),
+    )
+    inputs += [RECORDED / f"{one}.json" for one in recorded]
+    params = {f"online.policies.{name}": entry, "generator": model, "recipe": recipe, "video": job.size}
+    params |= {"feedback.sources": {one: what_is_asked(given) for one, given in judges.items()}}
+    params |= {"online.check": job.check}
+    with stage_state("online", out, params, inputs) as work:
         load = partial(load_generator, **asdict(model), size=job.size, device=place)
         report = run(job, load, start, work, out, place, Tracker(tracker, out.name) if tracker else None)
     if rank() == 0:

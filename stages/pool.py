@@ -19,7 +19,7 @@ def main(clips: tuple[Path, ...], rows: tuple[Path, ...], out: Path, metrics: Pa
     from data.pools import write_pool
     from rl.pools import COUNTED, pool_tables
 
-    with stage_state("pool", out, (), [*clips, *rows]) as work:
+    with stage_state("pool", out, {}, [*clips, *rows]) as work:
         folder = work / "pool"
         rounds = write_pool(folder / "samples", clips, out / "samples")
         composition = pool_tables(folder / "datasets", out.name, rows)

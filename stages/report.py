@@ -30,7 +30,8 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     audit, select, prefer = metrics / "audit", metrics / "select", metrics / "eval-prefer"
     clips = {"prompts": block("prompts")["path"], **block("video")}
     sampling = {"rounds": block("generate") | clips, "evaluation": block("evaluate.generate") | clips}
-    with stage_state("report", out, (config, sampling), [evaluation, sets, policies, audit, select, prefer]) as work:
+    params, inputs = {"report": config, "sampling": sampling}, [evaluation, sets, policies, audit, select, prefer]
+    with stage_state("report", out, params, inputs) as work:
         read_manifest(evaluation, "evaluation")
         summary = json.loads((evaluation / "summary.json").read_text(encoding="utf-8"))
         names = [name for name, one in summary["policies"].items() if not one.get("baseline") or (sets / name).is_dir()]

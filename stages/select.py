@@ -30,7 +30,8 @@ def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metr
     from evaluation.checkpoints import in_words, keep, plot_rows, read_outcomes
 
     config, draws, seed = section("select", SelectConfig), block("evaluate.draws"), block("evaluate.seed")
-    with stage_state("select", out, (config, draws, seed), [policy, samples, labels]) as work:
+    params = {"select": config, "evaluate": {"draws": draws, "seed": seed}}
+    with stage_state("select", out, params, [policy, samples, labels]) as work:
         checkpoints = {f"{policy.name}/{one.name}": one for one in candidates(policy)}
         clips, outcomes, measured = read_outcomes(samples, labels, config.judges)
         steps = {name: one.step for name, one in checkpoints.items()}

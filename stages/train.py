@@ -16,6 +16,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, train_config
+from pipeline.identity import RECORDED
 from pipeline.params import section
 from pipeline.state import stage_state
 
@@ -62,8 +63,9 @@ def main(
     relaunch(processes, place)
     config = train_config(objective)
     sampling = section("generate", Sampling) if config.preview else None  # as the round's clips
-    inputs = [start, *model.folders, clips, rows]
-    with stage_state("train", out, (name, model, size, config), inputs) as work:
+    inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
+    params = {"objective": name, "generator": model, "video": size, "train": config}
+    with stage_state("train", out, params | ({"generate": sampling} if sampling else {}), inputs) as work:
         table, clip_sets = read_table(rows, objective), open_clip_sets(clips)
         origin = table.facts | origin_of(clip_sets, start.name)
         generator = load_generator(

@@ -98,7 +98,20 @@ def named_by(path: Path) -> set[Path]:
 # input. The rest of pipeline/ is code of the stages that import it.
 PLUMBING = {
     f"pipeline/{name}.py"
-    for name in ("__init__", "check", "command", "configs", "forecast", "graph", "inputs", "params", "recipes", "state")
+    for name in (
+        "__init__",
+        "check",
+        "command",
+        "configs",
+        "forecast",
+        "graph",
+        "guardians",
+        "identity",
+        "inputs",
+        "params",
+        "recipes",
+        "state",
+    )  # fmt: skip
 }
 # Code that params.yaml names: stage base records it in runs/inputs, which the stages that use it depend on.
 RECORDED = [Path("generators/families"), Path("generators/decoders"), Path("tabletop")]

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.soak import soak
 from data.manifest import read_manifest
 from data.policies import read_log
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
@@ -194,6 +195,58 @@ def test_a_stage_that_is_killed_and_started_again_ends_with_the_same_bytes(home,
     read_manifest(home / out, json.loads(undisturbed)["kind"], verify=True)
     assert (home / out / "manifest.json").read_bytes() == undisturbed
     assert [path.name for path in state.iterdir()] == ["lock"]
+
+
+@pytest.mark.ci
+def test_after_an_edit_work_of_hours_is_offered_and_adopting_it_ends_with_the_same_bytes(home):
+    stage, out = "generate@r1", home / "runs/r1/samples"
+    undisturbed = (out / "manifest.json").read_bytes()
+    state, code = home / ".state/generate-runs-r1-samples", home / "generators/core/solvers.py"
+    kill_half_way(home, stage, state, "clips/.batches/*.parquet", ("dvc", "stage"))
+    (work,) = (path for path in state.iterdir() if path.is_dir())
+    work.with_name(f"{work.name}.seconds").write_text("36000")
+    with (home / "report/page.py").open("a") as page:  # no code of this stage
+        page.write("# edited\n")
+    before = code.read_text()
+    code.write_text(f"{before}# edited\n")
+    try:
+        command = [*DVC, "repro", "--force", "--single-item", stage]
+        refused = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True)
+        assert refused.returncode != 0 and work.is_dir()
+        said = refused.stdout + refused.stderr
+        assert "10.0 hours of work" in said and "code: generators/core/solvers.py has changed" in said
+        assert "report/page.py" not in said and "STAGE_STATE=adopt" in said
+        done = subprocess.run(
+            command, cwd=home, env=environment() | {"STAGE_STATE": "adopt"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "12 clips by base, 12 of them now" not in done.stdout + done.stderr
+    finally:
+        code.write_text(before)
+    assert (out / "manifest.json").read_bytes() == undisturbed
+    assert [path.name for path in state.iterdir()] == ["lock"]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("target", ["build@r1", "train@dpo2", "evaluate"])
+def test_a_target_that_is_killed_at_random_moments_ends_as_if_nothing_had_happened(home, target):
+    row = soak(home, target, moments=2)
+    assert row.good, row
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("stage", ["generate@r1", "train@dpo2"])
+def test_a_full_disk_stops_a_stage_in_a_sentence_and_the_next_run_ends_with_the_same_bytes(home, stage):
+    entry = yaml.safe_load((home / "dvc.lock").read_text())["stages"][stage]
+    out = next(home / one["path"] for one in entry["outs"] if one["path"].startswith("runs/"))
+    undisturbed = (out / "manifest.json").read_bytes()
+    largest = max(one["size"] for one in json.loads(undisturbed)["files"])
+    limited = f"ulimit -f {(largest - 1) // 1024}; exec {entry['cmd']}"  # KiB of each file, as on a disk that is full
+    stopped = subprocess.run(["bash", "-c", limited], cwd=home, env=environment(), capture_output=True, text=True)
+
+    said = stopped.stderr.splitlines()
+    assert stopped.returncode == 1 and said[-1].startswith("Error: ") and "not written" in said[-1], said[-20:]
+    run(home, *DVC, "repro", "--force", "--single-item", stage)  # under DVC it is the same work as by hand
+    assert (out / "manifest.json").read_bytes() == undisturbed
 
 
 def kill_half_way(home: Path, stage: str, state: Path, begun: str, victims: tuple[str, ...]) -> int:

@@ -151,7 +151,11 @@ def repository(root: Path) -> Iterator[Finding]:
         yield Finding(BROKEN, "outputs", error.message)
     unfinished = sorted(path.parent.name for path in (root / ".state").glob("*/*") if path.is_dir())
     if unfinished:
-        yield Finding(NOTE, "unfinished", f"{', '.join(unfinished)}: the next dvc repro goes on from there")
+        yield Finding(
+            NOTE,
+            "unfinished",
+            f"{', '.join(unfinished)}: the next dvc repro goes on from there, or says what has changed since",
+        )
 
 
 def _git(root: Path) -> Finding:

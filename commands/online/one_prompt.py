@@ -77,7 +77,15 @@ def train_one_prompt(
             raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
     inputs = [*model.folders, *(path for path in (start, given.overlay, given.image) if path)]
     judges = (sources[job.judge], sources[job.held_out])
-    with stage_state("online", out, (given, recipe, model, judges, job.check, size), inputs) as work:
+    params = {
+        "options": given,
+        "recipe": recipe,
+        "generator": model,
+        "judges": judges,
+        "check": job.check,
+        "video": size,
+    }
+    with stage_state("online", out, params, inputs) as work:
         base = start or base_policy(model, work / "base")
         load = partial(load_generator, **asdict(model), size=size, device=device)
         report = run(job, load, base, work, out, device, Tracker(tracker, out.name) if tracker else None)

@@ -14,6 +14,13 @@ from feedback.core.source import Metric, Source
 
 OptionsT = TypeVar("OptionsT")
 
+# Options of a network source that no answer depends on.
+PACE = (
+    "attempts", "batch", "budget_usd", "concurrency", "longest_wait", "poll_seconds", "price", "requests_per_minute",
+    "timeout", "tokens_per_minute",
+)  # fmt: skip
+NESTED = ("members", "of")  # where a block has those of other sources
+
 # Names of a value, and forms of one, that are a key: those of OpenAI and its like, Google, Hugging Face, and headers.
 SECRET_NAME = re.compile(
     r"key|token|(\w+[_-])?(api[_-]?key|(access|auth|bearer)[_-]?token|secret([_-]key)?|password|authorization)",
@@ -156,13 +163,22 @@ def resolve(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
     if name not in sources:
         raise ValueError(f"feedback.sources.{name} is missing; feedback.sources has {', '.join(sources)}")
     block = dict(sources[name])
-    for key in ("members", "of"):
+    for key in NESTED:
         if isinstance(listed := block.get(key), list):
             if unknown := [one for one in listed if one not in sources]:
                 where = f"feedback.sources.{name}.{key}"
                 raise ValueError(f"{where}: {unknown[0]!r} is unknown; feedback.sources has {', '.join(sources)}")
             block[key] = {one: dict(sources[one]) for one in listed}
     return block
+
+
+def what_is_asked(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's block without how fast and for how much money it asks: with that changed, its answers stay valid."""
+    asked = {key: value for key, value in block.items() if key not in PACE}
+    for key in NESTED:
+        if isinstance(asked.get(key), Mapping):
+            asked[key] = {name: what_is_asked(inner) for name, inner in asked[key].items()}
+    return asked
 
 
 def needs_device(name: str, block: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from data.labels import LABELS, QUESTIONS, VERDICTS
-from data.manifest import MANIFEST, atomically, publish, read_manifest, write_manifest
+from data.manifest import MANIFEST, atomically, begun_for, publish, read_manifest, write_manifest
 from data.records import Asked, Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
@@ -71,6 +71,7 @@ def label_clip_set(
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
     work.mkdir(parents=True, exist_ok=True)
+    begun_for(work, clip_set.folder)
     votes = votes_of(source, votes)
     requests = requests_for(clip_set, votes)
     found = _committed(work, source, clip_set.samples, votes)

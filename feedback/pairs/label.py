@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.labels import KIND, LABELS, VERDICTS
-from data.manifest import publish, write_manifest
+from data.manifest import begun_for, publish, write_manifest
 from data.preferences import FIRST, SECOND, TIE, win_shares
 from data.records import Label, Sample, Verdict, write_rows
 from data.store import ClipSet
@@ -42,6 +42,7 @@ def compare_clip_set(
     order. Returns the facts of the manifest that count.
     """
     work.mkdir(parents=True, exist_ok=True)
+    begun_for(work, clip_set.folder)
     pairs = pairs_of(clip_set, opponents, votes_in_an_order(source, votes))
     compared = compare_pairs(pairs, source, work, batch_size, max_failed)
     shares = win_shares(compared.preferences)

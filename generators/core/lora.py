@@ -21,7 +21,6 @@ that has `transformer_2.` keys too, and reads the first file for subfolder="tran
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.manifest import atomically, naming
 from generators.core.generator import Generator
 
 logger = logging.getLogger(__name__)
@@ -116,14 +116,11 @@ def save(transformer: Any, folder: Path, denoiser: str = FIRST[0]) -> None:
     weights = get_peft_model_state_dict(transformer, adapter_name=POLICY)
     prefix = "unet." if denoiser == "unet" else "transformer."  # also of transformer_2
     path = Path(folder) / LORA_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One metadata entry: safetensors writes several in random order, so the bytes would differ.
-    save_file(
-        {prefix + key: value.detach().float().cpu().contiguous() for key, value in weights.items()},
-        path.with_suffix(".tmp"),
-        metadata={LORA_ADAPTER_METADATA_KEY: json.dumps({prefix + k: v for k, v in facts.items()}, sort_keys=True)},
-    )
-    os.replace(path.with_suffix(".tmp"), path)
+    tensors = {prefix + key: value.detach().float().cpu().contiguous() for key, value in weights.items()}
+    told = json.dumps({prefix + key: value for key, value in facts.items()}, sort_keys=True)
+    with atomically(path) as partial:
+        # One metadata entry: safetensors writes several in random order, so the bytes would differ.
+        save_file(tensors, partial, metadata={LORA_ADAPTER_METADATA_KEY: told})
 
 
 def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:
@@ -161,7 +158,8 @@ def train_full(transformer: Any) -> None:
 
 def save_full(module: Any, folder: Path, denoiser: str) -> None:
     """Write the whole denoiser as folder/<denoiser>, for from_pretrained of its class."""
-    module.save_pretrained(Path(folder) / denoiser, safe_serialization=True)
+    with naming(Path(folder) / denoiser):
+        module.save_pretrained(Path(folder) / denoiser, safe_serialization=True)
 
 
 def load_full(module: Any, folder: Path, denoiser: str) -> None:

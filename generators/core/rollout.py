@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.config import STRICT, Count
-from data.manifest import publish
+from data.manifest import StoreError, publish
 from data.prompts import Prompt, select
 from data.records import Sample
 from data.store import ClipSetWriter, PromptConditions
@@ -123,7 +123,8 @@ def _generate(
     plans = [plan(chosen, size, sampling, ClipSetName(called.name, part.policy), part.prefix) for part in parts]
     batches = [_batches(rows, sampling.batch_size) for rows in plans]
     writer = ClipSetWriter(work)
-    done = writer.done_batches()
+    done = writer.done_rows()
+    _check_done(work, done, [batch for own in batches for batch in own])
     numbered = [list(enumerate(own, number * len(own))) for number, own in enumerate(batches)]  # all are as long
     missing = [[(index, batch) for index, batch in own if index not in done] for own in numbered]
     total, todo = (sum(len(batch) for own in which for _, batch in own) for which in (numbered, missing))
@@ -154,6 +155,19 @@ def _generate(
     seconds = time.monotonic() - began
     logger.info("%s: %d clips by %s, %d of them now in %.1f s", called.name, total, called.policy, todo, seconds)
     return total
+
+
+def _check_done(work: Path, done: Mapping[int, Sequence[Sample]], planned: Sequence[Sequence[Sample]]) -> None:
+    """Raises StoreError where `work` holds another batch than the one that is planned in its place."""
+    for index, rows in sorted(done.items()):
+        wanted = list(planned[index]) if index < len(planned) else []
+        if list(rows) != wanted:
+            here = next((there for there, row in zip(rows, wanted, strict=False) if there != row), rows[-1])
+            raise StoreError(
+                f"{work}: batch {index} holds clips that are not planned in its place, such as {here.sample_id} of "
+                f"seed {here.seed} for {here.prompt!r}; prompts, seed, size, samples_per_prompt and batch_size must be "
+                "those that it was begun with"
+            )
 
 
 def _sampled(

@@ -1,10 +1,13 @@
 import errno
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data.manifest import MANIFEST, StoreError, atomically, publish, read_manifest, write_manifest
 
@@ -185,6 +188,21 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch)
         new.write_text("new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_also_where_safetensors_meets_it(tmp_path):
+    path = tmp_path / "state.safetensors"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with (
+            pytest.raises(StoreError, match="state.safetensors: not written: .*File too large"),
+            atomically(path) as new,
+        ):
+            save_file({"weight": torch.zeros(4096)}, new)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_is_interrupted_leaves_nothing(tmp_path):

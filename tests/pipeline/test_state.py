@@ -1,5 +1,7 @@
 """A stage may be killed at any moment: what it finds when it starts again, who else may run, and when it ends."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.manifest import write_manifest
-from pipeline.state import ROOT, Interrupted, StateError, code_version, fingerprint, stage_state
+from data.manifest import StoreError, publish, read_manifest, write_manifest
+from pipeline.guardians import POLL
+from pipeline.identity import ROOT, code_files, differences, facts_of, fingerprint, identity
+from pipeline.state import WORTH, Interrupted, StateError, stage_state
 
 OUT = Path("runs/r1/samples")
 SECONDS = 2.0  # within which a stage must follow its dvc
@@ -22,17 +26,29 @@ SECONDS = 2.0  # within which a stage must follow its dvc
 def start(tmp_path, monkeypatch):
     """Enters the state of a stage that reads the file `input`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.state._end_with_parent", lambda: None)  # it would end pytest
     Path("input").write_text("clips")
-    return lambda params=("steps", 12), out=OUT: stage_state("generate", out, params, [Path("input")])
+    monkeypatch.delenv("STAGE_STATE", raising=False)
+    code: dict[str, str] = {"generators/core/rollout.py": "as it was"}
+    monkeypatch.setattr("pipeline.state.facts_of", lambda *given: facts_of(*given) | {"code": dict(code)})
+
+    def begin(steps=12, out=OUT, edited=None):
+        code.update({edited: "edited"} if edited else {})
+        return stage_state("generate", out, {"generate": {"steps": steps}}, [Path("input")])
+
+    return begin
 
 
-def leave_behind(started):
-    """What a run leaves when it is stopped half-way; returns its folder."""
+def leave_behind(started, seconds=0.0):
+    """What a run leaves that is stopped after so long; returns its folder."""
     with pytest.raises(KeyboardInterrupt), started as work:
         (work / "batch-0").write_text("done")
         raise KeyboardInterrupt
+    work.with_name(f"{work.name}.seconds").write_text(str(seconds))
     return work
+
+
+def left_in(home=Path(".state/generate-runs-r1-samples")):
+    return sorted(path.name for path in home.iterdir())
 
 
 def test_a_stopped_run_finds_its_work_again(start):
@@ -60,28 +76,188 @@ def test_success_deletes_the_work(start):
         assert list(again.iterdir()) == []
 
 
-def test_other_params_start_afresh_and_delete_the_older_work(start):
-    left = leave_behind(start(params=("steps", 12)))
+def test_with_other_params_inputs_or_code_work_of_less_than_two_minutes_is_deleted(start):
+    def change_input():
+        Path("input").write_text("other clips")
+        return {}
 
-    with start(params=("steps", 13)) as work:
-        assert list(work.iterdir()) == []
-        assert not left.exists()
+    for change in (lambda: {"steps": 13}, change_input, lambda: {"edited": "generators/core/rollout.py"}):
+        left = leave_behind(start(), seconds=WORTH - 1)
+
+        with start(**change()) as work:
+            assert list(work.iterdir()) == []
+            assert not left.exists()
 
 
-def test_another_input_starts_afresh(start):
-    leave_behind(start())
+def test_work_of_hours_stops_a_run_that_differs_and_nothing_is_deleted(start):
+    left = leave_behind(start(), seconds=3 * 3600)
     Path("input").write_text("other clips")
 
+    for _ in range(2):
+        with pytest.raises(StateError) as caught, start(steps=13, edited="generators/core/rollout.py"):
+            pass
+        said = caught.value.message
+        for part in (
+            f"{left}: 3.0 hours of work, 1 files of 4 B, last written 20",
+            "params: generate.steps was 12, is 13",
+            "inputs: input has changed",
+            "code: generators/core/rollout.py has changed",
+            "STAGE_STATE=adopt",
+            "whether what is done still fits is your risk",
+            "STAGE_STATE=discard",
+        ):
+            assert part in said, said
+        assert (left / "batch-0").read_text() == "done"
+
+
+def test_undoing_the_change_goes_on_as_before(start):
+    leave_behind(start(), seconds=WORTH)
+    with pytest.raises(StateError), start(steps=13):
+        pass
+
     with start() as work:
-        assert list(work.iterdir()) == []
+        assert (work / "batch-0").read_text() == "done"
+    assert left_in() == ["lock"]
 
 
-def test_other_code_starts_afresh(start, monkeypatch):
-    leave_behind(start())
-    monkeypatch.setattr("pipeline.state.code_version", lambda: "edited")
+def test_adopt_continues_the_work_after_an_edit_of_the_code_and_keeps_its_time(start, monkeypatch):
+    leave_behind(start(), seconds=5000)
+    monkeypatch.setenv("STAGE_STATE", "adopt")
+    with pytest.raises(Interrupted), start(edited="generators/core/rollout.py") as work:
+        assert (work / "batch-0").read_text() == "done"
+        raise KeyboardInterrupt
+    assert float(work.with_name(f"{work.name}.seconds").read_text()) >= 5000
+    monkeypatch.delenv("STAGE_STATE")
+
+    with start() as again:  # it is this run's own now
+        assert again == work
+        finish(again)
+    assert "adopted" not in read_manifest(OUT, "clip_set")["facts"]
+    assert left_in() == ["lock"]
+
+
+def finish(work):
+    (work / "clips").mkdir(exist_ok=True)
+    write_manifest(work / "clips", "clip_set", set="r1")
+    publish(work / "clips", OUT)
+
+
+def test_the_manifest_lists_the_params_and_inputs_in_which_adopted_work_was_made_otherwise(start, monkeypatch):
+    leave_behind(start(), seconds=WORTH)
+    monkeypatch.setenv("STAGE_STATE", "adopt")
+    leave_behind(start(steps=13), seconds=WORTH)
+    Path("input").write_text("other clips")
+
+    with start(steps=13) as work:
+        finish(work)
+    facts = read_manifest(OUT, "clip_set", verify=True)["facts"]
+    assert facts == {"set": "r1", "adopted": ["generate.steps was 12, is 13", "input has changed"]}
+
+
+def test_work_that_the_stage_refuses_stays_what_it_was(start, monkeypatch):
+    left = leave_behind(start(), seconds=WORTH)
+    before = left.with_name(f"{left.name}.json").read_text()
+    monkeypatch.setenv("STAGE_STATE", "adopt")
+
+    with pytest.raises(StateError, match="steps must be 12\nNothing was added to the work"), start(steps=13):
+        time.sleep(0.2)  # is no work
+        raise ValueError("steps must be 12")
+    assert left_in() == [left.name, f"{left.name}.json", f"{left.name}.seconds", "lock"]
+    assert left.with_name(f"{left.name}.json").read_text() == before
+    with start() as work:
+        assert (work / "batch-0").read_text() == "done"
+
+
+def test_discard_deletes_older_work_and_never_that_of_the_run_itself(start, monkeypatch):
+    left = leave_behind(start(), seconds=WORTH)
+    monkeypatch.setenv("STAGE_STATE", "discard")
+    with pytest.raises(Interrupted), start(steps=13) as work:
+        assert not left.exists()
+        (work / "batch-0").write_text("new")
+        raise KeyboardInterrupt
+
+    with start(steps=13) as work:
+        assert (work / "batch-0").read_text() == "new"
+
+
+def test_of_several_older_works_all_are_listed_and_adopt_takes_the_newest(start, monkeypatch):
+    older = leave_behind(start(steps=11), seconds=WORTH)
+    os.utime(older / "batch-0", (1e9, 1e9))
+    aside = older.rename("aside")  # two are left where an edit comes while both are young
+    newer = leave_behind(start(steps=12), seconds=WORTH)
+    aside.rename(older)
+    older.with_name(f"{older.name}.seconds").write_text(str(WORTH))
+
+    with pytest.raises(StateError) as caught, start(steps=13):
+        pass
+    assert caught.value.message.index(str(newer)) < caught.value.message.index(str(older))
+    monkeypatch.setenv("STAGE_STATE", "adopt")
+    with start(steps=13) as work:
+        assert not newer.exists() and older.exists() and (work / "batch-0").exists()
+    assert left_in() == ["lock"]
+
+
+def test_work_whose_facts_and_time_are_not_recorded_is_kept_by_the_times_of_its_files(start):
+    left = Path(".state/generate-runs-r1-samples/0123456789abcdef")
+    left.mkdir(parents=True)
+    for name, time_ in (("first", 1e9), ("last", 1e9 + 7200)):
+        (left / name).touch()
+        os.utime(left / name, (time_, time_))
+
+    with pytest.raises(StateError, match="2.0 hours of work, 2 files of 0 B.*\n.*an older version"), start():
+        pass
+    assert left.exists()
+
+
+def test_a_disk_without_room_for_the_time_of_work_stops_nothing(start, monkeypatch):
+    def full(path):
+        raise StoreError(f"{path}: not written: No space left on device")
 
     with start() as work:
-        assert list(work.iterdir()) == []
+        monkeypatch.setattr("pipeline.state.atomically", full)
+        finish(work)
+    assert left_in() == ["lock"]
+
+
+def test_work_stays_where_its_output_cannot_be_written(start, monkeypatch):
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    refused = pytest.raises(StoreError, match="samples: .* not be moved there: Read-only")
+    with refused, monkeypatch.context() as patch, start() as work:
+        patch.setattr("data.manifest.os.replace", read_only)
+        (work / "clips").mkdir()
+        (work / "clips/manifest.json").touch()
+        publish(work / "clips", OUT)
+    with start() as again:
+        assert (again / "clips/manifest.json").is_file()
+
+
+def test_a_clock_that_jumps_neither_adds_nor_takes_time_of_work(start, monkeypatch):
+    left = leave_behind(start())
+    os.utime(left / "batch-0", (2e9, 2e9))  # written before the clock went back by years
+    for jump in (-1e6, 1e6):
+        with pytest.raises(Interrupted), monkeypatch.context() as patch, start() as work:
+            patch.setattr(time, "time", lambda jump=jump: 1.7e9 + jump)
+            raise KeyboardInterrupt
+        assert 0 <= float(work.with_name(f"{work.name}.seconds").read_text()) < 60
+
+
+def test_stage_state_is_adopt_or_discard(start, monkeypatch):
+    monkeypatch.setenv("STAGE_STATE", "keep")
+    with pytest.raises(StateError, match="STAGE_STATE is 'keep', expected adopt or discard"), start():
+        pass
+
+
+def test_the_time_of_work_survives_a_sigkill(start, monkeypatch):
+    Path("hold.py").write_text(HOLDS.replace("time.sleep(60)", "(work / 'x').touch(); time.sleep(60)"))
+    process = run([sys.executable, "-c", "import pipeline.state as s; s.BEAT = 0.2; exec(open('hold.py').read())"])
+    pid = stage_pid()
+    time.sleep(1.5)
+    os.kill(pid, signal.SIGKILL)
+    process.wait()
+    (seconds,) = Path(".state/generate-runs-r1-samples").glob("*.seconds")
+    assert 0.9 < float(seconds.read_text()) < 30
 
 
 def test_the_work_for_another_output_is_left_alone(start):
@@ -91,16 +267,61 @@ def test_the_work_for_another_output_is_left_alone(start):
         assert left.exists()
 
 
-def test_the_code_version_changes_with_any_module_and_not_with_compiled_files(tmp_path):
-    (tmp_path / "rl").mkdir()
-    (tmp_path / "rl" / "__init__.py").touch()
-    module = tmp_path / "rl" / "trainer.py"
-    module.write_text("a = 1")
-    before = code_version(tmp_path)
-    (tmp_path / "rl" / "trainer.pyc").write_text("compiled")
-    assert code_version(tmp_path) == before
-    module.write_text("a = 2")
-    assert code_version(tmp_path) != before
+DVC_YAML = """
+stages:
+  build:
+    foreach: ${rounds}
+    do:
+      cmd: python -m stages.build --out runs/${key}
+      deps:
+        - rl
+        - stages/build.py
+        - runs/${key}/labels
+  build-compare:
+    matrix:
+      source: ${sources}
+    cmd: python -m stages.build --out runs/compare/${item.source}
+    deps: [rl, stages/build.py]
+  report: {cmd: python -m stages.report, deps: [report]}
+"""
+
+
+def test_a_stage_is_known_by_the_code_that_dvc_lists_for_its_command_and_no_other(tmp_path):
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    for folder in ("rl", "report", "stages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    for name in ("rl/trainer.py", "report/page.py", "stages/build.py", "stages/report.py"):
+        (tmp_path / name).write_text("a = 1")
+
+    def known(stage):
+        return identity(facts_of(stage, {}, [], tmp_path))
+
+    def names(stage):
+        return [str(path.relative_to(tmp_path)) for path in code_files(stage, tmp_path)]
+
+    assert names("build") == names("build-compare") == ["rl/__init__.py", "rl/trainer.py", "stages/build.py"]
+    assert "report/page.py" in names("mine") and "rl/trainer.py" in names("mine")  # no stage: all our code
+    before = known("build")
+    (tmp_path / "rl/trainer.pyc").write_text("compiled")
+    (tmp_path / "report/page.py").write_text("a = 2")
+    assert known("build") == before
+    (tmp_path / "rl/trainer.py").write_text("a = 2")
+    assert known("build") != before
+
+
+def test_what_stage_base_records_of_a_run_is_compared_file_by_file_without_its_params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = Path("runs/inputs/sources/judge.json")
+    record.parent.mkdir(parents=True)
+
+    def facts(price, sha):
+        record.write_text(json.dumps({"block": {"price": price}, "code": {"lab/judge.py": sha}}))
+        return facts_of("label", {}, [record])
+
+    assert identity(facts(1, "a")) == identity(facts(2, "a"))
+    (found,) = differences(facts(1, "a"), facts(1, "b"))
+    assert found == ("inputs", "runs/inputs/sources/judge.json.code.lab/judge.py has changed")
 
 
 def test_a_folder_is_known_by_its_manifest_a_model_by_its_files_and_a_hub_id_by_its_name(tmp_path):
@@ -124,7 +345,7 @@ HOLDS = textwrap.dedent(
     import os, sys, time
     from pathlib import Path
     from pipeline.state import stage_state
-    with stage_state("generate", Path("runs/r1/samples"), ("steps", 12), [Path("input")]):
+    with stage_state("generate", Path("runs/r1/samples"), ("steps", 12), [Path("input")]) as work:
         Path("pid.part").write_text(str(os.getpid()))
         Path("pid.part").rename("pid")
         time.sleep(60)
@@ -181,15 +402,35 @@ def test_a_killed_run_does_not_hold_the_lock(start, holder):
         pass
 
 
-def test_a_stage_ends_with_the_shell_that_started_it(start):
-    shell = run(["sh", "-c", f'"{sys.executable}" -c "$0"; true', HOLDS])
+@pytest.mark.parametrize("how", ["", "nohup", "setsid"])
+def test_a_stage_that_a_person_started_outlives_the_shell(start, how):
+    shell = run(["sh", "-c", f'{how} "{sys.executable}" -c "$0" & wait', HOLDS])
     pid = stage_pid()
-    assert psutil.Process(pid).ppid() == shell.pid
+    try:
+        shell.kill()
+        shell.wait()
+        time.sleep(3 * POLL)
+        assert running(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
-    shell.kill()
-    shell.wait()
+
+def test_a_process_of_torchrun_ends_with_its_launcher(start, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    launcher = run(["sh", "-c", f'"{sys.executable}" -c "$0"; true', HOLDS])
+    pid = stage_pid()
+
+    launcher.kill()
+    launcher.wait()
 
     assert wait_for(lambda: not running(pid), SECONDS)
+
+
+def test_a_stage_whose_dvc_is_gone_before_it_looked_does_not_begin(start, monkeypatch):
+    monkeypatch.setenv("DVC_STAGE", "generate@r1")
+    Path("late.py").write_text(f"import time\ntime.sleep(0.5)  # until its shell has ended\n{HOLDS}")
+    run(["sh", "-c", f'"{sys.executable}" late.py &']).wait()
+    assert not wait_for(Path("pid").exists, 4)
 
 
 @pytest.mark.parametrize("command", ["python stage.py", "python stage.py; true"], ids=["alone", "in a lasting shell"])

@@ -241,7 +241,7 @@ def test_a_set_without_first_frames_is_refused_by_a_rubric_that_shows_them_befor
     for given in (block(), panel):
         with pytest.raises(LabelError, match="clip0.mp4: has no first frame, and the rubric bright shows it"):
             judged(clips, given)
-    assert not list(Path("work").glob("*"))
+    assert not list(Path("work").glob("*.parquet"))
 
 
 def test_a_kind_that_shows_no_first_frame_refuses_a_rubric_that_does():

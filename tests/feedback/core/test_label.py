@@ -439,6 +439,15 @@ def test_work_of_another_source_is_an_error(clips, tmp_path):
         label_clip_set(clips, newer, tmp_path / "work", tmp_path / "labels", BATCH)
 
 
+def test_verdicts_on_other_clips_of_the_same_names_are_refused(tmp_path):
+    one, _ = (make_clips(tmp_path / prompt / "samples", prompt) for prompt in ("a ball", "a cup"))
+    label_clip_set(one, Brightness(), tmp_path / "work", tmp_path / "labels", BATCH)
+    (tmp_path / "a ball/samples").rename(tmp_path / "aside")
+    (tmp_path / "a cup/samples").rename(tmp_path / "a ball/samples")
+    with pytest.raises(StoreError, match="about other contents of .*/a ball/samples than there are now"):
+        label_clip_set(ClipSet.open(one.folder), Brightness(), tmp_path / "work", tmp_path / "labels", BATCH)
+
+
 @pytest.mark.parametrize("judge", [Brightness, Own])
 def test_a_killed_run_resumes_and_produces_the_same_bytes(tmp_path, judge, caplog):
     clips = make_clips(tmp_path / "samples", "a ball", "a cup")

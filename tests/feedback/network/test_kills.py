@@ -120,6 +120,30 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_what_the_server_meant_
     assert not files_with_the_key(tmp_path)
 
 
+@pytest.mark.ci
+def test_two_clones_on_one_ledger_ask_about_each_clip_once_though_one_of_them_is_killed(tmp_path, ledger, apart):
+    base, count, homes = apart(latency=0.3), 40, (tmp_path / "one", tmp_path / "two")
+    for home in homes:
+        make_clips(home / "set", count)
+        write_params(home, base)
+    victim, other = (run_stage(home, "gpt", ledger) for home in homes)
+    deadline = time.monotonic() + 120
+    while begun(ledger) < 12:
+        assert time.monotonic() < deadline, (homes[0] / "log").read_text()[-3000:]
+        time.sleep(0.02)
+    victim.kill()
+    victim.wait()
+    assert other.wait(120) == 0, (homes[1] / "log").read_text()[-3000:]
+    assert run_stage(homes[0], "gpt", ledger).wait(120) == 0
+
+    known, seen = attempts(ledger), {attempt["id"]: attempt for attempt in truth(base)}
+    lost = {row.id for row in known if row.outcome == "lost"}
+    check_books(known, seen, lost)
+    assert len(lost) <= 4 and len(seen) <= count + len(lost)  # 4 calls were in flight at the kill
+    one, two = (read_verdicts(home / "labels") for home in homes)
+    assert one == two and len(one) == count
+
+
 def killed_while_it_asks(home: Path, kind: str, ledger: Path) -> set[str]:
     """Start the stage, kill it at a random moment after its first call; returns what was in flight."""
     before = begun(ledger)

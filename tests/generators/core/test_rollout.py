@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from data.first_frames import read_png
+from data.manifest import StoreError
 from data.prompts import Prompt
 from data.store import ClipSet, ClipSetWriter
 from generators.core.encoding import ENCODING, check_images, encode
@@ -204,6 +205,29 @@ def test_a_stopped_run_goes_on_with_the_next_batch_and_ends_with_the_same_bytes(
     assert len(sampled) == 2 + 2  # one done, one stopped; then two of three, the first being kept
     whole, resumed = ((tmp_path / name / "manifest.json").read_bytes() for name in ("whole", "resumed"))
     assert whole == resumed
+
+
+def test_batches_that_are_not_planned_in_their_place_are_refused_and_stay(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(ClipSetWriter, "finish", stop)  # all batches are done
+    with pytest.raises(KeyboardInterrupt):
+        generate(generator, tmp_path)
+    other_prompt = [replace(PROMPTS[0], prompt="the red ball rolls on"), PROMPTS[1]]
+    wrong = (
+        {"sampling": replace(SAMPLING, seed=2)}, {"sampling": replace(SAMPLING, batch_size=4)},
+        {"prompts": other_prompt}, {"prompts": PROMPTS[:1]},
+    )  # fmt: skip
+    for change in wrong:
+        with pytest.raises(
+            StoreError, match="work: batch . holds clips that are not planned in its place, such as r1-p"
+        ):
+            generate(generator, tmp_path, **change)
+    assert len(list((tmp_path / "work/.batches").iterdir())) == 3
+    with pytest.raises(KeyboardInterrupt):  # the guidance is not in the rows: the clips stay, and nothing is sampled
+        generate(generator, tmp_path, sampling=replace(SAMPLING, guidance=2.0))
+
+
+def stop(*_):
+    raise KeyboardInterrupt
 
 
 def test_a_prompt_that_is_too_long_is_named(generator, tmp_path):
