@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from data.manifest import StoreError, atomically
+from pipeline.rates import recorded
 
 ROOT = Path(__file__).parent.parent
 TOLD = (ValueError, ArithmeticError, StoreError)  # what our libraries raise to say what is wrong, and what is right
@@ -56,7 +57,8 @@ def stage_command(function: Callable[..., None]) -> click.Command:
         for chatty in ("httpx", "httpx2", "google_genai", "openai"):  # a line a request, and more
             logging.getLogger(chatty).setLevel("WARNING")
         try:
-            function(**options)
+            with recorded():
+                function(**options)
         except KeyboardInterrupt as error:
             click.echo(f"\n{str(error) or 'Interrupted.'}", err=True)  # click would print "Aborted!"
             raise click.exceptions.Exit(INTERRUPTED) from error

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cluster import devices, provenance
 from data.manifest import MANIFEST, publish, sha256_of, write_manifest
+from data.pace import measured
 from data.policies import CHECKPOINTS, append_log, is_whole, keep_until, name_of, read_log
 from generators.core.generator import Generator
 from rl.training import state
@@ -94,6 +95,7 @@ class TrainingRun:
             yield progress
         devices.synchronize(self.device)
         self.seconds, self.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        measured("rows", (self.done - self.first) * self.config.batch_size, self.seconds)
 
     def gradients(self) -> list[Tensor]:
         """The parameters' gradients, zeros where no row of this process had one."""
