@@ -12,6 +12,7 @@ PYTEST = pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loa
 .PHONY: repro test lint coverage pretrain env
 
 repro: env
+	vfrl plan --last-line
 	dvc repro
 	vfrl show
 

@@ -102,13 +102,9 @@ def _planned(
     written = sum(out.meta.size or 0 for out in stage.outs if out.meta)
     takes = planner.takes(command, not before, written)
     state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
-    why = _first(
-        [one.text for one in reasons] + ([f"after {_first([one.addressing for one in before])}"] if before else [])
-    )
-    dear = command.name in LONG or takes.calls > 0
-    return Planned(
-        stage.addressing, state, _first(why), takes, bool(reasons) and only_code and dear and state != RESTORED
-    )
+    why = [one.text for one in reasons] or [f"after {_first([one.addressing for one in before])}"]
+    dear = state != RESTORED and (command.name in LONG or takes.calls > 0)
+    return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and dear)
 
 
 def command_of(stage: "Stage") -> "Command":
@@ -150,8 +146,8 @@ def _unknown(found: Sequence[Planned]) -> Iterator[str]:
     names = [one.stage for one in found if one.takes.seconds is None and one.state != RESTORED]
     if names:
         yield (
-            f"No time is known of {_first(names)}, which never ran here so: give --seconds-per-clip "
-            "(docs/generators.md has published figures) and --seconds-per-call, or run it once"
+            f"Of these the time is not known, because nothing like them ran here: {_first(names)}. Give "
+            "--seconds-per-clip (docs/generators.md has published figures) and --seconds-per-call, or run one"
         )
 
 
@@ -165,11 +161,11 @@ def _total(found: Sequence[Planned]) -> str:
     words = [f"{len(found)} stages besides base"]
     if follow:
         words[0] += f", {follow} of them after others"
+    needed, free = 2 * sum(one.takes.bytes for one in run), shutil.disk_usage(".").free
     if amounts := _amounts(total(one.takes for one in run)):
-        words.append(f"at most {amounts}")
+        words.append(f"at most {amounts} (once in runs/, once in DVC's cache)" if needed else f"at most {amounts}")
     if lacking := sum(one.takes.seconds is None for one in run):
-        words.append(f"without the time of {lacking} that never ran here")
-    needed, free = sum(one.takes.bytes for one in run), shutil.disk_usage(".").free
+        words.append(f"without the time of {lacking}")
     if needed > free:
         words.append(f"MORE THAN THE {_size(free)} THAT ARE FREE")
     return "; ".join([*words, f"clips are sampled by: {', '.join(sampling) or 'none'}"])
@@ -180,7 +176,7 @@ def _amounts(takes: "Takes") -> str:
     dollars = "at an unknown price" if takes.dollars is None else f"${takes.dollars:,.2f}"
     parts = (
         (takes.clips, f"{takes.clips:,} clips"),
-        (takes.answers, f"{takes.answers:,} answers of judges on this machine"),
+        (takes.answers, f"{takes.answers:,} answers of judges here"),
         (takes.calls, f"{takes.calls:,} calls, {takes.tokens:,} tokens, {dollars}"),
         (takes.steps, f"{takes.steps:,} steps"),
         (takes.seconds, _time(takes.seconds or 0.0)),
