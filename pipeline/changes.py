@@ -94,7 +94,7 @@ class Changes:
             yield from (Reason("input", f"{name} {_state(state)}") for name, state in status.items())
         else:
             files = self._code_files(dep)
-            yield from (Reason("code", file) for file in files or [path])
+            yield from (Reason("code", f"code {file}") for file in files or [path])
 
     def _of_params(self, dep: Any) -> Iterator[Reason]:
         known = dep.hash_info.value or {}

@@ -3,7 +3,7 @@
 The time of a stage is start + units x seconds a unit, of its last run on this machine (pipeline/rates.py). Where it
 never ran here:
 - Training takes 3 forwards of the denoiser a row, forward and backward, each as long as one of sampling; 4 under
-  gradient checkpointing. A row of dpo has two clips, each also with a forward of the reference.
+  gradient checkpointing. A row of dpo has two clips, each also with a forward of the reference. Its start is sampling's.
 - A source over the network takes calls x seconds a call / calls in flight, where the seconds are given.
 - Otherwise the time is not known.
 """
@@ -90,7 +90,7 @@ class Planner:
         if rate:
             return rate.start + rate.seconds * (calls if paid else work.amount * work.unit.size)
         if work.forwards and self.forward:
-            return work.forwards * work.amount * self.forward.seconds
+            return self.forward.start + work.forwards * work.amount * self.forward.seconds
         return None
 
 
