@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from data.manifest import MANIFEST
 from data.prompts import Prompt, load_prompts
 from data.records import Sample
 from data.store import ClipSet
@@ -138,7 +139,7 @@ def estimates(asked: Asked, prompts: Sequence[Prompt], there: bool) -> Iterator[
         if not read_block(member.name, member.block).kind.network:
             continue
         source = api_source(member)
-        if there and asked.clips and not source.rubric.compares:
+        if there and asked.clips and (asked.clips / MANIFEST).is_file() and not source.rubric.compares:
             yield source, source.estimate(requests_for(ClipSet.open(asked.clips), member.votes))
         else:
             sample = assumed_sample("{width}x{height}x{num_frames}@{fps}".format(**params_block("video")), prompts)

@@ -1,6 +1,7 @@
 """`vfrl plan` in a small clone whose dvc.lock DVC wrote, without a stage that was run."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -11,27 +12,30 @@ import yaml
 from click.testing import CliRunner
 
 from commands.plan import main
-from tests.support.clone import DVC, make_clone, run
+from tests.support.clone import DVC, ROOT, make_clone, run
 
-SAMPLED = Path("runs/r1/samples/clip.bin")
+WRITTEN = (
+    "runs/r1/samples/clip", "metrics/generate/r1.json", "runs/r1/labels/judge/label", "metrics/label/r1.json",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory, tiny_wan) -> Path:
-    """Round r1 counts as sampled: its files stand there, and DVC has committed them. Nothing else was run."""
+def clone(tmp_path_factory) -> Path:
+    """Round r1 counts as sampled and labelled: files stand there, and DVC has committed them. Nothing else was run."""
     folder = tmp_path_factory.mktemp("plan")
     make_clone(folder)
     (folder / "models/tabletop").mkdir(parents=True)
-    (folder / "models/tabletop/generator").symlink_to(tiny_wan)
+    for model in (ROOT / "models/tabletop").iterdir():
+        (folder / "models/tabletop" / model.name).symlink_to(model)
     run(folder, sys.executable, "-m", "commands", "preset", "smoke")
     git(folder, "init", "-q")
     git(folder, "add", "--all")
     git(folder, "commit", "-qm", "as it ran")
     run(folder, *DVC, "repro", "base")
-    for path, text in ((SAMPLED, "clips"), (Path("metrics/generate/r1.json"), '{"clips": 12}')):
+    for path in WRITTEN:
         (folder / path).parent.mkdir(parents=True)
-        (folder / path).write_text(text)
-    run(folder, *DVC, "commit", "--force", "generate@r1")
+        (folder / path).write_text(path)
+    run(folder, *DVC, "commit", "--force", "generate@r1", "label@r1")
     return folder
 
 
@@ -91,7 +95,7 @@ def test_edited_code_is_named_by_file_and_the_printed_command_accepts_what_is_th
 
 
 def test_an_edited_rubric_is_named_for_the_stages_that_use_it(planned, clone):
-    (clone / "tabletop/rubric.yaml").write_text((clone / "tabletop/rubric.yaml").read_text().replace("video", "clip"))
+    (clone / "tabletop/rubric.yaml").write_text((clone / "tabletop/rubric.yaml").read_text() + "\n# a note\n")
     try:
         lines = planned()
     finally:
@@ -99,12 +103,30 @@ def test_an_edited_rubric_is_named_for_the_stages_that_use_it(planned, clone):
 
     assert line_of(lines, "generate@r1") is None
     line = line_of(lines, "label@r1")
-    assert line and "not run yet" in line and "12 answers of judges here" in line
+    assert line and line.startswith("runs") and "tabletop/rubric.yaml changed" in line
+    assert "12 answers of judges here" in line
+
+
+def test_a_paid_judge_has_calls_tokens_and_a_price(planned, clone):
+    before = (clone / "params.yaml").read_text()
+    try:
+        params = yaml.safe_load(before)
+        params["feedback"]["source"] = "gpt"
+        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        lines = planned("--seconds-per-call", "8")
+    finally:
+        (clone / "params.yaml").write_text(before)
+
+    line = line_of(lines, "label@r1")
+    calls = 12 * len(yaml.safe_load((clone / "feedback/rubrics/review.yaml").read_text())["questions"])
+    assert line and f"[{calls:,} calls" in line and re.search(r"[\d,]+ tokens, \$0\.\d\d", line)
+    assert f", {calls * 8 / 16:.0f} s," in line  # 16 in flight
+    assert f"{2 * calls:,} calls" in lines[-1]  # of both rounds
 
 
 def test_time_is_unknown_until_it_was_measured_or_given(planned, clone):
     unknown = planned("--last-line")
-    assert len(unknown) == 1 and "without the time of" in unknown[0] and " h" not in unknown[0]
+    assert len(unknown) == 1 and "without the time of" in unknown[0] and not re.search(r"\d (h|min|s)\b", unknown[0])
     # r2 and four evaluation sets of 12 clips; a forward of sampling takes 5 s, of evaluation (guided) twice as many
     given = planned("--seconds-per-clip", "10")
     assert "[12 clips, 2 min," in (line_of(given, "generate@r2") or "")
