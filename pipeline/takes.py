@@ -3,7 +3,8 @@
 The time of a stage is start + units x seconds a unit, of its last run on this machine (pipeline/rates.py). Where it
 never ran here:
 - Training takes 3 forwards of the denoiser a row, forward and backward, each as long as one of sampling; 4 under
-  gradient checkpointing. A row of dpo has two clips, each also with a forward of the reference. Its start is sampling's.
+  gradient checkpointing. A row of dpo has two clips, each also with a forward of the reference.
+  The start is sampling's.
 - A source over the network takes calls x seconds a call / calls in flight, where the seconds are given.
 - Otherwise the time is not known.
 """

@@ -65,7 +65,7 @@ def test_a_command_line_is_read_with_its_flags():
 def test_a_stage_is_measured_by_what_it_does_most(command, unit, tmp_path, monkeypatch):
     root = DEFAULTS.parents[2]
     monkeypatch.chdir(tmp_path)
-    for name in ("tabletop", "feedback", "configs"):
+    for name in ("tabletop", "feedback", "configs", "models"):
         (tmp_path / name).symlink_to(root / name)
     (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
 
