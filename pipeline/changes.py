@@ -104,6 +104,9 @@ class Changes:
     def _of_input(self, dep: "Dependency") -> Iterator[Reason]:
         """Of a file of runs/inputs: which of the files, commits and code in it changed."""
         path = Path(dep.def_path)
+        if not dep.hash_info:
+            yield Reason("input", f"{path} is read from now on")
+            return
         before, now = _read(Path(dep.cache_path)), _read(self.fresh / path.relative_to(INPUTS))
         if before is None or now is None:
             yield Reason("input", f"{path} changed")

@@ -29,7 +29,7 @@ from feedback.core.kinds import KINDS, question_files, read_block, resolve
 from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
 from feedback.questions import WRITERS, is_source
-from generators.core.load import FAMILIES
+from generators.core.families import FAMILIES
 from pipeline.online import REFERENCES
 from pipeline.recipes import load_recipe, recipe_files
 
