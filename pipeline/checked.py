@@ -1,8 +1,8 @@
 """Params that were checked need no second check while nothing that the check reads has changed.
 
 Stage base runs at every `dvc repro`; the check imports torch, which takes seconds. So the last check that found nothing
-wrong is kept in .state/checked.json, under a hash of all that it read: params.yaml, our code, the installed packages, the
-names of the environment's variables, and what params.yaml names, by content.
+wrong is kept in .state/checked.json, under a hash of all that it read: params.yaml, our code, the installed packages,
+the names of the environment's variables, and what params.yaml names, by content.
 """
 
 import contextlib
@@ -55,7 +55,9 @@ def remember(params: dict[str, Any], inputs: Path, found: Found, path: Path = CH
 def _params_key(params: dict[str, Any]) -> str:
     """Of all that a check reads besides the inputs."""
     named = [Path(one["prompts"]) for one in params["extend"].values()]
-    named += [Path(folder) for folder in (params["audit"]["set"], (params["audit"]["human"] or {}).get("set")) if folder]
+    named += [
+        Path(folder) for folder in (params["audit"]["set"], (params["audit"]["human"] or {}).get("set")) if folder
+    ]
     facts = [
         hashlib.sha256(PARAMS.read_bytes()).hexdigest(),
         code_version(),

@@ -48,10 +48,10 @@ def main(out: Path, inputs: Path) -> None:
     if checked and checked.generator:
         remember(params, inputs, found)
     out.mkdir(parents=True)
-    found = identify(generator.family, generator.path, generator.revision)
-    (out / "policy.json").write_text(json.dumps(found, indent=1) + "\n")
-    write_manifest(out, "policy", fingerprint=found["fingerprint"])
-    logger.info("base is %s (%s), fingerprint %.12s", generator.path, generator.family, found["fingerprint"])
+    policy = identify(generator.family, generator.path, generator.revision)
+    (out / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
+    write_manifest(out, "policy", fingerprint=policy["fingerprint"])
+    logger.info("base is %s (%s), fingerprint %.12s", generator.path, generator.family, policy["fingerprint"])
 
 
 if __name__ == "__main__":

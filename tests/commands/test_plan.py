@@ -131,7 +131,7 @@ def test_time_is_unknown_until_it_was_measured_or_given(planned, clone):
     given = planned("--seconds-per-clip", "10")
     assert "[12 clips, 2 min," in (line_of(given, "generate@r2") or "")
     assert "[12 clips, 4 min," in (line_of(given, "eval-generate@base") or "")
-    assert "[3 steps, 3 min," in (line_of(given, "train@rwr1") or "")  # 3 steps x 4 rows x 3 forwards x 5 s
+    assert "[3 steps, 3 min]" in (line_of(given, "train@rwr1") or "")  # 3 steps x 4 rows x 3 forwards x 5 s
 
     rates = {"sample models/tabletop/generator 32x32x9": {"unit": "clips", "seconds": 1.0, "start": 6.0}}
     (clone / ".state").mkdir(exist_ok=True)
