@@ -62,7 +62,7 @@ def _params_key(params: dict[str, Any]) -> str:
         hashlib.sha256(PARAMS.read_bytes()).hexdigest(),
         code_version(),
         str(Path(sysconfig.get_path("purelib")).stat().st_mtime_ns),  # changes with every package
-        *sorted(name for name, value in os.environ.items() if value.strip()),
+        *sorted(name for name, value in os.environ.items() if value.strip() and not name.startswith("DVC_")),
         *(fingerprint(one) for one in named if one.parts[0] == "runs" or one.is_file()),  # a world is code of ours
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()

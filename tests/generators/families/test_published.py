@@ -10,7 +10,7 @@ from data.doors import find
 from data.prompts import Prompt
 from generators.core.checkpoint import Checkpoint
 from generators.core.encoding import check_images
-from generators.core.load import FAMILIES
+from generators.core.families import FAMILIES
 from generators.core.size import VideoSize
 from generators.core.solvers import check_solver
 

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from data.doors import find
 from generators.core.checkpoint import Checkpoint
 from generators.core.generator import Generator
-from generators.core.load import FAMILIES, examine_generator
+from generators.core.families import FAMILIES
+from generators.core.load import examine_generator
 from generators.core.process import Epsilon, FlowMatching
 from generators.core.size import VideoSize
 from generators.core.solvers import SOLVERS, solver_scheduler
