@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 
 from data.doors import find
 from generators.core.checkpoint import Checkpoint
-from generators.core.generator import Generator
 from generators.core.families import FAMILIES
+from generators.core.generator import Generator
 from generators.core.load import examine_generator
 from generators.core.process import Epsilon, FlowMatching
 from generators.core.size import VideoSize
