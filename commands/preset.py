@@ -14,8 +14,13 @@ from pipeline.params import PARAMS, ParamsError, load_params
 
 PRESETS = ROOT / "configs/presets"
 # A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
-WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes")
+WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes", "components")
 OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
+OF_MODEL = (
+    "revision",
+    "components",
+    "embedded_guidance",
+)  # of one path: null under another
 UNDER = "presets"  # a preset's key that names those which it is laid over
 
 
@@ -81,6 +86,8 @@ def overlay(params: MutableMapping[str, Any], preset: Mapping[str, Any], of: Pat
         for name in preset.keys() & values.keys():
             if not isinstance(values[name], Mapping):
                 raise ParamsError(f"{file}: {name} is {values[name]!r}, expected a section")
+    if "path" in preset.get("generator", {}):
+        params["generator"].update((key, None) for key in OF_MODEL if key in params["generator"])
     _overlay(params, preset, "", of)
 
 

@@ -142,7 +142,8 @@ def check_generator(generator: GeneratorConfig, video: VideoSize) -> Generator:
         return examine_generator(**asdict(generator), size=video)
     except ValueError as error:
         argument, _, problem = str(error).partition(": ")
-        message = f"{ARGUMENTS[argument]}: {problem}" if argument in ARGUMENTS else str(error)
+        key = f"generator.{argument}" if argument.startswith("components") else ARGUMENTS.get(argument)
+        message = f"{key}: {problem}" if key else str(error)
         raise (NotReachedError if isinstance(error, NotReachedError) else ValueError)(message) from error
 
 

@@ -1,6 +1,7 @@
 """The sections of params.yaml as frozen dataclasses, but for those that a library defines itself."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -16,6 +17,15 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 
 @dataclass(frozen=True, config=STRICT)
+class ComponentConfig:
+    """An entry of `generator.components`: where a component lies."""
+
+    path: str
+    revision: str | None = None
+    subfolder: str | None = None  # within the path; None: its top
+
+
+@dataclass(frozen=True, config=STRICT)
 class GeneratorConfig:
     """Section `generator`, which several stages read: the arguments of generators.core.load.load_generator."""
 
@@ -27,7 +37,13 @@ class GeneratorConfig:
     vae_tiling: bool = False
     attention: str | None = None
     embedded_guidance: Positive | None = None  # an input of a distilled denoiser; None: the family's
+    components: dict[str, ComponentConfig] | None = None  # that lie elsewhere than in `path`, by name
     compile: bool = False
+
+    @property
+    def folders(self) -> list[Path]:
+        """What its weights are read from; a hub id is no folder that exists."""
+        return [Path(self.path), *(Path(one.path) for one in (self.components or {}).values())]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -61,6 +61,7 @@ def generator_line(config: GeneratorConfig, generator: Generator | None) -> str:
     if generator is not None:
         checkpoint = generator.checkpoint
         words.append(checkpoint.config(INDEX)["_class_name"])
+        words += [f"{name} of {place.checkpoint.path}" for name, place in checkpoint.elsewhere.items()]
         if checkpoint.size is not None:
             words.append(
                 f"{checkpoint.size / 1e9:.1f} GB" if checkpoint.size > 1e8 else f"{checkpoint.size / 1e6:.1f} MB"

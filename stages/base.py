@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -48,7 +49,7 @@ def main(out: Path, inputs: Path) -> None:
     if checked and checked.generator:
         remember(params, inputs, found)
     out.mkdir(parents=True)
-    policy = identify(generator.family, generator.path, generator.revision)
+    policy = identify(generator.family, generator.path, generator.revision, asdict(generator)["components"])
     (out / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
     write_manifest(out, "policy", fingerprint=policy["fingerprint"])
     logger.info("base is %s (%s), fingerprint %.12s", generator.path, generator.family, policy["fingerprint"])

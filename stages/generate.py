@@ -39,7 +39,7 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
     size, how = section("video", VideoSize), section(sampling, Sampling)
     prompt_set = load_prompts(Path(prompts.path))
-    inputs = [policy, Path(model.path), Path(prompts.path), *(Path(one.image) for one in prompt_set if one.image)]
+    inputs = [policy, *model.folders, Path(prompts.path), *(Path(one.image) for one in prompt_set if one.image)]
     place, called = pick_device(device), ClipSetName(set_name, policy.name)
 
     def load(folder: Path, parts: "Collection[str]") -> "Generator":

@@ -65,7 +65,7 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
         size=section("video", VideoSize),
     )
     images = [one.image for one in job.prompts]
-    inputs = [start, Path(model.path), path, *(Path(file) for file in (entry.overlay, *images) if file)]
+    inputs = [start, *model.folders, path, *(Path(file) for file in (entry.overlay, *images) if file)]
     with stage_state("online", out, (name, entry, model, recipe, judges, job.check, job.size), inputs) as work:
         report = run(
             job, partial(load_generator, **asdict(model), size=job.size, device=place), start, work, out, place

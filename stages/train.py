@@ -53,7 +53,7 @@ def main(
     place = pick_device(device)
     relaunch(processes, place)
     config = train_config(objective)
-    inputs = [start, Path(model.path), clips, rows]
+    inputs = [start, *model.folders, clips, rows]
     with stage_state("train", out, (name, model, size, config), inputs) as work:
         table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
         generator = load_generator(

@@ -167,6 +167,16 @@ def test_asking_for_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", checked], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_stage_sleep_while_they_wait_unless_the_environment_says_otherwise(given, wanted, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    checked = "import stages.train, sys, os; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", checked], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == wanted
+
+
 def test_a_source_without_a_model_of_its_own_labels_without_torch():
     checked = """
 import sys, importlib, data.store, feedback.core.label, feedback.core.kinds

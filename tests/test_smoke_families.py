@@ -14,6 +14,7 @@ from tests.support.clone import DVC, ROOT, make_clone, run
 
 CONDITION = {  # of a prompt's image, in a clip set
     "wan2.2-ti2v": "given", "cogvideox-5b-i2v": "first", "hunyuan-video-i2v": "given", "unet3d-pixels": "first",
+    "framepack-f1": "given",
 }  # fmt: skip
 
 
@@ -25,6 +26,7 @@ CONDITION = {  # of a prompt's image, in a clip set
         ("smoke-cogvideox-i2v", "cogvideox-5b-i2v"),
         ("smoke-cogvideox-i2v", "hunyuan-video-i2v"),
         ("smoke-cogvideox-i2v", "unet3d-pixels"),
+        ("smoke-framepack-f1", "framepack-f1"),
     ],
 )
 def test_the_loop_runs_from_first_frames_to_a_report(preset, variant, tmp_path):
@@ -38,7 +40,7 @@ def test_the_loop_runs_from_first_frames_to_a_report(preset, variant, tmp_path):
 
     read_manifest(tmp_path / "report-out", "report", verify=True)
     summary = json.loads((tmp_path / "report-out/summary.json").read_text())
-    assert summary["policies"].keys() == {"base", "dpo1"}
+    assert summary["policies"].keys() == {"base", "dpo1", *(["ask1"] if preset == "smoke-framepack-f1" else [])}
     assert summary["policies"]["dpo1"]["accept"]["physics"]["all"]["n"] == 6  # clips
     with safe_open(tmp_path / "runs/r1/samples/conditions.safetensors", "pt") as file:
         assert f"prompt/dm-train-01/{CONDITION[variant]}" in file.keys()  # noqa: SIM118 - safe_open is no dict
@@ -50,7 +52,12 @@ def test_the_loop_runs_from_first_frames_to_a_report(preset, variant, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "variant"), [("smoke-wan2.2-ti2v", "wan2.2-ti2v"), ("smoke-cogvideox-i2v", "cogvideox-5b-i2v")]
+    ("preset", "variant"),
+    [
+        ("smoke-wan2.2-ti2v", "wan2.2-ti2v"),
+        ("smoke-cogvideox-i2v", "cogvideox-5b-i2v"),
+        ("smoke-framepack-f1", "framepack-f1"),
+    ],
 )
 def test_the_presets_have_the_values_that_vfrl_tiny_prints(preset, variant):
     values = yaml.safe_load((ROOT / f"configs/presets/{preset}.yaml").read_text())

@@ -1,7 +1,7 @@
 """Which family reads a checkpoint, what of it is missing, and what memory the stages need, from its configs alone."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +10,7 @@ from commands.doctor.machine import BROKEN, GIB, NOTE, OK, Finding
 from data.doors import find
 from data.records import Pair
 from generators.core import memory
-from generators.core.checkpoint import Checkpoint, open_checkpoint
+from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
 from generators.core.families import FAMILIES
 from generators.core.generator import PARTS, Generator, as_dtype
 from generators.core.memory import Item, Need, Training
@@ -99,13 +99,14 @@ def describe(family: str, chosen: Settings) -> Iterator[tuple[str, Iterable[Find
 
 def readers(checkpoint: Checkpoint, families: Iterable[str], chosen: Settings) -> list[Reader]:
     """The families whose pipelines the checkpoint is one of, those that make such clips of it first."""
-    found = []
+    found, sources = [], asdict(chosen.model)["components"] or {}
     for name in families:
         cls = find(name, FAMILIES, "--family", "Family")
         if checkpoint.index.get("_class_name") not in cls.pipelines:
             continue
         try:
-            generator = cls(checkpoint, chosen.size, chosen.model.max_prompt_tokens)
+            own = with_components(checkpoint, sources, cls.class_names)
+            generator = cls(own, chosen.size, chosen.model.max_prompt_tokens)
             found.append(Reader(name, cls, generator, None))
         except ValueError as error:
             found.append(Reader(name, cls, None, str(error)))
@@ -134,7 +135,7 @@ def components(checkpoint: Checkpoint, parts: Mapping[str, str]) -> tuple[dict[s
     """
     modules: dict[str, nn.Module] = {}
     lines = []
-    local = Path(checkpoint.path).is_dir()
+    local = all(Path(place.checkpoint.path).is_dir() for place in map(checkpoint.place, parts))
     for name in parts:
         class_name = checkpoint.class_of(name)
         if class_name is None:

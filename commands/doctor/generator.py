@@ -21,7 +21,7 @@ def find_generator(config: GeneratorConfig, video: VideoSize) -> Finding:
     except ValueError as error:
         return Finding(BROKEN, WHAT, str(error))
     line = generator_line(config, generator)
-    if not Path(config.path).is_dir() and (missing := missing_weights(generator.checkpoint)):
+    if not all(folder.is_dir() for folder in config.folders) and (missing := missing_weights(generator.checkpoint)):
         return Finding(NOTE, WHAT, f"{line}; {missing}")
     return Finding(OK, WHAT, line)
 
@@ -30,10 +30,11 @@ def missing_weights(checkpoint: Checkpoint) -> str | None:
     """What a hub id's cache lacks; None where it has all weights."""
     from huggingface_hub import try_to_load_from_cache
 
-    if checkpoint.files is None:
+    if (weights := checkpoint.weights) is None:
         return "the Hub is not reached, so nothing is known of the weights in its cache"
-    weights = [name for name in checkpoint.files if name.endswith(".safetensors")]
-    revision = checkpoint.revision or "main"
-    cached = [try_to_load_from_cache(checkpoint.path, name, revision=revision) for name in weights]
-    absent = sum(not isinstance(one, str) for one in cached)
+    absent = sum(
+        not Path(source.path).is_dir()
+        and not isinstance(try_to_load_from_cache(source.path, name, revision=source.revision or "main"), str)
+        for source, name, _ in weights
+    )
     return f"{absent} of {len(weights)} files of weights are downloaded at first use" if absent else None

@@ -72,7 +72,7 @@ def train_one_prompt(given: OnePrompt, start: Path | None, out: Path, device: "t
     for name in (job.judge, job.held_out):
         if name not in sources:
             raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
-    inputs = [Path(model.path), *(path for path in (start, given.overlay, given.image) if path)]
+    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image) if path)]
     judges = (sources[job.judge], sources[job.held_out])
     with stage_state("online", out, (given, recipe, model, judges, job.check, size), inputs) as work:
         base = start or base_policy(model, work / "base")
@@ -140,7 +140,7 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
     from generators.core.identity import identify
 
     folder.mkdir(parents=True, exist_ok=True)
-    found = identify(model.family, model.path, model.revision)
+    found = identify(model.family, model.path, model.revision, asdict(model)["components"])
     (folder / "policy.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return folder
 

@@ -6,10 +6,11 @@ Of a hub id these come from the Hub, or from its cache where the Hub cannot be r
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 INDEX = "model_index.json"
 WANTED = f"wanted is a diffusers pipeline folder, with a {INDEX}, or the hub id of one (Wan's end in -Diffusers)"
@@ -17,7 +18,7 @@ HUB_ID = r"[\w.-]+/[\w.-]+"
 PATIENCE = 5.0  # seconds for the Hub's answer
 LORAS = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")  # weights of a whole model in one file
-WEIGHTS = re.compile(r".*/(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # what from_pretrained looks for
+WEIGHTS = re.compile(r"(.*/)?(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")  # what from_pretrained looks for
 POINTER = 1024  # bytes; a file of weights below it is git-lfs's pointer, or half a download
 
 
@@ -44,6 +45,52 @@ class Config(dict[str, Any]):
         return default
 
 
+class Place(NamedTuple):
+    """Where the files of a component lie."""
+
+    checkpoint: "Checkpoint"  # of which only files and configs count
+    folder: str  # within it; "" is the top
+
+    def within(self, file: str) -> str:
+        """The file's path in the checkpoint."""
+        return f"{self.folder}/{file}" if self.folder else file
+
+    def files(self) -> dict[str, int] | None:
+        """Bytes of the component's files by their path in the checkpoint; None where the Hub was not reached."""
+        files, inside = self.checkpoint.files, f"{self.folder}/"
+        if files is None:
+            return None
+        return {name: n for name, n in files.items() if (name.startswith(inside) if self.folder else "/" not in name)}
+
+    def check_folder(self) -> None:
+        """Raises ValueError where there is no file."""
+        if self.files() == {}:
+            raise ValueError(
+                f"path: {self.checkpoint.path} has no {f'folder {self.folder}' if self.folder else 'file'}"
+            )
+
+    def check_weights(self) -> None:
+        """Raises ValueError where there are no whole safetensors."""
+        path, inside = self.checkpoint.path, self.files()
+        if inside is None:
+            return
+        there = [name for name in inside if WEIGHTS.fullmatch(name)]
+        if not there:
+            where = f" in {self.folder}" if self.folder else ""
+            others = [name for name in inside if name.endswith((".bin", *SINGLE))]
+            found = f"no weights{where}" if not others else f"only {', '.join(others)}{where}"
+            raise ValueError(f"path: {path} has {found}; wanted is *model.safetensors (no pickle, no variant)")
+        if small := [name for name in there if inside[name] < POINTER]:
+            raise ValueError(
+                f"path: {path}: {small[0]} has {inside[small[0]]} bytes and is no weights: a git-lfs pointer (git "
+                "lfs pull), or half a download"
+            )
+        indices = [self.checkpoint.config(name) for name in inside if name.endswith(".index.json")]
+        shards = {self.within(name) for index in indices for name in index["weight_map"].values()}
+        if absent := sorted(shards - inside.keys()):
+            raise ValueError(f"path: {path} lacks {len(absent)} files of weights, such as {absent[0]}")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A diffusers pipeline, local or on the Hub, without its weights."""
@@ -52,16 +99,40 @@ class Checkpoint:
     revision: str | None  # of a hub id
     files: Mapping[str, int] | None  # bytes by path within it; None: the Hub was not reached
     configs: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what was read, by file
+    elsewhere: Mapping[str, Place] = field(default_factory=dict)  # components that do not lie in it, by name
+    classes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # their library and class
+
+    def place(self, component: str) -> Place:
+        """Where a component's files lie; whether there are any is not looked at."""
+        return self.elsewhere.get(component, Place(self, component))
+
+    @property
+    def weights(self) -> list[tuple["Checkpoint", str, int]] | None:
+        """Its files of weights: the checkpoint that each lies in, path within it, bytes.
+
+        None where the Hub was not reached.
+        """
+        if self.files is None:
+            return None
+        own = {name: size for name, size in self.files.items() if name.partition("/")[0] not in self.elsewhere}
+        found = [(self, own)]
+        for place in self.elsewhere.values():
+            if (files := place.files()) is None:
+                return None
+            found.append((place.checkpoint, files))
+        return [
+            (one, name, size) for one, files in found for name, size in files.items() if name.endswith(".safetensors")
+        ]
 
     @property
     def size(self) -> int | None:
         """Bytes of its weights; None where the Hub was not reached."""
-        return None if self.files is None else sum(n for name, n in self.files.items() if name.endswith(".safetensors"))
+        return None if self.weights is None else sum(size for _, _, size in self.weights)
 
     @property
     def index(self) -> dict[str, Any]:
-        """model_index.json: the pipeline's class, and library and class of each component."""
-        return self.config(INDEX)
+        """model_index.json: the pipeline's class, and library and class of each component, wherever it lies."""
+        return self.config(INDEX) | {name: list(found) for name, found in self.classes.items()}
 
     def class_of(self, component: str) -> str | None:
         """The class of a component; None where the pipeline has none of that name, or leaves it out."""
@@ -75,7 +146,9 @@ class Checkpoint:
             raise ValueError(f"path: {self.path} has no component {name}")
         kinds = {"Scheduler": "scheduler_config.json", "Tokenizer": "tokenizer_config.json"}
         file = next((file for kind, file in kinds.items() if kind in class_name), "config.json")
-        return Config(class_name, self.config(f"{name}/{file}"))
+        place = self.place(name)
+        with self._named(name):
+            return Config(class_name, place.checkpoint.config(place.within(file)))
 
     def config(self, name: str) -> dict[str, Any]:
         """A JSON file in it, such as vae/config.json. Raises ValueError where it is missing or no JSON mapping."""
@@ -100,36 +173,31 @@ class Checkpoint:
         """Names of the modules that hold a part's weights, such as blocks.0.attn1.to_q; empty for a hub id."""
         from safetensors import safe_open
 
-        found = set()
-        for file in sorted(Path(self.path, part).glob("*.safetensors")):
+        found, place = set(), self.place(part)
+        for file in sorted(Path(place.checkpoint.path, place.folder).glob("*.safetensors")):
             with safe_open(file, framework="np") as weights:
                 found |= {name.rpartition(".")[0] for name in weights.keys()}  # noqa: SIM118 (no mapping)
         return sorted(found)
 
     def check_folders(self, weights: Iterable[str], files: Iterable[str]) -> None:
-        """Raises ValueError for a missing folder, and for one of `weights` without whole safetensors."""
-        if self.files is None:
-            return
-        for part in (*weights, *files):
-            if not any(name.startswith(f"{part}/") for name in self.files):
-                raise ValueError(f"path: {self.path} has no folder {part}")
-        for part in weights:
-            self._check_weights(part, {name: size for name, size in self.files.items() if name.startswith(f"{part}/")})
+        """Raises ValueError for a component without a folder, and for one of `weights` without whole safetensors."""
+        weights = list(weights)
+        for name in (*weights, *files):
+            with self._named(name):
+                self.place(name).check_folder()
+        for name in weights:
+            with self._named(name):
+                self.place(name).check_weights()
 
-    def _check_weights(self, part: str, inside: Mapping[str, int]) -> None:
-        there = [name for name in inside if WEIGHTS.fullmatch(name)]
-        if not there:
-            others = [name for name in inside if name.endswith((".bin", *SINGLE))]
-            found = f"no weights in {part}" if not others else f"only {', '.join(others)} in {part}"
-            raise ValueError(f"path: {self.path} has {found}; wanted is *model.safetensors (no pickle, no variant)")
-        if small := [name for name in there if inside[name] < POINTER]:
-            raise ValueError(
-                f"path: {self.path}: {small[0]} has {inside[small[0]]} bytes and is no weights: a git-lfs pointer (git "
-                "lfs pull), or half a download"
-            )
-        shards = (set(self.config(name)["weight_map"].values()) for name in inside if name.endswith(".index.json"))
-        if absent := sorted({f"{part}/{name}" for listed in shards for name in listed} - inside.keys()):
-            raise ValueError(f"path: {self.path} lacks {len(absent)} files of weights, such as {absent[0]}")
+    @contextmanager
+    def _named(self, component: str) -> Iterator[None]:
+        """Errors of a component that lies elsewhere begin with its key."""
+        try:
+            yield
+        except ValueError as error:
+            if component not in self.elsewhere:
+                raise
+            raise type(error)(f"components.{component}.{error}") from error
 
 
 def in_memory(pipeline: str, components: Mapping[str, Any], **index: Any) -> Checkpoint:
@@ -153,6 +221,52 @@ def open_checkpoint(path: str, revision: str | None) -> Checkpoint:
 
     Raises ValueError that says what is there instead, NotReachedError where nothing is known of a hub id.
     """
+    found = _opened(path, revision)
+    if found.files is not None and INDEX not in found.files:
+        raise ValueError(f"path: {path} {_instead(found)}; {WANTED}")
+    return found
+
+
+def with_components(
+    checkpoint: Checkpoint, components: Mapping[str, Mapping[str, Any]], class_names: Mapping[str, str]
+) -> Checkpoint:
+    """The checkpoint with these of its components from elsewhere, or with these added to it.
+
+    components: `path`, `revision` and `subfolder` of each, as `generator.components` has them. class_names: the names
+    of diffusers' classes by those that configs may have for them. Raises ValueError that begins with the key that is
+    wrong, such as components.transformer.path, NotReachedError where nothing is known of a hub id.
+    """
+    elsewhere, classes = dict[str, Place](), dict[str, tuple[str, str]]()
+    for name, source in components.items():
+        try:
+            place = Place(_opened(source["path"], source.get("revision")), source.get("subfolder") or "")
+            classes[name] = _class_in(place, name, class_names)
+        except ValueError as error:
+            raise type(error)(f"components.{name}.{error}") from error
+        elsewhere[name] = place
+    return replace(checkpoint, elsewhere=elsewhere, classes=classes)
+
+
+def _class_in(place: Place, name: str, class_names: Mapping[str, str]) -> tuple[str, str]:
+    """Library and class of the component of that name, by its config."""
+    kinds = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+    kinds |= dict.fromkeys(("feature_extractor", "image_processor"), "preprocessor_config.json")
+    file = next((file for kind, file in kinds.items() if name.startswith(kind)), "config.json")
+    config = place.checkpoint.config(place.within(file))
+    if found := config.get("_class_name"):
+        return "diffusers", class_names.get(found, found)
+    found = (
+        config.get("image_processor_type")
+        or config.get("tokenizer_class")
+        or (config.get("architectures") or [None])[0]
+    )
+    if not found:
+        raise ValueError(f"path: {place.checkpoint.path}: {place.within(file)} does not say of which class it is")
+    return "transformers", str(found)
+
+
+def _opened(path: str, revision: str | None) -> Checkpoint:
+    """A local folder or a hub id, whatever lies there."""
     folder = Path(path)
     if path and folder.is_dir():
         if revision is not None:
@@ -160,16 +274,12 @@ def open_checkpoint(path: str, revision: str | None) -> Checkpoint:
         files = {
             file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()
         }
-        found = Checkpoint(path, None, files)
-    elif folder.is_file():
+        return Checkpoint(path, None, files)
+    if folder.is_file():
         raise ValueError(f"path: {path} is a file, and single-file checkpoints are not read; {WANTED}")
-    elif not re.fullmatch(HUB_ID, path):
+    if not re.fullmatch(HUB_ID, path):
         raise ValueError(f"path: {path!r} is no folder, and no hub id of the form owner/name")
-    else:
-        found = _on_the_hub(path, revision)
-    if found.files is not None and INDEX not in found.files:
-        raise ValueError(f"path: {path} {_instead(found)}; {WANTED}")
-    return found
+    return _on_the_hub(path, revision)
 
 
 def _instead(checkpoint: Checkpoint) -> str:

@@ -88,7 +88,7 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
 
 def whole_clip_needed(generator: Generator) -> str:
     """What is wrong with `windowed` for a generator without `windows`."""
-    return f"mode is windowed, but every frame of a {generator.family} clip is decoded from all its latents: use exact"
+    return f"mode is windowed, but the VAE of a {generator.family} clip decodes in no windows: use exact"
 
 
 def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decoding: Decoding) -> Fidelity:

@@ -9,4 +9,6 @@ FAMILIES = {
     "hunyuan_video": "generators.families.hunyuan_video",
     "ltx": "generators.families.ltx",
     "kandinsky5": "generators.families.kandinsky5",
+    "framepack": "generators.families.framepack",
+    "framepack_f1": "generators.families.framepack_f1",
 }

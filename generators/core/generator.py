@@ -18,7 +18,9 @@ normalised, as the denoiser sees them.
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -75,12 +77,15 @@ class Generator:
     family: str
     pipelines: tuple[str, ...]  # the classes of pipelines that it reads
     components_of: Mapping[str, tuple[str, ...]]  # the pipeline's components by PARTS
+    class_names: Mapping[str, str] = MappingProxyType({})  # of diffusers, by those that published configs have
     lora_targets: tuple[str, ...]  # suffixes of the modules that LoRA adapts by default
     tiles: bool = True  # whether the VAE's own spatial tiles are right
     attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers
     windows: bool = True  # whether some of a clip's frames can be decoded without the others
     takes_lora: bool = True  # whether stock diffusers loads a LoRA of it; else all weights are trained
     checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
+    num_parts: int = 1  # of a clip, one of which a forward predicts
+    largest_shift: float = math.inf  # of a shift of time by resolution
     text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
     negative_prompt: str = ""  # the pipeline's own, taken where params.yaml has null
     default_embedded_guidance: float | None = None  # guidance scale that is an input of a distilled denoiser
@@ -108,7 +113,7 @@ class Generator:
         self.latent_shape = self._latent_shape()
         scheduler_config = checkpoint.component("scheduler")
         try:
-            self.scheduler_config = with_fixed_shift(scheduler_config, self._tokens())
+            self.scheduler_config = with_fixed_shift(scheduler_config, self._tokens(), self.largest_shift)
             self.process = process_of(self.scheduler_config)
         except ValueError as error:
             raise ValueError(f"path: {checkpoint.path}: {error}") from error
@@ -155,6 +160,19 @@ class Generator:
     def start(self, noise: Tensor, conditions: Conditions) -> Tensor:
         """(B, C, F, h, w) where sampling starts from that noise."""
         return noise
+
+    def view(self, clean: Tensor, conditions: Conditions, part: Tensor) -> tuple[Tensor, Conditions]:
+        """A part of each clip, and the conditions to predict it under; here the clip and its own conditions.
+
+        clean: (B, C, F, h, w) clips, or their noise, of which the part alone is of use. conditions: the clips'.
+        part: (B,) which of `num_parts`, 0 the first in time. A family that predicts a clip part by part takes
+        conditions from the other parts of `clean`. Training and sampling both call it.
+        """
+        return clean, conditions
+
+    def with_part(self, clean: Tensor, predicted: Tensor, part: int) -> Tensor:
+        """(B, C, F, h, w) the clips with `predicted` in place of that part, with its gradient."""
+        return predicted
 
     def _sigmas(self, steps: int) -> Sequence[float] | None:
         """The noise levels of Euler's steps before the shift, where the pipeline has its own; None: the scheduler's."""
@@ -222,7 +240,8 @@ class Generator:
     def predict(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, C, F, h, w) float32 prediction at process time t, with gradient: the training path.
 
-        t: (B,) in [0, 1], 1 is pure noise. The prediction of given frames means nothing.
+        latents, conditions: of a `view`, where a clip has several parts. t: (B,) in [0, 1], 1 is pure noise. The
+        prediction of given frames means nothing.
         """
         return self.ask(latents, self.process.model_timestep(t), conditions)
 

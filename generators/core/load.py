@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from data.doors import find
-from generators.core.checkpoint import Checkpoint, open_checkpoint
+from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
 from generators.core.families import FAMILIES
 from generators.core.generator import PARTS, Generator, as_dtype
 from generators.core.size import VideoSize
@@ -27,6 +27,7 @@ def load_generator(
     attention: str | None = None,
     compile: bool = False,
     embedded_guidance: float | None = None,
+    components: Mapping[str, Mapping[str, Any]] | None = None,
     parts: Collection[str] = PARTS,
     denoisers: Collection[str] | None = None,
 ) -> Generator:
@@ -38,13 +39,15 @@ def load_generator(
     vae_tiling: decode in the VAE's own spatial tiles. attention: a backend of diffusers, None is its default.
     compile: the denoisers' blocks with torch.compile.
     embedded_guidance: the guidance scale that is an input of a distilled denoiser; None: the family's.
+    components: those that lie elsewhere than in `path`: path, revision and subfolder by the pipeline's names for them.
     parts: of PARTS, those to load; training needs ("denoiser",) alone. denoisers: of several, those to load; None: all.
     Reads safetensors only, never a pickle, and downloads no other part. Raises ValueError naming the argument that is
     wrong.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"parts: found {', '.join(unknown)}; known are {', '.join(PARTS)}")
-    cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
+    cls = _family(family)
+    checkpoint = _opened(cls, path, revision, components)
     where = torch.device(device)
     generator = _configured(cls, checkpoint, size, max_prompt_tokens, None, as_dtype(dtype), where, embedded_guidance)
     names = {name: part for part in PARTS if part in parts for name in cls.components_of.get(part, ())}
@@ -65,14 +68,16 @@ def load_generator(
 
 def examine_generator(
     family: str, path: str, size: VideoSize, revision: str | None = None, max_prompt_tokens: int = 512,
-    vae_tiling: bool = False, attention: str | None = None, embedded_guidance: float | None = None, **_: Any,
+    vae_tiling: bool = False, attention: str | None = None, embedded_guidance: float | None = None,
+    components: Mapping[str, Mapping[str, Any]] | None = None, **_: Any,
 ) -> Generator:  # fmt: skip
     """The generator without any component, where the family can read the checkpoint and make such clips.
 
     By the checkpoint's small files alone. Raises ValueError that begins with the argument that is wrong,
     NotReachedError where nothing is known of a hub id.
     """
-    cls, checkpoint = _family(family), open_checkpoint(str(path), revision)
+    cls = _family(family)
+    checkpoint = _opened(cls, path, revision, components)
     settings = {"max_prompt_tokens": max_prompt_tokens, "embedded_guidance": embedded_guidance}
     generator = _configured(cls, checkpoint, size, **settings)
     names = [name for part in PARTS for name in cls.components_of.get(part, ()) if checkpoint.class_of(name)]
@@ -107,6 +112,17 @@ def _family(name: str) -> type[Generator]:
     return cast(type[Generator], find(name, FAMILIES, "generator.family", "Family"))
 
 
+def _opened(
+    cls: type[Generator], path: str, revision: str | None, components: Mapping[str, Mapping[str, Any]] | None
+) -> Checkpoint:
+    """The checkpoint with the components that lie elsewhere. Raises ValueError for one that the family has not."""
+    known = ["scheduler", *(name for names in cls.components_of.values() for name in names)]
+    if unknown := [name for name in components or () if name not in known]:
+        raise ValueError(f"components: {unknown[0]!r} is none of family {cls.family}; known are {', '.join(known)}")
+    checkpoint = open_checkpoint(str(path), revision)
+    return with_components(checkpoint, components, cls.class_names) if components else checkpoint
+
+
 def _configured(cls: type[Generator], checkpoint: Checkpoint, *settings: Any, **named: Any) -> Generator:
     """The generator without components. Raises ValueError that lists what is read, where the pipeline is another."""
     name = checkpoint.index.get("_class_name")
@@ -126,18 +142,18 @@ def _is_files(checkpoint: Checkpoint, name: str) -> bool:
 def _load_component(checkpoint: Checkpoint, name: str, part: str, generator: Generator) -> Any:
     import importlib
 
-    library = checkpoint.index[name][0]
-    where: Mapping[str, Any] = {"revision": checkpoint.revision, "subfolder": name}
+    library, (source, folder) = checkpoint.index[name][0], checkpoint.place(name)
+    where: dict[str, Any] = {"revision": source.revision} | ({"subfolder": folder} if folder else {})
     if "Tokenizer" in (checkpoint.class_of(name) or ""):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(checkpoint.path, **where)
+        return AutoTokenizer.from_pretrained(source.path, **where)
     cls = getattr(importlib.import_module(library), checkpoint.class_of(name) or "")
     if _is_files(checkpoint, name):
-        return cls.from_pretrained(checkpoint.path, **where)
+        return cls.from_pretrained(source.path, **where)
     logging.getLogger("diffusers.configuration_utils").addFilter(_is_no_surplus)
     dtype = torch.float32 if part in FLOAT32 else generator.dtype
-    module = cls.from_pretrained(checkpoint.path, **where, dtype=dtype, use_safetensors=True)
+    module = cls.from_pretrained(source.path, **where, dtype=dtype, use_safetensors=True)
     return module.to(generator.device).eval().requires_grad_(False)
 
 

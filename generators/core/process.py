@@ -159,11 +159,12 @@ def process_of(scheduler_config: Mapping[str, Any]) -> FlowMatching | Epsilon | 
     return kinds[prediction_type](_alphas_cumprod(scheduler_config))
 
 
-def with_fixed_shift(scheduler_config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+def with_fixed_shift(scheduler_config: Mapping[str, Any], tokens: int, largest: float = math.inf) -> dict[str, Any]:
     """The config, with the shift of clips of that many tokens where it depends on their number.
 
     diffusers' dynamic shifting: mu is linear in the number of tokens, and the shift of time is e^mu. So at a known size
-    it is plain flow matching. Raises ValueError for another kind of dependence.
+    it is plain flow matching. largest: what a pipeline bounds the shift by. Raises ValueError for another kind of
+    dependence.
     """
     config = dict(scheduler_config)
     if not config.get("use_dynamic_shifting"):
@@ -174,7 +175,7 @@ def with_fixed_shift(scheduler_config: Mapping[str, Any], tokens: int) -> dict[s
     first, last = (config.get(f"{end}_image_seq_len", default) for end, default in (("base", 256), ("max", 4096)))
     low, high = (config.get(f"{end}_shift", default) for end, default in (("base", 0.5), ("max", 1.15)))
     mu = low + (high - low) * (tokens - first) / (last - first)
-    return config | {"use_dynamic_shifting": False, shift_key(config): math.exp(mu)}
+    return config | {"use_dynamic_shifting": False, shift_key(config): min(math.exp(mu), largest)}
 
 
 def shift_key(scheduler_config: Mapping[str, Any]) -> str:

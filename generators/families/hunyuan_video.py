@@ -17,7 +17,7 @@ With 33 channels the pipeline drops the first latent frame after decoding, so cl
 `num_frames` is what is shown, the pipeline's own num_frames is 4 more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,13 +62,8 @@ class HunyuanVideoGenerator(Generator):
     )  # fmt: skip
 
     def _check_pipeline(self) -> None:
-        checkpoint = self.checkpoint
-        found = f"path: {checkpoint.path} is a {checkpoint.index['_class_name']}"
-        for component, wanted in CLASSES.items():
-            if (given := checkpoint.class_of(component)) not in wanted:
-                raise ValueError(f"{found} whose {component} is {given}, expected {' or '.join(wanted)}; {READS}")
-        self.transformer_config = transformer = checkpoint.component("transformer")
-        self.vae_config = vae = checkpoint.component("vae")
+        found, checkpoint = self._check_classes(CLASSES, READS), self.checkpoint
+        transformer, vae = self.transformer_config, self.vae_config
         self.takes_image = "ImageToVideo" in checkpoint.index["_class_name"]
         self.text_sees_image = self.takes_image
         channels, how = vae["latent_channels"], transformer["image_condition_type"] if self.takes_image else None
@@ -82,6 +77,16 @@ class HunyuanVideoGenerator(Generator):
             )
         self.beside = how == "latent_concat"  # the image's latents are channels, and the first latent frame is dropped
         self.default_embedded_guidance = 6.0 if transformer["guidance_embeds"] else None
+
+    def _check_classes(self, classes: Mapping[str, Sequence[str]], reads: str) -> str:
+        """Which pipeline it is. Raises ValueError where a component is of another class than these."""
+        checkpoint = self.checkpoint
+        found = f"path: {checkpoint.path} is a {checkpoint.index['_class_name']}"
+        for component, wanted in classes.items():
+            if (given := checkpoint.class_of(component)) not in wanted:
+                raise ValueError(f"{found} whose {component} is {given}, expected {' or '.join(wanted)}; {reads}")
+        self.transformer_config, self.vae_config = checkpoint.component("transformer"), checkpoint.component("vae")
+        return found
 
     @property
     def image(self) -> ImageUse:
@@ -122,7 +127,7 @@ class HunyuanVideoGenerator(Generator):
 
         L is max_prompt_tokens; from a first frame also half of the image's tokens, less the 4 of the answer's header.
         """
-        if self.takes_image and images is None:
+        if self.text_sees_image and images is None:
             raise ValueError("images: none, and the text of this pipeline depends on the prompt's first frame")
         pipeline, template = self._text_pipeline()
         most = self.max_prompt_tokens + template["crop_start"]
@@ -162,10 +167,10 @@ class HunyuanVideoGenerator(Generator):
         from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video as of_text
         from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_image2video as of_image
 
-        names = [name for name in self.components_of["text"] if name != "image_processor" or self.takes_image]
+        names = [name for name in self.components_of["text"] if name != "image_processor" or self.text_sees_image]
         parts: dict[str, Any] = {name: self.component(name) for name in names}
         parts |= dict.fromkeys(("transformer", "vae", "scheduler"))
-        if self.takes_image:
+        if self.text_sees_image:
             return of_image.HunyuanVideoImageToVideoPipeline(**parts), of_image.DEFAULT_PROMPT_TEMPLATE
         return of_text.HunyuanVideoPipeline(**parts), of_text.DEFAULT_PROMPT_TEMPLATE
 
@@ -186,17 +191,21 @@ class HunyuanVideoGenerator(Generator):
     def _ask(self, denoiser: Any, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         if self.beside:
             latents = torch.cat([latents, conditions["image"]], dim=1)
-        guidance = self.embedded_guidance
         output: Tensor = denoiser(
             hidden_states=latents,
             timestep=timestep,
             encoder_hidden_states=conditions["text"],
             encoder_attention_mask=conditions["text_mask"],
             pooled_projections=conditions["pooled"],
-            guidance=None if guidance is None else latents.new_full((len(latents),), guidance) * 1000.0,
+            guidance=self._guidance(latents),
             return_dict=False,
         )[0]
         return output
+
+    def _guidance(self, latents: Tensor) -> Tensor | None:
+        """(B,) the guidance scale as the denoiser takes it; None where it takes none."""
+        guidance = self.embedded_guidance
+        return None if guidance is None else latents.new_full((len(latents),), guidance) * 1000.0
 
     # The VAE
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of HunyuanVideo 1.0: text to video, and image to video of both kinds."""
+"""Tiny pipelines of HunyuanVideo 1.0: text to video, image to video of both kinds, and FramePack."""
 
 from typing import Any, Literal
 
@@ -8,6 +8,11 @@ Kind = Literal["text", "token_replace", "latent_concat"]
 
 LATENT_CHANNELS = 4
 POOLED = 8  # width of the pooled text
+LAYERS = {
+    "out_channels": LATENT_CHANNELS, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
+    "num_single_layers": 1, "num_refiner_layers": 1, "patch_size": 2, "patch_size_t": 1, "text_embed_dim": WIDTH,
+    "pooled_projection_dim": POOLED, "rope_axes_dim": (4, 6, 6),
+}  # fmt: skip
 # Llama 3's own splitting, so the pipeline's template has as many tokens as it crops
 SPLIT = "|".join(
     (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*")
@@ -18,24 +23,46 @@ SPECIAL = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
 
 def hunyuan_video(kind: Kind) -> Any:
     """A pipeline that takes text, or text and a first frame as the transformer's image_condition_type says."""
-    from diffusers import (
-        AutoencoderKLHunyuanVideo,
-        FlowMatchEulerDiscreteScheduler,
-        HunyuanVideoImageToVideoPipeline,
-        HunyuanVideoPipeline,
+    from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
+
+    parts = {"transformer": _transformer(kind), **_shared(), **_text(sees_image=kind != "text")}
+    return HunyuanVideoPipeline(**parts) if kind == "text" else HunyuanVideoImageToVideoPipeline(**parts)
+
+
+def framepack() -> Any:
+    """A pipeline that takes text and a first frame, and makes a clip section by section."""
+    from diffusers import HunyuanVideoFramepackPipeline, HunyuanVideoFramepackTransformer3DModel
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    vision = SiglipVisionConfig(
+        hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+        patch_size=14,
+    )  # fmt: skip
+    config = {
+        "in_channels": LATENT_CHANNELS, "guidance_embeds": True, "has_image_proj": True, "image_proj_dim": WIDTH,
+        "has_clean_x_embedder": True, **LAYERS,
+    }  # fmt: skip
+    return HunyuanVideoFramepackPipeline(
+        transformer=made(1, lambda: HunyuanVideoFramepackTransformer3DModel(**config)),
+        image_encoder=made(7, lambda: SiglipVisionModel(vision)),
+        feature_extractor=SiglipImageProcessor(size={"height": 28, "width": 28}),
+        **_shared(),
+        **_text(sees_image=False),
     )
+
+
+def _shared() -> dict[str, Any]:
+    """VAE and scheduler."""
+    from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler
 
     vae = {
         "latent_channels": LATENT_CHANNELS, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1,
         "norm_num_groups": 4, "scaling_factor": 0.476986,
     }  # fmt: skip
-    parts = {
-        "transformer": _transformer(kind),
+    return {
         "vae": made(4, lambda: AutoencoderKLHunyuanVideo(**vae)),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0),
-        **_text(sees_image=kind != "text"),
     }
-    return HunyuanVideoPipeline(**parts) if kind == "text" else HunyuanVideoImageToVideoPipeline(**parts)
 
 
 def _transformer(kind: Kind) -> Any:
@@ -43,10 +70,7 @@ def _transformer(kind: Kind) -> Any:
 
     config = {
         "in_channels": 2 * LATENT_CHANNELS + 1 if kind == "latent_concat" else LATENT_CHANNELS,
-        "out_channels": LATENT_CHANNELS, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
-        "num_single_layers": 1, "num_refiner_layers": 1, "patch_size": 2, "patch_size_t": 1, "text_embed_dim": WIDTH,
-        "pooled_projection_dim": POOLED, "rope_axes_dim": (4, 6, 6), "guidance_embeds": kind != "latent_concat",
-        "image_condition_type": None if kind == "text" else kind,
+        "guidance_embeds": kind != "latent_concat", "image_condition_type": None if kind == "text" else kind, **LAYERS,
     }  # fmt: skip
     return made(1, lambda: HunyuanVideoTransformer3DModel(**config))
 

@@ -45,6 +45,12 @@ def _kandinsky5(like: str, image: bool, num_frames: int) -> Variant:
     return Variant("kandinsky5", f"kandinskylab/{like}", needed, "euler", build, 40, num_frames)
 
 
+def _framepack(family: str, like: str) -> Variant:
+    """Of two sections."""
+    build = hunyuan_video.framepack
+    return Variant(family, f"lllyasviel/{like}", "needed", "euler", build, num_frames=73)
+
+
 UNPUBLISHED = "no published model"
 
 VARIANTS = {
@@ -81,6 +87,9 @@ VARIANTS = {
     "ltx0.9.7-ti2v": Variant("ltx", "Lightricks/LTX-Video-0.9.7-dev", "optional", "euler", partial(ltx.ltx, "0.9.7")),
     "kandinsky5-t2v": _kandinsky5("Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers", image=False, num_frames=9),
     "kandinsky5-i2v": _kandinsky5("Kandinsky-5.0-I2V-Lite-5s-Diffusers", image=True, num_frames=17),
+    # What is published are transformers; with the other components of HunyuanVideo they make the pipeline.
+    "framepack-i2v": _framepack("framepack", "FramePackI2V_HY"),
+    "framepack-f1": _framepack("framepack_f1", "FramePack_F1_I2V_HY_20250503"),
 }
 
 

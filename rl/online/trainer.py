@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster import devices
 from data.policies import read_log
-from generators.core.conditions import Conditions, chosen
+from generators.core.conditions import Conditions, chosen, with_given
 from generators.core.generator import Generator, Predict
 from rl.online.config import OnlineConfig
 from rl.online.guards import CurvePoint, best, fooled, velocity_distance
@@ -94,9 +94,8 @@ def train_online(
             clips: list[_Clip] = []
             for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation):
                 prompt_at = {place: rows[place] for place in places}
-                predict = _predict(generator, inputs, config, list(prompt_at.values()))
                 # 2. Clean latents, whose graph reaches the policy
-                rollout = _roll_out(generator, predict, inputs, config, update, prompt_at)
+                predict, rollout = _roll_out(generator, inputs, config, update, prompt_at)
                 # 3. The judges' answers and the gradient of the latents, a clip at a time
                 try:
                     judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
@@ -151,9 +150,9 @@ def _check_arguments(
         raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
 
 
-def _predict(generator: Generator, inputs: PromptInputs, config: OnlineConfig, rows: Sequence[int]) -> Predict:
-    """The guided prediction for these prompts, by index, in the precision of the run."""
-    guided = generator.guided(chosen(inputs.conditions, rows), inputs.unwanted, config.guidance)
+def _predict(generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
+    """The guided prediction under these conditions, in the precision of the run."""
+    guided = generator.guided(conditions, inputs.unwanted, config.guidance)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with devices.autocast(generator.device, config.precision):
@@ -164,19 +163,22 @@ def _predict(generator: Generator, inputs: PromptInputs, config: OnlineConfig, r
 
 def _roll_out(
     generator: Generator,
-    predict: Predict,
     inputs: PromptInputs,
     config: OnlineConfig,
     update: int,
     prompt_at: Mapping[int, int],
-) -> Rollout:
-    """The clips at these places of an update, by the config's rollout. prompt_at: index of the prompt by place.
+) -> tuple[Predict, Rollout]:
+    """The clips at these places of an update, by the config's rollout, and the prediction that they were made with.
+
+    prompt_at: index of the prompt by place.
 
     Every draw depends on its address alone. k is one for the whole update, as in the paper, so that neither
     accumulation nor the number of processes changes it. Fixed noise is that of a prompt at a place, the same in every
-    update.
+    update. Of a clip in several parts, all are sampled without gradient, and then one, drawn for the whole update, is
+    made again by the rollout in its place: the gradient reaches the policy through this part alone. The papers do not
+    say how they do it.
     """
-    shape, told = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
+    shape, of_prompts = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
 
     def draw(*address: int | str) -> Tensor:
         return torch.randn(*shape, generator=generator_at(config.seed, *address))
@@ -186,6 +188,19 @@ def _roll_out(
     else:
         own = [draw("noise", update, place) for place in prompt_at]
     noise = torch.stack(own).to(generator.device)
+    part = int(torch.randint(generator.num_parts, (), generator=generator_at(config.seed, "part", update)))
+    clean = (
+        with_given(noise, of_prompts)
+        if generator.num_parts == 1
+        else _sampled(generator, noise, of_prompts, inputs, config)
+    )
+    part_B = torch.full((len(noise),), part)
+    (noise, _), (_, conditions) = generator.view(noise, of_prompts, part_B), generator.view(clean, of_prompts, part_B)
+    predict = _predict(generator, conditions, inputs, config)
+
+    def placed(rollout: Rollout) -> tuple[Predict, Rollout]:
+        return predict, rollout._replace(latents=generator.with_part(clean, rollout.latents, part))
+
     scheduler = generator.solver(config.solver, config.steps)
     trained = trained_denoisers(generator.denoiser_names, config)
     turns = [step for step, t in enumerate(scheduler.timesteps.tolist()) if generator.denoiser_at(t) in trained]
@@ -194,14 +209,26 @@ def _roll_out(
             raise ValueError(
                 f"denoisers: none of the last {config.gradient_steps} steps is that of {', '.join(trained)}"
             )
-        return last_steps(predict, scheduler, generator.start(noise, told), config.gradient_steps, told)
+        return placed(
+            last_steps(predict, scheduler, generator.start(noise, conditions), config.gradient_steps, conditions)
+        )
     if not turns:
         raise ValueError(f"denoisers: none of the {config.steps} steps is that of {', '.join(trained)}")
     renoise = None if config.renoise == "none" else noise
     if config.renoise == "fresh":
-        renoise = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
+        fresh = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
+        renoise, _ = generator.view(fresh, of_prompts, part_B)
     k = turns[int(torch.randint(len(turns), (), generator=generator_at(config.seed, "step", update)))]
-    return random_step(predict, scheduler, generator.process, generator.start(noise, told), k, renoise, told)
+    start = generator.start(noise, conditions)
+    return placed(random_step(predict, scheduler, generator.process, start, k, renoise, conditions))
+
+
+def _sampled(
+    generator: Generator, noise: Tensor, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig
+) -> Tensor:
+    """(B, C, F, h, w) whole clips of the policy, without gradient, in the precision of the run."""
+    with devices.autocast(generator.device, config.precision):
+        return generator.sample(conditions, inputs.unwanted, noise, config.steps, config.guidance, config.solver)
 
 
 def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:

@@ -25,6 +25,7 @@ class Draws(NamedTuple):
     t: Tensor  # (B,) in (0, 1)
     noise: Tensor  # (B, C, F, h, w)
     dropped: Tensor  # (B,) bool, whether the row is trained with the empty caption
+    part: Tensor  # (B,) which of the clip's parts is predicted
 
 
 class ClipTensors(NamedTuple):
@@ -53,19 +54,22 @@ def draw(
     timesteps: Timesteps,
     caption_dropout: float,
     trains: Callable[[Tensor], bool] = lambda t: True,
+    parts: int = 1,
 ) -> Draws:
-    """Timestep, noise and caption dropout of the rows at these places of a step's batch, a generator each.
+    """Timestep, noise, caption dropout and part of the rows at these places of a step's batch, a generator each.
 
     shape: (C, F, h, w) of a clip's latents; caption_dropout: probability of the empty caption.
-    trains: whether a t (1,) is trained: others are drawn again. Raises ValueError where none is.
+    trains: whether a t (1,) is trained: others are drawn again. parts: of a clip, all equally probable.
+    Raises ValueError where no t is trained.
     """
-    t, noise, dropped = [], [], []
+    t, noise, dropped, part = [], [], [], []
     for place in places:
         generator = generator_at(seed, "draw", step, place)
         t.append(_trained(trains, timesteps, generator))
         dropped.append(torch.rand(1, generator=generator) < caption_dropout)
         noise.append(torch.randn(*shape, generator=generator))
-    return Draws(torch.cat(t), torch.stack(noise), torch.cat(dropped))
+        part.append(torch.randint(parts, (1,), generator=generator))
+    return Draws(torch.cat(t), torch.stack(noise), torch.cat(dropped), torch.cat(part))
 
 
 def _trained(trains: Callable[[Tensor], bool], timesteps: Timesteps, generator: torch.Generator) -> Tensor:

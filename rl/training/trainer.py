@@ -60,9 +60,10 @@ def train(
                 running = [place for place in places if weights[place] != 0]
                 if not running:
                     continue
-                # 2. Errors of policy and reference, on the same noise, timestep and caption for all clips of a row
+                # 2. Errors of policy and reference, on one noise, timestep, caption and part for all clips of a row
                 shape, trains = reader.latent_shape, run.policy.trains
-                draws = draw(config.seed, step, running, shape, config.timesteps, config.caption_dropout, trains)
+                dropout, parts = config.caption_dropout, generator.num_parts
+                draws = draw(config.seed, step, running, shape, config.timesteps, dropout, trains, parts)
                 sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
                 errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
                 # 3. Loss and gradient, over the size of the whole batch
@@ -109,14 +110,15 @@ def _errors(
     """
     device, process, count = generator.device, generator.process, len(sides)
     clips = reader.read([sample_id for side in sides for sample_id in side], draws.dropped.repeat(count))
-    clean = clips.latents.to(device)
-    noise, t = torch.cat([draws.noise.to(device)] * count), draws.t.to(device).repeat(count)
+    part, t = draws.part.repeat(count), draws.t.to(device).repeat(count)
+    clean, conditions = generator.view(clips.latents.to(device), clips.conditions, part)
+    noise, _ = generator.view(torch.cat([draws.noise.to(device)] * count), clips.conditions, part)
     noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
-    given = given_frames(clips.conditions)  # no prediction, so no part of the error
+    given = given_frames(conditions)  # no prediction, so no part of the error
 
     def errors() -> tuple[Tensor, ...]:
         with devices.autocast(device, config.precision):
-            prediction = generator.predict(noised, t, clips.conditions)
+            prediction = generator.predict(noised, t, conditions)
         return per_sample_error(prediction[:, :, given:], target[:, :, given:]).chunk(count)
 
     reference: tuple[Tensor, ...] = ()

@@ -284,7 +284,7 @@ def test_windowed_decoding_of_a_generator_that_needs_the_whole_clip_is_refused(p
     project(params)
     assert check_params().generator.windows
     monkeypatch.setattr(WanGenerator, "windows", False)
-    with pytest.raises(ParamsError, match="^online.policies.ask1: decoding.mode is windowed, but every frame of a wan"):
+    with pytest.raises(ParamsError, match="^online.policies.ask1: decoding.mode is windowed, but the VAE of a wan"):
         check_params()
 
 

@@ -8,11 +8,11 @@ from click.testing import CliRunner
 from pydantic.dataclasses import dataclass
 
 import pipeline.params
-from commands.preset import main, overlay
+from commands.preset import PRESETS, main, overlay
 from data.config import STRICT
 from pipeline.graph import validate_graph
 from pipeline.params import ParamsError, block, load_params, section
-from tests.support.defaults import DEFAULTS
+from tests.support.defaults import DEFAULTS, default_params
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -235,6 +235,16 @@ def test_a_preset_replaces_what_it_says_and_leaves_the_rest():
         "rounds": {"r1": {}},
         "train": {"dpo": {"learning_rate": 0.1}},  # else a rate of the default recipe would stay under the paper's
     }
+
+
+def test_another_models_components_and_guidance_do_not_stay_under_a_preset_of_a_generator():
+    params = default_params()
+    overlay(params, load_params(PRESETS / "generators/framepack.yaml"))
+    assert params["generator"]["components"] and params["generator"]["embedded_guidance"] == 9.0
+    overlay(params, {"generator": {"dtype": "float32"}})
+    assert params["generator"]["components"]
+    overlay(params, load_params(PRESETS / "generators/ltx-video.yaml"))
+    assert params["generator"]["components"] is params["generator"]["embedded_guidance"] is None
 
 
 def test_a_preset_cannot_invent_a_section():

@@ -22,6 +22,7 @@ from generators.tiny.variants import Variant
 PROMPT = "lifting red ball up"
 LTX_DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}  # of Lightricks' configs
 STEPS, GUIDANCE = 4, 2.0
+SAMPLING_TYPES = {"framepack": "inverted_anti_drifting", "framepack_f1": "vanilla"}
 
 
 def load_stock(folder: Path, image: bool = False) -> Any:
@@ -102,6 +103,9 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     if "max_sequence_length" not in inspect.signature(type(pipeline).__call__).parameters:  # all of CLIP's tokens
         del arguments["max_sequence_length"]
     arguments |= changes
+    if is_framepack(pipeline):  # it rounds up to whole sections, and counts the frames of one as four fewer
+        arguments["num_frames"] = (variant.num_frames - 1) // 36 * 33
+        arguments["sampling_type"] = SAMPLING_TYPES[variant.family]
     if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
         arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
         arguments["num_frames"] += hidden_frames(pipeline)
@@ -112,7 +116,7 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
         torch.manual_seed(0)  # of the noise that layers of its decoder add
     if channels_last(pipeline):  # left alone, it has a negative prompt of its own
         arguments = {"negative_prompt": "", **arguments}
-    return pipeline(**arguments).frames
+    return pipeline(**{name: value for name, value in arguments.items() if value is not ...}).frames
 
 
 def stock_latents(
@@ -135,6 +139,9 @@ def stock_latents(
         "num_inference_steps": STEPS,
         "output_type": "latent",
     }
+    if is_framepack(pipeline):
+        with sections_in_order(pipeline, variant, noise):
+            return run_stock(pipeline, variant, image, **settings | changes | {"latents": ...})[-1]
     if hidden_frames(pipeline):  # it gives the latents without their first frame, so the last step's are taken
         steps: list[Tensor] = []
         settings["callback_on_step_end"] = lambda _, step, timestep, told: steps.append(told["latents"]) or told
@@ -165,12 +172,14 @@ def _kandinsky5_latents(
     return steps[-1][..., : noise.shape[1]].permute(0, 4, 1, 2, 3)
 
 
-def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
-    """(1, num_frames, H, W, 3) pixels of (1, C, F, h, w) latents as the pipeline decodes them, not clamped.
+def stock_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor:
+    """(1, F, H, W, 3) pixels of (1, C, F, h, w) latents as the pipeline decodes them, not clamped.
 
     Black is 0 and white 1. Keeps the graph.
     """
     config = pipeline.vae.config if pipeline.vae else None
+    if is_framepack(pipeline):
+        return framepack_decode(pipeline, variant, latents)
     if hasattr(pipeline, "unet"):
         decoded = pipeline.decode_latents(latents)
     elif is_ltx(pipeline):
@@ -189,7 +198,7 @@ def stock_decode(pipeline: Any, latents: Tensor, num_frames: int) -> Tensor:
     elif is_hunyuan_video(pipeline):
         decoded = pipeline.vae.decode(latents / config.scaling_factor).sample[:, :, hidden_frames(pipeline) :]
     elif frames_first(pipeline):
-        shown = (num_frames - 1) // config.temporal_compression_ratio + 1  # CogVideoX 1.5 pads in front
+        shown = (variant.num_frames - 1) // config.temporal_compression_ratio + 1  # CogVideoX 1.5 pads in front
         decoded = pipeline.vae.decode(latents[:, :, -shown:] / config.scaling_factor).sample
     else:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
@@ -237,6 +246,42 @@ def channels_last(pipeline: Any) -> bool:
 def is_hunyuan_video(pipeline: Any) -> bool:
     """Whether it is of HunyuanVideo."""
     return "HunyuanVideo" in type(pipeline).__name__
+
+
+def is_framepack(pipeline: Any) -> bool:
+    """Whether it samples a clip section by section."""
+    return "Framepack" in type(pipeline).__name__
+
+
+@contextmanager
+def sections_in_order(pipeline: Any, variant: Variant, noise: Tensor) -> Iterator[None]:
+    """FramePack's pipeline takes no latents: it draws those of each section when it comes to it."""
+    sections = list(noise[:, :, 1:].split(9, dim=2))
+    if variant.family == "framepack":
+        sections.reverse()
+    pipeline.prepare_latents = lambda *_, **__: sections.pop(0)
+    try:
+        yield
+    finally:
+        del pipeline.prepare_latents
+    assert not sections
+
+
+def framepack_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor:
+    """As FramePack's pipeline decodes while it samples, with a denoiser and a step that change no section."""
+    pipeline.transformer.forward = lambda hidden_states, **_: (hidden_states,)
+    pipeline.prepare_image_latents = lambda *_, **__: latents[:, :, :1]
+    pipeline.scheduler.step = lambda prediction, timestep, sample, **_: (sample,)
+    call = inspect.unwrap(type(pipeline).__call__)  # without no_grad
+    arguments = {
+        "prompt": PROMPT, "image": first_frame(0, variant.height, variant.width), "height": variant.height,
+        "width": variant.width, "num_frames": (variant.num_frames - 1) // 36 * 33, "num_inference_steps": 1,
+        "sampling_type": SAMPLING_TYPES[variant.family], "output_type": "pt",
+        "max_sequence_length": variant.max_prompt_tokens,
+    }  # fmt: skip
+    with sections_in_order(pipeline, variant, latents):
+        frames: Tensor = call(pipeline, **arguments).frames
+    return frames.permute(0, 1, 3, 4, 2)
 
 
 def hidden_frames(pipeline: Any) -> int:

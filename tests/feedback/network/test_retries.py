@@ -34,7 +34,9 @@ def test_a_call_that_fails_on_its_way_is_sent_again_and_recorded_as_lost_where_i
     rows = judged(source_at(server, kind, timeout=1.5), clips, len(TRANSPORT))
     assert answered_as_meant(server, rows)
     recorded = {row.id: row.outcome for row in attempts(ledger)}
-    assert recorded.keys() == {attempt["id"] for attempt in server.attempts}
+    reached = {attempt["id"] for attempt in server.attempts}
+    assert recorded.keys() >= reached
+    assert all(recorded[never] == "refused" for never in recorded.keys() - reached)  # slow to connect
     for n, fault in enumerate(TRANSPORT):
         sent = of_clip(server, f"clip{n}")
         assert [attempt["delivered"] for attempt in sent] == [fault not in BILLED, True], fault

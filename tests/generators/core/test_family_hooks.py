@@ -53,7 +53,7 @@ def test_windowed_decoding_is_refused_where_every_frame_needs_the_whole_clip(tin
     wan = load_wan(tiny_wan)
     monkeypatch.setattr(WanGenerator, "windows", False)
     decoding = Decoding("windowed", 4, 1, tile=None, tile_overlap=0, offload=False, straight_through=False)
-    with pytest.raises(ValueError, match="^mode is windowed, but every frame of a wan clip is decoded from all its"):
+    with pytest.raises(ValueError, match="^mode is windowed, but the VAE of a wan clip decodes in no windows"):
         decode_frames(wan, torch.zeros(1, *wan.latent_shape), [0], decoding)
 
 

@@ -124,7 +124,7 @@ def test_a_frame_needs_the_whole_clip_so_windows_are_refused(ltx):
     latents = generator.draw_noise([1], generator.latent_shape).requires_grad_()
     decode_frames(generator, latents, [0], EXACT).sum().backward()
     assert latents.grad[:, :, -1].any()
-    with pytest.raises(ValueError, match="^mode is windowed, but every frame of a ltx clip"):
+    with pytest.raises(ValueError, match="^mode is windowed, but the VAE of a ltx clip"):
         decode_frames(generator, latents, [0], replace(EXACT, mode="windowed"))
 
 

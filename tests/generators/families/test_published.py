@@ -2,15 +2,18 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from ruamel.yaml import YAML
 
 from data.doors import find
 from data.prompts import Prompt
+from generators.core import checkpoint as checkpoints
 from generators.core.checkpoint import Checkpoint
 from generators.core.encoding import check_images
 from generators.core.families import FAMILIES
+from generators.core.generator import Generator
 from generators.core.size import VideoSize
 from generators.core.solvers import check_solver
 
@@ -156,6 +159,19 @@ def kandinsky5(pipeline: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def framepack(model: str) -> dict[str, dict[str, Any]]:
+    """By hub id, the small files of FramePack's own components, as far as they are read."""
+    transformer = {
+        "_class_name": "HunyuanVideoTransformer3DModelPacked", "in_channels": 16, "patch_size": 2, "patch_size_t": 1,
+        "guidance_embeds": True, "has_clean_x_embedder": True, "has_image_proj": True, "image_proj_dim": 1152,
+    }  # fmt: skip
+    redux = {
+        "image_encoder/config.json": {"architectures": ["SiglipVisionModel"]},
+        "feature_extractor/preprocessor_config.json": {"image_processor_type": "SiglipImageProcessor"},
+    }
+    return {model: {"config.json": transformer}, "lllyasviel/flux_redux_bfl": redux}
+
+
 HY, HY_I2V = "HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"
 LLAVA = "LlavaForConditionalGeneration"
 TWO = {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
@@ -164,6 +180,9 @@ T2V, I2V, COG, COG_I2V = (
     "WanPipeline", "WanImageToVideoPipeline", "CogVideoXPipeline", "CogVideoXImageToVideoPipeline"
 )  # fmt: skip
 NEWER = {"patch_size_t": 2, "sample_height": 300, "sample_width": 300, "sample_frames": 81, "max_text_seq_length": 224}
+
+# The hub ids of `components` -> the files there
+ELSEWHERE = framepack("lllyasviel/FramePackI2V_HY") | framepack("lllyasviel/FramePack_F1_I2V_HY_20250503")
 
 # preset -> its checkpoint's files, whether it takes a first frame, and (C, F, h, w) of its latents
 PUBLISHED = {
@@ -197,6 +216,8 @@ PUBLISHED = {
     ),
     "generators/kandinsky5": (kandinsky5("Kandinsky5T2VPipeline"), "none", (16, 31, 64, 96)),
     "generators/kandinsky5-i2v": (kandinsky5("Kandinsky5I2VPipeline"), "needed", (16, 31, 64, 96)),
+    "generators/framepack": (hunyuan_video(HY, "LlamaModel"), "needed", (16, 28, 104, 60)),
+    "generators/framepack-f1": (hunyuan_video(HY, "LlamaModel"), "needed", (16, 28, 104, 60)),
 }
 
 
@@ -205,16 +226,23 @@ def test_every_preset_of_a_generator_is_checked():
     assert there | {"wan2.1"} == PUBLISHED.keys()
 
 
+def published(name: str, num_frames: int | None = None) -> Generator:
+    """The preset's family over what the published checkpoint says of itself; with another number of frames if given."""
+    preset = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml")
+    generator, video = preset["generator"], preset["video"] | ({"num_frames": num_frames} if num_frames else {})
+    cls = find(generator["family"], FAMILIES, "generator.family", "Family")
+    checkpoint = Checkpoint(generator["path"], None, None, PUBLISHED[name][0])
+    with patch.object(checkpoints, "_opened", lambda path, revision: Checkpoint(path, revision, None, ELSEWHERE[path])):
+        checkpoint = checkpoints.with_components(checkpoint, generator.get("components") or {}, cls.class_names)
+    told = generator.get("embedded_guidance")
+    made: Generator = cls(checkpoint, VideoSize(**video), generator["max_prompt_tokens"], embedded_guidance=told)
+    return made
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_presets_sizes_and_solver_fit_the_published_model(name):
-    files, image, latent_shape = PUBLISHED[name]
-    preset = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml")
-    generator = preset["generator"]
-    checkpoint = Checkpoint(generator["path"], None, None, files)
-    cls = find(generator["family"], FAMILIES, "generator.family", "Family")
-
-    told = generator.get("embedded_guidance")
-    made = cls(checkpoint, VideoSize(**preset["video"]), generator["max_prompt_tokens"], embedded_guidance=told)
+    _, image, latent_shape = PUBLISHED[name]
+    preset, made = YAML(typ="safe", pure=True).load(PRESETS / f"{name}.yaml"), published(name)
 
     assert (made.image, made.latent_shape) == (image, latent_shape)
     for how in (preset["generate"], preset["evaluate"]["generate"], preset["select"]["generate"]):

@@ -88,7 +88,8 @@ def _the_posteriors_mode() -> Iterator[None]:
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tiny_model) -> Case:
     name, image = CASES[request.param]
-    variant = VARIANTS[name] if name in SQUARE else replace(VARIANTS[name], width=64)
+    width = 16 if name.startswith("framepack") else 64  # FramePack's clips have many frames
+    variant = VARIANTS[name] if name in SQUARE else replace(VARIANTS[name], width=width)
     generator = generator_of(variant, tiny_model(name))
     seen = torch.from_numpy(np.array(first_frame(0, variant.height, variant.width)))
     text = texts_of(generator, [PROMPT, ""], torch.stack([seen, torch.zeros_like(seen)]))
@@ -123,10 +124,14 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
         case.sampled_by_stock(pipeline, **twice)
     with asked(case.generator.component(denoiser)) as calls:
         case.generator.sample(case.conditions, case.empty, case.noise, 2, 1.0, case.variant.solver)
-    told, expected = (
-        {key: value for key, value in one.items() if value is not None} for one, *_ in (calls, stock_calls)
-    )
+    for told, expected in zip(calls[::2], stock_calls[::2], strict=True):  # the first step of each part
+        compare_forwards(
+            case, pipeline, *({key: one[key] for key in one if one[key] is not None} for one in (told, expected))
+        )
 
+
+def compare_forwards(case: Case, pipeline, told: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """What the denoiser is given, ours and the stock pipeline's, and which condition it was."""
     expected["timestep"] = expected["timestep"].expand_as(told["timestep"])  # U-Nets' is one for all rows
     if "encoder_attention_mask" in expected:  # rows are padded to one length
         length = expected["encoder_attention_mask"].shape[1]
@@ -143,8 +148,8 @@ def test_the_denoiser_is_told_of_prompt_and_image_what_the_stock_pipeline_tells_
         "pooled": lambda: expected["pooled_projections"],
         "image": lambda: beside,
         "first": lambda: beside[:, -case.noise.shape[1] :, :1],  # in front of PIA's is a mask
-        "vision": lambda: expected["encoder_hidden_states_image"],
-        "given": lambda: hidden[:, : case.noise.shape[1], :1],
+        "vision": lambda: expected.get("image_embeds", expected.get("encoder_hidden_states_image")),
+        "given": lambda: expected.get("latents_clean", hidden)[:, : case.noise.shape[1], :1],
         "length": lambda: torch.tensor([expected["encoder_hidden_states"].shape[1]]),
     }
     assert bool(case.conditions.keys() - case.empty.keys()) == case.image
@@ -164,9 +169,14 @@ def rows_of(case: Case) -> tuple[Tensor, Conditions]:
     return latents, images | texts
 
 
+def parts_of(generator: Generator) -> Tensor:
+    """Of two rows' clips, parts that differ where there are several."""
+    return torch.arange(2) % generator.num_parts
+
+
 def test_a_rows_prediction_does_not_depend_on_its_batch(case):
     """Also where the rows of a batch lie on both sides of the boundary between two denoisers."""
-    latents, conditions = rows_of(case)
+    latents, conditions = case.generator.view(*rows_of(case), parts_of(case.generator))
     with torch.no_grad():
         together = case.generator.predict(latents, LATE_AND_EARLY, conditions)
         alone = [
@@ -186,20 +196,24 @@ def test_the_error_trains_every_denoiser_and_is_blind_to_given_frames(case):
     for module in generator.denoisers.values():
         module.requires_grad_(True)
     clean = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    noised = generator.process.noised(clean, latents, LATE_AND_EARLY)
-    target = generator.process.target(clean, latents, LATE_AND_EARLY)
-    given = given_frames(conditions)
+    part, whole = parts_of(generator), given_frames(conditions)
+    predicted, told = generator.view(clean, conditions, part)
+    noise, _ = generator.view(latents, conditions, part)
+    noised = generator.process.noised(predicted, noise, LATE_AND_EARLY)
+    target = generator.process.target(predicted, noise, LATE_AND_EARLY)
+    given = given_frames(told)
 
-    prediction = generator.predict(noised, LATE_AND_EARLY, conditions)
+    prediction = generator.predict(noised, LATE_AND_EARLY, told)
     (prediction - target)[:, :, given:].square().mean().backward()
 
-    assert given == ("given" in case.conditions)
-    assert not clean.grad[:, :, :given].any() and clean.grad[:, :, given:].all()
+    assert whole == ("given" in case.conditions)
+    assert not clean.grad[:, :, :whole].any()
+    assert generator.view(clean.grad, conditions, part)[0][:, :, given:].all()
     for name, module in generator.denoisers.items():
         reached = [key for key, weight in module.named_parameters() if weight.grad is not None and weight.grad.any()]
         assert len(reached) > 0.9 * len(list(module.parameters())), name
     with torch.no_grad():
-        torch.testing.assert_close(prediction, case.generator.predict(noised, LATE_AND_EARLY, conditions))
+        torch.testing.assert_close(prediction, case.generator.predict(noised, LATE_AND_EARLY, told))
 
 
 @pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")  # diffusers adds layers of the image's tokens
@@ -234,7 +248,7 @@ def test_decoding_in_bounded_memory_equals_the_stock_decode_in_value_and_gradien
     num_frames = case.variant.num_frames
 
     frames = decode_frames(case.generator, ours, range(num_frames), exact)
-    expected = stock_decode(case.stock(), theirs, num_frames).clamp(0, 1)[0]
+    expected = stock_decode(case.stock(), case.variant, theirs).clamp(0, 1)[0]
     cotangent = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
     frames.backward(cotangent)
     expected.backward(cotangent)
@@ -271,6 +285,8 @@ WRONG = (
     ("kandinsky5-t2v", {"width": 2064}, "width: 2064 .* at most 2048"),
     ("kandinsky5-i2v", {"num_frames": 13}, "num_frames: 13, .* 17 frames or more"),
     ("kandinsky5-i2v", {"max_prompt_tokens": 1025}, "max_prompt_tokens: 1025, .* at most 1024"),
+    ("framepack-i2v", {"num_frames": 66}, "num_frames: 66 .* nearest is 37 or 73"),  # the pipeline would make 73
+    ("framepack-f1", {"num_frames": 33}, "num_frames: 33 .* nearest is 37"),
 )
 
 
