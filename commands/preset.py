@@ -14,7 +14,9 @@ from pipeline.params import PARAMS, ParamsError, load_params
 
 PRESETS = ROOT / "configs/presets"
 # A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
-WHOLE = ("rounds", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes", "components")
+WHOLE = (
+    "rounds", "pools", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes", "components",
+)  # fmt: skip
 OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
 OF_MODEL = (
     "revision",

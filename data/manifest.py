@@ -69,6 +69,11 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
     return document
 
 
+def kind_of(folder: Path) -> str:
+    """The kind of a finished folder, whose files are not looked at. Raises StoreError where it has no manifest."""
+    return str(_parsed(folder)["kind"])
+
+
 def publish(work: Path, out: Path) -> None:
     """Move the finished folder `work` to `out`, replacing what is there.
 

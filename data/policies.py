@@ -89,3 +89,8 @@ def candidates(policy: Path) -> list[PolicyCheckpoint]:
 def copy_policy(folder: Path, out: Path) -> None:
     """Copy what makes a folder a policy, without the run's log, checkpoints and manifest."""
     shutil.copytree(folder, out, ignore=lambda _, names: {LOG_FILE, CHECKPOINTS, MANIFEST} & set(names))
+
+
+def off_policy(name: str, policy: str, start: str) -> str:
+    """The warning of a round whose clips are not those of the policy that training starts from."""
+    return f"the clips of {name} are off-policy: {policy} sampled them, and training starts from {start}"

@@ -23,6 +23,7 @@ from pandas.errors import UndefinedVariableError
 
 from data.labels import open_labels
 from data.manifest import MANIFEST, StoreError, read_manifest
+from data.pools import KIND as POOL
 from data.records import Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
 from data.store import METADATA, first_name
 
@@ -88,6 +89,9 @@ def open_view(folder: Path, clips: Path | None = None) -> View:
         raise StoreError(f"{folder}: a {found.kind!r}, which has no table of clips{there}")
     row_type = TABLES[name]
     clips = folder if row_type is Sample else clips or clips_of(folder)
+    if (of := finished(clips)).kind == POOL:
+        rounds = ", ".join(one["round"] for one in of.facts["rounds"])
+        raise StoreError(f"{folder}: rows of a pool; look at those of its rounds, each by itself: {rounds}")
     samples = by_id(read_rows(clips / METADATA, Sample))
     rows: list[Any]
     if row_type is Label:

@@ -41,6 +41,7 @@ from pipeline.graph import (
     SHAPES,
     check_shapes,
     needed_sources,
+    off_policy_rounds,
     trained_policies,
     unused_policies,
     unused_rounds,
@@ -123,7 +124,7 @@ def check_params(with_generator: bool = True) -> Checked:
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
     unused = [*unused_policies(params), *unused_rounds(params)]
-    notes = [*advice(params), *_unread(params), *unused, *_uneven_batches(params)]
+    notes = [*advice(params), *_unread(params), *off_policy_rounds(params), *unused, *_uneven_batches(params)]
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
     generator = None
     if with_generator:

@@ -65,7 +65,7 @@ class PolicyEntry:
     """An entry of `policies`: what is trained on a round."""
 
     start: str  # a policy
-    round: str
+    round: str  # or a pool
     objective: str
 
 

@@ -1,10 +1,11 @@
-"""Whether the rounds, policies, sources, selection and evaluation of params.yaml make a graph."""
+"""Whether the rounds, pools, policies, sources, selection and evaluation of params.yaml make a graph."""
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 from data.config import ConfigError, read_config
+from data.policies import off_policy
 from pipeline.configs import (
     NAME,
     ComparedEntry,
@@ -24,6 +25,7 @@ POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve h
 
 SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entries from
     "rounds": dict,
+    "pools": dict,
     "policies": dict,
     "feedback": dict,
     "feedback.source": str,
@@ -74,6 +76,7 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
             *_name_problems(params),
             *_source_problems(params),
             *_round_problems(params),
+            *_pool_problems(params),
             *_policy_problems(params, objectives),
             *_online_problems(params),
             *_selection_problems(params),
@@ -111,6 +114,28 @@ def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
     return {f"{name}{SELECTED}": name for name in params["select"]["policies"]}
 
 
+def rounds_of(params: Mapping[str, Any], name: str) -> list[str]:
+    """The rounds that a name of `rounds` or `pools` stands for, in the order of training."""
+    found: list[str] = []
+    todo, seen = [name], set()
+    while todo:
+        part = todo.pop(0)
+        if part not in params["pools"]:
+            found.append(part)
+        elif part not in seen:
+            seen.add(part)
+            todo = [*params["pools"][part], *todo]
+    return found
+
+
+def off_policy_rounds(params: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each round that a policy is trained on, while another policy than its start samples it."""
+    for name, entry in trained_policies(params).items():
+        for part in rounds_of(params, entry["round"]):
+            if (maker := params["rounds"][part]["policy"]) != entry["start"]:
+                yield f"{name}: {off_policy(part, maker, entry['start'])}"
+
+
 def unused_policies(params: Mapping[str, Any]) -> Iterator[str]:
     """A line for each policy that is trained, while nothing else names it."""
     named = {
@@ -125,11 +150,16 @@ def unused_policies(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def unused_rounds(params: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each round whose clips nothing is trained on."""
-    used = {entry["round"] for entry in trained_policies(params).values()} | set(params["comparison"]["rounds"])
+    """A line for each round whose clips nothing is trained on, and for each pool."""
+    trained = {entry["round"] for entry in trained_policies(params).values()}
+    used = {part for name in trained for part in rounds_of(params, name)} | set(params["comparison"]["rounds"])
     for name in params["rounds"]:
         if name not in used:
             yield f"rounds.{name} is sampled and judged, but no policy is trained on it"
+    joined = {part for parts in params["pools"].values() for part in parts}
+    for name in params["pools"]:
+        if name not in trained | joined:
+            yield f"pools.{name}: no policy is trained on it"
 
 
 def _all_policies(params: Mapping[str, Any]) -> list[str]:
@@ -145,8 +175,20 @@ def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
         ("extend", params["extend"], ExtendConfig),
         ("preferences", params["preferences"], PreferenceEntry),
     )
+    for name, parts in params["pools"].items():
+        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+            yield (
+                f"pools.{name} is {parts!r}, expected two names, each of a round or of a pool, such as [r1, r1b]; "
+                f"join a third round in another pool: [{name}, r2]"
+            )
     for group, entries, cls in groups:
         for name, entry in entries.items():
+            if isinstance(entry, Mapping) and isinstance(listed := entry.get("round"), list):
+                yield (
+                    f"{group}.{name}.round is {listed}, expected a name, because DVC cannot loop over a list in deps: "
+                    f"join the rounds in pools.<name>: {listed[:2]}, and write round: <name>"
+                )
+                continue
             try:
                 read_config(cls, entry, f"{group}.{name}")
             except ConfigError as error:
@@ -161,6 +203,7 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
     }
     groups = {
         "rounds": params["rounds"],
+        "pools": params["pools"],
         **named,
         "extend": params["extend"],
         "preferences": params["preferences"],
@@ -172,9 +215,12 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{group}.{name}: a name is made of a-z, 0-9, - and _"
     if any(BASE in policies for policies in named.values()):
         yield f"policies.{BASE}: this name belongs to the untrained generator"
-    for name in TAKEN:
-        if name in params["rounds"]:
-            yield f"rounds.{name}: runs/{name}/ is used otherwise; a round may not be named {', '.join(TAKEN)}"
+    for group in ("rounds", "pools"):
+        for name in TAKEN:
+            if name in params[group]:
+                yield f"{group}.{name}: runs/{name}/ is used otherwise; a round may not be named {', '.join(TAKEN)}"
+    for name in sorted(params["rounds"].keys() & params["pools"].keys()):
+        yield f"{name} is a name in rounds and in pools; rename one"
     for one, other in combinations(named, 2):
         for name in sorted(named[one].keys() & named[other].keys()):
             yield f"{name} is a name in {one} and in {other}; rename one"
@@ -197,17 +243,37 @@ def _round_problems(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _unknown("comparison.rounds", name, params["rounds"])
 
 
+def _pool_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    pools = params["pools"]
+    for name, parts in pools.items():
+        for part in parts:
+            yield from _unknown(f"pools.{name}", part, [*params["rounds"], *pools])
+        rounds = rounds_of(params, name)
+        for twice in sorted({one for one in rounds if rounds.count(one) > 1}):
+            yield f"pools.{name}: {twice} is in it twice"
+        if any(name in pools[one] for one in _pools_within(pools, name)):
+            yield f"pools.{name}: it is a part of itself"
+
+
+def _pools_within(pools: Mapping[str, list[str]], name: str) -> set[str]:
+    """The pools that a pool is made of, itself among them."""
+    found, todo = set(), [name]
+    while todo:
+        if (one := todo.pop()) in pools and one not in found:
+            found.add(one)
+            todo += pools[one]
+    return found
+
+
 def _policy_problems(params: Mapping[str, Any], objectives: Collection[str]) -> Iterator[str]:
-    comparison, rounds = params["comparison"], params["rounds"]
+    comparison = params["comparison"]
     for name, entry in trained_policies(params).items():
         compared = name in comparison["policies"]
         where = f"comparison.policies.{name}" if compared else f"policies.{name}"
         yield from _unknown(f"{where}.objective", entry["objective"], objectives)
-        yield from _unknown(f"{where}.round", entry["round"], comparison["rounds"] if compared else rounds)
+        known = comparison["rounds"] if compared else [*params["rounds"], *params["pools"]]
+        yield from _unknown(f"{where}.round", entry["round"], known)
         yield from _unknown(f"{where}.start", entry["start"], _all_policies(params))
-        maker = rounds.get(entry["round"], {}).get("policy", entry["start"])
-        if entry["start"] != maker:
-            yield f"{where}.start is {entry['start']}, but {maker} samples {entry['round']}: start from {maker}"
         if compared:
             yield from _unknown(f"{where}.source", entry["source"], comparison["sources"])
 
@@ -249,28 +315,32 @@ def _extension_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cycle_problems(params: Mapping[str, Any]) -> Iterator[str]:
-    """Each cycle once: a policy comes after the one that sampled its round, an online one after its start."""
-    selected, rounds = selected_policies(params), params["rounds"]
-    made_by = {name: rounds.get(entry["round"], {}).get("policy") for name, entry in trained_policies(params).items()}
-    made_by |= {name: entry["start"] for name, entry in online_policies(params).items()}
-    before = {name: selected.get(other, other) for name, other in made_by.items()}
+    """Cycles of policies, each of which comes after its start and the policies that sampled its rounds."""
+    before = {name: dict(_made_after(params, name)) for name in trained_policies(params) | online_policies(params)}
     seen: set[str] = set()
-    for first in before:
-        path: list[str] = []
-        name: str | None = first
-        while name in before and name not in seen:
-            seen.add(name)
-            path.append(name)
-            name = before[name]
+
+    def cycle_from(name: str, path: list[str]) -> list[str]:
         if name in path:
-            steps = (_comes_after(name, made_by[name], params) for name in path[path.index(name) :])
+            return path[path.index(name) :]
+        if name in seen or name not in before:
+            return []
+        seen.add(name)
+        return next((found for other in before[name] if (found := cycle_from(other, [*path, name]))), [])
+
+    for first in before:
+        if path := cycle_from(first, []):
+            steps = (before[name][other] for name, other in zip(path, [*path[1:], path[0]], strict=True))
             yield f"a cycle: {'; '.join(steps)}"
 
 
-def _comes_after(name: str, other: str | None, params: Mapping[str, Any]) -> str:
-    if name in online_policies(params):
-        return f"{name} starts from {other}"
-    return f"{name} is trained on {trained_policies(params)[name]['round']}, which {other} samples"
+def _made_after(params: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:
+    """The policies that a policy comes after, a selected one by the policy whose checkpoint it is, and why in words."""
+    selected, entry = selected_policies(params), (trained_policies(params) | online_policies(params))[name]
+    start = entry["start"]
+    yield selected.get(start, start), f"{name} starts from {start}"
+    for part in rounds_of(params, entry["round"]) if "round" in entry else []:
+        if maker := params["rounds"].get(part, {}).get("policy"):
+            yield selected.get(maker, maker), f"{name} is trained on {part}, which {maker} samples"
 
 
 def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:

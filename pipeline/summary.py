@@ -10,7 +10,7 @@ from generators.core.generator import Generator
 from generators.core.rollout import Sampling
 from pipeline.check import Checked
 from pipeline.configs import GeneratorConfig, OnlineEntry
-from pipeline.graph import online_policies, trained_policies
+from pipeline.graph import online_policies, rounds_of, trained_policies
 from pipeline.params import section
 from pipeline.recipes import load_recipe
 from rl.objectives import OBJECTIVES
@@ -136,7 +136,9 @@ def _round_line(params: Mapping[str, Any], clips: Mapping[str, int]) -> str:
 
 def _policies(params: Mapping[str, Any]) -> Iterable[str]:
     for name, entry in trained_policies(params).items():
-        yield f"{name} = {entry['objective']} on {entry['round']} from {entry['start']}"
+        rounds = rounds_of(params, on := entry["round"])
+        words = on if rounds == [on] else f"{on} ({', '.join(rounds)})"
+        yield f"{name} = {entry['objective']} on {words} from {entry['start']}"
 
 
 def _online(params: Mapping[str, Any]) -> Iterable[str]:

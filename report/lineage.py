@@ -10,6 +10,7 @@ from report.figures import COLORS, Theme, as_svg
 from report.table import judges
 
 STEP, LINE = 1.55, 0.62  # inches between a node and its child, and between leaves
+CURVE = 0.15  # height of a curved arrow by its length
 
 
 class Node(NamedTuple):
@@ -20,32 +21,54 @@ class Node(NamedTuple):
     depth: int
     height: float  # in leaves, from the top
     parent: int | None  # index of the node that it was made from
+    others: tuple[int, ...] = ()  # of further ones
+
+
+Key = tuple[str, bool]  # name and is_round of a node
 
 
 def layout(trained: Mapping[str, Mapping[str, Any]]) -> list[Node]:
     """Every policy and round as a tree, parents first.
 
-    trained: policy -> start and round, both None where the policy was not trained (the base). The parent of a policy
-        is its round. The parent of a round is the policy that made it, which is the start of those trained on it. The
-        parent of a policy trained without a round is its start. A start that is not in `trained` has no parent.
+    trained: policy -> start and round, both None where the policy was not trained (the base), and `rounds` of one that
+        was trained on several or on another policy's. The parent of a policy is its first round that its start
+        sampled; its other rounds are `others`, and its start where it sampled none. The parent of a round is the policy
+        that sampled it. The parent of a policy trained without a round is its start. A start that is not in `trained`
+        has no parent.
     """
-    above: dict[tuple[str, bool], tuple[str, bool] | None] = {}
+    above: dict[Key, Key | None] = {}
+    others: dict[Key, list[Key]] = {}
     for name, how in trained.items():
         start = (how["start"], False) if how["start"] else None
         if start:
             above.setdefault(start, None)
-        if how["round"]:
-            above[how["round"], True] = start
-            above[name, False] = (how["round"], True)
-        else:
-            above[name, False] = start
-    below: dict[tuple[str, bool] | None, list[tuple[str, bool]]] = {}
+        rounds = _rounds(how)
+        for one, maker in rounds.items():
+            above.setdefault(maker, None)
+            above[one] = maker
+        first = next((one for one, maker in rounds.items() if maker == start), next(iter(rounds), start))
+        above[name, False] = first
+        others[name, False] = [one for one in rounds if one != first]
+        if start and rounds and start not in rounds.values():
+            others[name, False].append(start)
+    return _placed(above, others)
+
+
+def _rounds(how: Mapping[str, Any]) -> dict[Key, Key]:
+    """The rounds that a policy was trained on, each with the policy that sampled it."""
+    listed = how.get("rounds") or ([{"round": how["round"], "policy": how["start"]}] if how["round"] else [])
+    return {(one["round"], True): (one["policy"], False) for one in listed}
+
+
+def _placed(above: Mapping[Key, Key | None], others: Mapping[Key, list[Key]]) -> list[Node]:
+    """The nodes, each with its place. above: node -> its parent. others: node -> its further ones."""
+    below: dict[Key | None, list[Key]] = {}
     for key, parent in above.items():
         below.setdefault(parent, []).append(key)
     nodes: list[Node] = []
     leaves = 0
 
-    def place(key: tuple[str, bool], depth: int, parent: int | None) -> float:
+    def place(key: Key, depth: int, parent: int | None) -> float:
         nonlocal leaves
         index = len(nodes)
         nodes.append(Node(*key, depth, 0.0, parent))
@@ -57,7 +80,10 @@ def layout(trained: Mapping[str, Mapping[str, Any]]) -> list[Node]:
 
     for root in below.get(None, []):
         place(root, 0, None)
-    return nodes
+    at = {(node.name, node.is_round): index for index, node in enumerate(nodes)}
+    return [
+        node._replace(others=tuple(at[key] for key in others.get((node.name, node.is_round), []))) for node in nodes
+    ]
 
 
 def draw(summary: Mapping[str, Any], theme: Theme) -> str:
@@ -71,11 +97,14 @@ def draw(summary: Mapping[str, Any], theme: Theme) -> str:
     axes.axis("off")
     boxes = [_box(axes, node, _words(node, summary), theme) for node in nodes]
     for node, box in zip(nodes, boxes, strict=True):  # after all boxes, at whose edges the arrows end
-        if node.parent is not None:
-            above = nodes[node.parent]
+        for index in [] if node.parent is None else [node.parent, *node.others]:
+            above = nodes[index]
             arrow = {"arrowstyle": "-|>", "color": theme.soft, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1}
-            ends = {"patchA": boxes[node.parent], "patchB": box}
-            axes.annotate("", (node.depth, node.height), (above.depth, above.height), arrowprops=arrow | ends)
+            arrow |= {"patchA": boxes[index], "patchB": box}
+            if index != node.parent:  # past other boxes: curved away from their line
+                curve = -CURVE if above.height < node.height else CURVE
+                arrow |= {"linestyle": "--", "connectionstyle": f"arc3,rad={curve}"}
+            axes.annotate("", (node.depth, node.height), (above.depth, above.height), arrowprops=arrow)
     return as_svg(figure, [], theme)
 
 

@@ -11,7 +11,7 @@ from report.table import UNKNOWN, Cell, ResultTable, Row
 JUDGE = ("model", "model_versions", "rubric", "rubric_hash", "votes")  # of a labels manifest
 # Of policy.json, beside config. step: whose weights the policy has; of an online run it may be 0, the start.
 ORIGIN = (
-    "objective", "recipe", "start", "round", "source", "reward", "build", "rows", "judges", "held_out",
+    "objective", "recipe", "start", "round", "rounds", "source", "reward", "build", "rows", "judges", "held_out",
     "judge_versions", "step", "stopped",
 )  # fmt: skip
 NO_RESULT = ("gradient_accumulation", "gradient_checkpointing", "checkpoint_every", "log_every")  # of config
@@ -76,6 +76,7 @@ def _settings(policies: Mapping[str, Any]) -> ResultTable:
     """A row for each setting that a policy has, a column for each policy."""
     columns = {
         name: {key: one.get(key) for key in ORIGIN if key != "build"}
+        | {"rounds": [f"{found['round']} by {found['policy']}" for found in one.get("rounds") or []]}
         | {f"build.{key}": value for key, value in (one.get("build") or {}).items()}
         | {key: value for key, value in one["config"].items() if key not in NO_RESULT}
         for name, one in policies.items()

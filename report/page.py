@@ -63,10 +63,16 @@ def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, 
 
 
 def read_trained(policies: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each of these policies was trained: its start, round, objective and source, null for the base."""
+    """How each of these policies was trained: its start, round, objective and source, null for the base.
+
+    Where it was trained on several rounds, or on another policy's, also `rounds`: each with the policy that sampled it.
+    """
     paths = {name: policies / name / "policy.json" for name in names}
     facts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
-    return {name: {key: found.get(key) for key in HOW_TRAINED} for name, found in facts.items()}
+    return {
+        name: {key: found.get(key) for key in HOW_TRAINED} | ({"rounds": found["rounds"]} if "rounds" in found else {})
+        for name, found in facts.items()
+    }
 
 
 def read_measured(folder: Path) -> dict[str, Any]:

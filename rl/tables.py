@@ -18,7 +18,8 @@ from data.manifest import read_manifest, write_manifest
 from data.records import Pair, Sample, Weighted, read_rows, write_rows
 from rl.objectives import Objective
 
-KIND = "dataset"
+KIND, DATASETS = "dataset", "datasets"  # of an objective's folder, and of the folder of all
+COMPOSITION = "composition.json"
 FILES = {Weighted: "weighted.parquet", Pair: "paired.parquet"}
 
 
@@ -49,12 +50,11 @@ def write_tables(
         pairing must not change a byte of the weighted rows.
     """
     everything = [Weighted(sample.sample_id, sample.prompt_id, reward=1.0, weight=1.0) for sample in samples]
-    _write_table(folder / "sft", everything, Weighted, clips)
-    _write_table(folder / "rwr", weighted, Weighted, {**clips, **labels, "build": dict(weighting)})
-    _write_table(folder / "dpo", paired, Pair, {**clips, **labels, "build": dict(pairing)})
-    text = json.dumps(composition, indent=1, ensure_ascii=False)
-    (folder / "composition.json").write_text(text + "\n", encoding="utf-8")
-    write_manifest(folder, "datasets", **clips, **labels)
+    write_table(folder / "sft", everything, Weighted, clips)
+    write_table(folder / "rwr", weighted, Weighted, {**clips, **labels, "build": dict(weighting)})
+    write_table(folder / "dpo", paired, Pair, {**clips, **labels, "build": dict(pairing)})
+    write_composition(folder, composition)
+    write_manifest(folder, DATASETS, **clips, **labels)
 
 
 def read_table(folder: Path, objective: Objective) -> ObjectiveRows:
@@ -63,6 +63,19 @@ def read_table(folder: Path, objective: Objective) -> ObjectiveRows:
     return ObjectiveRows(read_rows(folder / FILES[objective.row_type], objective.row_type), facts)
 
 
-def _write_table(folder: Path, rows: Sequence[Any], row_type: type, facts: Mapping[str, Any]) -> None:
+def write_table(folder: Path, rows: Sequence[Any], row_type: type, facts: Mapping[str, Any]) -> None:
+    """Write the rows of one objective into a folder of their own, its manifest last, with these facts."""
     write_rows(folder / FILES[row_type], rows, row_type)
     write_manifest(folder, KIND, **facts)
+
+
+def write_composition(folder: Path, composition: Mapping[str, Any]) -> None:
+    """Write composition.json into a folder of datasets."""
+    text = json.dumps(composition, indent=1, ensure_ascii=False)
+    (folder / COMPOSITION).write_text(text + "\n", encoding="utf-8")
+
+
+def read_composition(folder: Path) -> dict[str, Any]:
+    """The composition.json of a folder of datasets."""
+    composition: dict[str, Any] = json.loads((folder / COMPOSITION).read_text(encoding="utf-8"))
+    return composition

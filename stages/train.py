@@ -1,4 +1,4 @@
-"""Stages `train` and `train-compare`: a policy from its start, by one objective, on one round."""
+"""Stages `train` and `train-compare`: a policy from its start, by one objective, on a round or a pool."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,9 @@ from pipeline.state import stage_state
 @stage_command
 @click.option("--objective", "name", required=True, help="sft, rwr or dpo.")
 @click.option("--start", type=PATH, required=True, help="Folder of the policy to start from.")
-@click.option("--set", "clips", type=PATH, required=True, help="Folder of the round's clip set.")
+@click.option(
+    "--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool."
+)
 @click.option("--rows", type=PATH, required=True, help="Folder of the objective's rows.")
 @out_option
 @metrics_option
@@ -42,7 +44,7 @@ def main(
 ) -> None:
     """Train a policy; on several accelerators, each takes a part of every batch."""
     from cluster.devices import pick_device, rank, relaunch
-    from data.store import ClipSet
+    from data.pools import open_clip_sets, origin_of
     from generators.core.load import load_generator
     from generators.core.size import VideoSize
     from rl.objectives import get_objective
@@ -55,11 +57,12 @@ def main(
     config = train_config(objective)
     inputs = [start, *model.folders, clips, rows]
     with stage_state("train", out, (name, model, size, config), inputs) as work:
-        table, clip_sets = read_table(rows, objective), [ClipSet.open(clips)]
+        table, clip_sets = read_table(rows, objective), open_clip_sets(clips)
+        origin = table.facts | origin_of(clip_sets, start.name)
         generator = load_generator(
             **asdict(model), size=size, device=place, parts=("denoiser",), denoisers=config.denoisers
         )
-        report = train(generator, clip_sets, table.rows, objective, config, start, work, out, table.facts, resume_from)
+        report = train(generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from)
     if rank() == 0:
         write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
 

@@ -299,6 +299,10 @@ def graph(tmp_path_factory):
         "sources": ["physics"],
         "policies": {"rwr1-physics": {"start": "base", "round": "r1", "objective": "rwr", "source": "physics"}},
     }
+    params["rounds"]["r1b"] = {"policy": "base"}
+    params["pools"] = {"both": ["r1", "r1b"], "all": ["both", "r2"]}
+    params["policies"]["rwr1b"] = {"start": "base", "round": "both", "objective": "rwr"}
+    params["policies"]["dpo3"] = {"start": "rwr1", "round": "all", "objective": "dpo"}
     params["select"]["policies"] = ["rwr1"]
     params["extend"] = {"base-extended": {"policy": "base", "prompts": "rewritten.csv", "template": "{prompt}"}}
     params["evaluate"]["policies"] += ["rwr1-physics", "rwr1-selected", "base-extended"]
@@ -314,6 +318,15 @@ def test_rounds_chain(graph):
 
     assert {"generate@r2", "train@rwr1", "build@r1", "label@r1", "generate@r1", "base"} <= made_from
     assert "train@rwr2" not in networkx.descendants(graph, "generate@r2")
+
+
+def test_a_pool_waits_for_its_rounds_and_a_policy_for_its_pool_alone(graph):
+    made_from = networkx.descendants(graph, "train@rwr1b")
+
+    assert {"pool@both", "build@r1", "build@r1b", "generate@r1b"} <= made_from
+    assert not {"pool@all", "generate@r2"} & made_from
+    assert {"pool@all", "pool@both", "build@r2"} <= networkx.descendants(graph, "train@dpo3")
+    assert "pool@both" not in networkx.descendants(graph, "train@rwr1")
 
 
 def test_everything_waits_for_the_check_of_params(graph):

@@ -98,8 +98,8 @@ class ClipReader:
 
         dropped_caption: what a row without its caption is told: "empty", or "negative", the prompt that guidance led
         away from when the clips were sampled.
-        Raises ValueError where two sets share a sample_id, where latents differ in shape, without a clip, and for
-        negative captions of a set that was sampled without a negative prompt.
+        Raises ValueError where two sets share a sample_id, where latents or conditions differ in shape, without a clip,
+        and for negative captions of a set that was sampled without a negative prompt.
         """
         if dropped_caption == "negative" and (without := [c.folder for c in clip_sets if c.negative is None]):
             raise ValueError(f"dropped_caption is negative, but {without[0]} was sampled without a negative prompt")
@@ -116,6 +116,9 @@ class ClipReader:
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clip sets whose latents differ in shape cannot be trained on together: {shapes}")
         self.latent_shape = next(iter(shapes.values()))  # (C, F, h, w)
+        told = {str(c.folder): _layout(c) for c in clip_sets if c.samples}
+        if any(layout != next(iter(told.values())) for layout in told.values()):
+            raise ValueError(f"clip sets whose conditions differ in shape cannot be trained on together: {told}")
 
     def __contains__(self, sample_id: str) -> bool:
         return sample_id in self._home
@@ -134,3 +137,9 @@ class ClipReader:
         dropped = clip_set.negative if self._dropped_caption == "negative" else clip_set.empty
         assert dropped is not None  # the constructor looked
         return dropped
+
+
+def _layout(clip_set: ClipSet) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the conditions of a prompt, the same for all prompts of a set."""
+    told = clip_set.conditions([clip_set.samples[0].prompt_id])
+    return {name: tuple(tensor.shape[1:]) for name, tensor in sorted(told.items())}

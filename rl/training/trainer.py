@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster import devices
+from data.pools import check_alike
 from data.store import ClipSet
 from generators.core.conditions import given_frames
 from generators.core.generator import Generator
@@ -129,7 +130,11 @@ def _errors(
 
 
 def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: ClipReader, force: bool) -> None:
-    """Raises ValueError where the clips are of another size, family or embedded guidance than the generator's."""
+    """Raises ValueError where the clips are of another size, family or embedded guidance than the generator's.
+
+    Also where they differ in one of these among themselves.
+    """
+    check_alike(clip_sets)
     for clip_set in clip_sets:
         family = clip_set.manifest["facts"].get("family", generator.family)  # sets of the first version do not say
         if family != generator.family:

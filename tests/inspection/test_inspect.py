@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from commands.inspect import main
+from data.pools import write_pool
 from data.records import Sample, read_rows, write_rows
 from data.store import ClipSet
 from inspection.difference import difference
@@ -340,6 +341,16 @@ def test_a_prompt_that_the_font_cannot_write_is_named_by_its_id():
     for prompt, expected in {"a ball rolls → über α": "a ball rolls → über α", "红球": "p-roll"}.items():
         sample = replace(make_samples("roll")[0], prompt=prompt)
         assert caption_of(CaptionedClip(sample, Path("roll0.mp4"), "roll0", "")) == f"roll0 · {expected}"
+
+
+def test_rows_of_a_pool_are_looked_at_round_by_round(tmp_path):
+    both = tmp_path / "both"
+    write_pool(both / "samples", [make_round(tmp_path / "r1") / "samples"], both / "samples")
+    shutil.copytree(tmp_path / "r1/datasets", both / "datasets")
+
+    assert "both/datasets/rwr: rows of a pool; look at those of its rounds, each by itself: r1" in error_of(
+        both / "datasets/rwr"
+    )
 
 
 def torn(root: Path, clip: str) -> Path:

@@ -202,11 +202,15 @@ def test_what_is_no_error_and_probably_not_meant_is_a_note(project):
     params["label"]["batch_size"] = 50
     params["lable"], params["train"]["ppo"] = {}, {}
     params["rounds"]["r3"] = {"policy": "rwr2"}
+    params["pools"]["later"] = ["r1", "r2"]
+    params["policies"]["dpo2"]["start"] = "base"
     project(params)
-    *unread, unused, nothing, uneven = check_params().notes
+    *unread, off, unused, nothing, untrained, uneven = check_params().notes
     assert unread == ["nothing reads the section lable", "nothing reads the section train.ppo"]
     assert unused == "rwr3 is trained, but it is not in evaluate.policies and nothing else uses it"
     assert nothing == "rounds.r3 is sampled and judged, but no policy is trained on it"
+    assert untrained == "pools.later: no policy is trained on it"
+    assert off == "dpo2: the clips of r2 are off-policy: rwr1 sampled them, and training starts from base"
     assert "label.batch_size is 50, no multiple of feedback.sources.judge.batch_size (32)" in uneven
 
 

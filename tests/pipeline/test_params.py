@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 import pipeline.params
 from commands.preset import PRESETS, main, overlay
 from data.config import STRICT
-from pipeline.graph import validate_graph
+from pipeline.graph import off_policy_rounds, rounds_of, validate_graph
 from pipeline.params import ParamsError, block, load_params, section
 from tests.support.defaults import DEFAULTS, default_params
 
@@ -69,6 +69,7 @@ def test_a_key_that_stands_twice_is_an_error(params_file):
 
 GOOD = {
     "rounds": {"r1": {"policy": "base"}, "r2": {"policy": "rwr1"}},
+    "pools": {},
     "policies": {
         "rwr1": {"start": "base", "round": "r1", "objective": "rwr"},
         "dpo2": {"start": "rwr1", "round": "r2", "objective": "dpo"},
@@ -112,10 +113,6 @@ MISFITS = [
     (
         lambda p: p["policies"]["rwr1"].update(objective="grpo"),
         "policies.rwr1.objective: 'grpo' is unknown; known are sft, rwr, dpo",
-    ),
-    (
-        lambda p: p["policies"]["dpo2"].update(start="base"),
-        "policies.dpo2.start is base, but rwr1 samples r2: start from rwr1",
     ),
     (lambda p: p["policies"]["rwr1"].update(beta=5), "policies.rwr1.beta (5) is unknown; known keys are start"),
     (lambda p: p["policies"]["rwr1"].pop("start"), "policies.rwr1.start is missing; known keys are start"),
@@ -163,6 +160,32 @@ MISFITS = [
         lambda p: p["policies"].update({"rwr1-selected": p["policies"]["rwr1"]}),
         "policies.rwr1-selected: select gives this name to a checkpoint",
     ),
+    (
+        lambda p: p["policies"]["rwr1"].update(round=["r1", "r1b"]),
+        "policies.rwr1.round is ['r1', 'r1b'], expected a name, because DVC cannot loop over a list in deps: join the "
+        "rounds in pools.<name>: ['r1', 'r1b'], and write round: <name>",
+    ),
+    (
+        lambda p: p["pools"].update(both=["r1"]),
+        "pools.both is ['r1'], expected two names, each of a round or of a pool",
+    ),
+    (lambda p: p["pools"].update(all=["r1", "r2", "r3"]), "join a third round in another pool: [all, r2]"),
+    (lambda p: p["pools"].update(both=["r1", "r9"]), "pools.both: 'r9' is unknown; known are r1, r2, both"),
+    (lambda p: p["pools"].update(both=["r1", "both"]), "pools.both: it is a part of itself"),
+    (
+        lambda p: p["pools"].update(both=["r1", "r2"], all=["both", "r2"]),
+        "pools.all: r2 is in it twice",
+    ),
+    (lambda p: p["pools"].update(r1=["r1", "r2"]), "r1 is a name in rounds and in pools"),
+    (lambda p: p["pools"].update(eval=["r1", "r2"]), "pools.eval: runs/eval/ is used otherwise"),
+    (lambda p: p["pools"].update({"R 1": ["r1", "r2"]}), "pools.R 1: a name is made of a-z"),
+    (
+        lambda p: (
+            p["pools"].update(both=["r1", "r2"]),
+            p["comparison"]["policies"]["rwr1-physics"].update(round="both"),
+        ),
+        "comparison.policies.rwr1-physics.round: 'both' is unknown; known are r1",
+    ),
     (lambda p: p["extend"]["base-extended"].pop("template"), "extend.base-extended.template is missing"),
     (lambda p: p["rounds"]["r2"].update(policy="base-extended"), "rounds.r2.policy: 'base-extended' is unknown"),
     (lambda p: p["extend"].update(rwr1=p["extend"]["base-extended"]), "extend.rwr1: a policy has this name"),
@@ -188,6 +211,37 @@ def test_a_cycle_is_named_by_its_policies():
     message = "a cycle: rwr1 is trained on r1, which dpo2 samples; dpo2 is trained on r2, which rwr1 samples"
     assert str(error.value.message).count("a cycle") == 1
     assert message in error.value.message
+
+
+def test_a_cycle_through_a_pool_is_named_by_the_round_that_closes_it():
+    def close(params):
+        params["pools"]["both"] = ["r1", "r2"]
+        params["policies"]["rwr1"]["round"] = "both"
+
+    with pytest.raises(ParamsError) as error:
+        validate(close)
+
+    assert error.value.message.count("a cycle") == 1
+    assert "a cycle: rwr1 is trained on r2, which rwr1 samples" in error.value.message
+
+
+def test_a_pool_stands_for_its_rounds_and_those_of_its_pools():
+    params = {"pools": {"both": ["r1", "r1b"], "all": ["both", "r2"]}}
+    assert [rounds_of(params, name) for name in ("r2", "both", "all")] == [["r2"], ["r1", "r1b"], ["r1", "r1b", "r2"]]
+
+
+def test_a_round_of_another_policy_than_the_start_is_accepted_and_named():
+    params = copy.deepcopy(GOOD)
+    params["pools"]["both"] = ["r1", "r2"]
+    params["policies"]["dpo2"]["round"] = "both"
+    params["comparison"]["policies"]["rwr1-physics"]["start"] = "dpo2"
+    validate_graph(params, objectives=["rwr", "dpo"])
+
+    assert list(off_policy_rounds(params)) == [
+        "dpo2: the clips of r1 are off-policy: base sampled them, and training starts from rwr1",
+        "rwr1-physics: the clips of r1 are off-policy: base sampled them, and training starts from dpo2",
+    ]
+    assert list(off_policy_rounds(GOOD)) == []
 
 
 def test_a_cycle_through_a_selected_checkpoint_is_named():

@@ -554,6 +554,31 @@ def test_the_parent_of_a_policy_is_its_round_and_of_a_round_the_policy_that_made
     assert heights["r1"] == 0.5 and heights["base"] == 1.25
 
 
+def test_a_policy_of_several_rounds_has_an_arrow_from_each_and_stands_behind_one_that_its_start_sampled():
+    """And where its start sampled none of them, an arrow from its start."""
+    made = {"r1": "base", "r1b": "base", "r2": "rwr1"}
+
+    def trained(start, *rounds):
+        listed = [{"round": one, "policy": made[one]} for one in rounds]
+        return {"start": start, "round": "a-pool", "rounds": listed}
+
+    nodes = layout(
+        {
+            "base": {"start": None, "round": None},
+            "rwr1": trained("base", "r1", "r1b"),
+            "dpo2": trained("rwr1", "r1", "r2"),
+            "off": trained("rwr1", "r1"),
+        }
+    )
+    above = {node.name: nodes[node.parent].name if node.parent is not None else None for node in nodes}
+    others = {node.name: [nodes[index].name for index in node.others] for node in nodes if node.others}
+
+    assert above == {
+        "base": None, "r1": "base", "rwr1": "r1", "r2": "rwr1", "dpo2": "r2", "off": "r1", "r1b": "base",
+    }  # fmt: skip
+    assert others == {"rwr1": ["r1b"], "dpo2": ["r1"], "off": ["rwr1"]}
+
+
 def test_a_policy_whose_start_was_not_evaluated_still_has_its_place():
     names = [node.name for node in layout({"rwr2": {"start": "rwr1", "round": "r2", "objective": "rwr"}})]
 

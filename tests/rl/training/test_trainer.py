@@ -6,17 +6,18 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from cluster import devices, provenance
 from cluster.provenance import made_with
-from commands.preset import overlay
+from commands.preset import layers, overlay, values_of
 from data.config import ConfigError
 from data.policies import CHECKPOINTS
 from data.records import Pair, Weighted
+from data.store import ClipSet, ClipSetWriter, PromptConditions
 from generators.core import lora
 from rl.objectives import OBJECTIVES, get_objective
 from rl.training import run as frame
@@ -27,7 +28,7 @@ from rl.training.policies import make_optimizer
 from rl.training.run import NonFiniteLossError
 from rl.training.state import STATE_FILE, ResumeError
 from rl.training.timesteps import Uniform
-from rl.training.trainer import learning_rate
+from rl.training.trainer import learning_rate, train
 from tests.support.children import start
 from tests.support.defaults import default_params
 from tests.support.tiny import load_wan
@@ -584,6 +585,39 @@ def test_clip_sets_that_do_not_go_together_are_an_error(clip_set, tmp_path):
     larger = write_clip_set(tmp_path / "larger", prefix="q", shape=(4, 3, 8, 8))
     with pytest.raises(ValueError, match="latents differ in shape"):
         ClipReader([clip_set, larger])
+    told_more = write_clip_set(tmp_path / "told", prefix="q", more={"fps": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"conditions differ in shape.*told': \{'fps': \(1,\), 'text': \(6, 16\)\}"):
+        ClipReader([clip_set, told_more])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_clips_in_two_sets_train_the_same_bytes_as_the_same_clips_in_one(objective, tiny_wan, base, tmp_path):
+    """The second half of the prompts in a set of its own: every row, noise and condition is the same."""
+    whole = write_clip_set(tmp_path / "whole", prompts=4)
+    halves = [half_of(whole, tmp_path / name, names) for name, names in (("r1", ["p0", "p1"]), ("r1b", ["p2", "p3"]))]
+    table = rows(objective, whole)
+    for name, clip_sets in (("one", [whole]), ("two", halves)):
+        generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
+        home = tmp_path / name
+        how = get_objective(objective), config(objective), base, home / "work", home / "out", {"set": "r1"}
+        train(generator, clip_sets, table, *how)
+
+    one, two = (contents(tmp_path / name / "out") for name in ("one", "two"))
+    assert one[lora.LORA_FILE] == two[lora.LORA_FILE] and one["log.jsonl"] == two["log.jsonl"]
+    listed = json.loads(two["policy.json"])["clip_sets"]
+    assert listed == [half.fingerprint() for half in halves]
+
+
+def half_of(whole: ClipSet, folder: Path, prompts: list[str]) -> ClipSet:
+    """A clip set with the clips of these prompts."""
+    writer = ClipSetWriter(folder)
+    for index, name in enumerate(prompts):
+        samples = [sample for sample in whole.samples if sample.prompt_id == name]
+        frames = np.zeros((len(samples), 5, 16, 16, 3), np.uint8)
+        writer.add_batch(index, samples, frames, whole.latents([sample.sample_id for sample in samples]))
+    told = {name: {key: one[0] for key, one in whole.conditions([name]).items()} for name in prompts}
+    writer.finish(PromptConditions(told, dict(whole.empty), None), {})
+    return ClipSet.open(folder)
 
 
 def test_clips_of_several_rounds_are_read_together(clip_set, tmp_path):
@@ -638,7 +672,8 @@ def test_each_objective_finds_its_own_settings_in_its_config():
 def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
     """Appendix A of Furuta et al."""
     params = default_params()
-    overlay(params, yaml.safe_load((ROOT / "configs/presets/paper.yaml").read_text()))
+    for path in layers(["paper"]):
+        overlay(params, values_of(path))
     for name, objective in OBJECTIVES.items():
         paper = configure(objective, params["train"]["common"] | params["train"][name])
         assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
