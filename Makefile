@@ -13,6 +13,7 @@ PYTEST = pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loa
 .PHONY: repro test lint coverage soak pretrain env
 
 repro: env
+	vfrl plan --last-line
 	dvc repro
 	vfrl show
 

@@ -1,13 +1,14 @@
 """Lay presets over params.yaml."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from data.manifest import atomically
+from pipeline.changes import changes
 from pipeline.command import ROOT, stage_command
 from pipeline.params import PARAMS, ParamsError, load_params
 
@@ -23,7 +24,6 @@ OF_MODEL = (
     "embedded_guidance",
 )  # of one path: null under another
 UNDER = "presets"  # a preset's key that names those which it is laid over
-ABSENT = object()
 
 
 @stage_command
@@ -105,25 +105,6 @@ def _overlay(params: MutableMapping[str, Any], preset: Mapping[str, Any], where:
             raise ParamsError(f"{of}: {where}{key} is {value!r}; in {PARAMS} it is a section")
         else:
             params[key] = value
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """A line for each value that differs: its dotted name, what it was and what it is."""
-    for key in [*before, *(key for key in after if key not in before)]:
-        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from changes(old, new, f"{where}{key}.")
-        elif old != new:
-            yield f"{where}{key}: {_shown(old)} -> {_shown(new)}"
-
-
-def _shown(value: Any) -> str:
-    import yaml
-
-    if value is ABSENT:
-        return "absent"
-    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.removesuffix("...\n").strip()
 
 
 def write(presets: Sequence[Path]) -> None:

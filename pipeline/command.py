@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from data.manifest import StoreError, atomically
+from pipeline.rates import recorded
 
 # Threads that wait for work sleep: libgomp reads it when torch is imported. By default they spin, and beside a busy
 # process a training step of 0.3 s took 1 to 2.8 s on two cores.
@@ -81,7 +82,8 @@ def stage_command(function: Callable[..., None]) -> click.Command:
         for chatty in ("httpx", "httpx2", "google_genai", "openai"):  # a line a request, and more
             logging.getLogger(chatty).setLevel("WARNING")
         try:
-            function(**options)
+            with recorded():
+                function(**options)
         except KeyboardInterrupt as error:
             click.echo(f"\n{str(error) or 'Interrupted.'}", err=True)  # click would print "Aborted!"
             raise click.exceptions.Exit(INTERRUPTED) from error

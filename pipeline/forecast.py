@@ -1,13 +1,14 @@
 """Calls, tokens and dollars that labelling takes, before any call."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
+from data.manifest import MANIFEST
 from data.prompts import Prompt, load_prompts
 from data.records import Sample
 from data.store import ClipSet
@@ -18,7 +19,9 @@ from feedback.network.api import ApiSource
 from feedback.network.price import CostEstimate
 from feedback.pairs.sets import pairs_of
 from pipeline.configs import PromptsConfig
-from pipeline.params import section
+from pipeline.params import block as params_block
+from pipeline.params import section, source_block
+from pipeline.work import Asked
 
 SHAPE = re.compile(r"(?P<width>\d+)x(?P<height>\d+)x(?P<frames>\d+)@(?P<fps>\d+(?:\.\d+)?)")
 
@@ -90,18 +93,54 @@ def assumed_sample(shape: str, prompts: Sequence[Prompt]) -> Sample:
 def _lines(
     name: str, block: Mapping[str, Any], clips: int, votes: int, estimate: Callable[[ApiSource, int], CostEstimate]
 ) -> str:
-    if members := block.get("members"):  # a panel has its own number of votes
+    return "\n".join(_line(one, clips, votes, estimate) for one in members(name, block, votes))
+
+
+class Member(NamedTuple):
+    """A source that answers itself: one that was named, or one that a panel asks."""
+
+    name: str
+    block: Mapping[str, Any]
+    votes: int
+
+
+def members(name: str, block: Mapping[str, Any], votes: int) -> list[Member]:
+    """The sources that are asked behind a name; a panel has its own number of votes."""
+    if inner := block.get("members"):
         votes = block.get("votes", 1)
-        return "\n".join(_lines(f"{name}.members.{key}", one, clips, votes, estimate) for key, one in members.items())
-    read = read_block(name, block)
+        return [one for key, each in inner.items() for one in members(f"{name}.members.{key}", each, votes)]
+    return [Member(name, block, votes)]
+
+
+def _line(member: Member, clips: int, votes: int, estimate: Callable[[ApiSource, int], CostEstimate]) -> str:
+    name, read = member.name, read_block(member.name, member.block)
     if not read.kind.network:
         unit = "shown pairs" if read.compares else "clips"
         return f"{name}: {clips:,} {unit}, judged on this machine or by people; nothing to pay"
-    source = make_source(name, block)
-    assert isinstance(source, ApiSource)
+    source = api_source(member)
     if problem := source.options.wrong_price:
         raise ValueError(
             f"feedback.sources.{name}: {problem}, so the cost is unknown. Give the price of {source.model} "
             f"(price.model: {source.model}), or set price: null for an estimate of calls and tokens alone"
         )
-    return estimate(source, votes).line(name, source.model, source.price)
+    return estimate(source, member.votes).line(name, source.model, source.price)
+
+
+def api_source(member: Member) -> ApiSource:
+    """The source of a member whose kind calls a server. No call is sent."""
+    source = make_source(member.name, member.block)
+    assert isinstance(source, ApiSource)
+    return source
+
+
+def estimates(asked: Asked, prompts: Sequence[Prompt], there: bool) -> Iterator[tuple[ApiSource, CostEstimate]]:
+    """What the paid sources behind a name would be sent. there: whether `asked.clips` is a set that stays as it is."""
+    for member in members(asked.source, source_block(asked.source), asked.votes):
+        if not read_block(member.name, member.block).kind.network:
+            continue
+        source = api_source(member)
+        if there and asked.clips and (asked.clips / MANIFEST).is_file() and not source.rubric.compares:
+            yield source, source.estimate(requests_for(ClipSet.open(asked.clips), member.votes))
+        else:
+            sample = assumed_sample("{width}x{height}x{num_frames}@{fps}".format(**params_block("video")), prompts)
+            yield source, source.estimate_for(sample, member.votes, asked.amount)

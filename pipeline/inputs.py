@@ -29,9 +29,9 @@ from feedback.core.kinds import KINDS, question_files, read_block, resolve
 from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
 from feedback.questions import WRITERS, is_source
-from generators.core.load import FAMILIES
+from generators.core.families import FAMILIES
 from pipeline.online import REFERENCES
-from pipeline.recipes import load_recipe, recipe_files
+from pipeline.recipes import recipe_files, recipe_questions
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
@@ -74,7 +74,7 @@ def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes
     Of a writer that is a source only its model counts: what it wrote is kept with the policy, so that another price or
     pace of the writer is no reason to train again.
     """
-    questions = load_recipe(entry["recipe"], entry.get("changes") or {}).questions
+    questions = recipe_questions(entry["recipe"], entry.get("changes") or {})
     named: list[Any] = [dict(entry), *map(str, recipe_files(entry["recipe"])), *_pictures(entry.get("overlay"))]
     found: dict[str, Any] = {}
     if questions:

@@ -84,6 +84,15 @@ def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) ->
     return recipe
 
 
+def recipe_questions(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> "Writing | None":
+    """The section `questions` of a recipe, as `load_recipe` reads it, without torch."""
+    from feedback.questions import Writing
+
+    common, path = recipe_files(name, folder)
+    given = merged(merged(load_params(common), load_params(path)), changes).get("questions")
+    return None if given is None else read_section(given, Writing, "questions", path)
+
+
 def recipe_files(name: str, folder: Path = FOLDER) -> tuple[Path, Path]:
     """common.yaml and the file of a recipe: a name in the folder, or the path of a YAML file of one's own.
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import click
 
 from pipeline.command import PATH, out_option, stage_command, tracker_option
 from pipeline.configs import GeneratorConfig
-from pipeline.params import section
+from pipeline.params import load_params, section
 
 logger = logging.getLogger(__name__)
 
@@ -26,24 +27,36 @@ def main(out: Path, inputs: Path, tracker: str | None) -> None:
     """
     from data.manifest import write_manifest
     from generators.core.identity import identify
-    from pipeline.check import check_params
+    from pipeline.checked import Found, recalled, remember
     from pipeline.graph import needed_sources
     from pipeline.inputs import write_inputs
-    from pipeline.summary import headline
+    from pipeline.state import check_outputs
 
-    checked = check_params()
-    logger.info("%s: %s", checked.params["prompts"]["path"], headline(checked))
-    for note in checked.notes:
+    check_outputs(Path())
+    params = load_params()
+    with tempfile.TemporaryDirectory() as folder:
+        found = recalled(params, Path(folder))
+    checked = None
+    if found is None:
+        from pipeline.check import check_params  # and torch with it, which takes seconds
+        from pipeline.summary import headline
+
+        checked = check_params()
+        found = Found(headline(checked), checked.notes)
+    logger.info("%s: %s", params["prompts"]["path"], found.headline)
+    for note in found.notes:
         logger.warning(note)
     generator = section("generator", GeneratorConfig)
-    for folder in (out, inputs):
-        shutil.rmtree(folder, ignore_errors=True)
-    write_inputs(checked.params, inputs, needed_sources(checked.params))
+    for written in (out, inputs):
+        shutil.rmtree(written, ignore_errors=True)
+    write_inputs(params, inputs, needed_sources(params))
+    if checked and checked.generator:
+        remember(params, inputs, found)
     out.mkdir(parents=True)
-    found = identify(generator.family, generator.path, generator.revision, asdict(generator)["components"])
-    (out / "policy.json").write_text(json.dumps(found, indent=1) + "\n")
-    write_manifest(out, "policy", fingerprint=found["fingerprint"])
-    logger.info("base is %s (%s), fingerprint %.12s", generator.path, generator.family, found["fingerprint"])
+    policy = identify(generator.family, generator.path, generator.revision, asdict(generator)["components"])
+    (out / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
+    write_manifest(out, "policy", fingerprint=policy["fingerprint"])
+    logger.info("base is %s (%s), fingerprint %.12s", generator.path, generator.family, policy["fingerprint"])
 
 
 if __name__ == "__main__":

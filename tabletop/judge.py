@@ -13,7 +13,7 @@ from data.records import Verdict
 from feedback.core.kinds import Kind
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import Request, decoded, verdict, without_answer
-from tabletop import captions, physics, scenes
+from tabletop import captions, scenes
 
 AHEAD = 64  # decoded clips in memory at once
 
@@ -61,7 +61,9 @@ class PhysicsSource:
     repeatable = True
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        from tabletop import physics  # and scipy with it
+
+        self.name, self.check = name, physics.check
         code = "".join(inspect.getsource(module) for module in (captions, scenes, physics))
         self.model_version = hashlib.sha256(code.encode()).hexdigest()[:12]
 
@@ -74,7 +76,7 @@ class PhysicsSource:
 
     def _verdict(self, request: Request, frames: np.ndarray) -> Verdict:
         try:
-            check = physics.check(frames, request.sample.prompt)
+            check = self.check(frames, request.sample.prompt)
             outcome: dict[str, Any] = {"answer": check.ok, "reason": check.reason}
         except ValueError as error:
             outcome = {"error": f"cannot be checked: {error}"}

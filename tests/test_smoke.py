@@ -99,6 +99,14 @@ def test_a_plan_lists_what_a_change_runs_and_what_follows_without_running_it(hom
         (home / "params.yaml").write_text(before)
 
 
+def test_what_the_stages_took_is_kept_for_the_next_plan_and_is_no_output(home):
+    rates = json.loads((home / ".state/rates.json").read_text())
+    units = {name.split()[0]: rate["unit"] for name, rate in rates.items()}
+    assert units["sample"] == "clips" and units["train"] == units["online"] == "rows" and units["evaluate"] == "runs"
+    assert all(rate["seconds"] > 0 and rate["start"] >= 0 for rate in rates.values())
+    assert "rates.json" not in (home / "dvc.lock").read_text()
+
+
 def test_dvc_shows_two_numbers_a_policy_and_draws_its_plots_without_a_complaint(home):
     policies = yaml.safe_load((home / "params.yaml").read_text())["evaluate"]["policies"]
     metrics = json.loads((home / "metrics/evaluate.json").read_text())

@@ -11,8 +11,8 @@ from data.doors import find
 from data.records import Pair
 from generators.core import memory
 from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
+from generators.core.families import FAMILIES
 from generators.core.generator import PARTS, Generator, as_dtype
-from generators.core.load import FAMILIES
 from generators.core.memory import Item, Need, Training
 from generators.core.rollout import Sampling
 from generators.core.size import VideoSize

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from data.content.hashes import Hashes, named_path
 from data.content.modules import installed_versions, module_files
 from data.manifest import sha256_of
+from data.pace import measured
 from data.records import Comparison, Verdict
 from feedback.core.rubric import AnyRubric, Rubric
 from feedback.core.source import FAILED, UNRATED, UNREADABLE_CLIP, Request, Source, shown_first_frame, verdicts_on
@@ -128,12 +129,26 @@ def answers_of(
 
     ask: yields all of the source's answers about one subject at a time, in any order of the subjects.
     """
+    ask = partial(_timed, judged.what, ask)
     keeping: Keeping | None = getattr(source, MARK, None)
     if keeping is None or (file := _opened()) is None:
         yield from ask(subjects)
         return
     with file:
         yield from _Asking(source, keeping, file, judged, subjects).answers(ask)
+
+
+def _timed(
+    what: str,
+    ask: Callable[[Mapping[KeyT, SubjectT]], Generator[tuple[KeyT, Sequence[RowT]], None, None]],
+    subjects: Mapping[KeyT, SubjectT],
+) -> Generator[tuple[KeyT, Sequence[RowT]], None, None]:
+    """As `ask`; says how long the source took."""
+    began, count = time.monotonic(), 0
+    for answer in ask(subjects):
+        count += 1
+        yield answer
+    measured(what, count, time.monotonic() - began)
 
 
 class _Asking(Generic[KeyT, SubjectT, RowT]):

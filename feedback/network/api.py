@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from data.pace import measured
 from data.records import Comparison, Sample, Verdict
 from data.store import read_clip
 from feedback.core.rubric import load_rubric
@@ -77,7 +79,9 @@ class ApiSource:
         with Ledger(ledger_path()) as ledger, GroupCommit(ledger) as commits, asyncio.Runner() as runner:
             run = CallRun(self, ledger, commits, purpose, self._status)
             run.count_dollars()
+            began = time.monotonic()
             yield from _Judging(asker, run, runner).verdicts(listed)
+            measured("calls", run.counts["sent"], time.monotonic() - began)
         if by_words := self._status.get("by words"):
             logger.warning(
                 "%s: %d of %d answers came without log probabilities and were read from their words: their p_yes is "

@@ -8,21 +8,10 @@ import torch
 
 from data.doors import find
 from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
+from generators.core.families import FAMILIES
 from generators.core.generator import PARTS, Generator, as_dtype
 from generators.core.size import VideoSize
 
-# The only place of generators/core that names families: name -> module with `Family`, imported when it is used.
-FAMILIES = {
-    "wan": "generators.families.wan",
-    "cogvideox": "generators.families.cogvideox",
-    "animatediff": "generators.families.animatediff",
-    "unet3d": "generators.families.unet3d",
-    "hunyuan_video": "generators.families.hunyuan_video",
-    "ltx": "generators.families.ltx",
-    "kandinsky5": "generators.families.kandinsky5",
-    "framepack": "generators.families.framepack",
-    "framepack_f1": "generators.families.framepack_f1",
-}
 FLOAT32 = ("image", "vae")  # bfloat16 decoding flickers; the authors of Wan recommend float32 for both
 
 

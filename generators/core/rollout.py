@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.config import STRICT, Count
 from data.manifest import StoreError, publish
+from data.pace import measured
 from data.prompts import Prompt, select
 from data.records import Sample
 from data.store import ClipSetWriter, PromptConditions
@@ -134,6 +135,7 @@ def _generate(
     if encoded is None:
         encoded = encode(parts[0].load(ENCODING), chosen, sampling.negative_prompt, texts)
         gc.collect()
+    sampling_since = time.monotonic()
     with tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}") as progress:
         for part, own in zip(parts, missing, strict=True):
             if not own:
@@ -146,6 +148,7 @@ def _generate(
                 progress.update(len(batch))
             del generator
             gc.collect()  # before the next is loaded: compiled modules hold themselves
+    measured("clips", todo, time.monotonic() - sampling_since)
     facts = {"set": called.name, "policy": called.policy, **encoded.facts}
     facts |= {"guidance": sampling.guidance, "size": [size.num_frames, size.height, size.width]}
     given = {"texts": {prompt.prompt_id: texts[prompt.prompt_id] for prompt in chosen}} if texts else {}

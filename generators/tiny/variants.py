@@ -118,7 +118,7 @@ def write_tiny(variant: Variant, out: Path) -> int:
 
 def params_of(variant: Variant, path: str) -> dict[str, Any]:
     """What to set in params.yaml for clips of the model in the folder `path`, in the form of a preset."""
-    from generators.core.load import FAMILIES  # imports torch
+    from generators.core.families import FAMILIES
 
     solver = {"steps": 4, "solver": variant.solver}
     family = find(variant.family, FAMILIES, "generator.family", "Family")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cluster import devices, provenance
 from data.manifest import MANIFEST, publish, sha256_of, write_manifest
+from data.pace import measured
 from data.policies import (
     CHECKPOINTS,
     FOLDER,
@@ -118,6 +119,7 @@ class TrainingRun:
                 self._draw()
         devices.synchronize(self.device)
         self.seconds, self.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        measured("rows", (self.done - self.first) * self.config.batch_size, self.seconds)
 
     def gradients(self) -> list[Tensor]:
         """The parameters' gradients, zeros where no row of this process had one."""

@@ -12,8 +12,8 @@ from data.prompts import Prompt
 from generators.core import checkpoint as checkpoints
 from generators.core.checkpoint import Checkpoint
 from generators.core.encoding import check_images
+from generators.core.families import FAMILIES
 from generators.core.generator import Generator
-from generators.core.load import FAMILIES
 from generators.core.size import VideoSize
 from generators.core.solvers import check_solver
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from generators.core.families import FAMILIES
 from generators.core.generator import Generator
-from generators.core.load import FAMILIES, examine_generator
+from generators.core.load import examine_generator
 from generators.core.process import Epsilon, FlowMatching
 from generators.core.size import VideoSize
 from generators.core.solvers import SOLVERS, solver_scheduler

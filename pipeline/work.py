@@ -1,0 +1,107 @@
+"""What a stage does, by its command and params.yaml, before it runs: how many clips, steps and answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.prompts import Prompt
+from feedback.core.kinds import read_block
+from generators.core.rollout import Sampling
+from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, train_config
+from pipeline.params import ParamsError, block, section, source_block
+from pipeline.rates import Command, Unit, source_of, unit_of
+from pipeline.recipes import load_recipe
+from pipeline.summary import sampled_clips
+from rl.objectives import OBJECTIVES
+
+BACKWARD = 2  # forwards that a backward takes as long as
+RECOMPUTED = 1  # further forwards under gradient checkpointing
+
+
+class Asked(NamedTuple):
+    """A source that a stage asks."""
+
+    source: str
+    amount: int  # clips, or shown pairs
+    votes: int
+    clips: Path | None  # the set that it is asked about; None: not one set
+
+
+class Work(NamedTuple):
+    """What a stage does."""
+
+    unit: Unit
+    amount: int  # units
+    clips: int = 0  # that are sampled
+    steps: int = 0  # of an optimizer
+    forwards: float = 0.0  # of the denoiser that a row of training takes as long as
+    asked: tuple[Asked, ...] = ()
+
+
+def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Prompt]) -> Work:
+    """What a stage does. params: params.yaml; prompts: its prompt set."""
+    unit, counts = unit_of(command), sampled_clips(params, prompts)
+    match command.name:
+        case "generate":
+            count = counts[_set_name(Path(command.options["out"]))]
+            return Work(unit, count, clips=count)
+        case "label" | "prefer":
+            asked = _asked(command, counts)
+            return Work(unit, asked.amount, asked=(asked,))
+        case "train":
+            objective = OBJECTIVES[command.options["objective"]]
+            config = train_config(objective)
+            trained = 1 + BACKWARD + (RECOMPUTED if config.gradient_checkpointing else 0)
+            forwards = 2 * (trained + 1) if command.options["objective"] == "dpo" else trained
+            return Work(unit, config.steps * config.batch_size, steps=config.steps, forwards=forwards)
+        case "online":
+            return _online(command, unit, params)
+        case "audit":
+            config = params["audit"]
+            asked = Asked(command.options["source"], config["clips"], config["votes"], None)
+            return Work(unit, 1, asked=(asked,))
+    return Work(unit, 1)
+
+
+def _online(command: Command, unit: Unit, params: Mapping[str, Any]) -> Work:
+    """Updates on a judge's gradient, and the clips that the held-out judge sees between them."""
+    entry = section(f"online.policies.{command.options['entry']}", OnlineEntry)
+    engine, check = load_recipe(entry.recipe, entry.changes).engine, params["online"]["check"]
+    asked: tuple[Asked, ...] = ()
+    if engine.held_out_every and check["prompts"]:
+        checks = 1 + engine.updates // engine.held_out_every
+        asked = (Asked(entry.held_out, checks * check["prompts"] * check["samples_per_prompt"], 1, None),)
+    return Work(unit, engine.updates * engine.batch_size, steps=engine.updates, asked=asked)
+
+
+def _asked(command: Command, counts: Mapping[str, int]) -> Asked:
+    """The source that a label stage asks, or eval-prefer."""
+    name, votes = source_of(command), section("label", LabelConfig).votes
+    if command.name == "prefer":
+        entry = section(f"preferences.{command.options['entry']}", PreferenceEntry)
+        each = block("evaluate.generate.samples_per_prompt")
+        pairs = counts[f"eval {entry.policy}"] * min(entry.clips or each, each) // each
+        return Asked(name, 2 * pairs, votes, None)
+    folder = Path(command.options["set"])
+    count = counts[_set_name(folder)]
+    if read_block(name, source_block(name)).compares:  # each clip meets others of its prompt, in both orders
+        count *= min(section("label", LabelConfig).opponents, _samples_per_prompt(folder) - 1)
+    return Asked(name, count, votes, folder)
+
+
+def _samples_per_prompt(folder: Path) -> int:
+    where = {"eval": "evaluate.generate", "select": "select.generate"}.get(folder.parts[1], "generate")
+    return section(where, Sampling).samples_per_prompt
+
+
+def _set_name(folder: Path) -> str:
+    """The name in `sampled_clips` of runs/<round>/samples, runs/eval/<policy>/samples, runs/select/<policy>/samples.
+
+    Raises ParamsError for another folder.
+    """
+    match folder.parts:
+        case ("runs", name, "samples"):
+            return name
+        case ("runs", "eval" | "select" as kind, name, "samples"):
+            return f"{kind} {name}"
+    raise ParamsError(f"{folder} is no clip set of a stage")
