@@ -75,11 +75,12 @@ def plan(checked: "Checked", planner: "Planner") -> Iterator[Planned]:
     from dvc.repo.reproduce import plan_repro
 
     from pipeline.changes import Changes
+    from pipeline.graph import needed_sources
     from pipeline.inputs import write_inputs
 
     logging.getLogger("dvc").setLevel("WARNING")  # it says "checking out outputs", which a dry run does not
     with tempfile.TemporaryDirectory() as folder, Repo() as repo, repo.lock:
-        write_inputs(checked.params, Path(folder))
+        write_inputs(checked.params, Path(folder), needed_sources(checked.params))
         seen, graph = Changes(Path(folder), BASE), repo.index.graph
         touched = dict[Any, bool]()  # by stage that is out of date: whether nothing but code changed up to it
         for stage in plan_repro(graph):

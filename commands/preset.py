@@ -18,11 +18,8 @@ WHOLE = (
     "rounds", "pools", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "changes", "components",
 )  # fmt: skip
 OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
-OF_MODEL = (
-    "revision",
-    "components",
-    "embedded_guidance",
-)  # of one path: null under another
+# Null under a preset that sets generator.path, unless it sets them too; two models may share a path.
+OF_MODEL = ("revision", "components", "embedded_guidance")
 UNDER = "presets"  # a preset's key that names those which it is laid over
 
 
@@ -64,13 +61,20 @@ def preset_path(name: str) -> Path:
     raise ParamsError(f"preset {name!r} is unknown; known are {', '.join(known)}, and the paths of YAML files")
 
 
-def layers(names: Iterable[str]) -> list[Path]:
-    """The presets' files from the lowest to the uppermost: before each, those that it names in its key `presets`."""
+def layers(names: Iterable[str], above: Sequence[Path] = ()) -> list[Path]:
+    """The presets' files in the order in which they are laid: before each, those that its key `presets` names.
+
+    above: those that lead to these names. Raises ParamsError for a preset that leads to itself.
+    """
     found: list[Path] = []
     for name in names:
         path = preset_path(name)
-        found += [below for below in layers(load_params(path).get(UNDER, [])) if below not in found]
-        found += [path] if path not in found else []
+        if path in above:
+            raise ParamsError(f"{path}: its key {UNDER} leads back to itself")
+        below = load_params(path).get(UNDER, [])
+        if not isinstance(below, list):
+            raise ParamsError(f"{path}: {UNDER} is {below!r}, expected a list of presets")
+        found += [*(one for one in layers(below, (*above, path)) if one not in found), path]
     return found
 
 

@@ -1,5 +1,6 @@
 """A training run as it goes: its curve from log.jsonl, its rate and the time left, as plain text."""
 
+import contextlib
 import json
 import math
 import time
@@ -37,7 +38,8 @@ def unfinished(state: Path) -> list[Run]:
         if stage in STAGES:
             policy = out.removeprefix("-".join([*POLICIES.parts, ""]))
             running = "running" if _alive(home / "lock") else "stopped"
-            found.append((log.stat().st_mtime, Run(policy, log.parent, running, _progress(work / PROGRESS))))
+            with contextlib.suppress(FileNotFoundError):  # published since
+                found.append((log.stat().st_mtime, Run(policy, log.parent, running, _progress(work / PROGRESS))))
     return [run for _, run in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
@@ -126,4 +128,7 @@ def _progress(path: Path) -> dict[str, Any] | None:
 def _alive(lock: Path) -> bool:
     """Whether the process that wrote its pid there is alive."""
     pid = lock.read_text().strip() if lock.is_file() else ""
-    return pid.isdecimal() and psutil.pid_exists(int(pid))
+    try:
+        return pid.isdecimal() and psutil.Process(int(pid)).create_time() <= lock.stat().st_mtime  # else another's pid
+    except psutil.Error:
+        return False

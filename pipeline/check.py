@@ -195,9 +195,12 @@ def _sampled(params: Mapping[str, Any]) -> list[str]:
 def _solvers(params: Mapping[str, Any]) -> dict[str, str]:
     """The solver of each section that samples clips."""
     found = {name: str(section(name, Sampling).solver) for name in _sampled(params)}
-    return found | {
-        name: config.solver for name, config in _trainings(params).items() if isinstance(config, OnlineConfig)
-    }
+    for name, config in _trainings(params).items():
+        if isinstance(config, OnlineConfig):
+            found[name] = config.solver
+        elif isinstance(config, TrainConfig) and config.preview:
+            found[f"{name}.preview"] = config.preview.solver
+    return found
 
 
 def _trainings(params: Mapping[str, Any]) -> dict[str, PolicyConfig]:

@@ -49,7 +49,7 @@ def recalled(params: dict[str, Any], inputs: Path, path: Path = CHECKED) -> Foun
 def remember(params: dict[str, Any], inputs: Path, found: Found, path: Path = CHECKED) -> None:
     """Keep what a check said. inputs: the folder that stage base has written."""
     kept = {"params": _params_key(params), "inputs": _inputs_key(inputs), **found._asdict()}
-    with contextlib.suppress(OSError), atomically(path) as partial:
+    with contextlib.suppress(OSError, StoreError), atomically(path) as partial:
         partial.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

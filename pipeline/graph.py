@@ -116,16 +116,16 @@ def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
 
 def rounds_of(params: Mapping[str, Any], name: str) -> list[str]:
     """The rounds that a name of `rounds` or `pools` stands for, in the order of training."""
-    found: list[str] = []
-    todo, seen = [name], set()
-    while todo:
-        part = todo.pop(0)
-        if part not in params["pools"]:
-            found.append(part)
-        elif part not in seen:
-            seen.add(part)
-            todo = [*params["pools"][part], *todo]
-    return found
+    return _rounds_within(params["pools"], name, ())
+
+
+def _rounds_within(pools: Mapping[str, Any], name: str, around: tuple[str, ...]) -> list[str]:
+    """As `rounds_of`. around: the pools that the name stands in, so that a cycle ends."""
+    if name in around:
+        return []
+    if name not in pools:
+        return [name]
+    return [found for part in pools[name] for found in _rounds_within(pools, part, (*around, name))]
 
 
 def off_policy_rounds(params: Mapping[str, Any]) -> Iterator[str]:

@@ -44,6 +44,8 @@ def _end() -> None:
 
 def _guardians() -> list[psutil.Process]:
     """Every ancestor up to the dvc that started this stage; the parent where that dvc cannot be told; else none."""
+    if DVC_STAGE not in os.environ and "RANK" not in os.environ:
+        return []
     ancestors = psutil.Process().parents()
     dvc = next((index for index, process in enumerate(ancestors) if _is_dvc(process)), None)
     if dvc is not None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import click
 import psutil
 
-from data.manifest import atomically
+from data.manifest import StoreError, atomically
 from data.pace import Measured, listening
 from pipeline.params import block, source_block
 from pipeline.state import STATE
@@ -138,8 +138,8 @@ def _keep(name: str, rate: Rate) -> None:
     try:
         with atomically(RATES) as partial:
             partial.write_text(json.dumps(known | {name: rate._asdict()}, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        logger.warning("%s: how long the stage took is not kept: %s", RATES, error.strerror)
+    except (StoreError, OSError) as error:  # the stage is done: it must not end by this
+        logger.warning("%s: how long the stage took is not kept: %s", RATES, error)
 
 
 def rate_of(unit: Unit, heard: Iterable[Measured], seconds: float) -> Rate | None:

@@ -69,7 +69,7 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
     Under DVC the process ends from here on when its dvc does. Raises StateError while another run holds the stage and
     for older work, and Interrupted in place of a KeyboardInterrupt.
     """
-    if os.environ.get(CHOICE, "") not in ("", ADOPT, DISCARD):
+    if os.environ.get(CHOICE, "").partition(":")[0] not in ("", ADOPT, DISCARD):
         raise StateError(f"{CHOICE} is {os.environ[CHOICE]!r}, expected {ADOPT} or {DISCARD}")
     home, facts = root / "-".join([stage, *out.parts]), facts_of(stage, params, inputs)
     work = home / identity(facts)
@@ -120,13 +120,14 @@ def _settle(home: Path, work: Path, facts: dict[str, Any]) -> _Work | None:
     with_files = [one for one in older if one.files]
     valuable = [one for one in with_files if one.seconds >= WORTH]
     own = _look_at(work) if work.is_dir() else None
-    choice, adopted = os.environ.get(CHOICE), None
+    choice, _, only = os.environ.get(CHOICE, "").partition(":")
+    choice, adopted = choice if only in ("", home.name) else "", None
     if own and own.files:  # of this very run; what is older stays until the end
         logger.info("%s: resuming from %s, after %s of work", home.name, work, _hours(own.seconds))
         for one in valuable:
             logger.warning("older work, which is deleted when this run succeeds:\n%s", one.in_words(facts))
-    elif with_files and choice == ADOPT:
-        adopted = with_files[-1]
+    elif valuable and choice == ADOPT:
+        adopted = valuable[-1]
         older = []  # the others stay until the end
     elif valuable and choice != DISCARD:
         raise StateError(_what_there_is(home, valuable, facts))
@@ -156,8 +157,9 @@ def _what_there_is(home: Path, valuable: Sequence[_Work], facts: dict[str, Any])
     return (
         f"{home.name}: an earlier run left work unfinished, and this run differs from it:\n{listed}\n"
         f"Undo the change to go on as before, or run again with one of\n"
-        f"  {CHOICE}={ADOPT}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
-        f"  {CHOICE}={DISCARD}  to delete it and start afresh"
+        f"  {CHOICE}={ADOPT}:{home.name}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
+        f"  {CHOICE}={DISCARD}:{home.name}  to delete it and start afresh\n"
+        "Without the name behind it, the choice is for every stage of the run"
     )
 
 
@@ -258,7 +260,10 @@ def _time_kept(work: Path) -> Iterator[None]:
     before, began, ended = _seconds(work), time.monotonic(), threading.Event()
 
     def write() -> None:
-        with contextlib.suppress(StoreError), atomically(_seconds_path(work)) as partial:  # such as a full disk
+        with (
+            contextlib.suppress(StoreError, OSError),
+            atomically(_seconds_path(work)) as partial,
+        ):  # such as a full disk
             partial.write_text(f"{before + time.monotonic() - began:.1f}\n")
 
     def beat() -> None:

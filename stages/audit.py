@@ -53,7 +53,9 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     world = world_of(config)
     inputs = [
         path,
-        RECORDED / f"sources/{name}.json",
+        *(RECORDED / file for file in (f"sources/{name}.json", "images.json", "references.json")),
+        *([RECORDED / f"sources/{config.human.source}.json"] if config.human else []),
+        *([base] if base else []),
         *(Path(folder) for folder in (None if world else config.set, config.human and config.human.set) if folder),
     ]
     params = {"audit": config, f"feedback.sources.{name}": what_is_asked(given), "people": people}

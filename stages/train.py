@@ -1,6 +1,6 @@
 """Stages `train` and `train-compare`: a policy from its start, by one objective, on a round or a pool."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -51,7 +51,6 @@ def main(
     from data.pools import open_clip_sets, origin_of
     from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
-    from generators.core.rollout import Sampling
     from generators.core.size import VideoSize
     from rl.objectives import get_objective
     from rl.tables import read_table
@@ -62,24 +61,21 @@ def main(
     place = pick_device(device)
     relaunch(processes, place)
     config = train_config(objective)
-    sampling = section("generate", Sampling) if config.preview else None  # as the round's clips
+    drawn, shaping = config.preview is not None, replace(config, preview=None)  # pictures shape no weight
     inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
-    params = {"objective": name, "generator": model, "video": size, "train": config}
-    with stage_state("train", out, params | ({"generate": sampling} if sampling else {}), inputs) as work:
+    params = {"objective": name, "generator": model, "video": size, "train": shaping}
+    with stage_state("train", out, params, inputs) as work:
         table, clip_sets = read_table(rows, objective), open_clip_sets(clips)
         origin = table.facts | origin_of(clip_sets, start.name)
         generator = load_generator(
             **asdict(model),
             size=size,
             device=place,
-            parts=SAMPLING if sampling else ("denoiser",),
-            denoisers=None if sampling else config.denoisers,
+            parts=SAMPLING if drawn else ("denoiser",),
+            denoisers=None if drawn else config.denoisers,
         )
         sent = Tracker(tracker, out.name) if tracker else None
-        report = train(
-            generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from, sent,
-            sampling,
-        )  # fmt: skip
+        report = train(generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from, sent)
     if rank() == 0:
         write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
 

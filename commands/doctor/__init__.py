@@ -67,7 +67,8 @@ def _examined(family: str, path: str | None, revision: str | None) -> Iterator[t
 
     model = section("generator", GeneratorConfig)
     if path is not None:
-        model = replace(model, path=path, revision=revision)
+        own = model.components if path == model.path else None  # those of params.yaml belong to its path
+        model = replace(model, path=path, revision=revision, components=own)
     elif revision is not None:
         model = replace(model, revision=revision)
     chosen = settings(load_params(), model, section("video", VideoSize), section("generate", Sampling))

@@ -179,7 +179,8 @@ MODES: dict[str, Callable[[FrameDecoder, Tensor, Sequence[int], Decoding], Tenso
     "windowed": _windowed,
     "exact": _exact,
 }
-CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # a decoder draws nothing
+# A decoder draws nothing, or begins at its own seed each time (LTX), so no state needs to be restored.
+CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 # From group to group

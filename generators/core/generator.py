@@ -314,8 +314,8 @@ class Generator:
         """(B, C, F, h, w) float32 clean latents, the given frames among them, on the generator's device.
 
         conditions, empty: as `guided` takes them. noise: (B, C, F, h, w). solver: of generators.core.solvers.
-        Equal to the stock pipeline's latents in float32; in bfloat16 guidance and the solver still run in float32,
-        where the pipeline would round.
+        Equal to the stock pipeline's latents in float32, given the same latents of the first frame; in bfloat16
+        guidance, solver and timestep stay float32, where a pipeline may round them.
         """
         scheduler = self.solver(solver, steps)
         latents = self.start(noise.to(self.device, torch.float32), conditions)

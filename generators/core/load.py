@@ -85,7 +85,8 @@ def examine_generator(
     checkpoint.check_folders([name for name in names if name not in files], (*files, "scheduler"))
     most = None
     if "tokenizer" in names:  # or a processor, which has one
-        most = checkpoint.config("tokenizer/tokenizer_config.json").get("model_max_length")
+        place = checkpoint.place("tokenizer")
+        most = place.checkpoint.config(place.within("tokenizer_config.json")).get("model_max_length")
     if most is not None and max_prompt_tokens > most:
         raise ValueError(
             f"max_prompt_tokens: {max_prompt_tokens}, but the tokenizer of {checkpoint.path} ends at {most}"

@@ -33,10 +33,12 @@ def with_noise(vae: Any, latents: Tensor) -> Tensor:
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """(B, F, H, W, 3) float32, black 0 and white 1, not clamped, with gradient. latents: (B, C, n, h, w).
 
-    Raises RuntimeError where the VAE's own decoding by frames is on, whose frames are one late.
+    Raises RuntimeError where the VAE's use_framewise_decoding is on, which shifts the clip by one frame.
     """
     if vae.use_framewise_decoding:
-        raise RuntimeError("use_framewise_decoding is on, by which AutoencoderKLLTXVideo gives frames one late; False")
+        raise RuntimeError(
+            "use_framewise_decoding is true, with which AutoencoderKLLTXVideo shifts a clip by a frame; false"
+        )
     time = latents.new_full((len(latents),), DECODE_TIMESTEP) if vae.config.timestep_conditioning else None
     with _seeded(latents.device):
         pixels: Tensor = vae.decode(latents, time, return_dict=False)[0]

@@ -105,8 +105,8 @@ class Kandinsky5Generator(Generator):
         check_size("width", size.width, every=spatial * PATCH[2], most=POSITIONS)
         if self.takes_image and size.num_frames <= temporal * (FITTED - 1) + 1:
             raise ValueError(
-                f"num_frames: {size.num_frames}, but of a first frame {self.checkpoint.path} makes clips of "
-                f"{temporal * FITTED + 1} frames or more; of shorter ones the stock pipeline makes NaN"
+                f"num_frames: {size.num_frames}, but from a first frame {self.checkpoint.path} needs "
+                f"{temporal * FITTED + 1} frames or more; the stock pipeline makes NaN of shorter clips"
             )
         frames = (size.num_frames - 1) // temporal + 1
         return (vae["latent_channels"], frames, size.height // spatial, size.width // spatial)

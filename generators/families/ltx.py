@@ -44,7 +44,7 @@ class LTXGenerator(Generator):
         "vae": ("vae",),
     }
     attention_backends = False  # attention to the text has a mask
-    windows = False
+    windows = False  # every frame depends on the whole clip
     lora_targets = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
         "attn2.to_out.0", "ff.net.0.proj", "ff.net.2",

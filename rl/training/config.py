@@ -9,6 +9,7 @@ from pydantic import WrapValidator
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative, read_config
+from generators.core.solvers import Solver
 from rl.objectives import Objective
 from rl.training.timesteps import Distribution
 
@@ -55,10 +56,13 @@ class PolicyConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PreviewConfig:
-    """Of how many prompts a clip is drawn while a policy is trained, and every how many steps."""
+    """Of how many prompts a clip is drawn while a policy is trained, every how many steps, and how it is sampled."""
 
     prompts: Count
     every: Count
+    steps: Count  # of the solver
+    guidance: Annotated[float, Ge(1)]  # 1 is off
+    solver: Solver
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -1,13 +1,16 @@
 """A run in an experiment tracker, by accelerate's trackers: the numbers of log.jsonl, and the previews."""
 
 import json
+import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.manifest import atomically
 from data.policies import numbers
+
+logger = logging.getLogger(__name__)
 
 TRACKED = "tracked.json"  # beside a run's resume state: the tracker, the run's id in it, and the last steps sent
 LOGS = Path("logs")  # where trackers that write to this disk do so
@@ -56,21 +59,29 @@ class Tracker:
 
     def send(self, line: Mapping[str, Any]) -> None:
         """Send the numbers of a line of log.jsonl, unless its step was sent before."""
-        if line["step"] > self._facts["line"]:
-            self._tracker.log(numbers({key: value for key, value in line.items() if key != "step"}), step=line["step"])
+        values = numbers({key: value for key, value in line.items() if key != "step"})
+        if line["step"] > self._facts["line"] and self._taken(lambda: self._tracker.log(values, step=line["step"])):
             self._facts["line"] = line["step"]
             self._keep()
 
     def send_picture(self, step: int, path: Path) -> None:
         """Send a preview, unless that of its step was sent before."""
-        if step > self._facts["picture"]:
-            self._log_picture(step, path)
+        if step > self._facts["picture"] and self._taken(lambda: self._log_picture(step, path)):
             self._facts["picture"] = step
             self._keep()
 
     def finish(self) -> None:
         """End the run."""
-        self._tracker.finish()
+        self._taken(self._tracker.finish)
+
+    def _taken(self, call: Callable[[], object]) -> bool:
+        """Whether the tracker took it. Its failure is a warning, since training must not end by it."""
+        try:
+            call()
+        except Exception as error:  # each tracker has errors of its own
+            logger.warning("%s took nothing, and training goes on: %s", self.name, error)
+            return False
+        return True
 
     def _options(self, resumed: bool) -> dict[str, Any]:
         """What each tracker is told beside the name, so that a resumed run is the same one, and an old one is not."""

@@ -15,7 +15,6 @@ from data.pools import check_alike
 from data.store import ClipSet
 from generators.core.conditions import given_frames
 from generators.core.generator import Generator
-from generators.core.rollout import Sampling
 from rl.objectives import Errors, Objective, per_sample_error
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
 from rl.training.config import TrainConfig
@@ -37,7 +36,6 @@ def train(
     origin: Mapping[str, Any],
     resume_from: Path | None = None,
     tracker: Tracker | None = None,
-    sampling: Sampling | None = None,
 ) -> TrainReport:
     """Train a policy from `start` on rows over the clips of `clip_sets`, and publish its folder as `out`.
 
@@ -45,7 +43,7 @@ def train(
     origin: plain JSON for policy.json: where the rows come from (round, source, base …); nothing volatile.
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
     resume_from: `work` of an earlier run with the same settings, to continue it; copied where `work` has no state.
-    tracker: is sent the log. sampling: of the previews, which need the generator's VAE; read where the config has some.
+    tracker: is sent the log. Previews, where the config has some, need the generator's VAE.
 
     Latents and conditions come from the clip sets alone. Under torchrun each process takes a slice of every batch.
     Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
@@ -55,7 +53,7 @@ def train(
     _check_clips(generator, clip_sets, reader, config.force_embedded_guidance)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
-    previews = Previews(generator, clip_sets, config.preview, sampling) if config.preview and sampling else None
+    previews = Previews(generator, clip_sets, config.preview) if config.preview else None
     inputs = _inputs(clip_sets, rows)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, inputs, tracker, previews)
     with run.loop(config.steps, "step") as progress:

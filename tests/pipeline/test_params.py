@@ -176,6 +176,7 @@ MISFITS = [
         lambda p: p["pools"].update(both=["r1", "r2"], all=["both", "r2"]),
         "pools.all: r2 is in it twice",
     ),
+    (lambda p: p["pools"].update(both=["r1", "r2"], all=["both", "both"]), "pools.all: r1 is in it twice"),
     (lambda p: p["pools"].update(r1=["r1", "r2"]), "r1 is a name in rounds and in pools"),
     (lambda p: p["pools"].update(eval=["r1", "r2"]), "pools.eval: runs/eval/ is used otherwise"),
     (lambda p: p["pools"].update({"R 1": ["r1", "r2"]}), "pools.R 1: a name is made of a-z"),

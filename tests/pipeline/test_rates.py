@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.pace import Measured, listening, measured
-from pipeline.rates import RUNS, Command, Rate, Unit, rate_of, read_rates, unit_of
+from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, unit_of
 from tests.support.defaults import DEFAULTS
 
 CLIPS = Unit("sample models/tabletop/generator 64x64x17", "clips", 8.0)
@@ -33,6 +33,13 @@ def test_what_is_measured_reaches_the_one_who_listens_alone():
     measured("clips", 4, 5.0)
 
     assert heard == [Measured("clips", 2, 3.0)]
+
+
+def test_a_file_that_cannot_be_written_does_not_fail_a_stage_that_is_done(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.rates.RATES", tmp_path / "rates.json")
+    (tmp_path / "rates.json").mkdir()
+    _keep("sample", Rate("clips", 0.5, 7.0))
+    assert "how long the stage took is not kept" in caplog.text
 
 
 def test_a_missing_or_damaged_file_holds_no_rates(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from data.records import Pair, Sample, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions
 from generators.core.generator import SAMPLING
-from generators.core.rollout import Sampling
 from rl.objectives import get_objective
 from rl.training.config import TrainConfig, configure
 from rl.training.run import TrainReport
@@ -26,7 +25,6 @@ CONFIG = {
     "deterministic": True, "timesteps": {"name": "uniform"}, "caption_dropout": 0.25,
     "checkpoint_every": 2, "log_every": 1, "seed": 1,
 }  # fmt: skip
-PREVIEWED = Sampling(3, 1.5, "unipc", samples_per_prompt=1, batch_size=2, split="train", seed=1)
 DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 
 
@@ -102,7 +100,7 @@ def run(
     return train(
         generator, [clip_set], rows(objective, clip_set) if table is None else table, get_objective(objective),
         config(objective, **changes), start, home / "work", home / "out", {"set": "r1"}, resume_from,
-        tracker, PREVIEWED,
+        tracker,
     )  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def frames(preset: str) -> str:
     step = steps.pop()
     if step == 1:
         return "any" if accepted[-1] == PROBED - 1 else f"at most {accepted[-1]}"
-    return f"{step}k + {accepted[0] % step}"
+    rule = f"{step}k + {accepted[0] % step}"
+    return rule if accepted[0] <= step + 1 else f"{rule}, at least {accepted[0]}"
 
 
 def abilities(generator: Generator) -> dict[str, str]:

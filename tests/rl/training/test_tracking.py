@@ -20,9 +20,10 @@ from rl.training.previews import Previews
 from rl.training.tracking import Tracker
 from tests.support import online
 from tests.support.tiny import load_wan
-from tests.support.training import PREVIEWED, config, run, write_base, write_clip_set
+from tests.support.training import config, run, write_base, write_clip_set
 
-PREVIEW = {"preview": {"prompts": 2, "every": 2}}
+SHOWN = {"prompts": 2, "every": 2, "steps": 3, "guidance": 1.5, "solver": "unipc"}
+PREVIEW = {"preview": SHOWN}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,20 @@ def test_a_tracker_that_comes_later_is_sent_the_log_so_far(recorder, tiny_wan, c
     assert [step for step, _ in recorder[0].lines] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("broken", ["log", "log_images", "finish"])
+def test_a_tracker_that_fails_does_not_end_the_training(
+    broken, recorder, tiny_wan, clip_set, base, tmp_path, monkeypatch, caplog
+):
+    def fail(*_, **__):
+        raise ConnectionError("no route to the tracker")
+
+    monkeypatch.setattr(Recorder, broken, fail)
+    run("sft", tiny_wan, clip_set, base, tmp_path / "plain", **PREVIEW)
+    run("sft", tiny_wan, clip_set, base, tmp_path / "tracked", tracker=tracker(tmp_path), **PREVIEW)
+    assert contents(tmp_path / "tracked" / "out") == contents(tmp_path / "plain" / "out")
+    assert "no route to the tracker" in caplog.text
+
+
 def test_only_the_first_process_sends(recorder, tiny_wan, clip_set, base, tmp_path, monkeypatch):
     generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
     with monkeypatch.context() as patch:
@@ -222,24 +237,24 @@ def test_a_killed_run_ends_with_the_same_previews(tiny_wan, clip_set, base, tmp_
 
 def test_drawing_uses_up_no_random_number_and_draws_a_clip_of_each_prompt(tiny_wan, clip_set, tmp_path):
     generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=SAMPLING)
-    previews = Previews(generator, [clip_set], PreviewConfig(prompts=2, every=2), PREVIEWED)
+    previews = Previews(generator, [clip_set], PreviewConfig(**SHOWN))
     seeds, sample = [], generator.draw_noise
     generator.draw_noise = lambda own, shape: seeds.append(own) or sample(own, shape)
     before = torch.get_rng_state()
     previews.draw(tmp_path / "sheet.png")
     assert torch.equal(torch.get_rng_state(), before)
-    assert seeds == [[clip_set.by_id["p0-0"].seed, clip_set.by_id["p1-0"].seed]]  # of three prompts, evenly spread
+    assert seeds == [[clip_set.by_id["p0-0"].seed], [clip_set.by_id["p1-0"].seed]]  # of three prompts, evenly spread
     assert Image.open(tmp_path / "sheet.png").width > 0
 
 
 def test_a_clip_that_is_not_finite_is_left_out_and_training_goes_on(tiny_wan, clip_set, tmp_path, caplog):
     generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=SAMPLING)
-    generator.sample = lambda told, *rest: torch.full((2, *generator.latent_shape), torch.nan)
-    Previews(generator, [clip_set], PreviewConfig(prompts=2, every=2), PREVIEWED).draw(tmp_path / "sheet.png")
+    generator.sample = lambda told, *rest: torch.full((1, *generator.latent_shape), torch.nan)
+    Previews(generator, [clip_set], PreviewConfig(**SHOWN)).draw(tmp_path / "sheet.png")
     assert caplog.text.count("left out: its latents are infinite or NaN") == 2
     assert not (tmp_path / "sheet.png").exists()
 
 
 def test_a_preview_is_drawn_at_checkpoints_alone():
     with pytest.raises(ConfigError, match=r"preview.every must be a multiple of checkpoint_every \(2\), found 3"):
-        config("sft", preview={"prompts": 1, "every": 3})
+        config("sft", preview=SHOWN | {"every": 3})

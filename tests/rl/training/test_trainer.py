@@ -529,7 +529,12 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(generator, clip_set, ba
 
 def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_path):
     """And draw its clips, each process those of its own prompts."""
-    changes = {"steps": 4, "batch_size": 3, "preview": {"prompts": 2, "every": 2}, **FLOAT_ORDER}
+    changes = {
+        "steps": 4,
+        "batch_size": 3,
+        "preview": {"prompts": 2, "every": 2, "steps": 3, "guidance": 1.5, "solver": "unipc"},
+        **FLOAT_ORDER,
+    }
     run("dpo", tiny_wan, clip_set, base, tmp_path / "one", **changes)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
