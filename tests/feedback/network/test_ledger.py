@@ -28,7 +28,7 @@ from feedback.network.ledger import (
     ledger_path,
     request_key,
 )
-from pipeline.state import ROOT
+from pipeline.identity import ROOT
 
 FORK = multiprocessing.get_context("fork")  # a child that need not import torch anew
 
