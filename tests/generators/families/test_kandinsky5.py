@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 
 from data.prompts import Prompt
 from generators.core import lora
@@ -264,7 +265,9 @@ def test_bfloat16_keeps_the_modulation_in_float32_and_predicts_nearly_the_same(t
     assert predictions[0].dtype == torch.float32 and error < 0.03
 
 
-def test_the_attention_takes_a_backend_of_diffusers(text_to_video, tiny_model):
+def test_the_attention_takes_a_backend_of_diffusers(text_to_video, tiny_model, monkeypatch):
+    registry = attention_dispatch._AttentionBackendRegistry  # whose active one diffusers sets for the whole process
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
     other = load(tiny_model("kandinsky5-t2v"), attention="_native_math")
     backends = {one._attention_backend for one in other.component("transformer").attn_processors.values()}
     assert [backend.value for backend in backends] == ["_native_math"]

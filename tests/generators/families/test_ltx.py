@@ -140,7 +140,7 @@ def test_the_vaes_own_decoding_by_frames_is_late_by_one_and_is_refused(ltx):
 
     late, in_place = ((tiled[:, 17:] - one).abs().mean() for one in (whole[:, 16:-1], whole[:, 17:]))
     assert late < 0.5 * in_place
-    with pytest.raises(RuntimeError, match="use_framewise_decoding is on"):
+    with pytest.raises(RuntimeError, match="use_framewise_decoding is true"):
         generator.decode_float(latents)
 
 
