@@ -43,7 +43,7 @@ def _end() -> None:
 
 
 def _guardians() -> list[psutil.Process]:
-    """Every ancestor up to the dvc that started this stage; the parent where that dvc cannot be told; else none."""
+    """Every ancestor up to the dvc that started this stage; the parent where that dvc is not found; else none."""
     if DVC_STAGE not in os.environ and "RANK" not in os.environ:
         return []
     ancestors = psutil.Process().parents()

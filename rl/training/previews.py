@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Clip(NamedTuple):
-    """A clip that is drawn: its row, and the set that says what the generator is told."""
+    """A clip that is drawn: its row, and the clip set that has its conditions."""
 
     sample: Sample
     clip_set: ClipSet

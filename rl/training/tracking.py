@@ -84,7 +84,7 @@ class Tracker:
         return True
 
     def _options(self, resumed: bool) -> dict[str, Any]:
-        """What each tracker is told beside the name, so that a resumed run is the same one, and an old one is not."""
+        """What each tracker gets beside the name, so that a resumed run is the same one, and an old one is not."""
         if self.name == "tensorboard":  # what an earlier training of this policy left there is hidden
             return {"logging_dir": self.logs / self.name, **({} if resumed else {"purge_step": 0})}
         if self.name == "wandb":
