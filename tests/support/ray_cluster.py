@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on the loopback addresses of this machine; a node can be killed, and another joined."""
+"""A Ray cluster of several nodes on loopback addresses of this machine; nodes can be killed, and others joined."""
 
 import os
 import secrets
