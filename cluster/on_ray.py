@@ -130,6 +130,9 @@ class OnRay:
         if make is not self._make:
             self.release()
             self._make = make
+        there = self._alive()
+        for member in [one for one in self._members if one.facts and one.facts.node not in there]:
+            self._dismiss(member)  # lost while it was idle, which is no unit's fault
         work = _Work(units)
         try:
             while work.left:
@@ -228,6 +231,7 @@ class OnRay:
         else:
             assert member.unit is not None
             unit, member.unit = member.unit, None
+            self._starts_lost = 0
             if work.finish(unit, time.monotonic() - member.since):
                 yield unit.number, outcome.result
 
@@ -390,6 +394,8 @@ class _Actor:
 
         from cluster.devices import pick_device
 
+        if not Path(root).is_dir():
+            raise RefusedError(f"node {ray.util.get_node_ip_address()} has no folder {root}, where this project lies")
         os.chdir(root)
         logging.getLogger().setLevel(os.environ.get("LOG_LEVEL", "INFO").upper())
         made_with = {"versions": versions(), "device": describe_device(pick_device(device))}

@@ -1,6 +1,8 @@
 """Clip sets and labels by the workers of a cluster, with a node killed and another joined: the bytes of one process."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.pool import Here, pool_of
-from data.manifest import MANIFEST
+from data.manifest import MANIFEST, StoreError
 from data.prompts import load_prompts
 from data.store import ClipSet
 from feedback.core.kinds import make_source
@@ -81,13 +83,17 @@ def test_clips_are_those_of_one_process_with_a_node_killed_and_another_joined(
     assert "the node is gone" in caplog.text and "clips r1-" in caplog.text
 
 
-def test_a_head_that_stops_goes_on_at_the_first_missing_unit(clips, policy, loopback, tmp_path, caplog):
-    def stop():
-        raise KeyboardInterrupt
+def test_a_full_disk_is_named_and_the_next_run_goes_on(clips, policy, loopback, tmp_path, caplog, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill():
+        monkeypatch.setattr(os, "fsync", full)
 
     caplog.set_level("INFO")
-    with pytest.raises(KeyboardInterrupt):
-        generate(Disturbed(pool_of("ray", "auto", "cpu"), {5: stop}), policy, tmp_path)
+    with pytest.raises(StoreError, match=r"videos/r1-.*mp4: not written: No space left on device"):
+        generate(Disturbed(pool_of("ray", "auto", "cpu"), {5: fill}), policy, tmp_path)
+    monkeypatch.undo()
     found = generate(pool_of("ray", "auto", "cpu"), policy, tmp_path)
     assert manifest(found.folder) == manifest(clips.folder)
     assert "24 clips by base, 18 of them now" in caplog.text
