@@ -47,7 +47,7 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
         (folder / "plot.json").write_text(json.dumps(plot_rows(summary), indent=1) + "\n", encoding="utf-8")
         write_manifest(folder, "evaluation", policies=list(evaluated))
         publish(folder, out)
-    write_metrics(metrics, headline(summary))
+        write_metrics(metrics, headline(summary))
 
 
 if __name__ == "__main__":

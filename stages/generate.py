@@ -59,7 +59,7 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
         else:
             texts = texts_for(policy, prompt_set)
             count = generate_clip_set(partial(load, policy), prompt_set, size, how, called, clips, out, texts)
-    write_metrics(metrics, {"clips": count})
+        write_metrics(metrics, {"clips": count})
 
 
 if __name__ == "__main__":
