@@ -178,4 +178,4 @@ def _recorded(root: Path) -> str:
         return "no dvc.lock: no stage was run here yet"
     stages = (yaml.load(lock.read_text(encoding="utf-8"), yaml.CSafeLoader).get("stages") or {}).values()
     here = sum(all((root / out["path"]).exists() for out in stage.get("outs", [])) for stage in stages)
-    return f"{len(stages)} stages recorded in dvc.lock, {here} of them with their results here (dvc status: what changed)"
+    return f"{len(stages)} stages recorded in dvc.lock, {here} of them with their results here (see dvc status)"
