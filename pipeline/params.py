@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from data.config import ConfigError, read_config
+from data.written import read_written
 
 PARAMS = Path("params.yaml")
 
@@ -21,9 +22,9 @@ class ParamsError(click.ClickException):
 def load_params(path: Path = PARAMS) -> dict[str, Any]:
     """params.yaml as DVC reads it: YAML 1.2, where 1e-4 is a number."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not readable ({error})") from error
+        text = read_written(path)
+    except ValueError as error:
+        raise ParamsError(str(error)) from error
     return copy.deepcopy(_parsed(text, path))
 
 

@@ -84,7 +84,7 @@ def test_why_a_source_is_not_usable(monkeypatch):
     monkeypatch.chdir(ROOT)
     for block, reason in (
         (BLOCKS["judge"] | {"path": "/no/such/judge"}, "/no/such/judge is neither a folder nor a hub id"),
-        (BLOCKS["judge"] | {"rubric": "none.yaml"}, "none.yaml: not a readable rubric"),
+        (BLOCKS["judge"] | {"rubric": "none.yaml"}, "none.yaml: not read: No such file"),
         (BLOCKS["judge"] | {"colour": 1}, "feedback.sources.one.colour (1) is unknown"),
         ({"kind": "oracle"}, "feedback.sources.one.kind is 'oracle'"),
         (None, "feedback.sources.one.kind is missing"),
