@@ -298,10 +298,10 @@ class Gemini:
 
     def defect(self, reply: str) -> str | None:
         """Gemini now and then sends an empty text under STOP, and usually answers when the call is repeated."""
-        match parsed(reply):
-            case {"candidates": [{"finishReason": "STOP"} as candidate, *_]} if not _text_of(candidate).strip():
-                return "an empty reply, finishReason STOP"
-        return None
+        given = parsed(reply)
+        if self.options.mode == "text":
+            return read_candidate(given).defect
+        return None if given.get("answers") or _blocked(given) else "a reply without answers"
 
     def _status_fault(self, status: int, body: Any, wait: float | None) -> Fault:
         given = mapping(body[0] if isinstance(body, list) and body else body)
@@ -403,8 +403,11 @@ def read_candidate(given: Mapping[str, Any]) -> ReplyMessage:
                 return ReplyMessage(None, f"{REFUSED}stopped for {reason}", [])
             if text.strip():
                 return ReplyMessage(text, None, [])
-            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [])
-    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [])
+            if reason == "MAX_TOKENS":  # thoughts took all of them
+                error = f"{UNREADABLE_ANSWER}no answer within max_output_tokens; a larger one leaves room"
+                return ReplyMessage(None, error, [])
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [], empty=True)
+    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [], empty=True)
 
 
 def _text_of(candidate: Mapping[str, Any]) -> str:

@@ -190,6 +190,12 @@ class ReplyMessage(NamedTuple):
     text: str | None  # without thoughts
     error: str | None
     tokens: list[Mapping[str, Any]]  # token, logprob and top_logprobs of each position; empty where none were sent
+    empty: bool = False  # neither words nor thoughts, a refusal or the stop of a filter: asked again, it usually answers
+
+    @property
+    def defect(self) -> str | None:
+        """Why it has to be requested again; None where it is an answer."""
+        return (self.error or "").removeprefix(UNREADABLE_ANSWER) if self.empty else None
 
 
 def read_message(reply: Mapping[str, Any]) -> ReplyMessage:
@@ -209,9 +215,11 @@ def read_message(reply: Mapping[str, Any]) -> ReplyMessage:
             cure = "; a larger max_tokens leaves room for one" if reason == "length" else ""
             error = f"{UNREADABLE_ANSWER}thoughts without an answer, finish_reason {reason!r}{cure}"
             return ReplyMessage(None, error, [])
+        case {"choices": [{"finish_reason": "length"}, *_]}:  # hidden thoughts took all of the tokens
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}no answer within max_tokens; a larger one leaves room", [])
         case {"choices": [{"finish_reason": reason}, *_]}:
-            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finish_reason {reason!r}", [])
-    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no chat completion: {list(reply)[:5]}", [])
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finish_reason {reason!r}", [], empty=True)
+    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no chat completion: {list(reply)[:5]}", [], empty=True)
 
 
 def _thinks(message: Mapping[str, Any]) -> bool:

@@ -86,7 +86,10 @@ class Sender(Protocol):
         """What an exception of `send` means. An exception that is not of the client is raised again."""
 
     def defect(self, reply: str) -> str | None:
-        """Why a reply under the status of a success has to be requested again; None where it is an answer."""
+        """Why a reply under the status of a success has to be requested again; None where it is an answer.
+
+        A reply without any words, thoughts, refusal or filter is none; words that cannot be read are an answer.
+        """
 
     async def close(self) -> None:
         """Close the connections."""

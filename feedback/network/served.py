@@ -206,8 +206,8 @@ class Served:
         )
         return f"Start vLLM 0.32 or later with: {command} ; or send pictures, without times: clip: frames"
 
-    def defect(self, reply: str) -> None:
-        return None
+    def defect(self, reply: str) -> str | None:
+        return read_message(parsed(reply)).defect
 
     def read(self, plan: Plan, reply: str) -> Reading:
         given, (question,) = parsed(reply), plan.questions
