@@ -42,6 +42,19 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     return params
 
 
+def aliases(path: Path = PARAMS) -> list[str]:
+    """A sentence for each alias in the file: DVC merges an aliased block back with its old values."""
+    import yaml
+
+    events = yaml.parse(read_written(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return [
+        f"{path}, line {event.start_mark.line + 1}: *{event.anchor} repeats a block, and what `dvc exp run -S` sets in "
+        "such a block is lost without a word: write the block out, or name a source"
+        for event in events
+        if isinstance(event, yaml.AliasEvent)
+    ]
+
+
 def block(name: str, path: Path = PARAMS) -> Any:
     """The value at a dotted name such as `feedback.sources.judge`. Raises ParamsError listing the keys beside it."""
     value: Any = load_params(path)

@@ -42,10 +42,11 @@ from feedback.network.provider import (
     Progress,
     Reading,
     Remedy,
-    describe,
     is_loopback,
     mend_key,
     mend_name,
+    no_reply,
+    via_proxy,
     without_key,
 )
 
@@ -290,10 +291,8 @@ class Gemini:
             return Fault(Remedy.RETRY, "an error page that is no UTF-8", lost=True)
         cause = error if isinstance(error, httpx2.HTTPError) else error.__cause__
         if isinstance(cause, httpx2.HTTPError):
-            sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            reason = f"no reply from {self._address} ({describe(cause)})"
-            connected = sent or isinstance(cause, httpx2.PoolTimeout)
-            return Fault(Remedy.RETRY, self._clean(reason), lost=sent, unreachable=not connected)
+            fault = no_reply(cause, self._address)
+            return replace(fault, reason=self._clean(fault.reason))
         raise error
 
     def defect(self, reply: str) -> str | None:
@@ -305,12 +304,13 @@ class Gemini:
 
     def _status_fault(self, status: int, body: Any, wait: float | None) -> Fault:
         given = mapping(body[0] if isinstance(body, list) and body else body)
+        via = "" if given.get("error") else via_proxy(self._address)  # a page may be the proxy's own
         error = mapping(given.get("error", given))
         details = mappings(error.get("details"))
-        reason = self._clean(f"HTTP {status}: {error.get('message') or body}")
+        reason = self._clean(f"HTTP {status}{via}: {error.get('message') or body}")
         variable, model, words = self.options.key_variable, self.options.model, str(error.get("message") or "")
         if status in (401, 403) or any(one.get("reason") == "API_KEY_INVALID" for one in details):
-            rejected = f"the key in {variable} was rejected (HTTP {status}): {words or body}"
+            rejected = f"the key in {variable} was rejected (HTTP {status}{via}): {words or body}"
             return Fault(Remedy.STOP, self._clean(rejected), cure=mend_key(variable, model))
         if status == UNPAID:
             return Fault(Remedy.STOP, reason, cure=PAY)

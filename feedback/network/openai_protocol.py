@@ -16,10 +16,11 @@ from feedback.network.provider import (
     UNPAID,
     Fault,
     Remedy,
-    describe,
     is_loopback,
     mend_key,
     mend_name,
+    no_reply,
+    via_proxy,
     without_key,
 )
 
@@ -138,22 +139,21 @@ class OpenAIClient:
             return replace(self._status_fault(error), status=error.status_code)
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):  # bare, while a file is streamed
             cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-            sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            reason = f"no reply from {self._address} ({describe(cause or error)})"
-            connected = sent or isinstance(cause, httpx2.PoolTimeout)
-            return Fault(Remedy.RETRY, self._clean(reason), lost=sent, unreachable=not connected)
+            fault = no_reply(cause or error, self._address)
+            return replace(fault, reason=self._clean(fault.reason))
         raise error
 
     def _status_fault(self, error: "openai.APIStatusError") -> Fault:
         status, code, wait = error.status_code, error.code or error.type or "", retry_after(error.response.headers)
         message = error.body.get("message") if isinstance(error.body, dict) else None
-        reason = self._clean(f"HTTP {status}: {message or error.message}")
+        via = "" if isinstance(error.body, dict) else via_proxy(self._address)  # a page may be the proxy's own
+        reason = self._clean(f"HTTP {status}{via}: {message or error.message}")
         spent = code in SPENT or error.type in SPENT
         if spent or status == UNPAID:
             return Fault(Remedy.STOP, reason, wait, cure=PAY)
         if status in (401, 403):
             named = f"the key in {self._variable} was rejected" if self._variable else NO_VARIABLE
-            words = self._clean(f"{named} (HTTP {status}, {code or 'no code'}): {message or error.message}")
+            words = self._clean(f"{named} (HTTP {status}, {code or 'no code'}{via}): {message or error.message}")
             return Fault(Remedy.STOP, words, cure=mend_key(self._variable, self.model))
         if status in UNKNOWN:
             return Fault(Remedy.STOP, reason, cure=mend_name(self.model, self._address))

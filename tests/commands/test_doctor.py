@@ -151,6 +151,15 @@ def test_servers_are_called_side_by_side_and_not_waited_for(monkeypatch):
     assert took < 2 * PATIENCE  # of three that each take PATIENCE
 
 
+def test_a_proxy_before_a_server_is_named(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
+    ((state, detail),) = found({"j": BLOCKS["served"] | {"base_url": "http://gpu7/v1", "rubric": SHEET}}).values()
+    assert state == NOTE
+    assert "through the proxy 127.0.0.1:9 of the environment, which NO_PROXY=gpu7 bypasses" in detail
+
+
 def test_which_keys_and_whether_the_ledger_is_wanted():
     inner = BLOCKS["gemini"] | {"key_variable": "OTHER_KEY"}
     panel = {"kind": "panel", "rule": "all", "members": {"a": inner, "b": BLOCKS["physics"]}}
@@ -284,14 +293,22 @@ def test_the_state_of_a_repository(tmp_path):
 
 def test_outputs_behind_a_link_are_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "disk").mkdir()
-    (tmp_path / "runs").symlink_to(tmp_path / "disk")
-    (finding,) = (one for one in repository(tmp_path) if one.what == "outputs")
-    assert finding.state == BROKEN
-    assert "runs is a symbolic link to" in finding.detail and "clone the repository there" in finding.detail
-
+    finished = tmp_path / "runs/r1/samples"
+    finished.mkdir(parents=True)
+    (finished / "manifest.json").write_text("{}")
+    (finished / "videos").symlink_to(tmp_path / "disk")  # DVC's own links to its cache are files; both are read through
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StateError, match="runs is a symbolic link"):  # also in `vfrl check` and stage base
-        check_params()
+    assert not [one for one in repository(tmp_path) if one.what == "outputs"]
+
+    for name in ("runs/policies", "runs/r1/labels", "metrics", "report-out"):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "disk")
+        (finding,) = (one for one in repository(tmp_path) if one.what == "outputs")
+        assert finding.state == BROKEN
+        assert f"{name} is a symbolic link to" in finding.detail and "clone the repository there" in finding.detail
+        with pytest.raises(StateError, match=f"{name} is a symbolic link"):  # also in `vfrl check` and stage base
+            check_params()
+        link.unlink()
 
 
 # The command
