@@ -29,6 +29,7 @@ import psutil
 import yaml
 
 from data.policies import FINISHED
+from pipeline.command import PATH
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.network import attempts, block_of
 
@@ -65,9 +66,10 @@ class Row(NamedTuple):
 @click.option("--moments", default=20)
 @click.option("--seed", default=0)
 @click.option("--target", "targets", multiple=True, default=TARGETS, help="A stage of dvc.yaml, or export; repeatable.")
-def main(moments: int, seed: int, targets: Sequence[str]) -> None:
+@click.option("--home", type=PATH, help="Folder for the copy, which stays; one that is there is used with its code.")
+def main(moments: int, seed: int, targets: Sequence[str], home: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder, provider() as base:
-        home = Path(folder)
+        home = home or Path(folder)
         prepare(home, base)
         rows = []
         print(HEADER, flush=True)
@@ -105,6 +107,18 @@ def provider() -> Iterator[str]:
 
 def prepare(home: Path, base: str) -> None:
     """A copy of the repository, run to its end: preset smoke with all optional stages, and a judge of the provider."""
+    if not (home / "dvc.yaml").is_file():
+        copy_to(home)
+    params = yaml.safe_load((home / "params.yaml").read_text())
+    params["feedback"]["sources"]["provider"] = block_of("gpt", base, concurrency=2)
+    (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    done = subprocess.run([*DVC, "repro"], cwd=home, env=surroundings(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def copy_to(home: Path) -> None:
+    """The repository with the soak's params.yaml, before any stage has run."""
+    home.mkdir(parents=True, exist_ok=True)
     make_clone(home)
     shutil.copytree(ROOT / "models/tabletop", home / "models/tabletop", dirs_exist_ok=True)
     run(home, sys.executable, "-m", "commands", "preset", "smoke")
@@ -112,7 +126,6 @@ def prepare(home: Path, base: str) -> None:
     params["generate"] |= {"batch_size": 2, "steps": 8}
     params["label"]["batch_size"] = 2
     params["train"]["common"] |= {"steps": 8, "checkpoint_every": 1}
-    params["feedback"]["sources"]["provider"] = block_of("gpt", base, concurrency=2)
     params["comparison"] |= {"rounds": ["r1"], "sources": ["provider"]}
     params["select"] |= {"policies": ["rwr1"], "judges": ["judge"]}
     params["select"]["generate"] |= {"steps": 2, "samples_per_prompt": 1, "batch_size": 2}
@@ -121,8 +134,6 @@ def prepare(home: Path, base: str) -> None:
     params["extend"] = {"longer": longer}
     params["preferences"] = {"rwr1-base": {"policy": "rwr1", "against": "base", "source": "pairs", "clips": 1}}
     (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    done = subprocess.run([*DVC, "repro"], cwd=home, env=surroundings(home), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None = None) -> Row:
