@@ -35,7 +35,7 @@ from tests.support.network import attempts, block_of
 
 VICTIMS = (("dvc",), ("stage",), ("dvc", "stage"))
 ENDS = 5.0  # seconds within which a stage ends after its dvc
-STEP = 0.02  # seconds between looks at the processes
+STEP = 0.05  # seconds between looks at the processes
 EXPORT = "export"  # the one target that is a command
 PAID = "label-compare@r1-provider"
 TARGETS = (

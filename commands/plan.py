@@ -67,7 +67,7 @@ def main(seconds_per_clip: float | None, seconds_per_call: float | None, last_li
     if not last_line:
         for line in [*_table(found), *_accepting(found), *_unknown(found)]:
             click.echo(line)
-    click.echo(_total(found))
+    click.echo(_total(found, planner.base))
 
 
 def plan(checked: "Checked", planner: "Planner") -> Iterator[Planned]:
@@ -154,8 +154,8 @@ def _unknown(found: Sequence[Planned]) -> Iterator[str]:
         )
 
 
-def _total(found: Sequence[Planned]) -> str:
-    """All in one line."""
+def _total(found: Sequence[Planned], base: float) -> str:
+    """All in one line. base: seconds of stage base, which runs before them."""
     from pipeline.takes import total
 
     run = [one for one in found if one.state != RESTORED]
@@ -165,7 +165,8 @@ def _total(found: Sequence[Planned]) -> str:
     if follow:
         words[0] += f", {follow} of them after others"
     needed, free = 2 * sum(one.takes.bytes for one in run), shutil.disk_usage(".").free
-    if amounts := _amounts(total(one.takes for one in run)):
+    takes = total(one.takes for one in run)
+    if amounts := _amounts(takes._replace(seconds=(takes.seconds or 0.0) + base) if takes.seconds else takes):
         words.append(f"at most {amounts} (once in runs/, once in DVC's cache)" if needed else f"at most {amounts}")
     if lacking := sum(one.takes.seconds is None for one in run):
         words.append(f"without the time of {lacking}")

@@ -165,5 +165,8 @@ def test_time_is_unknown_until_it_was_measured_or_given(planned, clone):
     try:
         kept.write_text(json.dumps(rates))
         assert "[12 clips, 30 s," in (line_of(planned(), "generate@r2") or "")  # 6 + 12 x 2 x 1
+        without = planned("--last-line")[0]
+        kept.write_text(json.dumps(rates | {"base": {"unit": "runs", "seconds": 7200.0, "start": 0.0}}))
+        assert not re.search(r"\d h\b", without) and re.search(r"\b2\.\d h\b", planned("--last-line")[0])
     finally:
         kept.unlink()
