@@ -103,7 +103,10 @@ def _planned(
     command = command_of(stage)
     written = sum(out.meta.size or 0 for out in stage.outs if out.meta)
     takes = planner.takes(command, not before, written)
-    state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
+    if any(one.kind == "new" for one in reasons):
+        state = RUNS
+    else:
+        state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
     why = [one.text for one in reasons] or [f"after {_first([one.addressing for one in before])}"]
     expensive = state != RESTORED and (command.name in LONG or takes.calls > 0)
     return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and expensive, pending)
@@ -172,7 +175,7 @@ def _total(found: Sequence[Planned], base: float) -> str:
         words.append(f"without the time of {lacking}")
     if needed > free:
         words.append(f"MORE THAN THE {_size(free)} THAT ARE FREE")
-    return "; ".join([*words, f"clips are sampled by: {', '.join(sampling) or 'none'}"])
+    return "; ".join([*words, f"clips are sampled by: {_first(sampling) or 'none'}"])
 
 
 def _amounts(takes: "Takes") -> str:

@@ -143,11 +143,11 @@ def _begin() -> float:
 
     Under DVC that is when the stage before it ended, which wrote RATES, or when dvc began.
     """
-    own, dvc = psutil.Process().create_time(), dvc_of_this_stage()
+    own, dvc = float(psutil.Process().create_time()), dvc_of_this_stage()
     if dvc is None:
         return own
     written = RATES.stat().st_mtime if RATES.is_file() else 0.0
-    return min(own, max(dvc.create_time(), written))
+    return min(own, max(float(dvc.create_time()), written))
 
 
 def _keep(name: str, rate: Rate) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,20 @@ def test_time_is_unknown_until_it_was_measured_or_given(planned, clone):
         assert not re.search(r"\d h\b", without) and re.search(r"\b2\.\d h\b", planned("--last-line")[0])
     finally:
         kept.unlink()
+
+
+def test_without_outputs_and_cache_every_stage_runs_for_one_short_reason(clone, tmp_path, monkeypatch):
+    """As in a fresh clone, in which only dvc.lock tells of the run."""
+    fresh = tmp_path / "fresh"
+    git(clone, "clone", "-q", ".", str(fresh))
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(clone / name, fresh / name)
+    monkeypatch.chdir(fresh)
+    done = CliRunner().invoke(main, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    *lines, _ = done.output.splitlines()
+    for stage, reason in (("generate@r1", "output not there yet"), ("label@r1", "output not there yet"),
+                          ("evaluate", "not run yet")):  # fmt: skip
+        line = line_of(lines, stage)
+        assert line and re.sub(r" \[.*\]", "", line).split(None, 2)[::2] == ["runs", reason]
+    assert not any("dvc commit" in line for line in lines)
