@@ -133,8 +133,9 @@ class _Work(NamedTuple):
     def in_words(self, now: dict[str, Any]) -> str:
         """What there is, and how its run differs from this one."""
         when = datetime.fromtimestamp(self.written).strftime("%Y-%m-%d %H:%M")
-        what = f"{self.folder}: {_hours(self.seconds)} of work, {self.files} files of {_size(self.size)}, last written"
-        what = what.replace(" of work", " of finished work, which dvc.lock does not list") if self.finished else what
+        work = "finished work, not in dvc.lock," if self.finished else "work"
+        files = f"{self.files} files of {_size(self.size)}"
+        what = f"{self.folder}: {_hours(self.seconds)} of {work}, {files}, last written"
         if self.facts is None:
             return f"  {what} {when}\n    by an older version, which did not record params, inputs and code"
         found = differences(self.facts, now)
