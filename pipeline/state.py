@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -49,13 +50,24 @@ class StateError(click.ClickException):
 
 
 def check_outputs(root: Path) -> None:
-    """Raises StateError where a folder of outputs is a symbolic link: DVC refuses it only after the stage has run."""
-    for name in OUTPUTS:
-        if (root / name).is_symlink():
+    """Raises StateError where outputs lie behind a symbolic link: DVC refuses them only after the stage has run."""
+    for folder in (folder for name in OUTPUTS for folder in _holding_outputs(root / name)):
+        if folder.is_symlink():
+            place = folder.relative_to(root)
             raise StateError(
-                f"{name} is a symbolic link to {(root / name).readlink()}, and DVC refuses outputs behind one; to use a"
-                f" larger disk, clone the repository there, or mount it at {name} (mount --bind)"
+                f"{place} is a symbolic link to {folder.readlink()}, and DVC refuses outputs behind one; to use a "
+                f"larger disk, clone the repository there, or mount it at {place} (mount --bind), or move DVC's cache "
+                "(docs/pipeline.md, A larger disk)"
             )
+
+
+def _holding_outputs(folder: Path) -> Iterator[Path]:
+    """A folder and those below it that are no finished outputs: those have a manifest."""
+    yield folder
+    if folder.is_dir() and not folder.is_symlink():
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir() and not (inner / MANIFEST).is_file():
+                yield from _holding_outputs(inner)
 
 
 @contextlib.contextmanager
@@ -184,11 +196,12 @@ def _what_there_is(home: Path, valuable: Sequence[_Work], facts: dict[str, Any])
         if risky
         else ""
     )
+    adopt, discard = (f"{CHOICE}={shlex.quote(f'{choice}:{home.name}')}" for choice in (ADOPT, DISCARD))
     return (
         f"{home.name}: an earlier run left work, and this run differs from it:\n{listed}\n"
         f"Undo the change to go on as before, or run again with one of\n"
-        f"  {CHOICE}={ADOPT}:{home.name}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
-        f"  {CHOICE}={DISCARD}:{home.name}  to delete it and start afresh\n"
+        f"  {adopt}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
+        f"  {discard}  to delete it and start afresh\n"
         "Without the name behind it, the choice is for every stage of the run"
     )
 

@@ -110,7 +110,8 @@ def test_what_the_stages_took_is_kept_for_the_next_plan_and_is_no_output(home):
 def test_dvc_shows_two_numbers_a_policy_and_draws_its_plots_without_a_complaint(home):
     policies = yaml.safe_load((home / "params.yaml").read_text())["evaluate"]["policies"]
     metrics = json.loads((home / "metrics/evaluate.json").read_text())
-    assert set(metrics) == {*policies, *(f"Δ{name}" for name in policies if name != "base")}
+    assert set(metrics) == {*policies, *(f"Δ{name}" for name in policies if name != "base"), "in detail"}
+    assert set(metrics["in detail"]["minus_base"]["judge"]["ask1"]) == {"all", "train", "test"}
     shown = run(home, *DVC, "metrics", "show")
     assert len(shown.splitlines()) == 2 and max(map(len, shown.splitlines())) <= 120
     assert "failed" not in run(home, *DVC, "plots", "show")

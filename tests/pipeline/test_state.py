@@ -111,6 +111,15 @@ def test_work_of_hours_stops_a_run_that_differs_and_nothing_is_deleted(start):
         assert (left / "batch-0").read_text() == "done"
 
 
+def test_the_ways_on_can_be_pasted_into_a_shell(start):
+    out = Path("my clips/r1")
+    leave_behind(start(out=out), seconds=WORTH)
+    with pytest.raises(StateError) as caught, start(13, out):
+        pass
+    for choice in ("adopt", "discard"):
+        assert f"  STAGE_STATE='{choice}:generate-my clips-r1' " in caught.value.message
+
+
 def test_undoing_the_change_goes_on_as_before(start):
     leave_behind(start(), seconds=WORTH)
     with pytest.raises(StateError), start(steps=13):
