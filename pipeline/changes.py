@@ -76,7 +76,7 @@ class Changes:
         """What changed for a stage, each once."""
         if not any(out.hash_info for out in stage.outs):
             return [Reason("new", "not run yet")]
-        absent = not any(out.exists for out in stage.outs)
+        absent = not any(out.exists for out in stage.outs if out.use_cache)  # git has the others
         found = [Reason("other", "the command changed")] if stage.changed_stage() else []
         for dep in stage.deps:
             if not (absent and Path(dep.def_path).parts[0] in MADE and INPUTS not in Path(dep.def_path).parents):
