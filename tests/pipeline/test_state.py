@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -449,6 +450,16 @@ def test_another_stage_deletes_finished_work_that_dvc_has_saved(sampling, start)
     assert len(left_in(home)) > 1
     with start(out=Path("runs/r2/samples")):
         assert left_in(home) == ["lock"]
+
+
+def test_a_lock_file_that_came_by_git_does_not_count_as_saved(sampling):
+    sampling()
+    digest = manifest_hash(OUT)
+    (listing,) = (path for path in Path(".dvc/cache/files/md5").glob("??/*.dir"))
+    listing.unlink()
+    assert not in_lock(OUT.as_posix(), digest)
+    shutil.rmtree(".dvc/cache")  # it lies where we do not know
+    assert in_lock(OUT.as_posix(), digest)
 
 
 def test_a_cache_elsewhere_is_found(sampling):
