@@ -76,17 +76,13 @@ class Changes:
         """What changed for a stage, each once."""
         if not any(out.hash_info for out in stage.outs):
             return [Reason("new", "not run yet")]
-        absent = not any(out.exists for out in stage.outs if out.use_cache)  # git has the others
+        states = {path: state for out in stage.outs for path, state in out.status().items()}
+        if UNKNOWN in states.values() and not any(out.exists for out in stage.outs if out.use_cache):
+            return [Reason("new", "output not there yet")]
         found = [Reason("other", "the command changed")] if stage.changed_stage() else []
         for dep in stage.deps:
-            if not (absent and Path(dep.def_path).parts[0] in MADE and INPUTS not in Path(dep.def_path).parents):
-                found += self._of_dependency(dep)
-        states = {path: state for out in stage.outs for path, state in out.status().items()}
-        if absent:
-            kind: Literal["new", "other"] = "new" if UNKNOWN in states.values() else "other"
-            found.append(Reason(kind, "output not there yet"))
-        else:
-            found += [Reason("other", f"output {path} {_state(state)}") for path, state in states.items()]
+            found += self._of_dependency(dep)
+        found += [Reason("other", f"output {path} {_state(state)}") for path, state in states.items()]
         return list(dict.fromkeys(found))
 
     def pending(self, stage: "Stage") -> bool:
