@@ -97,6 +97,8 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         return
     with _lock(home):
         end_with_dvc()
+        for left in home.glob(".*/"):
+            shutil.rmtree(left)
         _delete_saved(root)
         adopted = _settle(home, work, facts)
         work.mkdir(exist_ok=True)
@@ -350,8 +352,12 @@ def _delete_work(work: Path) -> None:
 
 
 def _delete(path: Path) -> None:
+    """A kill leaves a folder whole or under a dotted name, which the next run deletes: half of it could pass as work."""
     if path.is_dir():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 

@@ -78,6 +78,22 @@ def test_success_deletes_the_work(start):
         assert list(again.iterdir()) == []
 
 
+def test_a_kill_while_finished_work_is_deleted_leaves_nothing_that_passes_as_work(start, monkeypatch):
+    def killed(folder, **_):
+        if folder.exists():
+            (folder / "batch-0").unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch, start() as work:
+        (work / "batch-0").write_text("done")
+        (work / "batch-1").write_text("done")
+        patch.setattr("pipeline.state.shutil.rmtree", killed)
+    assert not work.exists()
+    with start() as again:
+        assert list(again.iterdir()) == []
+    assert left_in() == ["lock"]
+
+
 def test_with_other_params_inputs_or_code_work_of_less_than_two_minutes_is_deleted(start):
     def change_input():
         Path("input").write_text("other clips")
