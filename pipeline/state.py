@@ -352,7 +352,7 @@ def _delete_work(work: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """A kill leaves a folder whole or under a dotted name, which the next run deletes: half of it could pass as work."""
+    """A kill leaves a folder whole, or under a dotted name that the next run deletes: half of it could pass as work."""
     if path.is_dir():
         doomed = path.with_name(f".{path.name}")
         shutil.rmtree(doomed, ignore_errors=True)
