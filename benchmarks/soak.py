@@ -10,6 +10,7 @@ and how many seconds an undisturbed run took. The exit code is 1 where anything 
 """
 
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -143,21 +144,20 @@ def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None 
     """
     dice, killed, same, outlived, missed = random.Random(f"{seed}/{target}"), Counter[str](), 0, 0, 0
     calls, in_flight, twice = 0, 0, 0
-    times, whole = undisturbed(home, target)
+    (home / "ledger.sqlite").unlink(missing_ok=True)
+    times, whole = go(home, target).times, contents(home, target)
     while killed.total() < moments:
         (home / "ledger.sqlite").unlink(missing_ok=True)
         before = answered(base)
         victims = dice.choice(VICTIMS if target != EXPORT else VICTIMS[1:2])
-        moment = dice.uniform(
-            times.begun if "stage" in victims else 0.0, times.ended if "stage" in victims else times.all
-        )
-        found = killed_at(home, target, moment, victims)
-        if found is None:
-            missed += 1
+        window = (times.begun, times.ended) if "stage" in victims else (0.0, times.all)
+        ran = go(home, target, dice.uniform(*window), victims)
+        if not ran.hit:
+            missed, times = missed + 1, ran.times  # those of another load of the machine
             assert missed <= MISSES * moments, f"{target}: {missed} runs ended before their moment came"
             continue
         killed["+".join(victims)] += 1
-        outlived += found
+        outlived += ran.outlived
         finish(home, target)
         same += contents(home, target) == whole
         if target == PAID:
@@ -186,23 +186,35 @@ class Times(NamedTuple):
     all: float
 
 
-def undisturbed(home: Path, target: str) -> tuple[Times, dict[str, str]]:
-    """The times of a run that nothing disturbs, and what it leaves."""
-    (home / "ledger.sqlite").unlink(missing_ok=True)
-    first, seen = start(home, target), list[float]()
-    began = time.monotonic()
-    while first.poll() is None:
-        if stages_of(first, target):
-            seen.append(time.monotonic() - began)
-        time.sleep(STEP)
-    seconds = time.monotonic() - began
-    assert first.returncode == 0, f"{target} ended with {first.returncode}"
-    return Times(seen[0], seen[-1], seconds), contents(home, target)
+class Ran(NamedTuple):
+    """A run of a target."""
+
+    times: Times
+    hit: bool  # whether its victims were killed; else it ran to its end
+    outlived: bool  # whether the stage, or a fork of it, did not end after a kill
 
 
-def start(home: Path, target: str) -> "subprocess.Popen[bytes]":
+def go(home: Path, target: str, moment: float = math.inf, victims: Sequence[str] = ()) -> Ran:
+    """Run the target, and kill the victims after so many seconds.
+
+    A stage that has not begun is waited for, where it is a victim.
+    """
     quiet: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command_of(target), cwd=home, env=surroundings(home), **quiet)
+    first = subprocess.Popen(command_of(target), cwd=home, env=surroundings(home), **quiet)
+    began, seen, stages = time.monotonic(), [0.0], list[psutil.Process]()
+    while first.poll() is None and (time.monotonic() < began + moment or ("stage" in victims and not stages)):
+        time.sleep(STEP)
+        if stages := stages_of(first, target):
+            seen.append(time.monotonic() - began)
+    if "dvc" in victims and first.poll() is None:
+        first.kill()
+    for stage in stages[:1] if "stage" in victims else []:  # its forks end by themselves
+        with suppress(psutil.Error):
+            stage.kill()
+    hit = first.wait() != 0 and (bool(stages) or "stage" not in victims)
+    assert victims or not hit, f"{target} ended with {first.returncode}"
+    outlived = bool(psutil.wait_procs(stages, timeout=ENDS)[1]) if hit else False
+    return Ran(Times(*(seen[1:2] or seen), seen[-1], time.monotonic() - began), hit, outlived)
 
 
 def stages_of(first: "subprocess.Popen[bytes]", target: str) -> list[psutil.Process]:
@@ -239,26 +251,6 @@ def is_finished(path: Path) -> bool:
 
 def unpacked(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
-
-
-def killed_at(home: Path, target: str, moment: float, victims: Sequence[str]) -> bool | None:
-    """Start the target, kill the victims after so many seconds; whether the stage, or a fork of it, outlived that.
-
-    A stage that has not begun is waited for, where it is a victim. None: a victim had ended before.
-    """
-    first, deadline = start(home, target), time.monotonic() + moment
-    stages = stages_of(first, target)
-    while first.poll() is None and (time.monotonic() < deadline or ("stage" in victims and not stages)):
-        time.sleep(STEP)
-        stages = stages_of(first, target)
-    if "dvc" in victims and first.poll() is None:
-        first.kill()
-    for stage in stages[:1] if "stage" in victims else []:  # its forks end by themselves
-        with suppress(psutil.Error):
-            stage.kill()
-    outlived = psutil.wait_procs(stages, timeout=ENDS)[1] if first.wait() != 0 else []
-    hit = first.wait() != 0 and (bool(stages) or "stage" not in victims)
-    return bool(outlived) if hit else None
 
 
 def is_stage(process: psutil.Process) -> bool:
