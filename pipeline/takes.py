@@ -122,7 +122,7 @@ def _bytes_per_clip(video: Mapping[str, Any], generator: Generator | None) -> in
     size = [video["num_frames"], video["height"], video["width"]]
     for listed in sorted(Path("runs").glob(f"**/samples/{MANIFEST}")):
         facts = json.loads(listed.read_text(encoding="utf-8"))
-        clips = sum(map(len, facts["facts"]["shards"]))
+        clips = sum(map(len, facts["facts"].get("shards", [])))  # a pool has none
         if facts["facts"].get("size") == size and facts["facts"].get("family") == block("generator.family") and clips:
             return round(sum(int(file["size"]) for file in facts["files"]) / clips)
     latents = FLOAT * math.prod(generator.latent_shape) if generator else 0

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from commands.plan import main
+from data.manifest import write_manifest
 from tests.support.clone import DVC, ROOT, make_clone, run
 
 WRITTEN = (
@@ -60,6 +61,16 @@ def planned(clone, monkeypatch):
 
 def line_of(lines: list[str], stage: str) -> str | None:
     return next((line for line in lines if line.split()[1:2] == [stage]), None)
+
+
+def test_a_pool_s_clip_sets_have_no_size_of_their_own(planned, clone):
+    pool = clone / "runs/both/samples"
+    pool.mkdir(parents=True)
+    write_manifest(pool, "clip_sets", rounds={})
+    try:
+        assert "12 clips, 294.9 kB" in (line_of(planned(), "generate@r2") or "")  # 12 x (latents + a byte a pixel)
+    finally:
+        shutil.rmtree(pool.parent)
 
 
 def test_a_changed_value_is_named_as_it_was_and_as_it_is(planned, clone):
