@@ -10,6 +10,7 @@ and how many seconds an undisturbed run took. The exit code is 1 where anything 
 """
 
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -29,12 +30,13 @@ import psutil
 import yaml
 
 from data.policies import FINISHED
+from pipeline.command import PATH
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.network import attempts, block_of
 
 VICTIMS = (("dvc",), ("stage",), ("dvc", "stage"))
 ENDS = 5.0  # seconds within which a stage ends after its dvc
-STEP = 0.02  # seconds between looks at the processes
+STEP = 0.05  # seconds between looks at the processes
 EXPORT = "export"  # the one target that is a command
 PAID = "label-compare@r1-provider"
 TARGETS = (
@@ -50,7 +52,7 @@ class Row(NamedTuple):
     target: str
     killed: Counter[str]  # moments by victims
     same: int  # moments that ended with the bytes of the undisturbed run
-    outlived: int  # moments in which the stage outlived its dvc
+    outlived: int  # moments after which the stage, or a fork of it, did not end
     calls: int  # that the provider answered, over all moments
     in_flight: int  # of them at a kill, so that their answer was lost and was asked for again
     twice: int  # calls that were sent although their answer was known
@@ -65,9 +67,10 @@ class Row(NamedTuple):
 @click.option("--moments", default=20)
 @click.option("--seed", default=0)
 @click.option("--target", "targets", multiple=True, default=TARGETS, help="A stage of dvc.yaml, or export; repeatable.")
-def main(moments: int, seed: int, targets: Sequence[str]) -> None:
+@click.option("--home", type=PATH, help="Folder for the copy, which stays; one that is there is used with its code.")
+def main(moments: int, seed: int, targets: Sequence[str], home: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder, provider() as base:
-        home = Path(folder)
+        home = home or Path(folder)
         prepare(home, base)
         rows = []
         print(HEADER, flush=True)
@@ -87,7 +90,7 @@ def in_words(row: Row) -> str:
     killed = row.killed
     line = f"{row.target:28} {killed['dvc']:4} {killed['stage']:5} {killed['dvc+stage']:4}"
     line += f" {f'{row.same}/{killed.total()}':>10} {row.calls:5} {row.in_flight:9} {row.twice:5} {row.seconds:7.1f}"
-    return f"{line}  the stage outlived its dvc {row.outlived} times" if row.outlived else line
+    return f"{line}  the stage or a fork of it outlived {row.outlived} kills" if row.outlived else line
 
 
 @contextmanager
@@ -105,6 +108,18 @@ def provider() -> Iterator[str]:
 
 def prepare(home: Path, base: str) -> None:
     """A copy of the repository, run to its end: preset smoke with all optional stages, and a judge of the provider."""
+    if not (home / "dvc.yaml").is_file():
+        copy_to(home)
+    params = yaml.safe_load((home / "params.yaml").read_text())
+    params["feedback"]["sources"]["provider"] = block_of("gpt", base, concurrency=2)
+    (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    done = subprocess.run([*DVC, "repro"], cwd=home, env=surroundings(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def copy_to(home: Path) -> None:
+    """The repository with the soak's params.yaml, before any stage has run."""
+    home.mkdir(parents=True, exist_ok=True)
     make_clone(home)
     shutil.copytree(ROOT / "models/tabletop", home / "models/tabletop", dirs_exist_ok=True)
     run(home, sys.executable, "-m", "commands", "preset", "smoke")
@@ -112,7 +127,6 @@ def prepare(home: Path, base: str) -> None:
     params["generate"] |= {"batch_size": 2, "steps": 8}
     params["label"]["batch_size"] = 2
     params["train"]["common"] |= {"steps": 8, "checkpoint_every": 1}
-    params["feedback"]["sources"]["provider"] = block_of("gpt", base, concurrency=2)
     params["comparison"] |= {"rounds": ["r1"], "sources": ["provider"]}
     params["select"] |= {"policies": ["rwr1"], "judges": ["judge"]}
     params["select"]["generate"] |= {"steps": 2, "samples_per_prompt": 1, "batch_size": 2}
@@ -121,8 +135,6 @@ def prepare(home: Path, base: str) -> None:
     params["extend"] = {"longer": longer}
     params["preferences"] = {"rwr1-base": {"policy": "rwr1", "against": "base", "source": "pairs", "clips": 1}}
     (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    done = subprocess.run([*DVC, "repro"], cwd=home, env=surroundings(home), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None = None) -> Row:
@@ -132,21 +144,20 @@ def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None 
     """
     dice, killed, same, outlived, missed = random.Random(f"{seed}/{target}"), Counter[str](), 0, 0, 0
     calls, in_flight, twice = 0, 0, 0
-    times, whole = undisturbed(home, target)
+    (home / "ledger.sqlite").unlink(missing_ok=True)
+    times, whole = go(home, target).times, contents(home, target)
     while killed.total() < moments:
         (home / "ledger.sqlite").unlink(missing_ok=True)
         before = answered(base)
         victims = dice.choice(VICTIMS if target != EXPORT else VICTIMS[1:2])
-        moment = dice.uniform(
-            times.begun if "stage" in victims else 0.0, times.ended if "stage" in victims else times.all
-        )
-        found = killed_at(home, target, moment, victims)
-        if found is None:
-            missed += 1
+        window = (times.begun, times.ended) if "stage" in victims else (0.0, times.all)
+        ran = go(home, target, dice.uniform(*window), victims)
+        if not ran.hit:
+            missed, times = missed + 1, ran.times  # those of another load of the machine
             assert missed <= MISSES * moments, f"{target}: {missed} runs ended before their moment came"
             continue
         killed["+".join(victims)] += 1
-        outlived += found
+        outlived += ran.outlived
         finish(home, target)
         same += contents(home, target) == whole
         if target == PAID:
@@ -162,9 +173,9 @@ def command_of(target: str) -> list[str]:
 
 
 def surroundings(home: Path) -> dict[str, str]:
-    """Nothing is known from before: a ledger that each moment begins anew, and no kept verdicts."""
+    """Nothing is known from before: a ledger that each moment begins anew, and no kept verdicts. Stages fork."""
     more = {"FEEDBACK_LEDGER": str(home / "ledger.sqlite"), "FEEDBACK_VERDICTS": "off", "OPENAI_API_KEY": "x"}
-    return environment() | more
+    return environment() | more | {"STAGE_WORKERS": "2"}
 
 
 class Times(NamedTuple):
@@ -175,27 +186,39 @@ class Times(NamedTuple):
     all: float
 
 
-def undisturbed(home: Path, target: str) -> tuple[Times, dict[str, str]]:
-    """The times of a run that nothing disturbs, and what it leaves."""
-    (home / "ledger.sqlite").unlink(missing_ok=True)
-    first, seen = start(home, target), list[float]()
-    began = time.monotonic()
-    while first.poll() is None:
-        if stages_of(first, target):
-            seen.append(time.monotonic() - began)
-        time.sleep(STEP)
-    seconds = time.monotonic() - began
-    assert first.returncode == 0, f"{target} ended with {first.returncode}"
-    return Times(seen[0], seen[-1], seconds), contents(home, target)
+class Ran(NamedTuple):
+    """A run of a target."""
+
+    times: Times
+    hit: bool  # whether its victims were killed; else it ran to its end
+    outlived: bool  # whether the stage, or a fork of it, did not end after a kill
 
 
-def start(home: Path, target: str) -> "subprocess.Popen[bytes]":
+def go(home: Path, target: str, moment: float = math.inf, victims: Sequence[str] = ()) -> Ran:
+    """Run the target, and kill the victims after so many seconds.
+
+    A stage that has not begun is waited for, where it is a victim.
+    """
     quiet: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command_of(target), cwd=home, env=surroundings(home), **quiet)
+    first = subprocess.Popen(command_of(target), cwd=home, env=surroundings(home), **quiet)
+    began, seen, stages = time.monotonic(), [0.0], list[psutil.Process]()
+    while first.poll() is None and (time.monotonic() < began + moment or ("stage" in victims and not stages)):
+        time.sleep(STEP)
+        if stages := stages_of(first, target):
+            seen.append(time.monotonic() - began)
+    if "dvc" in victims and first.poll() is None:
+        first.kill()
+    for stage in stages[:1] if "stage" in victims else []:  # its forks end by themselves
+        with suppress(psutil.Error):
+            stage.kill()
+    hit = first.wait() != 0 and (bool(stages) or "stage" not in victims)
+    assert victims or not hit, f"{target} ended with {first.returncode}"
+    outlived = bool(psutil.wait_procs(stages, timeout=ENDS)[1]) if hit else False
+    return Ran(Times(*(seen[1:2] or seen), seen[-1], time.monotonic() - began), hit, outlived)
 
 
 def stages_of(first: "subprocess.Popen[bytes]", target: str) -> list[psutil.Process]:
-    """The running processes of the command that are the stage's."""
+    """The running processes of the command that are the stage's, its forks last."""
     try:
         process = psutil.Process(first.pid)
         found = [process] if target == EXPORT else [one for one in process.children(recursive=True) if is_stage(one)]
@@ -228,26 +251,6 @@ def is_finished(path: Path) -> bool:
 
 def unpacked(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
-
-
-def killed_at(home: Path, target: str, moment: float, victims: Sequence[str]) -> bool | None:
-    """Start the target, kill the victims after so many seconds; whether the stage outlived its dvc.
-
-    A stage that has not begun is waited for, where it is a victim. None: a victim had ended before.
-    """
-    first, deadline = start(home, target), time.monotonic() + moment
-    stages = stages_of(first, target)
-    while first.poll() is None and (time.monotonic() < deadline or ("stage" in victims and not stages)):
-        time.sleep(STEP)
-        stages = stages_of(first, target)
-    if "dvc" in victims and first.poll() is None:
-        first.kill()
-    for stage in stages if "stage" in victims else []:
-        with suppress(psutil.Error):
-            stage.kill()
-    outlived = psutil.wait_procs(stages, timeout=ENDS)[1] if "dvc" in victims else []
-    hit = first.wait() != 0 and (bool(stages) or "stage" not in victims)
-    return bool(outlived) if hit else None
 
 
 def is_stage(process: psutil.Process) -> bool:

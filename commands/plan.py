@@ -67,7 +67,7 @@ def main(seconds_per_clip: float | None, seconds_per_call: float | None, last_li
     if not last_line:
         for line in [*_table(found), *_accepting(found), *_unknown(found)]:
             click.echo(line)
-    click.echo(_total(found))
+    click.echo(_total(found, planner.base))
 
 
 def plan(checked: "Checked", planner: "Planner") -> Iterator[Planned]:
@@ -103,7 +103,10 @@ def _planned(
     command = command_of(stage)
     written = sum(out.meta.size or 0 for out in stage.outs if out.meta)
     takes = planner.takes(command, not before, written)
-    state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
+    if any(one.kind == "new" for one in reasons):
+        state = RUNS
+    else:
+        state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
     why = [one.text for one in reasons] or [f"after {_first([one.addressing for one in before])}"]
     expensive = state != RESTORED and (command.name in LONG or takes.calls > 0)
     return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and expensive, pending)
@@ -154,8 +157,8 @@ def _unknown(found: Sequence[Planned]) -> Iterator[str]:
         )
 
 
-def _total(found: Sequence[Planned]) -> str:
-    """All in one line."""
+def _total(found: Sequence[Planned], base: float) -> str:
+    """All in one line. base: seconds of stage base, which runs before them."""
     from pipeline.takes import total
 
     run = [one for one in found if one.state != RESTORED]
@@ -165,13 +168,14 @@ def _total(found: Sequence[Planned]) -> str:
     if follow:
         words[0] += f", {follow} of them after others"
     needed, free = 2 * sum(one.takes.bytes for one in run), shutil.disk_usage(".").free
-    if amounts := _amounts(total(one.takes for one in run)):
+    takes = total(one.takes for one in run)
+    if amounts := _amounts(takes._replace(seconds=(takes.seconds or 0.0) + base) if takes.seconds else takes):
         words.append(f"at most {amounts} (once in runs/, once in DVC's cache)" if needed else f"at most {amounts}")
     if lacking := sum(one.takes.seconds is None for one in run):
         words.append(f"without the time of {lacking}")
     if needed > free:
         words.append(f"MORE THAN THE {_size(free)} THAT ARE FREE")
-    return "; ".join([*words, f"clips are sampled by: {', '.join(sampling) or 'none'}"])
+    return "; ".join([*words, f"clips are sampled by: {_first(sampling) or 'none'}"])
 
 
 def _amounts(takes: "Takes") -> str:

@@ -19,6 +19,7 @@ MADE = ("runs", "metrics", "report-out")  # folders that stages write into; what
 COMMITS = 50  # of a folder's history that are searched for the code that a stage ran with
 ABSENT = object()
 GONE = "deleted"  # what DVC says of a path that is not there
+UNKNOWN = "not in cache"  # and of an output that its cache does not have either
 GENERATOR = "generator.json"
 CODE = "code"  # in a file of runs/inputs: hashes of code; the rest are files, commits and the source's block
 CHANGED = "changed"
@@ -27,7 +28,7 @@ CHANGED = "changed"
 class Reason(NamedTuple):
     """One thing that changed since a stage ran."""
 
-    kind: Literal["new", "params", "code", "input", "other"]
+    kind: Literal["new", "params", "code", "input", "other"]  # new: its output is neither there nor in DVC's cache
     text: str
 
 
@@ -75,14 +76,13 @@ class Changes:
         """What changed for a stage, each once."""
         if not any(out.hash_info for out in stage.outs):
             return [Reason("new", "not run yet")]
+        states = {path: state for out in stage.outs for path, state in out.status().items()}
+        if UNKNOWN in states.values() and not any(out.exists for out in stage.outs if out.use_cache):
+            return [Reason("new", "output not there yet")]
         found = [Reason("other", "the command changed")] if stage.changed_stage() else []
         for dep in stage.deps:
             found += self._of_dependency(dep)
-        states = {path: state for out in stage.outs for path, state in out.status().items()}
-        if len(states) == len(stage.outs) and set(states.values()) == {GONE}:
-            found.append(Reason("other", "output not there yet"))
-        else:
-            found += [Reason("other", f"output {path} {_state(state)}") for path, state in states.items()]
+        found += [Reason("other", f"output {path} {_state(state)}") for path, state in states.items()]
         return list(dict.fromkeys(found))
 
     def pending(self, stage: "Stage") -> bool:
@@ -104,7 +104,7 @@ class Changes:
         elif path.parts[0] in MADE:  # what is not there is an output of a stage that has a line of its own
             yield from (Reason("input", f"{name} {state}") for name, state in status.items() if state != GONE)
         else:
-            yield from (Reason("code", f"code {file}") for file in self._code_files(dep) or [path])
+            yield from (Reason("code", f"code {file}") for file in self._code_files(dep) or [str(path)])
 
     def _of_params(self, dep: Any) -> Iterator[Reason]:
         known = dep.hash_info.value or {}

@@ -97,6 +97,8 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         return
     with _lock(home):
         end_with_dvc()
+        for left in home.glob(".*/"):
+            shutil.rmtree(left)
         _delete_saved(root)
         adopted = _settle(home, work, facts)
         work.mkdir(exist_ok=True)
@@ -145,8 +147,9 @@ class _Work(NamedTuple):
     def in_words(self, now: dict[str, Any]) -> str:
         """What there is, and how its run differs from this one."""
         when = datetime.fromtimestamp(self.written).strftime("%Y-%m-%d %H:%M")
-        what = f"{self.folder}: {_hours(self.seconds)} of work, {self.files} files of {_size(self.size)}, last written"
-        what = what.replace(" of work", " of finished work, which dvc.lock does not list") if self.finished else what
+        work = "finished work, not in dvc.lock," if self.finished else "work"
+        files = f"{self.files} files of {_size(self.size)}"
+        what = f"{self.folder}: {_hours(self.seconds)} of {work}, {files}, last written"
         if self.facts is None:
             return f"  {what} {when}\n    by an older version, which did not record params, inputs and code"
         found = differences(self.facts, now)
@@ -349,8 +352,12 @@ def _delete_work(work: Path) -> None:
 
 
 def _delete(path: Path) -> None:
+    """A kill leaves a folder whole, or under a dotted name that the next run deletes: half of it could pass as work."""
     if path.is_dir():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,22 @@ def test_success_deletes_the_work(start):
     assert not work.exists()
     with start() as again:
         assert list(again.iterdir()) == []
+
+
+def test_a_kill_while_finished_work_is_deleted_leaves_nothing_that_passes_as_work(start, monkeypatch):
+    def killed(folder, **_):
+        if folder.exists():
+            (folder / "batch-0").unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch, start() as work:
+        (work / "batch-0").write_text("done")
+        (work / "batch-1").write_text("done")
+        patch.setattr("pipeline.state.shutil.rmtree", killed)
+    assert not work.exists()
+    with start() as again:
+        assert list(again.iterdir()) == []
+    assert left_in() == ["lock"]
 
 
 def test_with_other_params_inputs_or_code_work_of_less_than_two_minutes_is_deleted(start):
@@ -449,6 +466,16 @@ def test_another_stage_deletes_finished_work_that_dvc_has_saved(sampling, start)
     assert len(left_in(home)) > 1
     with start(out=Path("runs/r2/samples")):
         assert left_in(home) == ["lock"]
+
+
+def test_a_lock_file_that_came_by_git_does_not_count_as_saved(sampling):
+    sampling()
+    digest = manifest_hash(OUT)
+    (listing,) = (path for path in Path(".dvc/cache/files/md5").glob("??/*.dir"))
+    listing.unlink()
+    assert not in_lock(OUT.as_posix(), digest)
+    shutil.rmtree(".dvc/cache")  # it lies where we do not know
+    assert in_lock(OUT.as_posix(), digest)
 
 
 def test_a_cache_elsewhere_is_found(sampling):
