@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
 
@@ -76,7 +76,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
             for name in names
         ]
         frames = random.integers(0, 256, (len(names), 9, 32, 32, 3), dtype=np.uint8)
-        writer.add_batch(index, samples, frames, torch.zeros(len(names), 1, 1, 1, 1))
+        writer.add_batch(index, samples, encode_clips(samples, frames), torch.zeros(len(names), 1, 1, 1, 1))
     writer.finish({"p": torch.zeros(1, 1)}, torch.zeros(1, 1), {})
     return ClipSet.open(folder)
 

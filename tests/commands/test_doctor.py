@@ -282,12 +282,15 @@ def test_the_state_of_a_repository(tmp_path):
     for words in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  base:\n    cmd: a\n  train@rwr1:\n    cmd: b\n")
+    outs = {"base": ["runs/policies/base", "runs/inputs"], "train@rwr1": ["runs/policies/rwr1"]}
+    stages = {name: {"cmd": "a", "outs": [{"path": path} for path in paths]} for name, paths in outs.items()}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    (tmp_path / "runs/policies/rwr1").mkdir(parents=True)
     (tmp_path / ".state/label-runs-r1/abc").mkdir(parents=True)
     states = {one.what: one for one in repository(tmp_path)}
     assert states["git"].detail.startswith("main at ")
     assert states["git"].detail.endswith(", files that differ from it: 1")  # dvc.lock; git knows no empty folders
-    assert states["dvc"].detail.startswith("2 stages recorded in dvc.lock")
+    assert states["dvc"].detail.startswith("2 stages recorded in dvc.lock, 1 of them with their results here")
     assert states["unfinished"].detail.startswith("label-runs-r1: ")
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as images
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source, read_block
 from feedback.core.label import look_at
 from feedback.differentiable.augment import Augmentation
@@ -54,7 +54,8 @@ def small_set(tmp_path) -> ClipSet:
         Sample(f"clip{n}", "p", PROMPT, "c", "train", "base", n, 9, RATE, 32, 48, f"videos/clip{n}.mp4")
         for n in range(2)
     ]
-    writer.add_batch(0, samples, np.stack([clip_of(seed=n) for n in range(2)]), torch.zeros(2, 1, 1, 1, 1))
+    frames = np.stack([clip_of(seed=n) for n in range(2)])
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(2, 1, 1, 1, 1))
     writer.finish(told(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 
