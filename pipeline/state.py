@@ -55,8 +55,8 @@ def check_outputs(root: Path) -> None:
         if folder.is_symlink():
             place = folder.relative_to(root)
             raise StateError(
-                f"{place} is a symbolic link to {folder.readlink()}, and DVC refuses outputs behind one; to use a larger "
-                f"disk, clone the repository there, or mount it at {place} (mount --bind), or move DVC's cache "
+                f"{place} is a symbolic link to {folder.readlink()}, and DVC refuses outputs behind one; to use a "
+                f"larger disk, clone the repository there, or mount it at {place} (mount --bind), or move DVC's cache "
                 "(docs/pipeline.md, A larger disk)"
             )
 

@@ -157,7 +157,7 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
 
 
 def write_clip(generator: "Generator", told: "PromptConditions", policy: Path, recipe: Recipe, path: Path) -> None:
-    """Write a clip of the prompt from a policy for a browser, on the first noise that is trained on where noise is fixed."""
+    """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed."""
     from generators.core.conditions import stacked
     from generators.core.lora import apply_policy
     from report.playable import write_playable

@@ -190,7 +190,9 @@ class ReplyMessage(NamedTuple):
     text: str | None  # without thoughts
     error: str | None
     tokens: list[Mapping[str, Any]]  # token, logprob and top_logprobs of each position; empty where none were sent
-    empty: bool = False  # neither words nor thoughts, a refusal or the stop of a filter: asked again, it usually answers
+    empty: bool = (
+        False  # neither words nor thoughts, a refusal or the stop of a filter: asked again, it usually answers
+    )
 
     @property
     def defect(self) -> str | None:

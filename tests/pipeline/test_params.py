@@ -56,7 +56,9 @@ def test_a_value_of_dvc_exp_run_s_is_taken_for_every_key_of_every_source_and_cha
     assert {"feedback.sources.judge.batch_size", "feedback.sources.panel.members"} < asked.keys()
     apply_overrides(path, [f"{key}={value}" for key, value in asked.items()])
     after = values_below("feedback", load_params(path)["feedback"])
-    wanted = {key: ["second"] if value == "[second]" else 16 if value == "16" else value for key, value in asked.items()}
+    wanted = {
+        key: ["second"] if value == "[second]" else 16 if value == "16" else value for key, value in asked.items()
+    }
     assert after == before | wanted
     assert load_params(path)["train"] == default_params()["train"]
 

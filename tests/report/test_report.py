@@ -381,7 +381,10 @@ def test_the_picture_names_a_prompt_that_its_font_cannot_write_by_its_id(tmp_pat
     monkeypatch.setattr("report.turned.contact_sheet", lambda given, **_: rows.extend(given) or Image.new("L", (1, 1)))
     sets = make_sets(tmp_path, prompts=2, prompt="红球")
     write_turned(summary_of(sets), sets, tmp_path / "turned.png")
-    assert [caption for caption, _ in rows if caption.startswith("rwr1")] == ["rwr1: accepted (p1)", "rwr1: accepted (p0)"]
+    assert [caption for caption, _ in rows if caption.startswith("rwr1")] == [
+        "rwr1: accepted (p1)",
+        "rwr1: accepted (p0)",
+    ]
 
 
 def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):
