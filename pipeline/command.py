@@ -50,14 +50,14 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         default="here",
         envvar="STAGE_ENGINE",
         show_envvar=True,
-        help="here, in one process; or ray, on a running Ray cluster.",
+        help="here, on this machine; or ray, on a running Ray cluster.",
     )
     workers = click.option(
         "--workers",
         default="auto",
         envvar="STAGE_WORKERS",
         show_envvar=True,
-        help="Of engine ray, how many at most: a number, or auto for one on each accelerator of the cluster.",
+        help="How many at most: a number, or auto for one on each core (engine here, on the CPU) or accelerator (ray).",
     )
     return engine(workers(function))
 

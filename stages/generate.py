@@ -61,9 +61,9 @@ def main(
             loads = {one.name: partial(load, one.folder, device) for one in candidates(policy)}
             count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out, pool)
         else:
-            texts = texts_for(policy, prompt_set)
-            count = generate_clip_set(partial(load, policy), prompt_set, size, how, called, clips, out, texts)
-            write_metrics(metrics, {"clips": count})
+            own, texts = partial(load, policy, device), texts_for(policy, prompt_set)
+            count = generate_clip_set(own, prompt_set, size, how, called, clips, out, texts, pool=pool)
+        write_metrics(metrics, {"clips": count})
 
 
 if __name__ == "__main__":
