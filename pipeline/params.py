@@ -51,7 +51,7 @@ def aliases(path: Path = PARAMS) -> list[str]:
         f"{path}, line {event.start_mark.line + 1}: *{event.anchor} repeats a block, and what `dvc exp run -S` sets in "
         "such a block is lost without a word: write the block out, or name a source"
         for event in events
-        if isinstance(event, yaml.AliasEvent)
+        if isinstance(event, yaml.AliasEvent) and event.start_mark
     ]
 
 

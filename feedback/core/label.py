@@ -156,9 +156,8 @@ def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -
         return
     facts = read_manifest(folder, "audit")["facts"]
     if other := [key for key, value in judge.items() if facts[key] != value]:
-        message = "%s: the audit in %s does not apply: it is of another %s; audit this judge by `dvc repro %s`"
-        again = shlex.quote(f"audit@{judge['source']}")
-        logger.info(message, judge["source"], folder, " and ".join(other), again)
+        message = "%s: the audit in %s does not apply: it is of another %s; audit this judge by `dvc repro audit@%s`"
+        logger.info(message, judge["source"], folder, " and ".join(other), judge["source"])
     elif facts["accuracy"] < least:
         message = "%s: accuracy %.1f %% in its audit of %d clips (%s), below label.min_audited_accuracy: %g"
         logger.warning(message, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)

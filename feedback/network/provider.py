@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 import numpy as np
 
@@ -191,7 +191,7 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def no_reply(error: Exception, address: str) -> Fault:
+def no_reply(error: BaseException, address: str) -> Fault:
     """What a failed connection of an SDK's HTTP client means. error: of httpx2, or the SDK's own."""
     import httpx2
 
@@ -205,7 +205,7 @@ def via_proxy(url: str) -> str:
     """For messages about an address: the environment's proxy that stands before it; empty where there is none."""
     parts, proxies = urlsplit(url), getproxies_environment()
     proxy = urlsplit(proxies.get(parts.scheme) or proxies.get("all") or "")
-    if not proxy.hostname or is_loopback(url) or proxy_bypass_environment(parts.hostname or ""):
+    if not proxy.hostname or is_loopback(url) or proxy_bypass(parts.hostname or ""):
         return ""
     place = proxy.hostname + (f":{proxy.port}" if proxy.port else "")  # without a name and password
     return f" through the proxy {place} of the environment, which NO_PROXY={parts.hostname} bypasses"
