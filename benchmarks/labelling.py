@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
 from tests.support.told import told
@@ -87,7 +87,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
             for name in names
         ]
         frames = random.integers(0, 256, (len(names), 9, 32, 32, 3), dtype=np.uint8)
-        writer.add_batch(index, samples, frames, torch.zeros(len(names), 1, 1, 1, 1))
+        writer.add_batch(index, samples, encode_clips(samples, frames), torch.zeros(len(names), 1, 1, 1, 1))
     writer.finish(told(["p"]), {})
     return ClipSet.open(folder)
 

@@ -3,17 +3,15 @@
     make soak, or python -m benchmarks.soak [--moments 20] [--seed 0] [--target train@dpo2 …]
 
 In a copy of the repository, under the preset smoke, each target runs undisturbed first. Then SIGKILL ends dvc, the
-stage, or both at a random moment, and the same command runs again. The table says of each target how often who was
-killed, in how many of the moments the end state was byte for byte that of the undisturbed run, how many calls a local
-provider answered, how many were in flight at a kill, and how many were sent although their answer was known. The exit
-code is 1 where anything differs or was paid twice.
+stage, or both at a random moment while they run, and the same command runs again. The table says of each target how
+often who was killed, in how many of the moments the end state was byte for byte that of the undisturbed run, how many
+calls a local provider answered, how many were in flight at a kill, how many were sent although their answer was known,
+and how many seconds an undisturbed run took. The exit code is 1 where anything differs or was paid twice.
 """
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,17 +28,20 @@ import click
 import psutil
 import yaml
 
+from data.policies import FINISHED
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.network import attempts, block_of
 
 VICTIMS = (("dvc",), ("stage",), ("dvc", "stage"))
 ENDS = 5.0  # seconds within which a stage ends after its dvc
+STEP = 0.02  # seconds between looks at the processes
 EXPORT = "export"  # the one target that is a command
 PAID = "label-compare@r1-provider"
 TARGETS = (
-    "generate@r1", "label@r1", PAID, "build@r1", "train@dpo2", "online@ask1", "generate-select@rwr1", "select@rwr1",
-    "audit@judge", "evaluate", "report", EXPORT,
+    "generate@r1", "label@r1", PAID, "build@r1", "pool@both", "train@dpo2", "online@ask1", "generate-select@rwr1",
+    "select@rwr1", "extend@longer", "eval-prefer@rwr1-base", "audit@judge", "evaluate", "report", EXPORT,
 )  # fmt: skip
+MISSES = 3  # runs a moment, on the mean, that may end before their moment comes
 
 
 class Row(NamedTuple):
@@ -53,7 +54,7 @@ class Row(NamedTuple):
     calls: int  # that the provider answered, over all moments
     in_flight: int  # of them at a kill, so that their answer was lost and was asked for again
     twice: int  # calls that were sent although their answer was known
-    seconds: float  # of the undisturbed run
+    seconds: float  # of an undisturbed run
 
     @property
     def good(self) -> bool:
@@ -78,13 +79,14 @@ def main(moments: int, seed: int, targets: Sequence[str]) -> None:
 
 HEADER = (
     f"{'target':28} {'dvc':>4} {'stage':>5} {'both':>4} {'same bytes':>10} {'calls':>5} {'in flight':>9} {'twice':>5}"
+    f" {'seconds':>7}"
 )
 
 
 def in_words(row: Row) -> str:
     killed = row.killed
     line = f"{row.target:28} {killed['dvc']:4} {killed['stage']:5} {killed['dvc+stage']:4}"
-    line += f" {f'{row.same}/{killed.total()}':>10} {row.calls:5} {row.in_flight:9} {row.twice:5}"
+    line += f" {f'{row.same}/{killed.total()}':>10} {row.calls:5} {row.in_flight:9} {row.twice:5} {row.seconds:7.1f}"
     return f"{line}  the stage outlived its dvc {row.outlived} times" if row.outlived else line
 
 
@@ -102,7 +104,7 @@ def provider() -> Iterator[str]:
 
 
 def prepare(home: Path, base: str) -> None:
-    """A copy of the repository, run to its end: the preset smoke with select, and a judge of the provider beside."""
+    """A copy of the repository, run to its end: preset smoke with all optional stages, and a judge of the provider."""
     make_clone(home)
     shutil.copytree(ROOT / "models/tabletop", home / "models/tabletop", dirs_exist_ok=True)
     run(home, sys.executable, "-m", "commands", "preset", "smoke")
@@ -114,21 +116,35 @@ def prepare(home: Path, base: str) -> None:
     params["comparison"] |= {"rounds": ["r1"], "sources": ["provider"]}
     params["select"] |= {"policies": ["rwr1"], "judges": ["judge"]}
     params["select"]["generate"] |= {"steps": 2, "samples_per_prompt": 1, "batch_size": 2}
+    params["pools"] = {"both": ["r1", "r2"]}
+    longer = {"policy": "base", "prompts": params["prompts"]["path"], "template": "{prompt}, seen from above"}
+    params["extend"] = {"longer": longer}
+    params["preferences"] = {"rwr1-base": {"policy": "rwr1", "against": "base", "source": "pairs", "clips": 1}}
     (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     done = subprocess.run([*DVC, "repro"], cwd=home, env=surroundings(home), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None = None) -> Row:
-    """Kill a target of a finished run at so many moments. base: address of the provider, where the target asks it."""
-    dice, killed, same, outlived = random.Random(f"{seed}/{target}"), Counter[str](), 0, 0
+    """Kill a target of a finished run at so many moments. base: address of the provider, where the target asks it.
+
+    Raises AssertionError where a run that is not killed fails, or where too many end before their moment comes.
+    """
+    dice, killed, same, outlived, missed = random.Random(f"{seed}/{target}"), Counter[str](), 0, 0, 0
     calls, in_flight, twice = 0, 0, 0
-    seconds, whole = undisturbed(home, target)
-    for _ in range(moments):
+    times, whole = undisturbed(home, target)
+    while killed.total() < moments:
         (home / "ledger.sqlite").unlink(missing_ok=True)
         before = answered(base)
         victims = dice.choice(VICTIMS if target != EXPORT else VICTIMS[1:2])
-        found = killed_at(home, target, dice.uniform(0, seconds), victims)
+        moment = dice.uniform(
+            times.begun if "stage" in victims else 0.0, times.ended if "stage" in victims else times.all
+        )
+        found = killed_at(home, target, moment, victims)
+        if found is None:
+            missed += 1
+            assert missed <= MISSES * moments, f"{target}: {missed} runs ended before their moment came"
+            continue
         killed["+".join(victims)] += 1
         outlived += found
         finish(home, target)
@@ -136,7 +152,7 @@ def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None 
         if target == PAID:
             lost, again = books(home / "ledger.sqlite")
             calls, in_flight, twice = calls + answered(base) - before, in_flight + lost, twice + again
-    return Row(target, killed, same, outlived, calls, in_flight, twice, seconds)
+    return Row(target, killed, same, outlived, calls, in_flight, twice, times.all)
 
 
 def command_of(target: str) -> list[str]:
@@ -151,12 +167,41 @@ def surroundings(home: Path) -> dict[str, str]:
     return environment() | more
 
 
-def undisturbed(home: Path, target: str) -> tuple[float, dict[str, str]]:
-    """Seconds of a run that nothing disturbs, and what it leaves."""
+class Times(NamedTuple):
+    """Seconds since a command began."""
+
+    begun: float  # when its stage was first seen
+    ended: float  # when its stage was last seen
+    all: float
+
+
+def undisturbed(home: Path, target: str) -> tuple[Times, dict[str, str]]:
+    """The times of a run that nothing disturbs, and what it leaves."""
     (home / "ledger.sqlite").unlink(missing_ok=True)
+    first, seen = start(home, target), list[float]()
     began = time.monotonic()
-    finish(home, target)
-    return time.monotonic() - began, contents(home, target)
+    while first.poll() is None:
+        if stages_of(first, target):
+            seen.append(time.monotonic() - began)
+        time.sleep(STEP)
+    seconds = time.monotonic() - began
+    assert first.returncode == 0, f"{target} ended with {first.returncode}"
+    return Times(seen[0], seen[-1], seconds), contents(home, target)
+
+
+def start(home: Path, target: str) -> "subprocess.Popen[bytes]":
+    quiet: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command_of(target), cwd=home, env=surroundings(home), **quiet)
+
+
+def stages_of(first: "subprocess.Popen[bytes]", target: str) -> list[psutil.Process]:
+    """The running processes of the command that are the stage's."""
+    try:
+        process = psutil.Process(first.pid)
+        found = [process] if target == EXPORT else [one for one in process.children(recursive=True) if is_stage(one)]
+        return [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
+    except psutil.Error:
+        return []
 
 
 def finish(home: Path, target: str) -> None:
@@ -165,44 +210,44 @@ def finish(home: Path, target: str) -> None:
 
 
 def contents(home: Path, target: str) -> dict[str, str]:
-    """sha256 of every file that the target writes, by path; and what is left in .state of it beside the lock."""
+    """sha256 of every file that the target writes, by path; and what is left in .state that is not finished."""
     if target == EXPORT:
         outs = [home / "exported"]
     else:
         lock = yaml.safe_load((home / "dvc.lock").read_text())
         outs = [home / out["path"] for out in lock["stages"][target]["outs"]]
-    files = [file for out in outs for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file()]
-    left = [path for path in (home / ".state").glob("*/*") if path.name != "lock"]
-    return {str(file.relative_to(home)): sha256(file.read_bytes()).hexdigest() for file in [*files, *unpacked(left)]}
+    left = [path for path in (home / ".state").glob("*/*") if path.name != "lock" and not is_finished(path)]
+    files = unpacked([*outs, *left])
+    return {str(file.relative_to(home)): sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def is_finished(path: Path) -> bool:
+    """Whether it is of work that is kept until DVC has saved its result."""
+    return path.with_name(f"{path.name.partition('.')[0]}{FINISHED}").is_file()
 
 
 def unpacked(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
 
 
-def killed_at(home: Path, target: str, delay: float, victims: Sequence[str]) -> bool:
+def killed_at(home: Path, target: str, moment: float, victims: Sequence[str]) -> bool | None:
     """Start the target, kill the victims after so many seconds; whether the stage outlived its dvc.
 
-    A stage that has not begun is waited for, where it is a victim.
+    A stage that has not begun is waited for, where it is a victim. None: a victim had ended before.
     """
-    quiet: Mapping[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    first = subprocess.Popen(command_of(target), cwd=home, env=surroundings(home), **quiet)
-    process, deadline = psutil.Process(first.pid), time.monotonic() + delay
-    stages: list[psutil.Process] = []
+    first, deadline = start(home, target), time.monotonic() + moment
+    stages = stages_of(first, target)
     while first.poll() is None and (time.monotonic() < deadline or ("stage" in victims and not stages)):
-        with suppress(psutil.Error):
-            stages = (
-                [process] if target == EXPORT else [one for one in process.children(recursive=True) if is_stage(one)]
-            )
-        time.sleep(0.02)
-    with suppress(ProcessLookupError):
-        if "dvc" in victims:
-            os.kill(first.pid, signal.SIGKILL)
+        time.sleep(STEP)
+        stages = stages_of(first, target)
+    if "dvc" in victims and first.poll() is None:
+        first.kill()
     for stage in stages if "stage" in victims else []:
         with suppress(psutil.Error):
             stage.kill()
-    first.wait()
-    return bool(psutil.wait_procs(stages, timeout=ENDS)[1])
+    outlived = psutil.wait_procs(stages, timeout=ENDS)[1] if "dvc" in victims else []
+    hit = first.wait() != 0 and (bool(stages) or "stage" not in victims)
+    return bool(outlived) if hit else None
 
 
 def is_stage(process: psutil.Process) -> bool:

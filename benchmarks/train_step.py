@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.random_wan import random_wan
 from cluster import devices
 from data.records import Pair, Sample
-from data.store import ClipSet, ClipSetWriter, PromptConditions
+from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core import lora
 from generators.core.generator import as_dtype
 from generators.core.size import VideoSize
@@ -97,7 +97,7 @@ def make_clips(folder: Path, sizes: Sizes, count: int) -> ClipSet:
             for i in (f"{index}-chosen", f"{index}-rejected")
         ]
         frames = np.zeros((2, num_frames, pixels, pixels, 3), np.uint8)
-        writer.add_batch(index, samples, frames, torch.randn(2, *shape))
+        writer.add_batch(index, samples, encode_clips(samples, frames), torch.randn(2, *shape))
     told = PromptConditions({"p": {"text": torch.randn(TOKENS, TEXT_DIM)}}, {"text": torch.zeros(TOKENS, TEXT_DIM)})
     writer.finish(told, {})
     return ClipSet.open(folder)

@@ -34,7 +34,8 @@ class Planned(NamedTuple):
     state: str  # RUNS | RESTORED, from DVC's cache | FOLLOWS: if a stage before it comes out with other bytes
     why: str
     takes: "Takes"
-    acceptable: bool  # only code changed, here and in the stages before it, and running it is dear
+    acceptable: bool  # only code changed, here and in the stages before it, and running it is expensive
+    pending: bool  # whether it depends on what stage base would write anew
 
 
 @stage_command
@@ -104,8 +105,8 @@ def _planned(
     takes = planner.takes(command, not before, written)
     state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
     why = [one.text for one in reasons] or [f"after {_first([one.addressing for one in before])}"]
-    dear = state != RESTORED and (command.name in LONG or takes.calls > 0)
-    return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and dear)
+    expensive = state != RESTORED and (command.name in LONG or takes.calls > 0)
+    return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and expensive, pending)
 
 
 def command_of(stage: "Stage") -> "Command":
@@ -124,21 +125,22 @@ def _table(found: Sequence[Planned]) -> Iterator[str]:
 
 
 def _accepting(found: Sequence[Planned]) -> Iterator[str]:
-    """Of code that changed under dear results: what would be made again, and how to keep what is there."""
+    """Where only code changed of expensive stages: what would be made again, and how to keep what is there."""
     from pipeline.takes import total
 
-    dear = [one for one in found if one.acceptable]
-    if not dear:
+    kept = [one for one in found if one.acceptable]
+    if not kept:
         return
     yield (
-        f"Of {len(dear)} stages whose results are dear only code changed. They would be made again: "
-        f"{_amounts(total(one.takes for one in dear))}. To keep what is there instead:"
+        f"Only code changed of {len(kept)} expensive stages. They would run again: "
+        f"{_amounts(total(one.takes for one in kept))}. To keep their results instead:"
     )
-    yield f"    dvc commit -f {' '.join(one.stage for one in dear)}"
+    first = "dvc repro base && " if any(one.pending for one in kept) else ""
+    yield f"    {first}dvc commit -f {' '.join(one.stage for one in kept)}"
     yield (
-        "That is honest only where the new code would write the same bytes: a comment, a message, a refactoring. After "
-        "a change of behaviour, such as a fix of sampling or of a loss, let them run; otherwise the results say that "
-        "they were made by code that did not make them."
+        "Do so only where the new code would write the same bytes: after a change of a comment, of a message, or a "
+        "refactoring. After a change of behaviour, such as a fix of sampling or of a loss, let them run; otherwise "
+        "dvc.lock says that the new code made results that it did not make."
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from data.first_frames import load_first_frame
 from data.prompts import Prompt
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter, PromptConditions
+from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from data.video import read_fps, read_video
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -88,7 +88,8 @@ def write_known(
     for index, batch in enumerate(batches):
         of_batch = [clip.sample for clip in batch]
         if index not in done:
-            writer.add_batch(index, of_batch, np.stack([clip.frames for clip in batch]), _nothing(len(batch)))
+            videos = encode_clips(of_batch, np.stack([clip.frames for clip in batch]))
+            writer.add_batch(index, of_batch, videos, _nothing(len(batch)))
         samples += of_batch
         made |= {clip.sample.sample_id: clip.made for clip in batch}
     writer.add_first_frames(first_frames or {})

@@ -31,7 +31,7 @@ from data import records
 from data.first_frames import png_bytes, read_png
 from data.manifest import MANIFEST, StoreError, atomically, read_manifest, sha256_of, write_manifest
 from data.records import Sample, read_rows, write_rows
-from data.video import read_video, write_video
+from data.video import encode_video, read_video
 
 if TYPE_CHECKING:  # it takes seconds to import, and most stages read clips and rows alone
     import torch
@@ -87,18 +87,18 @@ class ClipSetWriter:
             return {index: [rows[sample_id] for sample_id in ids] for index, ids in enumerate(shards)}
         return {index: read_rows(self._markers / f"{index:05d}.parquet", Sample) for index in self.done_batches()}
 
-    def add_batch(self, index: int, samples: Sequence[Sample], frames: np.ndarray, latents: torch.Tensor) -> None:
+    def add_batch(self, index: int, samples: Sequence[Sample], videos: Sequence[bytes], latents: torch.Tensor) -> None:
         """Write batch `index` (0, 1, ...) and commit it.
 
-        frames: (B, F, H, W, 3) uint8. latents: (B, C, F, H, W), stored in their own dtype.
-        Raises ValueError where rows and arrays disagree, StoreError where the disk is full; then nothing is committed.
+        videos: an mp4 a sample, from `encode_clips`. latents: (B, C, F, H, W), stored in their own dtype.
+        Raises ValueError where they are not of the rows, StoreError where the disk is full; then nothing is committed.
         """
         if (self.work / MANIFEST).is_file():
             raise StoreError(f"{self.work}: this clip set is finished; publish it, or start from an empty folder")
-        frames = np.asarray(frames)
-        _check_batch(samples, frames, latents)
-        for sample, clip in zip(samples, frames, strict=True):
-            write_video(self.work / sample.file_name, clip, sample.fps)
+        _check_batch(samples, videos, latents)
+        for sample, video in zip(samples, videos, strict=True):
+            with atomically(self.work / sample.file_name) as partial:
+                partial.write_bytes(video)
         _write_tensors(self.work / _shard_name(index), {"latents": latents})
         _write_rows(self._markers / f"{index:05d}.parquet", samples)
 
@@ -278,6 +278,20 @@ class ClipSet:
         return self._open[name]
 
 
+def encode_clips(samples: Sequence[Sample], frames: np.ndarray) -> list[bytes]:
+    """The mp4 of each sample. frames: (B, F, H, W, 3) uint8.
+
+    Raises ValueError where there is not one clip a sample, and for frames that are not as the sample's row says.
+    """
+    if len(samples) != len(frames):
+        raise ValueError(f"{len(frames)} clips for {len(samples)} samples; wanted one for each")
+    for sample, clip in zip(samples, frames, strict=True):
+        if clip.shape != (wanted := (sample.num_frames, sample.height, sample.width, 3)):
+            raise ValueError(f"{sample.sample_id}: frames are {tuple(clip.shape)}, its row says {wanted}")
+    pairs = zip(samples, np.asarray(frames), strict=True)
+    return [encode_video(clip, sample.fps, name=sample.file_name) for sample, clip in pairs]
+
+
 def read_clip(path: Path, sample: Sample) -> np.ndarray:
     """(F, H, W, 3) uint8 frames of a sample's mp4.
 
@@ -342,14 +356,11 @@ def _write_rows(path: Path, samples: Sequence[Sample]) -> None:
         write_rows(partial, samples, Sample)
 
 
-def _check_batch(samples: Sequence[Sample], frames: np.ndarray, latents: torch.Tensor) -> None:
-    lengths = {"samples": len(samples), "frames": len(frames), "latents": len(latents)}
+def _check_batch(samples: Sequence[Sample], videos: Sequence[bytes], latents: torch.Tensor) -> None:
+    lengths = {"samples": len(samples), "videos": len(videos), "latents": len(latents)}
     if len(set(lengths.values())) != 1 or not samples:
         raise ValueError(f"a batch of {lengths}; wanted one of each for each sample, and at least one sample")
     for sample in samples:
-        wanted = (sample.num_frames, sample.height, sample.width, 3)
-        if frames.shape[1:] != wanted:
-            raise ValueError(f"{sample.sample_id}: frames are {frames.shape[1:]}, its row says {wanted}")
         if sample.file_name != f"videos/{sample.sample_id}.mp4":
             raise ValueError(f"{sample.sample_id}: file_name {sample.file_name!r}, wanted videos/<sample_id>.mp4")
         if Path(sample.sample_id).name != sample.sample_id or sample.sample_id.startswith("."):

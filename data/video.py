@@ -42,24 +42,30 @@ _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, lossless: bool | None = None) -> None:
-    """Write frames as an H.264 mp4; equal frames give equal bytes on one machine.
+    """Write frames as an H.264 mp4. Arguments and errors as of `encode_video`."""
+    encoded = encode_video(frames, fps, lossless, str(path))
+    with atomically(Path(path)) as partial:
+        partial.write_bytes(encoded)
+
+
+def encode_video(frames: np.ndarray, fps: float, lossless: bool | None = None, name: str = "a clip") -> bytes:
+    """Frames as an H.264 mp4; equal frames give equal bytes on one machine.
 
     lossless: None means yes when min(H, W) <= 256, so that a judge's frames do not depend on the codec.
         Lossless is yuv444p at qp 0 in full-range BT.709: only the rounding to 8-bit YCbCr is lost. Measured over all
         2^24 colours and over random noise, a pixel comes back within 1 of 255 (mean 0.33). RGB in H.264 (gbrp)
         would lose nothing, but browsers do not play it; Chromium plays this, within 2 of 255.
         Otherwise crf 12, yuv420p, which needs even H and W.
+    name: of the clip, in errors.
     Raises ValueError for frames that are not uint8 (F, H, W, 3), for no frames, for odd sides where yuv420p is used.
     """
-    _check_frames(path, frames)
+    _check_frames(name, frames)
     height, width = frames.shape[1:3]
     if lossless is None:
         lossless = min(height, width) <= LOSSLESS_UP_TO
     if not lossless and (height % 2 or width % 2):
-        raise ValueError(f"{path}: {height}x{width} frames; without lossless, height and width must be even")
-    encoded = _encode(frames, fps, lossless)
-    with atomically(Path(path)) as partial:
-        partial.write_bytes(encoded)
+        raise ValueError(f"{name}: {height}x{width} frames; without lossless, height and width must be even")
+    return _encode(frames, fps, lossless)
 
 
 def read_video(path: Path) -> np.ndarray:
@@ -286,9 +292,9 @@ def _as_seen(image: av.VideoFrame, pixel: Fraction | None) -> np.ndarray:
     return np.rot90(frame, round(image.rotation / 90))
 
 
-def _check_frames(path: Path, frames: np.ndarray) -> None:
+def _check_frames(name: str, frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-        raise ValueError(f"{path}: frames are {frames.dtype} {frames.shape}, wanted uint8 (F, H, W, 3) with F >= 1")
+        raise ValueError(f"{name}: frames are {frames.dtype} {frames.shape}, wanted uint8 (F, H, W, 3) with F >= 1")
 
 
 # Contact sheets, in pixels

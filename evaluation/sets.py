@@ -1,5 +1,6 @@
 """Evaluation sets: the clips of every policy and each judge's labels, as arrays."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ def _scored(row: Mapping[str, Any], source: str) -> Label:
 
 def _check_made(folder: Path, missing: str, stage: str) -> None:
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there: {missing}; `dvc repro {stage}` makes them")
+        raise ValueError(f"{folder} is not there: {missing}; `dvc repro {shlex.quote(stage)}` makes them")
 
 
 def accepted(labels: Iterable[Label]) -> np.ndarray:

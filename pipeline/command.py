@@ -42,6 +42,26 @@ processes_option = click.option(
     help="How many train together: a number, or auto for one on each accelerator.",
 )
 
+
+def engine_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that say on which machines a stage works: `engine` and `workers`, of `cluster.pool.pool_of`."""
+    engine = click.option(
+        "--engine",
+        default="here",
+        envvar="STAGE_ENGINE",
+        show_envvar=True,
+        help="here, on this machine; or ray, on a running Ray cluster.",
+    )
+    workers = click.option(
+        "--workers",
+        default="auto",
+        envvar="STAGE_WORKERS",
+        show_envvar=True,
+        help="How many at most: a number, or auto for one on each core (engine here, on the CPU) or accelerator (ray).",
+    )
+    return engine(workers(function))
+
+
 TRACKERS = ("tensorboard", "wandb", "trackio", "dvclive")
 
 

@@ -126,10 +126,11 @@ def recorded() -> Iterator[None]:
     unit = None
     with contextlib.suppress(click.ClickException, ValueError, LookupError, TypeError):  # the stage says what is wrong
         unit = unit_of(Command.of(spec.name.removeprefix(PACKAGE), sys.argv[1:]))
-    with listening() as heard:
+    imports, began = time.time() - psutil.Process().create_time(), time.monotonic()  # the clock may jump from here on
+    with listening() as measured:
         yield
-    seconds = time.time() - psutil.Process().create_time()
-    if unit and (rate := rate_of(unit, heard, seconds)):
+    seconds = imports + time.monotonic() - began
+    if unit and (rate := rate_of(unit, measured, seconds)):
         _keep(unit.rate, rate)
 
 
@@ -142,11 +143,11 @@ def _keep(name: str, rate: Rate) -> None:
         logger.warning("%s: how long the stage took is not kept: %s", RATES, error)
 
 
-def rate_of(unit: Unit, heard: Iterable[Measured], seconds: float) -> Rate | None:
+def rate_of(unit: Unit, measured: Iterable[Measured], seconds: float) -> Rate | None:
     """The rate of a run of so many seconds; None where it did none of its units, such as labels that were kept."""
     if unit.name == RUNS:
         return Rate(RUNS, round(seconds / unit.size, 6), 0.0)
-    own = [one for one in heard if one.unit == unit.name]
+    own = [one for one in measured if one.unit == unit.name]
     busy, count = sum(one.seconds for one in own), sum(one.amount for one in own)
     if not count:
         return None

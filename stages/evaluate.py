@@ -48,7 +48,7 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
         (folder / "plot.json").write_text(json.dumps(plot_rows(summary), indent=1) + "\n", encoding="utf-8")
         write_manifest(folder, "evaluation", policies=list(evaluated))
         publish(folder, out)
-    write_metrics(metrics, metrics_of(summary))
+        write_metrics(metrics, metrics_of(summary))
 
 
 if __name__ == "__main__":

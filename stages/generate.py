@@ -3,20 +3,22 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.command import (
+    PATH,
+    device_option,
+    engine_options,
+    metrics_option,
+    out_option,
+    stage_command,
+    write_metrics,
+)
 from pipeline.configs import GeneratorConfig, PromptsConfig
 from pipeline.identity import RECORDED
 from pipeline.params import section
 from pipeline.state import stage_state
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from generators.core.generator import Generator
 
 
 @stage_command
@@ -27,14 +29,23 @@ if TYPE_CHECKING:
 @out_option
 @metrics_option
 @device_option
-def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Path, metrics: Path, device: str) -> None:
+@engine_options
+def main(
+    set_name: str,
+    policy: Path,
+    sampling: str,
+    checkpoints: bool,
+    out: Path,
+    metrics: Path,
+    device: str,
+    engine: str,
+    workers: str,
+) -> None:
     """Sample a clip set: every prompt of a split, N clips each."""
-    from cluster.devices import pick_device
+    from cluster.pool import pool_of
     from data.policies import candidates
     from data.prompts import load_prompts, texts_for
-    from generators.core.load import load_generator
-    from generators.core.lora import apply_policy
-    from generators.core.rollout import ClipSetName, Sampling, generate_checkpoint_set, generate_clip_set
+    from generators.core.rollout import ClipSetName, Sampling, generate_checkpoint_set, generate_clip_set, load_policy
     from generators.core.size import VideoSize
 
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
@@ -43,23 +54,16 @@ def main(set_name: str, policy: Path, sampling: str, checkpoints: bool, out: Pat
     inputs = [policy, *model.folders, RECORDED / "generator.json", Path(prompts.path)]
     inputs += [Path(one.image) for one in prompt_set if one.image]
     params = {"set": set_name, "generator": model, "video": size, sampling: how, "checkpoints": checkpoints}
-    place, called = pick_device(device), ClipSetName(set_name, policy.name)
-
-    def load(folder: Path, parts: "Collection[str]") -> "Generator":
-        generator = load_generator(**asdict(model), size=size, device=place, parts=parts)
-        if "denoiser" in parts:
-            apply_policy(generator, folder)
-        return generator
-
+    load, called = partial(load_policy, asdict(model), size), ClipSetName(set_name, policy.name)
     with stage_state("generate", out, params, inputs) as work:
-        clips = work / "clips"
+        clips, pool = work / "clips", pool_of(engine, workers, device)
         if checkpoints:
-            loads = {one.name: partial(load, one.folder) for one in candidates(policy)}
-            count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out)
+            loads = {one.name: partial(load, one.folder, device) for one in candidates(policy)}
+            count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out, pool)
         else:
-            texts = texts_for(policy, prompt_set)
-            count = generate_clip_set(partial(load, policy), prompt_set, size, how, called, clips, out, texts)
-    write_metrics(metrics, {"clips": count})
+            own, texts = partial(load, policy, device), texts_for(policy, prompt_set)
+            count = generate_clip_set(own, prompt_set, size, how, called, clips, out, texts, pool=pool)
+        write_metrics(metrics, {"clips": count})
 
 
 if __name__ == "__main__":

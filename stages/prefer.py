@@ -49,7 +49,7 @@ def main(key: str, policy: Path, against: Path, out: Path, metrics: Path, device
         write_compared(folder, compared)
         write_manifest(folder, "preferences", **(names | identity(source, compared)))
         publish(folder, out)
-    write_metrics(metrics, table)
+        write_metrics(metrics, table)
 
 
 if __name__ == "__main__":

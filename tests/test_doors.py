@@ -11,7 +11,7 @@ import torch
 from data.labels import read_verdicts
 from data.prompts import Prompt
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source, needs_device, read_block
 from feedback.core.label import label_clip_set
 from feedback.questions import Writing, write_questions
@@ -44,7 +44,7 @@ def clip_set(folder: Path, clips: np.ndarray) -> ClipSet:
         for n in range(count)
     ]
     writer = ClipSetWriter(folder)
-    writer.add_batch(0, samples, clips, torch.zeros(count, 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, clips), torch.zeros(count, 1, 1, 1, 1))
     writer.finish(told(f"p{n}" for n in range(count)), {})
     return ClipSet.open(folder)
 

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import yaml
 
+from data.policies import FINISHED
 from data.video import read_video, write_video
 from pipeline.state import StateError, check_outputs
 
@@ -150,7 +151,8 @@ def repository(root: Path) -> Iterator[Finding]:
         check_outputs(root)
     except StateError as error:
         yield Finding(BROKEN, "outputs", error.message)
-    unfinished = sorted(path.parent.name for path in (root / ".state").glob("*/*") if path.is_dir())
+    work = [path for path in (root / ".state").glob("*/*") if path.is_dir()]
+    unfinished = sorted(one.parent.name for one in work if not one.with_name(f"{one.name}{FINISHED}").is_file())
     if unfinished:
         yield Finding(
             NOTE,

@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -154,8 +156,9 @@ def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -
         return
     facts = read_manifest(folder, "audit")["facts"]
     if other := [key for key, value in judge.items() if facts[key] != value]:
-        message = "%s: the audit in %s does not apply: it is of another %s; audit this judge by `dvc repro audit@%s`"
-        logger.info(message, judge["source"], folder, " and ".join(other), judge["source"])
+        message = "%s: the audit in %s does not apply: it is of another %s; audit this judge by `dvc repro %s`"
+        again = shlex.quote(f"audit@{judge['source']}")
+        logger.info(message, judge["source"], folder, " and ".join(other), again)
     elif facts["accuracy"] < least:
         message = "%s: accuracy %.1f %% in its audit of %d clips (%s), below label.min_audited_accuracy: %g"
         logger.warning(message, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)
@@ -264,7 +267,8 @@ def _combined(
     verdicts = [verdict for sample in samples for verdict in found[sample.sample_id]]
     if all(one.error is not None for one in verdicts):
         if verdicts and all((one.error or "").startswith(UNRATED) for one in verdicts):
-            command = f"vfrl rate --set {clip_set.folder} --source {source.name} --rater {raters_of(source)[0]}"
+            options = {"--set": str(clip_set.folder), "--source": source.name, "--rater": raters_of(source)[0]}
+            command = shlex.join(["vfrl", "rate", *chain(*options.items())])
             raise LabelError(f"{source.name}: none of {len(samples)} clips is rated. Rate some with\n  {command}")
         first = verdicts[0].error if verdicts else "the clip set is empty"
         raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")

@@ -244,8 +244,8 @@ class CallRun:
         reply = "{}"
         try:
             reply = await self.provider.send(call.plan, media, str(attempt.id))
-            if defect := _defect(reply) or self.provider.defect(reply):
-                fault = Fault(Remedy.RETRY, defect, lost=True)
+            if problem := defect(self.provider, reply):
+                fault = Fault(Remedy.RETRY, problem, lost=True)
         except Exception as error:
             fault = self.provider.fault(error)
         if fault is None or not fault.unreachable:
@@ -331,12 +331,12 @@ class CallRun:
         )  # fmt: skip
 
 
-def _defect(reply: str) -> str | None:
-    """Why a reply of any provider is none; None where it is one."""
+def defect(provider: Sender, reply: str) -> str | None:
+    """Why a reply under the status of a success has to be requested again; None where it is an answer."""
     try:
         given = json.loads(reply)
     except ValueError:
         return "the reply is not whole JSON"
     if isinstance(given, dict) and given.get("error") and not given.keys() & {"choices", "candidates"}:
         return "the reply is an error under the status of a success"  # as gateways in between send them
-    return None
+    return provider.defect(reply)

@@ -63,6 +63,9 @@ class NonFiniteClipError(ValueError):
         )
         self.what, self.clips = what, clips
 
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        return type(self), (self.what, self.clips)
+
 
 class Generator:
     """A diffusers pipeline's parts, sampled and trained; a family fills in what is its own.

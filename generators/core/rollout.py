@@ -1,27 +1,32 @@
 """Sampling a clip set: every prompt of a split, N clips each, from the generator with a policy's weights."""
 
+import contextlib
 import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
+from cluster.devices import pick_device
+from cluster.pool import Here, Pool, Unit
 from data.config import STRICT, Count
 from data.manifest import StoreError, publish
 from data.pace import measured
 from data.prompts import Prompt, select
 from data.records import Sample
-from data.store import ClipSetWriter, PromptConditions
+from data.store import ClipSetWriter, encode_clips
 from generators.core.conditions import stacked
 from generators.core.encoding import ENCODING, Encoded, encode
 from generators.core.generator import SAMPLING, Generator, NonFiniteClipError
+from generators.core.load import load_generator
+from generators.core.lora import apply_policy
 from generators.core.size import VideoSize
 from generators.core.solvers import Solver
 
@@ -30,8 +35,22 @@ logger = logging.getLogger(__name__)
 Load = Callable[[Collection[str]], Generator]
 """PARTS -> the generator with those of its parts, and with a policy's weights.
 
-Called for the encoders first, which are freed before it is called for what samples.
+Called for the encoders first, which are freed before it is called for what samples; on a cluster each by workers of
+their own.
 """
+
+
+def load_policy(
+    settings: Mapping[str, Any], size: VideoSize, folder: Path, device: str, parts: Collection[str]
+) -> Generator:
+    """The generator with those of its parts and the weights of the policy in `folder`, on a device of this machine.
+
+    settings: arguments of `load_generator`. device: as `pick_device` takes it.
+    """
+    generator = load_generator(**settings, size=size, device=pick_device(device), parts=parts)
+    if "denoiser" in parts:
+        apply_policy(generator, folder)
+    return generator
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -64,6 +83,64 @@ class _Part(NamedTuple):
     load: Load  # with this policy's weights
 
 
+class _Batch(NamedTuple):
+    """Clips that are sampled in one forward."""
+
+    part: int
+    samples: Sequence[Sample]
+    told: Mapping[str, Mapping[str, Tensor]]  # of their prompts
+
+
+class _Made(NamedTuple):
+    """What is kept of a batch."""
+
+    videos: list[bytes]  # an mp4 a clip
+    latents: Tensor  # (B, C, F, h, w) clean, on the CPU
+
+
+class _Encoder:
+    """Encodes prompts and first frames."""
+
+    def __init__(self, load: Load) -> None:
+        self.generator = load(ENCODING)
+
+    def work(self, data: tuple[Sequence[Prompt], str | None, Mapping[str, str] | None]) -> Encoded:
+        """As `encode`, whose arguments these are."""
+        return encode(self.generator, *data)
+
+
+class _Sampler:
+    """Samples batches, and holds the generator of one part at a time."""
+
+    def __init__(self, loads: Sequence[Load], unwanted: Mapping[str, Tensor], sampling: Sampling) -> None:
+        self.loads, self.unwanted, self.sampling = loads, unwanted, sampling
+        self.loaded: tuple[int, Generator] | None = None
+
+    def work(self, batch: _Batch) -> _Made:
+        """The clips of a batch. Raises NonFiniteClipError naming those that came out infinite or NaN."""
+        generator = self._generator_of(batch.part)
+        latents = generator.sample(
+            stacked([batch.told[sample.prompt_id] for sample in batch.samples]),
+            self.unwanted,
+            generator.draw_noise([sample.seed for sample in batch.samples], generator.latent_shape),
+            self.sampling.steps,
+            self.sampling.guidance,
+            self.sampling.solver,
+        )
+        try:
+            frames = generator.decode(latents).numpy()
+        except NonFiniteClipError as error:
+            raise NonFiniteClipError(error.what, [batch.samples[int(row)].sample_id for row in error.clips]) from error
+        return _Made(encode_clips(batch.samples, frames), latents.cpu())
+
+    def _generator_of(self, part: int) -> Generator:
+        if self.loaded is None or self.loaded[0] != part:
+            self.loaded = None
+            gc.collect()  # before the next is loaded: compiled modules hold themselves
+            self.loaded = part, self.loads[part](SAMPLING)
+        return self.loaded[1]
+
+
 def generate_clip_set(
     load: Load,
     prompts: Sequence[Prompt],
@@ -74,6 +151,7 @@ def generate_clip_set(
     out: Path,
     texts: Mapping[str, str] | None = None,
     encoded: Encoded | None = None,
+    pool: Pool | None = None,
 ) -> int:
     """Sample the clips of a set and publish it as `out`; returns their number.
 
@@ -81,12 +159,12 @@ def generate_clip_set(
     texts: the generator's inputs in place of the prompts, by prompt_id. The rows keep the prompts, and the manifest's
         fact `texts` holds the texts.
     encoded: the prompts, where they are encoded already.
-    size: the generator's.
+    size: the generator's. pool: who encodes and samples; None: this process. This process alone writes.
     Raises ValueError for a prompt longer than the text encoder takes, first frames that the generator needs and the
     prompts lack, and a split without prompts; NonFiniteClipError naming the clips that came out infinite or NaN.
     """
     part = _Part(called.policy, called.name, load)
-    return _generate([part], prompts, size, sampling, called, work, out, texts, encoded)
+    return _generate([part], prompts, size, sampling, called, work, out, pool or Here(), texts, encoded)
 
 
 def generate_checkpoint_set(
@@ -97,6 +175,7 @@ def generate_checkpoint_set(
     called: ClipSetName,
     work: Path,
     out: Path,
+    pool: Pool | None = None,
 ) -> int:
     """Sample one set from every checkpoint of a policy, each on the same prompts and noise.
 
@@ -106,7 +185,7 @@ def generate_checkpoint_set(
     Its rows have the policy `<policy>/<name>`, its sample ids begin with `<set>-<name>-`.
     """
     parts = [_Part(f"{called.policy}/{n}", f"{called.name}-{n}", load) for n, load in checkpoints.items()]
-    return _generate(parts, prompts, size, sampling, called, work, out)
+    return _generate(parts, prompts, size, sampling, called, work, out, pool or Here())
 
 
 def _generate(
@@ -117,37 +196,34 @@ def _generate(
     called: ClipSetName,
     work: Path,
     out: Path,
+    pool: Pool,
     texts: Mapping[str, str] | None = None,
     encoded: Encoded | None = None,
 ) -> int:
     chosen = select(prompts, sampling.split, sampling.prompts)
     plans = [plan(chosen, size, sampling, ClipSetName(called.name, part.policy), part.prefix) for part in parts]
-    batches = [_batches(rows, sampling.batch_size) for rows in plans]
+    planned = [(part, batch) for part, rows in enumerate(plans) for batch in _batches(rows, sampling.batch_size)]
     writer = ClipSetWriter(work)
     done = writer.done_rows()
-    _check_done(work, done, [batch for own in batches for batch in own])
-    numbered = [list(enumerate(own, number * len(own))) for number, own in enumerate(batches)]  # all are as long
-    missing = [[(index, batch) for index, batch in own if index not in done] for own in numbered]
-    total, todo = (sum(len(batch) for own in which for _, batch in own) for which in (numbered, missing))
+    _check_done(work, done, [batch for _, batch in planned])
+    missing = {index: batch for index, (_, batch) in enumerate(planned) if index not in done}
+    total, todo = sum(map(len, plans)), sum(map(len, missing.values()))
     began = time.monotonic()
     message = "%s: %d clips by %s, %d a batch, %d solver steps each; %d are done; the work lies in %s"
     logger.info(message, called.name, total, called.policy, sampling.batch_size, sampling.steps, total - todo, work)
     if encoded is None:
-        encoded = encode(parts[0].load(ENCODING), chosen, sampling.negative_prompt, texts)
-        gc.collect()
+        texts_of = Unit(0, f"the texts of {len(chosen)} prompts", (chosen, sampling.negative_prompt, texts))
+        ((_, encoded),) = pool.run(partial(_Encoder, parts[0].load), [texts_of])
+    units = [_unit(index, *planned[index], encoded) for index in missing]
     sampling_since = time.monotonic()
-    with tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}") as progress:
-        for part, own in zip(parts, missing, strict=True):
-            if not own:
-                continue
-            generator = part.load(SAMPLING)
-            progress.unpause()  # the time left is by sampling alone
-            for index, batch in own:
-                latents, frames = _sampled(generator, encoded.told, batch, sampling)
-                writer.add_batch(index, batch, frames, latents)
-                progress.update(len(batch))
-            del generator
-            gc.collect()  # before the next is loaded: compiled modules hold themselves
+    make = partial(_Sampler, [part.load for part in parts], encoded.told.unwanted, sampling)
+    bar = tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}")
+    with bar as progress, contextlib.closing(pool.run(make, units)) as results:
+        for index, made in results:
+            writer.add_batch(index, missing[index], made.videos, made.latents)
+            progress.set_postfix(pool.status(), refresh=False)
+            progress.update(len(missing[index]))
+    pool.release()
     measured("clips", todo, time.monotonic() - sampling_since)
     facts = {"set": called.name, "policy": called.policy, **encoded.facts}
     facts |= {"guidance": sampling.guidance, "size": [size.num_frames, size.height, size.width]}
@@ -158,6 +234,12 @@ def _generate(
     seconds = time.monotonic() - began
     logger.info("%s: %d clips by %s, %d of them now in %.1f s", called.name, total, called.policy, todo, seconds)
     return total
+
+
+def _unit(index: int, part: int, samples: Sequence[Sample], encoded: Encoded) -> Unit[_Batch]:
+    told = {sample.prompt_id: encoded.told.prompts[sample.prompt_id] for sample in samples}
+    what = f"clips {samples[0].sample_id} to {samples[-1].sample_id}"
+    return Unit(index, what, _Batch(part, samples, told))
 
 
 def _check_done(work: Path, done: Mapping[int, Sequence[Sample]], planned: Sequence[Sequence[Sample]]) -> None:
@@ -171,24 +253,6 @@ def _check_done(work: Path, done: Mapping[int, Sequence[Sample]], planned: Seque
                 f"seed {here.seed} for {here.prompt!r}; prompts, seed, size, samples_per_prompt and batch_size must be "
                 "those that it was begun with"
             )
-
-
-def _sampled(
-    generator: Generator, told: PromptConditions, batch: Sequence[Sample], sampling: Sampling
-) -> tuple[Tensor, np.ndarray]:
-    """Clean latents (B, C, F, h, w) on the CPU and uint8 frames (B, F, H, W, 3) of a batch."""
-    latents = generator.sample(
-        stacked([told.prompts[sample.prompt_id] for sample in batch]),
-        told.unwanted,
-        generator.draw_noise([sample.seed for sample in batch], generator.latent_shape),
-        sampling.steps,
-        sampling.guidance,
-        sampling.solver,
-    )
-    try:
-        return latents.cpu(), generator.decode(latents).numpy()
-    except NonFiniteClipError as error:
-        raise NonFiniteClipError(error.what, [batch[int(row)].sample_id for row in error.clips]) from error
 
 
 def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:

@@ -86,12 +86,41 @@ def test_edited_code_is_named_by_file_and_the_printed_command_accepts_what_is_th
         line = line_of(lines, "generate@r1")
         assert line and "code generators/core/rollout.py" in line and str(other.name) not in line
         accept = next(line for line in lines if line.strip().startswith("dvc commit -f"))
-        assert "generate@r1" in shlex.split(accept) and any("honest" in line for line in lines)
+        assert "generate@r1" in shlex.split(accept) and any("would write the same bytes" in line for line in lines)
         run(clone, *DVC, *shlex.split(accept)[1:])
         assert line_of(planned(), "generate@r1") is None
     finally:
         code.write_text(before)
         run(clone, *DVC, "commit", "--force", "generate@r1")
+
+
+@pytest.mark.parametrize(
+    ("edited", "stage", "other"),
+    [
+        ("generators/families/wan.py", "generate@r1", "label@r1"),
+        ("feedback/judges/qwen.py", "label@r1", "generate@r1"),
+        ("tabletop/questions.py", None, "generate@r1"),
+    ],
+)
+def test_edited_code_of_a_family_or_a_kind_is_named_and_accepted_after_base(planned, clone, edited, stage, other):
+    before = (clone / edited).read_text()
+    (clone / edited).write_text(before + "# a comment\n")
+    try:
+        lines = planned()
+        assert line_of(lines, other) is None
+        if stage is None:
+            return
+        assert f" code {edited} " in f"{line_of(lines, stage)} "
+        if stage == "generate@r1":  # labels of a judge in this process are made again in a minute
+            accept = next(line.strip() for line in lines if "dvc commit -f" in line)
+            assert accept.startswith("dvc repro base && dvc commit -f ") and stage in shlex.split(accept)
+            for command in accept.split(" && "):
+                run(clone, *DVC, *shlex.split(command)[1:])
+            assert line_of(planned(), stage) is None
+    finally:
+        (clone / edited).write_text(before)
+        run(clone, *DVC, "repro", "base")
+        run(clone, *DVC, "commit", "--force", "generate@r1", "label@r1")
 
 
 def test_an_edited_rubric_is_named_for_the_stages_that_use_it(planned, clone):

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from data import manifest
 from data.first_frames import read_png
 from data.manifest import MANIFEST, StoreError, publish, write_manifest
-from data.records import Sample, read_rows
-from data.store import KIND, ClipSet, ClipSetWriter, PromptConditions
+from data.records import Sample
+from data.store import KIND, ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from tests.support.refusals import assert_refused
 
 PROMPTS = {"lift": "lifting a cup", "push": "pushing a cup"}
@@ -36,12 +36,16 @@ def sample(prompt_id: str, number: int) -> Sample:
 BATCHES = [[sample("lift", 0), sample("lift", 1)], [sample("push", 0)]]
 
 
+def frames_of(index: int) -> np.ndarray:
+    """Noise, for one of BATCHES."""
+    return np.random.default_rng(index).integers(0, 256, (len(BATCHES[index]), 3, 16, 16, 3), dtype=np.uint8)
+
+
 def batch(index: int) -> dict:
     """The arguments of add_batch for one of BATCHES; latents are 10 * batch + row throughout."""
     samples = BATCHES[index]
-    frames = np.random.default_rng(index).integers(0, 256, (len(samples), 3, 16, 16, 3), dtype=np.uint8)
     latents = torch.arange(len(samples)).float().view(-1, 1, 1, 1, 1).expand(-1, 4, 2, 2, 2) + 10 * index
-    return {"samples": samples, "frames": frames, "latents": latents}
+    return {"samples": samples, "videos": encode_clips(samples, frames_of(index)), "latents": latents}
 
 
 def write(work: Path, told: PromptConditions = TOLD) -> Path:
@@ -71,7 +75,7 @@ def test_a_clip_set_holds_what_was_written(clip_set):
     assert clip_set.by_id["push-0"] == BATCHES[1][0]
     assert clip_set.manifest["facts"] == {"policy": "base", "shards": [["lift-0", "lift-1"], ["push-0"]]}
     assert clip_set.video(BATCHES[1][0]) == clip_set.folder / "videos" / "push-0.mp4"
-    assert np.abs(clip_set.frames(BATCHES[1][0]).astype(int) - batch(1)["frames"][0]).max() <= 1
+    assert np.abs(clip_set.frames(BATCHES[1][0]).astype(int) - frames_of(1)[0]).max() <= 1
     assert sorted(contents(clip_set.folder)) == [
         "conditions.safetensors",
         "latents-00000.safetensors",
@@ -417,10 +421,8 @@ def test_a_finished_set_takes_no_more_batches(clip_set):
 
 def test_rows_and_arrays_that_disagree_are_refused(tmp_path):
     for change, message in (
-        ({"latents": torch.zeros(3, 4, 2, 2, 2)}, "a batch of {'samples': 2, 'frames': 2, 'latents': 3}"),
-        ({"samples": [], "frames": np.zeros((0, 3, 16, 16, 3)), "latents": torch.zeros(0)}, "at least one sample"),
-        ({"frames": np.zeros((2, 5, 16, 16, 3), np.uint8)}, r"lift-0: frames are \(5, 16, 16, 3\), its row says"),
-        ({"frames": np.zeros((2, 3, 16, 16, 3))}, "frames are float64"),
+        ({"latents": torch.zeros(3, 4, 2, 2, 2)}, "a batch of {'samples': 2, 'videos': 2, 'latents': 3}"),
+        ({"samples": [], "videos": [], "latents": torch.zeros(0)}, "at least one sample"),
         ({"samples": [replace(s, file_name="x.mp4") for s in BATCHES[0]]}, "lift-0: file_name 'x.mp4', wanted videos/"),
         (
             {"samples": [replace(s, sample_id="../x", file_name="videos/../x.mp4") for s in BATCHES[0]]},
@@ -432,6 +434,15 @@ def test_rows_and_arrays_that_disagree_are_refused(tmp_path):
         assert ClipSetWriter(tmp_path).done_batches() == set(), message
 
 
-def test_frames_may_be_a_torch_tensor(tmp_path):
-    ClipSetWriter(tmp_path).add_batch(0, **batch(0) | {"frames": torch.from_numpy(batch(0)["frames"])})
-    assert read_rows(tmp_path / ".batches" / "00000.parquet", Sample) == BATCHES[0]
+def test_frames_that_are_not_as_their_rows_say_are_refused():
+    for frames, message in (
+        (np.zeros((2, 5, 16, 16, 3), np.uint8), r"lift-0: frames are \(5, 16, 16, 3\), its row says"),
+        (np.zeros((2, 3, 16, 16, 3)), "videos/lift-0.mp4: frames are float64"),
+        (np.zeros((1, 3, 16, 16, 3), np.uint8), "1 clips for 2 samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode_clips(BATCHES[0], frames)
+
+
+def test_frames_may_be_a_torch_tensor():
+    assert encode_clips(BATCHES[0], torch.from_numpy(frames_of(0))) == batch(0)["videos"]

@@ -1,11 +1,14 @@
 """How long stages took: what is kept of a run, and what a damaged file says."""
 
 import json
+import sys
+import time
+from importlib.machinery import ModuleSpec
 
 import pytest
 
 from data.pace import Measured, listening, measured
-from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, unit_of
+from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, recorded, unit_of
 from tests.support.defaults import DEFAULTS
 
 CLIPS = Unit("sample models/tabletop/generator 64x64x17", "clips", 8.0)
@@ -77,3 +80,15 @@ def test_a_stage_is_measured_by_what_it_does_most(command, unit, tmp_path, monke
     (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
 
     assert unit_of(command)[1:] == unit
+
+
+def test_a_clock_that_jumps_during_a_run_leaves_its_time_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("stages.report", None))
+    monkeypatch.setattr(sys, "argv", ["report", "--out", "report-out"])
+    now = time.time()
+    for jump in (-1e6, 1e6):
+        with monkeypatch.context() as patch, recorded():
+            patch.setattr(time, "time", lambda jump=jump: now + jump)
+        assert 0 < read_rates(tmp_path / ".state/rates.json")["report"].seconds < 24 * 3600

@@ -9,7 +9,7 @@ import torch
 
 from data.manifest import write_manifest
 from data.records import Label, Pair, Sample, Verdict, Weighted, write_rows
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from tests.support.told import told
 
 PROMPTS = {
@@ -39,7 +39,7 @@ def make_round(root: Path) -> Path:
     samples = [sample for name in PROMPTS for sample in make_samples(name)]
     writer = ClipSetWriter(root / "samples")
     frames = np.stack([np.full((9, 32, 32, 3), 20 * place + 40, np.uint8) for place in range(len(samples))])
-    writer.add_batch(0, samples, frames, torch.zeros(len(samples), 4, 3, 4, 4))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(len(samples), 4, 3, 4, 4))
     writer.finish(told(prompt_id for prompt_id, *_ in PROMPTS.values()), {"set": "r1", "policy": "base"})
     make_labels(root / "labels/judge", "judge", JUDGE, root / "samples")
     make_labels(root / "compare/gpt/labels", "gpt", GPT, root / "samples")

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from data.records import Sample, Verdict
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source
 from feedback.core.label import requests_for
 from feedback.core.source import LabelError
@@ -59,7 +59,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
         for n in range(count)
     ]
     writer = ClipSetWriter(folder)
-    writer.add_batch(0, samples, frames, torch.zeros(count, 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(count, 1, 1, 1, 1))
     writer.finish(told(sample.prompt_id for sample in samples), {})
     return ClipSet.open(folder)
 

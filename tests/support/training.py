@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.records import Pair, Sample, Weighted
-from data.store import ClipSet, ClipSetWriter, PromptConditions
+from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core.generator import SAMPLING
 from rl.objectives import get_objective
 from rl.training.config import TrainConfig, configure
@@ -53,7 +53,7 @@ def write_clip_set(
         ids = [f"{name}-{clip}" for clip in range(clips)]
         samples = [Sample(i, name, "a cup", "c", "train", "base", 1, 5, 8.0, 16, 16, f"videos/{i}.mp4") for i in ids]
         frames = np.zeros((clips, 5, 16, 16, 3), np.uint8)
-        writer.add_batch(index, samples, frames, torch.randn(clips, *shape, generator=generator))
+        writer.add_batch(index, samples, encode_clips(samples, frames), torch.randn(clips, *shape, generator=generator))
     told = {
         name: {
             "text": torch.randn(6, 16, generator=generator),

@@ -22,7 +22,7 @@ from data.known import FULFILLED, SWAPPED, first_clips, reference_clips
 from data.manifest import read_manifest, write_manifest
 from data.prompts import load_prompts
 from data.records import Label, Sample, Verdict
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from data.video import read_video, write_video
 from evaluation.accuracy import (
     against_generated,
@@ -443,7 +443,7 @@ def beside_references(project) -> ClipSet:
             frames.append(rendered(prompt.prompt, 7, botch))
     Path("prompts.csv").write_text("\n".join(rows))
     writer = ClipSetWriter(Path("runs/r1/samples"))
-    writer.add_batch(0, samples, np.stack(frames), torch.zeros(4, 1))
+    writer.add_batch(0, samples, encode_clips(samples, np.stack(frames)), torch.zeros(4, 1))
     writer.finish(told(prompt.prompt_id for prompt in PROMPTS[:2]), {"policy": "base"})
     return ClipSet.open(Path("runs/r1/samples"))
 

@@ -20,7 +20,7 @@ import torch
 from data.labels import read_verdicts
 from data.manifest import StoreError, write_manifest
 from data.records import Sample, Verdict
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core import verdicts
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set, look_at, requests_for
@@ -133,7 +133,8 @@ def make_clips(folder: Path, called: str = "clip", **changes) -> ClipSet:
         for n in range(CLIPS)
     ]
     writer = ClipSetWriter(folder)
-    writer.add_batch(0, [replace(sample, **changes) for sample in samples], frames, torch.zeros(CLIPS, 1, 1, 1, 1))
+    samples = [replace(sample, **changes) for sample in samples]
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
     writer.finish(told(f"p{n}" for n in range(CLIPS)), {})
     return ClipSet.open(folder)
 

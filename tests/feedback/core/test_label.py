@@ -17,7 +17,7 @@ import torch
 from data.labels import read_asked, read_labels, read_verdicts
 from data.manifest import StoreError, read_manifest
 from data.records import Sample, Verdict
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from data.video import write_video
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set, look_at
@@ -188,7 +188,7 @@ def make_clips(folder: Path, *prompts: str) -> ClipSet:
         for index, name in enumerate(names)
     ]
     writer = ClipSetWriter(folder)
-    writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
     writer.finish(told(["p"]), {})
     return ClipSet.open(folder)
 

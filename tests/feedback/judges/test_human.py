@@ -32,7 +32,7 @@ from commands.rate.server import Ratings, RatingServer, gather, people
 from data.labels import read_labels, read_verdicts
 from data.manifest import StoreError, read_manifest
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.audit import rated
 from feedback.core.kinds import make_source
 from feedback.core.label import LabelCounts, label_clip_set, requests_for
@@ -67,7 +67,7 @@ def make_clips(folder: Path, policy: str = "rwr1", shade: int = 0) -> ClipSet:
     shades = shade + 10 * np.arange(CLIPS)[:, None] + 3 * np.arange(3)
     frames = np.broadcast_to(shades[..., None, None, None], (CLIPS, 3, 32, 32, 3)).astype(np.uint8)
     writer = ClipSetWriter(folder)
-    writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 4, 3, 4, 4))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 4, 3, 4, 4))
     writer.finish(told(f"p{prompt}" for prompt in range(PROMPTS)), {})
     return ClipSet.open(folder)
 
@@ -793,9 +793,9 @@ def test_those_who_rated_a_clip_decide_on_it(clips, ledger, tmp_path):
 
 
 def test_a_set_without_any_rating_is_an_error_that_says_how_to_rate(clips, ledger, tmp_path):
-    command = re.escape(f"vfrl rate --set {clips.folder} --source people --rater anna")
+    command = re.escape(f"vfrl rate --set {clips.folder} --source people --rater 'ben d'")
     with pytest.raises(LabelError, match=rf"people: none of {CLIPS} clips is rated. Rate some with\n  {command}"):
-        in_part(clips, tmp_path, "anna")
+        in_part(clips, tmp_path, "ben d")
 
     rate(clips, ledger, "anna", "a")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer
 
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from data.video import read_video
 from feedback.core.kinds import make_source, read_block
 from feedback.core.source import Request
@@ -232,7 +232,7 @@ def judged(source, tmp_path: Path) -> list[list]:
         for n, prompt in enumerate(PROMPTS)
     ]
     clips = frames(3 * len(PROMPTS), 36, 52).reshape(len(PROMPTS), 3, 36, 52, 3)
-    writer.add_batch(0, samples, clips, torch.zeros(len(PROMPTS), 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, clips), torch.zeros(len(PROMPTS), 1, 1, 1, 1))
     writer.finish(told(f"p{n}" for n in range(len(PROMPTS))), {})
     clip_set = ClipSet.open(tmp_path / "set")
     return list(source.judge(Request(sample, clip_set.video(sample)) for sample in clip_set.samples))

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from data.labels import read_labels, read_verdicts
 from data.records import Pair, Sample, Weighted, read_rows
-from data.store import ClipSet, ClipSetWriter, read_clip
+from data.store import ClipSet, ClipSetWriter, encode_clips, read_clip
 from feedback.core.kinds import make_source, read_block
 from feedback.core.label import label_clip_set
 from feedback.metrics.image_text import Pixels
@@ -52,7 +52,7 @@ def clips(tmp_path) -> ClipSet:
     frames = np.zeros((5, 5, 40, 48, 3), np.uint8)
     for n in range(5):
         frames[n] = 100 + 10 * n, 50, 10 * n
-    writer.add_batch(0, samples, frames, torch.zeros(5, 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(5, 1, 1, 1, 1))
     writer.finish(told(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 

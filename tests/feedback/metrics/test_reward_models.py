@@ -15,7 +15,7 @@ from torchvision.transforms import functional as images
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from data.records import Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source, read_block
 from feedback.core.label import look_at
 from feedback.differentiable.augment import Augmentation
@@ -54,7 +54,8 @@ def small_set(tmp_path) -> ClipSet:
         Sample(f"clip{n}", "p", PROMPT, "c", "train", "base", n, 9, RATE, 32, 48, f"videos/clip{n}.mp4")
         for n in range(2)
     ]
-    writer.add_batch(0, samples, np.stack([clip_of(seed=n) for n in range(2)]), torch.zeros(2, 1, 1, 1, 1))
+    frames = np.stack([clip_of(seed=n) for n in range(2)])
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(2, 1, 1, 1, 1))
     writer.finish(told(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 
@@ -372,3 +373,21 @@ def test_without_normalisation_the_numbers_are_the_heads(built, tmp_path):
         )
     )
     assert normalised["VQ"] == pytest.approx((raw["VQ"] - 1.0) / 2.0, abs=1e-4)
+
+
+def test_a_base_on_the_hub_counts_by_the_commit_that_is_loaded(built, tmp_path, monkeypatch):
+    keys = set()
+
+    def stop(kind, key, convert, cache):
+        assert convert.args[1:3] == ("me/base", commit)
+        keys.add(key)
+        raise ValueError("before the conversion")
+
+    monkeypatch.setattr("feedback.metrics.reward_models.loading.converted", stop)
+    for commit in ("a" * 40, "b" * 40):  # of main, which has moved
+        monkeypatch.setattr(
+            "feedback.metrics.reward_models.loading.snapshot_download", lambda *_, at=commit, **__: str(tmp_path / at)
+        )
+        with pytest.raises(ValueError, match="before the conversion"):
+            make_source("m", built.videoreward() | {"base": "me/base"})
+    assert len(keys) == 2

@@ -13,7 +13,7 @@ from data.labels import open_labels, read_verdicts
 from data.manifest import read_manifest
 from data.preferences import read_comparisons, read_preferences
 from data.records import Comparison, Sample
-from data.store import ClipSet, ClipSetWriter
+from data.store import ClipSet, ClipSetWriter, encode_clips
 from data.video import read_video
 from feedback.core.kinds import make_source, read_block
 from feedback.core.label import requests_for
@@ -71,7 +71,7 @@ def make_clips(folder: Path, prompts: int = 1, policy: str = "base", brightness:
         for n, name in enumerate(names)
     ]  # fmt: skip
     writer = ClipSetWriter(folder)
-    writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
     writer.finish(told(f"p{n}" for n in range(prompts)), {"set": "r1", "policy": policy})
     return ClipSet.open(folder)
 
@@ -243,7 +243,7 @@ def noise(tmp_path_factory) -> list[Request]:
         for n in range(CLIPS)
     ]
     writer = ClipSetWriter(folder / "samples")
-    writer.add_batch(0, samples, frames, torch.zeros(CLIPS, 1, 1, 1, 1))
+    writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
     writer.finish(told(["p"]), {})
     return requests_for(ClipSet.open(folder / "samples"), 1)
 

@@ -18,7 +18,7 @@ from commands.preset import layers, overlay, values_of
 from data.config import ConfigError
 from data.policies import CHECKPOINTS, previews_in
 from data.records import Pair, Weighted
-from data.store import ClipSet, ClipSetWriter, PromptConditions
+from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core import lora
 from rl.objectives import OBJECTIVES, get_objective
 from rl.training import run as frame
@@ -625,7 +625,9 @@ def half_of(whole: ClipSet, folder: Path, prompts: list[str]) -> ClipSet:
     for index, name in enumerate(prompts):
         samples = [sample for sample in whole.samples if sample.prompt_id == name]
         frames = np.zeros((len(samples), 5, 16, 16, 3), np.uint8)
-        writer.add_batch(index, samples, frames, whole.latents([sample.sample_id for sample in samples]))
+        writer.add_batch(
+            index, samples, encode_clips(samples, frames), whole.latents([sample.sample_id for sample in samples])
+        )
     told = {name: {key: one[0] for key, one in whole.conditions([name]).items()} for name in prompts}
     writer.finish(PromptConditions(told, dict(whole.empty), None), {})
     return ClipSet.open(folder)

@@ -1,0 +1,418 @@
+"""Units of work on the workers of a running Ray cluster: the only module that knows of Ray's core.
+
+A worker is an actor on an accelerator of its own, or on a CPU of a cluster without any. Ray restarts nothing and
+repeats nothing by itself: a unit whose worker is lost is done again by another, here, where it is known what was
+committed. This process stays, and with it the results; when it ends, its actors end.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import statistics
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.pool import DataT, Make, ResultT, Unit
+from cluster.provenance import ROOT, code_hash, describe_device, differences, in_words, versions
+
+logger = logging.getLogger(__name__)
+
+TOKEN = "RAY_AUTH_MODE"  # Ray's variable: `token` refuses whoever has none
+LOSSES = 3  # workers that a unit, or the start of workers, may cost
+LOOK = 5.0  # seconds between looks at the size of the cluster
+PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
+STRAGGLER = 3.0  # times the median time of a unit, after which an idle worker does it too
+
+
+class WorkerError(RuntimeError):
+    """An error in a worker that is not ours; the text holds its traceback."""
+
+
+class LostError(ValueError):
+    """Workers were lost so often that to go on is no use."""
+
+
+class RefusedError(ValueError):
+    """A node whose results would be others."""
+
+
+class Facts(NamedTuple):
+    """What a worker is."""
+
+    node: str  # Ray's id of it
+    code: str  # of `code_hash`
+    made_with: dict[str, dict[str, Any]]  # versions and device, as cluster.provenance has them
+    token: bool  # whether its node asks for one
+
+
+class Outcome(NamedTuple):
+    """What came of a call: errors too are values, since Ray's own carry neither our types nor whose they are."""
+
+    result: Any = None
+    error: Exception | None = None
+    trace: str = ""
+    warnings: tuple[tuple[str, int, str], ...] = ()  # logger, level, message
+
+
+@dataclass(eq=False)
+class _Member:
+    """A worker, as this process knows it."""
+
+    actor: Any
+    facts: Facts | None = None  # None: it has not answered yet
+    is_ready: bool = False
+    unit: Unit[Any] | None = None
+    since: float = field(default_factory=time.monotonic)  # when it was asked for, or was given its unit
+
+
+class OnRay:
+    """The workers of a cluster that runs already; one whose node is started later joins."""
+
+    def __init__(self, workers: int | None, device: str) -> None:
+        """workers: how many at most, which are asked for until they are there; None: as many as accelerators are there.
+
+        Raises ValueError where Ray is missing, no cluster runs, or tokens are off.
+        """
+        self._ray, self._workers, self._device = _connected(), workers, device
+        self._resources = self._resources_of_a_worker()
+        self._ours = {"versions": versions()}
+        self._code = code_hash()
+        self._make: Make[Any, Any] | None = None
+        self._members: list[_Member] = []
+        self._flying: dict[Any, _Member] = {}  # by the reference to what the worker is doing
+        self._lost, self._starts_lost = 0, 0
+        self._devices: list[dict[str, Any]] = []  # kinds that were met
+        self._said: set[tuple[str, int, str]] = set()
+        self._waits_since = time.monotonic()
+
+    def run(
+        self, make: Make[DataT, ResultT], units: Sequence[Unit[DataT]]
+    ) -> Generator[tuple[int, ResultT], None, None]:
+        """As the protocol says, in the order in which they are done.
+
+        A unit whose worker is lost is done again, before the others. One that costs LOSSES workers is set aside: the
+        others are done, then LostError names it. An error of a worker ends the run.
+        """
+        if make is not self._make:
+            self.release()
+            self._make = make
+        work = _Work(units)
+        try:
+            while work.left:
+                self._hire(len(work.left))
+                self._give(work)
+                done, _ = self._ray.wait(list(self._flying), num_returns=1, timeout=LOOK)
+                for ref in done:
+                    yield from self._taken(ref, work)
+        finally:
+            for member in [one for one in self._members if one.unit]:  # at what another did first, or an error stopped
+                self._dismiss(member)
+        work.say_what_was_lost()
+
+    def status(self) -> dict[str, Any]:
+        """Workers that are at work or idle, and units that were lost with theirs."""
+        return {"workers": sum(one.is_ready for one in self._members), "lost": self._lost}
+
+    def release(self) -> None:
+        """As the protocol says."""
+        for member in list(self._members):
+            self._dismiss(member)
+        self._make = None
+
+    # Workers
+
+    def _resources_of_a_worker(self) -> dict[str, Any]:
+        """As options of an actor."""
+        there = self._ray.cluster_resources()
+        for name in ("GPU", "TPU"):
+            wanted = {"GPU": "cuda", "TPU": "tpu"}[name]
+            if self._device == wanted or (self._device == "auto" and there.get(name)):
+                return {"num_cpus": 0, "num_gpus": 1} if name == "GPU" else {"num_cpus": 0, "resources": {"TPU": 1}}
+        return {"num_cpus": 1}
+
+    def _capacity(self) -> int:
+        """How many workers the cluster has room for as it is now."""
+        there = self._ray.cluster_resources()
+        name = "GPU" if "num_gpus" in self._resources else "TPU" if "resources" in self._resources else "CPU"
+        return int(there.get(name, 0))
+
+    def _hire(self, left: int) -> None:
+        """Ask for workers, as many as there is work and room for; one that is not there yet waits for room."""
+        room = self._capacity() if self._workers is None else self._workers
+        wanted = min(max(room, 1), left)
+        for member in [one for one in self._members if one.facts is None][: max(0, len(self._members) - wanted)]:
+            self._dismiss(member)
+        while len(self._members) < wanted:
+            remote = self._ray.remote(max_restarts=0, max_task_retries=0, **self._resources)(_Actor)
+            member = _Member(remote.remote())
+            self._members.append(member)
+            self._flying[member.actor.hello.remote(str(Path.cwd()), self._device)] = member
+        if any(one.is_ready for one in self._members):
+            self._waits_since = time.monotonic()
+        elif time.monotonic() - self._waits_since > PATIENCE:
+            message = "no worker yet: %d asked for, each with %s; the cluster has room for %d"
+            logger.warning(message, len(self._members), self._resources, self._capacity())
+            self._waits_since = time.monotonic()
+
+    def _give(self, work: "_Work") -> None:
+        """Give each idle worker a unit."""
+        for member in self._members:
+            if member.is_ready and member.unit is None and (unit := work.next_for(self._members)):
+                member.unit, member.since = unit, time.monotonic()
+                self._flying[member.actor.work.remote(unit.data)] = member
+
+    def _taken(self, ref: Any, work: "_Work") -> Generator[tuple[int, Any], None, None]:
+        """What a worker has done: its unit, or a step of its start."""
+        member = self._flying.pop(ref)
+        try:
+            outcome: Outcome = self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:  # not within our methods, so Ray could not call them
+            raise RefusedError(
+                f"node {getattr(error, 'ip', 'unknown')} cannot run this project's code: {error.cause}. Every "
+                f"node needs the same environment, and the project at the same path: {Path.cwd()}"
+            ) from error
+        except self._ray.exceptions.RayError as error:  # the worker, its node or the way to it is gone
+            self._mourn(member, work, error)
+            return
+        where = self._name(member)
+        for name, level, message in outcome.warnings:
+            if (name, level, message) not in self._said:
+                self._said.add((name, level, message))
+                logging.getLogger(name).log(level, "%s: %s", where, message)
+        if outcome.error is not None:
+            if outcome.trace:
+                raise WorkerError(f"{where}: {outcome.trace}") from outcome.error
+            raise outcome.error
+        if member.facts is None:
+            member.facts = outcome.result
+            self._check(member)
+            self._flying[member.actor.start.remote(self._ray.cloudpickle.dumps(self._make))] = member
+        elif not member.is_ready:
+            member.is_ready, self._starts_lost = True, 0
+            message = "%s: ready after %.1f s, %d workers"
+            seconds = time.monotonic() - member.since
+            logger.info(message, self._name(member), seconds, self.status()["workers"])
+        else:
+            assert member.unit is not None
+            unit, member.unit = member.unit, None
+            if work.finish(unit, time.monotonic() - member.since):
+                yield unit.number, outcome.result
+
+    def _check(self, member: _Member) -> None:
+        """Raises RefusedError for a node with other code or versions, or without tokens; warns of another device."""
+        facts = member.facts
+        assert facts is not None
+        where = self._name(member)
+        if not facts.token:
+            raise RefusedError(f"{where} was started without {TOKEN}=token: whoever reaches its ports runs code on it")
+        if facts.code != self._code:
+            raise RefusedError(
+                f"{where} has other code in {Path.cwd()} than this process: {facts.code}, here {self._code}. Give "
+                "every node the same commit; what is finished is kept"
+            )
+        theirs = {"versions": facts.made_with["versions"]}
+        if differing := differences(self._ours, theirs):
+            words = in_words(self._ours, differing)
+            raise RefusedError(f"{where} has other versions than this process: {words}. Install the same on every node")
+        device = {key: facts.made_with["device"][key] for key in ("type", "name", "threads")}
+        if self._devices and device not in self._devices:
+            message = "%s computes on %s, other workers on %s: clips and labels are equal within float tolerance only"
+            logger.warning(message, where, device, self._devices[0])
+        self._devices.append(device)
+
+    def _mourn(self, member: _Member, work: "_Work", error: Exception) -> None:
+        """Take note of a lost worker. Raises LostError where workers are lost before they can work."""
+        where, unit = self._name(member), member.unit
+        gone = member.facts is not None and member.facts.node not in self._alive()
+        what = "the node is gone" if gone else f"its worker is gone ({_first_line(error)})"
+        self._dismiss(member)
+        if unit is None:
+            self._starts_lost += 1
+            logger.warning("%s: %s, before it could work", where, what)
+            if self._starts_lost >= LOSSES:
+                raise LostError(
+                    f"{self._starts_lost} workers were lost one after the other before any could work, the last on "
+                    f"{where}: {_first_line(error)}. Ray's logs on that node: /tmp/ray/session_latest/logs"
+                ) from error
+            return
+        if work.lose(unit, where, any(one.unit is unit for one in self._members)):
+            self._lost += 1
+            logger.warning("%s: %s; %s are done again", where, what, unit.what)
+
+    def _dismiss(self, member: _Member) -> None:
+        self._members.remove(member)
+        for ref in [ref for ref, one in self._flying.items() if one is member]:
+            del self._flying[ref]
+        with contextlib.suppress(Exception):  # it may be gone already
+            self._ray.kill(member.actor)
+
+    def _alive(self) -> dict[str, str]:
+        """Addresses of the nodes that are there, by Ray's id."""
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
+
+    def _name(self, member: _Member) -> str:
+        if member.facts is None:
+            return "a node that has not answered yet"
+        known = {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes()}
+        return f"node {known.get(member.facts.node, 'unknown')} ({member.facts.node[:8]})"
+
+
+class _Work:
+    """The units of a run: which wait, which are left, which were lost, and how long they took."""
+
+    def __init__(self, units: Sequence[Unit[Any]]) -> None:
+        self.waiting = deque(units)
+        self.left = {unit.number for unit in units}
+        self.seconds: list[float] = []  # of finished units
+        self.lost: dict[int, list[str]] = {}  # where, by unit
+        self.given_up: list[Unit[Any]] = []
+
+    def next_for(self, members: Sequence[_Member]) -> Unit[Any] | None:
+        """A unit that waits; at the end one that takes another worker far longer than the others took."""
+        if self.waiting:
+            return self.waiting.popleft()
+        if not self.seconds:
+            return None
+        late = time.monotonic() - STRAGGLER * statistics.median(self.seconds)
+        running = [one.unit for one in members if one.unit and one.unit.number in self.left]
+        slow = [one.unit for one in members if one.unit and one.since < late and running.count(one.unit) == 1]
+        found = next((unit for unit in slow if unit.number in self.left), None)
+        if found:
+            logger.warning("%s take long; an idle worker does them too", found.what)
+        return found
+
+    def finish(self, unit: Unit[Any], seconds: float) -> bool:
+        """Whether nobody did it before."""
+        if unit.number not in self.left:
+            return False
+        self.left.remove(unit.number)
+        self.seconds.append(seconds)
+        return True
+
+    def lose(self, unit: Unit[Any], where: str, another: bool) -> bool:
+        """Note a lost unit, which waits again, before the others. another: whether another worker does it already.
+
+        Returns whether it is done again.
+        """
+        if unit.number not in self.left:
+            return False
+        self.lost.setdefault(unit.number, []).append(where)
+        if len(self.lost[unit.number]) >= LOSSES:
+            self.left.remove(unit.number)
+            self.given_up.append(unit)
+            return False
+        if not another:
+            self.waiting.appendleft(unit)
+        return True
+
+    def say_what_was_lost(self) -> None:
+        """Raises LostError naming a unit that was given up."""
+        for unit in self.given_up:
+            raise LostError(
+                f"{unit.what} cost {LOSSES} workers, on {', '.join(self.lost[unit.number])}; all else is done and "
+                "kept. Most often memory runs out there: take a smaller batch_size, or look at Ray's logs on these nodes "
+                "(/tmp/ray/session_latest/logs)"
+            )
+        if self.lost:
+            logger.info("%d units were lost with their workers and done again", len(self.lost))
+
+
+class _Actor:
+    """What runs on a node."""
+
+    def hello(self, root: str, device: str) -> Outcome:
+        """Facts, in the project's folder."""
+        return _outcome(lambda: self._facts(root, device))
+
+    def start(self, make: bytes) -> Outcome:
+        """Build the worker. make: pickled."""
+
+        def build() -> None:
+            self.worker = pickle.loads(make)()
+
+        return _outcome(build)
+
+    def work(self, data: Any) -> Outcome:
+        """A unit's result."""
+        return _outcome(lambda: self.worker.work(data))
+
+    def _facts(self, root: str, device: str) -> Facts:
+        import ray
+
+        from cluster.devices import pick_device
+
+        os.chdir(root)
+        logging.getLogger().setLevel(os.environ.get("LOG_LEVEL", "INFO").upper())
+        made_with = {"versions": versions(), "device": describe_device(pick_device(device))}
+        node, token = ray.get_runtime_context().get_node_id(), os.environ.get(TOKEN) == "token"
+        return Facts(node, code_hash(), made_with, token)
+
+
+def _outcome(call: Any) -> Outcome:
+    """What a call returns or raises, and the warnings that it logs."""
+    listener = _Listener()
+    logging.getLogger().addHandler(listener)
+    try:
+        return Outcome(call(), warnings=tuple(listener.heard))
+    except Exception as error:
+        trace = "" if _is_ours(error) and _travels(error) else traceback.format_exc()
+        return Outcome(error=None if trace and not _travels(error) else error, trace=trace)
+    finally:
+        logging.getLogger().removeHandler(listener)
+
+
+class _Listener(logging.Handler):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append((record.name, record.levelno, record.getMessage()))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether our own code raised it, to say what is wrong."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename)
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _connected() -> Any:
+    """The module ray, connected to the cluster that runs. Raises ValueError saying what is missing."""
+    if os.environ.get(TOKEN) != "token":
+        raise ValueError(
+            f"engine ray: {TOKEN} is not token, and without tokens whoever reaches the cluster's ports runs code on "
+            f"it. Make one (ray get-auth-token --generate), and start every node and this command under {TOKEN}=token"
+        )
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("engine ray: Ray is not installed here: pip install -e '.[cluster]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+        except ConnectionError as error:
+            raise ValueError(
+                "engine ray: no cluster runs here, and none is started for you: start one (docs/cluster.md), and run "
+                f"this on one of its nodes, or take engine here ({_first_line(error)})"
+            ) from error
+    return ray
