@@ -19,7 +19,10 @@ def manifest_hash(out: Path) -> str:
 
 
 def in_lock(out: str, manifest: str, root: Path = Path()) -> bool:
-    """Whether dvc.lock lists the folder `out` with that manifest in it; also where its list is not in the cache."""
+    """Whether dvc.lock lists the folder `out`, and DVC's cache has its list, with that manifest in it.
+
+    The dvc.lock of a fresh clone is of the published run, of which the cache has nothing.
+    """
     path = root / LOCK
     if not path.is_file():
         return False
@@ -28,7 +31,7 @@ def in_lock(out: str, manifest: str, root: Path = Path()) -> bool:
         for one in stage.get("outs", []):
             if one["path"] == out:
                 listing = _cache(root) / one["md5"][:2] / one["md5"][2:]
-                return not listing.is_file() or _lists(listing, manifest)
+                return listing.is_file() and _lists(listing, manifest)
     return False
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -459,6 +460,13 @@ def test_a_cache_elsewhere_is_found(sampling):
     assert in_cache(digest) and in_lock(OUT.as_posix(), digest)
     other = "0" * 32
     assert not in_cache(other) and not in_lock(OUT.as_posix(), other) and not in_lock("runs/r2/samples", digest)
+
+
+def test_a_fresh_clone_with_the_published_dvc_lock_has_saved_nothing(sampling):
+    sampling()
+    digest = manifest_hash(OUT)
+    shutil.rmtree(".dvc/cache")
+    assert not in_lock(OUT.as_posix(), digest)
 
 
 # Processes
