@@ -1,6 +1,6 @@
 """How fast a network judge labels, against a local server of a given latency.
 
-    python -m benchmarks.labelling [--clips 2000] [--latency 1.0] [--in-flight 64] [--kind gpt]
+    python -m benchmarks.labelling [--clips 2048] [--latency 1.0] [--in-flight 64] [--kind gpt]
 
 Prints the throughput as a part of the ideal (in flight / latency), the client's CPU time a call, and its peak memory at
 a quarter of the clips and at all of them. The server runs in a process of its own, on another core than the client where
@@ -32,7 +32,7 @@ PATHS = {"gpt": "/v1", "served": "/v1", "gemini": ""}
 
 
 @click.command(help=__doc__)
-@click.option("--clips", default=2000)
+@click.option("--clips", default=2048, help="A multiple of --in-flight, so that no round is part empty.")
 @click.option("--latency", default=1.0, help="Seconds.")
 @click.option("--in-flight", default=64)
 @click.option("--kind", type=click.Choice(sorted(PATHS)), default="gpt")
