@@ -488,6 +488,13 @@ def test_a_cache_elsewhere_is_found(sampling):
     assert not in_cache(other) and not in_lock(OUT.as_posix(), other) and not in_lock("runs/r2/samples", digest)
 
 
+def test_a_fresh_clone_with_the_published_dvc_lock_has_saved_nothing(sampling):
+    sampling()
+    digest = manifest_hash(OUT)
+    shutil.rmtree(".dvc/cache")
+    assert not in_lock(OUT.as_posix(), digest)
+
+
 # Processes
 
 HOLDS = textwrap.dedent(
