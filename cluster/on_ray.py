@@ -31,7 +31,7 @@ STRAGGLER = 3.0  # times the median time of a unit, after which an idle worker d
 
 
 class WorkerError(RuntimeError):
-    """An error in a worker that is not ours; the text holds its traceback."""
+    """What was raised in a worker; the text holds its traceback."""
 
 
 class LostError(ValueError):
@@ -55,8 +55,8 @@ class Outcome(NamedTuple):
     """What came of a call: errors too are values, since Ray's own carry neither our types nor whose they are."""
 
     result: Any = None
-    error: Exception | None = None
-    trace: str = ""
+    error: Exception | None = None  # of our own code, which says what is wrong
+    trace: str = ""  # of whatever was raised
     warnings: tuple[tuple[str, int, str], ...] = ()  # logger, level, message
 
 
@@ -185,10 +185,9 @@ class OnRay:
             if (name, level, message) not in self._said:
                 self._said.add((name, level, message))
                 logging.getLogger(name).log(level, "%s: %s", where, message)
-        if outcome.error is not None:
-            if outcome.trace:
-                raise WorkerError(f"{where}: {outcome.trace}") from outcome.error
-            raise outcome.error
+        if outcome.trace:
+            raised = WorkerError(f"{where}: {outcome.trace}")
+            raise raised if outcome.error is None else outcome.error from raised
         if member.facts is None:
             member.facts = outcome.result
             self._check(member)
@@ -316,8 +315,8 @@ class _Work:
         for unit in self.given_up:
             raise LostError(
                 f"{unit.what} cost {LOSSES} workers, on {', '.join(self.lost[unit.number])}; all else is done and "
-                "kept. Most often memory runs out there: take a smaller batch_size, or look at Ray's logs on these nodes "
-                "(/tmp/ray/session_latest/logs)"
+                "kept. Most often memory runs out there: take a smaller batch_size, or look at Ray's logs on these "
+                "nodes (/tmp/ray/session_latest/logs)"
             )
         if self.lost:
             logger.info("%d units were lost with their workers and done again", len(self.lost))
@@ -361,8 +360,8 @@ def _outcome(call: Any) -> Outcome:
     try:
         return Outcome(call(), warnings=tuple(listener.heard))
     except Exception as error:
-        trace = "" if _is_ours(error) and _travels(error) else traceback.format_exc()
-        return Outcome(error=None if trace and not _travels(error) else error, trace=trace)
+        ours = error if _is_ours(error) and _travels(error) else None
+        return Outcome(error=ours, trace=traceback.format_exc(), warnings=tuple(listener.heard))
     finally:
         logging.getLogger().removeHandler(listener)
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.command import (
+    PATH,
+    device_option,
+    engine_options,
+    metrics_option,
+    out_option,
+    stage_command,
+    write_metrics,
+)
 from pipeline.configs import AuditConfig, PromptsConfig
 from pipeline.identity import RECORDED
 from pipeline.params import block, section, source_block
@@ -21,12 +29,13 @@ logger = logging.getLogger(__name__)
 @out_option
 @metrics_option
 @device_option
-def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) -> None:
+@engine_options
+def main(name: str, base: Path | None, out: Path, metrics: Path, device: str, engine: str, workers: str) -> None:
     """Judge clips whose right verdict is known, and write down how far the judge can be believed."""
     from data.manifest import publish, write_manifest
     from data.prompts import load_prompts
     from feedback.core.audit import Asking
-    from feedback.core.kinds import make_source, needs_device, read_block, what_is_asked
+    from feedback.core.kinds import open_source, read_block, what_is_asked
     from feedback.core.label import judge_identity
     from pipeline.audit import (
         beside_people,
@@ -46,10 +55,6 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     how = (block("label.batch_size"), block("label.votes"), block("label.max_failed"))
     prompts = load_prompts(path)
     check_known(config, prompts)
-    if needs_device(name, given):
-        from cluster.devices import pick_device  # and torch with it, which takes seconds
-
-        device = str(pick_device(device))
     world = world_of(config)
     inputs = [
         path,
@@ -61,7 +66,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str) ->
     params = {"audit": config, f"feedback.sources.{name}": what_is_asked(given), "people": people}
     params |= {"video.fps": fps, "label": dict(zip(("batch_size", "votes", "max_failed"), how, strict=True))}
     with stage_state("audit", out, params, inputs) as work:
-        source, folder = make_source(name, given, device), work / "audit"
+        source, folder = open_source(name, given, device, engine, workers, how[0]), work / "audit"
         asking, notes = Asking(work, folder, *how), dict[str, str]()
         if read_block(name, given).compares:
             figures, rows = by_pairs(asking, source, prompts, config, world, base, fps)

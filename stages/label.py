@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.command import (
+    PATH,
+    device_option,
+    engine_options,
+    metrics_option,
+    out_option,
+    stage_command,
+    write_metrics,
+)
 from pipeline.configs import LabelConfig
 from pipeline.identity import RECORDED
 from pipeline.params import section, source_block
@@ -22,20 +30,17 @@ AUDITS = Path("runs/audit")
 @out_option
 @metrics_option
 @device_option
-def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
+@engine_options
+def main(clips: Path, name: str, out: Path, metrics: Path, device: str, engine: str, workers: str) -> None:
     """Label a clip set: verdicts with the source's own words, and the labels that they combine to."""
     from data.manifest import read_manifest
     from data.store import ClipSet
-    from feedback.core.kinds import make_source, needs_device, question_files, read_block, what_is_asked
+    from feedback.core.kinds import open_source, question_files, read_block, what_is_asked
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
     from feedback.pairs.compare import as_comparer
     from feedback.pairs.label import compare_clip_set
 
     config, given = section("label", LabelConfig), source_block(name)
-    if needs_device(name, given):
-        from cluster.devices import pick_device  # and torch with it, which takes seconds
-
-        device = str(pick_device(device))
     blocks = [given, *given.get("members", {}).values()]  # of a panel, its members' too
     inputs: list[Path] = [clips, *(Path(one[key]) for one in blocks for key in ("path", "rubric") if key in one)]
     inputs += [*map(Path, question_files(name, given)), RECORDED / f"sources/{name}.json"]
@@ -43,7 +48,7 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str) -> None:
     shaping = replace(config, min_audited_accuracy=None, opponents=config.opponents if compares else 1)  # of a label
     params = {"label": shaping, f"feedback.sources.{name}": what_is_asked(given)}
     with stage_state("label", out, params, inputs) as work:
-        source = make_source(name, given, device)
+        source = open_source(name, given, device, engine, workers, config.batch_size)
         if config.min_audited_accuracy is not None:
             warn_of_audit(AUDITS / name, judge_identity(source, given), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)

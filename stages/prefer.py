@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import PATH, device_option, metrics_option, out_option, stage_command, write_metrics
+from pipeline.command import (
+    PATH,
+    device_option,
+    engine_options,
+    metrics_option,
+    out_option,
+    stage_command,
+    write_metrics,
+)
 from pipeline.configs import LabelConfig, PreferenceEntry
 from pipeline.identity import RECORDED
 from pipeline.params import block, section, source_block
@@ -18,27 +26,26 @@ from pipeline.state import stage_state
 @out_option
 @metrics_option
 @device_option
-def main(key: str, policy: Path, against: Path, out: Path, metrics: Path, device: str) -> None:
+@engine_options
+def main(
+    key: str, policy: Path, against: Path, out: Path, metrics: Path, device: str, engine: str, workers: str
+) -> None:
     """Compare two policies' clips of the same prompts and noise: win, tie and loss, with intervals."""
     from data.manifest import begun_for, publish, write_manifest
     from evaluation.preferences import win_table
-    from feedback.core.kinds import make_source, needs_device, what_is_asked
+    from feedback.core.kinds import open_source, what_is_asked
     from feedback.pairs.compare import as_comparer, compare_pairs, identity, votes_in_an_order, write_compared
     from feedback.pairs.sets import pairs_between
 
     entry, config = section(f"preferences.{key}", PreferenceEntry), section("label", LabelConfig)
     given, draws, seed = source_block(entry.source), block("evaluate.draws"), block("evaluate.seed")
-    if needs_device(entry.source, given):
-        from cluster.devices import pick_device  # and torch with it, which takes seconds
-
-        device = str(pick_device(device))
     how = (config.batch_size, config.votes, config.max_failed)
     params = {f"preferences.{key}": entry, "label": dict(zip(("batch_size", "votes", "max_failed"), how, strict=True))}
     params |= {f"feedback.sources.{entry.source}": what_is_asked(given), "evaluate": {"draws": draws, "seed": seed}}
     inputs = [policy, against, RECORDED / f"sources/{entry.source}.json"]
     with stage_state("eval-prefer", out, params, inputs) as work:
         begun_for(work, policy, against)
-        source = as_comparer(make_source(entry.source, given, device))
+        source = as_comparer(open_source(entry.source, given, device, engine, workers, config.batch_size))
         votes = votes_in_an_order(source, config.votes)
         pairs = pairs_between(policy, against, (entry.policy, entry.against), entry.clips, votes)
         compared = compare_pairs(pairs, source, work, config.batch_size, config.max_failed)

@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -71,6 +72,7 @@ class Judged(Generic[SubjectT, RowT]):
     row: type[RowT]  # of an answer
     ids: tuple[str, ...]  # fields of a row that hold the clips' sample_ids
     clips: Callable[[SubjectT], tuple[Request, ...]]  # of a subject, as many as `ids`
+    place: Callable[[SubjectT], int]  # of a subject in its set
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -78,7 +80,9 @@ class Judged(Generic[SubjectT, RowT]):
         return *self.ids, *OF_SOURCE
 
 
-ONE_CLIP = Judged[Request, Verdict]("clips", Verdict, ("sample_id",), lambda request: (request,))
+ONE_CLIP = Judged[Request, Verdict](
+    "clips", Verdict, ("sample_id",), lambda request: (request,), lambda request: request.place
+)
 
 
 def mark(
@@ -181,20 +185,31 @@ class _Asking(Generic[KeyT, SubjectT, RowT]):
         for key, text in kept.items():
             yield key, self._read(key, text)
         waiting = dict[KeyT, Sequence[RowT]]()  # judged, and not committed yet
-        answers = ask({key: subject for key, subject in self.subjects.items() if key not in kept})
-        committed = time.monotonic()
+        asked = {key: subject for key, subject in self.subjects.items() if key not in kept}
+        units = self._units(asked)
+        left, answers, committed = Counter(units.values()), ask(asked), time.monotonic()
+        torn = set[int]()  # units that are answered in part
         with contextlib.closing(answers), contextlib.ExitStack() as ending:
             ending.callback(lambda: self._commit(waiting))  # also where the source stops with an error
             for key, rows in answers:
                 waiting[key] = rows
+                if key in units:
+                    left[units[key]] -= 1
+                    (torn.add if left[units[key]] else torn.discard)(units[key])
                 due = len(waiting) >= TOGETHER or time.monotonic() - committed >= SECONDS
                 # A run that is killed and started again must form the same batches as one that is not.
-                if due and len(waiting) % self.keeping.window == 0:
+                if due and not torn:
                     yield from self._commit(waiting).items()
                     waiting.clear()
                     committed = time.monotonic()
             yield from self._commit(waiting).items()
             waiting.clear()
+
+    def _units(self, asked: Mapping[KeyT, SubjectT]) -> dict[KeyT, int]:
+        """The number of the unit that each subject is judged in: some that follow each other, here or in their set."""
+        if size := getattr(self.source, "unit", None):
+            return {key: self.judged.place(subject) // size for key, subject in asked.items()}
+        return {key: place // self.keeping.window for place, key in enumerate(asked)}
 
     def _commit(self, waiting: Mapping[KeyT, Sequence[RowT]]) -> dict[KeyT, Sequence[RowT]]:
         """Keep answers. Returns what is kept of these subjects, or the answers themselves where they are not kept."""

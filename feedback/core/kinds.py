@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from data.config import read_config
 from data.doors import find
@@ -12,7 +13,11 @@ from feedback.core import kept
 from feedback.core.rubric import Rubric, load_rubric, questions_file
 from feedback.core.source import Metric, Source
 
+if TYPE_CHECKING:
+    from feedback.core.pooled import Workers
+
 OptionsT = TypeVar("OptionsT")
+Make = Callable[[str, Mapping[str, Any]], Source]  # name, block -> the source
 
 # Options of a network source that no answer depends on.
 PACE = (
@@ -88,6 +93,7 @@ class Kind(Generic[OptionsT]):
     compares: bool = False  # whether it takes rubrics with `compares: true`; its source is then a Comparer
     by_prompt: bool = False  # whether it takes rubrics with questions of each prompt's own (RubricByPrompt)
     first_frame: bool = False  # whether it takes rubrics that show the first frame
+    members: Callable[[str, OptionsT, Make], Source] | None = None  # of other sources: as `load`, from how to make them
     measure: Callable[[str, OptionsT, str], Metric] | None = None  # for metrics: as `load`, but returns only the metric
     check_prompts: Callable[[Sequence[str]], None] | None = None  # raises ValueError for prompts it cannot judge
     needs: Callable[[OptionsT], Needs] = _no_needs
@@ -125,18 +131,46 @@ class SourceBlock(NamedTuple):
         return self.needs.rubric is not None and load_rubric(Path(self.needs.rubric)).compares
 
 
-def make_source(name: str, block: Mapping[str, Any], device: str = "cpu") -> Source:
+def make_source(name: str, block: Mapping[str, Any], device: str = "cpu", workers: "Workers | None" = None) -> Source:
     """The source that `feedback.sources.<name>` describes.
 
-    device: torch name of the device that holds the model of a source that runs in this process.
+    device: torch name of the device that holds the model of a source that runs in this process. workers: where such a
+        model is held instead; people and servers are asked by this process all the same.
     Raises ValueError as `read_block` does, and if the source cannot be loaded.
     """
     read = read_block(name, block)
-    source = read.kind.load(name, read.options, device)
+    if read.kind.members:
+        source = read.kind.members(name, read.options, partial(make_source, device=device, workers=workers))
+    elif workers and needs_device(name, block):
+        from feedback.core.pooled import PooledSource  # and torch with it
+
+        pooled = PooledSource(name, block, workers)
+        source, device = pooled, pooled.device
+    else:
+        source = read.kind.load(name, read.options, device)
     if read.kind.kept and not read.kind.keeps_answers:
         on = device if needs_device(name, block) else None
         kept.mark(source, block["kind"], _modules(name, block), asdict(read.options), read.needs.rubric, on)
     return source
+
+
+def open_source(name: str, block: Mapping[str, Any], device: str, engine: str, workers: str, together: int) -> Source:
+    """As `make_source`, where a stage works: a model in this process, or on the workers of a cluster.
+
+    device: as `cluster.devices.pick_device` takes it. engine, workers: as `cluster.pool.pool_of` takes them. together:
+    clips that a worker judges at a time, at least.
+    """
+    if not needs_device(name, block):
+        return make_source(name, block, device)
+    from cluster.devices import pick_device  # and torch with it, which takes seconds
+    from cluster.pool import HERE, pool_of
+
+    pool = pool_of(engine, workers, device)
+    if engine == HERE:
+        return make_source(name, block, str(pick_device(device)))
+    from feedback.core.pooled import Workers
+
+    return make_source(name, block, device, Workers(pool, device, together))
 
 
 def _modules(name: str, block: Mapping[str, Any]) -> set[str]:

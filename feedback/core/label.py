@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from data.labels import LABELS, QUESTIONS, VERDICTS
-from data.manifest import MANIFEST, atomically, begun_for, publish, read_manifest, write_manifest
+from data.manifest import MANIFEST, begun_for, publish, read_manifest, write_manifest
 from data.records import Asked, Label, Sample, Verdict, read_rows, write_rows
 from data.store import ClipSet
 from feedback.core.agreement import Agreement, VoteAgreement, vote_agreement
+from feedback.core.commits import Commits
 from feedback.core.kept import verdicts_of
 from feedback.core.rubric import AnyRubric, Question, combine
 from feedback.core.source import (
@@ -59,9 +60,9 @@ def label_clip_set(
 ) -> LabelCounts:
     """Judge every clip `votes` times and publish the tables of data/labels.py and a manifest as the folder `out`.
 
-    work: resume state. Verdicts are committed there atomically, batch_size clips at a time; a restart judges only the
-        missing clips and produces the same bytes. The caller deletes it on success, and uses a separate folder for each
-        source, rubric and clip set.
+    work: resume state. Verdicts are committed there atomically, in units of batch_size consecutive clips; a restart
+        judges only the missing clips and produces the same bytes. The caller deletes it on success, and uses a separate
+        folder for each source, rubric and clip set.
     votes: independent votes on every clip. Each person votes once and a repeatable source votes once, regardless of
         this number.
     max_failed: largest fraction of the clips that may remain without a reply. They get null verdicts, and the next run
@@ -78,7 +79,9 @@ def label_clip_set(
     requests = requests_for(clip_set, votes)
     found = _committed(work, source, clip_set.samples, votes)
     missing = [request for request in requests if request.sample.sample_id not in found]
-    found |= _judge(source, missing, max_failed, _Commits(work, batch_size), len(found))
+    ids = [sample.sample_id for sample in clip_set.samples]
+    commits = Commits(work, "verdicts", Verdict, batch_size, ids, found)
+    found |= _judge(source, missing, max_failed, commits, len(found))
     verdicts, labels, counts = _combined(source, clip_set, found)
     agreed = _agreed(source, verdicts, clip_set.samples, votes)
     facts = {
@@ -174,8 +177,9 @@ def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
             purpose,
             hashes.get(sample.file_name),
             first_frame_of(clip_set, sample),
+            place,
         )
-        for sample in clip_set.samples
+        for place, sample in enumerate(clip_set.samples)
     ]
 
 
@@ -201,28 +205,8 @@ def _committed(work: Path, source: Source, samples: Sequence[Sample], votes: int
     return found
 
 
-class _Commits:
-    """Writes judged clips to resume state, a batch at a time."""
-
-    def __init__(self, work: Path, batch_size: int) -> None:
-        self.work, self.batch_size = work, batch_size
-        self._rows: list[Verdict] = []
-        self._clips, self._next = 0, len(list(work.glob("verdicts-*.parquet")))
-
-    def add(self, rows: Sequence[Verdict]) -> None:
-        self._rows, self._clips = [*self._rows, *rows], self._clips + 1
-        if self._clips == self.batch_size:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            with atomically(self.work / f"verdicts-{self._next:05d}.parquet") as partial:
-                write_rows(partial, self._rows, Verdict)
-            self._rows, self._clips, self._next = [], 0, self._next + 1
-
-
 def _judge(
-    source: Source, requests: Sequence[Request], max_failed: float, commits: _Commits | None, before: int
+    source: Source, requests: Sequence[Request], max_failed: float, commits: Commits[str, Verdict] | None, before: int
 ) -> dict[str, list[Verdict]]:
     """The source's verdicts on all requests by sample_id, committed in batches.
 
@@ -235,7 +219,7 @@ def _judge(
     nulls, failed, started, total = 0, 0, time.monotonic(), before + len(requests)
     if commits:
         message = "%s: %d clips to judge, %d a commit; %d are done; the work lies in %s"
-        logger.info(message, source.name, total, commits.batch_size, before, commits.work)
+        logger.info(message, source.name, total, commits.size, before, commits.work)
     with contextlib.ExitStack() as ending:
         progress = ending.enter_context(tqdm(total=total, initial=before, unit="clip", desc=f"label by {source.name}"))
         if commits:
@@ -248,7 +232,7 @@ def _judge(
                 failed += 1
                 _stop_at(failed, max_failed, total, rows, source)
             elif commits and not _have(rows, UNRATED):  # failed and unrated clips are judged again by the next run
-                commits.add(found[sample])
+                commits.add(sample, found[sample])
             progress.set_postfix({"null": nulls} | source.status(), refresh=False)
             progress.update()
     if requests:

@@ -48,14 +48,16 @@ class Request:
     purpose: str = ""  # the same text for all clips of a set: budgets are summed by purpose
     content: str | None = None  # sha256 of the mp4, if it is known without reading the file
     first_frame: FirstFrame | None = None  # None: the generator was given no image
+    place: int = 0  # in the set: what is judged together is cut by it where verdicts come in any order
 
 
 class Source(Protocol):
     """A judge or a metric: a verdict for each clip, vote and question of its rubric. An unknown answer is None.
 
     A source may have further attributes: `raters`, the names of people with one vote each (see `raters_of`);
-    `metrics`, the names of the metrics that it computes (see `metrics_of`); and `keeping`, which `make_source` sets
-    where its verdicts are kept (see feedback.core.kept).
+    `metrics`, the names of the metrics that it computes (see `metrics_of`); `unit`, how many clips that follow each
+    other in a set it judges together, in any order of these units; and `keeping`, which `make_source` sets where its
+    verdicts are kept (see feedback.core.kept).
     """
 
     name: str  # the name under feedback.sources

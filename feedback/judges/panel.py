@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -32,11 +33,12 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT, Count, NotNegative, Positive
 from data.records import Label, Verdict
 from feedback.core.kept import verdicts_of
-from feedback.core.kinds import Kind, Needs, make_source
+from feedback.core.kinds import Kind, Make, Needs, make_source
 from feedback.core.rubric import Question, Rubric, RubricByPrompt, Rule, combine
 from feedback.core.source import FAILED, Request, Source, in_order, verdict, votes_of
 
 CHUNK = 256  # clips that a member judges before the next member does; a kill loses at most one chunk of a local member
+MANY = 16 * CHUNK  # the same where a member has many workers, which would be idle at the end of each chunk
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,9 +74,12 @@ class Options:
 
 def load(name: str, options: Options, device: str) -> "PanelSource":
     """The panel of this block, with all members loaded."""
-    members = {
-        member: make_source(f"{name}.members.{member}", block, device) for member, block in options.members.items()
-    }
+    return of_members(name, options, partial(make_source, device=device))
+
+
+def of_members(name: str, options: Options, make: Make) -> "PanelSource":
+    """The panel of this block. make: makes its members."""
+    members = {member: make(f"{name}.members.{member}", block) for member, block in options.members.items()}
     return PanelSource(name, members, options.rule, options.votes, options.shaping)
 
 
@@ -110,8 +115,8 @@ class PanelSource:
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
         """As the protocol says, in the order of the requests."""
-        waiting = iter(requests)
-        while chunk := list(islice(waiting, CHUNK)):
+        waiting, size = iter(requests), MANY if any(map(_has_workers, self.members.values())) else CHUNK
+        while chunk := list(islice(waiting, size)):
             by_member = [self._member_verdicts(question, chunk) for question in self.rubric.questions]
             for request in chunk:
                 yield [of_member[request.sample.sample_id] for of_member in by_member]
@@ -159,9 +164,14 @@ class PanelSource:
 KIND = Kind(
     Options,
     load,
+    members=of_members,
     kept=False,  # its members' verdicts are
     needs=lambda given: Needs(inner={f"members.{key}": block for key, block in given.members.items()}),
 )
+
+
+def _has_workers(member: Source) -> bool:
+    return hasattr(member, "unit")
 
 
 def _value(label: Label) -> float | None:

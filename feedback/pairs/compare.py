@@ -4,15 +4,16 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.manifest import atomically
 from data.preferences import COMPARISONS, PREFERENCES, Tally, tally
 from data.records import Comparison, Preference, read_rows, write_rows
+from feedback.core.commits import Commits
 from feedback.core.kept import Judged, answers_of
 from feedback.core.source import FAILED, UNRATED, LabelError
 from feedback.pairs.outcome import prefer
@@ -20,6 +21,9 @@ from feedback.pairs.people import rate_command
 from feedback.pairs.shown import Comparer, ShownPair
 
 logger = logging.getLogger(__name__)
+
+Key = frozenset[str]  # the sample_ids of a pair
+Ids = tuple[str, str]  # in the order in which they are shown
 
 
 class Compared(NamedTuple):
@@ -57,7 +61,7 @@ def compare_pairs(
 ) -> Compared:
     """The answers about these pairs in both orders; people choose their own order.
 
-    work: resume state. Answers are committed there atomically, batch_size pairs at a time; a restart asks only about
+    work: resume state. Answers are committed there atomically, by units of batch_size pairs; a restart asks only about
         the missing pairs and ends with the same rows. The caller deletes it. None: nothing is kept.
     max_failed: largest part of the pairs that may remain without a reply; the next run asks about them again.
     Raises LabelError if more pairs failed, or if a first frame that the rubric shows is missing or differs between the
@@ -66,12 +70,14 @@ def compare_pairs(
     """
     for pair in pairs:
         pair.first_frame(source.rubric)
+    pairs = [replace(pair, place=2 * place) for place, pair in enumerate(pairs)]  # each is shown twice
     keys = {frozenset(pair.ids): pair for pair in pairs}
     if len(keys) != len(pairs):
         raise ValueError(f"{len(pairs) - len(keys)} of {len(pairs)} pairs are listed twice")
     found = _committed(work, source, keys) if work else {}
     missing = [pair for pair in pairs if frozenset(pair.ids) not in found]
-    found |= _ask(source, missing, max_failed, _PairCommits(work, batch_size) if work else None, len(found))
+    commits = Commits(work, "comparisons", Comparison, batch_size, list(keys), found) if work else None
+    found |= _ask(source, missing, max_failed, commits, len(found))
     rows = [row for pair in pairs for row in found[frozenset(pair.ids)]]
     if all((row.error or "").startswith(UNRATED) for row in rows):
         raise LabelError(
@@ -115,23 +121,24 @@ def write_compared(folder: Path, compared: Compared) -> None:
 
 # Asking
 
-Key = frozenset[str]  # the sample_ids of a pair
-Ids = tuple[str, str]  # in the order in which they are shown
-
 SHOWN = Judged[ShownPair, Comparison](
-    "shown pairs", Comparison, ("first", "second"), lambda pair: (pair.first, pair.second)
+    "shown pairs", Comparison, ("first", "second"), lambda pair: (pair.first, pair.second), lambda pair: pair.place
 )
 
 
 def _ask(
-    source: Comparer, pairs: Sequence[ShownPair], max_failed: float, commits: "_PairCommits | None", before: int
+    source: Comparer,
+    pairs: Sequence[ShownPair],
+    max_failed: float,
+    commits: Commits[Key, Comparison] | None,
+    before: int,
 ) -> dict[Key, list[Comparison]]:
     """The source's answers about all pairs, committed in batches. before: number of pairs that earlier runs asked."""
     found: dict[Key, list[Comparison]] = {}
     failed, total = 0, before + len(pairs)
     if commits:
         message = "%s: %d pairs to compare, %d a commit; %d are done; the work lies in %s"
-        logger.info(message, source.name, total, commits.batch_size, before, commits.work)
+        logger.info(message, source.name, total, commits.size, before, commits.work)
     with contextlib.ExitStack() as ending:
         progress = ending.enter_context(
             tqdm(total=total, initial=before, unit="pair", desc=f"compare by {source.name}")
@@ -144,7 +151,7 @@ def _ask(
                 failed += 1
                 _stop_at(failed, max_failed, total, rows, source)
             elif commits and not _have(rows, UNRATED):  # failed and unrated pairs are asked about again by the next run
-                commits.add(rows)
+                commits.add(key, rows)
             progress.set_postfix(source.status(), refresh=False)
             progress.update()
     return found
@@ -230,26 +237,6 @@ def _stop_at(failed: int, max_failed: float, total: int, rows: Sequence[Comparis
             f"{source.name}: no reply about {failed} of {total} pairs, more than label.max_failed ({max_failed:.1%}) "
             f"allows; the last error: {error}. The answers so far are kept; run it again to continue"
         )
-
-
-class _PairCommits:
-    """Writes compared pairs to resume state, a batch at a time."""
-
-    def __init__(self, work: Path, batch_size: int) -> None:
-        self.work, self.batch_size = work, batch_size
-        self._rows: list[Comparison] = []
-        self._pairs, self._next = 0, len(list(work.glob("comparisons-*.parquet")))
-
-    def add(self, rows: Sequence[Comparison]) -> None:
-        self._rows, self._pairs = [*self._rows, *rows], self._pairs + 1
-        if self._pairs == self.batch_size:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            with atomically(self.work / f"comparisons-{self._next:05d}.parquet") as partial:
-                write_rows(partial, self._rows, Comparison)
-            self._rows, self._pairs, self._next = [], 0, self._next + 1
 
 
 def _committed(work: Path, source: Comparer, pairs: Mapping[Key, ShownPair]) -> dict[Key, list[Comparison]]:

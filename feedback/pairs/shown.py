@@ -16,6 +16,7 @@ class ShownPair:
 
     first: Request  # its votes and its purpose hold for the pair
     second: Request
+    place: int = 0  # among all that are shown of a set
 
     def __post_init__(self) -> None:
         one, two = self.first.sample, self.second.sample
@@ -60,7 +61,7 @@ class ShownPair:
 
     def swapped(self) -> "ShownPair":
         """The same clips in the other order."""
-        return ShownPair(self.second, self.first)
+        return ShownPair(self.second, self.first, self.place)
 
 
 class Comparer(Protocol):
