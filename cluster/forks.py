@@ -90,8 +90,8 @@ def _result(future: "Future[bytes]", unit: Unit[Any]) -> Any:
         return pickle.loads(future.result())
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            f"a worker was killed while {unit.what} or a unit beside it was made, most likely because memory was short. "
-            "Finished units are kept; STAGE_WORKERS=1 needs least memory"
+            f"a worker was killed while {unit.what} or a unit beside it was made, most likely because memory was "
+            "short. Finished units are kept; STAGE_WORKERS=1 needs least memory"
         ) from error
 
 
