@@ -3,8 +3,8 @@
     python -m benchmarks.labelling [--clips 2048] [--latency 1.0] [--in-flight 64] [--kind gpt]
 
 Prints the throughput as a part of the ideal (in flight / latency), the client's CPU time a call, and its peak memory at
-a quarter of the clips and at all of them. The server runs in a process of its own, on another core than the client where
-there are two, so that the client is measured alone; the ledger is a temporary one.
+a quarter of the clips and at all of them. The server runs in a process of its own, on another core than the client
+where there are two, so that the client is measured alone; the ledger is a temporary one.
 """
 
 import json
