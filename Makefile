@@ -2,7 +2,7 @@
 # make test      lint, and pytest; MARKS="not slow" adds the tests that .ci/run runs too
 # make lint      ruff's rules and format, mypy
 # make coverage  pytest, with the part of the code that it ran
-# make soak      kill every stage at random moments, and compare how it ends; an hour or two
+# make soak      kill every stage at random moments, and compare how it ends; an hour
 # make pretrain  train models of the same recipe over those of models/tabletop: other bytes, hours
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -1,9 +1,10 @@
 """How fast a network judge labels, against a local server of a given latency.
 
-    python -m benchmarks.labelling [--clips 2000] [--latency 1.0] [--in-flight 64] [--kind gpt]
+    python -m benchmarks.labelling [--clips 2048] [--latency 1.0] [--in-flight 64] [--kind gpt]
 
 Prints the throughput as a part of the ideal (in flight / latency), the client's CPU time a call, and its peak memory at
-a quarter of the clips and at all of them. The server runs in a process of its own; the ledger is a temporary one.
+a quarter of the clips and at all of them. The server runs in a process of its own, on another core than the client
+where there are two, so that the client is measured alone; the ledger is a temporary one.
 """
 
 import json
@@ -24,13 +25,14 @@ from data.records import Sample
 from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
+from tests.support.told import told
 
 PORT = 18231
 PATHS = {"gpt": "/v1", "served": "/v1", "gemini": ""}
 
 
 @click.command(help=__doc__)
-@click.option("--clips", default=2000)
+@click.option("--clips", default=2048, help="A multiple of --in-flight, so that no round is part empty.")
 @click.option("--latency", default=1.0, help="Seconds.")
 @click.option("--in-flight", default=64)
 @click.option("--kind", type=click.Choice(sorted(PATHS)), default="gpt")
@@ -39,7 +41,10 @@ def main(clips: int, latency: float, in_flight: int, kind: str) -> None:
         home = Path(folder)
         os.environ |= {"FEEDBACK_LEDGER": str(home / "ledger.sqlite"), "OPENAI_API_KEY": "x", "GEMINI_API_KEY": "x"}
         behaviour = json.dumps({"latency": latency})
-        server = subprocess.Popen([sys.executable, "-m", "tests.support.faulty_provider", str(PORT), behaviour])
+        mine, other = two_cores()
+        command = [sys.executable, "-m", "tests.support.faulty_provider", str(PORT), behaviour]
+        server = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, other))
+        os.sched_setaffinity(0, mine)
         try:
             wait_for(f"http://127.0.0.1:{PORT}/truth")
             block = {
@@ -66,6 +71,12 @@ def measure(clip_set: ClipSet, block: dict, out: Path, latency: float, in_flight
     )
 
 
+def two_cores() -> tuple[set[int], set[int]]:
+    """A core for the client and another for the server; all of them for both where there is one alone."""
+    cores = os.sched_getaffinity(0)
+    return ({min(cores)}, {max(cores)}) if len(cores) > 1 else (cores, cores)
+
+
 def make_clips(folder: Path, count: int) -> ClipSet:
     """A clip set of noise, 9 frames of 32 x 32, each clip another."""
     writer, random = ClipSetWriter(folder), np.random.default_rng(count)
@@ -77,7 +88,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
         ]
         frames = random.integers(0, 256, (len(names), 9, 32, 32, 3), dtype=np.uint8)
         writer.add_batch(index, samples, encode_clips(samples, frames), torch.zeros(len(names), 1, 1, 1, 1))
-    writer.finish({"p": torch.zeros(1, 1)}, torch.zeros(1, 1), {})
+    writer.finish(told(["p"]), {})
     return ClipSet.open(folder)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from torch import Tensor, distributed
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda", "tpu")
+SMALL = 50_000_000  # parameters of models whose operations one thread does as fast as several
+THREADS = torch.get_num_threads()  # as torch chose them: a core each, or OMP_NUM_THREADS
+
+_loaded = 0  # parameters of the models that this process has loaded onto the CPU
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,6 +46,21 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(found, int(os.environ.get("LOCAL_RANK", "0")))
     torch.accelerator.set_device_index(device.index)
     return device
+
+
+def fit_threads(modules: Iterable[object]) -> None:
+    """One thread of torch where all models that this process has loaded onto the CPU are small; else a core each.
+
+    modules: those just loaded, among anything else. With one thread the results do not depend on the number of cores,
+    and other processes can use these (cluster.forks). OMP_NUM_THREADS decides instead where it is set.
+    """
+    global _loaded
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    for module in modules:
+        if isinstance(module, torch.nn.Module):
+            _loaded += sum(weight.numel() for weight in module.parameters() if weight.device.type == "cpu")
+    torch.set_num_threads(1 if _loaded < SMALL else THREADS)
 
 
 def relaunch(processes: str, device: torch.device) -> None:

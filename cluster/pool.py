@@ -68,8 +68,13 @@ class Here:
             self.release()  # before the next loads its models
             self._made = make, make()
         for unit in units:
-            assert self._made is not None
-            yield unit.number, self._made[1].work(unit.data)
+            yield unit.number, self.worker.work(unit.data)
+
+    @property
+    def worker(self) -> Worker[Any, Any]:
+        """The worker that was made last."""
+        assert self._made is not None
+        return self._made[1]
 
     def status(self) -> dict[str, Any]:
         """Empty: there is one worker, and it cannot be lost alone."""
@@ -84,15 +89,22 @@ class Here:
 def pool_of(engine: str, workers: str = AUTO, device: str = AUTO) -> Pool:
     """The pool of that engine.
 
-    workers: of engine ray, how many at most: a number, or auto for every accelerator of the cluster. device: what each
-    works on, as `cluster.devices.pick_device` takes it. Raises ValueError for other values, and as `OnRay` does.
+    workers: how many at most: a number, or auto for every accelerator of the cluster; of engine here on the CPU, for
+    every core. device: what each works on, as `cluster.devices.pick_device` takes it. Raises ValueError for other
+    values, and as `OnRay` does.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
     if workers != AUTO and not (workers.isdecimal() and int(workers) > 0):
         raise ValueError(f"workers: {workers!r} is neither auto nor a number above 0")
     if engine == HERE:
-        return Here()
+        from cluster.devices import pick_device
+
+        if pick_device(device).type != "cpu":
+            return Here()
+        from cluster.forks import Forks
+
+        return Forks(None if workers == AUTO else int(workers))
     from cluster.on_ray import OnRay
 
     return OnRay(None if workers == AUTO else int(workers), device)

@@ -34,7 +34,8 @@ class Planned(NamedTuple):
     state: str  # RUNS | RESTORED, from DVC's cache | FOLLOWS: if a stage before it comes out with other bytes
     why: str
     takes: "Takes"
-    acceptable: bool  # only code changed, here and in the stages before it, and running it is dear
+    acceptable: bool  # only code changed, here and in the stages before it, and running it is expensive
+    pending: bool  # whether it depends on what stage base would write anew
 
 
 @stage_command
@@ -66,7 +67,7 @@ def main(seconds_per_clip: float | None, seconds_per_call: float | None, last_li
     if not last_line:
         for line in [*_table(found), *_accepting(found), *_unknown(found)]:
             click.echo(line)
-    click.echo(_total(found))
+    click.echo(_total(found, planner.base))
 
 
 def plan(checked: "Checked", planner: "Planner") -> Iterator[Planned]:
@@ -102,10 +103,13 @@ def _planned(
     command = command_of(stage)
     written = sum(out.meta.size or 0 for out in stage.outs if out.meta)
     takes = planner.takes(command, not before, written)
-    state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
+    if any(one.kind == "new" for one in reasons):
+        state = RUNS
+    else:
+        state = FOLLOWS if before else RUNS if pending or not _is_kept(stage) else RESTORED
     why = [one.text for one in reasons] or [f"after {_first([one.addressing for one in before])}"]
-    dear = state != RESTORED and (command.name in LONG or takes.calls > 0)
-    return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and dear)
+    expensive = state != RESTORED and (command.name in LONG or takes.calls > 0)
+    return Planned(stage.addressing, state, _first(why), takes, bool(reasons) and only_code and expensive, pending)
 
 
 def command_of(stage: "Stage") -> "Command":
@@ -124,21 +128,22 @@ def _table(found: Sequence[Planned]) -> Iterator[str]:
 
 
 def _accepting(found: Sequence[Planned]) -> Iterator[str]:
-    """Of code that changed under dear results: what would be made again, and how to keep what is there."""
+    """Where only code changed of expensive stages: what would be made again, and how to keep what is there."""
     from pipeline.takes import total
 
-    dear = [one for one in found if one.acceptable]
-    if not dear:
+    kept = [one for one in found if one.acceptable]
+    if not kept:
         return
     yield (
-        f"Of {len(dear)} stages whose results are dear only code changed. They would be made again: "
-        f"{_amounts(total(one.takes for one in dear))}. To keep what is there instead:"
+        f"Only code changed of {len(kept)} expensive stages. They would run again: "
+        f"{_amounts(total(one.takes for one in kept))}. To keep their results instead:"
     )
-    yield f"    dvc commit -f {' '.join(one.stage for one in dear)}"
+    first = "dvc repro base && " if any(one.pending for one in kept) else ""
+    yield f"    {first}dvc commit -f {' '.join(one.stage for one in kept)}"
     yield (
-        "That is honest only where the new code would write the same bytes: a comment, a message, a refactoring. After "
-        "a change of behaviour, such as a fix of sampling or of a loss, let them run; otherwise the results say that "
-        "they were made by code that did not make them."
+        "Do so only where the new code would write the same bytes: after a change of a comment, of a message, or a "
+        "refactoring. After a change of behaviour, such as a fix of sampling or of a loss, let them run; otherwise "
+        "dvc.lock says that the new code made results that it did not make."
     )
 
 
@@ -152,8 +157,8 @@ def _unknown(found: Sequence[Planned]) -> Iterator[str]:
         )
 
 
-def _total(found: Sequence[Planned]) -> str:
-    """All in one line."""
+def _total(found: Sequence[Planned], base: float) -> str:
+    """All in one line. base: seconds of stage base, which runs before them."""
     from pipeline.takes import total
 
     run = [one for one in found if one.state != RESTORED]
@@ -163,13 +168,14 @@ def _total(found: Sequence[Planned]) -> str:
     if follow:
         words[0] += f", {follow} of them after others"
     needed, free = 2 * sum(one.takes.bytes for one in run), shutil.disk_usage(".").free
-    if amounts := _amounts(total(one.takes for one in run)):
+    takes = total(one.takes for one in run)
+    if amounts := _amounts(takes._replace(seconds=(takes.seconds or 0.0) + base) if takes.seconds else takes):
         words.append(f"at most {amounts} (once in runs/, once in DVC's cache)" if needed else f"at most {amounts}")
     if lacking := sum(one.takes.seconds is None for one in run):
         words.append(f"without the time of {lacking}")
     if needed > free:
         words.append(f"MORE THAN THE {_size(free)} THAT ARE FREE")
-    return "; ".join([*words, f"clips are sampled by: {', '.join(sampling) or 'none'}"])
+    return "; ".join([*words, f"clips are sampled by: {_first(sampling) or 'none'}"])
 
 
 def _amounts(takes: "Takes") -> str:

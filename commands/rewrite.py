@@ -21,11 +21,12 @@ def main(
 ) -> None:  # fmt: skip
     """Rewrite every prompt at more length. The replies are kept in the ledger, so that none is paid for twice."""
     from data.prompts import load_prompts, write_prompts
+    from data.written import read_written
     from feedback.questions.rewrite import INSTRUCTIONS, Rewriter, rewrite
     from pipeline.configs import PromptsConfig
     from pipeline.params import section
 
     rows = load_prompts(prompts or Path(section("prompts", PromptsConfig).path))
-    text = instructions.read_text(encoding="utf-8") if instructions else INSTRUCTIONS
+    text = read_written(instructions) if instructions else INSTRUCTIONS
     variable = key_variable or (None if base_url else "OPENAI_API_KEY")
     write_prompts(out, rewrite(rows, Rewriter(model, base_url, variable, text, concurrency)))

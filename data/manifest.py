@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)  # of os.link, where a copy is made
 OF_RUST = "(os error "  # in what libraries in Rust, such as safetensors, raise of a disk; it is no OSError
 FORMAT = 1  # raised when the layout of a published folder changes
 
@@ -102,9 +103,11 @@ def begun_for(work: Path, *folders: Path) -> None:
 
 
 def publish(work: Path, out: Path) -> None:
-    """Move the finished folder `work` to `out`, replacing what is there.
+    """Put the finished folder `work` at `out`, replacing what is there.
 
-    A kill at any moment leaves `out` absent, without a manifest, or whole, and `work` whole until `out` is.
+    A kill at any moment leaves `out` absent, without a manifest, or whole. `work` stays whole, so that nothing is lost
+    with `out`: its files are hard links to the same bytes, or copies where the file system has no hard
+    links.
     Raises StoreError when `work` has no manifest.
     """
     if not (work / MANIFEST).is_file():
@@ -114,23 +117,33 @@ def publish(work: Path, out: Path) -> None:
     if out.exists():
         shutil.rmtree(out)
     try:
-        os.replace(work, out)
+        _copy_to(out, work, work.with_name(f".{work.name}.partial"))  # not beside `out`, where readers may look
     except OSError as error:
         if error.errno != errno.EXDEV:
-            raise StoreError(f"{out}: {work} could not be moved there: {error.strerror}") from error
-        _publish_across_filesystems(work, out)
+            raise StoreError(f"{out}: {work} could not be put there: {error}") from error
+        try:
+            _copy_to(out, work, out.with_name(f".{out.name}.partial"))
+        except OSError as failure:
+            raise StoreError(f"{out}: {work} could not be put there: {failure}") from failure
 
 
-def _publish_across_filesystems(work: Path, out: Path) -> None:
-    arriving = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(arriving, ignore_errors=True)
+def _copy_to(out: Path, work: Path, partial: Path) -> None:
+    """Copy `work`, by hard links where that is possible, to `partial`, and rename that."""
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(work, arriving)
-        os.replace(arriving, out)
-    except (OSError, shutil.Error) as error:
-        shutil.rmtree(arriving, ignore_errors=True)
-        raise StoreError(f"{out}: {work} could not be copied there: {error}") from error
-    shutil.rmtree(work)
+        shutil.copytree(work, partial, copy_function=_linked_or_copied)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _linked_or_copied(source: str, to: str) -> None:
+    try:
+        os.link(source, to)
+    except OSError as error:
+        if error.errno not in UNLINKABLE:
+            raise
+        shutil.copy2(source, to)
 
 
 def _files(folder: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ FOLDER = "policy"  # in the resume state of a run that trains, the folder that b
 PROGRESS = (
     "progress.json"  # beside it, how far and how fast the run is: unit, steps, done; since its start now, seconds
 )
+FINISHED = ".finished"  # suffix of the note beside a stage's work whose result is published
 
 
 def name_of(step: int) -> str:

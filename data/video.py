@@ -17,6 +17,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image, ImageDraw, ImageFont
 
 from data.manifest import atomically
+from data.records import Sample
 
 LOSSLESS_UP_TO = 256  # pixels of the shorter side
 SHEET_WIDTH = 1800  # pixels, about
@@ -189,6 +190,11 @@ def save_sheet(rows: Sequence[tuple[str, np.ndarray]], out: Path) -> None:
 def is_writable(text: str) -> bool:
     """Whether the captions of contact sheets can hold this text: Latin, Greek and Cyrillic letters, but no Chinese."""
     return not _missing(text, _font(text))
+
+
+def prompt_caption(sample: Sample) -> str:
+    """A clip's prompt for a contact sheet; its id where the captions' font lacks a letter of it."""
+    return sample.prompt if is_writable(sample.prompt) else sample.prompt_id
 
 
 # Encoding and decoding

@@ -120,31 +120,6 @@ def as_json(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def headline(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """What `dvc metrics` compares between runs: two numbers a policy, on all clips.
-
-    `rwr1` is its accept rate under the first judge that labels clips, in per cent, and `Δrwr1` the paired difference
-    to base in points; where no judge labels, mean scores of the first. Baselines that choose among the base's clips are
-    left out. Names of policies are lower-case ASCII, so the keys are distinct.
-    """
-    policies = {
-        name: one for name, one in summary["policies"].items() if (one["baseline"] or {}).get("kind") != BEST_OF
-    }
-    labels = bool(policies[BASE]["accept"])
-    means, minus_base, scale = ("accept", "minus_base", 100) if labels else ("scores", "score_minus_base", 1)
-    judge = next(iter(policies[BASE][means]))
-    found: dict[str, float | None] = {}
-    for name, one in policies.items():
-        found[name] = _scaled(one[means][judge][ALL]["rate" if labels else "mean"], scale)
-        if minus_base in one:
-            found[f"Δ{name}"] = _scaled(one[minus_base][judge][ALL]["diff"], scale)
-    return found
-
-
-def _scaled(value: float | None, scale: int) -> float | None:
-    return None if value is None else round(scale * value, 2)
-
-
 def plot_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What `dvc plots` draws: the accept rates on all clips, a row for each policy and judge that labelled any."""
     return [

@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from data.manifest import MANIFEST, sha256_of
 from data.store import ClipSet
-from data.video import read_video
+from data.video import read_fps, read_video
 
 logger = logging.getLogger(__name__)
 
 FID, IS, FVD = METRICS = ("fid", "is", "fvd")
 IS_SPLITS = 10  # Salimans et al.; the score is the mean over them
 IMAGES = 64  # frames a forward of InceptionV3
+SAME_RATE = 1.01  # largest quotient of two rates that count as one: 23.976 and 24 frames a second
 I3D_FRAMES = 9  # its strides leave 2 of them, the depth of its last pooling
 
 # (B, F, H, W, 3) uint8 clips -> metric -> (N, D) features on the CPU, N being B or B F
@@ -282,6 +283,17 @@ def shortfalls(metrics: Sequence[str], clips: Mapping[str, int], num_frames: int
     return lacks
 
 
+def check_rates(paths: Sequence[Path]) -> None:
+    """Raises ValueError naming two clips whose frames per second differ: I3D sees motion a frame, not a second."""
+    rates = {path: read_fps(path) for path in paths}
+    slow, fast = min(paths, key=rates.__getitem__), max(paths, key=rates.__getitem__)
+    if rates[fast] > SAME_RATE * rates[slow]:
+        raise ValueError(
+            f"fvd: {slow} has {rates[slow]:g} frames a second and {fast} has {rates[fast]:g}, so the figure would "
+            f"measure the rates; bring all clips to one: ffmpeg -i IN -vf fps={rates[slow]:g} OUT"
+        )
+
+
 def measure(
     clips: Sequence[Path],
     reference: Sequence[Path] | None,
@@ -314,6 +326,8 @@ def measure(
     num_frames = frames or len(read_video(clips[0]))
     if FVD in metrics and num_frames < I3D_FRAMES:
         raise ValueError(f"fvd: clips of {num_frames} frames; I3D needs {I3D_FRAMES} or more")
+    if FVD in metrics:
+        check_rates([path for paths in sides.values() for path in paths])
     lacks = shortfalls(metrics, {side: len(paths) for side, paths in sides.items()}, num_frames)
     refused = [f"{metric}: {sentence}" for metric, sentence in lacks.items() if sentence]
     if refused and not allow_few:

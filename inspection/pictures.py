@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.first_frames import read_png
 from data.store import read_clip
-from data.video import is_writable, save_sheet, small_frames
+from data.video import prompt_caption, save_sheet, small_frames
 from inspection.view import CaptionedClip, View, captioned_clips
 from report.html import render
 from report.playable import copy_playable
@@ -86,5 +86,4 @@ def readable(clips: Iterable[CaptionedClip]) -> Iterator[tuple[CaptionedClip, np
 
 def caption_of(one: CaptionedClip) -> str:
     """Heading, prompt and outcome; a prompt that the captions' font cannot write is named by its id."""
-    prompt = one.sample.prompt if is_writable(one.sample.prompt) else one.sample.prompt_id
-    return " · ".join(part for part in (one.heading, prompt, one.outcome) if part)
+    return " · ".join(part for part in (one.heading, prompt_caption(one.sample), one.outcome) if part)

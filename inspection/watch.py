@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from data.policies import FOLDER, LOG_FILE, PROGRESS, numbers, read_log
+from data.policies import FINISHED, FOLDER, LOG_FILE, PROGRESS, numbers, read_log
 
 POLICIES = Path("runs/policies")
 STAGES = ("train", "online")
@@ -35,7 +35,7 @@ def unfinished(state: Path) -> list[Run]:
     for log in state.glob(f"*/*/{FOLDER}/{LOG_FILE}"):
         home, work = log.parents[2], log.parents[1]
         stage, _, out = home.name.partition("-")
-        if stage in STAGES:
+        if stage in STAGES and not work.with_name(f"{work.name}{FINISHED}").is_file():
             policy = out.removeprefix("-".join([*POLICIES.parts, ""]))
             running = "running" if _alive(home / "lock") else "stopped"
             with contextlib.suppress(FileNotFoundError):  # published since

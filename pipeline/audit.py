@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,7 @@ def beside_people(
     clips, name = ClipSet.open(Path(config.human.set)), config.human.source
     labels = rated(make_source(name, people), clips)
     if not labels:
-        rate = f"vfrl rate --set {clips.folder} --source {name} --rater NAME"
+        rate = f"{shlex.join(['vfrl', 'rate', '--set', str(clips.folder), '--source', name])} --rater NAME"
         notes["human"] = f"no clip of {clips.folder} is rated by the raters of {name}; {rate}"
         logger.warning(notes["human"])
         return None

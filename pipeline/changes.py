@@ -18,12 +18,17 @@ INPUTS = Path("runs/inputs")  # what stage base writes, beside the base policy
 MADE = ("runs", "metrics", "report-out")  # folders that stages write into; what else they depend on is code or data
 COMMITS = 50  # of a folder's history that are searched for the code that a stage ran with
 ABSENT = object()
+GONE = "deleted"  # what DVC says of a path that is not there
+UNKNOWN = "not in cache"  # and of an output that its cache does not have either
+GENERATOR = "generator.json"
+CODE = "code"  # in a file of runs/inputs: hashes of code; the rest are files, commits and the source's block
+CHANGED = "changed"
 
 
 class Reason(NamedTuple):
     """One thing that changed since a stage ran."""
 
-    kind: Literal["new", "params", "code", "input", "other"]
+    kind: Literal["new", "params", "code", "input", "other"]  # new: its output is neither there nor in DVC's cache
     text: str
 
 
@@ -56,23 +61,28 @@ class Changes:
 
     @cached_property
     def stale(self) -> set[str]:
-        """Paths of what stage base would write with other bytes."""
-        found = {path for path in self._fresh_files() if not _same(INPUTS / path, self.fresh / path)}
-        generator = {str(self.base)} if "generator.json" in found else set()
-        return {str(INPUTS / path) for path in found} | generator
+        """Paths of what stage base would write with other bytes than are on disk."""
+        files = (path.relative_to(self.fresh) for path in self.fresh.rglob("*.json"))
+        found = {str(INPUTS / path) for path in files if not _same(INPUTS / path, self.fresh / path)}
+        return found | ({str(self.base)} if self._other_generator else set())
 
-    def _fresh_files(self) -> Iterator[str]:
-        return (str(path.relative_to(self.fresh)) for path in self.fresh.rglob("*.json"))
+    @cached_property
+    def _other_generator(self) -> bool:
+        """Whether the base policy, which says of what files the generator is, will be another one. Code is no part."""
+        before, now = (_read(folder / GENERATOR) or {} for folder in (INPUTS, self.fresh))
+        return bool(before) and before.get("files") != now.get("files")
 
     def of(self, stage: "Stage") -> list[Reason]:
         """What changed for a stage, each once."""
         if not any(out.hash_info for out in stage.outs):
             return [Reason("new", "not run yet")]
+        states = {path: state for out in stage.outs for path, state in out.status().items()}
+        if UNKNOWN in states.values() and not any(out.exists for out in stage.outs if out.use_cache):
+            return [Reason("new", "output not there yet")]
         found = [Reason("other", "the command changed")] if stage.changed_stage() else []
         for dep in stage.deps:
             found += self._of_dependency(dep)
-        for out in stage.outs:
-            found += [Reason("other", f"output {path} {_state(state)}") for path, state in out.status().items()]
+        found += [Reason("other", f"output {path} {_state(state)}") for path, state in states.items()]
         return list(dict.fromkeys(found))
 
     def pending(self, stage: "Stage") -> bool:
@@ -83,18 +93,18 @@ class Changes:
         if hasattr(dep, "params"):
             yield from self._of_params(dep)
             return
-        path, status = dep.def_path, dep.status()
-        if not (status or path in self.stale):
-            return
-        if Path(path) == self.base:
-            yield Reason("input", f"{path} modified")
-        elif INPUTS in Path(path).parents:
+        path = Path(dep.def_path)
+        if INPUTS in path.parents:
             yield from self._of_input(dep)
-        elif Path(path).parts[0] in MADE:
-            yield from (Reason("input", f"{name} {_state(state)}") for name, state in status.items())
+        elif path == self.base:
+            if self._other_generator or (path.is_dir() and dep.status()):
+                yield Reason("input", f"{path} modified")
+        elif not (status := dep.status()):
+            return
+        elif path.parts[0] in MADE:  # what is not there is an output of a stage that has a line of its own
+            yield from (Reason("input", f"{name} {state}") for name, state in status.items() if state != GONE)
         else:
-            files = self._code_files(dep)
-            yield from (Reason("code", f"code {file}") for file in files or [path])
+            yield from (Reason("code", f"code {file}") for file in self._code_files(dep) or [str(path)])
 
     def _of_params(self, dep: Any) -> Iterator[Reason]:
         known = dep.hash_info.value or {}
@@ -104,18 +114,21 @@ class Changes:
     def _of_input(self, dep: "Dependency") -> Iterator[Reason]:
         """Of a file of runs/inputs: which of the files, commits and code in it changed."""
         path = Path(dep.def_path)
+        fresh = self.fresh / path.relative_to(INPUTS)
         if not dep.hash_info:
             yield Reason("input", f"{path} is read from now on")
             return
-        before, now = _read(Path(dep.cache_path)), _read(self.fresh / path.relative_to(INPUTS))
+        if fresh.is_file() and hashlib.md5(fresh.read_bytes()).hexdigest() == dep.hash_info.value:
+            return
+        before, now = _read(Path(dep.cache_path)), _read(fresh)
         if before is None or now is None:
             yield Reason("input", f"{path} changed")
             return
-        named = (
-            {key: value for key, value in before.items() if key != "block"},
-            {key: value for key, value in now.items() if key != "block"},
-        )
-        yield from (Reason("input", f"{name} {how}") for name, how in _renewed(*named))
+        for name, how in _renewed(before.get(CODE, {}), now.get(CODE, {})):
+            yield Reason("code", f"code {name}" if how == CHANGED else f"code {name} {how}")
+        left_out = (CODE, "block")  # of which the params tell
+        others = ({key: value for key, value in one.items() if key not in left_out} for one in (before, now))
+        yield from (Reason("input", f"{name} {how}") for name, how in _renewed(*others))
 
     def _code_files(self, dep: "Dependency") -> list[str]:
         """The files of a folder that changed since; empty where git does not know what they were."""
@@ -184,7 +197,7 @@ def _renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _renewed(old, new)
         elif old != new:
-            yield str(key), "is new" if key not in before else "is gone" if key not in now else "changed"
+            yield str(key), "is new" if key not in before else "is gone" if key not in now else CHANGED
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -200,4 +213,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _state(found: Any) -> str:
-    return "not there yet" if found == "deleted" else str(found)
+    return "not there yet" if found == GONE else str(found)

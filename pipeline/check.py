@@ -48,7 +48,7 @@ from pipeline.graph import (
     validate_graph,
 )
 from pipeline.online import check_references, members_of
-from pipeline.params import ParamsError, load_params, section
+from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
@@ -125,6 +125,7 @@ def check_params(with_generator: bool = True) -> Checked:
         _check_checkpoints(params, objective, config)
     unused = [*unused_policies(params), *unused_rounds(params)]
     notes = [*advice(params), *_unread(params), *off_policy_rounds(params), *unused, *_uneven_batches(params)]
+    notes += aliases()
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
     generator = None
     if with_generator:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.rates import recorded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
+NUMBERS = re.compile(r"\[[^]\[{\"]*\]")  # a list of JSON that holds neither texts nor lists nor objects
 TOLD = (ValueError, ArithmeticError, StoreError)  # what our libraries raise to say what is wrong, and what is right
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as a shell's
 
@@ -48,14 +50,14 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         default="here",
         envvar="STAGE_ENGINE",
         show_envvar=True,
-        help="here, in one process; or ray, on a running Ray cluster.",
+        help="here, on this machine; or ray, on a running Ray cluster.",
     )
     workers = click.option(
         "--workers",
         default="auto",
         envvar="STAGE_WORKERS",
         show_envvar=True,
-        help="Of engine ray, how many at most: a number, or auto for one on each accelerator of the cluster.",
+        help="How many at most: a number, or auto for one on each core (engine here, on the CPU) or accelerator (ray).",
     )
     return engine(workers(function))
 
@@ -117,9 +119,14 @@ def stage_command(function: Callable[..., None]) -> click.Command:
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """A small JSON file in metrics/; nothing volatile, so that equal runs give equal bytes."""
+    """A small JSON file in metrics/; nothing volatile, so that equal runs give equal bytes.
+
+    A list of numbers takes one line, so that `git diff` shows it whole.
+    """
+    text = json.dumps(metrics, indent=1, ensure_ascii=False)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
     with atomically(path) as partial:
-        partial.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -37,6 +37,12 @@ def end_with_dvc() -> None:
     threading.Thread(target=watch, name="end-with-dvc", daemon=True).start()
 
 
+def dvc_of_this_stage() -> psutil.Process | None:
+    """The dvc that started this process; None where there is none."""
+    ancestors = psutil.Process().parents() if DVC_STAGE in os.environ else []
+    return next((process for process in ancestors if _is_dvc(process)), None)
+
+
 def _end() -> None:
     logger.error(GONE)
     os._exit(1)  # nothing to clean up: a stage can be killed at any moment

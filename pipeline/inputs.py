@@ -25,6 +25,7 @@ from data.content.hub import commit_in_cache, commit_on_hub
 from data.content.modules import module_files
 from data.manifest import atomically
 from data.prompts import load_prompts
+from data.written import read_written
 from feedback.core.kinds import KINDS, question_files, read_block, resolve
 from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
@@ -96,8 +97,8 @@ def _pictures(overlay: str | None) -> list[str]:
     if not overlay:
         return []
     try:
-        given = yaml.safe_load(Path(overlay).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        given = yaml.safe_load(read_written(Path(overlay)))
+    except (ValueError, yaml.YAMLError):
         return []
     marks = given.get("marks") if isinstance(given, Mapping) else None
     marks = [mark for mark in marks if isinstance(mark, Mapping)] if isinstance(marks, list) else []

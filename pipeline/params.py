@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from data.config import ConfigError, read_config
+from data.written import read_written
 
 PARAMS = Path("params.yaml")
 
@@ -21,9 +22,9 @@ class ParamsError(click.ClickException):
 def load_params(path: Path = PARAMS) -> dict[str, Any]:
     """params.yaml as DVC reads it: YAML 1.2, where 1e-4 is a number."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not readable ({error})") from error
+        text = read_written(path)
+    except ValueError as error:
+        raise ParamsError(str(error)) from error
     return copy.deepcopy(_parsed(text, path))
 
 
@@ -39,6 +40,19 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise ParamsError(f"{path}: holds {params!r}, expected sections")
     return params
+
+
+def aliases(path: Path = PARAMS) -> list[str]:
+    """A sentence for each alias in the file: DVC merges an aliased block back with its old values."""
+    import yaml
+
+    events = yaml.parse(read_written(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return [
+        f"{path}, line {event.start_mark.line + 1}: *{event.anchor} repeats a block, and what `dvc exp run -S` sets in "
+        "such a block is lost without a word: write the block out, or name a source"
+        for event in events
+        if isinstance(event, yaml.AliasEvent) and event.start_mark
+    ]
 
 
 def block(name: str, path: Path = PARAMS) -> Any:

@@ -3,7 +3,8 @@
     {"<rate>": {"unit": "clips", "seconds": 0.41, "start": 7.9}}
 
 seconds: of one unit of size 1 (Unit), of the last run that succeeded. start: what that run took besides:
-imports, loading models, writing results. The file is no output: it differs from run to run, and git ignores it.
+imports, loading models, writing results, and DVC's own time since the stage before it ended or, for the first stage,
+since dvc began. The file is no output: it differs from run to run, and git ignores it.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import psutil
 
 from data.manifest import StoreError, atomically
 from data.pace import Measured, listening
+from pipeline.guardians import dvc_of_this_stage
 from pipeline.params import block, source_block
 from pipeline.state import STATE
 
@@ -126,11 +128,26 @@ def recorded() -> Iterator[None]:
     unit = None
     with contextlib.suppress(click.ClickException, ValueError, LookupError, TypeError):  # the stage says what is wrong
         unit = unit_of(Command.of(spec.name.removeprefix(PACKAGE), sys.argv[1:]))
-    with listening() as heard:
+    before, began = time.time() - _begin(), time.monotonic()  # the clock may jump from here on
+    with listening() as measured:
         yield
-    seconds = time.time() - psutil.Process().create_time()
-    if unit and (rate := rate_of(unit, heard, seconds)):
+    seconds = before + time.monotonic() - began
+    if unit and (rate := rate_of(unit, measured, seconds)):
         _keep(unit.rate, rate)
+    elif RATES.is_file():
+        RATES.touch()  # so that the next stage does not count the time of this one
+
+
+def _begin() -> float:
+    """When the time of this stage begins, in seconds since the epoch.
+
+    Under DVC that is when the stage before it ended, which wrote RATES, or when dvc began.
+    """
+    own, dvc = float(psutil.Process().create_time()), dvc_of_this_stage()
+    if dvc is None:
+        return own
+    written = RATES.stat().st_mtime if RATES.is_file() else 0.0
+    return min(own, max(float(dvc.create_time()), written))
 
 
 def _keep(name: str, rate: Rate) -> None:
@@ -142,11 +159,11 @@ def _keep(name: str, rate: Rate) -> None:
         logger.warning("%s: how long the stage took is not kept: %s", RATES, error)
 
 
-def rate_of(unit: Unit, heard: Iterable[Measured], seconds: float) -> Rate | None:
+def rate_of(unit: Unit, measured: Iterable[Measured], seconds: float) -> Rate | None:
     """The rate of a run of so many seconds; None where it did none of its units, such as labels that were kept."""
     if unit.name == RUNS:
         return Rate(RUNS, round(seconds / unit.size, 6), 0.0)
-    own = [one for one in heard if one.unit == unit.name]
+    own = [one for one in measured if one.unit == unit.name]
     busy, count = sum(one.seconds for one in own), sum(one.amount for one in own)
     if not count:
         return None

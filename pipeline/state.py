@@ -4,6 +4,7 @@
 .state/<stage>-<out>/<identity>/          the work so far of exactly these params, inputs and code (pipeline.identity)
 .state/<stage>-<out>/<identity>.json      those params, inputs and code, to read and to compare
 .state/<stage>-<out>/<identity>.seconds   how long runs have worked at it
+.state/<stage>-<out>/<identity>.finished  published, and kept until DVC has saved it: the folder, its manifest
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import shutil
 import threading
 import time
@@ -22,8 +24,10 @@ from typing import Any, NamedTuple
 import click
 
 from data.manifest import MANIFEST, StoreError, atomically
-from pipeline.guardians import end_with_dvc
+from data.policies import FINISHED
+from pipeline.guardians import DVC_STAGE, end_with_dvc
 from pipeline.identity import CODE, Difference, differences, facts_of, identity
+from pipeline.saved import in_cache, in_lock, manifest_hash
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +50,32 @@ class StateError(click.ClickException):
 
 
 def check_outputs(root: Path) -> None:
-    """Raises StateError where a folder of outputs is a symbolic link: DVC refuses it only after the stage has run."""
-    for name in OUTPUTS:
-        if (root / name).is_symlink():
+    """Raises StateError where outputs lie behind a symbolic link: DVC refuses them only after the stage has run."""
+    for folder in (folder for name in OUTPUTS for folder in _holding_outputs(root / name)):
+        if folder.is_symlink():
+            place = folder.relative_to(root)
             raise StateError(
-                f"{name} is a symbolic link to {(root / name).readlink()}, and DVC refuses outputs behind one; to use a"
-                f" larger disk, clone the repository there, or mount it at {name} (mount --bind)"
+                f"{place} is a symbolic link to {folder.readlink()}, and DVC refuses outputs behind one; to use a "
+                f"larger disk, clone the repository there, or mount it at {place} (mount --bind), or move DVC's cache "
+                "(docs/pipeline.md, A larger disk)"
             )
+
+
+def _holding_outputs(folder: Path) -> Iterator[Path]:
+    """A folder and those below it that are no finished outputs: those have a manifest."""
+    yield folder
+    if folder.is_dir() and not folder.is_symlink():
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir() and not (inner / MANIFEST).is_file():
+                yield from _holding_outputs(inner)
 
 
 @contextlib.contextmanager
 def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root: Path = STATE) -> Iterator[Path]:
     """The folder in which a stage may find what a killed run of itself had finished; deleted when the body succeeds.
+
+    The body publishes `out` and writes the metrics. DVC deletes both before a run and saves them after it. So under DVC
+    the folder stays until a later stage finds `out` in dvc.lock: after a kill before that, the stage finishes at once.
 
     stage: its name in dvc.yaml or that of its command. out: what it will write, which no two runs may do at once.
     params: all that shapes the output beside the inputs: a mapping by the names that a person knows them by. inputs:
@@ -79,14 +97,37 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         return
     with _lock(home):
         end_with_dvc()
+        for left in home.glob(".*/"):
+            shutil.rmtree(left)
+        _delete_saved(root)
         adopted = _settle(home, work, facts)
         work.mkdir(exist_ok=True)
+        _finished_path(work).unlink(missing_ok=True)
         with _told(work, adopted), _time_kept(work):
             yield work
         _tell_manifest(out, work)
+        kept = _note_finished(out, work) if DVC_STAGE in os.environ and (out / MANIFEST).is_file() else []
         for path in home.iterdir():
-            if path.name != "lock":
+            if path.name != "lock" and path not in kept:
                 _delete(path)
+
+
+# Work whose result is published
+
+
+def _note_finished(out: Path, work: Path) -> list[Path]:
+    """Note that the work is finished; returns the files and folders that stay until DVC has saved `out`."""
+    note = _finished_path(work)
+    with atomically(note) as partial:
+        partial.write_text(json.dumps({"out": out.as_posix(), "manifest": manifest_hash(out)}) + "\n", encoding="utf-8")
+    return [work, note, _facts_path(work), _seconds_path(work)]
+
+
+def _delete_saved(root: Path) -> None:
+    """Delete the finished work of all stages whose results are in dvc.lock."""
+    for note in root.glob(f"*/*{FINISHED}"):
+        if in_lock(**json.loads(note.read_text(encoding="utf-8"))):
+            _delete_work(note.with_suffix(""))
 
 
 # Work of other runs
@@ -101,11 +142,14 @@ class _Work(NamedTuple):
     written: float  # seconds since the epoch, by the clock of that moment
     seconds: float  # of work
     facts: dict[str, Any] | None  # None: not recorded
+    finished: bool  # and published
 
     def in_words(self, now: dict[str, Any]) -> str:
         """What there is, and how its run differs from this one."""
         when = datetime.fromtimestamp(self.written).strftime("%Y-%m-%d %H:%M")
-        what = f"{self.folder}: {_hours(self.seconds)} of work, {self.files} files of {_size(self.size)}, last written"
+        work = "finished work, not in dvc.lock," if self.finished else "work"
+        files = f"{self.files} files of {_size(self.size)}"
+        what = f"{self.folder}: {_hours(self.seconds)} of {work}, {files}, last written"
         if self.facts is None:
             return f"  {what} {when}\n    by an older version, which did not record params, inputs and code"
         found = differences(self.facts, now)
@@ -117,7 +161,7 @@ def _settle(home: Path, work: Path, facts: dict[str, Any]) -> _Work | None:
     """Delete, adopt or refuse older work, and write down the facts of this run's; returns the work that is adopted."""
     folders = [path for path in home.iterdir() if path.is_dir() and path != work]
     older = sorted(map(_look_at, folders), key=lambda one: one.written)
-    with_files = [one for one in older if one.files]
+    with_files = [one for one in older if one.files and not _is_cached(one.folder)]
     valuable = [one for one in with_files if one.seconds >= WORTH]
     own = _look_at(work) if work.is_dir() else None
     choice, _, only = os.environ.get(CHOICE, "").partition(":")
@@ -154,11 +198,12 @@ def _what_there_is(home: Path, valuable: Sequence[_Work], facts: dict[str, Any])
         if risky
         else ""
     )
+    adopt, discard = (f"{CHOICE}={shlex.quote(f'{choice}:{home.name}')}" for choice in (ADOPT, DISCARD))
     return (
-        f"{home.name}: an earlier run left work unfinished, and this run differs from it:\n{listed}\n"
+        f"{home.name}: an earlier run left work, and this run differs from it:\n{listed}\n"
         f"Undo the change to go on as before, or run again with one of\n"
-        f"  {CHOICE}={ADOPT}:{home.name}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
-        f"  {CHOICE}={DISCARD}:{home.name}  to delete it and start afresh\n"
+        f"  {adopt}    to continue {'the newest' if len(valuable) > 1 else 'that work'}{risk}\n"
+        f"  {discard}  to delete it and start afresh\n"
         "Without the name behind it, the choice is for every stage of the run"
     )
 
@@ -235,6 +280,16 @@ def _seconds_path(work: Path) -> Path:
     return work.with_name(f"{work.name}.seconds")
 
 
+def _finished_path(work: Path) -> Path:
+    return work.with_name(f"{work.name}{FINISHED}")
+
+
+def _is_cached(work: Path) -> bool:
+    """Whether it is finished and DVC has its result, maybe of another branch's dvc.lock."""
+    note = _finished_path(work)
+    return note.is_file() and in_cache(json.loads(note.read_text(encoding="utf-8"))["manifest"])
+
+
 def _look_at(folder: Path) -> _Work:
     stats = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     times = [stat.st_mtime for stat in stats] or [0.0]
@@ -246,6 +301,7 @@ def _look_at(folder: Path) -> _Work:
         max(times),
         _seconds(folder, max(times) - min(times)),
         json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None,
+        _finished_path(folder).is_file(),
     )
 
 
@@ -291,13 +347,17 @@ def _move(work: Path, to: Path) -> None:
 
 
 def _delete_work(work: Path) -> None:
-    for path in (work, _facts_path(work), _seconds_path(work)):
+    for path in (work, _facts_path(work), _seconds_path(work), _finished_path(work)):
         _delete(path)
 
 
 def _delete(path: Path) -> None:
+    """A kill leaves a folder whole, or under a dotted name that the next run deletes: half of it could pass as work."""
     if path.is_dir():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 

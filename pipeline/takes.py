@@ -1,7 +1,7 @@
 """What stages will take: clips, calls, dollars, hours and disk, by what was measured here or by a stated formula.
 
-The time of a stage is start + units x seconds a unit, of its last run on this machine (pipeline/rates.py). Where it
-never ran here:
+The time of a stage is start + units x seconds a unit, of its last run on this machine (pipeline/rates.py); that of all
+stages has that of stage base besides. Where a stage never ran here:
 - Training takes 3 forwards of the denoiser a row, forward and backward, each as long as one of sampling; 4 under
   gradient checkpointing. A row of dpo has two clips, each also with a forward of the reference.
   The start is sampling's.
@@ -64,6 +64,8 @@ class Planner:
         if per_clip is not None:
             self.rates[sampling.rate] = Rate("clips", per_clip / sampling.size, 0.0)
         self.forward = self.rates.get(sampling.rate)
+        base = self.rates.get("base")
+        self.base = base.seconds if base else 0.0  # seconds of dvc's start and stage base, once a run
         self.bytes_per_clip = _bytes_per_clip(params["video"], generator)
 
     def takes(self, command: Command, there: bool, written: int) -> Takes:
@@ -120,7 +122,7 @@ def _bytes_per_clip(video: Mapping[str, Any], generator: Generator | None) -> in
     size = [video["num_frames"], video["height"], video["width"]]
     for listed in sorted(Path("runs").glob(f"**/samples/{MANIFEST}")):
         facts = json.loads(listed.read_text(encoding="utf-8"))
-        clips = sum(map(len, facts["facts"]["shards"]))
+        clips = sum(map(len, facts["facts"].get("shards", [])))  # a pool has none
         if facts["facts"].get("size") == size and facts["facts"].get("family") == block("generator.family") and clips:
             return round(sum(int(file["size"]) for file in facts["files"]) / clips)
     latents = FLOAT * math.prod(generator.latent_shape) if generator else 0

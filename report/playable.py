@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import av
+import numpy as np
 
 import data.video
 from data.records import Sample
@@ -43,12 +44,22 @@ class PlayableCopies:
             path.unlink()
 
 
+def write_playable(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Write uint8 (F, H, W, 3) frames as an mp4 that any browser plays: H.264 4:2:0.
+
+    A clip set stores small clips as 4:4:4, which phones, Safari and Firefox on most systems do not play. Here each of
+    their pixels is ENLARGED times as large, so that it shares its colour with few others. Measured on 20 clips of the
+    tabletop world, a pixel is 2.4 of 255 off (99 % of them within 12).
+    """
+    if min(frames.shape[1:3]) <= LOSSLESS_UP_TO:
+        frames = frames.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
+    write_video(path, frames, fps, lossless=False)
+
+
 def copy_playable(source: Path, copy: Path, sample: Sample, encoded: PlayableCopies | None = None) -> None:
     """Write the clip to `copy` as any browser plays it.
 
-    A small clip is stored as H.264 4:4:4, which phones, Safari and Firefox on most systems do not play. It is encoded
-    again as 4:2:0, each pixel ENLARGED times as large, so that it shares its colour with few others. Measured on 20
-    clips of the tabletop world, a pixel is 2.4 of 255 off (99 % of them within 12). Others are linked.
+    A small clip is encoded again, others are linked.
     A clip that cannot be read is named in the log and left as it is: the page says so, too.
 
     encoded: where clips that were encoded before are found and this one is kept; None encodes it in any case.
@@ -57,8 +68,7 @@ def copy_playable(source: Path, copy: Path, sample: Sample, encoded: PlayableCop
         kept = encoded.path(source, sample.fps) if encoded else copy
         try:
             if not kept.exists():
-                frames = read_video(source).repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
-                write_video(kept, frames, sample.fps, lossless=False)
+                write_playable(kept, read_video(source), sample.fps)
         except ValueError as error:
             logger.warning("%s; the page shows it as a clip that cannot be played", error)
         else:

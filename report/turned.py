@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.video import contact_sheet, is_writable, read_video, sample_frames
+from data.video import contact_sheet, is_writable, prompt_caption, read_video, sample_frames
 from evaluation.accept import BASE
 from evaluation.sets import EvaluationSet, accepted
 from report.table import judges
@@ -66,7 +66,7 @@ def _pair(base: EvaluationSet, policy: EvaluationSet, name: str, judge: str, pla
     """Captions and frames of the base's and the policy's clip at a place."""
     sample, reason = base.samples[place], base.labels[judge][place].reason
     rejected = f"{BASE}: rejected by {judge}" + (f", {reason[:80]}" if reason and is_writable(reason[:80]) else "")
-    accepted_as = f"{name}: accepted ({sample.prompt if is_writable(sample.prompt) else sample.prompt_id})"
+    accepted_as = f"{name}: accepted ({prompt_caption(sample)})"
     return (rejected, _frames(base, place)), (accepted_as, _frames(policy, place))
 
 

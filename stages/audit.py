@@ -85,7 +85,7 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str, en
             facts |= {"accuracy": figures["decided_accuracy"], "clips": figures["decided"]}
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
-    write_metrics(metrics, figures)
+        write_metrics(metrics, figures)
     message = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips or pairs, %d of them labelled"
     percent = (100 * figures[key] for key in ("accuracy", "low", "high"))
     logger.info(message, name, *percent, figures["clips"], figures["labelled"])

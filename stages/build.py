@@ -41,7 +41,7 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
             work / "datasets", clip_set.samples, *tables, clips=made, labels=by, weighting=weighting, pairing=settings
         )
         publish(work / "datasets", out)
-    write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})
+        write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})
 
 
 if __name__ == "__main__":

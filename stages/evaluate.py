@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     """Summarise the evaluation: accept rates and scores, paired differences, intervals, agreement of judges."""
     from data.manifest import publish, write_manifest
-    from evaluation.accept import as_json, headline, plot_rows, summarise
+    from evaluation.accept import as_json, plot_rows, summarise
+    from evaluation.metrics import metrics as metrics_of
     from evaluation.sets import load_set
 
     config = section("evaluate", EvaluateConfig)
@@ -47,7 +48,7 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
         (folder / "plot.json").write_text(json.dumps(plot_rows(summary), indent=1) + "\n", encoding="utf-8")
         write_manifest(folder, "evaluation", policies=list(evaluated))
         publish(folder, out)
-    write_metrics(metrics, headline(summary))
+        write_metrics(metrics, metrics_of(summary))
 
 
 if __name__ == "__main__":

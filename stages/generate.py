@@ -63,7 +63,7 @@ def main(
         else:
             own, texts = partial(load, policy, device), texts_for(policy, prompt_set)
             count = generate_clip_set(own, prompt_set, size, how, called, clips, out, texts, pool=pool)
-    write_metrics(metrics, {"clips": count})
+        write_metrics(metrics, {"clips": count})
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str, engine: 
             counts = compare_clip_set(clip_set, as_comparer(source), work, out, config.opponents, *how)
         else:
             counts = label_clip_set(clip_set, source, work, out, *how)._asdict()
-    agreed = read_manifest(out, "labels")["facts"]["agreement"]
-    write_metrics(metrics, {"samples": len(clip_set.samples), **counts, "agreement": agreed})
+        agreed = read_manifest(out, "labels")["facts"]["agreement"]
+        write_metrics(metrics, {"samples": len(clip_set.samples), **counts, "agreement": agreed})
 
 
 if __name__ == "__main__":

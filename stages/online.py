@@ -83,9 +83,9 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     with stage_state("online", out, params, inputs) as work:
         load = partial(load_generator, **asdict(model), size=job.size, device=place)
         report = run(job, load, start, work, out, place, Tracker(tracker, out.name) if tracker else None)
-    if rank() == 0:
-        facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
-        write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})
+        if rank() == 0:
+            facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
+            write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main(
         write_compared(folder, compared)
         write_manifest(folder, "preferences", **(names | identity(source, compared)))
         publish(folder, out)
-    write_metrics(metrics, table)
+        write_metrics(metrics, table)
 
 
 if __name__ == "__main__":

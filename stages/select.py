@@ -45,12 +45,12 @@ def main(policy: Path, samples: Path, labels: Path, curve: Path, out: Path, metr
         document = {"judge": config.judges[0], "measured": measured, "rule": config.keep, "kept": kept, "curve": points}
         with atomically(curve) as partial:
             partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        # `dvc plots` fails on a file with a second list, so `measured` is a mapping.
+        is_measured = {judge: judge in measured for judge in config.judges}
+        write_metrics(metrics, {"kept": kept, "measured": is_measured, "curve": plot_rows(points, config.judges)})
     first, is_metric = config.judges[0], config.judges[0] in measured
     what = "mean score of" if is_metric else "accepted by"
     logger.info("%s: kept step %d; %s %s: %s", policy.name, kept, what, first, in_words(points, is_metric))
-    # `dvc plots` fails on a file with a second list, so `measured` is a mapping.
-    is_measured = {judge: judge in measured for judge in config.judges}
-    write_metrics(metrics, {"kept": kept, "measured": is_measured, "curve": plot_rows(points, config.judges)})
 
 
 if __name__ == "__main__":

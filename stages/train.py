@@ -76,8 +76,8 @@ def main(
         )
         sent = Tracker(tracker, out.name) if tracker else None
         report = train(generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from, sent)
-    if rank() == 0:
-        write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
+        if rank() == 0:
+            write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import yaml
 
+from data.policies import FINISHED
 from data.video import read_video, write_video
 from pipeline.state import StateError, check_outputs
 
@@ -160,14 +162,15 @@ def repository(root: Path) -> Iterator[Finding]:
         yield Finding(BROKEN, "dvc", f"{root}: no .dvc folder; run in the repository, or make one with dvc init")
     elif shutil.which("dvc") is None:
         missing = "the command dvc is not on PATH (make repro finds it): activate the environment"
-        yield Finding(NOTE, "dvc", f"{_recorded(root / 'dvc.lock')}; {missing}")
+        yield Finding(NOTE, "dvc", f"{_recorded(root)}; {missing}")
     else:
-        yield Finding(OK, "dvc", _recorded(root / "dvc.lock"))
+        yield Finding(OK, "dvc", _recorded(root))
     try:
         check_outputs(root)
     except StateError as error:
         yield Finding(BROKEN, "outputs", error.message)
-    unfinished = sorted(path.parent.name for path in (root / ".state").glob("*/*") if path.is_dir())
+    work = [path for path in (root / ".state").glob("*/*") if path.is_dir()]
+    unfinished = sorted(one.parent.name for one in work if not one.with_name(f"{one.name}{FINISHED}").is_file())
     if unfinished:
         yield Finding(
             NOTE,
@@ -189,8 +192,10 @@ def _git(root: Path) -> Finding:
     return Finding(OK, "git", f"{branch} at {commit}, files that differ from it: {changed}")
 
 
-def _recorded(lock: Path) -> str:
+def _recorded(root: Path) -> str:
+    lock = root / "dvc.lock"
     if not lock.is_file():
         return "no dvc.lock: no stage was run here yet"
-    stages = re.findall(r"^  \S[^\n]*:$", lock.read_text(encoding="utf-8"), re.M)
-    return f"{len(stages)} stages recorded in dvc.lock (dvc status: which of them are up to date)"
+    stages = (yaml.load(lock.read_text(encoding="utf-8"), yaml.CSafeLoader).get("stages") or {}).values()
+    here = sum(all((root / out["path"]).exists() for out in stage.get("outs", [])) for stage in stages)
+    return f"{len(stages)} stages recorded in dvc.lock, {here} of them with their results here (see dvc status)"

@@ -14,10 +14,11 @@ from commands.doctor.machine import BROKEN, NOTE, OK, Finding
 from data.manifest import MANIFEST, StoreError
 from feedback.core.kinds import SourceBlock, read_block, resolve
 from feedback.network.calls import key_from
-from feedback.network.provider import is_loopback
+from feedback.network.provider import is_loopback, via_proxy
 from pipeline.graph import BASE
 
 PATIENCE = 2.0  # seconds for a server's answer
+OF_PROXY = (502, 503, 504)  # statuses by which a proxy says that it cannot reach the server
 
 
 class Doubt(NamedTuple):
@@ -234,10 +235,13 @@ def _server_doubts(url: str) -> Iterator[Doubt]:
     """About a server: any reply will do, also one that demands a key."""
     models = f"{url.rstrip('/')}/models"
     proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)  # None: those of the environment
+    via = via_proxy(url)
     try:
         with urllib.request.build_opener(proxies).open(models, timeout=PATIENCE):
             return
     except urllib.error.HTTPError as error:
         error.close()
+        if via and error.code in OF_PROXY:
+            yield Doubt(f"{models} does not answer{via} (HTTP {error.code})")
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; a malformed URL is a ValueError
-        yield Doubt(f"{models} does not answer within {PATIENCE:g} s ({getattr(error, 'reason', error)})")
+        yield Doubt(f"{models} does not answer within {PATIENCE:g} s{via} ({getattr(error, 'reason', error)})")

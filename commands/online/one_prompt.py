@@ -158,9 +158,9 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
 
 def write_clip(generator: "Generator", told: "PromptConditions", policy: Path, recipe: Recipe, path: Path) -> None:
     """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed."""
-    from data.video import write_video
     from generators.core.conditions import stacked
     from generators.core.lora import apply_policy
+    from report.playable import write_playable
     from rl.online.trainer import fixed_noise
 
     apply_policy(generator, policy)
@@ -170,7 +170,7 @@ def write_clip(generator: "Generator", told: "PromptConditions", policy: Path, r
         stacked([told.prompts[PROMPT_ID]]), told.unwanted, noise, recipe.sampling.inference_steps,
         engine.guidance, engine.solver,
     )  # fmt: skip
-    write_video(path, generator.decode(latents)[0].numpy(), generator.size.fps)
+    write_playable(path, generator.decode(latents)[0].numpy(), generator.size.fps)
 
 
 def draw_curve(out: Path) -> None:

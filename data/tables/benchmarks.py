@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from data.prompts import Prompt
 from data.tables.read import read_table
+from data.written import read_written
 
 FILE = "file"  # stands for the name of an entry's file, as a category
 
@@ -97,10 +98,10 @@ def _entries(path: Path, benchmark: Benchmark) -> Iterator[Entry]:
         return
     if suffix not in (".json", ".txt"):
         raise ValueError(f"{path}: wanted a .json, .csv or .txt file: {benchmark.files} of {benchmark.page}")
+    content = read_written(path)
     try:
-        content = path.read_text(encoding="utf-8-sig")
         document = json.loads(content) if suffix == ".json" else content.splitlines()
-    except (OSError, ValueError) as error:  # no file, no UTF-8, no JSON
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not read: {error}") from error
     if suffix == ".txt":
         lines = enumerate(document, 1)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.manifest import atomically
+from data.written import decoded, wide_encoding
 
 CURE = "save it as 'CSV UTF-8 (comma delimited)'"  # as Excel calls it
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
 KINDS = {b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)", b"%PDF": "a PDF", b"\x1f\x8b": "a gzip archive"}
 
 
@@ -80,18 +80,7 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}: not read: {error.strerror}") from error
     if kind := _other_kind(content, path):
         raise ValueError(f"{path}: {kind}, and not a CSV file; open it in a spreadsheet and {CURE}")
-    try:
-        text = content.decode("utf-8-sig")  # -sig: spreadsheets put a mark before the header
-    except UnicodeDecodeError as error:
-        before = content[: error.start].decode("utf-8", "replace")
-        byte = content[error.start : error.start + 1]
-        as_letter = byte.decode("cp1252", "replace")
-        raise ValueError(
-            f"{path}, line {_lines(before)}: byte 0x{byte.hex()} is not UTF-8; in Windows-1252 (Latin-1), which this "
-            f"file may be in, it is {as_letter!r}; {CURE}"
-        ) from error
-    if (place := text.find("\0")) >= 0:
-        raise ValueError(f"{path}, line {_lines(text[:place])}: a NUL byte, which no text has; {CURE}")
+    text = decoded(path, content, CURE)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty; wanted a header and rows")
     return text
@@ -99,11 +88,8 @@ def _text(path: Path) -> str:
 
 def _other_kind(content: bytes, path: Path) -> str | None:
     """What kind of file these bytes are, where they are no text in one byte or UTF-8."""
-    for mark, encoding in sorted(MARKS.items(), key=lambda one: -len(one[0])):
-        if content.startswith(mark):
-            return f"text in {encoding} (Excel's 'Unicode Text')"
-    if content[1:8:2] == b"\0\0\0\0" or content[:8:2] == b"\0\0\0\0":
-        return "text in UTF-16 (Excel's 'Unicode Text')"
+    if encoding := wide_encoding(content):
+        return f"text in {encoding} (Excel's 'Unicode Text')"
     if content.startswith(b"PK\x03\x04"):
         return _workbook(path)
     return next((kind for mark, kind in KINDS.items() if content.startswith(mark)), None)
@@ -120,11 +106,6 @@ def _workbook(path: Path) -> str:
     if "content.xml" in names:
         return "an OpenDocument spreadsheet (.ods)"
     return "a zip archive"
-
-
-def _lines(before: str) -> int:
-    """The number of the line that follows this text."""
-    return len(io.StringIO(before, newline=None).read().split("\n"))
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

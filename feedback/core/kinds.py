@@ -155,7 +155,7 @@ def make_source(name: str, block: Mapping[str, Any], device: str = "cpu", worker
 
 
 def open_source(name: str, block: Mapping[str, Any], device: str, engine: str, workers: str, together: int) -> Source:
-    """As `make_source`, where a stage works: a model in this process, or on the workers of a cluster.
+    """As `make_source`, where a stage works: a model in this process, on its forks, or on the workers of a cluster.
 
     device: as `cluster.devices.pick_device` takes it. engine, workers: as `cluster.pool.pool_of` takes them. together:
     clips that a worker judges at a time, at least.
@@ -166,8 +166,8 @@ def open_source(name: str, block: Mapping[str, Any], device: str, engine: str, w
     from cluster.pool import HERE, pool_of
 
     pool = pool_of(engine, workers, device)
-    if engine == HERE:
-        return make_source(name, block, str(pick_device(device)))
+    if engine == HERE and (place := pick_device(device)).type != "cpu":
+        return make_source(name, block, str(place))
     from feedback.core.pooled import Workers
 
     return make_source(name, block, device, Workers(pool, device, together))

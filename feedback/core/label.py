@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -248,7 +250,8 @@ def _combined(
     verdicts = [verdict for sample in samples for verdict in found[sample.sample_id]]
     if all(one.error is not None for one in verdicts):
         if verdicts and all((one.error or "").startswith(UNRATED) for one in verdicts):
-            command = f"vfrl rate --set {clip_set.folder} --source {source.name} --rater {raters_of(source)[0]}"
+            options = {"--set": str(clip_set.folder), "--source": source.name, "--rater": raters_of(source)[0]}
+            command = shlex.join(["vfrl", "rate", *chain(*options.items())])
             raise LabelError(f"{source.name}: none of {len(samples)} clips is rated. Rate some with\n  {command}")
         first = verdicts[0].error if verdicts else "the clip set is empty"
         raise ValueError(f"{source.name} answered about none of {len(samples)} clips; the first error: {first}")

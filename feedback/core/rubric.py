@@ -53,6 +53,7 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT, Count, read_config
 from data.records import Label, Verdict
 from data.tables.questions import OwnQuestion, by_prompt, read_questions
+from data.written import read_written
 
 Rule = Literal["all", "majority", "mean", "product", "lexicographic"]
 COMPARING = ("all", "majority", "mean")  # the rules of rubrics that compare clips
@@ -217,8 +218,8 @@ def load_rubric(path: Path) -> AnyRubric:
     The path of a CSV of questions is taken from the working folder, as the paths in params.yaml are.
     """
     try:
-        block = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        block = yaml.safe_load(read_written(Path(path)))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a readable rubric ({error})") from error
     own = isinstance(block, Mapping) and isinstance(block.get("questions"), str)
     if own and block.get("compares"):

@@ -41,6 +41,7 @@ from torch import Tensor
 from data.config import STRICT, Positive, read_config
 from data.manifest import atomically
 from data.video import contact_sheet
+from data.written import read_written
 from feedback.differentiable.marks import Arrow, Box, Disc, Mask, Picture, Shape
 
 COLOR = "magenta"  # of a mark without a colour; a colour that is rare in clips
@@ -227,8 +228,8 @@ def load_overlay(path: Path) -> Overlay:
     Raises ValueError naming the file, the mark and the key.
     """
     try:
-        given = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        given = yaml.safe_load(read_written(path))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a readable YAML file ({error})") from error
     if not isinstance(given, dict) or set(given) != {"marks"} or not isinstance(given["marks"], list):
         raise ValueError(f"{path}: expected the one key `marks` with a list of marks")

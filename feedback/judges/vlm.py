@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
+from cluster.devices import fit_threads
 from data.first_frames import read_png
 from data.records import Comparison, Sample, Verdict
 from data.video import sample_frames
@@ -97,6 +98,7 @@ def load_model(name: str, path: str, revision: str | None, dtype: str, pixels: i
         path, revision=branch, use_safetensors=True, dtype=getattr(torch, dtype)
     )
     version = weights_version(path, revision, model.config)
+    fit_threads([model])
     return Loaded(model.to(device).eval(), processor, version)
 
 

@@ -34,6 +34,7 @@ def converted(kind: str, key: str, convert: Callable[[Path], None], cache: Path 
             convert(work)
             write_manifest(work, kind, checkpoint=key)
             publish(work, out)
+            shutil.rmtree(work)
     return out
 
 

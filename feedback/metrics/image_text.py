@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as images
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from cluster.devices import fit_threads
 from data.video import sample_frames
 from feedback.core.weights import weights_version
 from feedback.metrics.metric import FrameOptions, Reduction
@@ -158,6 +159,7 @@ def load_image_text(
     except (OSError, ValueError) as error:
         raise ValueError(f"feedback.sources.{name}.path: no CLIP could be loaded from {path}: {error}") from error
     prepared = f", prepared by {processor}" if processor else ""
+    fit_threads([model])
     return ImageText(
         model.to(device),
         tokenizer,

@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -308,6 +310,9 @@ class _Judging(Generic[T, Row]):
 
     def __init__(self, source: _Asker[T, Row], run: CallRun, runner: asyncio.Runner) -> None:
         self.source, self.run, self.runner = source, run, runner
+        # Clips are decoded by as many threads as there are cores, so that the first ones are sent before the last are
+        # read. Not the loop's own threads, in which it also looks up names.
+        self.readers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "clips")
 
     def verdicts(self, requests: Sequence[T]) -> Iterator[list[Row]]:
         """All rows about one clip at a time, in the order in which they are complete."""
@@ -335,6 +340,7 @@ class _Judging(Generic[T, Row]):
             if in_progress:
                 logger.info("%s: waiting for the calls in flight, to keep their answers", self.source.name)
             self.runner.run(self._close(in_progress))
+            self.readers.shutdown()
             self.run.log_totals()
         if self.run.stop_reason:
             raise self.run.stop_reason
@@ -361,7 +367,7 @@ class _Judging(Generic[T, Row]):
             run.counts["answered before"] += sum(calls[index].key not in run.own for index in answers)
             missing = [index for index in range(len(calls)) if index not in answers]
             if missing:
-                media = await asyncio.to_thread(self.source.media, request)
+                media = await asyncio.get_running_loop().run_in_executor(self.readers, self.source.media, request)
                 found = await self._send_all([calls[index] for index in missing], media)
                 answers |= dict(zip(missing, found, strict=True))
         except UnreadableClip as error:

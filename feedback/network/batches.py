@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, NoReturn, Protocol, TextIO, TypeVar, cast
 
-from feedback.network.calls import POLL, Call, Caller, CallRun, Stopped
+from feedback.network.calls import POLL, Call, Caller, CallRun, Stopped, defect
 from feedback.network.ledger import Attempt, StoredAnswer
 from feedback.network.pace import retry
 from feedback.network.provider import RETRIED, BatchProvider, Fault, Media, Remedy, UnreadableClip
@@ -342,7 +342,7 @@ class _Pass(Generic[Asked]):
         async for name, reply in self.provider.results(batch.remote):
             if reply is None or not (attempt := named.pop(name, None)):
                 continue
-            if self.provider.defect(reply):
+            if defect(self.provider, reply):
                 self.ledger.lost(attempt)  # it may have been billed
             else:
                 cost = self.source.cost(self.sample, reply, batch=True)

@@ -212,47 +212,57 @@ class CallRun:
             logger.warning("%s: %s; %s", self.caller.name, fault.reason, then)
 
     async def _attempt(self, call: Call, media: Media) -> StoredAnswer | Fault | None:
-        """One attempt at a call, within pace and budget; None while another run has the call in flight."""
+        """One attempt at a call, within pace and budget; None while another run has the call in flight.
+
+        A call that is answered gives its turn to the next one at once, and is recorded while that one is sent.
+        """
+        price = self.caller.price
+        expected = price.of(call.tokens, self.caller.output_tokens) if price else None
         async with self.pace.turn(call.tokens):
-            price = self.caller.price
-            expected = price.of(call.tokens, self.caller.output_tokens) if price else None
             self.afford(expected or 0.0)
             self.open()
             self.reserved += expected or 0.0
             try:
-                return await self._recorded(call, media, expected)
+                step = partial(self.ledger.begin, call.key, call.sent, self.purpose, expected)
+                begun = await self.commits.do(step)
+                if not isinstance(begun, Attempt):
+                    return begun
+                answer = await self._sent(call, media, begun)
+                if isinstance(answer, Fault):
+                    await self._end(begun, answer, expected or 0.0)
+                    return answer
+                cost = self._spent(call, answer, expected)
             finally:
                 self.reserved -= expected or 0.0
+        await self.commits.do(partial(self.ledger.answered, begun, answer, cost))
+        return StoredAnswer(answer, cost)
 
-    async def _recorded(self, call: Call, media: Media, expected: float | None) -> StoredAnswer | Fault | None:
-        """Send a call, recorded in the ledger before and after."""
-        begun = await self.commits.do(partial(self.ledger.begin, call.key, call.sent, self.purpose, expected))
-        if not isinstance(begun, Attempt):
-            return begun
+    async def _sent(self, call: Call, media: Media, attempt: Attempt) -> str | Fault:
+        """The reply to a call that the ledger has; or why there is none."""
         self.counts["sent"] += 1
         fault: Fault | None = None
         reply = "{}"
         try:
-            reply = await self.provider.send(call.plan, media, str(begun.id))
-            if defect := _defect(reply) or self.provider.defect(reply):
-                fault = Fault(Remedy.RETRY, defect, lost=True)
+            reply = await self.provider.send(call.plan, media, str(attempt.id))
+            if problem := defect(self.provider, reply):
+                fault = Fault(Remedy.RETRY, problem, lost=True)
         except Exception as error:
             fault = self.provider.fault(error)
         if fault is None or not fault.unreachable:
             self.reached, self.away_since = True, None
         if fault is not None and fault.remedy is Remedy.ANSWER:
-            reply, fault = fault.body or "{}", None
-        if fault is not None:
-            await self._end(begun, fault, expected or 0.0)
-            return fault
+            return fault.body or "{}"
+        return reply if fault is None else fault
+
+    def _spent(self, call: Call, reply: str, expected: float | None) -> float | None:
+        """What a reply cost, which counts from now on; None where that is unknown."""
         cost = self.caller.cost(call, reply)
-        await self.commits.do(partial(self.ledger.answered, begun, reply, cost))
         self.dollars += (expected or 0.0) if cost is None else cost
         if cost and expected:
             self.cost_ratio = max(self.cost_ratio, cost / expected)
         self.pace.went_well()
         self._update_status()
-        return StoredAnswer(reply, cost)
+        return cost
 
     async def _end(self, attempt: Attempt, fault: Fault, expected: float) -> None:
         """Record how an attempt without an answer ended, and what that means for the other calls."""
@@ -321,12 +331,12 @@ class CallRun:
         )  # fmt: skip
 
 
-def _defect(reply: str) -> str | None:
-    """Why a reply of any provider is none; None where it is one."""
+def defect(provider: Sender, reply: str) -> str | None:
+    """Why a reply under the status of a success has to be requested again; None where it is an answer."""
     try:
         given = json.loads(reply)
     except ValueError:
         return "the reply is not whole JSON"
     if isinstance(given, dict) and given.get("error") and not given.keys() & {"choices", "candidates"}:
         return "the reply is an error under the status of a success"  # as gateways in between send them
-    return None
+    return provider.defect(reply)

@@ -42,10 +42,11 @@ from feedback.network.provider import (
     Progress,
     Reading,
     Remedy,
-    describe,
     is_loopback,
     mend_key,
     mend_name,
+    no_reply,
+    via_proxy,
     without_key,
 )
 
@@ -290,27 +291,26 @@ class Gemini:
             return Fault(Remedy.RETRY, "an error page that is no UTF-8", lost=True)
         cause = error if isinstance(error, httpx2.HTTPError) else error.__cause__
         if isinstance(cause, httpx2.HTTPError):
-            sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            reason = f"no reply from {self._address} ({describe(cause)})"
-            connected = sent or isinstance(cause, httpx2.PoolTimeout)
-            return Fault(Remedy.RETRY, self._clean(reason), lost=sent, unreachable=not connected)
+            fault = no_reply(cause, self._address)
+            return replace(fault, reason=self._clean(fault.reason))
         raise error
 
     def defect(self, reply: str) -> str | None:
         """Gemini now and then sends an empty text under STOP, and usually answers when the call is repeated."""
-        match parsed(reply):
-            case {"candidates": [{"finishReason": "STOP"} as candidate, *_]} if not _text_of(candidate).strip():
-                return "an empty reply, finishReason STOP"
-        return None
+        given = parsed(reply)
+        if self.options.mode == "text":
+            return read_candidate(given).defect
+        return None if given.get("answers") or _blocked(given) else "a reply without answers"
 
     def _status_fault(self, status: int, body: Any, wait: float | None) -> Fault:
         given = mapping(body[0] if isinstance(body, list) and body else body)
+        via = "" if given.get("error") else via_proxy(self._address)  # a page may be the proxy's own
         error = mapping(given.get("error", given))
         details = mappings(error.get("details"))
-        reason = self._clean(f"HTTP {status}: {error.get('message') or body}")
+        reason = self._clean(f"HTTP {status}{via}: {error.get('message') or body}")
         variable, model, words = self.options.key_variable, self.options.model, str(error.get("message") or "")
         if status in (401, 403) or any(one.get("reason") == "API_KEY_INVALID" for one in details):
-            rejected = f"the key in {variable} was rejected (HTTP {status}): {words or body}"
+            rejected = f"the key in {variable} was rejected (HTTP {status}{via}): {words or body}"
             return Fault(Remedy.STOP, self._clean(rejected), cure=mend_key(variable, model))
         if status == UNPAID:
             return Fault(Remedy.STOP, reason, cure=PAY)
@@ -403,8 +403,11 @@ def read_candidate(given: Mapping[str, Any]) -> ReplyMessage:
                 return ReplyMessage(None, f"{REFUSED}stopped for {reason}", [])
             if text.strip():
                 return ReplyMessage(text, None, [])
-            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [])
-    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [])
+            if reason == "MAX_TOKENS":  # thoughts took all of them
+                error = f"{UNREADABLE_ANSWER}no answer within max_output_tokens; a larger one leaves room"
+                return ReplyMessage(None, error, [])
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finishReason {reason}", [], empty=True)
+    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no candidate in the reply: {list(given)[:5]}", [], empty=True)
 
 
 def _text_of(candidate: Mapping[str, Any]) -> str:

@@ -191,8 +191,11 @@ class Gpt:
     def fault(self, error: Exception) -> Fault:
         return self.client.fault(error)
 
-    def defect(self, reply: str) -> None:
-        return None
+    def defect(self, reply: str) -> str | None:
+        given = parsed(reply)
+        if self.options.mode == "text" or given.get("error"):
+            return read_message(given).defect
+        return None if given.get("answers") else "a reply without answers"
 
     def read(self, plan: Plan, reply: str) -> Reading:
         given = parsed(reply)

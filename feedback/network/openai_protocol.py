@@ -16,10 +16,11 @@ from feedback.network.provider import (
     UNPAID,
     Fault,
     Remedy,
-    describe,
     is_loopback,
     mend_key,
     mend_name,
+    no_reply,
+    via_proxy,
     without_key,
 )
 
@@ -138,22 +139,21 @@ class OpenAIClient:
             return replace(self._status_fault(error), status=error.status_code)
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):  # bare, while a file is streamed
             cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
-            sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            reason = f"no reply from {self._address} ({describe(cause or error)})"
-            connected = sent or isinstance(cause, httpx2.PoolTimeout)
-            return Fault(Remedy.RETRY, self._clean(reason), lost=sent, unreachable=not connected)
+            fault = no_reply(cause or error, self._address)
+            return replace(fault, reason=self._clean(fault.reason))
         raise error
 
     def _status_fault(self, error: "openai.APIStatusError") -> Fault:
         status, code, wait = error.status_code, error.code or error.type or "", retry_after(error.response.headers)
         message = error.body.get("message") if isinstance(error.body, dict) else None
-        reason = self._clean(f"HTTP {status}: {message or error.message}")
+        via = "" if isinstance(error.body, dict) else via_proxy(self._address)  # a page may be the proxy's own
+        reason = self._clean(f"HTTP {status}{via}: {message or error.message}")
         spent = code in SPENT or error.type in SPENT
         if spent or status == UNPAID:
             return Fault(Remedy.STOP, reason, wait, cure=PAY)
         if status in (401, 403):
             named = f"the key in {self._variable} was rejected" if self._variable else NO_VARIABLE
-            words = self._clean(f"{named} (HTTP {status}, {code or 'no code'}): {message or error.message}")
+            words = self._clean(f"{named} (HTTP {status}, {code or 'no code'}{via}): {message or error.message}")
             return Fault(Remedy.STOP, words, cure=mend_key(self._variable, self.model))
         if status in UNKNOWN:
             return Fault(Remedy.STOP, reason, cure=mend_name(self.model, self._address))
@@ -190,6 +190,14 @@ class ReplyMessage(NamedTuple):
     text: str | None  # without thoughts
     error: str | None
     tokens: list[Mapping[str, Any]]  # token, logprob and top_logprobs of each position; empty where none were sent
+    empty: bool = (
+        False  # neither words nor thoughts, a refusal or the stop of a filter: asked again, it usually answers
+    )
+
+    @property
+    def defect(self) -> str | None:
+        """Why it has to be requested again; None where it is an answer."""
+        return (self.error or "").removeprefix(UNREADABLE_ANSWER) if self.empty else None
 
 
 def read_message(reply: Mapping[str, Any]) -> ReplyMessage:
@@ -209,9 +217,11 @@ def read_message(reply: Mapping[str, Any]) -> ReplyMessage:
             cure = "; a larger max_tokens leaves room for one" if reason == "length" else ""
             error = f"{UNREADABLE_ANSWER}thoughts without an answer, finish_reason {reason!r}{cure}"
             return ReplyMessage(None, error, [])
+        case {"choices": [{"finish_reason": "length"}, *_]}:  # hidden thoughts took all of the tokens
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}no answer within max_tokens; a larger one leaves room", [])
         case {"choices": [{"finish_reason": reason}, *_]}:
-            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finish_reason {reason!r}", [])
-    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no chat completion: {list(reply)[:5]}", [])
+            return ReplyMessage(None, f"{UNREADABLE_ANSWER}an empty reply, finish_reason {reason!r}", [], empty=True)
+    return ReplyMessage(None, f"{UNREADABLE_ANSWER}no chat completion: {list(reply)[:5]}", [], empty=True)
 
 
 def _thinks(message: Mapping[str, Any]) -> bool:

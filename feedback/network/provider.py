@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import numpy as np
 
@@ -86,7 +87,10 @@ class Sender(Protocol):
         """What an exception of `send` means. An exception that is not of the client is raised again."""
 
     def defect(self, reply: str) -> str | None:
-        """Why a reply under the status of a success has to be requested again; None where it is an answer."""
+        """Why a reply under the status of a success has to be requested again; None where it is an answer.
+
+        A reply without any words, thoughts, refusal or filter is none; words that cannot be read are an answer.
+        """
 
     async def close(self) -> None:
         """Close the connections."""
@@ -185,3 +189,23 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def no_reply(error: BaseException, address: str) -> Fault:
+    """What a failed connection of an SDK's HTTP client means. error: of httpx2, or the SDK's own."""
+    import httpx2
+
+    unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
+    reason = f"no reply from {address}{via_proxy(address)} ({describe(error)})"
+    sent = not unreachable and not isinstance(error, httpx2.PoolTimeout)
+    return Fault(Remedy.RETRY, reason, lost=sent, unreachable=unreachable)
+
+
+def via_proxy(url: str) -> str:
+    """For messages about an address: the environment's proxy that stands before it; empty where there is none."""
+    parts, proxies = urlsplit(url), getproxies_environment()
+    proxy = urlsplit(proxies.get(parts.scheme) or proxies.get("all") or "")
+    if not proxy.hostname or is_loopback(url) or proxy_bypass(parts.hostname or ""):
+        return ""
+    place = proxy.hostname + (f":{proxy.port}" if proxy.port else "")  # without a name and password
+    return f" through the proxy {place} of the environment, which NO_PROXY={parts.hostname} bypasses"

@@ -14,6 +14,7 @@ its reply are read. A clip is sent in one of three forms:
 """
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -201,13 +202,13 @@ class Served:
     def _start(self) -> str:
         """How to start a server that shows the frames that it is sent."""
         command = (
-            f"vllm serve {self.options.model} --trust-request-mm-kwargs "
+            f"vllm serve {shlex.quote(self.options.model)} --trust-request-mm-kwargs "
             """--limit-mm-per-prompt '{"video": 2}' --max-logprobs 20"""
         )
         return f"Start vLLM 0.32 or later with: {command} ; or send pictures, without times: clip: frames"
 
-    def defect(self, reply: str) -> None:
-        return None
+    def defect(self, reply: str) -> str | None:
+        return read_message(parsed(reply)).defect
 
     def read(self, plan: Plan, reply: str) -> Reading:
         given, (question,) = parsed(reply), plan.questions

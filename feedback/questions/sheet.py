@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, read_config
 from data.prompts import PLACE
+from data.written import read_written
 from feedback.differentiable.asks import Text
 
 PART, STATED, DEFECT, QUESTION = "{part}", "{stated}", "{defect}", "{question}"
@@ -73,8 +74,8 @@ METHODS: dict[str, type[DecompositionSheet] | type[TeachingSheet]] = {
 def load_sheet(path: Path) -> Sheet:
     """A question sheet from its YAML file. Raises ValueError naming the file and the key that is wrong."""
     try:
-        block: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        block: Any = yaml.safe_load(read_written(Path(path)))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a readable question sheet ({error})") from error
     method = block.pop("method", None) if isinstance(block, dict) else None
     if method not in METHODS:

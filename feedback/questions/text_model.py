@@ -178,8 +178,8 @@ class ChatText:
     def fault(self, error: Exception) -> Fault:
         return self.client.fault(error)
 
-    def defect(self, reply: str) -> None:
-        return None
+    def defect(self, reply: str) -> str | None:
+        return read_message(parsed(reply)).defect
 
     def text(self, reply: str) -> TextReply:
         message = read_message(parsed(reply))

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from cluster.devices import fit_threads
 from data.doors import find
 from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
 from generators.core.families import FAMILIES
@@ -55,6 +56,7 @@ def load_generator(
         left_out = part == "denoiser" and denoisers is not None and name not in denoisers
         if checkpoint.class_of(name) and not left_out:
             generator.components[name] = _load_component(checkpoint, name, part, generator)
+    fit_threads(generator.components.values())
     _check_options(generator, vae_tiling, attention)
     if vae_tiling and {"denoiser", "vae"} <= set(parts):  # clips are decoded in tiles; first frames are encoded whole
         generator.component("vae").enable_tiling()

@@ -10,7 +10,7 @@ import numpy as np
 from cluster import devices
 from data.records import Sample
 from data.store import ClipSet
-from data.video import is_writable, save_sheet, small_frames
+from data.video import prompt_caption, save_sheet, small_frames
 from generators.core.generator import Generator, NonFiniteClipError
 from rl.training.config import PreviewConfig
 
@@ -25,7 +25,7 @@ class _Clip(NamedTuple):
 
     @property
     def caption(self) -> str:
-        return self.sample.prompt if is_writable(self.sample.prompt) else self.sample.prompt_id
+        return prompt_caption(self.sample)
 
 
 class Previews:

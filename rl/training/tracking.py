@@ -19,7 +19,8 @@ LOGS = Path("logs")  # where trackers that write to this disk do so
 class Tracker:
     """The run of a policy in a tracker, under the policy's name.
 
-    What was sent is kept beside the resume state, so a resumed run goes on in the same run and sends no step twice.
+    What was sent is kept beside the resume state, so a resumed run goes on in the same run. After a kill at most the
+    step in flight is sent again.
     """
 
     def __init__(self, name: str, run: str, logs: Path = LOGS) -> None:

@@ -84,7 +84,7 @@ def test_why_a_source_is_not_usable(monkeypatch):
     monkeypatch.chdir(ROOT)
     for block, reason in (
         (BLOCKS["judge"] | {"path": "/no/such/judge"}, "/no/such/judge is neither a folder nor a hub id"),
-        (BLOCKS["judge"] | {"rubric": "none.yaml"}, "none.yaml: not a readable rubric"),
+        (BLOCKS["judge"] | {"rubric": "none.yaml"}, "none.yaml: not read: No such file"),
         (BLOCKS["judge"] | {"colour": 1}, "feedback.sources.one.colour (1) is unknown"),
         ({"kind": "oracle"}, "feedback.sources.one.kind is 'oracle'"),
         (None, "feedback.sources.one.kind is missing"),
@@ -149,6 +149,15 @@ def test_servers_are_called_side_by_side_and_not_waited_for(monkeypatch):
     assert {name: state for name, (state, _) in states.items()} == dict.fromkeys(at, NOTE) | {"here": OK}
     assert "does not answer within 2 s (timed out)" in states["mute"][1]
     assert took < 2 * PATIENCE  # of three that each take PATIENCE
+
+
+def test_a_proxy_before_a_server_is_named(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
+    ((state, detail),) = found({"j": BLOCKS["served"] | {"base_url": "http://gpu7/v1", "rubric": SHEET}}).values()
+    assert state == NOTE
+    assert "through the proxy 127.0.0.1:9 of the environment, which NO_PROXY=gpu7 bypasses" in detail
 
 
 def test_which_keys_and_whether_the_ledger_is_wanted():
@@ -273,25 +282,36 @@ def test_the_state_of_a_repository(tmp_path):
     for words in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  base:\n    cmd: a\n  train@rwr1:\n    cmd: b\n")
+    outs = {"base": ["runs/policies/base", "runs/inputs"], "train@rwr1": ["runs/policies/rwr1"]}
+    stages = {name: {"cmd": "a", "outs": [{"path": path} for path in paths]} for name, paths in outs.items()}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    (tmp_path / "runs/policies/rwr1").mkdir(parents=True)
     (tmp_path / ".state/label-runs-r1/abc").mkdir(parents=True)
     states = {one.what: one for one in repository(tmp_path)}
     assert states["git"].detail.startswith("main at ")
     assert states["git"].detail.endswith(", files that differ from it: 1")  # dvc.lock; git knows no empty folders
-    assert states["dvc"].detail.startswith("2 stages recorded in dvc.lock")
+    assert states["dvc"].detail.startswith("2 stages recorded in dvc.lock, 1 of them with their results here")
     assert states["unfinished"].detail.startswith("label-runs-r1: ")
 
 
 def test_outputs_behind_a_link_are_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "disk").mkdir()
-    (tmp_path / "runs").symlink_to(tmp_path / "disk")
-    (finding,) = (one for one in repository(tmp_path) if one.what == "outputs")
-    assert finding.state == BROKEN
-    assert "runs is a symbolic link to" in finding.detail and "clone the repository there" in finding.detail
-
+    finished = tmp_path / "runs/r1/samples"
+    finished.mkdir(parents=True)
+    (finished / "manifest.json").write_text("{}")
+    (finished / "videos").symlink_to(tmp_path / "disk")  # DVC's own links to its cache are files; both are read through
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StateError, match="runs is a symbolic link"):  # also in `vfrl check` and stage base
-        check_params()
+    assert not [one for one in repository(tmp_path) if one.what == "outputs"]
+
+    for name in ("runs/policies", "runs/r1/labels", "metrics", "report-out"):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "disk")
+        (finding,) = (one for one in repository(tmp_path) if one.what == "outputs")
+        assert finding.state == BROKEN
+        assert f"{name} is a symbolic link to" in finding.detail and "clone the repository there" in finding.detail
+        with pytest.raises(StateError, match=f"{name} is a symbolic link"):  # also in `vfrl check` and stage base
+            check_params()
+        link.unlink()
 
 
 # The command

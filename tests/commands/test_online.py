@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
@@ -71,7 +72,9 @@ def mine(tmp_path_factory):
 
 def test_one_prompt_gets_its_clips_its_lora_its_curve_and_a_picture_of_the_overlay(mine):
     before, after = (read_video(mine / name) for name in ("before.mp4", "after.mp4"))
-    assert before.shape == after.shape == (9, 32, 32, 3)
+    assert before.shape == after.shape == (9, 64, 64, 3)  # as any browser plays them, twice as large
+    with av.open(str(mine / "after.mp4")) as container:
+        assert container.streams.video[0].pix_fmt == "yuv420p"
     assert (before != after).any()
     assert (mine / "pytorch_lora_weights.safetensors").is_file()
     assert (mine / "overlay.png").read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from commands.plan import main
+from data.manifest import write_manifest
 from tests.support.clone import DVC, ROOT, make_clone, run
 
 WRITTEN = (
@@ -61,6 +63,16 @@ def line_of(lines: list[str], stage: str) -> str | None:
     return next((line for line in lines if line.split()[1:2] == [stage]), None)
 
 
+def test_a_pool_s_clip_sets_have_no_size_of_their_own(planned, clone):
+    pool = clone / "runs/both/samples"
+    pool.mkdir(parents=True)
+    write_manifest(pool, "clip_sets", rounds={})
+    try:
+        assert "12 clips, 294.9 kB" in (line_of(planned(), "generate@r2") or "")  # 12 x (latents + a byte a pixel)
+    finally:
+        shutil.rmtree(pool.parent)
+
+
 def test_a_changed_value_is_named_as_it_was_and_as_it_is(planned, clone):
     before = (clone / "params.yaml").read_text()
     try:
@@ -86,12 +98,38 @@ def test_edited_code_is_named_by_file_and_the_printed_command_accepts_what_is_th
         line = line_of(lines, "generate@r1")
         assert line and "code generators/core/rollout.py" in line and str(other.name) not in line
         accept = next(line for line in lines if line.strip().startswith("dvc commit -f"))
-        assert "generate@r1" in shlex.split(accept) and any("honest" in line for line in lines)
+        assert "generate@r1" in shlex.split(accept) and any("would write the same bytes" in line for line in lines)
         run(clone, *DVC, *shlex.split(accept)[1:])
         assert line_of(planned(), "generate@r1") is None
     finally:
         code.write_text(before)
         run(clone, *DVC, "commit", "--force", "generate@r1")
+
+
+@pytest.mark.parametrize(
+    ("edited", "stage", "other"),
+    [
+        ("generators/families/wan.py", "generate@r1", "label@r1"),
+        ("feedback/judges/qwen.py", "label@r1", "generate@r1"),
+    ],
+)
+def test_edited_code_of_a_family_or_a_kind_is_named_and_accepted_after_base(planned, clone, edited, stage, other):
+    before = (clone / edited).read_text()
+    (clone / edited).write_text(before + "# a comment\n")
+    try:
+        lines = planned()
+        assert edited not in (line_of(lines, other) or "")
+        assert f" code {edited} " in f"{line_of(lines, stage)} "
+        if stage == "generate@r1":  # labels of a judge in this process are made again in a minute
+            accept = next(line.strip() for line in lines if "dvc commit -f" in line)
+            assert accept.startswith("dvc repro base && dvc commit -f ") and stage in shlex.split(accept)
+            for command in accept.split(" && "):
+                run(clone, *DVC, *shlex.split(command)[1:])
+            assert line_of(planned(), stage) is None
+    finally:
+        (clone / edited).write_text(before)
+        run(clone, *DVC, "repro", "base")
+        run(clone, *DVC, "commit", "--force", "generate@r1", "label@r1")
 
 
 def test_an_edited_rubric_is_named_for_the_stages_that_use_it(planned, clone):
@@ -139,5 +177,25 @@ def test_time_is_unknown_until_it_was_measured_or_given(planned, clone):
     try:
         kept.write_text(json.dumps(rates))
         assert "[12 clips, 30 s," in (line_of(planned(), "generate@r2") or "")  # 6 + 12 x 2 x 1
+        without = planned("--last-line")[0]
+        kept.write_text(json.dumps(rates | {"base": {"unit": "runs", "seconds": 7200.0, "start": 0.0}}))
+        assert not re.search(r"\d h\b", without) and re.search(r"\b2\.\d h\b", planned("--last-line")[0])
     finally:
         kept.unlink()
+
+
+def test_without_outputs_and_cache_every_stage_runs_for_one_short_reason(clone, tmp_path, monkeypatch):
+    """As in a fresh clone, in which only dvc.lock tells of the run."""
+    fresh = tmp_path / "fresh"
+    git(clone, "clone", "-q", ".", str(fresh))
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(clone / name, fresh / name)
+    monkeypatch.chdir(fresh)
+    done = CliRunner().invoke(main, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    *lines, _ = done.output.splitlines()
+    for stage, reason in (("generate@r1", "output not there yet"), ("label@r1", "output not there yet"),
+                          ("evaluate", "not run yet")):  # fmt: skip
+        line = line_of(lines, stage)
+        assert line and re.sub(r" \[.*\]", "", line).split(None, 2)[::2] == ["runs", reason]
+    assert not any("dvc commit" in line for line in lines)

@@ -100,14 +100,16 @@ def test_facts_that_json_cannot_hold_leave_no_manifest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publishing_moves_the_folder_and_replaces_what_was_there(tmp_path):
+def test_publishing_replaces_what_was_there_and_takes_no_second_space(tmp_path):
     out = finished(tmp_path / "runs" / "out", content="the old")
     (out / "stray").write_text("of an older run")
     publish(finished(tmp_path / "work"), out)
     read_manifest(out, "toy", verify=True)
     assert (out / "b.txt").read_text() == "seven b"
     assert not (out / "stray").exists()
-    assert not (tmp_path / "work").exists()
+    for file in (MANIFEST, "b.txt", "nested/a.bin"):
+        assert (out / file).samefile(tmp_path / "work" / file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "work"]
 
 
 def test_publishing_into_a_new_parent_makes_it(tmp_path):
@@ -123,42 +125,59 @@ def test_an_unfinished_folder_is_not_published(tmp_path):
     read_manifest(out, "toy")
 
 
-def refuse_to_cross(monkeypatch, work: Path) -> None:
-    """Make `work` look as if it lay on another filesystem."""
-    replace = os.replace
+@pytest.fixture
+def disk(tmp_path, monkeypatch) -> Path:
+    """A folder that looks as if it lay on another file system than the rest."""
+    folder = tmp_path / "disk"
 
-    def crossing(source, target):
-        if Path(source) == work:
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        replace(source, target)
+    def refusing(real):
+        def move(source, target):
+            if Path(source).is_relative_to(folder) != Path(target).is_relative_to(folder):
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            real(source, target)
 
-    monkeypatch.setattr(os, "replace", crossing)
+        return move
+
+    for name in ("replace", "link"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    return folder
 
 
-def test_publishing_across_filesystems_copies(tmp_path, monkeypatch):
-    work, out = finished(tmp_path / "work"), finished(tmp_path / "out", content="the old")
-    refuse_to_cross(monkeypatch, work)
+def test_publishing_across_filesystems_copies(tmp_path, disk):
+    work, out = finished(disk / "work"), finished(tmp_path / "out", content="the old")
     publish(work, out)
     assert (out / "b.txt").read_text() == "seven b"
     read_manifest(out, "toy", verify=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in [*tmp_path.iterdir(), *disk.iterdir()]) == ["disk", "out", "work"]
 
 
-def test_a_copy_that_fails_is_not_visible_as_done(tmp_path, monkeypatch):
+def test_without_hard_links_publishing_copies(tmp_path, monkeypatch):
     work, out = finished(tmp_path / "work"), finished(tmp_path / "out", content="the old")
-    refuse_to_cross(monkeypatch, work)
+
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    publish(work, out)
+    read_manifest(out, "toy", verify=True)
+    assert not (out / "b.txt").samefile(work / "b.txt")
+
+
+def test_a_copy_that_fails_is_not_visible_as_done(tmp_path, disk, monkeypatch):
+    work, out = finished(disk / "work"), finished(tmp_path / "out", content="the old")
+    copy = shutil.copy2
 
     def full(source, target, **_):
-        (Path(target) / "nested").mkdir(parents=True)
-        shutil.copy(source / MANIFEST, target)
+        if Path(target).is_relative_to(disk):
+            return copy(source, target)
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(shutil, "copytree", full)
-    with pytest.raises(StoreError, match="out: .*work could not be copied there: .*No space left"):
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(StoreError, match="(?s)out: .*work could not be put there: .*No space left"):
         publish(work, out)
     assert not out.exists()
     read_manifest(work, "toy", verify=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["work"]
+    assert sorted(path.name for path in [*tmp_path.iterdir(), *disk.iterdir()]) == ["disk", "work"]
 
 
 def test_a_kill_while_the_old_folder_goes_leaves_it_without_a_manifest(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ import pytest
 
 from data.manifest import write_manifest
 from data.records import Asked, Label, Sample, Verdict, write_rows
-from evaluation.accept import as_json, headline, plot_rows, summarise
+from evaluation.accept import as_json, plot_rows, summarise
 from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
+from evaluation.metrics import headline, metrics
 from evaluation.questions import read_answers
 from evaluation.selection import BestOf, TopK
 from evaluation.sets import EvaluationSet, load_set, scores
@@ -497,6 +498,24 @@ def test_the_metrics_are_the_rates_of_the_first_judge_in_per_cent_and_the_differ
     assert found == {"base": 33.33, "rwr1": 66.67, "Δrwr1": 33.33}
 
 
+def test_the_metrics_have_the_table_of_each_judge_and_of_baselines_as_lists_which_dvc_leaves_out():
+    # One prompt: each draw is that prompt again, so the bounds are the rate.
+    samples = [clip("a", 1), clip("a", 2), clip("a", 3)]
+    both = {"base": scored({"judge": [0.9, 0.1, 0.2], "physics": [0.0, 1.0, 1.0]}, samples)}
+    both["rwr1"] = scored({"judge": [0.9, 0.8, 0.2], "physics": [0.0, 1.0, 1.0]}, samples)
+    rounds = {"r1": {"samples": 4, "accepted": 1, "rejected": 2, "unlabelled": 1}}
+
+    summary = summarise(both, {"rwr1": "base"}, rounds, draws=20, seed=1, best_of=BestOf("judge", 3))
+    detail = metrics(summary)["in detail"]
+
+    third, two_thirds = [33.3, 33.3, 33.3], [66.7, 66.7, 66.7]
+    assert detail["accept"]["physics"]["base"] == {"train": two_thirds, "all": two_thirds}
+    assert detail["accept"]["judge"]["base best of 3 by judge"]["all"] == [100.0, 100.0, 100.0]
+    assert detail["minus_base"]["judge"]["rwr1"]["all"] == detail["minus_start"]["judge"]["rwr1"]["all"] == third
+    assert "rwr1" in detail["minus_base"]["physics"] and "base" not in detail["minus_base"]["physics"]
+    assert detail["rounds"] == {"r1": [1, 2, 1]} and "scores" not in detail
+
+
 def test_the_metrics_are_scores_where_no_judge_labels():
     samples = [clip("a", 1), clip("b", 1)]
 
@@ -504,9 +523,14 @@ def test_the_metrics_are_scores_where_no_judge_labels():
         labels = [Label(s.sample_id, "flow", None, None, x, 1, 0, None) for s, x in zip(samples, values, strict=True)]
         return EvaluationSet(Path("unread"), tuple(samples), {"flow": tuple(labels)})
 
-    found = headline(summary_of({"base": by_flow(1.0, 0.5), "rwr1": by_flow(2.0, 0.5)}))
+    found = metrics(summary_of({"base": by_flow(1.0, 0.5), "rwr1": by_flow(2.0, 0.5)}))
 
+    detail = found.pop("in detail")
     assert found == {"base": 0.75, "rwr1": 1.25, "Δrwr1": 0.5}
+    # Two prompts: the bounds are the draws of one of them twice.
+    assert detail["scores"]["flow"]["base"]["all"] == [0.75, 0.5, 1.0]
+    assert detail["score_minus_base"]["flow"]["rwr1"]["all"] == [0.5, 0.0, 1.0]
+    assert "accept" not in detail and "minus_base" not in detail
 
 
 def test_a_plot_has_a_row_for_each_policy_and_judge_that_labelled_any():

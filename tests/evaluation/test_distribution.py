@@ -433,6 +433,15 @@ def test_clips_too_short_for_i3d_are_refused(tmp_path, i3d):
         measured(clips, clips, ["fvd"], i3d=i3d)
 
 
+@with_the_extra
+def test_fvd_of_clips_at_two_rates_is_refused(tmp_path, i3d):
+    clips, others = write_clips(tmp_path / "a", 2), write_clips(tmp_path / "b", 2)
+    write_video(others[1], read_video(others[1]), 16)
+
+    with pytest.raises(ValueError, match=f"fvd: {clips[0]} has 8 frames a second and {others[1]} has 16, .* fps=8 OUT"):
+        measured(clips, others, ["fvd"], i3d=i3d)
+
+
 @pytest.mark.ci
 @with_the_extra
 def test_a_distance_needs_a_reference_and_the_inception_score_none(tmp_path, inception):

@@ -20,6 +20,7 @@ from commands.inspect import main
 from data.pools import write_pool
 from data.records import Sample, read_rows, write_rows
 from data.store import ClipSet
+from data.video import prompt_caption
 from inspection.difference import difference
 from inspection.pictures import caption_of, write_clip_page, write_sheet
 from inspection.view import CaptionedClip, captioned_clips, disagreeing, of_prompt, open_view, sort, where
@@ -340,6 +341,7 @@ def test_a_sheet_holds_the_chosen_clips(round_, tmp_path):
 def test_a_prompt_that_the_font_cannot_write_is_named_by_its_id():
     for prompt, expected in {"a ball rolls → über α": "a ball rolls → über α", "红球": "p-roll"}.items():
         sample = replace(make_samples("roll")[0], prompt=prompt)
+        assert prompt_caption(sample) == expected  # of previews and of the report's picture too
         assert caption_of(CaptionedClip(sample, Path("roll0.mp4"), "roll0", "")) == f"roll0 · {expected}"
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from commands.show import main
 from inspection import watch
-from inspection.watch import chart, find, in_words
+from inspection.watch import chart, find, in_words, unfinished
 
 LINES = [
     {"step": 5, "loss": 4.0},
@@ -27,6 +27,13 @@ def write_run(root: Path, home: str = "train-runs-policies-rwr1", pid: int | Non
     progress = {"unit": "step", "steps": 600, "done": 15, "now": now, "seconds": 4.0}
     (work / "progress.json").write_text(json.dumps(progress))
     return work
+
+
+def test_work_whose_result_is_published_is_no_unfinished_run():
+    work = write_run(Path(), pid=dead_pid())
+    assert [run.policy for run in unfinished(Path(".state"))] == ["rwr1"]
+    work.with_name(f"{work.name}.finished").touch()
+    assert unfinished(Path(".state")) == []
 
 
 @pytest.fixture(autouse=True)

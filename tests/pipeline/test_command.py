@@ -34,7 +34,7 @@ def raise_(error):
         (lambda: raise_(StoreError("runs/r1: no manifest")), "Error: runs/r1: no manifest"),
         (lambda: raise_(ParamsError("train.lr is unknown")), "Error: train.lr is unknown"),
         (lambda: read_manifest(Path("no/such"), "clip_set"), "Error: no/such: no such folder"),
-        (lambda: section("train", dict, Path("no/such.yaml")), "Error: no/such.yaml: not readable"),
+        (lambda: section("train", dict, Path("no/such.yaml")), "Error: no/such.yaml: not read: No such file"),
         (lambda: Path("no/such").read_text(), "No such file or directory: 'no/such'"),
     ],
 )

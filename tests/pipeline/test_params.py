@@ -2,16 +2,18 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from dvc.utils.hydra import apply_overrides
 from pydantic.dataclasses import dataclass
 
 import pipeline.params
 from commands.preset import PRESETS, main, overlay
 from data.config import STRICT
 from pipeline.graph import off_policy_rounds, rounds_of, validate_graph
-from pipeline.params import ParamsError, block, load_params, section
+from pipeline.params import ParamsError, aliases, block, load_params, section
 from tests.support.defaults import DEFAULTS, default_params
 
 
@@ -33,6 +35,42 @@ def params_file(tmp_path):
 
 def test_numbers_in_scientific_notation_are_numbers_as_they_are_to_dvc(params_file):
     assert section("oven", Oven, params_file("oven: {degrees: 180, hours: 1e-4}")).hours == 0.0001
+
+
+def values_below(where: str, values: dict) -> dict[str, Any]:
+    """Texts and numbers by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = values_below(f"{where}.{key}", value) if isinstance(value, dict) else {f"{where}.{key}": value}
+        found |= inner
+    return found
+
+
+def test_a_value_of_dvc_exp_run_s_is_taken_for_every_key_of_every_source_and_changes_no_other(params_file):
+    path = params_file(DEFAULTS.read_text(encoding="utf-8"))
+    before = values_below("feedback", load_params(path)["feedback"])
+    asked = {
+        key: "[second]" if isinstance(value, list) else "16" if isinstance(value, int) else "other"
+        for key, value in before.items()
+    }
+    assert {"feedback.sources.judge.batch_size", "feedback.sources.panel.members"} < asked.keys()
+    apply_overrides(path, [f"{key}={value}" for key, value in asked.items()])
+    after = values_below("feedback", load_params(path)["feedback"])
+    wanted = {
+        key: ["second"] if value == "[second]" else 16 if value == "16" else value for key, value in asked.items()
+    }
+    assert after == before | wanted
+    assert load_params(path)["train"] == default_params()["train"]
+
+
+def test_an_alias_is_noted_since_dvc_loses_what_is_set_in_it(params_file):
+    text = "a: &judge {batch: 8}\nb: *judge\nc: a * b\n"
+    path = params_file(text)
+    apply_overrides(path, ["a.batch=16"])
+    assert load_params(path)["a"] == {"batch": 8}  # DVC's, not ours
+    (note,) = aliases(params_file(text))
+    assert "params.yaml, line 2: *judge repeats a block" in note
+    assert aliases(params_file("a: {batch: 8}\nb: a * b\n")) == aliases(DEFAULTS) == []
 
 
 def test_a_wrong_key_is_named_with_file_section_and_known_keys(params_file):

@@ -1,11 +1,17 @@
 """How long stages took: what is kept of a run, and what a damaged file says."""
 
 import json
+import os
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from data.pace import Measured, listening, measured
-from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, unit_of
+from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, recorded, unit_of
 from tests.support.defaults import DEFAULTS
 
 CLIPS = Unit("sample models/tabletop/generator 64x64x17", "clips", 8.0)
@@ -77,3 +83,34 @@ def test_a_stage_is_measured_by_what_it_does_most(command, unit, tmp_path, monke
     (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
 
     assert unit_of(command)[1:] == unit
+
+
+def test_a_clock_that_jumps_during_a_run_leaves_its_time_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("stages.report", None))
+    monkeypatch.setattr(sys, "argv", ["report", "--out", "report-out"])
+    now = time.time()
+    for jump in (-1e6, 1e6):
+        with monkeypatch.context() as patch, recorded():
+            patch.setattr(time, "time", lambda jump=jump: now + jump)
+        assert 0 < read_rates(tmp_path / ".state/rates.json")["report"].seconds < 24 * 3600
+
+
+def test_under_dvc_a_stage_takes_the_time_since_the_stage_before_it(tmp_path, monkeypatch):
+    """A dvc that began a minute ago, in which another stage ended half a minute ago or none did."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("stages.report", None))
+    monkeypatch.setattr(sys, "argv", ["report", "--out", "report-out"])
+    now, path = time.time(), tmp_path / ".state/rates.json"
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: now)
+    monkeypatch.setattr("pipeline.rates.dvc_of_this_stage", lambda: SimpleNamespace(create_time=lambda: now - 60))
+    with recorded():
+        pass
+    assert read_rates(path)["report"].seconds == pytest.approx(60, abs=5)
+    for ended, seconds in ((now - 30, 30), (now - 3600, 60)):  # the latter in an earlier dvc
+        os.utime(path, (ended, ended))
+        with recorded():
+            pass
+        assert read_rates(path)["report"].seconds == pytest.approx(seconds, abs=5)

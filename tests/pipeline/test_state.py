@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from data.manifest import StoreError, publish, read_manifest, write_manifest
 from pipeline.guardians import POLL
 from pipeline.identity import ROOT, code_files, differences, facts_of, fingerprint, identity
+from pipeline.saved import in_cache, in_lock, manifest_hash
 from pipeline.state import WORTH, Interrupted, StateError, stage_state
 
 OUT = Path("runs/r1/samples")
@@ -76,6 +78,22 @@ def test_success_deletes_the_work(start):
         assert list(again.iterdir()) == []
 
 
+def test_a_kill_while_finished_work_is_deleted_leaves_nothing_that_passes_as_work(start, monkeypatch):
+    def killed(folder, **_):
+        if folder.exists():
+            (folder / "batch-0").unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch, start() as work:
+        (work / "batch-0").write_text("done")
+        (work / "batch-1").write_text("done")
+        patch.setattr("pipeline.state.shutil.rmtree", killed)
+    assert not work.exists()
+    with start() as again:
+        assert list(again.iterdir()) == []
+    assert left_in() == ["lock"]
+
+
 def test_with_other_params_inputs_or_code_work_of_less_than_two_minutes_is_deleted(start):
     def change_input():
         Path("input").write_text("other clips")
@@ -108,6 +126,15 @@ def test_work_of_hours_stops_a_run_that_differs_and_nothing_is_deleted(start):
         ):
             assert part in said, said
         assert (left / "batch-0").read_text() == "done"
+
+
+def test_the_ways_on_can_be_pasted_into_a_shell(start):
+    out = Path("my clips/r1")
+    leave_behind(start(out=out), seconds=WORTH)
+    with pytest.raises(StateError) as caught, start(13, out):
+        pass
+    for choice in ("adopt", "discard"):
+        assert f"  STAGE_STATE='{choice}:generate-my clips-r1' " in caught.value.message
 
 
 def test_undoing_the_change_goes_on_as_before(start):
@@ -223,7 +250,7 @@ def test_work_stays_where_its_output_cannot_be_written(start, monkeypatch):
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    refused = pytest.raises(StoreError, match="samples: .* not be moved there: Read-only")
+    refused = pytest.raises(StoreError, match="samples: .* not be put there: .*Read-only")
     with refused, monkeypatch.context() as patch, start() as work:
         patch.setattr("data.manifest.os.replace", read_only)
         (work / "clips").mkdir()
@@ -336,6 +363,136 @@ def test_a_folder_is_known_by_its_manifest_a_model_by_its_files_and_a_hub_id_by_
 
     assert len({foreign, listed, fingerprint(finished)}) == 3
     assert fingerprint(Path("Wan-AI/Wan2.1")) == "Wan-AI/Wan2.1"
+
+
+# Work whose result is published
+
+SAMPLES = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from data.manifest import publish, write_manifest
+    from pipeline.command import write_metrics
+    from pipeline.state import stage_state
+    with stage_state("generate", Path("runs/r1/samples"), Path("steps").read_text(), [Path("input")]) as work:
+        clips = work / "clips"
+        if not (clips / "manifest.json").is_file():
+            with open("sampled", "a") as log:
+                log.write("sampled\\n")
+            clips.mkdir(exist_ok=True)
+            (clips / "clip.mp4").write_text("frames" + Path("steps").read_text())
+            write_manifest(clips, "clip_set")
+        publish(clips, Path("runs/r1/samples"))
+        if Path("full").exists():
+            raise OSError("No space left on device")
+        write_metrics(Path("metrics/r1.json"), {"clips": 1})
+    """
+)
+
+
+@pytest.fixture
+def sampling(start):
+    """Runs a stage by DVC, in a repository of that stage alone; returns how often it has sampled so far."""
+    stage = {
+        "cmd": f'"{sys.executable}" stage.py && test ! -f killed',
+        "deps": ["input", "steps"],
+        "outs": ["runs/r1/samples", "metrics/r1.json"],
+    }
+    Path("stage.py").write_text(SAMPLES)
+    Path("dvc.yaml").write_text(json.dumps({"stages": {"generate": stage}}))
+    Path("steps").write_text("12")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], check=True)
+
+    def repro(*options, killed=False):
+        Path("killed").touch() if killed else Path("killed").unlink(missing_ok=True)
+        done = subprocess.run(
+            [*dvc, "repro", *options], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert (done.returncode == 0) is not killed, done.stdout + done.stderr
+        return len(Path("sampled").read_text().splitlines())
+
+    return repro
+
+
+def test_a_run_that_is_killed_before_dvc_has_saved_its_result_finishes_at_once(sampling):
+    assert sampling(killed=True) == 1
+    read_manifest(OUT, "clip_set")
+    assert sampling() == 1
+    read_manifest(OUT, "clip_set", verify=True)
+    assert Path("metrics/r1.json").is_file()
+
+
+def test_a_disk_that_is_full_after_publishing_costs_the_metrics_file_alone(sampling):
+    Path("full").touch()
+    assert sampling(killed=True) == 1
+    Path("full").unlink()
+    assert sampling() == 1
+
+
+def test_a_result_that_dvc_has_saved_is_made_again_where_that_is_asked_for(sampling):
+    assert sampling() == 1
+    assert sampling() == 1
+    assert sampling("--force") == 2
+    Path("steps").write_text("13")
+    assert sampling() == 3
+    Path("steps").write_text("12")  # DVC has it
+    assert sampling() == 3
+
+
+def test_hours_of_finished_work_that_dvc_has_not_saved_are_kept_from_a_run_that_differs(sampling):
+    sampling(killed=True)
+    (kept,) = Path(".state/generate-runs-r1-samples").glob("*.seconds")
+    kept.write_text("9000")
+    Path("steps").write_text("13")
+    assert sampling(killed=True) == 1
+    Path("steps").write_text("12")
+    assert sampling() == 1
+
+
+def test_finished_work_that_dvc_has_of_another_branch_stops_nothing(sampling):
+    sampling()
+    (kept,) = Path(".state/generate-runs-r1-samples").glob("*.seconds")
+    kept.write_text("9000")
+    Path("dvc.lock").unlink()  # that of a branch on which the stage never ran
+    Path("steps").write_text("13")
+    assert sampling() == 2
+    assert len(list(Path(".state/generate-runs-r1-samples").glob("*.finished"))) == 1
+
+
+def test_another_stage_deletes_finished_work_that_dvc_has_saved(sampling, start):
+    sampling()
+    home = Path(".state/generate-runs-r1-samples")
+    assert len(left_in(home)) > 1
+    with start(out=Path("runs/r2/samples")):
+        assert left_in(home) == ["lock"]
+
+
+def test_a_lock_file_that_came_by_git_does_not_count_as_saved(sampling):
+    sampling()
+    digest = manifest_hash(OUT)
+    (listing,) = (path for path in Path(".dvc/cache/files/md5").glob("??/*.dir"))
+    listing.unlink()
+    assert not in_lock(OUT.as_posix(), digest)
+    shutil.rmtree(".dvc/cache")  # it lies where we do not know
+    assert in_lock(OUT.as_posix(), digest)
+
+
+def test_a_cache_elsewhere_is_found(sampling):
+    Path(".dvc/config.local").write_text("[cache]\n    type = copy\n    dir = ../elsewhere\n")
+    sampling()
+    digest = manifest_hash(OUT)
+    assert Path("elsewhere/files/md5").is_dir()
+    assert in_cache(digest) and in_lock(OUT.as_posix(), digest)
+    other = "0" * 32
+    assert not in_cache(other) and not in_lock(OUT.as_posix(), other) and not in_lock("runs/r2/samples", digest)
+
+
+def test_a_fresh_clone_with_the_published_dvc_lock_has_saved_nothing(sampling):
+    sampling()
+    digest = manifest_hash(OUT)
+    shutil.rmtree(".dvc/cache")
+    assert not in_lock(OUT.as_posix(), digest)
 
 
 # Processes

@@ -40,6 +40,7 @@ from report.table import (
     select_table,
     verdict,
 )
+from report.turned import write_turned
 from tests.support.browser import PHONE, wait_until
 
 HOSTILE = '<script>alert("x")</script> & "quoted"'
@@ -373,6 +374,17 @@ def test_the_picture_shows_base_beside_the_best_policy_for_each_category(page):
     assert "For 8 of 8 clips, judge rejects the base's and accepts rwr1's; for 0 it is the other way round." in text
     for shade in (5, 105, 1, 101):  # p5 and p1, the first test prompts of bouncing and falling, of base and of rwr1
         assert (abs(picture.astype(int) - shade).max(-1) <= 1).sum() >= 5 * 90 * 90
+
+
+def test_the_picture_names_a_prompt_that_its_font_cannot_write_by_its_id(tmp_path, monkeypatch):
+    rows = []
+    monkeypatch.setattr("report.turned.contact_sheet", lambda given, **_: rows.extend(given) or Image.new("L", (1, 1)))
+    sets = make_sets(tmp_path, prompts=2, prompt="红球")
+    write_turned(summary_of(sets), sets, tmp_path / "turned.png")
+    assert [caption for caption, _ in rows if caption.startswith("rwr1")] == [
+        "rwr1: accepted (p1)",
+        "rwr1: accepted (p0)",
+    ]
 
 
 def test_where_nothing_was_gained_there_is_no_picture(sets, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.support.faulty_provider import Behaviour, Server, reply
+from tests.support.faulty_provider import EMPTY, Behaviour, Server, reply
 
 PAGE = 2  # batches that one page of a listing holds
 OURS = "label_batch"  # OpenAI's metadata key for our token
@@ -33,7 +33,7 @@ class BatchBehaviour:
     end: str = "completed"  # completed | expired | failed | cancelled
     answers: int | None = None  # lines that are answered before it ends; None: all
     spoiled: tuple[str, ...] = ()  # texts of lines that the provider fails
-    empty: tuple[str, ...] = ()  # texts of lines that Gemini answers with an empty text
+    empty: tuple[str, ...] = ()  # texts of lines that are answered without a word
     # Faults of requests: `of`, a part of "METHOD /path"; `status`, or None for a dropped connection; `headers`; `page`:
     # whether the error is a page and not JSON; `after`: whether the request has its effect all the same; `times`, 1 by
     # default.
@@ -204,7 +204,7 @@ class BatchServer(Server):
         path = line.get("url") or "/v1beta/models/m:generateContent"
         _, body = reply(path, sent, hashlib.sha256(text.encode()).hexdigest()[:16], None)
         if any(one in text for one in self.plan.empty):
-            body["candidates"] = [{"content": {"role": "model"}, "finishReason": "STOP"}]
+            _, body = reply(path, sent, "0", EMPTY)
         if "key" in line:
             return {"key": line["key"]} | ({"error": {"code": 13, "message": "x"}} if spoiled else {"response": body})
         status, body = (500, {"error": {"message": "x"}}) if spoiled else (200, body)

@@ -17,7 +17,7 @@ DVC = [sys.executable, "-m", "dvc"]
 
 
 def make_clone(folder: Path) -> None:
-    """Copy all but the models into an empty folder, and initialise DVC there."""
+    """Copy all but the models and dvc.lock into an empty folder, and initialise DVC there: no stage counts as run."""
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)

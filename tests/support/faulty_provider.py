@@ -25,8 +25,9 @@ from PIL import Image
 
 TRANSPORT = ("429", "429-after", "500", "503", "502-page", "drop", "reset", "hang", "truncated")
 BILLED = ("drop", "reset", "hang", "truncated")  # the answer was made, and did not arrive
-ODD = ("dotted", "bare", "both", "foreign", "refusal", "empty", "shape", "filtered", "policy")
+ODD = ("dotted", "bare", "both", "foreign", "refusal", "shape", "filtered", "policy")
 NULL = ODD[2:]
+EMPTY = "empty"  # a reply without a word, as an `odd` of the script
 HANG = 30.0  # seconds; longer than any client in the tests waits
 
 
@@ -238,7 +239,9 @@ def reply(path: str, sent: dict[str, Any], key: str, odd: str | None) -> tuple[i
     if path.endswith("/decisions") and isinstance(sent["questions"], list):
         probability = 0.9 if word == "Accept" else 0.2
         answers = [{"type": "predicate", "name": q.get("name"), "probability": probability} for q in sent["questions"]]
-        if odd in NULL:
+        if odd == EMPTY:
+            answers = []
+        elif odd in NULL:
             answers = [{"type": "refusal", "name": q.get("name")} for q in sent["questions"]]
         usage = {
             "input_tokens": 900, "output_tokens": 0, "total_tokens": 900,
@@ -253,7 +256,8 @@ def reply(path: str, sent: dict[str, Any], key: str, odd: str | None) -> tuple[i
             return 200, {"prompt_feedback": {"block_reason": "safety"}, "key": key}
         noul = {"type": "noul", "noul": 0.9 if word == "Accept" else 0.2, "confidence": 0.9}
         usage = {"total_input_tokens": 900, "total_output_tokens": 0, "total_tokens": 900}
-        return 200, {"answers": dict.fromkeys(sent["questions"], noul), "usage": usage, "key": key}
+        by_question = {} if odd == EMPTY else dict.fromkeys(sent["questions"], noul)
+        return 200, {"answers": by_question, "usage": usage, "key": key}
     return 404, {"error": {"message": f"no such path {path}", "type": "invalid_request_error"}}
 
 
@@ -286,7 +290,7 @@ def _completion(sent: dict[str, Any], key: str, word: str, odd: str | None) -> t
         message["content"], choice["finish_reason"] = "", "content_filter"
     if sent.get("logprobs") and odd is None:
         choice["logprobs"] = {"content": _tokens(text, word)}
-    choices = [] if odd == "empty" else [choice]
+    choices = [] if odd == EMPTY else [choice]
     usage = {"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020}
     return 200, {
         "id": f"chatcmpl-{key}", "object": "chat.completion", "created": 0, "model": f"{sent['model']}-2026-10-01",
@@ -309,7 +313,7 @@ def _candidate(path: str, key: str, word: str, odd: str | None) -> tuple[int, An
     }
     if odd == "policy":
         return 200, body | {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
-    return 200, body | {"candidates": [] if odd == "empty" else [candidate]}
+    return 200, body | {"candidates": [] if odd == EMPTY else [candidate]}
 
 
 def _tokens(text: str, word: str) -> list[dict[str, Any]]:

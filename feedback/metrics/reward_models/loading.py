@@ -61,8 +61,9 @@ def load_videoreward(name: str, options: videoreward.Options, device: str) -> Re
         data, about = config["data_config"], config["model_config"]
         checkpoint = last_checkpoint(folder)
         base = options.base or about["model_name_or_path"]
-        lora, key = config.get("peft_lora_config", {}), _key(folder, checkpoint, base)
-        made = converted(KIND, key, partial(convert, checkpoint, base, lora), _cache(options.cache))
+        commit = None if is_local(base) else _folder(base, None, ("config.json",)).name
+        lora, key = config.get("peft_lora_config", {}), _key(folder, checkpoint, base, commit)
+        made = converted(KIND, key, partial(convert, checkpoint, base, commit, lora), _cache(options.cache))
         processor = AutoProcessor.from_pretrained(made)
         weights = load_file(made / "model.safetensors")
         head = Head(weights.pop(HEAD), None, _reward_tokens(about, data["eval_dim"], processor.tokenizer))
@@ -96,19 +97,20 @@ def last_checkpoint(folder: Path) -> Path:
     return max(found, key=lambda one: int(one.name.partition("-")[2]))
 
 
-def convert(checkpoint: Path, base: str, lora: Mapping[str, Any], out: Path) -> None:
+def convert(checkpoint: Path, base: str, commit: str | None, lora: Mapping[str, Any], out: Path) -> None:
     """Write a folder with model.safetensors (LoRA merged, HEAD the head), Qwen2-VL's config and the processor.
 
+    commit: of the base, where that is a hub id.
     Raises ValueError for a checkpoint of another layout, and for weights that belong nowhere.
     """
-    weights = {_plain(name): weight for name, weight in _weights(checkpoint, base)}
+    weights = {_plain(name): weight for name, weight in _weights(checkpoint, base, commit)}
     merged = merge_lora(weights, lora)
     if HEAD not in merged:
         raise ValueError(f"{checkpoint}: no {HEAD}, the head of a VideoReward")
-    tokenizer = _tokenizer(checkpoint, base)
-    config = Qwen2VLConfig.from_pretrained(base)
+    tokenizer = _tokenizer(checkpoint, base, commit)
+    config = Qwen2VLConfig.from_pretrained(base, revision=commit or "main")
     config.text_config.vocab_size = len(merged["language_model.embed_tokens.weight"])
-    processor = AutoProcessor.from_pretrained(base)
+    processor = AutoProcessor.from_pretrained(base, revision=commit or "main")
     processor.tokenizer = tokenizer
     out.mkdir(parents=True)
     save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
@@ -141,7 +143,7 @@ def merge_lora(weights: Mapping[str, Tensor], lora: Mapping[str, Any]) -> dict[s
     return {name: weight.contiguous().clone() for name, weight in merged.items()}
 
 
-def _weights(checkpoint: Path, base: str) -> Iterator[tuple[str, Tensor]]:
+def _weights(checkpoint: Path, base: str, commit: str | None) -> Iterator[tuple[str, Tensor]]:
     """The names and the weights of a checkpoint, as its files have them."""
     whole, adapter = checkpoint / "model.pth", checkpoint / "adapter_model.safetensors"
     if whole.is_file():
@@ -149,7 +151,7 @@ def _weights(checkpoint: Path, base: str) -> Iterator[tuple[str, Tensor]]:
         return
     if not adapter.is_file():
         raise ValueError(f"{checkpoint} has neither {whole.name} nor {adapter.name}")
-    for shard in sorted(_folder(base, None, ("*.safetensors",)).glob("*.safetensors")):
+    for shard in sorted(_folder(base, commit, ("*.safetensors",)).glob("*.safetensors")):
         yield from load_file(shard).items()
     yield from _tensors(checkpoint / "non_lora_state_dict.pth")
     for name, weight in load_file(adapter).items():  # peft leaves the adapter's name out of a file
@@ -173,10 +175,10 @@ def _plain(name: str) -> str:
     return backbone_name(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
 
 
-def _tokenizer(checkpoint: Path, base: str) -> PreTrainedTokenizerBase:
+def _tokenizer(checkpoint: Path, base: str, commit: str | None) -> PreTrainedTokenizerBase:
     if (folder := checkpoint / "tokenizer").is_dir():
         return AutoTokenizer.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=commit or "main")
     tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())})
     return tokenizer
 
@@ -219,11 +221,11 @@ def _frames_in_words(data: Mapping[str, Any]) -> str:
     return f"{rate} of at most {data['max_frame_pixels']} pixels"
 
 
-def _key(folder: Path, checkpoint: Path, base: str) -> str:
-    """sha256 of what a converted checkpoint and its numbers depend on."""
+def _key(folder: Path, checkpoint: Path, base: str, commit: str | None) -> str:
+    """sha256 of what a converted checkpoint and its numbers depend on. commit: of the base, where that is a hub id."""
     files = sorted({folder / "model_config.json", *(one for one in checkpoint.rglob("*") if one.is_file())})
     stated = [[str(one.relative_to(folder)), sha256_of(one)] for one in files]
-    named = fingerprint(Path(base)) if is_local(base) else base
+    named = f"{base}@{commit}" if commit else fingerprint(Path(base))
     return hashlib.sha256(json.dumps([stated, named]).encode()).hexdigest()
 
 

@@ -7,6 +7,8 @@ a constant of a Python file; this project holds no copy. The file is parsed, not
 import ast
 from pathlib import Path
 
+from data.written import read_written
+
 PROMPT = "{text_prompt}"  # the place of the clip's prompt
 
 
@@ -16,9 +18,9 @@ def read_text(file: str, constant: str) -> str:
     Raises ValueError that names the file if it cannot be read, or has no such constant or no PROMPT.
     """
     try:
-        whole = Path(file).read_text(encoding="utf-8")
+        whole = read_written(Path(file))
         text = _constant(whole, constant) if file.endswith(".py") else whole
-    except (OSError, UnicodeDecodeError, SyntaxError) as error:
+    except SyntaxError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if text is None:
         raise ValueError(f"{file} assigns no text to {constant}")

@@ -77,7 +77,7 @@ import torch
 from feedback.core.kinds import make_source
 from pipeline.inputs import hub_commit
 torch.set_num_threads(1)
-block = {"kind": "qwen", "path": "some/judge", "revision": None, "rubric": "tabletop/rubric.yaml", "batch_size": 1,
+block = {"kind": "qwen", "path": "some/judge", "revision": "main", "rubric": "tabletop/rubric.yaml", "batch_size": 1,
          "dtype": "float32"}
 asked = hub_commit("some/judge", None, ask=True)
 print("FOUND", asked, make_source("judge", block).model_version, hub_commit("some/judge", None, ask=False))

@@ -256,7 +256,7 @@ def test_a_file_that_is_no_overlay_is_named(tmp_path):
         ("boxes: []", "o.yaml: expected the one key `marks`"),
         ("[1, 2]", "o.yaml: expected the one key `marks`"),
         ("marks: [", "o.yaml: not a readable YAML file"),
-        (None, "gone.yaml: not a readable YAML file"),
+        (None, "gone.yaml: not read: No such file"),
     )
     assert_refused(load, cases)
 

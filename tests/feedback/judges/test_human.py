@@ -793,9 +793,9 @@ def test_those_who_rated_a_clip_decide_on_it(clips, ledger, tmp_path):
 
 
 def test_a_set_without_any_rating_is_an_error_that_says_how_to_rate(clips, ledger, tmp_path):
-    command = re.escape(f"vfrl rate --set {clips.folder} --source people --rater anna")
+    command = re.escape(f"vfrl rate --set {clips.folder} --source people --rater 'ben d'")
     with pytest.raises(LabelError, match=rf"people: none of {CLIPS} clips is rated. Rate some with\n  {command}"):
-        in_part(clips, tmp_path, "anna")
+        in_part(clips, tmp_path, "ben d")
 
     rate(clips, ledger, "anna", "a")
 

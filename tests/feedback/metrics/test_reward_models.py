@@ -373,3 +373,21 @@ def test_without_normalisation_the_numbers_are_the_heads(built, tmp_path):
         )
     )
     assert normalised["VQ"] == pytest.approx((raw["VQ"] - 1.0) / 2.0, abs=1e-4)
+
+
+def test_a_base_on_the_hub_counts_by_the_commit_that_is_loaded(built, tmp_path, monkeypatch):
+    keys = set()
+
+    def stop(kind, key, convert, cache):
+        assert convert.args[1:3] == ("me/base", commit)
+        keys.add(key)
+        raise ValueError("before the conversion")
+
+    monkeypatch.setattr("feedback.metrics.reward_models.loading.converted", stop)
+    for commit in ("a" * 40, "b" * 40):  # of main, which has moved
+        monkeypatch.setattr(
+            "feedback.metrics.reward_models.loading.snapshot_download", lambda *_, at=commit, **__: str(tmp_path / at)
+        )
+        with pytest.raises(ValueError, match="before the conversion"):
+            make_source("m", built.videoreward() | {"base": "me/base"})
+    assert len(keys) == 2

@@ -128,9 +128,10 @@ def test_the_answers_of_an_expired_batch_are_kept_and_the_rest_is_sent_one_by_on
     assert spent(ledger, clips) == pytest.approx(COST[kind] * (CLIPS - answers + answers / 2))
 
 
-def test_an_empty_line_of_gemini_is_sent_again_alone_and_counts_as_possibly_billed(server, clips, ledger):
+@both
+def test_a_line_without_words_is_sent_again_alone_and_counts_as_possibly_billed(server, clips, ledger, kind):
     server.plan.empty = ("scene 3.",)
-    rows = judged(source_at(server, "gemini"), clips)
+    rows = judged(source_at(server, kind), clips)
     assert all(row.answer is not None for row in rows.values())
     assert outcomes(ledger) == {"answered": CLIPS, "lost": 1}
 

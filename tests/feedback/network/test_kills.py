@@ -139,7 +139,8 @@ def test_two_clones_on_one_ledger_ask_about_each_clip_once_though_one_of_them_is
     known, seen = attempts(ledger), {attempt["id"]: attempt for attempt in truth(base)}
     lost = {row.id for row in known if row.outcome == "lost"}
     check_books(known, seen, lost)
-    assert len(lost) <= 4 and len(seen) <= count + len(lost)  # 4 calls were in flight at the kill
+    # At the kill 4 calls were in flight, and as many answers at most were being written.
+    assert len(lost) <= 8 and len(seen) <= count + len(lost)
     one, two = (read_verdicts(home / "labels") for home in homes)
     assert one == two and len(one) == count
 

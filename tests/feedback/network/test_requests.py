@@ -34,6 +34,7 @@ from tests.support.network import (
     of_clip,
     outcomes,
     source_at,
+    stopped,
     word,
 )
 
@@ -309,6 +310,30 @@ def test_a_server_on_this_machine_is_reached_without_the_proxy_of_the_environmen
     for kind in ("served", "gemini"):
         (row,) = judged(source_at(server, kind, attempts=1), clips, 1).values()
         assert row.answer is not None, f"{kind}: {row.error}"
+
+
+def test_a_server_behind_a_proxy_that_does_not_reach_it_is_an_error_that_names_both(server, clips, monkeypatch):
+    for name in ("all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("feedback.network.calls.FIRST_CONTACT", 0.0)
+    host = "judge.invalid"
+    for kind in ("served", "gpt", "gemini"):
+        block = block_of(kind, f"http://{host}") | {"attempts": 1}
+        monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")  # nothing listens there
+        message = stopped(make_source("j", block), clips, 1)
+        assert f"through the proxy 127.0.0.1:9 of the environment, which NO_PROXY={host} bypasses" in message, kind
+        assert "secret" not in message
+
+        server.behaviour.script = [{"status": 503, "body": "<html>no route</html>", "times": 1}]
+        monkeypatch.setenv("http_proxy", server.base)
+        (row,) = judged(make_source("j", block), clips, 1).values()
+        port = server.base.rpartition(":")[2]
+        assert f"HTTP 503 through the proxy 127.0.0.1:{port} of the environment" in row.error, kind
+
+        monkeypatch.setenv("no_proxy", host)
+        message = stopped(make_source("j", block), clips, 1)
+        assert "no reply from" in message and "proxy" not in message, kind
+        monkeypatch.delenv("no_proxy")
 
 
 def test_a_clip_that_cannot_be_read_is_null_with_its_error_and_not_sent(server, tmp_path):

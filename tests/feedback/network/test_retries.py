@@ -8,10 +8,10 @@ import pytest
 
 from feedback.core.kinds import make_source
 from feedback.core.label import requests_for
-from feedback.core.source import FAILED, LabelError
+from feedback.core.source import FAILED, UNREADABLE_ANSWER, LabelError
 from feedback.network.calls import FIRST_CONTACT
 from feedback.network.pace import CONNECT, Pace, jitter, retry_after
-from tests.support.faulty_provider import BILLED, TRANSPORT, serving
+from tests.support.faulty_provider import BILLED, EMPTY, TRANSPORT, serving
 from tests.support.network import (
     CLIPS,
     answered_as_meant,
@@ -170,19 +170,45 @@ def test_an_error_of_any_shape_is_an_error(server, clips, kind):
     assert sum(attempt["billed"] for attempt in server.attempts) == CLIPS - len(bodies)
 
 
-@pytest.mark.parametrize("kind", ["gemini"])
-def test_an_empty_reply_of_gemini_is_requested_again_and_counts_as_possibly_billed(server, clips, ledger, kind):
-    candidate = {"content": {"role": "model"}, "finishReason": "STOP", "index": 0}
-    used = {"promptTokenCount": 1000, "totalTokenCount": 1000}
-    empty = {"candidates": [candidate], "usageMetadata": used, "modelVersion": "m"}
-    server.behaviour.script = [{"body": empty}]
-    rows = judged(source_at(server, kind), clips, 1)
-    assert answered_as_meant(server, rows)
+@every_kind
+def test_a_reply_without_words_is_requested_again_and_counts_as_possibly_billed(server, clips, ledger, kind):
+    server.behaviour.script = [{"odd": EMPTY}]
+    assert answered_as_meant(server, judged(source_at(server, kind), clips, 1))
     assert outcomes(ledger) == ["lost", "answered"]
-    server.behaviour.script = [{"body": empty, "times": 2}]
+    server.behaviour.script = [{"odd": EMPTY, "times": 2}]
     (row,) = judged(source_at(server, kind, attempts=2, model="other"), clips, 1).values()
-    assert row.error == f"{FAILED}an empty reply, finishReason STOP after 2 attempts"
-    assert answered_as_meant(server, judged(source_at(server, kind), clips, 1))  # and by the next run
+    assert row.answer is row.raw is None and row.error.startswith(FAILED) and row.error.endswith(" after 2 attempts")
+    (row,) = judged(source_at(server, kind, model="other"), clips, 1).values()  # and by the next run
+    assert row.answer is not None
+    assert outcomes(ledger)[2:] == ["lost", "lost", "answered"]
+
+
+USED = {"promptTokenCount": 1000, "totalTokenCount": 1000}
+EMPTY_REPLIES = {  # beside those of EMPTY, as the providers send them
+    "gemini": [{"candidates": [{"content": {"role": "model"}, "finishReason": "STOP"}], "usageMetadata": USED}],
+    "gpt": [{"choices": [{"message": {"content": text}, "finish_reason": "stop"}]} for text in ("", " \n", None)],
+    "served": [{"choices": [{"message": {"content": None, "reasoning_content": ""}, "finish_reason": "stop"}]}],
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY_REPLIES)
+def test_a_message_that_is_empty_is_no_answer(server, clips, ledger, kind):
+    bodies = EMPTY_REPLIES[kind]
+    server.behaviour.script = [{"body": body} for body in bodies]
+    assert answered_as_meant(server, judged(source_at(server, kind), clips, 1))
+    assert outcomes(ledger) == ["lost"] * len(bodies) + ["answered"]
+
+
+def test_a_reply_that_ends_at_its_token_limit_before_any_word_is_final_and_says_what_to_raise(server, clips, ledger):
+    cut = {
+        "gemini": {"candidates": [{"content": {"role": "model"}, "finishReason": "MAX_TOKENS"}]},
+        "gpt": {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]},
+    }
+    for kind, body in cut.items():
+        server.behaviour.script = [{"body": body}]
+        (row,) = judged(source_at(server, kind), clips, 1).values()
+        assert row.error.startswith(UNREADABLE_ANSWER) and "a larger one leaves room" in row.error, kind
+    assert outcomes(ledger) == ["answered", "answered"]
 
 
 def test_an_error_under_the_status_of_a_success_is_asked_again_and_counts_as_possibly_billed(server, clips, ledger):

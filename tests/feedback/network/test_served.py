@@ -105,9 +105,9 @@ def test_a_server_that_shows_other_frames_is_an_error_that_says_how_to_start_it(
     for wrong, words in WRONG_SERVERS:
         for name, value in ({"most_frames": None, "reads_times": True, "trusts": True} | wrong).items():
             setattr(server.behaviour, name, value)
-        message = stopped(source_at(server, "served"), clips)
+        message = stopped(source_at(server, "served", model="my models/m"), clips)
         assert words in message, message
-        assert "vllm serve m --trust-request-mm-kwargs --limit-mm-per-prompt '{\"video\": 2}'" in message
+        assert "vllm serve 'my models/m' --trust-request-mm-kwargs --limit-mm-per-prompt '{\"video\": 2}'" in message
         assert "clip: frames" in message
         assert not server.attempts, wrong
 

@@ -136,7 +136,7 @@ def test_a_wrong_sheet_is_named_with_its_key(tmp_path):
 def test_a_file_that_is_no_sheet_is_named(tmp_path):
     cases = (
         (Path("feedback/rubrics/match.yaml"), "match.yaml: method is None"),
-        (tmp_path / "none.yaml", "none.yaml: not a readable question sheet"),
+        (tmp_path / "none.yaml", "none.yaml: not read: No such file"),
     )
     assert_refused(load_sheet, cases)
 

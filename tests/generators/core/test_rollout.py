@@ -32,7 +32,7 @@ def generator(tiny_wan):
 
 
 def generate(generator, home, out="out", sampling=SAMPLING, prompts=PROMPTS):
-    return generate_clip_set(lambda _: generator, prompts, SIZE, sampling, R1, home / "work", home / out)
+    return generate_clip_set(lambda _: generator, prompts, SIZE, sampling, R1, home / f"work-{out}", home / out)
 
 
 def seeds(samples):

@@ -1,0 +1,117 @@
+"""What the docs say of the default run is what metrics/evaluate.json has of it, and dvc.lock is of that run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from dvc.utils.serialize import load_yaml
+
+from evaluation.metrics import DETAIL
+from tests.support.defaults import default_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def published() -> dict:
+    """The figures of the default run: a key, a judge, a policy, a split."""
+    found: dict = json.loads((ROOT / "metrics/evaluate.json").read_text(encoding="utf-8"))[DETAIL]
+    return found
+
+
+def text_of(page: str) -> str:
+    """A page without bold and italics and in one line, so that a sentence is found where it is wrapped."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").replace("*", "").replace("\n>", " ").split())
+
+
+def rate(figures: list[float]) -> str:
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*figures)
+
+
+def difference(figures: list[float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*figures).replace("-", "−")
+
+
+def gain(figures: list[float]) -> str:
+    """A difference, its number bold where the interval is above zero."""
+    number, bracket = difference(figures).split(" ", 1)
+    return f"{f'**{number}**' if figures[1] > 0 else number} {bracket}"
+
+
+def rows(published: dict) -> list[str]:
+    """The rows of README's table. A start's difference is left out where the start is base: it is that to base."""
+    policies, found = default_params()["policies"], []
+    for policy, splits in published["accept"]["physics"].items():
+        cells = [rate(splits["all"]), f"{splits['train'][0]:.1f}", f"{splits['test'][0]:.1f}"]
+        minus_base = published["minus_base"]["physics"].get(policy)
+        cells.append(gain(minus_base["all"]) if minus_base else "")
+        later = policy in policies and policies[policy]["start"] != "base"
+        cells.append(gain(published["minus_start"]["physics"][policy]["all"]) if later else "")
+        name = "*base, best of 4*" if policy == "base best of 4 by judge" else policy
+        found.append("".join(f"| {cell} " if cell else "| " for cell in [name, *cells]) + "|")
+    return found
+
+
+def test_the_table_in_readme_is_the_published_run_s(published):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What the default run reaches")[2]
+    _, _, *shown = re.findall(r"^\|.*\|$", section.partition("\n## ")[0], re.M)
+    expected = rows(published)
+    shown = [row for row in shown if "Eq. 7 alone" not in row]  # a run of its own
+    assert shown == expected, "\n".join(["README's table should read", *expected])
+
+
+def test_what_pages_say_of_the_default_run_is_the_published_run_s(published):
+    physics, judge = (published["accept"][name] for name in ("physics", "judge"))
+    minus_base, minus_start = (published[key]["physics"] for key in ("minus_base", "minus_start"))
+    accepted, rejected, _ = published["rounds"]["r1"]
+
+    def of(policy: str) -> str:
+        return difference(minus_base[policy]["all"])
+
+    by_judge = ", ".join(f"{name} {judge[name]['all'][0]:.1f}" for name in ["base", *default_params()["policies"]])
+    base, rwr1, dpo2 = (f"{physics[name]['all'][0]:.1f}" for name in ("base", "rwr1", "dpo2"))
+    gain, bracket = of("rwr1").split(" ", 1)
+    said = {
+        "README.md": [f"Under the judge that was trained on: {by_judge}."],
+        "docs/reproducibility.md": [
+            f"| 1 (the table in README) | {rwr1} |",
+            f"| base | {base} |",
+            f"{accepted} of {accepted + rejected:,} were accepted",
+            f"accepted {rwr1} % of its clips against {base} % of the base's, a paired difference of {gain} points "
+            f"(95 % bootstrap interval over prompts {bracket},",
+        ],
+        "docs/experiments.md": [
+            f"| {of('rwr1')} | {of('dpo1')} | {of('rwr2')} | {difference(minus_start['rwr2']['all'])} |",
+            f"({dpo2} %, {of('dpo2')} over base, {difference(minus_start['dpo2']['all'])} over rwr1)",
+            f"({accepted} of {accepted + rejected:,};",
+            f"rwr2 − rwr1 {difference(minus_start['rwr2']['train'])}, dpo1 − base "
+            f"{difference(minus_base['dpo1']['train'])}, dpo2 − rwr1 {difference(minus_start['dpo2']['train'])}.",
+        ],
+        "docs/servers.md": [f"served: {accepted} accepted, {rejected} rejected"],
+        "docs/evaluation.md": [f"| base | {rate(physics['base']['all'])} |"],
+    }
+    for page, sentences in said.items():
+        for sentence in sentences:
+            assert sentence in text_of(page), (page, sentence)
+
+
+def test_the_published_run_is_of_the_default_params():
+    stages = load_yaml(str(ROOT / "dvc.lock"))["stages"]
+    params = default_params()
+    sampled = {name.partition("@")[2] for name in stages if name.startswith("eval-generate@")}
+    assert sampled == set(params["evaluate"]["policies"])
+    for name, stage in stages.items():
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            now = params
+            for part in key.split("."):
+                now = now[part]
+            assert now == value, f"{name}: {key}; `make repro` and commit dvc.lock and metrics/evaluate.json"
+
+
+def test_the_headline_that_dvc_compares_is_of_the_same_figures(published):
+    headline = json.loads((ROOT / "metrics/evaluate.json").read_text(encoding="utf-8"))
+    del headline[DETAIL]
+    for name, value in headline.items():
+        key, policy = ("minus_base", name[1:]) if name.startswith("Δ") else ("accept", name)
+        assert value == pytest.approx(published[key]["physics"][policy]["all"][0], abs=0.051), name
