@@ -63,8 +63,8 @@ class _Ours(NamedTuple):
             return f"was started without {TOKEN}=token: whoever reaches its ports runs code on it"
         if facts.code != self.code:
             return (
-                f"has other code in {Path.cwd()} than this process: {facts.code}, here {self.code}. Give every node the "
-                "same commit"
+                f"has other code in {Path.cwd()} than this process: {facts.code}, here {self.code}. Give every node "
+                "the same commit"
             )
         ours, theirs = {"versions": self.versions}, {"versions": facts.made_with["versions"]}
         if differing := differences(ours, theirs):

@@ -79,9 +79,7 @@ def cluster() -> Iterator[Finding]:
     for node in nodes:
         counted = ", ".join(f"{count:g} {name}" for name, count in node.resources.items()) or "for no work"
         same = "code and versions as here"
-        yield Finding(
-            BROKEN if node.problem else OK, f"node {node.address}", f"{counted}; {node.problem or same}"
-        )
+        yield Finding(BROKEN if node.problem else OK, f"node {node.address}", f"{counted}; {node.problem or same}")
 
 
 def accelerator() -> Finding:

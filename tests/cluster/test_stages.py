@@ -1,7 +1,6 @@
 """Clip sets and labels by the workers of a cluster, with a node killed and another joined: the bytes of one process."""
 
 import errno
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
