@@ -6,6 +6,7 @@ committed. This process stays, and with it the results; when it ends, its actors
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -390,9 +391,9 @@ class _Actor:
         return _outcome(lambda: self.worker.work(data))
 
     def _facts(self, root: str, device: str) -> Facts:
-        import ray
-
         from cluster.devices import pick_device
+
+        ray: Any = importlib.import_module("ray")
 
         if not Path(root).is_dir():
             raise RefusedError(f"node {ray.util.get_node_ip_address()} has no folder {root}, where this project lies")
@@ -453,7 +454,7 @@ def _connected() -> Any:
             f"it. Make one (ray get-auth-token --generate), and start every node and this command under {TOKEN}=token"
         )
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ValueError("engine ray: Ray is not installed here: pip install -e '.[cluster]'") from error
     if not ray.is_initialized():

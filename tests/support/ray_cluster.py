@@ -14,8 +14,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_health_check_initial_delay_ms": "500",  # by default a dead node is noticed after half a minute
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "10000",  # a busy machine answers late; a dead node refuses at once
+    "RAY_health_check_failure_threshold": "5",
     "OMP_NUM_THREADS": "1",  # the number of threads changes bytes
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
