@@ -6,6 +6,7 @@ committed. This process stays, and with it the results; when it ends, its actors
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -51,6 +52,35 @@ class Facts(NamedTuple):
     token: bool  # whether its node asks for one
 
 
+class _Ours(NamedTuple):
+    """What every worker must have as this process has it."""
+
+    code: str
+    versions: dict[str, str | None]
+
+    def problem_of(self, facts: Facts) -> str | None:
+        """Why a node is refused, in words that follow its name; None where it is not."""
+        if not facts.token:
+            return f"was started without {TOKEN}=token: whoever reaches its ports runs code on it"
+        if facts.code != self.code:
+            return (
+                f"has other code in {Path.cwd()} than this process: {facts.code}, here {self.code}. Give every node "
+                "the same commit"
+            )
+        ours, theirs = {"versions": self.versions}, {"versions": facts.made_with["versions"]}
+        if differing := differences(ours, theirs):
+            return f"has other versions than this process: {in_words(ours, differing)}. Install the same on every node"
+        return None
+
+
+class Node(NamedTuple):
+    """A node of the cluster, as `survey` finds it."""
+
+    address: str
+    resources: dict[str, float]  # CPU, GPU, TPU: how many
+    problem: str | None  # why its workers would be refused
+
+
 class Outcome(NamedTuple):
     """What came of a call: errors too are values, since Ray's own carry neither our types nor whose they are."""
 
@@ -81,8 +111,7 @@ class OnRay:
         """
         self._ray, self._workers, self._device = _connected(), workers, device
         self._resources = self._resources_of_a_worker()
-        self._ours = {"versions": versions()}
-        self._code = code_hash()
+        self._ours = _Ours(code_hash(), versions())
         self._make: Make[Any, Any] | None = None
         self._members: list[_Member] = []
         self._flying: dict[Any, _Member] = {}  # by the reference to what the worker is doing
@@ -102,6 +131,9 @@ class OnRay:
         if make is not self._make:
             self.release()
             self._make = make
+        there = self._alive()
+        for member in [one for one in self._members if one.facts and one.facts.node not in there]:
+            self._dismiss(member)  # lost while it was idle, which is no unit's fault
         work = _Work(units)
         try:
             while work.left:
@@ -200,6 +232,7 @@ class OnRay:
         else:
             assert member.unit is not None
             unit, member.unit = member.unit, None
+            self._starts_lost = 0
             if work.finish(unit, time.monotonic() - member.since):
                 yield unit.number, outcome.result
 
@@ -207,22 +240,12 @@ class OnRay:
         """Raises RefusedError for a node with other code or versions, or without tokens; warns of another device."""
         facts = member.facts
         assert facts is not None
-        where = self._name(member)
-        if not facts.token:
-            raise RefusedError(f"{where} was started without {TOKEN}=token: whoever reaches its ports runs code on it")
-        if facts.code != self._code:
-            raise RefusedError(
-                f"{where} has other code in {Path.cwd()} than this process: {facts.code}, here {self._code}. Give "
-                "every node the same commit; what is finished is kept"
-            )
-        theirs = {"versions": facts.made_with["versions"]}
-        if differing := differences(self._ours, theirs):
-            words = in_words(self._ours, differing)
-            raise RefusedError(f"{where} has other versions than this process: {words}. Install the same on every node")
+        if problem := self._ours.problem_of(facts):
+            raise RefusedError(f"{self._name(member)} {problem}; what is finished is kept")
         device = {key: facts.made_with["device"][key] for key in ("type", "name", "threads")}
         if self._devices and device not in self._devices:
             message = "%s computes on %s, other workers on %s: clips and labels are equal within float tolerance only"
-            logger.warning(message, where, device, self._devices[0])
+            logger.warning(message, self._name(member), device, self._devices[0])
         self._devices.append(device)
 
     def _mourn(self, member: _Member, work: "_Work", error: Exception) -> None:
@@ -260,6 +283,32 @@ class OnRay:
             return "a node that has not answered yet"
         known = {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes()}
         return f"node {known.get(member.facts.node, 'unknown')} ({member.facts.node[:8]})"
+
+
+def survey(timeout: float = 60.0) -> list[Node]:
+    """All nodes that are there. Raises ValueError as `OnRay` does.
+
+    timeout: seconds to wait for the nodes' answers, which import torch.
+    """
+    ray, ours = _connected(), _Ours(code_hash(), versions())
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    actors = [ray.remote(num_cpus=0, scheduling_strategy=place)(_Actor).remote() for place in places]
+    asked = [actor.hello.remote(str(Path.cwd()), "cpu") for actor in actors]
+    answered = set(ray.wait(asked, num_returns=len(asked), timeout=timeout)[0])
+    found = []
+    for node, ref in zip(nodes, asked, strict=True):
+        counted = {name: node["Resources"][name] for name in ("CPU", "GPU", "TPU") if node["Resources"].get(name)}
+        try:
+            outcome = ray.get(ref) if ref in answered else None
+            problem = outcome and (outcome.trace or ours.problem_of(outcome.result))
+        except ray.exceptions.RayError as error:
+            outcome, problem = None, _first_line(error)
+        silent = None if outcome or problem else f"has not answered within {timeout:g} s"
+        found.append(Node(node["NodeManagerAddress"], counted, problem or silent))
+    return found
 
 
 class _Work:
@@ -342,10 +391,12 @@ class _Actor:
         return _outcome(lambda: self.worker.work(data))
 
     def _facts(self, root: str, device: str) -> Facts:
-        import ray
-
         from cluster.devices import pick_device
 
+        ray: Any = importlib.import_module("ray")
+
+        if not Path(root).is_dir():
+            raise RefusedError(f"node {ray.util.get_node_ip_address()} has no folder {root}, where this project lies")
         os.chdir(root)
         logging.getLogger().setLevel(os.environ.get("LOG_LEVEL", "INFO").upper())
         made_with = {"versions": versions(), "device": describe_device(pick_device(device))}
@@ -403,7 +454,7 @@ def _connected() -> Any:
             f"it. Make one (ray get-auth-token --generate), and start every node and this command under {TOKEN}=token"
         )
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ValueError("engine ray: Ray is not installed here: pip install -e '.[cluster]'") from error
     if not ray.is_initialized():

@@ -83,6 +83,8 @@ def _sections() -> Iterator[tuple[str, Iterable["Finding"]]]:
 
     yield "libraries", machine.libraries(ROOT / "constraints.txt")
     yield "machine", machine.hardware()
+    if os.environ.get("STAGE_ENGINE") == "ray":
+        yield "cluster (STAGE_ENGINE is ray)", machine.cluster()
     yield "video", machine.codecs()
     yield "repository", machine.repository(Path.cwd())
     try:

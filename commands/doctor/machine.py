@@ -66,6 +66,22 @@ def hardware() -> Iterator[Finding]:
     yield Finding(OK, "disk", f"{disk.free / GIB:.1f} GiB free of {disk.total / GIB:.1f}, at {Path.cwd()}")
 
 
+def cluster() -> Iterator[Finding]:
+    """The nodes of the Ray cluster that stages would work on, each with what it is refused for."""
+    from cluster.on_ray import survey
+
+    try:
+        nodes = survey()
+    except ValueError as error:
+        yield Finding(BROKEN, "cluster", str(error))
+        return
+    yield Finding(OK, "token", "asked for on this node")
+    for node in nodes:
+        counted = ", ".join(f"{count:g} {name}" for name, count in node.resources.items()) or "for no work"
+        same = "code and versions as here"
+        yield Finding(BROKEN if node.problem else OK, f"node {node.address}", f"{counted}; {node.problem or same}")
+
+
 def accelerator() -> Finding:
     """The device that `auto` means; importing torch takes seconds."""
     try:

@@ -91,7 +91,7 @@ class _Batch(NamedTuple):
     told: Mapping[str, Mapping[str, Tensor]]  # of their prompts
 
 
-class _Made(NamedTuple):
+class Made(NamedTuple):
     """What is kept of a batch."""
 
     videos: list[bytes]  # an mp4 a clip
@@ -116,7 +116,7 @@ class _Sampler:
         self.loads, self.unwanted, self.sampling = loads, unwanted, sampling
         self.loaded: tuple[int, Generator] | None = None
 
-    def work(self, batch: _Batch) -> _Made:
+    def work(self, batch: _Batch) -> Made:
         """The clips of a batch. Raises NonFiniteClipError naming those that came out infinite or NaN."""
         generator = self._generator_of(batch.part)
         latents = generator.sample(
@@ -131,7 +131,7 @@ class _Sampler:
             frames = generator.decode(latents).numpy()
         except NonFiniteClipError as error:
             raise NonFiniteClipError(error.what, [batch.samples[int(row)].sample_id for row in error.clips]) from error
-        return _Made(encode_clips(batch.samples, frames), latents.cpu())
+        return Made(encode_clips(batch.samples, frames), latents.cpu())
 
     def _generator_of(self, part: int) -> Generator:
         if self.loaded is None or self.loaded[0] != part:

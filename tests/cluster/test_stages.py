@@ -1,17 +1,21 @@
 """Clip sets and labels by the workers of a cluster, with a node killed and another joined: the bytes of one process."""
 
-import json
+import errno
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.pool import Here, pool_of
-from data.manifest import MANIFEST
+from data.labels import read_verdicts
+from data.manifest import MANIFEST, StoreError
 from data.prompts import load_prompts
 from data.store import ClipSet
+from feedback.core.audit import with_other_frames
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
 from feedback.core.pooled import Workers
@@ -81,13 +85,17 @@ def test_clips_are_those_of_one_process_with_a_node_killed_and_another_joined(
     assert "the node is gone" in caplog.text and "clips r1-" in caplog.text
 
 
-def test_a_head_that_stops_goes_on_at_the_first_missing_unit(clips, policy, loopback, tmp_path, caplog):
-    def stop():
-        raise KeyboardInterrupt
+def test_a_full_disk_is_named_and_the_next_run_goes_on(clips, policy, loopback, tmp_path, caplog, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill():
+        monkeypatch.setattr(os, "fsync", full)
 
     caplog.set_level("INFO")
-    with pytest.raises(KeyboardInterrupt):
-        generate(Disturbed(pool_of("ray", "auto", "cpu"), {5: stop}), policy, tmp_path)
+    with pytest.raises(StoreError, match=r"videos/r1-.*mp4: not written: No space left on device"):
+        generate(Disturbed(pool_of("ray", "auto", "cpu"), {5: fill}), policy, tmp_path)
+    monkeypatch.undo()
     found = generate(pool_of("ray", "auto", "cpu"), policy, tmp_path)
     assert manifest(found.folder) == manifest(clips.folder)
     assert "24 clips by base, 18 of them now" in caplog.text
@@ -103,50 +111,69 @@ def test_clips_of_checkpoints_are_those_of_one_process(policy, loopback, tmp_pat
     assert manifest(tmp_path / "one/out") == manifest(tmp_path / "two/out")
 
 
+@pytest.fixture(scope="module")
+def workers(_cluster) -> Workers:
+    """The same for all tests below, so that they load each judge once."""
+    _cluster.settle(2)
+    return Workers(pool_of("ray", "auto", "cpu"), "cpu", TOGETHER)
+
+
 def block(name: str) -> dict[str, Any]:
     return PARAMS["feedback"]["sources"][name] | {"batch_size": 2}
 
 
-def label(clips: ClipSet, home: Path, name: str, given: dict[str, Any], pool=None) -> Path:
-    """pool: None for a judge in this process."""
-    source = make_source(name, given, "cpu", pool and Workers(pool, "cpu", TOGETHER))
+def label(clips: ClipSet, home: Path, name: str, given: dict[str, Any], workers=None, events=None) -> Path:
+    """workers: None for a judge in this process."""
+    source = make_source(name, given, "cpu", workers)
+    if events:
+        source._workers = SimpleNamespace(pool=Disturbed(workers.pool, events), make=workers.make)
     label_clip_set(clips, source, home / "work", home / "out", TOGETHER)
     return home / "out"
 
 
-def test_labels_are_those_of_one_process_with_a_node_killed_and_after_a_kill(clips, loopback, tmp_path):
+def test_labels_are_those_of_one_process_with_a_node_killed_and_after_a_kill(clips, workers, loopback, tmp_path):
     one = label(clips, tmp_path / "one", "judge", block("judge"))
 
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label(clips, tmp_path / "two", "judge", block("judge"), Disturbed(pool_of("ray", "auto", "cpu"), {4: stop}))
+        label(clips, tmp_path / "two", "judge", block("judge"), workers, {3: stop})
     assert len(list((tmp_path / "two/work").glob("verdicts-*.parquet"))) == 2
-    events = {2: loopback.kill, 3: loopback.join}
-    two = label(clips, tmp_path / "two", "judge", block("judge"), Disturbed(pool_of("ray", "auto", "cpu"), events))
+    events = {1: loopback.kill, 2: loopback.join}
+    two = label(clips, tmp_path / "two", "judge", block("judge"), workers, events)
     assert manifest(one) == manifest(two)
 
 
-def test_a_panel_with_members_here_and_there_and_an_unreadable_clip_is_that_of_one_process(clips, loopback, tmp_path):
-    """Metric of several, a judge, and the world's own check, which has no model and stays in this process."""
-    flow = {"kind": "clip", "path": PARAMS["feedback"]["sources"].get("clip", {}).get("path", "models/tabletop/clip")}
-    members = {"judge": block("judge"), "clip": flow | {"batch_size": 2}, "physics": {"kind": "physics"}}
+def test_a_panel_with_members_here_and_there_is_that_of_one_process(clips, workers, loopback, tmp_path):
+    """A judge, a metric, and the world's own check, which has no model and stays in this process; a clip is torn."""
+    clip = PARAMS["feedback"]["sources"]["clip"] | {"batch_size": 2}
+    members = {"judge": block("judge"), "clip": clip, "physics": {"kind": "physics"}}
     panel = {"kind": "panel", "rule": "majority", "members": members}
     video = clips.video(clips.samples[5])
     whole = video.read_bytes()
     video.write_bytes(b"\0" * len(whole))
     try:
         one = label(clips, tmp_path / "one", "panel", panel)
-        two = label(clips, tmp_path / "two", "panel", panel, pool_of("ray", "auto", "cpu"))
+        two = label(clips, tmp_path / "two", "panel", panel, workers)
     finally:
         video.write_bytes(whole)
     assert manifest(one) == manifest(two)
-    assert json.loads(manifest(one))["facts"]["unlabelled"] >= 0
+    torn = [row.error for row in read_verdicts(two) if row.sample_id == clips.samples[5].sample_id]
+    assert len(torn) == 3 and all(str(video) in error for error in torn)
 
 
-def test_comparisons_are_those_of_one_process(clips, loopback, tmp_path):
-    for name, pool in (("one", None), ("two", pool_of("ray", "auto", "cpu"))):
-        source = make_source("pairs", block("pairs"), "cpu", pool and Workers(pool, "cpu", TOGETHER))
+def test_comparisons_are_those_of_one_process(clips, workers, loopback, tmp_path):
+    for name, there in (("one", None), ("two", workers)):
+        source = make_source("pairs", block("pairs"), "cpu", there)
         compare_clip_set(clips, source, tmp_path / name / "work", tmp_path / name / "out", 1, TOGETHER)
+    assert manifest(tmp_path / "one/out") == manifest(tmp_path / "two/out")
+
+
+def test_a_source_with_another_number_of_frames_is_that_of_one_process(clips, workers, loopback, tmp_path):
+    """As stage `audit` asks it."""
+    for name, there in (("one", None), ("two", workers)):
+        source = make_source("judge", block("judge"), "cpu", there)
+        other = with_other_frames(source, False, clips.samples, 3)
+        label_clip_set(clips, other, tmp_path / name / "work", tmp_path / name / "out", TOGETHER)
     assert manifest(tmp_path / "one/out") == manifest(tmp_path / "two/out")

@@ -14,8 +14,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_health_check_initial_delay_ms": "500",  # by default a dead node is noticed after half a minute
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "10000",  # a busy machine answers late; a dead node refuses at once
+    "RAY_health_check_failure_threshold": "5",
     "OMP_NUM_THREADS": "1",  # the number of threads changes bytes
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -55,11 +55,11 @@ class LoopbackCluster:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def join(self, count: int = 1) -> None:
-        """Start nodes."""
+    def join(self, count: int = 1, cpus: int = 1) -> None:
+        """Start nodes of so many CPUs each."""
         for _ in range(count):
             address, self._next = f"127.0.0.{self._next}", self._next + 1
-            self.nodes.append(self.cluster.add_node(num_cpus=1, node_ip_address=address, object_store_memory=STORE))
+            self.nodes.append(self.cluster.add_node(num_cpus=cpus, node_ip_address=address, object_store_memory=STORE))
 
     def kill(self, place: int = 0) -> str:
         """Kill a node without a word, as a machine loses its power; returns its address."""

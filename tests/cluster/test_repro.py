@@ -1,0 +1,76 @@
+"""`dvc repro` itself on a cluster, with a node killed and then the head's own process: the bytes of one process."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.support.clone import DVC, ROOT, environment, make_clone, run
+
+pytestmark = pytest.mark.cluster
+STAGES = ("generate@r1", "label@r1")
+OUTS = ("samples", "labels/judge")
+LONGEST = 90.0  # seconds to wait for what must happen
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory) -> tuple[Path, Path]:
+    """Two projects of 24 clips in 12 batches; the first is run by one process."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder in folders:
+        make_clone(folder)
+        for model in ("generator", "judge"):
+            shutil.copytree(ROOT / "models/tabletop" / model, folder / "models/tabletop" / model)
+        run(folder, sys.executable, "-m", "commands", "preset", "smoke")
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        params["generate"] |= {"steps": 8, "samples_per_prompt": 12, "prompts": 2, "batch_size": 2}
+        params["label"]["batch_size"] = params["feedback"]["sources"]["judge"]["batch_size"] = 2
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    run(folders[0], *DVC, "repro", *STAGES)
+    return folders
+
+
+def wait_until(condition, what: str) -> None:
+    until = time.monotonic() + LONGEST
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {LONGEST:g} s"
+        time.sleep(0.05)
+
+
+def batches(folder: Path) -> int:
+    return len(list(folder.glob(".state/generate-*/*/clips/.batches/*.parquet")))
+
+
+def actors() -> list[psutil.Process]:
+    return [one for one in psutil.process_iter(["cmdline"]) if "ray::_Actor" in " ".join(one.info["cmdline"] or [])]
+
+
+def test_a_run_on_a_cluster_that_loses_a_node_and_its_head_ends_with_the_bytes_of_one_process(clones, loopback):
+    one, two = clones
+    ray = environment() | {"STAGE_ENGINE": "ray"}
+    log = two / "log.txt"
+    with log.open("w") as file:
+        head = subprocess.Popen([*DVC, "repro", *STAGES], cwd=two, env=ray, stdout=file, stderr=file)
+        wait_until(lambda: batches(two) >= 2 or head.poll() is not None, "two batches")
+        loopback.kill()
+        loopback.join()
+        wait_until(lambda: batches(two) >= 5 or head.poll() is not None, "five batches")
+        assert head.poll() is None, log.read_text()[-3000:]
+        head.send_signal(signal.SIGKILL)
+        head.wait()
+        wait_until(lambda: not actors(), "the end of the workers")
+    done = batches(two)
+    again = subprocess.run([*DVC, "repro", *STAGES], cwd=two, env=ray, capture_output=True, text=True)
+
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert f"24 clips by base, {24 - 2 * done} of them now" in again.stderr
+    assert re.search(r"the node is gone|its worker is gone", log.read_text())
+    for out in OUTS:
+        assert (one / f"runs/r1/{out}/manifest.json").read_text() == (two / f"runs/r1/{out}/manifest.json").read_text()
