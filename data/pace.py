@@ -1,4 +1,4 @@
-"""How long work takes: a library says what it has measured, and who called it may listen."""
+"""How long work takes: libraries record what they measure, and a caller may collect it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ class Measured(NamedTuple):
     seconds: float
 
 
-_heard: ContextVar[list[Measured] | None] = ContextVar("heard", default=None)
+_collected: ContextVar[list[Measured] | None] = ContextVar("collected", default=None)
 
 
 def measured(unit: str, count: int, seconds: float) -> None:
-    """Tell the caller that listens, if one does."""
-    if (heard := _heard.get()) is not None and count:
-        heard.append(Measured(unit, count, seconds))
+    """Add a measurement to the list that a caller collects, if one does."""
+    if (found := _collected.get()) is not None and count:
+        found.append(Measured(unit, count, seconds))
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[Measured]]:
+def collected_measurements() -> Iterator[list[Measured]]:
     """The list to which everything is added that is measured within the block."""
-    heard: list[Measured] = []
-    token = _heard.set(heard)
+    found: list[Measured] = []
+    token = _collected.set(found)
     try:
-        yield heard
+        yield found
     finally:
-        _heard.reset(token)
+        _collected.reset(token)

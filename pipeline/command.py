@@ -23,7 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parent.parent
 NUMBERS = re.compile(r"\[[^]\[{\"]*\]")  # a list of JSON that holds neither texts nor lists nor objects
-TOLD = (ValueError, ArithmeticError, StoreError)  # what our libraries raise to say what is wrong, and what is right
+USER_ERRORS = (
+    ValueError,
+    ArithmeticError,
+    StoreError,
+)  # what our libraries raise to say what is wrong, and what is right
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as a shell's
 
 PATH = click.Path(path_type=Path)
@@ -109,7 +113,7 @@ def stage_command(function: Callable[..., None]) -> click.Command:
         except KeyboardInterrupt as error:
             click.echo(f"\n{str(error) or 'Interrupted.'}", err=True)  # click would print "Aborted!"
             raise click.exceptions.Exit(INTERRUPTED) from error
-        except (*TOLD, OSError) as error:
+        except (*USER_ERRORS, OSError) as error:
             if not isinstance(error, OSError) and not _raised_by_us(error):
                 raise  # a library's own complaint in the middle of our code is a bug, and keeps its traceback
             logging.getLogger(__name__).debug("raised here", exc_info=True)

@@ -21,7 +21,7 @@ import click
 import psutil
 
 from data.manifest import StoreError, atomically
-from data.pace import Measured, listening
+from data.pace import Measured, collected_measurements
 from pipeline.guardians import dvc_of_this_stage
 from pipeline.params import block, source_block
 from pipeline.state import STATE
@@ -129,7 +129,7 @@ def recorded() -> Iterator[None]:
     with contextlib.suppress(click.ClickException, ValueError, LookupError, TypeError):  # the stage says what is wrong
         unit = unit_of(Command.of(spec.name.removeprefix(PACKAGE), sys.argv[1:]))
     before, began = time.time() - _begin(), time.monotonic()  # the clock may jump from here on
-    with listening() as measured:
+    with collected_measurements() as measured:
         yield
     seconds = before + time.monotonic() - began
     if unit and (rate := rate_of(unit, measured, seconds)):

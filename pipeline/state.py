@@ -103,9 +103,9 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         adopted = _settle(home, work, facts)
         work.mkdir(exist_ok=True)
         _finished_path(work).unlink(missing_ok=True)
-        with _told(work, adopted), _time_kept(work):
+        with _refusals_explained(work, adopted), _time_kept(work):
             yield work
-        _tell_manifest(out, work)
+        _list_adopted(out, work)
         kept = _note_finished(out, work) if DVC_STAGE in os.environ and (out / MANIFEST).is_file() else []
         for path in home.iterdir():
             if path.name != "lock" and path not in kept:
@@ -224,7 +224,7 @@ def _first_of_each_kind(found: Sequence[Difference]) -> Iterator[Difference]:
 
 
 @contextlib.contextmanager
-def _told(work: Path, adopted: _Work | None) -> Iterator[None]:
+def _refusals_explained(work: Path, adopted: _Work | None) -> Iterator[None]:
     """Ctrl-C says what is kept; adopted work that the body refuses before it writes anything is given back."""
     before = _look_at(work) if adopted else None
     try:
@@ -253,7 +253,7 @@ def _what_is_kept(work: Path) -> str:
     return "Interrupted. Nothing was finished yet: run the same command again, and it starts afresh."
 
 
-def _tell_manifest(out: Path, work: Path) -> None:
+def _list_adopted(out: Path, work: Path) -> None:
     """List in the manifest of `out` the params and inputs in which adopted work was made otherwise."""
     adopted = (_look_at(work).facts or {}).get(ADOPTED)
     if adopted and (out / MANIFEST).is_file():

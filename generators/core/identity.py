@@ -27,8 +27,8 @@ def identify(
         folder, key = Path(source["path"], source["subfolder"] or ""), f"generator.components.{name}.path"
         where = str(folder) if folder.is_dir() else source["path"]
         others[name] = dict(source) | {"fingerprint": _fingerprint(where, source["revision"], key)}
-    prints = {name: other["fingerprint"] for name, other in others.items()}
-    listed = json.dumps([found["fingerprint"], prints], sort_keys=True)
+    fingerprints = {name: other["fingerprint"] for name, other in others.items()}
+    listed = json.dumps([found["fingerprint"], fingerprints], sort_keys=True)
     return found | {"components": others, "fingerprint": hashlib.sha256(listed.encode()).hexdigest()}
 
 

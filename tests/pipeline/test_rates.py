@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from data.pace import Measured, listening, measured
+from data.pace import Measured, collected_measurements, measured
 from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, recorded, unit_of
 from tests.support.defaults import DEFAULTS
 
@@ -18,9 +18,9 @@ CLIPS = Unit("sample models/tabletop/generator 64x64x17", "clips", 8.0)
 
 
 def test_a_rate_is_of_what_this_run_did_and_the_rest_is_its_start():
-    heard = [Measured("clips", 10, 40.0), Measured("rows", 999, 5.0)]  # 10 clips of 8 forwards in 40 s
+    found = [Measured("clips", 10, 40.0), Measured("rows", 999, 5.0)]  # 10 clips of 8 forwards in 40 s
 
-    assert rate_of(CLIPS, heard, 47.0) == Rate("clips", 0.5, 7.0)
+    assert rate_of(CLIPS, found, 47.0) == Rate("clips", 0.5, 7.0)
 
 
 def test_a_run_that_did_none_of_its_units_leaves_the_rate_as_it_was():
@@ -33,12 +33,12 @@ def test_a_stage_without_units_is_measured_as_a_whole():
 
 def test_what_is_measured_reaches_the_one_who_listens_alone():
     measured("clips", 1, 1.0)  # nobody listens
-    with listening() as heard:
+    with collected_measurements() as found:
         measured("clips", 2, 3.0)
         measured("clips", 0, 9.0)  # all of them were there
     measured("clips", 4, 5.0)
 
-    assert heard == [Measured("clips", 2, 3.0)]
+    assert found == [Measured("clips", 2, 3.0)]
 
 
 def test_a_file_that_cannot_be_written_does_not_fail_a_stage_that_is_done(tmp_path, monkeypatch, caplog):
