@@ -2,14 +2,16 @@
 
 import configparser
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
 import yaml
 
 from data.manifest import MANIFEST
 
 LOCK = "dvc.lock"
-CONFIGS = ("config.local", "config")  # of .dvc/, the one that wins in front
 OBJECTS = "files/md5"  # in DVC's cache
 
 
@@ -21,7 +23,7 @@ def manifest_hash(out: Path) -> str:
 def in_lock(out: str, manifest: str, root: Path = Path()) -> bool:
     """Whether dvc.lock lists the folder `out` with that manifest in it, of a run whose results the cache has.
 
-    A dvc.lock that came by git lists results that are not here. Where no cache is found, its list is not looked at.
+    A dvc.lock that came by git lists results that are not here.
     """
     path = root / LOCK
     if not path.is_file():
@@ -31,7 +33,7 @@ def in_lock(out: str, manifest: str, root: Path = Path()) -> bool:
         for one in stage.get("outs", []):
             if one["path"] == out:
                 listing = _cache(root) / one["md5"][:2] / one["md5"][2:]
-                return _lists(listing, manifest) if listing.is_file() else not _cache(root).is_dir()
+                return listing.is_file() and _lists(listing, manifest)
     return False
 
 
@@ -45,10 +47,18 @@ def _lists(listing: Path, manifest: str) -> bool:
 
 
 def _cache(root: Path) -> Path:
-    """The folder of DVC's cache: as the repository's config says, or else the default."""
-    for name in CONFIGS:
+    """The folder of DVC's cache: as DVC's configs say, or else the default."""
+    for path in _configs(root):
         config = configparser.ConfigParser(strict=False, interpolation=None)
-        config.read(root / ".dvc" / name, encoding="utf-8")
+        config.read(path, encoding="utf-8")
         if config.has_option("cache", "dir"):
-            return root / ".dvc" / config.get("cache", "dir") / OBJECTS
+            return path.parent / config.get("cache", "dir") / OBJECTS
     return root / ".dvc/cache" / OBJECTS
+
+
+def _configs(root: Path) -> Iterator[Path]:
+    """DVC's configs, the one that wins in front: of the clone, the repository, the user and the machine."""
+    yield root / ".dvc/config.local"
+    yield root / ".dvc/config"
+    yield Path(os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative"), "config")
+    yield Path(os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative"), "config")

@@ -474,8 +474,8 @@ def test_a_lock_file_that_came_by_git_does_not_count_as_saved(sampling):
     (listing,) = (path for path in Path(".dvc/cache/files/md5").glob("??/*.dir"))
     listing.unlink()
     assert not in_lock(OUT.as_posix(), digest)
-    shutil.rmtree(".dvc/cache")  # it lies where we do not know
-    assert in_lock(OUT.as_posix(), digest)
+    shutil.rmtree(".dvc/cache")  # as in a fresh clone
+    assert not in_lock(OUT.as_posix(), digest)
 
 
 def test_a_cache_elsewhere_is_found(sampling):
@@ -488,11 +488,12 @@ def test_a_cache_elsewhere_is_found(sampling):
     assert not in_cache(other) and not in_lock(OUT.as_posix(), other) and not in_lock("runs/r2/samples", digest)
 
 
-def test_a_fresh_clone_with_the_published_dvc_lock_has_saved_nothing(sampling):
+def test_a_cache_that_the_users_config_names_is_found(sampling, tmp_path, monkeypatch):
+    (tmp_path / "config").write_text(f"[cache]\n    dir = {tmp_path / 'large disk'}\n")
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path))
     sampling()
-    digest = manifest_hash(OUT)
-    shutil.rmtree(".dvc/cache")
-    assert not in_lock(OUT.as_posix(), digest)
+    assert (tmp_path / "large disk/files/md5").is_dir()
+    assert in_lock(OUT.as_posix(), manifest_hash(OUT))
 
 
 # Processes

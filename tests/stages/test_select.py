@@ -261,7 +261,8 @@ def test_a_stopped_run_samples_no_clip_twice_and_loads_no_finished_checkpoint(pr
         loaded.append(folder.name)
         apply_policy(generator, folder)
 
-    monkeypatch.setattr("generators.core.lora.apply_policy", noted)
+    monkeypatch.setattr("generators.core.rollout.apply_policy", noted)
+    monkeypatch.setenv("STAGE_WORKERS", "1")  # forks would count for themselves
     monkeypatch.setattr(module.Generator, "sample", lambda *args: counted(6, *args))
     assert generate_clips().exit_code != 0
     assert not SAMPLES.exists()

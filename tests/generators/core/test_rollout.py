@@ -127,13 +127,13 @@ def test_a_clip_of_no_numbers_is_named_and_nothing_of_its_batch_is_kept(generato
     with pytest.raises(NonFiniteClipError, match=r"latents of clips r1-p2-000 .*infinite") as raised:
         generate(generator, tmp_path)
     assert "r1-p1-002" not in str(raised.value)
-    assert ClipSetWriter(tmp_path / "work").done_batches() == {0}
-    assert sorted(path.stem for path in (tmp_path / "work/videos").iterdir()) == ["r1-p1-000", "r1-p1-001"]
+    assert ClipSetWriter(tmp_path / "work-out").done_batches() == {0}
+    assert sorted(path.stem for path in (tmp_path / "work-out/videos").iterdir()) == ["r1-p1-000", "r1-p1-001"]
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     caplog.set_level("INFO")
     generate(generator, tmp_path)
-    assert f"; 2 are done; the work lies in {tmp_path / 'work'}" in caplog.text
+    assert f"; 2 are done; the work lies in {tmp_path / 'work-out'}" in caplog.text
 
 
 def test_pixels_that_are_infinite_are_no_white_clip(generator, monkeypatch):
@@ -218,10 +218,10 @@ def test_batches_that_are_not_planned_in_their_place_are_refused_and_stay(genera
     )  # fmt: skip
     for change in wrong:
         with pytest.raises(
-            StoreError, match="work: batch . holds clips that are not planned in its place, such as r1-p"
+            StoreError, match="work-out: batch . holds clips that are not planned in its place, such as r1-p"
         ):
             generate(generator, tmp_path, **change)
-    assert len(list((tmp_path / "work/.batches").iterdir())) == 3
+    assert len(list((tmp_path / "work-out/.batches").iterdir())) == 3
     with pytest.raises(KeyboardInterrupt):  # the guidance is not in the rows: the clips stay, and nothing is sampled
         generate(generator, tmp_path, sampling=replace(SAMPLING, guidance=2.0))
 
