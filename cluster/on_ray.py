@@ -131,9 +131,9 @@ class OnRay:
         if make is not self._make:
             self.release()
             self._make = make
-        there = self._alive()
-        for member in [one for one in self._members if one.facts and one.facts.node not in there]:
-            self._dismiss(member)  # lost while it was idle, which is no unit's fault
+        there, mine = self._alive(), {id(unit) for unit in units}
+        for member in [one for one in self._members if one.unit or (one.facts and one.facts.node not in there)]:
+            self._dismiss(member)  # at a unit of a run that was left, or lost while idle, which is no unit's fault
         work = _Work(units)
         try:
             while work.left:
@@ -143,7 +143,7 @@ class OnRay:
                 for ref in done:
                     yield from self._taken(ref, work)
         finally:
-            for member in [one for one in self._members if one.unit]:  # at what another did first, or an error stopped
+            for member in [one for one in self._members if id(one.unit) in mine]:  # another was first, or an error
                 self._dismiss(member)
         work.say_what_was_lost()
 
