@@ -29,7 +29,8 @@ began=$EPOCHREALTIME
 {python} -X importtime "$@" 2> "$log"
 code=$?
 ended=$EPOCHREALTIME
-read -r user system < <(times | tail -1 | tr -d s)
+times > "$log.times"  # in a pipe it would count a shell of its own
+read -r user system < <(tail -1 "$log.times" | tr -d s)
 echo "$log $began $ended $user $system $*" >> "$LOOP_LOGS/processes"
 exit $code
 """
