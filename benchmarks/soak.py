@@ -31,6 +31,7 @@ import yaml
 
 from data.policies import FINISHED
 from pipeline.command import PATH
+from pipeline.torn import mend
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.network import attempts, block_of
 
@@ -145,7 +146,7 @@ def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None 
     dice, killed, same, outlived, missed = random.Random(f"{seed}/{target}"), Counter[str](), 0, 0, 0
     calls, in_flight, twice = 0, 0, 0
     (home / "ledger.sqlite").unlink(missing_ok=True)
-    times, whole = go(home, target).times, contents(home, target)
+    times, whole, lock = go(home, target).times, contents(home, target), (home / "dvc.lock").read_bytes()
     while killed.total() < moments:
         (home / "ledger.sqlite").unlink(missing_ok=True)
         before = answered(base)
@@ -158,7 +159,7 @@ def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None 
             continue
         killed["+".join(victims)] += 1
         outlived += ran.outlived
-        finish(home, target)
+        finish(home, target, lock)
         same += contents(home, target) == whole
         if target == PAID:
             lost, again = books(home / "ledger.sqlite")
@@ -227,7 +228,11 @@ def stages_of(first: "subprocess.Popen[bytes]", target: str) -> list[psutil.Proc
         return []
 
 
-def finish(home: Path, target: str) -> None:
+def finish(home: Path, target: str, lock: bytes) -> None:
+    """Run the target to its end. lock: dvc.lock for where dvc was killed while it wrote it; elsewhere git has one."""
+    mend(home)
+    if not (home / "dvc.lock").is_file():
+        (home / "dvc.lock").write_bytes(lock)
     done = subprocess.run(command_of(target), cwd=home, env=surroundings(home), capture_output=True, text=True)
     assert done.returncode == 0, f"{target}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
 

@@ -53,7 +53,9 @@ def main(seconds_per_clip: float | None, seconds_per_call: float | None, last_li
     from pipeline.check import check_params
     from pipeline.rates import read_rates
     from pipeline.takes import Planner
+    from pipeline.torn import mend
 
+    mend()
     checked = check_params()
     planner = Planner(
         checked.params, checked.prompts, checked.generator, read_rates(), seconds_per_clip, seconds_per_call
