@@ -139,6 +139,6 @@ def travels(error: Exception) -> bool:
         return False
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Its type and the first line of its text."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

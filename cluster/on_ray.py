@@ -6,9 +6,7 @@ committed. This process stays, and with it the results; when it ends, its actors
 """
 
 import contextlib
-import importlib
 import logging
-import os
 import pickle
 import statistics
 import time

@@ -89,7 +89,7 @@ def together(body: Callable[..., Any], arguments: Sequence[Any], processes: str,
     ray = connected()
     kind = kind_of_worker(ray, device)
     size = Size.of(processes, 0 if kind == "CPU" else room_for(ray, kind))
-    run = _Run(ray, kind, size, work, device)
+    run = _Run(ray, kind, size, work, device, Ours(code_hash(), versions()))
     try:
         return run.result(ray.cloudpickle.dumps((body, tuple(arguments))))
     finally:
@@ -130,6 +130,7 @@ class _Run:
     size: Size
     work: Path
     device: str
+    ours: Ours
     starts: int = 0
     lost: int = 0  # processes
     fruitless: int = 0  # groups in a row that wrote no further checkpoint
@@ -138,15 +139,18 @@ class _Run:
     devices: list[dict[str, Any]] = field(default_factory=list)  # kinds that were met
     said: set[tuple[str, str]] = field(default_factory=set)  # warnings
     bar: Any = None
+    shown: Any = None  # by the bar
+    far: int = 0  # the most checkpoints that there were
+    waits_since: float = field(default_factory=time.monotonic)
 
     def result(self, call: bytes) -> Any:
         """What the body returns. call: the body and its arguments, pickled."""
         self.far = self._checkpoints()
         while True:
-            try:
-                return pickle.loads(self._started(call))
-            except Exception as error:
-                self._mourn(error)
+            ended = self._group(call)
+            if (error := ended.exception()) is None:
+                return pickle.loads(ended.result())
+            self._mourn(error)
 
     def close(self) -> None:
         """Leave nothing behind that is no part of the state."""
@@ -154,28 +158,29 @@ class _Run:
             self.bar.close()
         shutil.rmtree(self.work / RAY, ignore_errors=True)
 
-    def _started(self, call: bytes) -> bytes:
-        """What one group returns, pickled."""
+    def _group(self, call: bytes) -> "Future[bytes]":
+        """A group that has ended: what the body returned in its first process, pickled, or how it ended instead."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         ear = self.ray.remote(num_cpus=0, scheduling_strategy=here)(_Ear).remote()
         self.starts, self.members, self.raised = self.starts + 1, {}, []
-        fit = _in_background(lambda: self._trainer(ear, call).fit().return_value)
-        waits_since = time.monotonic()
+        fit: Future[bytes] = _in_background(lambda: self._trainer(ear, call).fit().return_value)
         while not fit.done():
             self._listen(ear)
-            if self.members:
-                waits_since = time.monotonic()
-            elif time.monotonic() - waits_since > PATIENCE:
-                waits_since = time.monotonic()
-                message = "no process yet: at least %d wanted, each on a %s of its own; the cluster has room for %d"
-                logger.warning(message, self.size.least, self.kind, room_for(self.ray, self.kind))
+            self._warn_of_waiting()
             time.sleep(LOOK)
         self._listen(ear)
         self.ray.kill(ear)
-        returned: bytes = fit.result()
-        return returned
+        return fit
+
+    def _warn_of_waiting(self) -> None:
+        if self.members:
+            self.waits_since = time.monotonic()
+        elif time.monotonic() - self.waits_since > PATIENCE:
+            self.waits_since = time.monotonic()
+            message = "no process yet: at least %d wanted, each on a %s of its own; the cluster has room for %d"
+            logger.warning(message, self.size.least, self.kind, room_for(self.ray, self.kind))
 
     def _trainer(self, ear: Any, call: bytes) -> Any:
         train: Any = importlib.import_module("ray.train")
@@ -183,7 +188,7 @@ class _Run:
         given = {
             "root": str(Path.cwd()),
             "device": self.device,
-            "ours": tuple(Ours(code_hash(), versions())),
+            "ours": tuple(self.ours),
             "ear": ear,
             "call": call,
         }
@@ -199,7 +204,11 @@ class _Run:
     def _scaling(self) -> dict[str, Any]:
         """As options of Ray Train."""
         each: dict[str, Any] = {"GPU": {"CPU": 0, "GPU": 1}, "TPU": {"TPU": 1}, "CPU": {"CPU": 1}}
-        scaling = {"resources_per_worker": each[self.kind], "use_gpu": self.kind == "GPU", "use_tpu": self.kind == "TPU"}
+        scaling = {
+            "resources_per_worker": each[self.kind],
+            "use_gpu": self.kind == "GPU",
+            "use_tpu": self.kind == "TPU",
+        }
         if self.kind == "TPU" and self.size.most > 1:
             scaling |= _slice_of(self.ray.nodes())
         if self.size.least == self.size.most:
@@ -243,15 +252,14 @@ class _Run:
             name = self.work.absolute().parent.name
             self.bar = tqdm(total=facts["steps"], initial=facts["done"], desc=name, unit=facts["unit"])
         status = {"processes": len(self.members), "lost": self.lost}
-        if (facts["done"], status) != getattr(self, "shown", None):
-            self.shown = facts["done"], status
-            self.bar.n = facts["done"]
+        if self.shown != (facts["done"], status):
+            self.bar.n, self.shown = facts["done"], (facts["done"], status)
             self.bar.set_postfix(status)
 
     # What is lost
 
-    def _mourn(self, error: Exception) -> None:
-        """Take note of a group that has ended. Raises what is to be said, where another one is of no use."""
+    def _mourn(self, error: BaseException) -> None:
+        """Take note of a group that has ended early. Raises what is to be said, where another one is of no use."""
         for raised in self.raised:
             if raised.error is not None:
                 raise raised.error from WorkerError(f"{raised.where}: {raised.trace}")
@@ -271,7 +279,7 @@ class _Run:
             raise self._last_word(error, gone) from error
         logger.warning("all processes are started again, and go on from %s", newest or "the begin")
 
-    def _gone(self, error: Exception) -> dict[int, str]:
+    def _gone(self, error: BaseException) -> dict[int, str]:
         """What became of the processes that are gone, by rank; not of those that raised something."""
         there = alive(self.ray)
         gone = {rank: "the node is gone" for rank, node in self.members.items() if node not in there}
@@ -281,7 +289,7 @@ class _Run:
                 gone.setdefault(rank, f"its process is gone ({cause})")
         return gone
 
-    def _last_word(self, error: Exception, gone: dict[int, str]) -> Exception:
+    def _last_word(self, error: BaseException, gone: dict[int, str]) -> Exception:
         if self.raised and not gone:
             return WorkerError(f"{self.raised[0].where}, {LOSSES} times in a row: {self.raised[0].trace}")
         where = ", ".join(self._name(rank) for rank in sorted(gone)) or "a node that has not answered yet"

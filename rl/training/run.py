@@ -232,6 +232,7 @@ class TrainingRun:
         facts = {"unit": bar["unit"], "steps": bar["total"], "done": self.done, "now": now, "seconds": bar["elapsed"]}
         partial = self.work / f".{PROGRESS}"
         partial.write_text(json.dumps(facts) + "\n")
+        self._check_newest()
         partial.replace(self.work / PROGRESS)
 
     def _check_newest(self) -> None:
