@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from cluster.messages import Messages
 from cluster.nodes import (
     LOSSES,
     PATIENCE,
@@ -107,20 +108,6 @@ class _Raised(NamedTuple):
     trace: str
 
 
-class _Ear:
-    """Keeps what the processes say until it is taken: an actor beside the stage's own process."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, Any]] = []
-
-    def hear(self, what: str, said: Any) -> None:
-        self.heard.append((what, said))
-
-    def taken(self) -> list[tuple[str, Any]]:
-        heard, self.heard = self.heard, []
-        return heard
-
-
 @dataclass(eq=False)
 class _Run:
     """A body's groups, one after the other."""
@@ -163,15 +150,15 @@ class _Run:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
-        ear = self.ray.remote(num_cpus=0, scheduling_strategy=here)(_Ear).remote()
+        messages = self.ray.remote(num_cpus=0, scheduling_strategy=here)(Messages).remote()
         self.starts, self.members, self.raised = self.starts + 1, {}, []
-        fit: Future[bytes] = _in_background(lambda: self._trainer(ear, call).fit().return_value)
+        fit: Future[bytes] = _in_background(lambda: self._trainer(messages, call).fit().return_value)
         while not fit.done():
-            self._listen(ear)
+            self._listen(messages)
             self._warn_of_waiting()
             time.sleep(LOOK)
-        self._listen(ear)
-        self.ray.kill(ear)
+        self._listen(messages)
+        self.ray.kill(messages)
         return fit
 
     def _warn_of_waiting(self) -> None:
@@ -182,14 +169,14 @@ class _Run:
             message = "no process yet: at least %d wanted, each on a %s of its own; the cluster has room for %d"
             logger.warning(message, self.size.least, self.kind, room_for(self.ray, self.kind))
 
-    def _trainer(self, ear: Any, call: bytes) -> Any:
+    def _trainer(self, messages: Any, call: bytes) -> Any:
         train: Any = importlib.import_module("ray.train")
         torch_train: Any = importlib.import_module("ray.train.torch")
         given = {
             "root": str(Path.cwd()),
             "device": self.device,
             "ours": tuple(self.ours),
-            "ear": ear,
+            "messages": messages,
             "call": call,
         }
         never = train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
@@ -217,8 +204,8 @@ class _Run:
 
     # What the processes say
 
-    def _listen(self, ear: Any) -> None:
-        for what, said in self.ray.get(ear.taken.remote()):
+    def _listen(self, messages: Any) -> None:
+        for what, said in self.ray.get(messages.taken.remote()):
             {"here": self._welcome, "raised": self._note, "log": self._log}[what](*said)
         self._show()
 
@@ -346,7 +333,7 @@ def _entry() -> Callable[[dict[str, Any]], bytes]:
 
         import ray
 
-        root, ear = given["root"], given["ear"]
+        root, messages = given["root"], given["messages"]
         try:
             if os.path.isdir(root):
                 os.chdir(root)
@@ -355,7 +342,7 @@ def _entry() -> Callable[[dict[str, Any]], bytes]:
         except Exception as error:
             where = f"node {ray.util.get_node_ip_address()}"
             reason = f"{where} cannot run this project's code: {error}. Every node needs the same environment, and the "
-            ray.get(ear.hear.remote("raised", (where, f"{reason}project at the same path: {root}", str(error))))
+            ray.get(messages.say.remote("raised", (where, f"{reason}project at the same path: {root}", str(error))))
             raise
         returned: bytes = training.take_part(**given)
         return returned
@@ -363,7 +350,7 @@ def _entry() -> Callable[[dict[str, Any]], bytes]:
     return enter
 
 
-def take_part(root: str, device: str, ours: tuple[Any, ...], ear: Any, call: bytes) -> bytes:
+def take_part(root: str, device: str, ours: tuple[Any, ...], messages: Any, call: bytes) -> bytes:
     """What the body returns in this process of the group, pickled; what it raises is said to the head before."""
     ray: Any = importlib.import_module("ray")
     where = f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
@@ -373,21 +360,21 @@ def take_part(root: str, device: str, ours: tuple[Any, ...], ear: Any, call: byt
         if problem := Ours(*ours).problem_of(facts):
             raise RefusedError(f"{where} {problem}; what is finished is kept")
         device_facts = {key: facts.made_with["device"][key] for key in ("type", "name", "threads")}
-        ear.hear.remote("here", (rank, size, facts.node, device_facts))
+        messages.say.remote("here", (rank, size, facts.node, device_facts))
         body, arguments = pickle.loads(call)
-        with _told(ear, rank, where):
+        with _told(messages, rank, where):
             return pickle.dumps(body(*arguments))
     except Exception as error:
         says = is_ours(error) and not isinstance(error, SupersededError) and travels(error)
         said = (where, pickle.dumps(error) if says else None, traceback.format_exc())
-        ray.get(ear.hear.remote("raised", said))
+        ray.get(messages.say.remote("raised", said))
         raise RuntimeError(first_line(error)) from None  # a type that Ray's own processes can read
 
 
 @contextlib.contextmanager
-def _told(ear: Any, rank: int, where: str) -> Iterator[None]:
+def _told(messages: Any, rank: int, where: str) -> Iterator[None]:
     """Within it the head hears what is logged: all of the first process, and warnings of the others."""
-    teller = _Teller(ear, rank, where)
+    teller = _Teller(messages, rank, where)
     logging.getLogger().addHandler(teller)
     try:
         yield
@@ -399,11 +386,11 @@ def _told(ear: Any, rank: int, where: str) -> Iterator[None]:
 class _Teller(logging.Handler):
     """Says to the head what is logged."""
 
-    def __init__(self, ear: Any, rank: int, where: str) -> None:
+    def __init__(self, messages: Any, rank: int, where: str) -> None:
         super().__init__(logging.INFO if rank == 0 else logging.WARNING)
-        self.ear, self.rank, self.where = ear, rank, where
+        self.messages, self.rank, self.where = messages, rank, where
 
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.startswith("ray"):
             said = (self.rank, self.where, record.name, record.levelno, record.getMessage())
-            self.ear.hear.remote("log", said)
+            self.messages.say.remote("log", said)
