@@ -1,7 +1,5 @@
 """Training by Ray Train on loopback nodes: the bytes of torchrun, whoever is lost on the way; errors as they are."""
 
-import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -11,10 +9,11 @@ import torch
 
 from cluster import training
 from cluster.nodes import LostError, RefusedError
-from cluster.training import Size, SupersededError, together
+from cluster.training import Size, together
 from data.manifest import MANIFEST
 from data.policies import read_log
 from data.store import ClipSet
+from tests.support.bodies import die, give_way_once, refuse
 from tests.support.children import start
 from tests.support.training import run_slowly, write_base, write_clip_set
 
@@ -119,28 +118,6 @@ def test_an_elastic_run_that_loses_a_node_ends_with_those_that_are_left(torchrun
     assert [line["step"] for line in read_log(tmp_path / "out")] == list(range(1, 13))
 
 
-def refuse(folder: Path) -> None:
-    (folder / f"seen-{os.environ['RANK']}-{time.time_ns()}").write_text("")
-    raise ValueError("train.common.steps: found 0")
-
-
-def end_once(folder: Path, how) -> str:
-    """How its first call in a folder ends; the second one returns."""
-    seen = folder / f"seen-{os.environ['RANK']}"
-    if not seen.exists():
-        seen.write_text("")
-        how()
-    return "done"
-
-
-def die(*_) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def give_way() -> None:
-    raise SupersededError("another start holds the folder")
-
-
 @cluster
 def test_an_error_of_ours_is_raised_once_as_it_is(loopback, tmp_path):
     with pytest.raises(ValueError, match=r"^train\.common\.steps: found 0$") as raised:
@@ -150,16 +127,18 @@ def test_an_error_of_ours_is_raised_once_as_it_is(loopback, tmp_path):
 
 
 @cluster
-@pytest.mark.parametrize("how", [die, give_way])
-def test_a_process_that_dies_or_is_superseded_is_started_again(how, loopback, tmp_path, caplog):
-    assert together(end_once, (tmp_path, how), "1", "cpu", tmp_path / "work") == "done"
-    assert "go on from the begin" in caplog.text
+def test_a_superseded_process_is_started_again(loopback, tmp_path, caplog):
+    assert together(give_way_once, (tmp_path,), "1", "cpu", tmp_path / "work") == "done"
+    assert "SupersededError: another start holds the folder" in caplog.text
+    assert "all processes are started again, and go on from the begin" in caplog.text
 
 
 @cluster
-def test_a_run_whose_processes_die_three_times_stops(loopback, tmp_path):
-    with pytest.raises(LostError, match=r"3 groups of processes were lost one after the other.*node 127\.0\.0\."):
+def test_a_run_whose_processes_die_again_and_again_stops(loopback, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(training, "LOSSES", 2)
+    with pytest.raises(LostError, match=r"2 groups of processes were lost one after the other.*node 127\.0\.0\."):
         together(die, (), "1", "cpu", tmp_path / "work")
+    assert caplog.text.count("its process is gone") == 2
 
 
 @cluster
