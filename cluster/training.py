@@ -132,6 +132,7 @@ class _Run:
 
     def result(self, call: bytes) -> Any:
         """What the body returns. call: the body and its arguments, pickled."""
+        shutil.rmtree(self.work / RAY, ignore_errors=True)  # of a start whose head was killed
         self.far = self._checkpoints()
         while True:
             ended = self._group(call)
