@@ -133,7 +133,10 @@ class OnRay:
 
     def _resources_of_a_worker(self) -> dict[str, Any]:
         """As options of an actor."""
-        options = {"GPU": {"num_cpus": 0, "num_gpus": 1}, "TPU": {"num_cpus": 0, "resources": {"TPU": 1}}}
+        options: dict[str, dict[str, Any]] = {
+            "GPU": {"num_cpus": 0, "num_gpus": 1},
+            "TPU": {"num_cpus": 0, "resources": {"TPU": 1}},
+        }
         return options.get(self._kind, {"num_cpus": 1})
 
     def _capacity(self) -> int:

@@ -207,7 +207,8 @@ class _Run:
 
     def _listen(self, messages: Any) -> None:
         for what, said in self.ray.get(messages.taken.remote()):
-            {"here": self._welcome, "raised": self._note, "log": self._log}[what](*said)
+            hear: Callable[..., None] = {"here": self._welcome, "raised": self._note, "log": self._log}[what]
+            hear(*said)
         self._show()
 
     def _welcome(self, rank: int, size: int, node: str, device: dict[str, Any]) -> None:
@@ -314,7 +315,7 @@ def _in_background(call: Callable[[], Any]) -> "Future[Any]":
 
 def _slice_of(nodes: Sequence[dict[str, Any]]) -> dict[str, str]:
     """topology and accelerator_type of a cluster's TPUs, by the labels that Ray gives their nodes."""
-    labels = next((one["Labels"] for one in nodes if one["Alive"] and one["Resources"].get("TPU")), {})
+    labels: dict[str, str] = next((one["Labels"] for one in nodes if one["Alive"] and one["Resources"].get("TPU")), {})
     found = {"topology": "ray.io/tpu-topology", "accelerator_type": "ray.io/accelerator-type"}
     if missing := [label for label in found.values() if label not in labels]:
         raise ValueError(f"several processes on TPUs need nodes with Ray's labels {', '.join(missing)}; found {labels}")
@@ -332,8 +333,7 @@ def _entry() -> Callable[[dict[str, Any]], bytes]:
         import os
         import sys
 
-        import ray
-
+        ray: Any = importlib.import_module("ray")
         root, messages = given["root"], given["messages"]
         try:
             if os.path.isdir(root):
