@@ -70,7 +70,7 @@ def relaunch(processes: str, device: torch.device) -> None:
         one on the CPU. Raises ValueError for anything else.
     """
     if processes != "auto" and not (processes.isdecimal() and int(processes) > 0):
-        raise ValueError(f"processes: {processes!r} is neither auto nor a number above 0")
+        raise ValueError(f"processes: {processes!r} is neither auto nor a number above 0; engine ray takes 4-16 too")
     found = 1 if device.type == "cpu" else torch.accelerator.device_count()
     wanted = found if processes == "auto" else int(processes)
     if wanted == 1 or "WORLD_SIZE" in os.environ:

@@ -6,9 +6,7 @@ committed. This process stays, and with it the results; when it ends, its actors
 """
 
 import contextlib
-import importlib
 import logging
-import os
 import pickle
 import statistics
 import time
@@ -19,58 +17,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.nodes import (
+    LOSSES,
+    PATIENCE,
+    Facts,
+    LostError,
+    Ours,
+    RefusedError,
+    WorkerError,
+    alive,
+    connected,
+    first_line,
+    is_ours,
+    kind_of_worker,
+    name_of,
+    room_for,
+    settle_in,
+    travels,
+)
 from cluster.pool import DataT, Make, ResultT, Unit
-from cluster.provenance import ROOT, code_hash, describe_device, differences, in_words, versions
+from cluster.provenance import code_hash, versions
 
 logger = logging.getLogger(__name__)
 
-TOKEN = "RAY_AUTH_MODE"  # Ray's variable: `token` refuses whoever has none
-LOSSES = 3  # workers that a unit, or the start of workers, may cost
 LOOK = 5.0  # seconds between looks at the size of the cluster
-PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
 STRAGGLER = 3.0  # times the median time of a unit, after which an idle worker does it too
-
-
-class WorkerError(RuntimeError):
-    """What was raised in a worker; the text holds its traceback."""
-
-
-class LostError(ValueError):
-    """Workers were lost so often that to go on is no use."""
-
-
-class RefusedError(ValueError):
-    """A node whose results would be others."""
-
-
-class Facts(NamedTuple):
-    """What a worker is."""
-
-    node: str  # Ray's id of it
-    code: str  # of `code_hash`
-    made_with: dict[str, dict[str, Any]]  # versions and device, as cluster.provenance has them
-    token: bool  # whether its node asks for one
-
-
-class _Ours(NamedTuple):
-    """What every worker must have as this process has it."""
-
-    code: str
-    versions: dict[str, str | None]
-
-    def problem_of(self, facts: Facts) -> str | None:
-        """Why a node is refused, in words that follow its name; None where it is not."""
-        if not facts.token:
-            return f"was started without {TOKEN}=token: whoever reaches its ports runs code on it"
-        if facts.code != self.code:
-            return (
-                f"has other code in {Path.cwd()} than this process: {facts.code}, here {self.code}. Give every node "
-                "the same commit"
-            )
-        ours, theirs = {"versions": self.versions}, {"versions": facts.made_with["versions"]}
-        if differing := differences(ours, theirs):
-            return f"has other versions than this process: {in_words(ours, differing)}. Install the same on every node"
-        return None
 
 
 class Node(NamedTuple):
@@ -109,9 +80,10 @@ class OnRay:
 
         Raises ValueError where Ray is missing, no cluster runs, or tokens are off.
         """
-        self._ray, self._workers, self._device = _connected(), workers, device
+        self._ray, self._workers, self._device = connected(), workers, device
+        self._kind = kind_of_worker(self._ray, device)
         self._resources = self._resources_of_a_worker()
-        self._ours = _Ours(code_hash(), versions())
+        self._ours = Ours(code_hash(), versions())
         self._make: Make[Any, Any] | None = None
         self._members: list[_Member] = []
         self._flying: dict[Any, _Member] = {}  # by the reference to what the worker is doing
@@ -131,7 +103,7 @@ class OnRay:
         if make is not self._make:
             self.release()
             self._make = make
-        there, mine = self._alive(), {id(unit) for unit in units}
+        there, mine = alive(self._ray), {id(unit) for unit in units}
         for member in [one for one in self._members if one.unit or (one.facts and one.facts.node not in there)]:
             self._dismiss(member)  # at a unit of a run that was left, or lost while idle, which is no unit's fault
         work = _Work(units)
@@ -161,18 +133,15 @@ class OnRay:
 
     def _resources_of_a_worker(self) -> dict[str, Any]:
         """As options of an actor."""
-        there = self._ray.cluster_resources()
-        for name in ("GPU", "TPU"):
-            wanted = {"GPU": "cuda", "TPU": "tpu"}[name]
-            if self._device == wanted or (self._device == "auto" and there.get(name)):
-                return {"num_cpus": 0, "num_gpus": 1} if name == "GPU" else {"num_cpus": 0, "resources": {"TPU": 1}}
-        return {"num_cpus": 1}
+        options: dict[str, dict[str, Any]] = {
+            "GPU": {"num_cpus": 0, "num_gpus": 1},
+            "TPU": {"num_cpus": 0, "resources": {"TPU": 1}},
+        }
+        return options.get(self._kind, {"num_cpus": 1})
 
     def _capacity(self) -> int:
         """How many workers the cluster has room for as it is now."""
-        there = self._ray.cluster_resources()
-        name = "GPU" if "num_gpus" in self._resources else "TPU" if "resources" in self._resources else "CPU"
-        return int(there.get(name, 0))
+        return room_for(self._ray, self._kind)
 
     def _hire(self, left: int) -> None:
         """Ask for workers, as many as there is work and room for; one that is not there yet waits for room."""
@@ -251,8 +220,8 @@ class OnRay:
     def _mourn(self, member: _Member, work: "_Work", error: Exception) -> None:
         """Take note of a lost worker. Raises LostError where workers are lost before they can work."""
         where, unit = self._name(member), member.unit
-        gone = member.facts is not None and member.facts.node not in self._alive()
-        what = "the node is gone" if gone else f"its worker is gone ({_first_line(error)})"
+        gone = member.facts is not None and member.facts.node not in alive(self._ray)
+        what = "the node is gone" if gone else f"its worker is gone ({first_line(error)})"
         self._dismiss(member)
         if unit is None:
             self._starts_lost += 1
@@ -260,7 +229,7 @@ class OnRay:
             if self._starts_lost >= LOSSES:
                 raise LostError(
                     f"{self._starts_lost} workers were lost one after the other before any could work, the last on "
-                    f"{where}: {_first_line(error)}. Ray's logs on that node: /tmp/ray/session_latest/logs"
+                    f"{where}: {first_line(error)}. Ray's logs on that node: /tmp/ray/session_latest/logs"
                 ) from error
             return
         if work.lose(unit, where, any(one.unit is unit for one in self._members)):
@@ -274,15 +243,10 @@ class OnRay:
         with contextlib.suppress(Exception):  # it may be gone already
             self._ray.kill(member.actor)
 
-    def _alive(self) -> dict[str, str]:
-        """Addresses of the nodes that are there, by Ray's id."""
-        return {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
-
     def _name(self, member: _Member) -> str:
         if member.facts is None:
             return "a node that has not answered yet"
-        known = {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes()}
-        return f"node {known.get(member.facts.node, 'unknown')} ({member.facts.node[:8]})"
+        return name_of(self._ray, member.facts.node)
 
 
 def survey(timeout: float = 60.0) -> list[Node]:
@@ -290,7 +254,7 @@ def survey(timeout: float = 60.0) -> list[Node]:
 
     timeout: seconds to wait for the nodes' answers, which import torch.
     """
-    ray, ours = _connected(), _Ours(code_hash(), versions())
+    ray, ours = connected(), Ours(code_hash(), versions())
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -305,7 +269,7 @@ def survey(timeout: float = 60.0) -> list[Node]:
             outcome = ray.get(ref) if ref in answered else None
             problem = outcome and (outcome.trace or ours.problem_of(outcome.result))
         except ray.exceptions.RayError as error:
-            outcome, problem = None, _first_line(error)
+            outcome, problem = None, first_line(error)
         silent = None if outcome or problem else f"has not answered within {timeout:g} s"
         found.append(Node(node["NodeManagerAddress"], counted, problem or silent))
     return found
@@ -376,7 +340,7 @@ class _Actor:
 
     def hello(self, root: str, device: str) -> Outcome:
         """Facts, in the project's folder."""
-        return _outcome(lambda: self._facts(root, device))
+        return _outcome(lambda: settle_in(root, device))
 
     def start(self, make: bytes) -> Outcome:
         """Build the worker. make: pickled."""
@@ -390,19 +354,6 @@ class _Actor:
         """A unit's result."""
         return _outcome(lambda: self.worker.work(data))
 
-    def _facts(self, root: str, device: str) -> Facts:
-        from cluster.devices import pick_device
-
-        ray: Any = importlib.import_module("ray")
-
-        if not Path(root).is_dir():
-            raise RefusedError(f"node {ray.util.get_node_ip_address()} has no folder {root}, where this project lies")
-        os.chdir(root)
-        logging.getLogger().setLevel(os.environ.get("LOG_LEVEL", "INFO").upper())
-        made_with = {"versions": versions(), "device": describe_device(pick_device(device))}
-        node, token = ray.get_runtime_context().get_node_id(), os.environ.get(TOKEN) == "token"
-        return Facts(node, code_hash(), made_with, token)
-
 
 def _outcome(call: Any) -> Outcome:
     """What a call returns or raises, and the warnings that it logs."""
@@ -411,7 +362,7 @@ def _outcome(call: Any) -> Outcome:
     try:
         return Outcome(call(), warnings=tuple(listener.heard))
     except Exception as error:
-        ours = error if _is_ours(error) and _travels(error) else None
+        ours = error if is_ours(error) and travels(error) else None
         return Outcome(error=ours, trace=traceback.format_exc(), warnings=tuple(listener.heard))
     finally:
         logging.getLogger().removeHandler(listener)
@@ -426,43 +377,3 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.heard.append((record.name, record.levelno, record.getMessage()))
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether our own code raised it, to say what is wrong."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    path = Path(frame.f_code.co_filename)
-    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
-
-
-def _travels(error: Exception) -> bool:
-    try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:
-        return False
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
-
-
-def _connected() -> Any:
-    """The module ray, connected to the cluster that runs. Raises ValueError saying what is missing."""
-    if os.environ.get(TOKEN) != "token":
-        raise ValueError(
-            f"engine ray: {TOKEN} is not token, and without tokens whoever reaches the cluster's ports runs code on "
-            f"it. Make one (ray get-auth-token --generate), and start every node and this command under {TOKEN}=token"
-        )
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise ValueError("engine ray: Ray is not installed here: pip install -e '.[cluster]'") from error
-    if not ray.is_initialized():
-        try:
-            ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
-        except ConnectionError as error:
-            raise ValueError(
-                "engine ray: no cluster runs here, and none is started for you: start one (docs/cluster.md), and run "
-                f"this on one of its nodes, or take engine here ({_first_line(error)})"
-            ) from error
-    return ray

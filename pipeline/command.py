@@ -43,27 +43,29 @@ processes_option = click.option(
     default="auto",
     envvar="STAGE_PROCESSES",
     show_envvar=True,
-    help="How many train together: a number, or auto for one on each accelerator.",
+    help="How many train together: a number, auto for one on each accelerator, or a range such as 4-16 (engine ray).",
+)
+
+
+engine_option = click.option(
+    "--engine",
+    default="here",
+    envvar="STAGE_ENGINE",
+    show_envvar=True,
+    help="here, on this machine; or ray, on a running Ray cluster.",
+)
+workers_option = click.option(
+    "--workers",
+    default="auto",
+    envvar="STAGE_WORKERS",
+    show_envvar=True,
+    help="How many at most: a number, or auto for one on each core (engine here, on the CPU) or accelerator (ray).",
 )
 
 
 def engine_options(function: Callable[..., None]) -> Callable[..., None]:
     """The options that say on which machines a stage works: `engine` and `workers`, of `cluster.pool.pool_of`."""
-    engine = click.option(
-        "--engine",
-        default="here",
-        envvar="STAGE_ENGINE",
-        show_envvar=True,
-        help="here, on this machine; or ray, on a running Ray cluster.",
-    )
-    workers = click.option(
-        "--workers",
-        default="auto",
-        envvar="STAGE_WORKERS",
-        show_envvar=True,
-        help="How many at most: a number, or auto for one on each core (engine here, on the CPU) or accelerator (ray).",
-    )
-    return engine(workers(function))
+    return engine_option(workers_option(function))
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "dvclive")

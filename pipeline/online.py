@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.doors import find
 from data.prompts import Prompt
-from pipeline.configs import CheckConfig
+from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.recipes import JudgeSettings, Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -59,12 +59,60 @@ class Job(NamedTuple):
     size: "VideoSize"
 
 
+class Training(NamedTuple):
+    """All that stage `online` trains a policy from and by."""
+
+    job: Job
+    model: GeneratorConfig
+    start: Path
+    out: Path
+    tracker: str | None
+
+
 class Judges(NamedTuple):
     """The judges that a run trains on."""
 
     training: "list[WeightedJudge]"  # of augmented frames
     plain: "list[WeightedJudge]"  # the same without augmentation, for the check
     versions: dict[str, str]  # of each one's model, by name
+
+
+def for_other_machines(job: Job) -> Job:
+    """The job as processes of other machines can do it: keys and the ledger stay on this one.
+
+    So it has the questions that a writer over the network writes. Raises ValueError for a held-out judge that answers
+    over the network, or by people.
+    """
+    from feedback.core.kinds import keeps_answers
+    from feedback.questions import is_source
+
+    if job.recipe.engine.held_out_every and keeps_answers(job.held_out, job.sources[job.held_out]):
+        raise ValueError(
+            f"held_out: {job.held_out} is asked over the network, and keys stay on this machine, which engine ray does "
+            "not train on: name a judge with a model of its own, or take engine here"
+        )
+    writing = job.recipe.questions
+    asked = writing is not None and job.asks is None and is_source(writing.writer)
+    if writing is None or not asked or not keeps_answers(writing.writer, job.sources[writing.writer]):
+        return job
+    return job._replace(asks=written_asks(job.prompts, writing, job.sources, "cpu"))
+
+
+def train(given: Training, work: Path, device: str) -> dict[str, Any]:
+    """What each process of stage `online` does; returns the figures of the stage.
+
+    work: resume state. device: as `cluster.devices.pick_device` takes it.
+    """
+    from cluster.devices import pick_device
+    from generators.core.load import load_generator
+    from rl.training.tracking import Tracker
+
+    place = pick_device(device)
+    load = partial(load_generator, **asdict(given.model), size=given.job.size, device=place)
+    tracker = Tracker(given.tracker, given.out.name) if given.tracker else None
+    report = run(given.job, load, given.start, work, given.out, place, tracker)
+    facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
+    return {**facts, "question_loss": report.last.get("question_loss")}
 
 
 def run(

@@ -1,15 +1,15 @@
 """Stage `online`: a policy trained on a frozen judge's differentiated answers."""
 
 import logging
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import click
 
+from cluster.pool import RAY
 from pipeline.command import (
     PATH,
     device_option,
+    engine_option,
     metrics_option,
     out_option,
     processes_option,
@@ -19,6 +19,7 @@ from pipeline.command import (
 )
 from pipeline.configs import GeneratorConfig, PromptsConfig
 from pipeline.identity import RECORDED
+from pipeline.launch import Launch
 from pipeline.params import section, source_block
 from pipeline.state import stage_state
 
@@ -32,23 +33,23 @@ logger = logging.getLogger(__name__)
 @metrics_option
 @device_option
 @processes_option
+@engine_option
 @tracker_option
-def main(name: str, start: Path, out: Path, metrics: Path, device: str, processes: str, tracker: str | None) -> None:
+def main(
+    name: str, start: Path, out: Path, metrics: Path, device: str, processes: str, engine: str, tracker: str | None
+) -> None:
     """Train a policy on a judge's answers, as an entry of online.policies says."""
-    from cluster.devices import pick_device, rank, relaunch
-
-    place = pick_device(device)
-    relaunch(processes, place)
+    launch = Launch(engine, processes, device)
+    launch.begin()
+    from cluster.devices import rank
     from data.prompts import load_prompts, select
     from feedback.core.kinds import what_is_asked
     from feedback.differentiable.overlay import load_overlay
     from feedback.questions import is_source
-    from generators.core.load import load_generator
     from generators.core.size import VideoSize
     from pipeline.configs import CheckConfig, OnlineEntry
-    from pipeline.online import Job, run
+    from pipeline.online import Job, Training, for_other_machines, train
     from pipeline.recipes import load_recipe
-    from rl.training.tracking import Tracker
 
     entry, model = section(f"online.policies.{name}", OnlineEntry), section("generator", GeneratorConfig)
     path, recipe = Path(section("prompts", PromptsConfig).path), load_recipe(entry.recipe, entry.changes)
@@ -81,11 +82,10 @@ def main(name: str, start: Path, out: Path, metrics: Path, device: str, processe
     params |= {"feedback.sources": {one: what_is_asked(given) for one, given in judges.items()}}
     params |= {"online.check": job.check}
     with stage_state("online", out, params, inputs) as work:
-        load = partial(load_generator, **asdict(model), size=job.size, device=place)
-        report = run(job, load, start, work, out, place, Tracker(tracker, out.name) if tracker else None)
+        job = for_other_machines(job) if engine == RAY else job
+        figures = launch.run(train, Training(job, model, start, out, tracker), work)
         if rank() == 0:
-            facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
-            write_metrics(metrics, {**facts, "question_loss": report.last.get("question_loss")})
+            write_metrics(metrics, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stages `train` and `train-compare`: a policy from its start, by one objective, on a round or a pool."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -8,6 +8,7 @@ import click
 from pipeline.command import (
     PATH,
     device_option,
+    engine_option,
     metrics_option,
     out_option,
     processes_option,
@@ -17,8 +18,10 @@ from pipeline.command import (
 )
 from pipeline.configs import GeneratorConfig, train_config
 from pipeline.identity import RECORDED
+from pipeline.launch import Launch
 from pipeline.params import section
 from pipeline.state import stage_state
+from pipeline.train import Job, run
 
 
 @stage_command
@@ -32,6 +35,7 @@ from pipeline.state import stage_state
 @metrics_option
 @device_option
 @processes_option
+@engine_option
 @tracker_option
 @click.option("--resume-from", type=PATH, help="State folder of an earlier run with the same settings.")
 def main(
@@ -43,41 +47,27 @@ def main(
     metrics: Path,
     device: str,
     processes: str,
+    engine: str,
     tracker: str | None,
     resume_from: Path | None,
 ) -> None:
     """Train a policy; on several accelerators, each takes a part of every batch."""
-    from cluster.devices import pick_device, rank, relaunch
-    from data.pools import open_clip_sets, origin_of
-    from generators.core.generator import SAMPLING
-    from generators.core.load import load_generator
+    launch = Launch(engine, processes, device)
+    launch.begin()
+    from cluster.devices import rank
     from generators.core.size import VideoSize
     from rl.objectives import get_objective
-    from rl.tables import read_table
-    from rl.training.tracking import Tracker
-    from rl.training.trainer import train
 
     model, objective, size = section("generator", GeneratorConfig), get_objective(name), section("video", VideoSize)
-    place = pick_device(device)
-    relaunch(processes, place)
     config = train_config(objective)
-    drawn, shaping = config.preview is not None, replace(config, preview=None)  # pictures shape no weight
+    shaping = replace(config, preview=None)  # pictures shape no weight
     inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
     params = {"objective": name, "generator": model, "video": size, "train": shaping}
     with stage_state("train", out, params, inputs) as work:
-        table, clip_sets = read_table(rows, objective), open_clip_sets(clips)
-        origin = table.facts | origin_of(clip_sets, start.name)
-        generator = load_generator(
-            **asdict(model),
-            size=size,
-            device=place,
-            parts=SAMPLING if drawn else ("denoiser",),
-            denoisers=None if drawn else config.denoisers,
-        )
-        sent = Tracker(tracker, out.name) if tracker else None
-        report = train(generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from, sent)
+        job = Job(name, model, size, config, start, clips, rows, out, tracker, resume_from)
+        figures = launch.run(run, job, work)
         if rank() == 0:
-            write_metrics(metrics, {"rows": len(table.rows), "parameters": report.parameters, **report.last})
+            write_metrics(metrics, figures)
 
 
 if __name__ == "__main__":

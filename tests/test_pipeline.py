@@ -108,6 +108,7 @@ PLUMBING = {
         "guardians",
         "identity",
         "inputs",
+        "launch",
         "params",
         "recipes",
         "state",

@@ -42,6 +42,7 @@ from data.policies import (
 from generators.core.generator import Generator
 from rl.training import state
 from rl.training.config import PolicyConfig, as_written
+from rl.training.generation import FILE, Generation, take
 from rl.training.policies import Policy, make_optimizer, make_trainable
 from rl.training.previews import Previews
 from rl.training.tracking import Tracker
@@ -88,6 +89,7 @@ class TrainingRun:
     last: dict[str, Any]  # the last line of log.jsonl
     tracker: Tracker | None = None
     previews: Previews | None = None
+    generation: Generation | None = None  # None on processes that write nothing
     writes: bool = field(default_factory=lambda: devices.rank() == 0)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -154,6 +156,7 @@ class TrainingRun:
         if not self.writes:
             return
         if log or self.done % self.config.log_every == 0:
+            self._check_newest()
             append_log(self.folder, line)
             if self.tracker:
                 self.tracker.send(line)
@@ -182,6 +185,7 @@ class TrainingRun:
         """
         kept = self.done if kept is None else kept
         if self.writes:
+            self._check_newest()
             if kept == self.done:
                 self.policy.save(self.folder)
             else:
@@ -190,6 +194,7 @@ class TrainingRun:
             if add:
                 add(self.folder)
             write_manifest(self.folder, "policy", objective=self.name, steps=kept)
+            self._check_newest()
             publish(self.folder, out)
             if self.tracker:
                 self.tracker.finish()
@@ -215,6 +220,7 @@ class TrainingRun:
         if self.previews is None:
             return
         path = preview_of(self.folder, self.done)
+        self._check_newest()
         self.previews.draw(path if self.writes else None)
         if self.tracker and self.writes and path.is_file():
             self.tracker.send_picture(self.done, path)
@@ -226,16 +232,26 @@ class TrainingRun:
         facts = {"unit": bar["unit"], "steps": bar["total"], "done": self.done, "now": now, "seconds": bar["elapsed"]}
         partial = self.work / f".{PROGRESS}"
         partial.write_text(json.dumps(facts) + "\n")
+        self._check_newest()
         partial.replace(self.work / PROGRESS)
+
+    def _check_newest(self) -> None:
+        """Before each write. Raises SupersededError where a later start of the run has taken this one's place."""
+        if self.generation:
+            self.generation.check()
 
     def _checkpoint(self) -> None:
         """Write the policy as it is now, and then the state to resume from it."""
+        self._check_newest()
         unfinished = self.folder / CHECKPOINTS / ".unfinished"
         self.policy.save(unfinished)
         describe(unfinished, {**self.made_from, "made_with": self.made_with, "step": self.done})
+        self._check_newest()
         unfinished.rename(unfinished.with_name(name_of(self.done)))
         identity = _identity(self.made_from)
-        state.write_state(self.work, self.done, self.policy.parameters, self.optimizer, identity, self.made_with)
+        state.write_state(
+            self.work, self.done, self.policy.parameters, self.optimizer, identity, self.made_with, self._check_newest
+        )
 
 
 def begin(
@@ -271,6 +287,8 @@ def begin(
         "objective": name,
         **inputs,
     }
+    devices.barrier()  # which a process that is cut off from the others does not pass
+    generation = take(work) if devices.rank() == 0 else None
     done = _resume(work, resume_from, policy, optimizer, made_from, config.checkpoint_every)
     devices.barrier()
     log = read_log(work / FOLDER)
@@ -280,7 +298,7 @@ def begin(
         tracker.start(work, as_written(config), log, previews_in(work / FOLDER))
     return TrainingRun(
         name, config, policy, optimizer, made_from, made_with, work, generator.device, done, done, last, tracker,
-        previews,
+        previews, generation,
     )  # fmt: skip
 
 
@@ -296,7 +314,7 @@ def _resume(
     if resume_from is not None and not (resume_from / state.STATE_FILE).is_file():
         raise state.ResumeError(f"{resume_from}: no {state.STATE_FILE} to resume from")
     if devices.rank() == 0 and resume_from is not None and not (work / state.STATE_FILE).is_file():
-        shutil.copytree(resume_from, work, dirs_exist_ok=True)
+        shutil.copytree(resume_from, work, ignore=shutil.ignore_patterns(FILE), dirs_exist_ok=True)
     devices.barrier()
     done = 0
     if (work / state.STATE_FILE).is_file():

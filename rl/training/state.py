@@ -5,7 +5,7 @@ optimizer moments and the step are all of it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ def write_state(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
     made_with: Sequence[Mapping[str, Any]],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the state after `step` steps, replacing the last one; a kill leaves the old or the new, whole.
 
     identity: flat JSON facts that a run must share to resume from it. made_with: what the steps so far were made with.
+    check: called when all is written, before it takes the place of the last state; what it raises leaves that one.
     """
     tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
     moments = optimizer.state_dict()["state"]
@@ -44,6 +46,7 @@ def write_state(
     state = json.dumps({"step": step, "identity": identity, "made_with": made_with}, sort_keys=True)
     with atomically(folder / STATE_FILE) as partial:
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
+        check()
 
 
 def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
