@@ -108,6 +108,7 @@ PLUMBING = {
         "guardians",
         "identity",
         "inputs",
+        "lock",
         "params",
         "recipes",
         "state",
@@ -158,7 +159,8 @@ FLOORS = (  # each may import those before it, and itself
     {"generators"},
     {"feedback", "rl", "evaluation"},
     {"report"},
-    {"inspection", "pipeline"},
+    {"pipeline"},
+    {"inspection"},
     {"stages", "commands", "tabletop"},
 )
 
