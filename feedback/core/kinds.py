@@ -223,6 +223,16 @@ def needs_device(name: str, block: Mapping[str, Any]) -> bool:
     return read.kind.needs_device or needs.model is not None or nested
 
 
+def keeps_answers(name: str, block: Mapping[str, Any]) -> bool:
+    """Whether the ledger keeps answers of a source or of a nested one: it asks people, or calls a server.
+
+    A ledger is a file of one machine: of many processes one alone asks. Raises ValueError as `read_block` does.
+    """
+    read = read_block(name, block)
+    nested = any(keeps_answers(f"{name}.{key}", inner) for key, inner in read.needs.inner.items())
+    return read.kind.keeps_answers or nested
+
+
 def read_block(name: str, block: Mapping[str, Any]) -> SourceBlock:
     """The kind and the options in the block of `feedback.sources.<name>`.
 
