@@ -25,6 +25,7 @@ from cluster.provenance import ROOT, code_hash, describe_device, differences, in
 logger = logging.getLogger(__name__)
 
 TOKEN = "RAY_AUTH_MODE"  # Ray's variable: `token` refuses whoever has none
+KIND = "accelerator_type:"  # before an accelerator's kind, among a node's resources
 LOSSES = 3  # workers that a unit, or the start of workers, may cost
 LOOK = 5.0  # seconds between looks at the size of the cluster
 PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
@@ -78,6 +79,7 @@ class Node(NamedTuple):
 
     address: str
     resources: dict[str, float]  # CPU, GPU, TPU: how many
+    accelerators: tuple[str, ...]  # their kinds, as Ray calls them
     problem: str | None  # why its workers would be refused
 
 
@@ -307,7 +309,8 @@ def survey(timeout: float = 60.0) -> list[Node]:
         except ray.exceptions.RayError as error:
             outcome, problem = None, _first_line(error)
         silent = None if outcome or problem else f"has not answered within {timeout:g} s"
-        found.append(Node(node["NodeManagerAddress"], counted, problem or silent))
+        kinds = tuple(sorted(name.removeprefix(KIND) for name in node["Resources"] if name.startswith(KIND)))
+        found.append(Node(node["NodeManagerAddress"], counted, kinds, problem or silent))
     return found
 
 
