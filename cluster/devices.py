@@ -12,6 +12,7 @@ import os
 import pickle
 import resource
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ THREADS = torch.get_num_threads()  # as torch chose them: a core each, or OMP_NU
 LONGEST_ALONE = timedelta(days=7)  # for which the others wait for the first process; a provider's batch may take a day
 
 _loaded = 0  # parameters of the models that this process has loaded onto the CPU
-_patient: tuple[Any, Any] | None = None  # the processes' group, and the same processes as one that waits LONGEST_ALONE
+_patient: Any = None  # a weak reference: a group that outlives destroy_process_group may abort the interpreter's end
 
 
 def pick_device(name: str) -> torch.device:
@@ -187,10 +188,11 @@ def of_first(make: Callable[[], T]) -> T:
 def _patient_group() -> Any:
     """All processes, as a group on the CPU: an accelerator's own gives up after minutes."""
     global _patient
-    if _patient is None or _patient[0] is not distributed.group.WORLD:
+    group = _patient() if _patient else None
+    if group is None:
         group = distributed.new_group(backend="gloo", timeout=LONGEST_ALONE)
-        _patient = distributed.group.WORLD, group
-    return _patient[1]
+        _patient = weakref.ref(group)
+    return group
 
 
 def _that_travels(error: Exception) -> Exception:

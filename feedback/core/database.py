@@ -8,8 +8,8 @@ from typing import NamedTuple
 from data.manifest import StoreError
 
 MOUNTS = Path("/proc/mounts")  # of Linux; no other system is looked into
-# Types of file systems that other hosts may use too. Behind `fuse.` disks of one host stand as well. 9p and virtiofs are
-# most often the only disk of a virtual machine, and are taken.
+# Types of file systems that other hosts may use too. Behind `fuse.` stand disks of one host as well. 9p and virtiofs
+# are most often the only disk of a virtual machine, and are taken.
 SHARED = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ncpfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "panfs",
     "pvfs2", "wekafs", "ocfs2", "gfs2", "juicefs",
