@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from cluster import devices
 from data.prompts import Prompt
@@ -23,7 +24,7 @@ from tests.support.network import KEY, block_of
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "feedback/questions/vlm-as-teacher.yaml"
-RULES = [{"kind": "goal", "question": "is there a red ball", "wanted": "Yes"}]
+RULES = [{"kind": "goal", "question": "does the red ball", "wanted": "No"}]
 TEXTS = ("lifting red ball up", "pushing green cube from left to right", "lifting blue cone up")
 PROMPTS = [Prompt(f"p{number}", text, "c", "train", None, None) for number, text in enumerate(TEXTS)]
 
@@ -81,7 +82,7 @@ def write_questions(folder: Path, base: str) -> dict[str, list[str]]:
 
 
 def train(folder: Path, base: str) -> list[dict[str, Any]]:
-    """The log of a run on the tabletop, whose writer and held-out judge are paid."""
+    """The log of a run on the tabletop, whose writer and held-out judge are paid; its judge knows few words."""
     from commands.online.one_prompt import base_policy
     from data.config import read_config
     from data.policies import read_log
@@ -92,13 +93,15 @@ def train(folder: Path, base: str) -> list[dict[str, Any]]:
     from pipeline.recipes import load_recipe
     from tests.support.defaults import default_params
 
-    params = default_params()
+    params, sheet = default_params(), folder / "sheet.yaml"
+    words = yaml.safe_load(Path(TEACHER).read_text()) | {"ask": "{question}", "one_word": "fall off the table"}
+    devices.of_first(lambda: sheet.write_text(yaml.safe_dump(words)))
     engine = {"steps": 2, "gradient_steps": 1, "updates": 1, "batch_size": 2, "held_out_every": 1,
               "checkpoint_every": 1, "gradient_checkpointing": False, "precision": "fp32",
               "stop_below": None}  # fmt: skip
     changes = {
-        "engine": engine, "judge": {"frames": 8}, "questions": {"writer": "writer", "kinds": ["goal"]},
-        "decoding": {"mode": "plain"}, "sampling": {"inference_steps": 2},
+        "engine": engine, "judge": {"frames": 8}, "decoding": {"mode": "plain"}, "sampling": {"inference_steps": 2},
+        "questions": {"writer": "writer", "rubric": str(sheet), "kinds": ["goal"]},
     }  # fmt: skip
     blocks = {"second": params["feedback"]["sources"]["second"]}
     blocks |= {name: block_of("gpt", base) for name in ("writer", "held-out")}
