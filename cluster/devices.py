@@ -170,18 +170,19 @@ def of_first(make: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return make()
-    told: list[Any] = [None]
+    group = _patient_group()  # before the call: the others wait in it
+    made: T | None = None
     raised: Exception | None = None
     if rank() == 0:
         try:
-            told = [(make(), None)]
+            made = make()
         except Exception as error:
-            raised, told = error, [(None, _that_travels(error))]
-    distributed.broadcast_object_list(told, group=_patient_group(), device=torch.device("cpu"))
-    made, error = told[0]
-    if raised or error:
-        raise raised or error
-    result: T = made
+            raised = error
+    told: list[Any] = [made, raised and _that_travels(raised)]
+    distributed.broadcast_object_list(told, group=group, device=torch.device("cpu"))
+    if raised or told[1]:
+        raise raised or told[1]
+    result: T = told[0]
     return result
 
 

@@ -74,7 +74,7 @@ def is_running(path: Path) -> bool:
     if not holder.is_here:
         return time.time() - touched < SILENT * LOOK
     try:
-        return psutil.Process(holder.pid).create_time() <= touched  # else another's pid
+        return bool(psutil.Process(holder.pid).create_time() <= touched)  # else another's pid
     except psutil.Error:
         return False
 

@@ -366,8 +366,8 @@ class HeldOutCheck:
         if clip_sets:
             shutil.rmtree(folder)
         of_ranks = zip(*devices.gather_over_ranks((training, held_out)), strict=True)
-        of_all = ({sample_id: score for own in parts for sample_id, score in own.items()} for parts in of_ranks)
-        return CurvePoint(*(_mean([scores[one] for one in sorted(scores)]) for scores in of_all))
+        training, held_out = ({one: score for own in parts for one, score in own.items()} for parts in of_ranks)
+        return CurvePoint(_mean(training), _mean(held_out))
 
     def _held_out(self, own: "Sequence[ClipSet]") -> dict[str, float | None]:
         """The held-out judge's scores by sample_id: of this process's clips, or of all where the first one asks."""
@@ -416,9 +416,9 @@ def _score(label: "Label") -> float | None:
     return float(label.label) if label.label is not None else label.score
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    """Raises ValueError where there is none."""
-    known = [value for value in values if value is not None]
+def _mean(scores: Mapping[str, float | None]) -> float:
+    """The mean by sample_id, added up in its order. Raises ValueError where there is none."""
+    known = [score for _, score in sorted(scores.items()) if score is not None]
     if not known:
         raise ValueError("the held-out judge could judge none of the clips of its check")
     return sum(known) / len(known)
