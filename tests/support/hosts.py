@@ -9,14 +9,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import distributed
 
 from cluster import devices
 from data.prompts import Prompt
@@ -58,12 +61,18 @@ class Odd(Exception):
 
 
 def ask_the_first(folder: Path, base: str) -> list[Any]:
-    """What the first process makes, and what is raised of two errors of it."""
+    """What the first process makes, for longer than messages may take, and what is raised of two errors of it."""
+    devices.barrier()
+    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
 
     def fail(error: Exception) -> None:
         raise error
 
-    found: list[Any] = [devices.of_first(lambda: [devices.rank(), os.getpid()])]
+    def take_long() -> list[int]:
+        time.sleep(3)
+        return [devices.rank(), os.getpid()]
+
+    found: list[Any] = [devices.of_first(take_long)]
     for error in (ValueError("no writer is known"), Odd(cause="the provider is odd")):
         try:
             devices.of_first(partial(fail, error))
