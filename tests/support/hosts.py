@@ -63,7 +63,7 @@ class Odd(Exception):
 def ask_the_first(folder: Path, base: str) -> list[Any]:
     """What the first process makes, for longer than messages may take, and what is raised of two errors of it."""
     devices.barrier()
-    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    distributed.set_timeout(timedelta(seconds=1))
 
     def fail(error: Exception) -> None:
         raise error
