@@ -9,21 +9,27 @@ import contextlib
 import importlib.util
 import logging
 import os
+import pickle
 import resource
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda", "tpu")
 SMALL = 50_000_000  # parameters of models whose operations one thread does as fast as several
 THREADS = torch.get_num_threads()  # as torch chose them: a core each, or OMP_NUM_THREADS
+LONGEST_ALONE = timedelta(days=7)  # for which the others wait for the first process; a provider's batch may take a day
 
 _loaded = 0  # parameters of the models that this process has loaded onto the CPU
+_patient: Any = None  # a weak reference: a group that outlives destroy_process_group may abort the interpreter's end
 
 
 def pick_device(name: str) -> torch.device:
@@ -156,14 +162,47 @@ def barrier() -> None:
         distributed.barrier()
 
 
-@contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-    """Within it the first process runs alone; the others follow when it is done, and can read its results."""
-    if rank() != 0:
-        barrier()
-    yield
+def of_first(make: Callable[[], T]) -> T:
+    """What the call returns in the first process, which alone makes it, on every process; plain Python that pickles.
+
+    For what a process of another host cannot find by itself, or must not ask for again: a ledger is a file of one host.
+    Every process raises what it raises; the others a RuntimeError with its text where the error does not pickle.
+    """
+    if world_size() == 1:
+        return make()
+    group = _patient_group()  # before the call: the others wait in it
+    made: T | None = None
+    raised: Exception | None = None
     if rank() == 0:
-        barrier()
+        try:
+            made = make()
+        except Exception as error:
+            raised = error
+    told: list[Any] = [made, raised and _that_travels(raised)]
+    distributed.broadcast_object_list(told, group=group, device=torch.device("cpu"))
+    if raised or told[1]:
+        raise raised or told[1]
+    result: T = told[0]
+    return result
+
+
+def _patient_group() -> Any:
+    """All processes, as a group on the CPU: an accelerator's own gives up after minutes."""
+    global _patient
+    group = _patient() if _patient else None
+    if group is None:
+        group = distributed.new_group(backend="gloo", timeout=LONGEST_ALONE)
+        _patient = weakref.ref(group)
+    return group
+
+
+def _that_travels(error: Exception) -> Exception:
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # whatever an error's own pickling raises
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:

@@ -40,6 +40,7 @@ from cluster.provenance import code_hash, versions
 
 logger = logging.getLogger(__name__)
 
+KIND = "accelerator_type:"  # before an accelerator's kind, among a node's resources
 LOOK = 5.0  # seconds between looks at the size of the cluster
 STRAGGLER = 3.0  # times the median time of a unit, after which an idle worker does it too
 
@@ -49,6 +50,7 @@ class Node(NamedTuple):
 
     address: str
     resources: dict[str, float]  # CPU, GPU, TPU: how many
+    accelerators: tuple[str, ...]  # their kinds, as Ray calls them
     problem: str | None  # why its workers would be refused
 
 
@@ -271,7 +273,8 @@ def survey(timeout: float = 60.0) -> list[Node]:
         except ray.exceptions.RayError as error:
             outcome, problem = None, first_line(error)
         silent = None if outcome or problem else f"has not answered within {timeout:g} s"
-        found.append(Node(node["NodeManagerAddress"], counted, problem or silent))
+        kinds = tuple(sorted(name.removeprefix(KIND) for name in node["Resources"] if name.startswith(KIND)))
+        found.append(Node(node["NodeManagerAddress"], counted, kinds, problem or silent))
     return found
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import psutil
-
 from data.policies import FINISHED, FOLDER, LOG_FILE, PROGRESS, numbers, read_log
+from pipeline.lock import LOCK, is_running
 
 POLICIES = Path("runs/policies")
 STAGES = ("train", "online")
@@ -37,7 +36,7 @@ def unfinished(state: Path) -> list[Run]:
         stage, _, out = home.name.partition("-")
         if stage in STAGES and not work.with_name(f"{work.name}{FINISHED}").is_file():
             policy = out.removeprefix("-".join([*POLICIES.parts, ""]))
-            running = "running" if _alive(home / "lock") else "stopped"
+            running = "running" if is_running(home / LOCK) else "stopped"
             with contextlib.suppress(FileNotFoundError):  # published since
                 found.append((log.stat().st_mtime, Run(policy, log.parent, running, _progress(work / PROGRESS))))
     return [run for _, run in sorted(found, key=lambda one: one[0], reverse=True)]
@@ -123,12 +122,3 @@ def _how_far(run: Run, lines: Sequence[Mapping[str, float]]) -> str:
 
 def _progress(path: Path) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text())) if path.is_file() else None
-
-
-def _alive(lock: Path) -> bool:
-    """Whether the process that wrote its pid there is alive."""
-    pid = lock.read_text().strip() if lock.is_file() else ""
-    try:
-        return pid.isdecimal() and psutil.Process(int(pid)).create_time() <= lock.stat().st_mtime  # else another's pid
-    except psutil.Error:
-        return False

@@ -125,7 +125,6 @@ def run(
     Under torchrun each process takes a part of every update's clips, and of those of the check between updates.
     """
     from cluster import devices
-    from feedback.core.kinds import make_source
     from feedback.differentiable.overlay import render
     from feedback.differentiable.vlm import load_judge
     from generators.core.decoding import decode_frames
@@ -156,7 +155,7 @@ def run(
     generator = with_recipe_shift(load(parts=SAMPLING), recipe)
     check = None
     if recipe.engine.held_out_every:
-        held_out = make_source(job.held_out, job.sources[job.held_out], str(device))
+        held_out = open_held_out(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
         check = HeldOutCheck(generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks")
     # 3. The run
@@ -223,12 +222,11 @@ def vlm_judges(
 def written_asks(
     prompts: Sequence[Prompt], writing: "Writing", sources: Mapping[str, Any], device: str
 ) -> "Mapping[str, tuple[Ask, ...]]":
-    """Each prompt's questions by the recipe's writer."""
+    """Each prompt's questions by the recipe's writer, which the first process alone calls: it may be paid."""
     from cluster import devices
     from feedback.questions import write_questions
 
-    with devices.first_alone():  # a paid writer is called once: the other processes find its replies in the ledger
-        return write_questions(prompts, writing, sources, device).asks
+    return devices.of_first(lambda: write_questions(prompts, writing, sources, device).asks)
 
 
 def _weighted(judges: "Sequence[Judge]") -> "list[WeightedJudge]":
@@ -287,13 +285,18 @@ def answered(
     block: Mapping[str, Any],
     explain: bool,
 ) -> "dict[str, tuple[Ask, ...]]":
-    """The questions with the judge's own answers about the real clips, of the prompts whose clips it affirms."""
+    """The questions with the judge's own answers about the real clips, of the prompts whose clips it affirms.
+
+    The first process's: devices of several kinds may differ in a prompt that is left out.
+    """
+    from cluster import devices
     from feedback.core.kinds import read_block
     from feedback.judges.qwen import source_of
     from feedback.questions.references import MOST_TOKENS, asking, reference_answers
 
     options = replace(read_block(name, block)[1], max_new_tokens=MOST_TOKENS)
-    return reference_answers(asks, real, asking(source_of(name, options, loaded)), explain).asks
+    ask = asking(source_of(name, options, loaded))
+    return devices.of_first(lambda: reference_answers(asks, real, ask, explain).asks)
 
 
 # The generator's side
@@ -350,37 +353,50 @@ def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
     )
 
 
-class ClipScores(NamedTuple):
-    """Both judges' scores of a clip."""
+class HeldOut(NamedTuple):
+    """The judge that is not trained on, where it is asked."""
 
-    sample_id: str
-    training: float
-    held_out: float | None  # None: it could not judge the clip
+    by_first: bool  # asked by the first process alone, about the clips of all; else by each about its own
+    source: "Source | None"  # None: this process does not ask
+
+
+def open_held_out(name: str, block: Mapping[str, Any], device: str) -> HeldOut:
+    """The source of a block. The first process alone opens one whose answers a ledger keeps: a file of one machine."""
+    from cluster import devices
+    from feedback.core.kinds import keeps_answers, make_source
+
+    if not keeps_answers(name, block):
+        return HeldOut(False, make_source(name, block, device))
+    made: list[Source] = []
+    devices.of_first(lambda: made.append(make_source(name, block, device)))
+    return HeldOut(True, made[0] if made else None)
 
 
 class HeldOutCheck:
     """The judges' scores of full samples of the policy, between updates: the trainer's `check`.
 
-    Under torchrun each process samples the clips of its own prompts, in a folder of its own.
+    Under torchrun each process samples the clips of its own prompts, in a folder of its own, and their training judges
+    score them there.
     """
 
     def __init__(
         self,
         generator: "Generator",
         judges: "Sequence[WeightedJudge]",
-        held_out: "Source",
+        held_out: HeldOut,
         prompts: Sequence[Prompt],
         encoded: "Encoded",
         sampling: "Sampling",
         work: Path,
     ) -> None:
+        """work: on a disk that all processes share, as resume state is."""
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.encoded, self.sampling = (
             generator, judges, held_out, encoded, sampling
         )  # fmt: skip
         self.prompts = prompts[devices.rank() :: devices.world_size()]
-        self.work = work / f"rank-{devices.rank()}"
+        self.work = work / f"rank-{devices.rank()}-of-{devices.world_size()}"  # whose prompts are others among more
 
     def __call__(self, update: int) -> "CurvePoint":
         """Means over the clips.
@@ -391,23 +407,33 @@ class HeldOutCheck:
         from cluster import devices
         from rl.online.guards import CurvePoint
 
-        clips = sorted(one for own in devices.gather_over_ranks(self._scores(update)) for one in own)
-        return CurvePoint(_mean([clip.training for clip in clips]), _mean([clip.held_out for clip in clips]))
-
-    def _scores(self, update: int) -> list[ClipScores]:
-        """Of this process's clips."""
-        from feedback.core.label import look_at
-
-        if not self.prompts:
-            return []
         folder = self.work / f"step-{update:06d}"
-        clip_set = self._clips(folder / "samples", update)
-        scores = [
-            ClipScores(look.sample.sample_id, self._training(clip_set, look.sample), _score(look.label))
-            for look in look_at(clip_set, self.held_out, len(clip_set.samples))
-        ]
-        shutil.rmtree(folder)
-        return scores
+        clip_sets = [self._clips(folder / "samples", update)] if self.prompts else []
+        held_out = self._held_out(clip_sets)
+        training = {sample.sample_id: self._training(one, sample) for one in clip_sets for sample in one.samples}
+        if clip_sets:
+            shutil.rmtree(folder)
+        of_ranks = zip(*devices.gather_over_ranks((training, held_out)), strict=True)
+        training, held_out = ({one: score for own in parts for one, score in own.items()} for parts in of_ranks)
+        return CurvePoint(_mean(training), _mean(held_out))
+
+    def _held_out(self, own: "Sequence[ClipSet]") -> dict[str, float | None]:
+        """The held-out judge's scores by sample_id: of this process's clips, or of all where the first one asks."""
+        from cluster import devices
+        from data.store import ClipSet
+        from feedback.core.label import look_at_all
+
+        by_first, source = self.held_out
+
+        def ask(clip_sets: Sequence[ClipSet]) -> dict[str, float | None]:
+            assert source is not None
+            clips = sum(len(clip_set.samples) for clip_set in clip_sets)
+            return {look.sample.sample_id: _score(look.label) for look in look_at_all(clip_sets, source, clips)}
+
+        if not by_first:
+            return ask(own) if own else {}
+        folders = [folder for of_rank in devices.gather_over_ranks([one.folder for one in own]) for folder in of_rank]
+        return devices.of_first(lambda: ask([ClipSet.open(folder) for folder in folders]))
 
     def _clips(self, folder: Path, update: int) -> "ClipSet":
         from data.store import ClipSet
@@ -438,9 +464,9 @@ def _score(label: "Label") -> float | None:
     return float(label.label) if label.label is not None else label.score
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    """Raises ValueError where there is none."""
-    known = [value for value in values if value is not None]
+def _mean(scores: Mapping[str, float | None]) -> float:
+    """The mean by sample_id, added up in its order. Raises ValueError where there is none."""
+    known = [score for _, score in sorted(scores.items()) if score is not None]
     if not known:
         raise ValueError("the held-out judge could judge none of the clips of its check")
     return sum(known) / len(known)

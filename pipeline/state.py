@@ -1,6 +1,6 @@
 """A stage may be killed at any moment and started again: its resume folder, its lock, and what becomes of older work.
 
-.state/<stage>-<out>/lock                 held while the stage runs, with its pid; <out> with - for /
+.state/<stage>-<out>/lock                 held while the stage runs (pipeline.lock); <out> with - for /
 .state/<stage>-<out>/<identity>/          the work so far of exactly these params, inputs and code (pipeline.identity)
 .state/<stage>-<out>/<identity>.json      those params, inputs and code, to read and to compare
 .state/<stage>-<out>/<identity>.seconds   how long runs have worked at it
@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from data.manifest import MANIFEST, StoreError, atomically
 from data.policies import FINISHED
 from pipeline.guardians import DVC_STAGE, end_with_dvc
 from pipeline.identity import CODE, Difference, differences, facts_of, identity
+from pipeline.lock import LOCK, HeldError, hold
 from pipeline.saved import in_cache, in_lock, manifest_hash
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def stage_state(stage: str, out: Path, params: Any, inputs: Sequence[Path], root
         _list_adopted(out, work)
         kept = _note_finished(out, work) if DVC_STAGE in os.environ and (out / MANIFEST).is_file() else []
         for path in home.iterdir():
-            if path.name != "lock" and path not in kept:
+            if path.name != LOCK and path not in kept:
                 _delete(path)
 
 
@@ -378,15 +378,9 @@ def _size(size: float) -> str:
 
 @contextlib.contextmanager
 def _lock(home: Path) -> Iterator[None]:
-    """Hold the stage. The kernel lets go when the process ends, however it ends; the file itself stays."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StateError(f"{home.name} is already running, pid {file.read().strip() or 'unknown'}") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    try:
+        with hold(home / LOCK, home.name):
+            yield
+    except HeldError as error:
+        raise StateError(str(error)) from None

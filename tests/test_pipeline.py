@@ -109,6 +109,7 @@ PLUMBING = {
         "identity",
         "inputs",
         "launch",
+        "lock",
         "params",
         "recipes",
         "state",
@@ -159,7 +160,8 @@ FLOORS = (  # each may import those before it, and itself
     {"generators"},
     {"feedback", "rl", "evaluation"},
     {"report"},
-    {"inspection", "pipeline"},
+    {"pipeline"},
+    {"inspection"},
     {"stages", "commands", "tabletop"},
 )
 

@@ -17,6 +17,7 @@ import yaml
 from benchmarks.soak import soak
 from data.manifest import read_manifest
 from data.policies import read_log
+from pipeline.lock import holder_of
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.judges import WORDS, build_judge
 
@@ -268,7 +269,7 @@ def kill_half_way(home: Path, stage: str, state: Path, begun: str, victims: tupl
     while not list(state.glob(f"*/{begun}")):
         assert dvc.poll() is None and time.monotonic() < deadline, f"{stage} never began to keep its work"
         time.sleep(0.005)
-    pid = int((state / "lock").read_text())
+    pid = holder_of(state / "lock").pid
     for victim in victims:
         os.kill(dvc.pid if victim == "dvc" else pid, signal.SIGKILL)
     assert dvc.wait(timeout=30) != 0

@@ -18,6 +18,7 @@ import yaml
 
 from data.policies import FINISHED
 from data.video import read_video, write_video
+from feedback.core.database import shared_disk_of
 from pipeline.state import StateError, check_outputs
 
 OK, NOTE, BROKEN = "ok", "–", "BROKEN"
@@ -67,8 +68,9 @@ def hardware() -> Iterator[Finding]:
 
 
 def cluster() -> Iterator[Finding]:
-    """The nodes of the Ray cluster that stages would work on, each with what it is refused for."""
+    """The nodes of the Ray cluster that stages would work on, each with what it has, and what it is refused for."""
     from cluster.on_ray import survey
+    from cluster.provenance import versions
 
     try:
         nodes = survey()
@@ -76,8 +78,11 @@ def cluster() -> Iterator[Finding]:
         yield Finding(BROKEN, "cluster", str(error))
         return
     yield Finding(OK, "token", "asked for on this node")
+    here = {name: number for name, number in versions().items() if number} | {"ray": importlib.metadata.version("ray")}
+    yield Finding(OK, "versions", f"here {', '.join(f'{name} {number}' for name, number in here.items())}")
     for node in nodes:
         counted = ", ".join(f"{count:g} {name}" for name, count in node.resources.items()) or "for no work"
+        counted += f" ({', '.join(node.accelerators)})" if node.accelerators else ""
         same = "code and versions as here"
         yield Finding(BROKEN if node.problem else OK, f"node {node.address}", f"{counted}; {node.problem or same}")
 
@@ -137,6 +142,11 @@ def verdicts(path: Path | None) -> Finding:
 
 def _kept(path: Path, what: str, table: str, unit: str, none_yet: str, bad: str) -> Finding:
     """An SQLite file of ours. bad: the state where it cannot be used."""
+    if disk := shared_disk_of(path):
+        variable = f"FEEDBACK_{what.upper()}"
+        return Finding(
+            bad, what, f"{path}: on a network file system ({disk}); name a file of this machine in {variable}"
+        )
     there = path if path.exists() else next(parent for parent in path.parents if parent.exists())
     if not os.access(there, os.W_OK) or not os.access(path.parent if path.exists() else there, os.W_OK):
         return Finding(bad, what, f"{path}: not writable")

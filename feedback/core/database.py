@@ -1,10 +1,23 @@
-"""SQLite files of ours: whose a file is, and the version of its tables."""
+"""SQLite files of ours: whose a file is, the version of its tables, and the disks that cannot hold one."""
 
+import re
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
 from data.manifest import StoreError
+
+MOUNTS = Path("/proc/mounts")  # of Linux; no other system is looked into
+# Types of file systems that other hosts may use too. Behind `fuse.` stand disks of one host as well. 9p and virtiofs
+# are most often the only disk of a virtual machine, and are taken.
+SHARED = frozenset((
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ncpfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "panfs",
+    "pvfs2", "wekafs", "ocfs2", "gfs2", "juicefs",
+))  # fmt: skip
+SHARED_BY_FUSE = (  # beginnings
+    "sshfs", "glusterfs", "ceph", "s3fs", "gcsfuse", "rclone", "juicefs", "mfs", "lizardfs", "goofys", "mount-s3",
+    "blobfuse", "beegfs", "afs", "nfs", "smb",
+)  # fmt: skip
 
 
 class Format(NamedTuple):
@@ -14,6 +27,42 @@ class Format(NamedTuple):
     application: int  # SQLite's application_id
     variable: str  # environment variable that names another file
     migrations: tuple[str, ...]  # SQL statements that bring the tables from version n to n + 1
+
+
+def shared_disk_of(path: Path) -> str | None:
+    """The type and the mount point of the network file system that a file lies on, or would; None on another."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    mounts = [(Path(_unescaped(line.split()[1])), line.split()[2]) for line in lines]
+    over = [(point, kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
+    if not over:
+        return None
+    point, kind = max(
+        reversed(over), key=lambda one: len(one[0].parts)
+    )  # of two at one place the later covers the other
+    shared = kind in SHARED or (kind.startswith("fuse.") and kind.removeprefix("fuse.").startswith(SHARED_BY_FUSE))
+    return f"{kind}, mounted at {point}" if shared else None
+
+
+def refuse_shared_disk(path: Path, form: Format) -> None:
+    """Raises StoreError for a file on a disk that other hosts may use too.
+
+    SQLite's write-ahead log needs memory that all its processes share, and its locks and ours tell the processes of one
+    host apart: another host would take our calls in flight for lost, and pay for them again.
+    """
+    if disk := shared_disk_of(path):
+        moving = f", and copy {path} there while nothing uses it" if path.exists() else ""
+        raise StoreError(
+            f"{path}: {form.what} cannot lie on a network file system ({disk}): SQLite loses its locks there. Name a "
+            f"file on a disk of this machine in {form.variable}{moving}"
+        )
+
+
+def _unescaped(point: str) -> str:
+    """As the kernel writes it: blanks, tabs, newlines and backslashes are three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
 
 
 def version_of(db: sqlite3.Connection, path: Path, form: Format) -> int:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -116,8 +116,17 @@ class Look(NamedTuple):
 
 def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> list[Look]:
     """Judge at most `limit` clips of a set. Nothing is stored, except what the source itself stores."""
+    return look_at_all([clip_set], source, limit, votes, max_failed)
+
+
+def look_at_all(
+    clip_sets: Sequence[ClipSet], source: Source, limit: int, votes: int = 1, max_failed: float = 0.0
+) -> list[Look]:
+    """As `look_at`, several sets at once, whose sample_ids differ; their costs count for the first."""
     votes = votes_of(source, votes)
-    requests = spread(requests_for(clip_set, votes), limit)
+    of_all = [request for clip_set in clip_sets for request in requests_for(clip_set, votes)]
+    purpose = of_all[0].purpose if of_all else ""
+    requests = spread([replace(one, purpose=purpose, place=place) for place, one in enumerate(of_all)], limit)
     found = _judge(source, requests, max_failed, None, 0)
     samples = [request.sample for request in requests]
     looks = [_look(one, found[one.sample_id], source) for one in samples]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.manifest import StoreError
-from feedback.core.database import Format, migrate, version_of
+from feedback.core.database import Format, migrate, refuse_shared_disk, version_of
 from feedback.network.ledger import ledger_path
 
 VARIABLE = "FEEDBACK_VERDICTS"  # environment variable with the path of another file, or OFF
@@ -42,7 +42,7 @@ _MIGRATIONS = (  # from version n to n + 1
 
 
 class Unusable(StoreError):
-    """The file cannot be written here: no permission, a full disk, a lock that is held too long."""
+    """The file cannot be written here: no permission, a full disk, a disk of several hosts, a lock held too long."""
 
 
 class Origin(NamedTuple):
@@ -95,12 +95,15 @@ class VerdictFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, form = path, Format("a file of verdicts", APPLICATION, VARIABLE, _MIGRATIONS)
+        try:
+            refuse_shared_disk(path, form)
+        except StoreError as error:
+            raise Unusable(f"{error}; or set {VARIABLE} to {OFF}, and none are kept") from None
         with self._errors_named(), contextlib.ExitStack() as opening:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             opening.callback(self._db.close)
-            form = Format("a file of verdicts", APPLICATION, VARIABLE, _MIGRATIONS)
             if version_of(self._db, path, form) < len(_MIGRATIONS):  # read first: it may be another program's
                 with self._transaction():
                     migrate(self._db, path, form)

@@ -11,7 +11,7 @@ An attempt at a request ends in one of three ways, and until then is in flight:
     lost        no reply came (a reset, a timeout, a kill), and it may have been billed
 
 A run holds a lock on a file of its own, which the kernel releases however the run ends. So the next run finds what was
-in flight when a run was killed.
+in flight when a run was killed. All runs are on one host: a ledger on a network file system is refused.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 import platformdirs
 
 from data.manifest import StoreError
-from feedback.core.database import Format, migrate, version_of
+from feedback.core.database import Format, migrate, refuse_shared_disk, version_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -131,11 +131,13 @@ def request_key(sent: Any) -> str:
 class Ledger:
     """An open ledger, for any thread, one at a time. Close it, or use it in a `with`.
 
-    Raises StoreError where the file cannot be written, is not a ledger, or was written by a newer version of this code.
+    Raises StoreError where the file cannot be written, lies on a disk that other hosts may use too, is not a ledger, or
+    was written by a newer version of this code.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.run, self._lock = path, uuid.uuid4().hex, threading.RLock()
+        refuse_shared_disk(path, self._form())
         with self._errors_named(), contextlib.ExitStack() as opening:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = opening.enter_context(self._run_file(self.run).open("w"))

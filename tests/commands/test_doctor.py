@@ -16,9 +16,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from cluster.on_ray import Node
 from commands.doctor import main
 from commands.doctor.generator import find_generator
-from commands.doctor.machine import BROKEN, NOTE, OK, codecs, ledger, libraries, repository, verdicts
+from commands.doctor.machine import BROKEN, NOTE, OK, cluster, codecs, ledger, libraries, repository, verdicts
 from commands.doctor.usable import (
     PATIENCE,
     check_sources,
@@ -272,6 +273,42 @@ def test_verdicts_of_this_machine_are_counted_and_never_broken(tmp_path):
     assert verdicts(path) == (OK, "verdicts", f"{path}: 1 clips, writable")
     path.write_text("Dear diary, " * 100)
     assert verdicts(path).state == NOTE and "file is not a database" in verdicts(path).detail
+
+
+def test_a_ledger_and_verdicts_on_a_network_file_system_are_named(tmp_path, monkeypatch):
+    (tmp_path / "mounts").write_text(f"server:/export {tmp_path} nfs4 rw 0 0\n")
+    monkeypatch.setattr("feedback.core.database.MOUNTS", tmp_path / "mounts")
+    of_answers, of_verdicts = ledger(tmp_path / "ledger.sqlite", True), verdicts(tmp_path / "verdicts.sqlite")
+    assert (of_answers.state, of_verdicts.state) == (BROKEN, NOTE)
+    assert f"(nfs4, mounted at {tmp_path}); name a file of this machine in FEEDBACK_LEDGER" in of_answers.detail
+    assert "FEEDBACK_VERDICTS" in of_verdicts.detail
+
+
+def test_the_nodes_of_a_cluster_are_listed_with_accelerators_versions_and_what_is_wrong(monkeypatch):
+    nodes = [
+        Node("10.0.0.2", {"CPU": 8.0}, (), None),
+        Node("10.0.0.3", {"CPU": 64.0, "GPU": 8.0}, ("H200",), None),
+        Node("10.0.0.4", {}, (), "has other versions than this process: torch 2.14, here 2.15"),
+    ]
+    monkeypatch.setattr("cluster.on_ray.survey", lambda: nodes)
+    monkeypatch.setattr("cluster.provenance.versions", lambda: {"python": "3.11.7", "torch": "2.15.0", "peft": None})
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"ray": "2.60.0"}[name])
+    found = {one.what: (one.state, one.detail) for one in cluster()}
+    assert found == {
+        "token": (OK, "asked for on this node"),
+        "versions": (OK, "here python 3.11.7, torch 2.15.0, ray 2.60.0"),
+        "node 10.0.0.2": (OK, "8 CPU; code and versions as here"),
+        "node 10.0.0.3": (OK, "64 CPU, 8 GPU (H200); code and versions as here"),
+        "node 10.0.0.4": (BROKEN, "for no work; has other versions than this process: torch 2.14, here 2.15"),
+    }
+
+
+def test_a_cluster_that_cannot_be_asked_is_broken_and_says_why(monkeypatch):
+    def refuse():
+        raise ValueError("engine ray: RAY_AUTH_MODE is not token")
+
+    monkeypatch.setattr("cluster.on_ray.survey", refuse)
+    assert list(cluster()) == [(BROKEN, "cluster", "engine ray: RAY_AUTH_MODE is not token")]
 
 
 def test_the_state_of_a_repository(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 from commands.show import main
 from inspection import watch
 from inspection.watch import chart, find, in_words, unfinished
+from pipeline.lock import ours
 
 LINES = [
     {"step": 5, "loss": 4.0},
@@ -18,11 +21,16 @@ LINES = [
 ]
 
 
+def lock(work: Path, pid: int, **elsewhere: str) -> None:
+    """The lock of work: held by a process of this machine, or of one that `elsewhere` names."""
+    (work.parent / "lock").write_text(json.dumps(asdict(replace(ours(), pid=pid, **elsewhere))))
+
+
 def write_run(root: Path, home: str = "train-runs-policies-rwr1", pid: int | None = None, now: int = 10) -> Path:
     """A run with work in `.state`: ten of its steps in 4 seconds since its last start."""
     work = root / ".state" / home / "0123456789abcdef"
     (work / "policy").mkdir(parents=True)
-    (work.parent / "lock").write_text(str(os.getpid() if pid is None else pid))
+    lock(work, os.getpid() if pid is None else pid)
     (work / "policy/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     progress = {"unit": "step", "steps": 600, "done": 15, "now": now, "seconds": 4.0}
     (work / "progress.json").write_text(json.dumps(progress))
@@ -122,7 +130,7 @@ def test_watching_a_policy_ends_with_its_run(tmp_path, monkeypatch):
     pids = iter([os.getpid(), os.getpid(), dead_pid()])
 
     def next_reading(seconds):
-        (work.parent / "lock").write_text(str(next(pids)))
+        lock(work, next(pids))
 
     monkeypatch.setattr(watch.time, "sleep", next_reading)
     done = CliRunner().invoke(main, ["--watch", "rwr1"])
@@ -130,6 +138,15 @@ def test_watching_a_policy_ends_with_its_run(tmp_path, monkeypatch):
     assert [line.split(",")[0] for line in done.output.splitlines() if line.startswith("rwr1: ")] == [
         "rwr1: running", "rwr1: running", "rwr1: running", "rwr1: stopped",
     ]  # fmt: skip
+
+
+def test_a_run_on_another_host_goes_on_while_it_touches_its_lock():
+    work = write_run(Path())
+    lock(work, dead_pid(), host="node7", boot="another")
+    assert [run.state for run in unfinished(Path(".state"))] == ["running"]
+    an_hour_ago = time.time() - 3600
+    os.utime(work.parent / "lock", (an_hour_ago, an_hour_ago))
+    assert [run.state for run in unfinished(Path(".state"))] == ["stopped"]
 
 
 def test_a_torn_line_is_left_out(tmp_path):

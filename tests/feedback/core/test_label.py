@@ -197,6 +197,14 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+def test_the_progress_bar_shows_what_the_source_says_of_its_workers_and_clips_a_second(clips, tmp_path, capsys):
+    source = Brightness()
+    source.status = lambda: {"workers": 2, "lost": 1}
+    label_clip_set(clips, source, tmp_path / "work", tmp_path / "labels", BATCH)
+    last = capsys.readouterr().err.splitlines()[-1].rpartition("\r")[2]
+    assert "clip/s" in last and "null=0, workers=2, lost=1" in last
+
+
 def test_every_clip_gets_a_label_and_the_manifest_counts_them(clips, tmp_path):
     counts = label_clip_set(clips, Brightness(), tmp_path / "work", tmp_path / "labels", BATCH)
     assert counts == (5, 5, 0, 0, 0, 0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster.pool import Here
 from data.first_frames import read_png
 from data.manifest import StoreError
 from data.prompts import Prompt
@@ -77,6 +78,21 @@ def test_a_clip_set_holds_what_training_needs(generator, tmp_path):
         "size": [5, 16, 16],
     }  # fmt: skip
     assert clips.negative is None and clips.first_frame("p1") is None
+
+
+class OnTwo(Here):
+    """As a pool that has two workers and lost a unit."""
+
+    def status(self):
+        return {"workers": 2, "lost": 1}
+
+
+def test_the_progress_bar_shows_workers_lost_units_and_clips_a_second(generator, tmp_path, capsys):
+    generate_clip_set(
+        lambda _: generator, PROMPTS, SIZE, SAMPLING, R1, tmp_path / "work", tmp_path / "out", pool=OnTwo()
+    )
+    last = capsys.readouterr().err.splitlines()[-1].rpartition("\r")[2]
+    assert "6/6" in last and "clip/s" in last and "workers=2, lost=1" in last
 
 
 def test_the_encoders_are_let_go_of_before_anything_is_sampled(tiny_wan, tmp_path):
