@@ -156,7 +156,8 @@ class _Run:
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         messages = self.ray.remote(num_cpus=0, scheduling_strategy=here)(Messages).remote()
         self.starts, self.members, self.raised = self.starts + 1, {}, []
-        fit: Future[bytes] = _in_background(lambda: self._trainer(messages, call).fit().return_value)
+        trainer = self._trainer(messages, call)
+        fit: Future[bytes] = _in_background(lambda: trainer.fit().return_value)
         while not fit.done():
             self._listen(messages)
             self._warn_of_waiting()
