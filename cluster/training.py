@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between looks at what the processes have said
 RESIZE = 60.0  # seconds between looks of Ray Train at whether there is room for another number of processes
+# Seconds for which Ray Train waits for room before it counts again what there is: a node that died a moment ago is
+# counted for as long as 20 s. By default 60.
+STALE = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 RAY = "ray"  # folder in the work, which Ray Train wants; deleted at the end
 
 
@@ -153,7 +156,8 @@ class _Run:
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         messages = self.ray.remote(num_cpus=0, scheduling_strategy=here)(Messages).remote()
         self.starts, self.members, self.raised = self.starts + 1, {}, []
-        fit: Future[bytes] = _in_background(lambda: self._trainer(messages, call).fit().return_value)
+        trainer = self._trainer(messages, call)
+        fit: Future[bytes] = _in_background(lambda: trainer.fit().return_value)
         while not fit.done():
             self._listen(messages)
             self._warn_of_waiting()
@@ -201,6 +205,7 @@ class _Run:
             scaling |= _slice_of(self.ray.nodes())
         if self.size.least == self.size.most:
             return {"num_workers": self.size.most, **scaling}
+        os.environ.setdefault(*STALE)
         return {"num_workers": tuple(self.size), "elastic_resize_monitor_interval_s": RESIZE, **scaling}
 
     # What the processes say
@@ -281,10 +286,10 @@ class _Run:
     def _last_word(self, error: BaseException, gone: dict[int, str]) -> Exception:
         if self.raised and not gone:
             return WorkerError(f"{self.raised[0].where}, {LOSSES} times in a row: {self.raised[0].trace}")
-        where = ", ".join(self._name(rank) for rank in sorted(gone)) or "a node that has not answered yet"
+        each = [f"{self._name(rank)}: {what}" for rank, what in sorted(gone.items())] or [first_line(error)]
         return LostError(
             f"{LOSSES} groups of processes were lost one after the other, without a new checkpoint, the last one with "
-            f"{where}: {first_line(error)}. What is finished is kept. Most often memory runs out there: raise "
+            f"{', '.join(each)}. What is finished is kept. Most often memory runs out there: raise "
             "gradient_accumulation, or look at Ray's logs on these nodes (/tmp/ray/session_latest/logs)"
         )
 
@@ -361,7 +366,7 @@ def take_part(root: str, device: str, ours: tuple[Any, ...], messages: Any, call
         if problem := Ours(*ours).problem_of(facts):
             raise RefusedError(f"{where} {problem}; what is finished is kept")
         device_facts = {key: facts.made_with["device"][key] for key in ("type", "name", "threads")}
-        messages.say.remote("here", (rank, size, facts.node, device_facts))
+        ray.get(messages.say.remote("here", (rank, size, facts.node, device_facts)))  # before the body can end this
         body, arguments = pickle.loads(call)
         with _told(messages, rank, where):
             return pickle.dumps(body(*arguments))

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "RAY_health_check_timeout_ms": "10000",  # a busy machine answers late; a dead node refuses at once
     "RAY_health_check_failure_threshold": "5",
     "RAY_worker_niceness": "0",  # by default workers give way to all else on the machine
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process each of Ray's own
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",  # the number of threads changes bytes
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
