@@ -1,10 +1,15 @@
-"""The state from which a killed training run resumes: one safetensors file, no pickle.
+"""The state from which a killed training run resumes, in safetensors, no pickle.
+
+    state.safetensors              of parameters that are whole on every process
+    state-000500/                  of shards: a file of each process that wrote it, and facts.json. Read by any number of
+                                   processes, also by one alone
 
 Random draws are functions of the step (rl.training.batches), so parameters,
 optimizer moments and the step are all of it.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
+from cluster import devices
 from data.manifest import atomically
 
 STATE_FILE = "state.safetensors"
+SHARDS, FACTS = "state-{:06d}", "facts.json"
+WRITTEN = "state-" + 6 * "[0-9]"  # of SHARDS, whole
 
 
 class ResumeError(ValueError):
@@ -49,8 +57,11 @@ def write_state(
 def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Restore parameters and optimizer from a folder's state; returns the number of steps done.
 
-    Raises ResumeError naming parameters that only one of state and run has.
+    Of shards, every process calls it. Raises ResumeError naming parameters that only one of state and run has.
     """
+    if path_of(folder).is_dir():
+        _read_shards(path_of(folder), parameters, optimizer)
+        return steps_done(folder)
     with safe_open(folder / STATE_FILE, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no dict)
     found = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}
@@ -65,6 +76,73 @@ def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: tor
             moments[index] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: m for i, m in moments.items() if m}})
     return steps_done(folder)
+
+
+def write_shards(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    made_with: Sequence[Mapping[str, Any]],
+) -> None:
+    """As `write_state`, of parameters that are shards, each process its own; every process calls it."""
+    from torch.distributed import checkpoint
+
+    path = folder / SHARDS.format(step)
+    partial = path.with_name(f"{path.name}.partial")
+    if devices.rank() == 0:
+        for old in folder.glob("state-*.partial"):
+            shutil.rmtree(old)
+        partial.mkdir(parents=True)
+    devices.barrier()
+    writer = checkpoint.HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    checkpoint.save(_tensors(parameters, optimizer), storage_writer=writer)
+    devices.barrier()
+    if devices.rank() == 0:
+        facts = {"step": step, "identity": identity, "made_with": made_with}
+        with atomically(partial / FACTS) as file:
+            file.write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
+        partial.rename(path)
+        for old in folder.glob(WRITTEN):
+            if old != path:
+                shutil.rmtree(old)
+    devices.barrier()
+
+
+def _read_shards(path: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Restore parameters and optimizer from what `write_shards` wrote."""
+    from torch.distributed import checkpoint
+
+    tensors = _tensors(parameters, optimizer)
+    checkpoint.load(tensors, storage_reader=checkpoint.HuggingFaceStorageReader(str(path)))
+    for name, parameter in parameters.items():
+        for key in optimizer.state[parameter]:
+            optimizer.state[parameter][key] = tensors[f"optimizer/{name}/{key}"]
+
+
+def _tensors(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Parameters and moments, of which this process has its shards; the moments are zeros before the first step."""
+    tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        if not moments:
+            where = parameter.device if optimizer.defaults["fused"] else "cpu"
+            moments["step"] = torch.zeros((), device=where)
+            moments["exp_avg"] = torch.zeros_like(parameter.detach())
+            moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
+        tensors |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
+    return tensors
+
+
+def is_there(folder: Path) -> bool:
+    """Whether the folder has a state."""
+    return path_of(folder).exists()
+
+
+def path_of(folder: Path) -> Path:
+    """The folder's state: of shards the newest whole one, else the file, which may be missing."""
+    return max(folder.glob(WRITTEN), default=folder / STATE_FILE)
 
 
 def steps_done(folder: Path) -> int:
@@ -83,12 +161,16 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     for key in {**wanted, **found}:
         if found.get(key) != wanted.get(key):
             raise ResumeError(
-                f"{folder / STATE_FILE}: {key} was {found.get(key)!r} when this state was written and is"
+                f"{path_of(folder)}: {key} was {found.get(key)!r} when this state was written and is"
                 f" {wanted.get(key)!r} now; set it back, or start afresh without this state"
             )
 
 
 def _facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any]
+    if path_of(folder).is_dir():
+        facts = json.loads((path_of(folder) / FACTS).read_text(encoding="utf-8"))
+        return facts
     with safe_open(folder / STATE_FILE, framework="pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()["state"])
+        facts = json.loads(file.metadata()["state"])
     return facts
