@@ -12,6 +12,7 @@ row runs one of weight 0 (rl.training.trainer, rl.online.trainer); previews and 
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,6 +98,8 @@ def whole_copy(denoiser: Any) -> Any:
 
 
 def _shard(denoiser: nn.Module, mesh: DeviceMesh, whole: set[nn.Parameter]) -> None:
+    # Nothing here changes a prediction in place, which the warning is of.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for block in blocks_of(denoiser):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     # Resharded after the forward: a gathered copy that stayed would not see the reference's values.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import distributed
 from torch.nn import Parameter
 
 from cluster import devices
@@ -115,7 +116,8 @@ def _read_shards(path: Path, parameters: Mapping[str, Parameter], optimizer: tor
     from torch.distributed import checkpoint
 
     tensors = _tensors(parameters, optimizer)
-    checkpoint.load(tensors, storage_reader=checkpoint.HuggingFaceStorageReader(str(path)))
+    reader = checkpoint.HuggingFaceStorageReader(str(path))
+    checkpoint.load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
     for name, parameter in parameters.items():
         for key in optimizer.state[parameter]:
             optimizer.state[parameter][key] = tensors[f"optimizer/{name}/{key}"]
