@@ -23,7 +23,7 @@ import click
 import numpy as np
 import torch
 
-from cluster import devices
+from cluster import devices, provenance
 from data.records import Pair, Sample, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core.generator import Generator
@@ -55,7 +55,9 @@ def main(steps: int) -> None:
     from torch_xla.debug import metrics
 
     torch.set_num_threads(1)
-    devices.peak_memory = lambda device: 0  # torch.accelerator does not know torch_xla's device
+    devices.peak_memory = lambda device: 0  # torch knows no accelerator `xla`, which torch_tpu's `tpu` is
+    devices.synchronize = lambda device: torch_xla.sync(wait=True)
+    provenance._accelerator_name = lambda device: None
     counts: list[int] = []
 
     def compiled() -> int:

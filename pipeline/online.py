@@ -105,12 +105,14 @@ def run(
         prompts = [prompt for prompt in prompts if prompt.prompt_id in asks]
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING), recipe)
+    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe)
     check = None
     if recipe.engine.held_out_every:
         held_out = make_source(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
-        check = HeldOutCheck(generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks")
+        check = HeldOutCheck(
+            generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard
+        )
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
     origin = {"recipe": asdict_of(recipe), **named}
@@ -325,7 +327,9 @@ class HeldOutCheck:
         encoded: "Encoded",
         sampling: "Sampling",
         work: Path,
+        shards: bool = False,
     ) -> None:
+        """shards: whether processes share shards of the generator's weights, which they gather equally often."""
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.encoded, self.sampling = (
@@ -333,6 +337,12 @@ class HeldOutCheck:
         )  # fmt: skip
         self.prompts = prompts[devices.rank() :: devices.world_size()]
         self.work = work / f"rank-{devices.rank()}"
+        self.idle = 0  # batches that another process has more
+        if shards:
+            shutil.rmtree(self.work, ignore_errors=True)  # what a killed run left need not be what others left
+            clips = [len(own) * sampling.samples_per_prompt for own in devices.gather_over_ranks(self.prompts)]
+            batches = [-(-count // sampling.batch_size) for count in clips]
+            self.idle = max(batches) - batches[devices.rank()]
 
     def __call__(self, update: int) -> "CurvePoint":
         """Means over the clips.
@@ -343,8 +353,19 @@ class HeldOutCheck:
         from cluster import devices
         from rl.online.guards import CurvePoint
 
+        self._keep_pace()
         clips = sorted(one for own in devices.gather_over_ranks(self._scores(update)) for one in own)
         return CurvePoint(_mean([clip.training for clip in clips]), _mean([clip.held_out for clip in clips]))
+
+    def _keep_pace(self) -> None:
+        """Sample a clip, and forget it, for each batch that another process has more."""
+        from generators.core.conditions import stacked
+
+        generator, how, told = self.generator, self.sampling, self.encoded.told
+        one = stacked(list(told.prompts.values())[:1])
+        for _ in range(self.idle):
+            noise = generator.draw_noise([0], generator.latent_shape)
+            generator.sample(one, told.unwanted, noise, how.steps, how.guidance, how.solver)
 
     def _scores(self, update: int) -> list[ClipScores]:
         """Of this process's clips."""
@@ -406,5 +427,8 @@ def _in_unit(frames: Any) -> "torch.Tensor":
 
 
 def asdict_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its changes, as plain JSON."""
-    return {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
+    """The recipe with its changes, as plain JSON; `shard` as rl.training.config.as_written has it."""
+    written = {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
+    if not recipe.engine.shard:
+        del written["engine"]["shard"]
+    return written

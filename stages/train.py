@@ -73,6 +73,7 @@ def main(
             device=place,
             parts=SAMPLING if drawn else ("denoiser",),
             denoisers=None if drawn else config.denoisers,
+            on_host=config.shard,
         )
         sent = Tracker(tracker, out.name) if tracker else None
         report = train(generator, clip_sets, table.rows, objective, config, start, work, out, origin, resume_from, sent)

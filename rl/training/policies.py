@@ -47,6 +47,8 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
         module.eval()
         if config.gradient_checkpointing:
             module.enable_gradient_checkpointing()
+        if not shards:
+            module.to(generator.device)  # where it was left on the host
     if shards:
         for name, module in generator.denoisers.items():
             shard = sharding.shard_all if config.full and name in trained else sharding.shard_frozen
