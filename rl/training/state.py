@@ -10,7 +10,8 @@ optimizer moments and the step are all of it.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,17 @@ def write_shards(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
     made_with: Sequence[Mapping[str, Any]],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """As `write_state`, of parameters that are shards, each process its own; every process calls it."""
+    """As `write_state`, of parameters that are shards, each process its own; every process calls it.
+
+    check: called on the first process when all is written, before it takes the place of the last state.
+    """
     from torch.distributed import checkpoint
 
     path = folder / SHARDS.format(step)
-    partial = path.with_name(f"{path.name}.partial")
+    word = devices.gather_over_ranks(uuid.uuid4().hex)[0]  # so that two starts of a run never write one folder
+    partial = path.with_name(f"{path.name}.{word}.partial")
     if devices.rank() == 0:
         for old in folder.glob("state-*.partial"):
             shutil.rmtree(old)
@@ -104,6 +110,7 @@ def write_shards(
         facts = {"step": step, "identity": identity, "made_with": made_with}
         with atomically(partial / FACTS) as file:
             file.write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
+        check()
         partial.rename(path)
         for old in folder.glob(WRITTEN):
             if old != path:

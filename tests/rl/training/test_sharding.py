@@ -137,7 +137,7 @@ def _killing(moment: str):
         return state.shutil, "rmtree", removed
 
     def renamed(path, target):
-        if path.name == "state-000004.partial":
+        if path.name.startswith("state-000004."):
             raise KeyboardInterrupt
         return original_rename(path, target)
 
