@@ -35,6 +35,9 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
     names = trained_denoisers(generator.denoiser_names, config)
     check_trainable(generator, config)
     shards = config.shard and sharding.is_possible()
+    if not shards:
+        for module in generator.denoisers.values():
+            module.to(generator.device)  # from the host, where a run that shards loads them
     trained = {name: generator.component(name) for name in names}
     if config.full:
         lora.apply_policy(generator, start)
@@ -47,8 +50,6 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
         module.eval()
         if config.gradient_checkpointing:
             module.enable_gradient_checkpointing()
-        if not shards:
-            module.to(generator.device)  # where it was left on the host
     if shards:
         for name, module in generator.denoisers.items():
             shard = sharding.shard_all if config.full and name in trained else sharding.shard_frozen

@@ -53,7 +53,7 @@ def write_state(
     # One metadata entry: safetensors writes several in random order.
     state = json.dumps({"step": step, "identity": identity, "made_with": made_with}, sort_keys=True)
     with atomically(folder / STATE_FILE) as partial:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
 
 
 def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
