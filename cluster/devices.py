@@ -135,8 +135,9 @@ def compiles_shapes(device: torch.device) -> bool:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device, without a wait for the work that this has been given."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A tensor on the device, from the CPU without a wait for the work that this has been given."""
+    waits = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if waits else tensor.to(device)
 
 
 def peak_memory(device: torch.device) -> int:

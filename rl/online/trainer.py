@@ -102,17 +102,15 @@ def train_online(
                 # 2. Clean latents, whose graph reaches the policy
                 predict, rollout = _roll_out(generator, inputs, config, update, prompt_at)
                 # 3. The judges' answers and the gradient of the latents, a clip at a time
+                judged: list[JudgedClip] = []
                 try:
-                    judged = (
-                        _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
-                        if own
-                        else []
-                    )
+                    if own:
+                        judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
                 except NonFiniteLossError as error:
                     raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
                 # 4. The gradient of the policy: of the judges, then of the distance to the reference
-                nothing = torch.zeros_like(rollout.latents)
-                rollout.latents.backward(torch.cat([clip.gradient for clip in judged]) if own else nothing)
+                gradients = [clip.gradient for clip in judged] or [torch.zeros_like(rollout.latents)]
+                rollout.latents.backward(torch.cat(gradients))
                 weight = config.velocity_weight / config.batch_size
                 distances = velocity_distance(predict, run.policy.reference, rollout.forwards, weight, bool(own))
                 clips += [

@@ -92,9 +92,11 @@ class TrainingRun:
     cpu_seconds: float = 0.0
     progress: tqdm | None = None  # within `loop`
     failed: Tensor = field(init=False)  # (3,) number, loss and gradient norm of the first step that is not finite
+    number: Tensor = field(init=False)  # () `done` on the device, where a number that changes would be compiled again
 
     def __post_init__(self) -> None:
         self.failed = torch.zeros(3, device=self.device)
+        self.number = torch.full((), float(self.done), device=self.device)
 
     @property
     def folder(self) -> Path:
@@ -226,7 +228,8 @@ class TrainingRun:
     def _note(self, loss: Any, norm: Tensor) -> None:
         """Keep the step in `failed` if it is the first whose loss or gradient norm is not finite."""
         loss = loss if isinstance(loss, Tensor) else torch.full((), loss, device=self.device)
-        now = torch.stack([torch.full((), self.done + 1.0, device=self.device), loss.float(), norm.float()])
+        self.number = self.number + 1
+        now = torch.stack([self.number, loss.float(), norm.float()])
         fine = torch.isfinite(now).all() | (self.failed[0] > 0)
         self.failed = torch.where(fine, self.failed, now)
 
@@ -270,7 +273,7 @@ class TrainingRun:
         partial.replace(self.work / PROGRESS)
 
     def _checkpoint(self) -> None:
-        """Write the policy as it is now, and then the state to resume from it; every process has a part where sharded."""
+        """Write the policy as it is now, and then the state to resume from it; on every process."""
         unfinished = self.folder / CHECKPOINTS / ".unfinished"
         self.policy.save(unfinished)
         if self.writes:

@@ -14,7 +14,9 @@ from pipeline.online import HeldOutCheck
 def test_over_shards_a_process_with_fewer_batches_samples_as_many_as_the_others(tmp_path, monkeypatch):
     """Two clips of each of three prompts, on two processes, in batches of two: 2 batches and 1."""
     prompts: Any = ["p0", "p1", "p2"]
-    told = PromptConditions({name: {"text": torch.zeros(6, 16)} for name in prompts}, {"text": torch.zeros(6, 16)}, None)
+    told = PromptConditions(
+        {name: {"text": torch.zeros(6, 16)} for name in prompts}, {"text": torch.zeros(6, 16)}, None
+    )
     nothing: Any = None
     sampled: list[int] = []
     generator: Any = SimpleNamespace(

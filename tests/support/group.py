@@ -19,16 +19,16 @@ from tests.support.tiny import load_wan
 
 
 class Run(NamedTuple):
-    """A run of the loop over clips or, without an objective, of the online loop; in home/work, published as home/out."""
+    """A run of the loop over clips or, without an objective, of the online loop, which publishes home/out."""
 
     home: Path
     generator: Path
     start: Path
     objective: str | None = None
     clips: Path | None = None
-    changes: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    changes: dict[str, Any] = {}
     weights: Sequence[float] = ()  # of the rows in the place of those that they have
-    family: tuple[str, int, int] | None = None  # of another generator than the tiny Wan: name, frames and side of a clip
+    family: tuple[str, int, int] | None = None  # of a generator that is no tiny Wan: name, frames and side
     stops: bool = False  # whether it ends before it publishes, as if killed
 
 
@@ -92,4 +92,3 @@ def _loaded(one: Run):
     name, frames, side = one.family
     size = VideoSize(frames, side, side, 8)
     return load_generator(name, str(one.generator), size, max_prompt_tokens=6, parts=parts)
-

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
+from cluster import devices
 from data.policies import previews_in
 from data.store import ClipSet
 from generators.core import lora
@@ -108,7 +109,17 @@ def test_full_weights_in_shards_are_those_of_whole_ones_and_load_as_they_do(
     assert sorted(path.name for path in (tmp_path / "shards/work").glob("state*")) == ["state-000004"]
 
 
-def test_a_state_of_shards_is_the_old_or_the_new_one_whole(tiny_wan, clip_set, base, tmp_path, group_of_one, monkeypatch):
+def test_full_weights_in_shards_wait_for_no_device(tiny_wan, clip_set, base, tmp_path, group_of_one, monkeypatch):
+    changes = {"full": True, "shard": True, "log_every": 4}
+    run("dpo", tiny_wan, clip_set, base, tmp_path / "read", **changes)
+    monkeypatch.setattr(devices, "reads_freely", lambda device: False)
+    run("dpo", tiny_wan, clip_set, base, tmp_path / "seldom", **changes)
+    assert contents(tmp_path / "read/out") == contents(tmp_path / "seldom/out")
+
+
+def test_a_state_of_shards_is_the_old_or_the_new_one_whole(
+    tiny_wan, clip_set, base, tmp_path, group_of_one, monkeypatch
+):
     """Killed before the rename, before the older one is removed, and while a later one is written."""
     changes = {"full": True, "shard": True, "steps": 6}
     run("sft", tiny_wan, clip_set, base, tmp_path / "whole", **changes)
@@ -163,11 +174,10 @@ def test_shard_is_refused_where_there_is_none(tiny_wan, clip_set, base, tmp_path
 
 # Every family
 
-FAMILIES = [
-    name for name in VARIANTS
-    if name in ("wan2.1-t2v", "wan2.1-i2v", "wan2.2-t2v", "cogvideox-2b", "cogvideox1.5-5b-i2v", "animatediff", "unet3d",
-                "hunyuan-video-t2v", "hunyuan-video-i2v-33ch", "ltx0.9.7-ti2v", "kandinsky5-t2v", "framepack-i2v")
-]  # fmt: skip
+FAMILIES = (
+    "wan2.1-t2v", "wan2.1-i2v", "wan2.2-t2v", "cogvideox-2b", "cogvideox1.5-5b-i2v", "animatediff", "unet3d",
+    "hunyuan-video-t2v", "hunyuan-video-i2v-33ch", "ltx0.9.7-ti2v", "kandinsky5-t2v", "framepack-i2v",
+)  # fmt: skip
 
 
 class Asked(NamedTuple):
