@@ -1,9 +1,9 @@
 """How often a training step is compiled for a device that compiles each shape: `python -m benchmarks.compilations`.
 
 Runs rl.training.trainer.train on a tiny Wan under torch_xla on the CPU, and prints the number of compilations after
-each step. A TPU has the same limits: a shape or a constant that differs from step to step costs minutes there. After the
-second step there must be none; what is logged or checkpointed is read from the device and compiles nothing. RWR has rows
-of weight 0, which run like the others.
+each step. A TPU has the same limits: a shape or a constant that differs from step to step costs minutes there. After
+the second step there must be none; what is logged or checkpointed is read from the device and compiles nothing. RWR has
+rows of weight 0, which run like the others.
 
 torch_xla needs its own torch, so an environment of its own, beside the repository:
 

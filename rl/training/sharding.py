@@ -6,8 +6,8 @@
             a copy of the shards; equal to float tolerance
 
 Every forward and backward gathers weights, which all processes must do equally often and in the same order, or they
-wait for each other for ever. So each runs as many forwards as the others: a row of weight 0 is run, and a process without
-a row runs one of weight 0 (rl.training.trainer, rl.online.trainer); previews and checks sample equally many clips.
+wait for each other for ever. So each runs as many forwards as the others: a row of weight 0 is run, and a process
+without a row runs one of weight 0 (rl.training.trainer, rl.online.trainer); previews and checks sample equally often.
 """
 
 import contextlib

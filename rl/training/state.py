@@ -1,8 +1,8 @@
 """The state from which a killed training run resumes, in safetensors, no pickle.
 
     state.safetensors              of parameters that are whole on every process
-    state-000500/                  of shards: a file of each process that wrote it, and facts.json. Any number of processes
-                                   reads it, also one alone
+    state-000500/                  of shards: a file of each process that wrote it, and facts.json. Any number of
+                                   processes reads it, also one alone
 
 Random draws are functions of the step (rl.training.batches), so parameters,
 optimizer moments and the step are all of it.
