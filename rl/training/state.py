@@ -104,7 +104,8 @@ def write_shards(
         partial.mkdir(parents=True)
     devices.barrier()
     writer = checkpoint.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    checkpoint.save(_tensors(parameters, optimizer), storage_writer=writer)
+    alone = not distributed.is_initialized()
+    checkpoint.save(_tensors(parameters, optimizer), storage_writer=writer, no_dist=alone)
     devices.barrier()
     if devices.rank() == 0:
         facts = {"step": step, "identity": identity, "made_with": made_with}

@@ -30,6 +30,7 @@ class Run(NamedTuple):
     weights: Sequence[float] = ()  # of the rows in the place of those that they have
     family: tuple[str, int, int] | None = None  # of a generator that is no tiny Wan: name, frames and side
     stops: bool = False  # whether it ends before it publishes, as if killed
+    on_node: int | None = None  # processes that are said to be on each node; None: all
 
 
 class Killed(BaseException):
@@ -51,6 +52,9 @@ def run_together(processes: int, runs: Sequence[Run]) -> None:
 
 def run_alone(one: Run) -> None:
     """Do a run on this process."""
+    os.environ.pop("LOCAL_WORLD_SIZE", None)
+    if one.on_node:
+        os.environ["LOCAL_WORLD_SIZE"] = str(one.on_node)
     finish = TrainingRun.finish
     if one.stops:
         TrainingRun.finish = _killed

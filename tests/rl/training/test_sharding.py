@@ -260,7 +260,7 @@ def home(tiny_wan, tiny_model, clip_set, base, tmp_path_factory) -> Home:
     write_clip_set(clips_of_two, shape=generator.latent_shape, more=text)
 
     def of(name: str, objective: str | None = None, begin: Path = base, **more) -> Run:
-        named = {key: more.pop(key) for key in ("weights", "stops", "family") if key in more}
+        named = {key: more.pop(key) for key in ("weights", "stops", "on_node") if key in more}
         return Run(folder / name, tiny_wan, begin, objective, clip_set.folder, more, **named)
 
     drawn = {"prompts": 1, "every": 2, "steps": 2, "guidance": 1.5, "solver": "unipc"}  # one process has none
@@ -271,6 +271,7 @@ def home(tiny_wan, tiny_model, clip_set, base, tmp_path_factory) -> Home:
     family = ("wan", variant.num_frames, variant.height)
     runs = [
         *(of(f"new-{shard}", "dpo", shard=shard) for shard in (False, True)),
+        of("nodes", "dpo", shard=True, on_node=1),
         *(of(f"continued-{shard}", "dpo", started, shard=shard) for shard in (False, True)),
         *(of(f"recomputed-{shard}", "dpo", shard=shard, gradient_checkpointing=True) for shard in (False, True)),
         *(of(f"rwr-{shard}", "rwr", shard=shard, weights=rows, gradient_accumulation=3, **FLOAT_ORDER)
@@ -298,6 +299,7 @@ def test_two_processes_train_a_lora_over_shards_to_the_bit(home):
     """New, continued with a frozen reference, and recomputed in the backward pass."""
     for kind in ("new", "continued", "recomputed"):
         assert home.same(f"{kind}-False", f"{kind}-True"), kind
+    assert home.same("new-False", "nodes")  # which gather nothing from each other
 
 
 @pytest.mark.ci
