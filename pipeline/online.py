@@ -429,6 +429,5 @@ def _in_unit(frames: Any) -> "torch.Tensor":
 def asdict_of(recipe: Recipe) -> dict[str, Any]:
     """The recipe with its changes, as plain JSON; `shard` as rl.training.config.as_written has it."""
     written = {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
-    if not recipe.engine.shard:
-        del written["engine"]["shard"]
-    return written
+    engine = {name: value for name, value in asdict(recipe.engine).items() if name != "shard" or value}
+    return written | {"engine": engine}

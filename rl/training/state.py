@@ -93,7 +93,8 @@ def write_shards(
 
     check: called on the first process when all is written, before it takes the place of the last state.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     path = folder / SHARDS.format(step)
     word = devices.gather_over_ranks(uuid.uuid4().hex)[0]  # so that two starts of a run never write one folder
@@ -103,9 +104,9 @@ def write_shards(
             shutil.rmtree(old)
         partial.mkdir(parents=True)
     devices.barrier()
-    writer = checkpoint.HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
     alone = not distributed.is_initialized()
-    checkpoint.save(_tensors(parameters, optimizer), storage_writer=writer, no_dist=alone)
+    save(_tensors(parameters, optimizer), storage_writer=writer, no_dist=alone)
     devices.barrier()
     if devices.rank() == 0:
         facts = {"step": step, "identity": identity, "made_with": made_with}
@@ -121,11 +122,12 @@ def write_shards(
 
 def _read_shards(path: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Restore parameters and optimizer from what `write_shards` wrote."""
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     tensors = _tensors(parameters, optimizer)
-    reader = checkpoint.HuggingFaceStorageReader(str(path))
-    checkpoint.load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
+    reader = HuggingFaceStorageReader(str(path))
+    load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
     for name, parameter in parameters.items():
         for key in optimizer.state[parameter]:
             optimizer.state[parameter][key] = tensors[f"optimizer/{name}/{key}"]
