@@ -130,6 +130,22 @@ def has_fused_adam(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda")
 
 
+def reads_freely(device: torch.device) -> bool:
+    """Whether a value is there when it is read; elsewhere reading waits for all work that the device has been given."""
+    return device.type == "cpu"
+
+
+def compiles_shapes(device: torch.device) -> bool:
+    """Whether a new shape of a tensor costs a compilation there."""
+    return device.type not in ("cpu", "cuda")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device, from the CPU without a wait for the work that this has been given."""
+    waits = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if waits else tensor.to(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Most bytes this process ever held: allocated on an accelerator, resident on the CPU."""
     if device.type != "cpu":
@@ -226,12 +242,18 @@ def gather_over_ranks(value: Any) -> list[Any]:
     return values
 
 
-def slice_of_rank(count: int, pieces: int) -> list[range]:
-    """This process's share of a batch of `count` rows, as `pieces` runs of nearly equal length, none empty.
+def slice_of_rank(count: int, pieces: int, empty: bool = False) -> list[range]:
+    """This process's share of a batch of `count` rows, as `pieces` runs of nearly equal length.
 
-    All processes' runs in order of rank are the batch in its order, whatever their number.
+    All processes' runs in order of rank are the batch in its order, whatever their number. empty: whether runs without
+    a row are kept, so that every process has as many runs as the others.
     """
     total = world_size() * pieces
     edges = [count * i // total for i in range(total + 1)]
     mine = range(rank() * pieces, (rank() + 1) * pieces)
-    return [range(edges[i], edges[i + 1]) for i in mine if edges[i] < edges[i + 1]]
+    return [range(edges[i], edges[i + 1]) for i in mine if empty or edges[i] < edges[i + 1]]
+
+
+def even_slice_of_rank(count: int) -> list[int]:
+    """Every world_size-th of `count` places, as many on each process: the last may be one that another has too."""
+    return [place % count for place in range(rank(), -(-count // world_size()) * world_size(), world_size())]

@@ -152,12 +152,14 @@ def run(
         prompts = [prompt for prompt in prompts if prompt.prompt_id in asks]
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING), recipe)
+    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe)
     check = None
     if recipe.engine.held_out_every:
         held_out = open_held_out(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
-        check = HeldOutCheck(generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks")
+        check = HeldOutCheck(
+            generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard
+        )
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
     origin = {"recipe": asdict_of(recipe), **named}
@@ -388,8 +390,12 @@ class HeldOutCheck:
         encoded: "Encoded",
         sampling: "Sampling",
         work: Path,
+        shards: bool = False,
     ) -> None:
-        """work: on a disk that all processes share, as resume state is."""
+        """work: on a disk that all processes share, as resume state is.
+
+        shards: whether processes share shards of the generator's weights, which they gather equally often.
+        """
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.encoded, self.sampling = (
@@ -397,6 +403,12 @@ class HeldOutCheck:
         )  # fmt: skip
         self.prompts = prompts[devices.rank() :: devices.world_size()]
         self.work = work / f"rank-{devices.rank()}-of-{devices.world_size()}"  # whose prompts are others among more
+        self.idle = 0  # batches that another process has more
+        if shards:
+            shutil.rmtree(self.work, ignore_errors=True)  # what a killed run left need not be what others left
+            clips = [len(own) * sampling.samples_per_prompt for own in devices.gather_over_ranks(self.prompts)]
+            batches = [-(-count // sampling.batch_size) for count in clips]
+            self.idle = max(batches) - batches[devices.rank()]
 
     def __call__(self, update: int) -> "CurvePoint":
         """Means over the clips.
@@ -407,6 +419,7 @@ class HeldOutCheck:
         from cluster import devices
         from rl.online.guards import CurvePoint
 
+        self._keep_pace()
         folder = self.work / f"step-{update:06d}"
         clip_sets = [self._clips(folder / "samples", update)] if self.prompts else []
         held_out = self._held_out(clip_sets)
@@ -416,6 +429,16 @@ class HeldOutCheck:
         of_ranks = zip(*devices.gather_over_ranks((training, held_out)), strict=True)
         training, held_out = ({one: score for own in parts for one, score in own.items()} for parts in of_ranks)
         return CurvePoint(_mean(training), _mean(held_out))
+
+    def _keep_pace(self) -> None:
+        """Sample a clip, and forget it, for each batch that another process has more."""
+        from generators.core.conditions import stacked
+
+        generator, how, told = self.generator, self.sampling, self.encoded.told
+        one = stacked(list(told.prompts.values())[:1])
+        for _ in range(self.idle):
+            noise = generator.draw_noise([0], generator.latent_shape)
+            generator.sample(one, told.unwanted, noise, how.steps, how.guidance, how.solver)
 
     def _held_out(self, own: "Sequence[ClipSet]") -> dict[str, float | None]:
         """The held-out judge's scores by sample_id: of this process's clips, or of all where the first one asks."""
@@ -480,5 +503,7 @@ def _in_unit(frames: Any) -> "torch.Tensor":
 
 
 def asdict_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its changes, as plain JSON."""
-    return {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
+    """The recipe with its changes, as plain JSON; `shard` as rl.training.config.as_written has it."""
+    written = {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
+    engine = {name: value for name, value in asdict(recipe.engine).items() if name != "shard" or value}
+    return written | {"engine": engine}

@@ -48,6 +48,7 @@ def run(job: Job, work: Path, device: str) -> dict[str, Any]:
         device=pick_device(device),
         parts=SAMPLING if drawn else ("denoiser",),
         denoisers=None if drawn else job.config.denoisers,
+        on_host=job.config.shard,
     )
     tracker = Tracker(job.tracker, job.out.name) if job.tracker else None
     report = train(

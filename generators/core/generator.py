@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from cluster.devices import sent
 from generators.core.checkpoint import Checkpoint
 from generators.core.conditions import Conditions, chosen, given_frames, joined, replaced, with_given
 from generators.core.process import FlowMatching, process_of, shift_key, with_fixed_shift
@@ -92,6 +93,7 @@ class Generator:
     text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
     negative_prompt: str = ""  # the pipeline's own, taken where params.yaml has null
     default_embedded_guidance: float | None = None  # guidance scale that is an input of a distilled denoiser
+    always_asked: tuple[str, ...] = ()  # denoisers that run in every `predict`, as processes that share shards must
 
     def __init__(
         self,
@@ -246,27 +248,30 @@ class Generator:
         latents, conditions: of a `view`, where a clip has several parts. t: (B,) in [0, 1], 1 is pure noise. The
         prediction of given frames means nothing.
         """
-        return self.ask(latents, self.process.model_timestep(t), conditions)
+        return self.ask(latents, self.process.model_timestep(t), conditions, self.always_asked)
 
-    def ask(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+    def ask(self, latents: Tensor, timestep: Tensor, conditions: Conditions, always: Sequence[str] = ()) -> Tensor:
         """(B, C, F, h, w) float32 prediction. Each row goes to the denoiser that owns its time.
 
-        timestep: (B,) in the scheduler's unit.
+        timestep: (B,) in the scheduler's unit; on the CPU it is read without a wait for the device.
+        always: denoisers that run, forward and backward, also where no row is theirs; first of all, in this order.
         """
-        latents = with_given(latents.to(self.device, self.dtype), conditions)
-        told = {name: self._moved(tensor) for name, tensor in conditions.items()}
-        timestep = timestep.to(self.device)
         several = len(self.denoiser_names) > 1
         turns = [self.denoiser_at(one) for one in timestep.tolist()] if several else [*self.denoiser_names]
-        if len(set(turns)) == 1:
+        latents = with_given(latents.to(self.device, self.dtype), conditions)
+        told = {name: self._moved(tensor) for name, tensor in conditions.items()}
+        timestep = sent(timestep, self.device)
+        asked = dict.fromkeys([*always, *turns])
+        if len(asked) == 1:
             return self._ask(self.component(turns[0]), latents, timestep, told).float()
-        places = {name: [place for place, turn in enumerate(turns) if turn == name] for name in dict.fromkeys(turns)}
-        answers = [
-            self._ask(self.component(name), latents[own], timestep[own], chosen(told, own)).float()
-            for name, own in places.items()
-        ]
-        order = torch.tensor([place for own in places.values() for place in own], device=self.device)
-        return torch.cat(answers)[order.argsort()]
+        places = {name: [place for place, turn in enumerate(turns) if turn == name] for name in asked}
+        answers = []
+        for name, own in places.items():
+            rows = sent(torch.tensor(own or [0]), self.device)  # [0]: of another denoiser, its answer is cut off
+            answer = self._ask(self.component(name), latents[rows], timestep[rows], chosen(told, rows))
+            answers.append(answer[: len(own)].float())
+        order = torch.tensor([place for own in places.values() for place in own]).argsort()
+        return torch.cat(answers)[sent(order, self.device)]
 
     def guided(self, conditions: Conditions, empty: Mapping[str, Tensor], guidance: float) -> Predict:
         """The prediction under classifier-free guidance, as a function of latents and scheduler timestep.

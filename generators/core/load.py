@@ -31,6 +31,7 @@ def load_generator(
     components: Mapping[str, Mapping[str, Any]] | None = None,
     parts: Collection[str] = PARTS,
     denoisers: Collection[str] | None = None,
+    on_host: bool = False,
 ) -> Generator:
     """A generator ready to sample, its modules frozen and in eval mode.
 
@@ -42,6 +43,7 @@ def load_generator(
     embedded_guidance: the guidance scale that is an input of a distilled denoiser; None: the family's.
     components: those that lie elsewhere than in `path`: path, revision and subfolder by the pipeline's names for them.
     parts: of PARTS, those to load; training needs ("denoiser",) alone. denoisers: of several, those to load; None: all.
+    on_host: leave the denoisers in the host's memory, from where rl.training.policies puts shards on the device.
     Reads safetensors only, never a pickle, and downloads no other part. Raises ValueError naming the argument that is
     wrong.
     """
@@ -55,7 +57,8 @@ def load_generator(
     for name, part in names.items():
         left_out = part == "denoiser" and denoisers is not None and name not in denoisers
         if checkpoint.class_of(name) and not left_out:
-            generator.components[name] = _load_component(checkpoint, name, part, generator)
+            place = torch.device("cpu") if part == "denoiser" and on_host else where
+            generator.components[name] = _load_component(checkpoint, name, part, generator, place)
     fit_threads(generator.components.values())
     _check_options(generator, vae_tiling, attention)
     if vae_tiling and {"denoiser", "vae"} <= set(parts):  # clips are decoded in tiles; first frames are encoded whole
@@ -142,7 +145,7 @@ def _is_files(checkpoint: Checkpoint, name: str) -> bool:
     return any(kind in (checkpoint.class_of(name) or "") for kind in ("Tokenizer", "Processor", "FeatureExtractor"))
 
 
-def _load_component(checkpoint: Checkpoint, name: str, part: str, generator: Generator) -> Any:
+def _load_component(checkpoint: Checkpoint, name: str, part: str, generator: Generator, place: torch.device) -> Any:
     import importlib
 
     library, (source, folder) = checkpoint.index[name][0], checkpoint.place(name)
@@ -157,7 +160,7 @@ def _load_component(checkpoint: Checkpoint, name: str, part: str, generator: Gen
     logging.getLogger("diffusers.configuration_utils").addFilter(_is_no_surplus)
     dtype = torch.float32 if part in FLOAT32 else generator.dtype
     module = cls.from_pretrained(source.path, **where, dtype=dtype, use_safetensors=True)
-    return module.to(generator.device).eval().requires_grad_(False)
+    return module.to(place).eval().requires_grad_(False)
 
 
 def _is_no_surplus(record: logging.LogRecord) -> bool:

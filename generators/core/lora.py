@@ -144,14 +144,16 @@ def fuse(transformer: Any) -> None:
 # Full fine-tuning
 
 
-def train_full(transformer: Any) -> None:
-    """Make every weight trainable and hold a copy of all as they are now, the reference.
+def train_full(transformer: Any, hold: bool = True) -> None:
+    """Make every weight trainable and, where wanted, hold a copy of all as they are now, the reference.
 
     Raises LoraError unless the weights are float32: in bfloat16 most optimizer steps would round to nothing.
     """
     if wrong := {p.dtype for p in transformer.parameters()} - {torch.float32}:
         raise LoraError(f"full fine-tuning needs generator.dtype: float32; the transformer has {wrong}")
     transformer.requires_grad_(True)
+    if not hold:
+        return
     # A tuple is no submodule, so neither state_dict nor parameters() sees the copy.
     transformer.reference_weights = tuple(parameter.detach().clone() for parameter in transformer.parameters())
 

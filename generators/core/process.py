@@ -24,6 +24,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cluster.devices import sent
+
 
 class NoiseProcess(Protocol):
     """The methods of a noise process that a loss and a sampler use."""
@@ -94,7 +96,7 @@ class VariancePreserving:
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         timestep = self.model_timestep(_per_sample(t, like).flatten())
-        alpha_bar = _per_sample(self.alphas_cumprod.to(like.device)[timestep], like)
+        alpha_bar = _per_sample(sent(self.alphas_cumprod, like.device)[timestep], like)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 

@@ -29,12 +29,13 @@ def velocity_distance(
     reference: Callable[[], AbstractContextManager[None]],
     forwards: Sequence[Forward],
     weight: float,
+    counts: bool = True,
 ) -> Tensor:
     """(B,) mean over these forwards, and over predicted elements, of (policy - reference)², without gradient.
 
     Where weight is not 0, weight times their sum over clips is back-propagated here, a step at a time. The policy
     predicts again for it: the latents are a constant of the penalty, while in a rollout of several steps each step's
-    latents depend on the steps before.
+    latents depend on the steps before. counts: whether it is, or only run like that of other processes.
     """
     distances = []
     for latents, timestep, prediction, given in forwards:
@@ -44,7 +45,7 @@ def velocity_distance(
             prediction = predict(latents, timestep)
         distance = per_sample_error(prediction[:, :, given:], wanted[:, :, given:]) / len(forwards)
         if weight > 0 and distance.requires_grad:  # not at a step whose denoiser is not trained
-            (weight * distance.sum()).backward()
+            (weight * float(counts) * distance.sum()).backward()
         distances.append(distance.detach())
     return torch.stack(distances).sum(0)
 

@@ -96,20 +96,27 @@ def train_online(
             # 1. This process's slice of the update's clips
             rows = rows_of_step(update, config.batch_size, len(inputs.prompt_ids), config.seed)
             clips: list[_Clip] = []
-            for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation):
-                prompt_at = {place: rows[place] for place in places}
+            for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
+                # Shards are gathered by all processes alike: one without a clip makes one that counts nothing.
+                prompt_at = {place: rows[place] for place in own or [0]}
                 # 2. Clean latents, whose graph reaches the policy
                 predict, rollout = _roll_out(generator, inputs, config, update, prompt_at)
                 # 3. The judges' answers and the gradient of the latents, a clip at a time
+                judged: list[JudgedClip] = []
                 try:
-                    judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
+                    if own:
+                        judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
                 except NonFiniteLossError as error:
                     raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
                 # 4. The gradient of the policy: of the judges, then of the distance to the reference
-                rollout.latents.backward(torch.cat([clip.gradient for clip in judged]))
+                gradients = [clip.gradient for clip in judged] or [torch.zeros_like(rollout.latents)]
+                rollout.latents.backward(torch.cat(gradients))
                 weight = config.velocity_weight / config.batch_size
-                distances = velocity_distance(predict, run.policy.reference, rollout.forwards, weight).tolist()
-                clips += [_Clip(c.loss, c.results, d) for c, d in zip(judged, distances, strict=True)]
+                distances = velocity_distance(predict, run.policy.reference, rollout.forwards, weight, bool(own))
+                clips += [
+                    _Clip(clip.loss, clip.results, distance)
+                    for clip, distance in zip(judged, distances.tolist() if own else [], strict=True)
+                ]
             # 5. The gradient of the whole batch, and one optimizer step
             devices.sum_over_ranks(run.gradients())
             facts = _facts([clip for part in devices.gather_over_ranks(clips) for clip in part])

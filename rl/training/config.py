@@ -32,6 +32,7 @@ class PolicyConfig:
     lora_targets: module name endings; None for the family's own.
     denoisers: of a generator with several, those that are trained, by the pipeline's names; None: all. t is drawn where
         it is their turn, and the others need not be loaded.
+    shard: whether each process keeps a part of the weights (rl.training.sharding).
     """
 
     full: bool
@@ -52,6 +53,7 @@ class PolicyConfig:
     log_every: Count
     seed: int
     denoisers: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -120,8 +122,10 @@ def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
 def as_written(config: PolicyConfig) -> dict[str, Any]:
     """The settings as policy.json holds them: those of other objectives stand beside them as null.
 
-    Without `preview`, which shapes no weight, so that one and the same policy has one policy.json.
+    Without `preview`, which shapes no weight, so that one and the same policy has one policy.json, and without `shard`
+    where it is false, so that policies of earlier versions have theirs.
     """
-    written = {name: value for name, value in asdict(config).items() if name != "preview"}
+    left_out = {"preview"} if config.shard else {"preview", "shard"}
+    written = {name: value for name, value in asdict(config).items() if name not in left_out}
     others = {field.name for cls in CONFIGS.values() for field in fields(cls)} - {f.name for f in fields(TrainConfig)}
     return (dict.fromkeys(others) if isinstance(config, TrainConfig) else {}) | written

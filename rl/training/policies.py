@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from cluster import devices
 from generators.core import lora
 from generators.core.generator import Generator
+from rl.training import sharding
 from rl.training.config import PolicyConfig
 
 
@@ -20,23 +21,28 @@ class Policy(NamedTuple):
 
     parameters: dict[str, Parameter]  # by <denoiser>.<name>
     reference: Callable[[], contextlib.AbstractContextManager[None]]  # within it the generator is the reference
-    save: Callable[[Path], None]
+    save: Callable[[Path], None]  # called on every process, of which the first writes
     trains: Callable[[Tensor], bool]  # whether a process time (1,) is that of a denoiser which is trained
+    sharded: bool = False  # whether the parameters are shards, whose gradients are sums over all processes
 
 
 def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> Policy:
-    """Make the trained denoisers trainable from `start`, whose weights they then have.
+    """Make the trained denoisers trainable from `start`, whose weights they then have; sharded where it is wanted.
 
     Raises LoraError where start is no policy or nothing would be trained, ValueError where a LoRA would not be the
     whole change from the base, and for a denoiser that the generator does not have.
     """
     names = trained_denoisers(generator.denoiser_names, config)
     check_trainable(generator, config)
+    shards = config.shard and sharding.is_possible()
+    if not shards:
+        for module in generator.denoisers.values():
+            module.to(generator.device)  # from the host, where a run that shards loads them
     trained = {name: generator.component(name) for name in names}
     if config.full:
         lora.apply_policy(generator, start)
         for module in trained.values():
-            lora.train_full(module)
+            lora.train_full(module, hold=not shards)
     else:
         _prepare_lora(generator, trained, config, start)
     for module in generator.denoisers.values():
@@ -44,22 +50,33 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
         module.eval()
         if config.gradient_checkpointing:
             module.enable_gradient_checkpointing()
+    if shards:
+        for name, module in generator.denoisers.items():
+            shard = sharding.shard_all if config.full and name in trained else sharding.shard_frozen
+            shard(module, generator.device)
+        generator.always_asked = tuple(trained)
+    switch = sharding.reference if config.full and shards else lora.reference
 
     @contextlib.contextmanager
     def reference() -> Iterator[None]:
         with contextlib.ExitStack() as switched:
             for module in trained.values():
-                switched.enter_context(lora.reference(module))
+                switched.enter_context(switch(module))
             yield
 
     def save(folder: Path) -> None:
         for name in generator.denoiser_names:
+            whole = trained.get(name)
+            if shards and config.full and name in trained:
+                whole = sharding.whole_copy(trained[name])
+            if devices.rank() != 0:
+                continue
             if name not in trained:  # the policy is the whole change from the base
                 lora.copy_denoiser(start, folder, name)
             elif config.full:
-                lora.save_full(trained[name], folder, name)
+                lora.save_full(whole, folder, name)
             else:
-                lora.save(trained[name], lora.lora_folder(folder, name), name)
+                lora.save(whole, lora.lora_folder(folder, name), name)
 
     parameters = {
         f"{name}.{key}": p
@@ -71,7 +88,7 @@ def make_trainable(generator: Generator, config: PolicyConfig, start: Path) -> P
     def trains(t: Tensor) -> bool:
         return generator.denoiser_at(generator.process.model_timestep(t).item()) in trained
 
-    return Policy(parameters, reference, save, trains)
+    return Policy(parameters, reference, save, trains, sharded=shards and config.full)
 
 
 def check_trainable(generator: Generator, config: PolicyConfig) -> None:
@@ -81,6 +98,8 @@ def check_trainable(generator: Generator, config: PolicyConfig) -> None:
         raise ValueError(f"full: false, but {path} takes no LoRA; true trains all of its weights")
     if config.gradient_checkpointing and not generator.checkpoints:
         raise ValueError(f"gradient_checkpointing: true, but the denoiser of {path} has none; false")
+    if config.shard and generator.device.type == "tpu":
+        raise ValueError("shard: true, but torch_tpu has no FSDP2; false")
 
 
 def trained_denoisers(names: Sequence[str], config: PolicyConfig) -> list[str]:

@@ -32,7 +32,8 @@ class Previews:
     """Contact sheets of the policy of the moment, a clip for each of some prompts.
 
     A prompt's clip is its first one in the clip sets, on the same noise, so the first sheet shows what is trained on.
-    Under torchrun each process samples the clips of its own prompts. No draw of the training's is used up.
+    Under torchrun each process samples the clips of its own prompts, as many as the others: one may be sampled twice,
+    because processes that share shards of the weights must run alike. No draw of the training's is used up.
     """
 
     def __init__(self, generator: Generator, clip_sets: Sequence[ClipSet], config: PreviewConfig) -> None:
@@ -48,7 +49,7 @@ class Previews:
 
     def draw(self, path: Path | None) -> None:
         """Sample the clips and write their sheet; on every process, of which one has a path."""
-        mine = self._clips[devices.rank() :: devices.world_size()]
+        mine = [self._clips[place] for place in devices.even_slice_of_rank(len(self._clips))]
         drawn = dict(row for one in mine for row in self._sampled(one))
         of_all = {name: frames for own in devices.gather_over_ranks(drawn) for name, frames in own.items()}
         rows = [(one.caption, of_all[one.sample.sample_id]) for one in self._clips if one.sample.sample_id in of_all]

@@ -12,7 +12,6 @@ report = run.finish(out, clips_per_step)
 import contextlib
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss or gradient that is not finite; the step was not applied."""
+    """A loss or gradient that is not finite; neither that step nor a later one was applied."""
 
 
 class TrainReport(NamedTuple):
@@ -94,6 +93,12 @@ class TrainingRun:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     progress: tqdm | None = None  # within `loop`
+    failed: Tensor = field(init=False)  # (3,) number, loss and gradient norm of the first step that is not finite
+    number: Tensor = field(init=False)  # () `done` on the device, where a number that changes would be compiled again
+
+    def __post_init__(self) -> None:
+        self.failed = torch.zeros(3, device=self.device)
+        self.number = torch.full((), float(self.done), device=self.device)
 
     @property
     def folder(self) -> Path:
@@ -124,44 +129,54 @@ class TrainingRun:
         measured("rows", (self.done - self.first) * self.config.batch_size, self.seconds)
 
     def gradients(self) -> list[Tensor]:
-        """The parameters' gradients, zeros where no row of this process had one."""
+        """The parameters' gradients that are to be summed over processes, zeros where no row of this one had one."""
         for parameter in self.policy.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self.policy.sharded:
+            return []
         return [parameter.grad for parameter in self.policy.parameters.values() if parameter.grad is not None]
 
     def apply(self, facts: Mapping[str, Any], learning_rate: float) -> dict[str, Any]:
-        """One optimizer step by the gradients, clipped; returns the step's line for log.jsonl.
+        """One optimizer step by the gradients, clipped; returns the step's line, which `keep` reads.
 
-        facts: of the step, `loss` among them, the same on every process; the gradients are summed over processes.
-        Raises NonFiniteLossError before a step whose loss or gradient norm is not finite.
+        facts: of the step, `loss` among them, the same on every process, as numbers or as tensors (); the gradients are
+            summed over processes.
+        A step whose loss or gradient norm is not finite is not applied, nor any after it. Raises NonFiniteLossError at
+        once where reading is free; elsewhere `keep` does, so that no step waits for the device.
         """
-        parameters = list(self.policy.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm).item()
-        if not (math.isfinite(facts["loss"]) and math.isfinite(norm)):
-            found = f"loss {facts['loss']}, gradient norm {norm}"
-            raise NonFiniteLossError(f"step {self.done + 1}: {found}; step not applied, {self.last_good()}")
+        norm: Any = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters.values()), self.config.max_grad_norm)
+        norm = norm.full_tensor() if self.policy.sharded else norm
+        self._note(facts["loss"], norm)
+        if devices.reads_freely(self.device):
+            self._check_finite()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        self._step()
         self.optimizer.zero_grad()
         self.done += 1
         return {"step": self.done, **facts, "learning_rate": learning_rate, "gradient_norm": norm}
 
     def keep(self, line: Mapping[str, Any], log: bool = False) -> None:
-        """Log the line, every log_every steps or where `log` is true, and checkpoint every checkpoint_every steps."""
-        self.last = dict(line)
+        """Log the line, every log_every steps or where `log` is true, and checkpoint every checkpoint_every steps.
+
+        Every process calls it. Raises NonFiniteLossError there for a step that was not applied, and writes nothing.
+        """
+        logs = log or self.done % self.config.log_every == 0
+        checkpoints = self.done % self.config.checkpoint_every == 0
+        if not (logs or checkpoints or devices.reads_freely(self.device)):
+            return
+        self._check_finite()
+        self.last = _read(line)
         if self.previews and self.done and self.done % self.previews.every == 0:
             self._draw()
-        if not self.writes:
-            return
-        if log or self.done % self.config.log_every == 0:
+        if logs and self.writes:
             self._check_newest()
-            append_log(self.folder, line)
+            append_log(self.folder, self.last)
             if self.tracker:
-                self.tracker.send(line)
+                self.tracker.send(self.last)
             self._report_progress()
-        if self.done % self.config.checkpoint_every == 0:
+        if checkpoints:
             self._checkpoint()
 
     def last_good(self) -> str:
@@ -184,11 +199,11 @@ class TrainingRun:
         stopped: why the run ended early. add: writes further files into the policy's folder, before its manifest.
         """
         kept = self.done if kept is None else kept
+        self._check_newest()
+        if kept == self.done:
+            self.policy.save(self.folder)
         if self.writes:
-            self._check_newest()
-            if kept == self.done:
-                self.policy.save(self.folder)
-            else:
+            if kept != self.done:
                 shutil.copytree(self.folder / CHECKPOINTS / name_of(kept), self.folder, dirs_exist_ok=True)
             describe(self.folder, {**self.made_from, "made_with": self.made_with, "step": kept, **(facts or {})})
             if add:
@@ -214,6 +229,35 @@ class TrainingRun:
         )
         logger.info("%s: %s", self.name, report)
         return report
+
+    def _note(self, loss: Any, norm: Tensor) -> None:
+        """Keep the step in `failed` if it is the first whose loss or gradient norm is not finite."""
+        loss = loss if isinstance(loss, Tensor) else torch.full((), loss, device=self.device)
+        self.number = self.number + 1
+        now = torch.stack([self.number, loss.float(), norm.float()])
+        fine = torch.isfinite(now).all() | (self.failed[0] > 0)
+        self.failed = torch.where(fine, self.failed, now)
+
+    def _check_finite(self) -> None:
+        """Raises NonFiniteLossError naming the step that was not applied. Waits for the device."""
+        step, loss, norm = self.failed.tolist()
+        if step:
+            found = f"loss {loss}, gradient norm {norm}"
+            raise NonFiniteLossError(f"step {int(step)}: {found}; step not applied, {self.last_good()}")
+
+    def _step(self) -> None:
+        """A step of the optimizer, unless this or an earlier one is not finite, which the device alone knows."""
+        if devices.reads_freely(self.device):
+            self.optimizer.step()
+        elif self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = (self.failed[0] > 0).float()  # type: ignore[attr-defined]  # as GradScaler does
+            self.optimizer.step()
+        else:  # the moments are changed, which then are never read
+            before = [parameter.detach().clone() for parameter in self.policy.parameters.values()]
+            self.optimizer.step()
+            with torch.no_grad():
+                for parameter, kept in zip(self.policy.parameters.values(), before, strict=True):
+                    parameter.copy_(torch.where(self.failed[0] > 0, kept, parameter))
 
     def _draw(self) -> None:
         """Draw clips of the policy as it is now; every process samples some of them."""
@@ -241,17 +285,19 @@ class TrainingRun:
             self.generation.check()
 
     def _checkpoint(self) -> None:
-        """Write the policy as it is now, and then the state to resume from it."""
+        """Write the policy as it is now, and then the state to resume from it; on every process."""
         self._check_newest()
         unfinished = self.folder / CHECKPOINTS / ".unfinished"
         self.policy.save(unfinished)
-        describe(unfinished, {**self.made_from, "made_with": self.made_with, "step": self.done})
-        self._check_newest()
-        unfinished.rename(unfinished.with_name(name_of(self.done)))
-        identity = _identity(self.made_from)
-        state.write_state(
-            self.work, self.done, self.policy.parameters, self.optimizer, identity, self.made_with, self._check_newest
-        )
+        if self.writes:
+            describe(unfinished, {**self.made_from, "made_with": self.made_with, "step": self.done})
+            self._check_newest()
+            unfinished.rename(unfinished.with_name(name_of(self.done)))
+        of_run = _identity(self.made_from), self.made_with, self._check_newest
+        if self.policy.sharded:
+            state.write_shards(self.work, self.done, self.policy.parameters, self.optimizer, *of_run)
+        elif self.writes:
+            state.write_state(self.work, self.done, self.policy.parameters, self.optimizer, *of_run)
 
 
 def begin(
@@ -311,22 +357,29 @@ def _resume(
     checkpoint_every: int,
 ) -> int:
     """Restore the state in `work`, if any, and tidy its policy folder up to it; returns the number of steps done."""
-    if resume_from is not None and not (resume_from / state.STATE_FILE).is_file():
+    if resume_from is not None and not state.is_there(resume_from):
         raise state.ResumeError(f"{resume_from}: no {state.STATE_FILE} to resume from")
-    if devices.rank() == 0 and resume_from is not None and not (work / state.STATE_FILE).is_file():
+    if devices.rank() == 0 and resume_from is not None and not state.is_there(work):
         shutil.copytree(resume_from, work, ignore=shutil.ignore_patterns(FILE), dirs_exist_ok=True)
     devices.barrier()
     done = 0
-    if (work / state.STATE_FILE).is_file():
+    if state.is_there(work):
         state.check_identity(work, _identity(made_from))
         # Killed while publishing, a run has lost part of its folder: only a fresh start has the same bytes again.
         if is_whole(work / FOLDER, state.steps_done(work), checkpoint_every):
             done = state.read_state(work, policy.parameters, optimizer)
-            logger.info("resumed from %s after step %d", work / state.STATE_FILE, done)
+            logger.info("resumed from %s after step %d", state.path_of(work), done)
     devices.barrier()
     if devices.rank() == 0:
         keep_until(work / FOLDER, done)
     return done
+
+
+def _read(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line with numbers in place of its tensors (), by one transfer."""
+    on_device = {name: value for name, value in line.items() if isinstance(value, Tensor)}
+    numbers = torch.stack(list(on_device.values())).tolist() if on_device else []
+    return {**line, **dict(zip(on_device, numbers, strict=True))}
 
 
 def _made_with(work: Path, done: int, device: torch.device) -> list[dict[str, Any]]:

@@ -1,10 +1,16 @@
-"""The state from which a killed training run resumes: one safetensors file, no pickle.
+"""The state from which a killed training run resumes, in safetensors, no pickle.
+
+    state.safetensors              of parameters that are whole on every process
+    state-000500/                  of shards: a file of each process that wrote it, and facts.json. Any number of
+                                   processes reads it, also one alone
 
 Random draws are functions of the step (rl.training.batches), so parameters,
 optimizer moments and the step are all of it.
 """
 
 import json
+import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +18,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import distributed
 from torch.nn import Parameter
 
+from cluster import devices
 from data.manifest import atomically
 
 STATE_FILE = "state.safetensors"
+SHARDS, FACTS = "state-{:06d}", "facts.json"
+WRITTEN = "state-" + 6 * "[0-9]"  # of SHARDS, whole
 
 
 class ResumeError(ValueError):
@@ -45,15 +55,18 @@ def write_state(
     # One metadata entry: safetensors writes several in random order.
     state = json.dumps({"step": step, "identity": identity, "made_with": made_with}, sort_keys=True)
     with atomically(folder / STATE_FILE) as partial:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
         check()
 
 
 def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Restore parameters and optimizer from a folder's state; returns the number of steps done.
 
-    Raises ResumeError naming parameters that only one of state and run has.
+    Of shards, every process calls it. Raises ResumeError naming parameters that only one of state and run has.
     """
+    if path_of(folder).is_dir():
+        _read_shards(path_of(folder), parameters, optimizer)
+        return steps_done(folder)
     with safe_open(folder / STATE_FILE, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no dict)
     found = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}
@@ -68,6 +81,83 @@ def read_state(folder: Path, parameters: Mapping[str, Parameter], optimizer: tor
             moments[index] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: m for i, m in moments.items() if m}})
     return steps_done(folder)
+
+
+def write_shards(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    made_with: Sequence[Mapping[str, Any]],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """As `write_state`, of parameters that are shards, each process its own; every process calls it.
+
+    check: called on the first process when all is written, before it takes the place of the last state.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    path = folder / SHARDS.format(step)
+    word = devices.gather_over_ranks(uuid.uuid4().hex)[0]  # so that two starts of a run never write one folder
+    partial = path.with_name(f"{path.name}.{word}.partial")
+    if devices.rank() == 0:
+        for old in folder.glob("state-*.partial"):
+            shutil.rmtree(old)
+        partial.mkdir(parents=True)
+    devices.barrier()
+    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    alone = not distributed.is_initialized()
+    save(_tensors(parameters, optimizer), storage_writer=writer, no_dist=alone)
+    devices.barrier()
+    if devices.rank() == 0:
+        facts = {"step": step, "identity": identity, "made_with": made_with}
+        with atomically(partial / FACTS) as file:
+            file.write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
+        check()
+        partial.rename(path)
+        for old in folder.glob(WRITTEN):
+            if old != path:
+                shutil.rmtree(old)
+    devices.barrier()
+
+
+def _read_shards(path: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Restore parameters and optimizer from what `write_shards` wrote."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    tensors = _tensors(parameters, optimizer)
+    reader = HuggingFaceStorageReader(str(path))
+    load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
+    for name, parameter in parameters.items():
+        for key in optimizer.state[parameter]:
+            optimizer.state[parameter][key] = tensors[f"optimizer/{name}/{key}"]
+
+
+def _tensors(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Parameters and moments, of which this process has its shards; the moments are zeros before the first step."""
+    tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        if not moments:
+            where = parameter.device if optimizer.defaults["fused"] else "cpu"
+            moments["step"] = torch.zeros((), device=where)
+            moments["exp_avg"] = torch.zeros_like(parameter.detach())
+            moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
+        tensors |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
+    return tensors
+
+
+def is_there(folder: Path) -> bool:
+    """Whether the folder has a state."""
+    return path_of(folder).exists()
+
+
+def path_of(folder: Path) -> Path:
+    """The folder's state: of shards the newest whole one, else the file, which may be missing."""
+    return max(folder.glob(WRITTEN), default=folder / STATE_FILE)
 
 
 def steps_done(folder: Path) -> int:
@@ -86,12 +176,16 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     for key in {**wanted, **found}:
         if found.get(key) != wanted.get(key):
             raise ResumeError(
-                f"{folder / STATE_FILE}: {key} was {found.get(key)!r} when this state was written and is"
+                f"{path_of(folder)}: {key} was {found.get(key)!r} when this state was written and is"
                 f" {wanted.get(key)!r} now; set it back, or start afresh without this state"
             )
 
 
 def _facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any]
+    if path_of(folder).is_dir():
+        facts = json.loads((path_of(folder) / FACTS).read_text(encoding="utf-8"))
+        return facts
     with safe_open(folder / STATE_FILE, framework="pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()["state"])
+        facts = json.loads(file.metadata()["state"])
     return facts

@@ -47,7 +47,8 @@ def train(
 
     Latents and conditions come from the clip sets alone. Under torchrun each process takes a slice of every batch.
     Raises ValueError where there is nothing to train on, ResumeError naming the setting that a state differs in,
-    NonFiniteLossError before a step that is not finite is applied; the last checkpoint stays.
+    NonFiniteLossError where a step was not finite, which is not applied: at once on the CPU, elsewhere where the run
+    logs or checkpoints next; the last checkpoint stays.
     """
     reader = ClipReader(clip_sets, config.dropped_caption if config.caption_dropout > 0 else "empty")
     _check_clips(generator, clip_sets, reader, config.force_embedded_guidance)
@@ -56,17 +57,19 @@ def train(
     previews = Previews(generator, clip_sets, config.preview) if config.preview else None
     inputs = _inputs(clip_sets, rows)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, inputs, tracker, previews)
+    # Another shape costs a compilation, and shards are gathered by all processes alike.
+    alike = config.shard or devices.compiles_shapes(device)
     with run.loop(config.steps, "step") as progress:
         for step in range(run.done, config.steps):
             # 1. This process's slice of the step's batch
             batch = rows_of_step(step, config.batch_size, len(rows), config.seed)
             totals = torch.zeros(1 + len(objective.facts), device=device)  # loss and facts, summed over rows
-            for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation):
-                # A row of weight 0 has no gradient: it counts in the mean and need not be run.
-                weights = {place: objective.weight(rows[batch[place]]) for place in places}
-                running = [place for place in places if weights[place] != 0]
-                if not running:
+            for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=alike):
+                # A row of weight 0 has no gradient: it counts in the mean and need not be run, unless all run alike.
+                own = [place for place in places if alike or objective.weight(rows[batch[place]]) != 0]
+                if not (own or alike):
                     continue
+                running, counts = own or [0], 1.0 if own else 0.0  # another slice's row then, which counts nothing here
                 # 2. Errors of policy and reference, on one noise, timestep, caption and part for all clips of a row
                 shape, trains = reader.latent_shape, run.policy.trains
                 dropout, parts = config.caption_dropout, generator.num_parts
@@ -74,17 +77,18 @@ def train(
                 sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
                 errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
                 # 3. Loss and gradient, over the size of the whole batch
-                weight = torch.tensor([weights[place] for place in running], device=device)
-                loss = objective.loss(Errors(*errors, weight), **settings)
-                (loss.value.sum() / config.batch_size).backward()
-                totals += torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
+                weight = torch.tensor([objective.weight(rows[batch[place]]) for place in running])
+                loss = objective.loss(Errors(*errors, devices.sent(weight, device)), **settings)
+                (counts * loss.value.sum() / config.batch_size).backward()
+                totals += counts * torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
             # 4. The gradient of the whole batch, and one optimizer step
             devices.sum_over_ranks([*run.gradients(), totals])
-            facts = dict(zip(("loss", *objective.facts), (totals / config.batch_size).tolist(), strict=True))
+            facts = dict(zip(("loss", *objective.facts), totals / config.batch_size, strict=True))
             line = run.apply(facts, learning_rate(step, config))
             # 5. Log and checkpoint
             run.keep(line, log=run.done == config.steps)
-            progress.set_postfix(loss=f"{facts['loss']:.4f}", refresh=False)
+            if "loss" in run.last:  # of the last step that was read
+                progress.set_postfix(loss=f"{run.last['loss']:.4f}", refresh=False)
             progress.update()
     return run.finish(out, clips_per_step=config.batch_size * len(objective.sample_ids(rows[0])))
 
@@ -117,15 +121,16 @@ def _errors(
     """
     device, process, count = generator.device, generator.process, len(sides)
     clips = reader.read([sample_id for side in sides for sample_id in side], draws.dropped.repeat(count))
-    part, t = draws.part.repeat(count), draws.t.to(device).repeat(count)
-    clean, conditions = generator.view(clips.latents.to(device), clips.conditions, part)
-    noise, _ = generator.view(torch.cat([draws.noise.to(device)] * count), clips.conditions, part)
+    part, t = draws.part.repeat(count), devices.sent(draws.t, device).repeat(count)
+    told = {name: devices.sent(tensor, device) for name, tensor in clips.conditions.items()}
+    clean, conditions = generator.view(devices.sent(clips.latents, device), told, part)
+    noise, _ = generator.view(torch.cat([devices.sent(draws.noise, device)] * count), told, part)
     noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
     given = given_frames(conditions)  # no prediction, so no part of the error
 
     def errors() -> tuple[Tensor, ...]:
         with devices.autocast(device, config.precision):
-            prediction = generator.predict(noised, t, conditions)
+            prediction = generator.predict(noised, draws.t.repeat(count), conditions)
         return per_sample_error(prediction[:, :, given:], target[:, :, given:]).chunk(count)
 
     reference: tuple[Tensor, ...] = ()

@@ -525,6 +525,71 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(generator, clip_set, ba
     assert all(torch.isfinite(parameter).all() for parameter in parameters)
 
 
+def spoilt(generator, *steps: int) -> None:
+    """Make the loss of these forwards infinite or NaN, as they are counted from 1."""
+    predict, calls = generator.predict, []
+
+    def spoiling(*args):
+        calls.append(1)
+        return predict(*args) * (float("nan") if len(calls) in steps else 1.0)
+
+    generator.predict = spoiling
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_where_reading_waits_a_loss_that_is_not_finite_is_found_when_it_is_read_and_was_not_applied(
+    fused, tiny_wan, clip_set, base, tmp_path, monkeypatch
+):
+    """Steps 5 and 6 are lost; the weights are those of step 4, and no state or checkpoint is of a later one."""
+    monkeypatch.setattr(devices, "has_fused_adam", lambda device: fused)
+    changes = {"steps": 8, "log_every": 3, "checkpoint_every": 4}
+    generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
+    run("sft", generator, clip_set, base, tmp_path / "whole", **changes | {"steps": 4})
+    monkeypatch.setattr(devices, "reads_freely", lambda device: False)
+    generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
+    spoilt(generator, 5)
+    with pytest.raises(NonFiniteLossError, match="step 5: loss nan, gradient norm nan; step not applied, .*000004"):
+        run("sft", generator, clip_set, base, tmp_path / "spoilt", **changes)
+    assert resume_state.steps_done(tmp_path / "spoilt" / "work") == 4
+    kept = adapter(tmp_path / "whole")
+    trained = dict(generator.component("transformer").named_parameters())
+    for name, value in kept.items():
+        of_model = name.removeprefix("transformer.").replace(".weight", ".policy.weight")
+        assert torch.equal(trained[of_model], value), name
+
+
+def test_where_reading_waits_a_step_reads_nothing_but_where_it_logs_or_checkpoints(
+    tiny_wan, clip_set, base, tmp_path, monkeypatch
+):
+    """And the policy, its log and its state are the same."""
+    changes = {"steps": 8, "log_every": 4, "checkpoint_every": 8}
+    run("dpo", tiny_wan, clip_set, base, tmp_path / "read", **changes)
+    reads = []
+    monkeypatch.setattr(devices, "reads_freely", lambda device: False)
+    monkeypatch.setattr(frame, "_read", lambda line, read=frame._read: reads.append(line["step"]) or read(line))
+    run("dpo", tiny_wan, clip_set, base, tmp_path / "seldom", **changes)
+    assert reads == [4, 8]
+    read, seldom = (contents(tmp_path / name / "out") for name in ("read", "seldom"))
+    assert read == seldom
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_step_on_a_gpu_never_waits_for_it(tiny_wan, clip_set, base, tmp_path):
+    """CUDA raises an error for each wait between two lines of the log."""
+    generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",), device="cuda")
+    keep = frame.TrainingRun.keep
+
+    def kept(run, line, log=False):
+        torch.cuda.set_sync_debug_mode("default")
+        keep(run, line, log)
+        torch.cuda.set_sync_debug_mode("error" if run.done < 7 else "default")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frame.TrainingRun, "keep", kept)
+        run("dpo", generator, clip_set, base, tmp_path, steps=8, log_every=8, checkpoint_every=8)
+
+
 # Many processes
 
 
