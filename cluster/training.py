@@ -239,7 +239,7 @@ class _Run:
     def _show(self) -> None:
         """How far the run is, as its first process wrote it down."""
         path = self.work / PROGRESS
-        if not path.is_file():
+        if not (self.members and path.is_file()):
             return
         facts = json.loads(path.read_text(encoding="utf-8"))
         if self.bar is None:
