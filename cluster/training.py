@@ -211,9 +211,9 @@ class _Run:
     # What the processes say
 
     def _listen(self, messages: Any) -> None:
+        hear: dict[str, Callable[..., None]] = {"here": self._welcome, "raised": self._note, "log": self._log}
         for what, said in self.ray.get(messages.taken.remote()):
-            hear: Callable[..., None] = {"here": self._welcome, "raised": self._note, "log": self._log}[what]
-            hear(*said)
+            hear[what](*said)
         self._show()
 
     def _welcome(self, rank: int, size: int, node: str, device: dict[str, Any]) -> None:
