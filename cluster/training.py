@@ -219,6 +219,8 @@ class _Run:
     def _welcome(self, rank: int, size: int, node: str, device: dict[str, Any]) -> None:
         """A process that begins its work."""
         self.members = {other: where for other, where in self.members.items() if other < size} | {rank: node}
+        if rank == 0:
+            logger.info("%d processes train together, the first of them on %s", size, name_of(self.ray, node))
         if self.devices and device not in self.devices:
             message = "%s computes on %s, other processes on %s: equal within float tolerance only"
             logger.warning(message, name_of(self.ray, node), device, self.devices[0])
