@@ -211,14 +211,16 @@ class _Run:
     # What the processes say
 
     def _listen(self, messages: Any) -> None:
+        hear: dict[str, Callable[..., None]] = {"here": self._welcome, "raised": self._note, "log": self._log}
         for what, said in self.ray.get(messages.taken.remote()):
-            hear: Callable[..., None] = {"here": self._welcome, "raised": self._note, "log": self._log}[what]
-            hear(*said)
+            hear[what](*said)
         self._show()
 
     def _welcome(self, rank: int, size: int, node: str, device: dict[str, Any]) -> None:
         """A process that begins its work."""
         self.members = {other: where for other, where in self.members.items() if other < size} | {rank: node}
+        if rank == 0:
+            logger.info("%d processes train together, the first of them on %s", size, name_of(self.ray, node))
         if self.devices and device not in self.devices:
             message = "%s computes on %s, other processes on %s: equal within float tolerance only"
             logger.warning(message, name_of(self.ray, node), device, self.devices[0])
@@ -239,7 +241,7 @@ class _Run:
     def _show(self) -> None:
         """How far the run is, as its first process wrote it down."""
         path = self.work / PROGRESS
-        if not path.is_file():
+        if not (self.members and path.is_file()):
             return
         facts = json.loads(path.read_text(encoding="utf-8"))
         if self.bar is None:
