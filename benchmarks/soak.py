@@ -47,7 +47,7 @@ TARGETS = (
 MISSES = 3  # runs a moment, on the mean, that may end before their moment comes
 
 
-class Row(NamedTuple):
+class SoakRow(NamedTuple):
     """What the moments of a target came to."""
 
     target: str
@@ -87,7 +87,7 @@ HEADER = (
 )
 
 
-def in_words(row: Row) -> str:
+def in_words(row: SoakRow) -> str:
     killed = row.killed
     line = f"{row.target:28} {killed['dvc']:4} {killed['stage']:5} {killed['dvc+stage']:4}"
     line += f" {f'{row.same}/{killed.total()}':>10} {row.calls:5} {row.in_flight:9} {row.twice:5} {row.seconds:7.1f}"
@@ -138,7 +138,7 @@ def copy_to(home: Path) -> None:
     (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None = None) -> Row:
+def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None = None) -> SoakRow:
     """Kill a target of a finished run at so many moments. base: address of the provider, where the target asks it.
 
     Raises AssertionError where a run that is not killed fails, or where too many end before their moment comes.
@@ -164,7 +164,7 @@ def soak(home: Path, target: str, moments: int, seed: int = 0, base: str | None 
         if target == PAID:
             lost, again = books(home / "ledger.sqlite")
             calls, in_flight, twice = calls + answered(base) - before, in_flight + lost, twice + again
-    return Row(target, killed, same, outlived, calls, in_flight, twice, times.all)
+    return SoakRow(target, killed, same, outlived, calls, in_flight, twice, times.all)
 
 
 def command_of(target: str) -> list[str]:

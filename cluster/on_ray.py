@@ -54,7 +54,7 @@ class Node(NamedTuple):
     problem: str | None  # why its workers would be refused
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """What came of a call: errors too are values, since Ray's own carry neither our types nor whose they are."""
 
     result: Any = None
@@ -108,7 +108,7 @@ class OnRay:
         there, mine = alive(self._ray), {id(unit) for unit in units}
         for member in [one for one in self._members if one.unit or (one.facts and one.facts.node not in there)]:
             self._dismiss(member)  # at a unit of a run that was left, or lost while idle, which is no unit's fault
-        work = _Work(units)
+        work = _Queue(units)
         try:
             while work.left:
                 self._hire(len(work.left))
@@ -163,18 +163,18 @@ class OnRay:
             logger.warning(message, len(self._members), self._resources, self._capacity())
             self._waits_since = time.monotonic()
 
-    def _give(self, work: "_Work") -> None:
+    def _give(self, work: "_Queue") -> None:
         """Give each idle worker a unit."""
         for member in self._members:
             if member.is_ready and member.unit is None and (unit := work.next_for(self._members)):
                 member.unit, member.since = unit, time.monotonic()
                 self._flying[member.actor.work.remote(unit.data)] = member
 
-    def _taken(self, ref: Any, work: "_Work") -> Generator[tuple[int, Any], None, None]:
+    def _taken(self, ref: Any, work: "_Queue") -> Generator[tuple[int, Any], None, None]:
         """What a worker has done: its unit, or a step of its start."""
         member = self._flying.pop(ref)
         try:
-            outcome: Outcome = self._ray.get(ref)
+            outcome: CallOutcome = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:  # not within our methods, so Ray could not call them
             raise RefusedError(
                 f"node {getattr(error, 'ip', 'unknown')} cannot run this project's code: {error.cause}. Every "
@@ -219,7 +219,7 @@ class OnRay:
             logger.warning(message, self._name(member), device, self._devices[0])
         self._devices.append(device)
 
-    def _mourn(self, member: _Member, work: "_Work", error: Exception) -> None:
+    def _mourn(self, member: _Member, work: "_Queue", error: Exception) -> None:
         """Take note of a lost worker. Raises LostError where workers are lost before they can work."""
         where, unit = self._name(member), member.unit
         gone = member.facts is not None and member.facts.node not in alive(self._ray)
@@ -278,7 +278,7 @@ def survey(timeout: float = 60.0) -> list[Node]:
     return found
 
 
-class _Work:
+class _Queue:
     """The units of a run: which wait, which are left, which were lost, and how long they took."""
 
     def __init__(self, units: Sequence[Unit[Any]]) -> None:
@@ -341,11 +341,11 @@ class _Work:
 class _Actor:
     """What runs on a node."""
 
-    def hello(self, root: str, device: str) -> Outcome:
+    def hello(self, root: str, device: str) -> CallOutcome:
         """Facts, in the project's folder."""
         return _outcome(lambda: settle_in(root, device))
 
-    def start(self, make: bytes) -> Outcome:
+    def start(self, make: bytes) -> CallOutcome:
         """Build the worker. make: pickled."""
 
         def build() -> None:
@@ -353,20 +353,20 @@ class _Actor:
 
         return _outcome(build)
 
-    def work(self, data: Any) -> Outcome:
+    def work(self, data: Any) -> CallOutcome:
         """A unit's result."""
         return _outcome(lambda: self.worker.work(data))
 
 
-def _outcome(call: Any) -> Outcome:
+def _outcome(call: Any) -> CallOutcome:
     """What a call returns or raises, and the warnings that it logs."""
     listener = _Listener()
     logging.getLogger().addHandler(listener)
     try:
-        return Outcome(call(), warnings=tuple(listener.heard))
+        return CallOutcome(call(), warnings=tuple(listener.heard))
     except Exception as error:
         ours = error if is_ours(error) and travels(error) else None
-        return Outcome(error=ours, trace=traceback.format_exc(), warnings=tuple(listener.heard))
+        return CallOutcome(error=ours, trace=traceback.format_exc(), warnings=tuple(listener.heard))
     finally:
         logging.getLogger().removeHandler(listener)
 

@@ -15,7 +15,7 @@ NAMED = 5  # sample ids of each change, by default
 
 
 @dataclass(frozen=True, eq=False)
-class Difference:
+class LabelDifference:
     """Labels of two folders, clip by clip."""
 
     first: Path
@@ -34,7 +34,7 @@ class Difference:
         return kappa
 
 
-def difference(first: Path, second: Path, clips: Path | None = None) -> Difference:
+def difference(first: Path, second: Path, clips: Path | None = None) -> LabelDifference:
     """Raises ValueError where a folder holds no labels, or where the two are not of the same clips."""
     one, other = open_view(first, clips), open_view(second, clips)
     for view in (one, other):
@@ -45,10 +45,10 @@ def difference(first: Path, second: Path, clips: Path | None = None) -> Differen
             f"{first} labels the clips of {one.clips}, {second} those of {other.clips}: not the same clips"
         )
     rows = one.rows[["sample_id", "category"]].assign(before=_words(one))
-    return Difference(first, second, rows.merge(_after(other), on="sample_id", validate="one_to_one"))
+    return LabelDifference(first, second, rows.merge(_after(other), on="sample_id", validate="one_to_one"))
 
 
-def in_words(found: Difference, named: int = NAMED) -> str:
+def in_words(found: LabelDifference, named: int = NAMED) -> str:
     """The changes counted by kind and category, kappa, and the first ids of each kind."""
     changed = found.changed
     heading = f"{len(changed)} of {len(found.rows)} labels differ: {found.first} → {found.second}"

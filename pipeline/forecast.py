@@ -21,7 +21,7 @@ from feedback.pairs.sets import pairs_of
 from pipeline.configs import PromptsConfig
 from pipeline.params import block as params_block
 from pipeline.params import section, source_block
-from pipeline.work import Asked
+from pipeline.work import AskedSource
 
 SHAPE = re.compile(r"(?P<width>\d+)x(?P<height>\d+)x(?P<frames>\d+)@(?P<fps>\d+(?:\.\d+)?)")
 
@@ -133,7 +133,7 @@ def api_source(member: Member) -> ApiSource:
     return source
 
 
-def estimates(asked: Asked, prompts: Sequence[Prompt], there: bool) -> Iterator[tuple[ApiSource, CostEstimate]]:
+def estimates(asked: AskedSource, prompts: Sequence[Prompt], there: bool) -> Iterator[tuple[ApiSource, CostEstimate]]:
     """What the paid sources behind a name would be sent. there: whether `asked.clips` is a set that stays as it is."""
     for member in members(asked.source, source_block(asked.source), asked.votes):
         if not read_block(member.name, member.block).kind.network:

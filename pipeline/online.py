@@ -59,7 +59,7 @@ class Job(NamedTuple):
     size: "VideoSize"
 
 
-class Training(NamedTuple):
+class OnlineTraining(NamedTuple):
     """All that stage `online` trains a policy from and by."""
 
     job: Job
@@ -98,7 +98,7 @@ def for_other_machines(job: Job) -> Job:
     return job._replace(asks=written_asks(job.prompts, writing, job.sources, "cpu"))
 
 
-def train(given: Training, work: Path, device: str) -> dict[str, Any]:
+def train(given: OnlineTraining, work: Path, device: str) -> dict[str, Any]:
     """What each process of stage `online` does; returns the figures of the stage.
 
     work: resume state. device: as `cluster.devices.pick_device` takes it.

@@ -2,7 +2,7 @@
 
     {"<rate>": {"unit": "clips", "seconds": 0.41, "start": 7.9}}
 
-seconds: of one unit of size 1 (Unit), of the last run that succeeded. start: what that run took besides:
+seconds: of one unit of size 1 (TimedUnit), of the last run that succeeded. start: what that run took besides:
 imports, loading models, writing results, and DVC's own time since the stage before it ended or, for the first stage,
 since dvc began. The file is no output: it differs from run to run, and git ignores it.
 """
@@ -53,7 +53,7 @@ class Command(NamedTuple):
         )
 
 
-class Unit(NamedTuple):
+class TimedUnit(NamedTuple):
     """What the time of a stage is measured by."""
 
     rate: str  # its name; a unit takes as long wherever the name is the same
@@ -69,14 +69,14 @@ class Rate(NamedTuple):
     start: float  # seconds, once a run
 
 
-def unit_of(command: Command) -> Unit:
+def unit_of(command: Command) -> TimedUnit:
     """By what the stage is measured, under params.yaml as it is."""
     video = "{width}x{height}x{num_frames}".format(**block("video"))
     generator = f"{block('generator.path')} {video}"
     match command.name:
         case "generate":
             how = block(command.options["sampling"])
-            return Unit(f"sample {generator}", "clips", how["steps"] * (1 if how["guidance"] == 1 else 2))
+            return TimedUnit(f"sample {generator}", "clips", how["steps"] * (1 if how["guidance"] == 1 else 2))
         case "label" | "prefer":
             from feedback.core.kinds import read_block
 
@@ -84,20 +84,20 @@ def unit_of(command: Command) -> Unit:
             read, kind = read_block(name, source_block(name)), block(f"feedback.sources.{name}.kind")
             unit = "calls" if read.kind.network else "shown pairs" if read.compares else "clips"
             votes = 1 if unit == "calls" else block("label.votes")
-            return Unit(f"ask {name} ({read.needs.model or kind}) {video}", unit, votes)
+            return TimedUnit(f"ask {name} ({read.needs.model or kind}) {video}", unit, votes)
         case "train":
             name = command.options["objective"]
             full = (block("train.common") | block(f"train.{name}"))["full"]
-            return Unit(f"train {name} {'full' if full else 'lora'} {generator}", "rows")
+            return TimedUnit(f"train {name} {'full' if full else 'lora'} {generator}", "rows")
         case "online":
             from pipeline.recipes import load_recipe
 
             entry = block(f"online.policies.{command.options['entry']}")
             steps = load_recipe(entry["recipe"], entry.get("changes") or {}).engine.steps
-            return Unit(f"online {entry['recipe']} {entry['judge']} {generator}", "rows", steps)
+            return TimedUnit(f"online {entry['recipe']} {entry['judge']} {generator}", "rows", steps)
         case "audit":
-            return Unit(f"audit {command.options['source']}", RUNS, block("audit.clips"))
-    return Unit(command.name, RUNS)
+            return TimedUnit(f"audit {command.options['source']}", RUNS, block("audit.clips"))
+    return TimedUnit(command.name, RUNS)
 
 
 def source_of(command: Command) -> str:
@@ -159,7 +159,7 @@ def _keep(name: str, rate: Rate) -> None:
         logger.warning("%s: how long the stage took is not kept: %s", RATES, error)
 
 
-def rate_of(unit: Unit, measured: Iterable[Measured], seconds: float) -> Rate | None:
+def rate_of(unit: TimedUnit, measured: Iterable[Measured], seconds: float) -> Rate | None:
     """The rate of a run of so many seconds; None where it did none of its units, such as labels that were kept."""
     if unit.name == RUNS:
         return Rate(RUNS, round(seconds / unit.size, 6), 0.0)

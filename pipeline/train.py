@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from rl.training.config import TrainConfig
 
 
-class Job(NamedTuple):
+class TrainJob(NamedTuple):
     """All that a policy is trained from and by."""
 
     objective: str
@@ -25,7 +25,7 @@ class Job(NamedTuple):
     resume_from: Path | None
 
 
-def run(job: Job, work: Path, device: str) -> dict[str, Any]:
+def run(job: TrainJob, work: Path, device: str) -> dict[str, Any]:
     """Train, and publish the policy as `job.out`; returns the figures of the stage.
 
     work: resume state. device: as `cluster.devices.pick_device` takes it.

@@ -9,7 +9,7 @@ from feedback.core.kinds import read_block
 from generators.core.rollout import Sampling
 from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, train_config
 from pipeline.params import ParamsError, block, section, source_block
-from pipeline.rates import Command, Unit, source_of, unit_of
+from pipeline.rates import Command, TimedUnit, source_of, unit_of
 from pipeline.recipes import load_recipe
 from pipeline.summary import sampled_clips
 from rl.objectives import OBJECTIVES
@@ -18,7 +18,7 @@ BACKWARD = 2  # forwards that a backward takes as long as
 RECOMPUTED = 1  # further forwards under gradient checkpointing
 
 
-class Asked(NamedTuple):
+class AskedSource(NamedTuple):
     """A source that a stage asks."""
 
     source: str
@@ -30,12 +30,12 @@ class Asked(NamedTuple):
 class Work(NamedTuple):
     """What a stage does."""
 
-    unit: Unit
+    unit: TimedUnit
     amount: int  # units
     clips: int = 0  # that are sampled
     steps: int = 0  # of an optimizer
     forwards: float = 0.0  # of the denoiser that a row of training takes as long as
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[AskedSource, ...] = ()
 
 
 def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Prompt]) -> Work:
@@ -58,35 +58,35 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             return _online(command, unit, params)
         case "audit":
             config = params["audit"]
-            asked = Asked(command.options["source"], config["clips"], config["votes"], None)
+            asked = AskedSource(command.options["source"], config["clips"], config["votes"], None)
             return Work(unit, 1, asked=(asked,))
     return Work(unit, 1)
 
 
-def _online(command: Command, unit: Unit, params: Mapping[str, Any]) -> Work:
+def _online(command: Command, unit: TimedUnit, params: Mapping[str, Any]) -> Work:
     """Updates on a judge's gradient, and the clips that the held-out judge sees between them."""
     entry = section(f"online.policies.{command.options['entry']}", OnlineEntry)
     engine, check = load_recipe(entry.recipe, entry.changes).engine, params["online"]["check"]
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[AskedSource, ...] = ()
     if engine.held_out_every and check["prompts"]:
         checks = 1 + engine.updates // engine.held_out_every
-        asked = (Asked(entry.held_out, checks * check["prompts"] * check["samples_per_prompt"], 1, None),)
+        asked = (AskedSource(entry.held_out, checks * check["prompts"] * check["samples_per_prompt"], 1, None),)
     return Work(unit, engine.updates * engine.batch_size, steps=engine.updates, asked=asked)
 
 
-def _asked(command: Command, counts: Mapping[str, int]) -> Asked:
+def _asked(command: Command, counts: Mapping[str, int]) -> AskedSource:
     """The source that a label stage asks, or eval-prefer."""
     name, votes = source_of(command), section("label", LabelConfig).votes
     if command.name == "prefer":
         entry = section(f"preferences.{command.options['entry']}", PreferenceEntry)
         each = block("evaluate.generate.samples_per_prompt")
         pairs = counts[f"eval {entry.policy}"] * min(entry.clips or each, each) // each
-        return Asked(name, 2 * pairs, votes, None)
+        return AskedSource(name, 2 * pairs, votes, None)
     folder = Path(command.options["set"])
     count = counts[_set_name(folder)]
     if read_block(name, source_block(name)).compares:  # each clip meets others of its prompt, in both orders
         count *= min(section("label", LabelConfig).opponents, _samples_per_prompt(folder) - 1)
-    return Asked(name, count, votes, folder)
+    return AskedSource(name, count, votes, folder)
 
 
 def _samples_per_prompt(folder: Path) -> int:

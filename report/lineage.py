@@ -13,7 +13,7 @@ STEP, LINE = 1.55, 0.62  # inches between a node and its child, and between leav
 CURVE = 0.15  # height of a curved arrow by its length
 
 
-class Node(NamedTuple):
+class LineageNode(NamedTuple):
     """A policy or a round, with its place in a tree that grows to the right."""
 
     name: str
@@ -27,7 +27,7 @@ class Node(NamedTuple):
 Key = tuple[str, bool]  # name and is_round of a node
 
 
-def layout(trained: Mapping[str, Mapping[str, Any]]) -> list[Node]:
+def layout(trained: Mapping[str, Mapping[str, Any]]) -> list[LineageNode]:
     """Every policy and round as a tree, parents first.
 
     trained: policy -> start and round, both None where the policy was not trained (the base), and `rounds` of one that
@@ -60,18 +60,18 @@ def _rounds(how: Mapping[str, Any]) -> dict[Key, Key]:
     return {(one["round"], True): (one["policy"], False) for one in listed}
 
 
-def _placed(above: Mapping[Key, Key | None], others: Mapping[Key, list[Key]]) -> list[Node]:
+def _placed(above: Mapping[Key, Key | None], others: Mapping[Key, list[Key]]) -> list[LineageNode]:
     """The nodes, each with its place. above: node -> its parent. others: node -> its further ones."""
     below: dict[Key | None, list[Key]] = {}
     for key, parent in above.items():
         below.setdefault(parent, []).append(key)
-    nodes: list[Node] = []
+    nodes: list[LineageNode] = []
     leaves = 0
 
     def place(key: Key, depth: int, parent: int | None) -> float:
         nonlocal leaves
         index = len(nodes)
-        nodes.append(Node(*key, depth, 0.0, parent))
+        nodes.append(LineageNode(*key, depth, 0.0, parent))
         heights = [place(child, depth + 1, index) for child in below.get(key, [])]
         if not heights:
             heights, leaves = [float(leaves)], leaves + 1
@@ -108,7 +108,7 @@ def draw(summary: Mapping[str, Any], theme: Theme) -> str:
     return as_svg(figure, [], theme)
 
 
-def _box(axes: Axes, node: Node, words: str, theme: Theme) -> Any:
+def _box(axes: Axes, node: LineageNode, words: str, theme: Theme) -> Any:
     """The node's words in a box: rounds are round and orange, policies square and blue."""
     shape, color = ("round,pad=0.4", COLORS[1]) if node.is_round else ("square,pad=0.45", COLORS[0])
     at, box = (node.depth, node.height), {"boxstyle": shape, "facecolor": "none", "edgecolor": color}
@@ -116,7 +116,7 @@ def _box(axes: Axes, node: Node, words: str, theme: Theme) -> Any:
     return text.get_bbox_patch()
 
 
-def _words(node: Node, summary: Mapping[str, Any]) -> str:
+def _words(node: LineageNode, summary: Mapping[str, Any]) -> str:
     if node.is_round:
         counts = summary["rounds"].get(node.name)
         return f"{node.name}\n{counts['samples']} clips" if counts else node.name

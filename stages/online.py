@@ -48,7 +48,7 @@ def main(
     from feedback.questions import is_source
     from generators.core.size import VideoSize
     from pipeline.configs import CheckConfig, OnlineEntry
-    from pipeline.online import Job, Training, for_other_machines, train
+    from pipeline.online import Job, OnlineTraining, for_other_machines, train
     from pipeline.recipes import load_recipe
 
     entry, model = section(f"online.policies.{name}", OnlineEntry), section("generator", GeneratorConfig)
@@ -83,7 +83,7 @@ def main(
     params |= {"online.check": job.check}
     with stage_state("online", out, params, inputs) as work:
         job = for_other_machines(job) if engine == RAY else job
-        figures = launch.run(train, Training(job, model, start, out, tracker), work)
+        figures = launch.run(train, OnlineTraining(job, model, start, out, tracker), work)
         if rank() == 0:
             write_metrics(metrics, figures)
 

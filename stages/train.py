@@ -21,7 +21,7 @@ from pipeline.identity import RECORDED
 from pipeline.launch import Launch
 from pipeline.params import section
 from pipeline.state import stage_state
-from pipeline.train import Job, run
+from pipeline.train import TrainJob, run
 
 
 @stage_command
@@ -64,7 +64,7 @@ def main(
     inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
     params = {"objective": name, "generator": model, "video": size, "train": shaping}
     with stage_state("train", out, params, inputs) as work:
-        job = Job(name, model, size, config, start, clips, rows, out, tracker, resume_from)
+        job = TrainJob(name, model, size, config, start, clips, rows, out, tracker, resume_from)
         figures = launch.run(run, job, work)
         if rank() == 0:
             write_metrics(metrics, figures)

@@ -13,7 +13,7 @@ from generators.core import memory
 from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
 from generators.core.families import FAMILIES
 from generators.core.generator import PARTS, Generator, as_dtype
-from generators.core.memory import Item, Need, Training
+from generators.core.memory import Item, Need, TrainingSettings
 from generators.core.rollout import Sampling
 from generators.core.size import VideoSize
 from pipeline.configs import GeneratorConfig, train_config
@@ -50,7 +50,7 @@ class Settings:
     model: GeneratorConfig
     size: VideoSize
     sampling: Sampling
-    training: Training
+    training: TrainingSettings
 
 
 def settings(params: Mapping[str, Any], model: GeneratorConfig, size: VideoSize, sampling: Sampling) -> Settings:
@@ -59,7 +59,7 @@ def settings(params: Mapping[str, Any], model: GeneratorConfig, size: VideoSize,
     clips = {name: _clips(name, train_config(OBJECTIVES[name])) for name in sorted(names)}
     most = max(clips, key=lambda name: clips[name])
     config = train_config(OBJECTIVES[most])
-    training = Training(
+    training = TrainingSettings(
         clips[most], config.lora_rank, config.lora_targets or (), config.gradient_checkpointing, config.denoisers,
         config.precision == "bf16",
     )  # fmt: skip

@@ -61,7 +61,7 @@ FIRST_PACE = 3  # ratings before the time left is displayed
 
 
 @dataclass(frozen=True)
-class Item:
+class ClipItem:
     """One thing to be rated: a clip."""
 
     rateable: Rateable
@@ -121,7 +121,7 @@ class PairItem:
         return {"left": "right", "right": "left"}.get(choice.answer, choice.answer)
 
 
-Rated = Item | PairItem
+Rated = ClipItem | PairItem
 
 
 def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
@@ -135,7 +135,7 @@ def people(name: str, block: Mapping[str, Any], rater: str) -> Options:
     return options
 
 
-def gather(folders: Iterable[Path], rubric: AnyRubric, rater: str, per_prompt: int | None, seed: int) -> list[Item]:
+def gather(folders: Iterable[Path], rubric: AnyRubric, rater: str, per_prompt: int | None, seed: int) -> list[ClipItem]:
     """What a person is to rate in these clip sets, in this person's order.
 
     per_prompt: only so many clips of each prompt in each set, the first ones, which are the same for every rater.
@@ -157,7 +157,7 @@ def gather(folders: Iterable[Path], rubric: AnyRubric, rater: str, per_prompt: i
         asked = rubric.of(prompt)
         for question in asked.questions:
             rateable = Rateable(rater, clip, prompt, asked, question, first)
-            items.append(Item(rateable, request.sample, request.path))
+            items.append(ClipItem(rateable, request.sample, request.path))
     return items
 
 

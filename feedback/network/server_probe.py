@@ -45,14 +45,14 @@ class ProbedClip(NamedTuple):
     picture: PictureFormat
 
 
-class Here(NamedTuple):
+class LocalAnswer(NamedTuple):
     """The answer of the same model in this process."""
 
     tokens: int  # of the prompt
     p_yes: float
 
 
-Judge = Callable[[np.ndarray, float], Here]  # takes the frames that the model sees, and their rate
+Judge = Callable[[np.ndarray, float], LocalAnswer]  # takes the frames that the model sees, and their rate
 
 
 def with_clip(body: Mapping[str, Any], url: str, times: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,9 +175,9 @@ def judge_here(path: str, question: Question, text: str, device: str) -> Judge:
     words = answer_tokens(processor.tokenizer, question)
 
     @torch.no_grad()
-    def answer(frames: np.ndarray, fps: float) -> Here:
+    def answer(frames: np.ndarray, fps: float) -> LocalAnswer:
         inputs = build_inputs(processor, [frames], [text], [fps]).to(device)
         (found,) = read_answers(model(**inputs).logits[:, -1], words)
-        return Here(inputs["input_ids"].shape[1], found.p_yes)
+        return LocalAnswer(inputs["input_ids"].shape[1], found.p_yes)
 
     return answer

@@ -68,7 +68,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSettings:
     """The settings of a training run that its memory depends on.
 
     clips: of one forward of a process. rank, targets: of the LoRA. denoisers: those that are trained; None: all.
@@ -347,7 +347,7 @@ def sampling_need(
 
 def training_need(
     generator: Generator, modules: Mapping[str, nn.Module], parts: Mapping[str, str], dtype: torch.dtype,
-    how: Training, full: bool,
+    how: TrainingSettings, full: bool,
 ) -> Need:  # fmt: skip
     """Stage train: the trained denoisers and nothing else.
 
@@ -376,7 +376,7 @@ def training_need(
     return Need(tuple(items), tuple(missing))
 
 
-def _kept(module: nn.Module, generator: Generator, how: Training, dtype: torch.dtype) -> Item:
+def _kept(module: nn.Module, generator: Generator, how: TrainingSettings, dtype: torch.dtype) -> Item:
     """A trained denoiser's activations. Raises ValueError where its config does not tell them."""
     if is_unet(_config(module)):
         if how.checkpointing:

@@ -17,7 +17,7 @@ from rl.training.config import PreviewConfig
 logger = logging.getLogger(__name__)
 
 
-class _Clip(NamedTuple):
+class _PreviewClip(NamedTuple):
     """A clip that is drawn: its row, and the clip set that has its conditions."""
 
     sample: Sample
@@ -40,10 +40,10 @@ class Previews:
         """generator: with the parts SAMPLING."""
         self.every = config.every
         self._generator, self._config = generator, config
-        first: dict[str, _Clip] = {}
+        first: dict[str, _PreviewClip] = {}
         for clip_set in clip_sets:
             for sample in clip_set.samples:
-                first.setdefault(sample.prompt_id, _Clip(sample, clip_set))
+                first.setdefault(sample.prompt_id, _PreviewClip(sample, clip_set))
         clips, count = list(first.values()), min(config.prompts, len(first))
         self._clips = [clips[place * len(clips) // count] for place in range(count)]  # evenly spread
 
@@ -56,7 +56,7 @@ class Previews:
         if path and rows:
             save_sheet(rows, path)
 
-    def _sampled(self, clip: _Clip) -> Iterator[tuple[str, np.ndarray]]:
+    def _sampled(self, clip: _PreviewClip) -> Iterator[tuple[str, np.ndarray]]:
         """sample_id and small frames of a clip; none where it is infinite or NaN, with a warning."""
         generator, how, sample, clip_set = self._generator, self._config, *clip
         latents = generator.sample(

@@ -65,7 +65,7 @@ def test_what_travels_to_other_machines_comes_back_as_it_was(tmp_path):
     config = configure(objective, PARAMS["train"]["common"])
     folder = Path("runs")
     job = Job("rwr", MODEL, SIZE, config, folder, folder, folder, folder, None, None)
-    given = online.Training(held_out(), MODEL, folder, folder, "tensorboard")
+    given = online.OnlineTraining(held_out(), MODEL, folder, folder, "tensorboard")
     for one in (job, given):
         assert pickle.loads(pickle.dumps(one)) == one
 

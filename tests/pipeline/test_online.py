@@ -29,8 +29,8 @@ def test_over_shards_a_process_with_fewer_batches_samples_as_many_as_the_others(
     monkeypatch.setattr(devices, "gather_over_ranks", lambda value: [["p0", "p2"], ["p1"]])
     for rank, idle in ((0, 0), (1, 1)):
         monkeypatch.setattr(devices, "rank", lambda rank=rank: rank)
-        (tmp_path / f"rank-{rank}/step-000002").mkdir(parents=True)  # what a killed run left
+        (tmp_path / f"rank-{rank}-of-2/step-000002").mkdir(parents=True)  # what a killed run left
         check = HeldOutCheck(generator, [], nothing, prompts, Encoded(told, {}, {}), sampling, tmp_path, shards=True)
-        assert not (tmp_path / f"rank-{rank}").exists()
+        assert not (tmp_path / f"rank-{rank}-of-2").exists()
         check._keep_pace()
         assert sampled == [1] * idle

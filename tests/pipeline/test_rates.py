@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from data.pace import Measured, collected_measurements, measured
-from pipeline.rates import RUNS, Command, Rate, Unit, _keep, rate_of, read_rates, recorded, unit_of
+from pipeline.rates import RUNS, Command, Rate, TimedUnit, _keep, rate_of, read_rates, recorded, unit_of
 from tests.support.defaults import DEFAULTS
 
-CLIPS = Unit("sample models/tabletop/generator 64x64x17", "clips", 8.0)
+CLIPS = TimedUnit("sample models/tabletop/generator 64x64x17", "clips", 8.0)
 
 
 def test_a_rate_is_of_what_this_run_did_and_the_rest_is_its_start():
@@ -28,7 +28,7 @@ def test_a_run_that_did_none_of_its_units_leaves_the_rate_as_it_was():
 
 
 def test_a_stage_without_units_is_measured_as_a_whole():
-    assert rate_of(Unit("audit judge", RUNS, 240.0), [Measured("clips", 240, 1.0)], 48.0) == Rate(RUNS, 0.2, 0.0)
+    assert rate_of(TimedUnit("audit judge", RUNS, 240.0), [Measured("clips", 240, 1.0)], 48.0) == Rate(RUNS, 0.2, 0.0)
 
 
 def test_what_is_measured_reaches_the_one_who_listens_alone():

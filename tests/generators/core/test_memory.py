@@ -86,7 +86,7 @@ def test_full_training_by_hand(tiny_model):
     generator = examine_generator(**of(name, tiny_model))
     modules = {key: memory.on_meta(generator.checkpoint, key) for key in generator.denoiser_names}
     number = memory.parameters_of(modules["transformer_2"])
-    how = memory.Training(2, 4, generator.lora_targets, False, ("transformer_2",))
+    how = memory.TrainingSettings(2, 4, generator.lora_targets, False, ("transformer_2",))
     need = memory.training_need(generator, modules, dict.fromkeys(modules, "denoiser"), torch.bfloat16, how, full=True)
     config = generator.checkpoint.component("transformer_2")
     width = config["num_attention_heads"] * config["attention_head_dim"]
