@@ -13,7 +13,7 @@ from pipeline import online
 from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.launch import Launch
 from pipeline.recipes import load_recipe
-from pipeline.train import Job
+from pipeline.train import TrainJob
 from rl.objectives import get_objective
 from rl.training.config import configure
 from tests.support.defaults import default_params
@@ -64,7 +64,7 @@ def test_what_travels_to_other_machines_comes_back_as_it_was(tmp_path):
     objective = get_objective("rwr")
     config = configure(objective, PARAMS["train"]["common"])
     folder = Path("runs")
-    job = Job("rwr", MODEL, SIZE, config, folder, folder, folder, folder, None, None)
+    job = TrainJob("rwr", MODEL, SIZE, config, folder, folder, folder, folder, None, None)
     given = online.OnlineTraining(held_out(), MODEL, folder, folder, "tensorboard")
     for one in (job, given):
         assert pickle.loads(pickle.dumps(one)) == one
