@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# Of a killed node: what Ray notices first, that it is dead or that what runs there does not answer.
+GONE = r"the node is gone|its (worker|process) is gone"
 STORE = 100 * 2**20  # bytes of a node's object store; Ray takes no less than 75 MB
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
