@@ -1,5 +1,6 @@
 """`dvc repro` itself on a cluster, with a node killed and then the head's own process: the bytes of one process."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
-from tests.support.ray_cluster import GONE
+from tests.support.ray_cluster import GONE, LoopbackCluster
 
 pytestmark = pytest.mark.cluster
 STAGES = ("generate@r1", "label@r1", "train@rwr1")
@@ -57,8 +58,15 @@ def batches(folder: Path) -> int:
     return len(list(folder.glob(".state/generate-*/*/clips/.batches/*.parquet")))
 
 
-def actors() -> list[psutil.Process]:
-    return [one for one in psutil.process_iter(["cmdline"]) if "ray::_Actor" in " ".join(one.info["cmdline"] or [])]
+def actors(cluster: LoopbackCluster) -> list[psutil.Process]:
+    """The workers of this cluster; another test may have one of its own at the same time."""
+    named = [one for one in psutil.process_iter(["cmdline"]) if "ray::_Actor" in " ".join(one.info["cmdline"] or [])]
+    found = []
+    for one in named:
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            if any(str(cluster.folder) in word for parent in one.parents() for word in parent.cmdline()):
+                found.append(one)
+    return found
 
 
 def test_a_run_on_a_cluster_that_loses_a_node_and_its_head_ends_with_the_bytes_of_one_process(clones, loopback):
@@ -74,7 +82,7 @@ def test_a_run_on_a_cluster_that_loses_a_node_and_its_head_ends_with_the_bytes_o
         assert head.poll() is None, log.read_text()[-3000:]
         head.send_signal(signal.SIGKILL)
         head.wait()
-        wait_until(lambda: not actors(), "the end of the workers")
+        wait_until(lambda: not actors(loopback), "the end of the workers")
     done = batches(two)
     again = repro(two, ray)
 

@@ -129,6 +129,7 @@ def test_an_error_of_ours_is_raised_once_as_it_is(loopback, tmp_path):
 
 
 @cluster
+@pytest.mark.slow
 def test_a_superseded_process_is_started_again(loopback, tmp_path, caplog):
     assert together(give_way_once, (tmp_path,), "1", "cpu", tmp_path / "work") == "done"
     assert "SupersededError: another start holds the folder" in caplog.text
@@ -136,6 +137,7 @@ def test_a_superseded_process_is_started_again(loopback, tmp_path, caplog):
 
 
 @cluster
+@pytest.mark.slow
 def test_a_run_whose_processes_die_again_and_again_stops(loopback, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(training, "LOSSES", 2)
     with pytest.raises(LostError, match=r"2 groups of processes were lost one after the other.*node 127\.0\.0\."):
