@@ -80,6 +80,7 @@ def test_a_run_on_a_cluster_that_loses_a_node_and_its_head_ends_with_the_bytes_o
         loopback.join()
         wait_until(lambda: batches(two) >= 5 or head.poll() is not None, "five batches")
         assert head.poll() is None, log.read_text()[-3000:]
+        assert actors(loopback)
         head.send_signal(signal.SIGKILL)
         head.wait()
         wait_until(lambda: not actors(loopback), "the end of the workers")
