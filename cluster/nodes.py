@@ -7,13 +7,18 @@ import importlib
 import logging
 import os
 import pickle
+import socket
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.provenance import ROOT, code_hash, describe_device, differences, in_words, versions
 
 TOKEN = "RAY_AUTH_MODE"  # Ray's variable: `token` refuses whoever has none
+ADDRESS = "RAY_ADDRESS"  # Ray's variable: host:port of the head
+REACH = 10.0  # seconds for the head to answer; Ray itself would try for minutes
+LOGS = "session_latest/logs in the folder RAY_TMPDIR, by default /tmp/ray"
 LOSSES = 3  # workers that a piece of work, or their start, may cost
 PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
 
@@ -72,9 +77,14 @@ def settle_in(root: str, device: str) -> Facts:
         raise RefusedError(f"node {ray.util.get_node_ip_address()} has no folder {root}, where this project lies")
     os.chdir(root)
     logging.getLogger().setLevel(os.environ.get("LOG_LEVEL", "INFO").upper())
-    made_with = {"versions": versions(), "device": describe_device(pick_device(device))}
+    made_with = {"versions": compared_versions(), "device": describe_device(pick_device(device))}
     node, token = ray.get_runtime_context().get_node_id(), os.environ.get(TOKEN) == "token"
     return Facts(node, code_hash(), made_with, token)
+
+
+def compared_versions() -> dict[str, str | None]:
+    """What must be the same on every node: the versions that policies are made with, and PyAV's, which encodes clips."""
+    return versions() | {"av": metadata.version("av")}
 
 
 def kind_of_worker(ray: Any, device: str) -> str:
@@ -114,6 +124,12 @@ def connected() -> Any:
     except ImportError as error:
         raise ValueError("engine ray: Ray is not installed here: pip install -e '.[cluster]'") from error
     if not ray.is_initialized():
+        address = os.environ.get(ADDRESS, "auto")
+        if ":" in address and not _answers(address):
+            raise ValueError(
+                f"engine ray: no cluster answers at {ADDRESS}={address}, and none is started for you: start it again, "
+                "or unset the variable"
+            )
         try:
             ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
         except ConnectionError as error:
@@ -122,6 +138,16 @@ def connected() -> Any:
                 f"this on one of its nodes, or take engine here ({first_line(error)})"
             ) from error
     return ray
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_ours(error: Exception) -> bool:

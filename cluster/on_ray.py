@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.nodes import (
+    LOGS,
     LOSSES,
     PATIENCE,
     Facts,
@@ -26,6 +27,7 @@ from cluster.nodes import (
     RefusedError,
     WorkerError,
     alive,
+    compared_versions,
     connected,
     first_line,
     is_ours,
@@ -36,7 +38,7 @@ from cluster.nodes import (
     travels,
 )
 from cluster.pool import DataT, Make, ResultT, Unit
-from cluster.provenance import code_hash, versions
+from cluster.provenance import code_hash
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class OnRay:
         self._ray, self._workers, self._device = connected(), workers, device
         self._kind = kind_of_worker(self._ray, device)
         self._resources = self._resources_of_a_worker()
-        self._ours = Ours(code_hash(), versions())
+        self._ours = Ours(code_hash(), compared_versions())
         self._make: Make[Any, Any] | None = None
         self._members: list[_Member] = []
         self._flying: dict[Any, _Member] = {}  # by the reference to what the worker is doing
@@ -231,7 +233,7 @@ class OnRay:
             if self._starts_lost >= LOSSES:
                 raise LostError(
                     f"{self._starts_lost} workers were lost one after the other before any could work, the last on "
-                    f"{where}: {first_line(error)}. Ray's logs on that node: /tmp/ray/session_latest/logs"
+                    f"{where}: {first_line(error)}. Ray's logs on that node: {LOGS}"
                 ) from error
             return
         if work.lose(unit, where, any(one.unit is unit for one in self._members)):
@@ -256,7 +258,7 @@ def survey(timeout: float = 60.0) -> list[Node]:
 
     timeout: seconds to wait for the nodes' answers, which import torch.
     """
-    ray, ours = connected(), Ours(code_hash(), versions())
+    ray, ours = connected(), Ours(code_hash(), compared_versions())
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -332,10 +334,10 @@ class _Queue:
             raise LostError(
                 f"{unit.what} cost {LOSSES} workers, on {', '.join(self.lost[unit.number])}; all else is done and "
                 "kept. Most often memory runs out there: take a smaller batch_size, or look at Ray's logs on these "
-                "nodes (/tmp/ray/session_latest/logs)"
+                f"nodes ({LOGS})"
             )
         if self.lost:
-            logger.info("%d units were lost with their workers and done again", len(self.lost))
+            logger.info("units that were lost with their workers and done again: %d", len(self.lost))
 
 
 class _Actor:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cluster.messages import Messages
 from cluster.nodes import (
+    LOGS,
     LOSSES,
     PATIENCE,
     LostError,
@@ -33,6 +34,7 @@ from cluster.nodes import (
     RefusedError,
     WorkerError,
     alive,
+    compared_versions,
     connected,
     first_line,
     is_ours,
@@ -42,7 +44,7 @@ from cluster.nodes import (
     settle_in,
     travels,
 )
-from cluster.provenance import code_hash, versions
+from cluster.provenance import code_hash
 from data.policies import CHECKPOINTS, FOLDER, PROGRESS
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def together(body: Callable[..., Any], arguments: Sequence[Any], processes: str,
     ray = connected()
     kind = kind_of_worker(ray, device)
     size = Size.of(processes, 0 if kind == "CPU" else room_for(ray, kind))
-    run = _Run(ray, kind, size, work, device, Ours(code_hash(), versions()))
+    run = _Run(ray, kind, size, work, device, Ours(code_hash(), compared_versions()))
     try:
         return run.result(ray.cloudpickle.dumps((body, tuple(arguments))))
     finally:
@@ -171,8 +173,10 @@ class _Run:
             self.waits_since = time.monotonic()
         elif time.monotonic() - self.waits_since > PATIENCE:
             self.waits_since = time.monotonic()
-            message = "no process yet: at least %d wanted, each on a %s of its own; the cluster has room for %d"
-            logger.warning(message, self.size.least, self.kind, room_for(self.ray, self.kind))
+            room = room_for(self.ray, self.kind)
+            state = "they are still starting" if room >= self.size.least else "waiting for room"
+            message = "no process yet: at least %d wanted, each on a %s of its own; the cluster has room for %d: %s"
+            logger.warning(message, self.size.least, self.kind, room, state)
 
     def _trainer(self, messages: Any, call: bytes) -> Any:
         train: Any = importlib.import_module("ray.train")
@@ -292,7 +296,7 @@ class _Run:
         return LostError(
             f"{LOSSES} groups of processes were lost one after the other, without a new checkpoint, the last one with "
             f"{', '.join(each)}. What is finished is kept. Most often memory runs out there: raise "
-            "gradient_accumulation, or look at Ray's logs on these nodes (/tmp/ray/session_latest/logs)"
+            f"gradient_accumulation, or look at Ray's logs on these nodes ({LOGS})"
         )
 
     def _name(self, rank: int) -> str:

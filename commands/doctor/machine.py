@@ -69,8 +69,8 @@ def hardware() -> Iterator[Finding]:
 
 def cluster() -> Iterator[Finding]:
     """The nodes of the Ray cluster that stages would work on, each with what it has, and what it is refused for."""
+    from cluster.nodes import compared_versions
     from cluster.on_ray import survey
-    from cluster.provenance import versions
 
     try:
         nodes = survey()
@@ -78,7 +78,9 @@ def cluster() -> Iterator[Finding]:
         yield Finding(BROKEN, "cluster", str(error))
         return
     yield Finding(OK, "token", "asked for on this node")
-    here = {name: number for name, number in versions().items() if number} | {"ray": importlib.metadata.version("ray")}
+    here = {name: number for name, number in compared_versions().items() if number} | {
+        "ray": importlib.metadata.version("ray")
+    }
     yield Finding(OK, "versions", f"here {', '.join(f'{name} {number}' for name, number in here.items())}")
     for node in nodes:
         counted = ", ".join(f"{count:g} {name}" for name, count in node.resources.items()) or "for no work"

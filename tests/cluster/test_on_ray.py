@@ -114,7 +114,7 @@ def test_the_unit_of_a_worker_that_dies_is_done_again(ray_pool, units, caplog):
     assert results == {number: 2 * number for number in range(8)}
     assert ray_pool.status()["lost"] == 1
     assert "its worker is gone" in caplog.text and "clips 3-0 to 3-3 are done again" in caplog.text
-    assert "1 units were lost with their workers and done again" in caplog.text
+    assert "units that were lost with their workers and done again: 1" in caplog.text
 
 
 def test_a_killed_node_is_named_and_one_that_joins_is_used(ray_pool, loopback, units, caplog):
@@ -184,4 +184,11 @@ def test_doctor_says_what_each_node_has_and_why_it_would_be_refused(loopback, mo
 def test_without_a_token_nothing_starts(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with pytest.raises(ValueError, match=r"RAY_AUTH_MODE is not token.*ray get-auth-token --generate"):
+        pool_of("ray")
+
+
+def test_an_address_where_no_cluster_answers_is_refused_at_once(loopback, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.2:9")
+    with pytest.raises(ValueError, match=r"no cluster answers at RAY_ADDRESS=127\.0\.0\.2:9"):
         pool_of("ray")

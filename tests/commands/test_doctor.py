@@ -291,7 +291,9 @@ def test_the_nodes_of_a_cluster_are_listed_with_accelerators_versions_and_what_i
         Node("10.0.0.4", {}, (), "has other versions than this process: torch 2.14, here 2.15"),
     ]
     monkeypatch.setattr("cluster.on_ray.survey", lambda: nodes)
-    monkeypatch.setattr("cluster.provenance.versions", lambda: {"python": "3.11.7", "torch": "2.15.0", "peft": None})
+    monkeypatch.setattr(
+        "cluster.nodes.compared_versions", lambda: {"python": "3.11.7", "torch": "2.15.0", "peft": None}
+    )
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"ray": "2.60.0"}[name])
     found = {one.what: (one.state, one.detail) for one in cluster()}
     assert found == {
