@@ -83,7 +83,7 @@ def settle_in(root: str, device: str) -> Facts:
 
 
 def compared_versions() -> dict[str, str | None]:
-    """What must be the same on every node: the versions that policies are made with, and PyAV's, which encodes clips."""
+    """What must be the same on every node: what policies are made with, and PyAV, which encodes clips."""
     return versions() | {"av": metadata.version("av")}
 
 
