@@ -194,7 +194,9 @@ def of_first(make: Callable[[], T]) -> T:
             made = make()
         except Exception as error:
             raised = error
-    told: list[Any] = [made, raised and _that_travels(raised)]
+    told: list[Any] = [made, raised]
+    if raised and not travels(raised):
+        told[1] = RuntimeError(f"{type(raised).__name__}: {raised}")
     distributed.broadcast_object_list(told, group=group, device=torch.device("cpu"))
     if raised or told[1]:
         raise raised or told[1]
@@ -212,13 +214,12 @@ def _patient_group() -> Any:
     return group
 
 
-def _that_travels(error: Exception) -> Exception:
+def travels(error: Exception) -> bool:
+    """Whether another process can be given it."""
     try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
-            return error
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:  # whatever an error's own pickling raises
-        pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        return False
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:

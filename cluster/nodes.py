@@ -6,7 +6,6 @@ Ray is imported where it is needed alone.
 import importlib
 import logging
 import os
-import pickle
 import socket
 import traceback
 from importlib import metadata
@@ -155,14 +154,6 @@ def is_ours(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     path = Path(frame.f_code.co_filename)
     return path.is_relative_to(ROOT) and "site-packages" not in path.parts
-
-
-def travels(error: Exception) -> bool:
-    """Whether another process can be given it."""
-    try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:
-        return False
 
 
 def first_line(error: BaseException) -> str:

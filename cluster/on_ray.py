@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.devices import travels
 from cluster.nodes import (
     LOGS,
     LOSSES,
@@ -35,7 +36,6 @@ from cluster.nodes import (
     name_of,
     room_for,
     settle_in,
-    travels,
 )
 from cluster.pool import DataT, Make, ResultT, Unit
 from cluster.provenance import code_hash

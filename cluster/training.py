@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from cluster.devices import travels
 from cluster.messages import Messages
 from cluster.nodes import (
     LOGS,
@@ -42,7 +43,6 @@ from cluster.nodes import (
     name_of,
     room_for,
     settle_in,
-    travels,
 )
 from cluster.provenance import code_hash
 from data.policies import CHECKPOINTS, FOLDER, PROGRESS
