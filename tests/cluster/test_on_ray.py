@@ -118,6 +118,8 @@ def test_the_unit_of_a_worker_that_dies_is_done_again(ray_pool, units, caplog):
 
 
 def test_a_killed_node_is_named_and_one_that_joins_is_used(ray_pool, loopback, units, caplog):
+    while ray_pool.status()["workers"] < 2:  # a worker that has not begun is named by no node
+        list(ray_pool.run(MAKE, units(4, 0.2)))
     found, nodes, killed = {}, [], ""
     for number, (result, node) in ray_pool.run(MAKE, units(24, 0.7)):
         found[number] = result

@@ -84,7 +84,7 @@ def test_clips_are_those_of_one_process_with_a_node_killed_and_another_joined(
     events = {4: loopback.kill, 6: loopback.join}  # the first result is the texts
     found = generate(Disturbed(pool_of("ray", "auto", "cpu"), events), policy, tmp_path)
     assert manifest(found.folder) == manifest(clips.folder)
-    assert re.search(GONE, caplog.text) and "clips r1-" in caplog.text
+    assert re.search(GONE, caplog.text)
 
 
 def test_a_full_disk_is_named_and_the_next_run_goes_on(clips, policy, loopback, tmp_path, caplog, monkeypatch):
