@@ -194,13 +194,13 @@ def of_first(make: Callable[[], T]) -> T:
             made = make()
         except Exception as error:
             raised = error
-    told: list[Any] = [made, raised]
+    sent_to_all: list[Any] = [made, raised]
     if raised and not travels(raised):
-        told[1] = RuntimeError(f"{type(raised).__name__}: {raised}")
-    distributed.broadcast_object_list(told, group=group, device=torch.device("cpu"))
-    if raised or told[1]:
-        raise raised or told[1]
-    result: T = told[0]
+        sent_to_all[1] = RuntimeError(f"{type(raised).__name__}: {raised}")
+    distributed.broadcast_object_list(sent_to_all, group=group, device=torch.device("cpu"))
+    if raised or sent_to_all[1]:
+        raise raised or sent_to_all[1]
+    result: T = sent_to_all[0]
     return result
 
 

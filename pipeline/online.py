@@ -356,7 +356,7 @@ def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
 
 
 class HeldOut(NamedTuple):
-    """The judge that is not trained on, where it is asked."""
+    """The held-out judge, and which processes ask it."""
 
     by_first: bool  # asked by the first process alone, about the clips of all; else by each about its own
     source: "Source | None"  # None: this process does not ask
