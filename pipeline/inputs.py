@@ -6,8 +6,8 @@
     references.json        the reference clips that it names
     sources/<name>.json    the block with its members', the files that it names (rubric and its questions, model), the
                            commits of its hub ids, the code of its kind
-    audits.json            of sources whose labels a policy is trained on with label_noise: from_audit, what their audits
-                           found; nothing of others, so that another audit trains nothing again
+    audits.json            of sources whose labels are trained on with label_noise: from_audit, what their audits found;
+                           nothing of others, so that another audit trains nothing again
     online/<name>.json     the files that an entry of online.policies and its recipe name, the writer's model or code
 
 Stage `base` writes them at every `dvc repro`; the other stages depend on those that they use. So a changed rubric runs

@@ -39,10 +39,11 @@ def with_audited_noise(config: "TrainConfig", rows: Path, audits: Path) -> "Trai
     """
     from data.manifest import read_manifest
     from rl.objectives import FROM_AUDIT, flipped_pairs
+    from rl.tables import KIND
 
     if getattr(config, "label_noise", None) != FROM_AUDIT:
         return config
-    source = read_manifest(rows)["facts"]["source"]
+    source = read_manifest(rows, KIND)["facts"]["source"]
     found = json.loads(audits.read_text(encoding="utf-8"))[source]
     where = "train.dpo.label_noise is from_audit"
     if found is None:

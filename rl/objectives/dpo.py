@@ -5,7 +5,7 @@ Feedback".
 
 DPO is published in forms that differ by a constant, so a beta means nothing without its form. With e the per-sample
 error as the *mean* of n squared element errors, and b the beta as published, the beta of `dpo_loss` that gives the
-same loss is (tests/rl/test_objectives.py pins every line):
+same loss is (tests/rl/objectives/test_dpo.py pins every line):
 
     published form                                             argument of log sigmoid      b       beta here
     Furuta et al., Eq. 7, norm read as a mean                  -b (mean)                    5000    b
