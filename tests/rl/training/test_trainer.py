@@ -32,6 +32,7 @@ from rl.training.timesteps import Uniform
 from rl.training.trainer import learning_rate, train
 from tests.support.children import start
 from tests.support.defaults import default_params
+from tests.support.group import Run, run_together
 from tests.support.tiny import load_wan
 from tests.support.training import (
     CONFIG,
@@ -338,14 +339,21 @@ def test_a_fact_of_accepted_clips_is_null_in_a_batch_without_one(generator, clip
     assert (first["gain_accepted"], first["accepted_error"], first["gain_rejected"]) == (None, None, 0.0)
 
 
-def test_a_policy_that_unlearns_wanted_clips_is_named_once(generator, clip_set, base, tmp_path, caplog):
+def test_a_policy_that_unlearns_wanted_clips_is_named_once(tiny_wan, clip_set, base, tmp_path, caplog):
     """KTO at a beta and rate far too large, and the same run at a rate that moves nothing."""
-    collapsing = {"steps": 30, "checkpoint_every": 30, "beta": 5000.0, "learning_rate": 1.0, "warmup_steps": 0}
-    run("kto", generator, clip_set, base, tmp_path / "collapses", **collapsing)
+    collapsing = {
+        "steps": 30,
+        "checkpoint_every": 30,
+        "beta": 1.0,
+        "learning_rate": 0.3,
+        "warmup_steps": 0,
+        "full": True,
+    }
+    run("kto", tiny_wan, clip_set, base, tmp_path / "collapses", **collapsing)
     warned = [record.getMessage() for record in caplog.records if "collapses" in record.getMessage()]
     assert len(warned) == 1 and warned[0].startswith("kto: at step "), warned
     caplog.clear()
-    run("kto", generator, clip_set, base, tmp_path / "stays", **collapsing | {"learning_rate": 1e-9})
+    run("kto", tiny_wan, clip_set, base, tmp_path / "stays", **collapsing | {"learning_rate": 1e-9})
     assert "collapses" not in caplog.text
 
 
@@ -703,6 +711,21 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_pa
     assert alone.shape == shared.shape and np.abs(alone - shared).max() <= 1  # rounded after float order
 
 
+def test_the_reference_point_of_kto_is_of_all_processes(tiny_wan, clip_set, base, tmp_path):
+    """Of three rows one process has one and the other two, in one forward or in one each."""
+    changes = {"steps": 4, "batch_size": 3, **FLOAT_ORDER}
+    run("kto", tiny_wan, clip_set, base, tmp_path / "one", **changes)
+    of = {"together": changes, "split": changes | {"gradient_accumulation": 2}}
+    run_together(2, [Run(tmp_path / name, tiny_wan, base, "kto", clip_set.folder, how) for name, how in of.items()])
+    one = adapter(tmp_path / "one")
+    assert any(line["reference_point"] > 0 for line in log(tmp_path / "one"))
+    for name in of:
+        two = adapter(tmp_path / name)
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one), name
+        for line, alone in zip(log(tmp_path / name), log(tmp_path / "one"), strict=True):
+            assert line == pytest.approx(alone, rel=1e-3, abs=1e-6), name
+
+
 def test_the_slices_of_all_ranks_are_the_batch_in_its_order(monkeypatch):
     for count, pieces, ranks in ((10, 1, 3), (2, 4, 1), (7, 2, 2)):
         monkeypatch.setattr(devices, "world_size", lambda ranks=ranks: ranks)
@@ -814,7 +837,7 @@ def test_a_wrong_setting_is_named_with_section_key_value_and_known_keys():
         (
             "dpo",
             DPO | {"label_noise": 0.5},
-            "train.dpo.label_noise: 0.5 is no label noise, expected a number from 0 to",
+            "train.dpo.label_noise: 0.5 is no label noise, expected a number from 0",
         ),
         ("dpo", DPO | {"label_noise": "audit"}, "'audit' is no label noise"),
         ("dpo", DPO | {"form": "hinge"}, "train.dpo.form is 'hinge', expected 'sigmoid' or 'ipo'"),
