@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.prompts import Prompt
+from data.records import Pair
 from feedback.core.kinds import read_block
 from generators.core.rollout import Sampling
 from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, train_config
@@ -52,7 +53,9 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             objective = OBJECTIVES[command.options["objective"]]
             config = train_config(objective)
             trained = 1 + BACKWARD + (RECOMPUTED if config.gradient_checkpointing else 0)
-            forwards = 2 * (trained + 1) if command.options["objective"] == "dpo" else trained
+            clips = 2 if objective.row_type is Pair else 1
+            twice = objective.of_batch is not None and config.gradient_accumulation > 1
+            forwards = clips * (trained + (1 if objective.uses_reference else 0) + (1 if twice else 0))
             return Work(unit, config.steps * config.batch_size, steps=config.steps, forwards=forwards)
         case "online":
             return _online(command, unit, params)

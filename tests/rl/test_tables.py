@@ -46,6 +46,16 @@ def test_sft_has_every_clip_with_weight_one_and_knows_no_judge(folder):
     assert table.facts == {"round": "r1"}
 
 
+def test_kto_and_nft_have_the_rewards_whatever_weights_they_became(folder):
+    """So that another scale or shift of build is no reason to train them again."""
+    for name in ("kto", "nft"):
+        table = read_table(folder / name, OBJECTIVES[name])
+        assert table == (
+            [Weighted("s0", "p", 1.0, 1.0), Weighted("s1", "p", 0.0, 1.0)],
+            {"round": "r1", "source": "judge"},
+        )
+
+
 def test_another_judge_leaves_the_bytes_of_sft_as_they_are(folder, tmp_path):
     other = write(tmp_path / "physics", WEIGHTED[:1], [], "physics")
 

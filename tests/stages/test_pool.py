@@ -15,13 +15,13 @@ from rl.objectives import OBJECTIVES
 from rl.tables import write_tables
 from stages import pool, train
 from tests.support.tiny import load_wan
-from tests.support.training import CONFIG, DPO, rows, write_base, write_clip_set
+from tests.support.training import CONFIG, OWN, rows, write_base, write_clip_set
 from tests.support.training import train as train_policy
 
 PARAMS = {
     "generator": {"family": "wan", "revision": None, "dtype": "float32", "max_prompt_tokens": 6},
     "video": {"num_frames": 5, "height": 16, "width": 16, "fps": 8},
-    "train": {"common": CONFIG, "sft": {}, "rwr": {}, "dpo": DPO},
+    "train": {"common": CONFIG, "sft": {}, "rwr": {}, **OWN},
 }
 LABELS = {"source": "judge", "judge": {"model_versions": ["v1"]}, "reward": "label"}
 
@@ -67,7 +67,8 @@ def test_a_pool_has_rows_and_names_of_clip_sets_and_says_what_it_joins(project):
     assert join("both", "r1", "r1b").exit_code == 0
 
     files = {path.relative_to("runs/both").as_posix() for path in Path("runs/both").rglob("*") if path.is_file()}
-    tables = {f"datasets/{name}" for name in ("sft/weighted.parquet", "rwr/weighted.parquet", "dpo/paired.parquet")}
+    weighted = {f"datasets/{name}/weighted.parquet" for name in ("sft", "rwr", "kto", "nft")}
+    tables = {*weighted, "datasets/dpo/paired.parquet"}
     manifests = {
         f"{folder}manifest.json" for folder in ("", "samples/", "datasets/", *(f"datasets/{o}/" for o in OBJECTIVES))
     }

@@ -26,10 +26,13 @@ CONFIG = {
     "checkpoint_every": 2, "log_every": 1, "seed": 1,
 }  # fmt: skip
 DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
+KTO = {"beta": 20.0, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+NFT = {"beta": 1.0, "normalised": False, "reward_from": "reward", "advantage_clip": 1.0}
+OWN = {"dpo": DPO, "kto": KTO, "nft": NFT}  # settings of an objective
 
 
 def config(objective: str, **changes) -> TrainConfig:
-    return configure(get_objective(objective), CONFIG | (DPO if objective == "dpo" else {}) | changes)
+    return configure(get_objective(objective), CONFIG | OWN.get(objective, {}) | changes)
 
 
 def write_clip_set(
