@@ -88,6 +88,8 @@ WRONG = {
     "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin', 'quantile' or 'preferred'"),
     "build.reward": ("accept", "build.reward is 'accept', expected 'label', 'p_accept' or 'score'"),
     "build.shift": (-1, "build.shift is -1, expected greater than or equal to 0"),
+    "build.shaping": ("softmax", "build.shaping is 'softmax', expected 'linear', 'exponential' or 'group'"),
+    "build.temperature": (0, "build.temperature is 0, expected greater than 0"),
     "build.sources.clip.scale": (0, "build.sources.clip.scale is 0, expected greater than 0"),
     "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, scale"),
     "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
