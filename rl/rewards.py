@@ -74,7 +74,8 @@ def group_advantages(rewards: Sequence[float]) -> list[float]:
     """A_i = (r_i - mean) / (s + 1e-6), of the clips of one prompt; 0 for all where all rewards are equal.
 
     s: the standard deviation of these rewards, divided by n. It makes the result free of the reward's unit.
-    The advantage of GRPO (Shao et al., DeepSeekMath, §4.1.2), which does not say whether s divides by n or by n - 1.
+    The advantage of GRPO (Shao et al., DeepSeekMath, §4.1.2), which adds nothing to s and does not say whether s
+    divides by n or by n - 1.
     """
     if not rewards or min(rewards) == max(rewards):
         return [0.0] * len(rewards)
