@@ -8,6 +8,7 @@ import pandas as pd
 
 from inspection.view import View, captioned_clips, outcome, word
 from report.text import aligned, histogram
+from rl.rewards import effective_sizes
 
 ALL = "all"
 UNDECIDED = "every vote answered, and the rule decides nothing"
@@ -98,7 +99,7 @@ def listed(view: View) -> str:
 
 COUNTED = {
     "labels": ("clips", "accepted", "rejected", "unlabelled", "accepted %"),
-    "weighted": ("clips", "weight above 0", "mean weight"),
+    "weighted": ("clips", "weight above 0", "mean weight", "effective", "effective a prompt"),
     "paired": ("pairs", "prompts", "clips chosen", "clips rejected", "mean margin"),
     "clip_set": ("clips", "prompts", "of split train", "of split test"),
 }
@@ -111,7 +112,9 @@ def _counts(kind: str, rows: pd.DataFrame) -> list[str]:
         share = f"{100 * accepted / (accepted + rejected):.1f}" if accepted + rejected else "–"
         return [str(len(rows)), str(accepted), str(rejected), str(nulls), share]
     if kind == "weighted":
-        return [str(len(rows)), str(int((rows["weight"] > 0).sum())), f"{rows['weight'].mean():.3g}"]
+        sizes = effective_sizes(rows["prompt_id"].tolist(), rows["weight"].tolist())
+        effective = [f"{sizes[key]:.1f}" for key in ("effective", "effective_per_prompt")]
+        return [str(len(rows)), str(sizes["above_0"]), f"{rows['weight'].mean():.3g}", *effective]
     if kind == "paired":
         distinct = [str(rows[column].nunique()) for column in ("prompt_id", "chosen", "rejected")]
         return [str(len(rows)), *distinct, f"{rows['margin'].mean():.3g}"]

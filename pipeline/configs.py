@@ -114,8 +114,10 @@ class BuildConfig:
     """Section `build`; params.yaml says what each key means."""
 
     reward: Literal["label", "p_accept", "score"]
+    shaping: Literal["linear", "exponential", "group"]
     scale: Positive
     shift: NotNegative
+    temperature: Positive
     pairs: Literal["all", "balanced", "margin", "quantile", "preferred"]
     pairs_per_prompt: Count
     min_margin: NotNegative

@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from data.labels import match_labels
 from data.records import Label, Pair, Preference, Sample, Weighted
 from rl.pairing import PREFERRED, RewardedClip, check_source, pair, pair_preferred
-from rl.rewards import reward_of, shape_reward
+from rl.rewards import effective_sizes, prompt_weights, reward_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ def build(
     *,
     name: str,
     reward: str,
+    shaping: str,
     scale: float,
     shift: float,
+    temperature: float,
     pairs: str,
     pairs_per_prompt: int,
     min_margin: float,
@@ -40,6 +43,7 @@ def build(
     """Weighted and paired rows of one clip set, in the order of `samples`.
 
     name: the clip set and source, such as "r1/judge", for the errors. A clip whose reward is null is in no table.
+    shaping, scale, shift, temperature: of `rl.rewards.prompt_weights`, over a prompt's clips with a reward.
     source, preferences: of a source that compares clips, its name and what it prefers.
     Raises ValueError as `rl.pairing.check_source` does, where samples and labels are not of the same clips, and where
     there is nothing to learn from: no accepted clip (reward "label"), or no clip with a positive
@@ -51,11 +55,7 @@ def build(
         RewardedClip(s.sample_id, s.prompt_id, label_of[s.sample_id].label, reward_of(label_of[s.sample_id], reward))
         for s in samples
     ]
-    weighted = [
-        Weighted(clip.sample_id, clip.prompt_id, clip.reward, shape_reward(clip.reward, scale, shift))
-        for clip in clips
-        if clip.reward is not None
-    ]
+    weighted = weigh(clips, partial(prompt_weights, shaping=shaping, scale=scale, shift=shift, temperature=temperature))
     if not any(row.reward > 0 if reward == "label" else row.weight > 0 for row in weighted):
         lacking = "accepted clip" if reward == "label" else f"clip with a positive weight (reward {reward})"
         nulls = len(clips) - len(weighted)
@@ -66,18 +66,40 @@ def build(
         pairing = pair(clips, pairs, pairs_per_prompt, min_margin, seed, quantile)
     if not pairing.pairs:
         logger.warning("%s: no prompt has a pair (%s): DPO cannot be trained on it", name, _count(pairing.unpaired))
+    sizes = effective_sizes([row.prompt_id for row in weighted], [row.weight for row in weighted])
     composition = {
         "name": name,
         "samples": len(clips),
         "weighted": len(weighted),
         "pairs": len(pairing.pairs),
+        "weights": {"rwr": sizes},
         "categories": _categories(samples, clips),
         "pairs_per_prompt": _pairs_per_prompt(clips, pairing.pairs),
         "prompts_without_a_pair": pairing.unpaired,
         "reasons": _count(pairing.unpaired),
     }
-    logger.info("%s: %d weighted clips, %d pairs, of %d clips", name, len(weighted), len(pairing.pairs), len(clips))
+    counts = (len(weighted), sizes["effective"], len(pairing.pairs), len(clips))
+    logger.info("%s: %d weighted clips worth %.0f of equal weight, %d pairs, of %d clips", name, *counts)
     return Datasets(weighted, pairing.pairs, composition)
+
+
+def weigh(clips: Sequence[RewardedClip], weights_of: Callable[[list[float]], list[float]]) -> list[Weighted]:
+    """The clips that have a reward, in their order, each with its weight.
+
+    weights_of: from the rewards of one prompt's clips to their weights.
+    """
+    rewards: dict[str, dict[str, float]] = {}  # prompt_id -> sample_id -> reward
+    for clip in clips:
+        if clip.reward is not None:
+            rewards.setdefault(clip.prompt_id, {})[clip.sample_id] = clip.reward
+    weight_of: dict[str, float] = {}
+    for of in rewards.values():
+        weight_of |= zip(of, weights_of(list(of.values())), strict=True)
+    return [
+        Weighted(clip.sample_id, clip.prompt_id, clip.reward, weight_of[clip.sample_id])
+        for clip in clips
+        if clip.reward is not None
+    ]
 
 
 def _categories(samples: Sequence[Sample], clips: Sequence[RewardedClip]) -> dict[str, dict[str, int]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from data.manifest import read_manifest, write_manifest
 from rl.objectives import OBJECTIVES
+from rl.rewards import effective_sizes
 from rl.tables import DATASETS, read_composition, read_table, write_composition, write_table
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ def pool_tables(work: Path, name: str, folders: Sequence[Path]) -> dict[str, Any
         rows = [row for table in tables for row in table.rows]
         write_table(work / objective.name, rows, objective.row_type, {"round": name, **facts})
     composition = composition_of_all(name, [read_composition(folder) for folder in folders])
+    weighted = read_table(work / "rwr", OBJECTIVES["rwr"]).rows
+    sizes = effective_sizes([row.prompt_id for row in weighted], [row.weight for row in weighted])
+    composition["weights"] = {"rwr": sizes}
     write_composition(work, composition)
     facts = _facts_of_all(folders, [read_manifest(folder, DATASETS)["facts"] for folder in folders])
     write_manifest(work, DATASETS, **{"round": name, **facts})
@@ -37,7 +41,7 @@ def pool_tables(work: Path, name: str, folders: Sequence[Path]) -> dict[str, Any
 
 
 def composition_of_all(name: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A composition.json with the counts of several summed, and with the counts of each round as `rounds`.
+    """A composition.json with the counts of several summed, and with those of each round as `rounds`; no `weights`.
 
     A prompt is without a pair where every round that has clips of it has none, for the reasons of each.
     """

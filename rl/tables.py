@@ -4,7 +4,7 @@
     rwr/weighted.parquet     every clip with a reward
     dpo/paired.parquet
     kto/, nft/               weighted.parquet: every clip with a reward, weight 1: they read the reward itself
-    composition.json         counts of the clips and pairs behind them
+    composition.json         counts of the clips and pairs behind them, and how many clips the weights amount to
 
 A folder of its own for each, because a policy then depends on its own rows alone, and because
 `datasets.load_dataset(folder)` reads a folder of one schema.
@@ -48,8 +48,8 @@ def write_tables(
     samples: all clips of the round. weighted, paired, composition: from `rl.datasets.build`.
     clips, labels: plain JSON that names the clip set and the labels, for the manifests: the first of every table, the
         second of the tables that labels were read for.
-    weighting, pairing: the settings that made `weighted` and `paired`, each for its own table, because a change of the
-        pairing must not change a byte of the weighted rows; kto and nft read neither.
+    weighting, pairing: the settings that made `weighted` (from `rl.rewards.weighting`) and `paired`, each for its own
+        table, because a change of the pairing must not change a byte of the weighted rows; kto and nft read neither.
     """
     everything = [Weighted(sample.sample_id, sample.prompt_id, reward=1.0, weight=1.0) for sample in samples]
     write_table(folder / "sft", everything, Weighted, clips)

@@ -22,6 +22,7 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
     from data.preferences import compares, read_preferences
     from data.store import ClipSet
     from rl.datasets import build
+    from rl.rewards import weighting
     from rl.tables import write_tables
 
     clip_set = ClipSet.open(clips)
@@ -36,12 +37,13 @@ def main(clips: Path, labels: Path, out: Path, metrics: Path) -> None:
         how = {"name": name, "source": labelled.source, "preferences": preferences, **asdict(config)}
         tables = build(clip_set.samples, labelled.labels, **how)
         settings = asdict(config)
-        weighting = {key: settings.pop(key) for key in ("scale", "shift")}
+        shaped = weighting(**{key: settings.pop(key) for key in ("shaping", "scale", "shift", "temperature")})
         write_tables(
-            work / "datasets", clip_set.samples, *tables, clips=made, labels=by, weighting=weighting, pairing=settings
+            work / "datasets", clip_set.samples, *tables, clips=made, labels=by, weighting=shaped, pairing=settings
         )
         publish(work / "datasets", out)
-        write_metrics(metrics, {key: value for key, value in tables.composition.items() if isinstance(value, int)})
+        counts = {key: value for key, value in tables.composition.items() if isinstance(value, int)}
+        write_metrics(metrics, counts | {"weights": tables.composition["weights"]})
 
 
 if __name__ == "__main__":

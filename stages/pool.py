@@ -25,7 +25,8 @@ def main(clips: tuple[Path, ...], rows: tuple[Path, ...], out: Path, metrics: Pa
         composition = pool_tables(folder / "datasets", out.name, rows)
         write_manifest(folder, "pool", rounds=rounds)
         publish(folder, out)
-        write_metrics(metrics, {"rounds": len(rounds), **{key: composition[key] for key in COUNTED}})
+        counts = {key: composition[key] for key in (*COUNTED, "weights")}
+        write_metrics(metrics, {"rounds": len(rounds), **counts})
 
 
 if __name__ == "__main__":

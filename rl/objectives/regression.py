@@ -18,7 +18,7 @@ def sft_loss(error: Tensor) -> Tensor:
 def rwr_loss(error: Tensor, weight: Tensor) -> Tensor:
     """(B,) reward-weighted regression, r · error.
 
-    weight: (B,) the shaped reward r = eta · reward + gamma, >= 0.
+    weight: (B,) >= 0: the shaped reward r = eta · reward + gamma, or another of `rl.rewards.prompt_weights`.
     Eq. 6. The batch mean divides by B, not by the sum of the weights: a batch of rejected clips is a small step, not
     a rescaled one. The error is a mean over elements where the paper prints a squared norm.
     """

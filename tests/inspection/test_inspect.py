@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from commands.inspect import main
+from data.manifest import write_manifest
 from data.pools import write_pool
-from data.records import Sample, read_rows, write_rows
+from data.records import Sample, Weighted, read_rows, write_rows
 from data.store import ClipSet
 from data.video import prompt_caption
 from inspection.difference import difference
@@ -230,11 +231,24 @@ def test_a_filter_is_counted_and_its_clips_are_listed(round_):
 def test_datasets_are_counted_by_weights_and_pairs(round_):
     rows, pairs = run(round_ / "datasets/rwr"), run(round_ / "datasets/dpo")
 
-    assert cells(rows, "roll") == ["1", "1", "1"]
+    assert cells(rows, "roll") == ["1", "1", "1", "1.0", "1.0"]
     assert "weight: 1 in all 1" in rows
     assert cells(pairs, "all") == ["2", "2", "2", "2", "0.8"]
     assert "prompts without a pair: 0 of 2" in pairs
     assert cells(run(round_ / "samples"), "all") == ["6", "2", "3", "3"]
+
+
+def test_the_clips_that_weights_amount_to_are_shown_by_category(tmp_path):
+    """roll: weights 3 and 1, (3 + 1)^2 / (9 + 1) = 1.6 of 2; all, with a prompt of one clip: 5^2 / 11 = 2.3 of 3."""
+    root = make_round(tmp_path / "r1")
+    rows = [Weighted("roll0", "p-roll", 1.0, 3.0), Weighted("roll1", "p-roll", 0.0, 1.0)]
+    rows.append(Weighted("drop0", "p-drop", 0.0, 1.0))
+    write_rows(root / "datasets/rwr/weighted.parquet", rows, Weighted)
+    write_manifest(root / "datasets/rwr", "dataset", round="r1", source="judge", reward="label")
+    text = run(root / "datasets/rwr")
+
+    assert cells(text, "roll") == ["2", "2", "2", "1.6", "1.6"]
+    assert cells(text, "all") == ["3", "3", "1.67", "2.3", "1.3"]
 
 
 def test_prompts_without_an_accepted_clip_or_a_pair_are_listed_with_their_texts(tmp_path):

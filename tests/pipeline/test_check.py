@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from PIL import Image
 from commands.preset import PRESETS, layers, overlay, values_of
 from data.prompts import load_prompts, write_prompts
 from feedback.core.kinds import resolve
+from feedback.core.rubric import load_rubric
 from generators.families.wan import WanGenerator
 from pipeline.advice import advice
 from pipeline.check import check_params
@@ -81,6 +83,72 @@ def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_
     assert train["full"] is True
 
 
+PAPER = {  # Furuta et al.: where it stands, and its value in params.yaml
+    "generator.family": "unet3d",  # App. A
+    "generator.max_prompt_tokens": 64,
+    "video.num_frames": 16,
+    "video.height": 24,
+    "video.width": 40,
+    "generate.samples_per_prompt": 128,
+    "generate.split": "train",
+    "train.common.full": True,
+    "train.common.learning_rate": 1e-4,
+    "train.common.warmup_steps": 10_000,
+    "train.common.max_grad_norm": 1.0,
+    "train.common.weight_decay": 0.0,
+    "train.common.batch_size": 64,
+    "train.common.steps": 10_000,
+    "train.common.checkpoint_every": 500,
+    "train.common.timesteps": {"name": "uniform"},  # Eq. 1
+    "train.dpo.beta": 5000,
+    "train.dpo.chosen_error_weight": 0.0,  # Eq. 7
+    "select.keep": "best-of-last-5",
+    "build.reward": "label",  # §3.3
+    "build.shaping": "linear",  # Eq. 6
+    "feedback.source": "gemini",
+    "feedback.sources.gemini.mode": "text",  # App. D: a word
+    "feedback.sources.gemini.clip": "frames",
+    "evaluate.judges": ["gemini", "gpt"],  # Table 2
+    "evaluate.generate.samples_per_prompt": 32,  # §4
+    "evaluate.generate.split": "all",
+    "evaluate.top_k": {"k": 8, "by": None},
+}
+
+
+def test_the_papers_preset_has_what_the_paper_states():
+    params = laid_over("paper")
+
+    for name, value in PAPER.items():
+        assert value_at(params, name) == value, name
+    assert load_rubric(Path(params["feedback"]["sources"]["gemini"]["rubric"])).frames == 8  # App. D
+    for objective in ("sft", "rwr", "dpo"):
+        own = params["train"][objective]
+        for key in ("learning_rate", "steps", "batch_size"):  # which the tabletop's blocks change
+            assert own[key] == params["train"]["common"][key], (objective, key)
+
+
+def test_the_papers_preset_reports_the_best_of_the_last_five_checkpoints_of_every_policy():
+    """App. A; and Fig. 5: the second round of an algorithm is of the clips of its first, and continues it."""
+    params = laid_over("paper")
+    policies, rounds = params["policies"], params["rounds"]
+
+    assert {entry["objective"] for entry in policies.values()} == {"sft", "rwr", "dpo"}  # Table 2
+    assert set(params["select"]["policies"]) == set(policies)
+    assert params["evaluate"]["policies"] == ["base", *(f"{name}-selected" for name in policies)]
+    for name, entry in policies.items():
+        assert rounds[entry["round"]]["policy"] == entry["start"], name
+        first = policies.get(entry["start"].removesuffix("-selected"))
+        assert (first is None) == (entry["start"] == "base") and (first or entry)["objective"] == entry["objective"]
+    steps, every = (params["train"]["common"][key] for key in ("steps", "checkpoint_every"))
+    assert steps // every >= 5
+
+
+def value_at(params: dict, name: str) -> Any:
+    for key in name.split("."):
+        params = params[key]
+    return params
+
+
 JUDGE = "feedback.sources.judge"
 WRONG = {
     "generate.solver": ("heun", "generate.solver is 'heun', expected 'euler', 'unipc' or 'ddim'"),
@@ -88,8 +156,10 @@ WRONG = {
     "build.pairs": ("best", "build.pairs is 'best', expected 'all', 'balanced', 'margin', 'quantile' or 'preferred'"),
     "build.reward": ("accept", "build.reward is 'accept', expected 'label', 'p_accept' or 'score'"),
     "build.shift": (-1, "build.shift is -1, expected greater than or equal to 0"),
+    "build.shaping": ("softmax", "build.shaping is 'softmax', expected 'linear', 'exponential' or 'group'"),
+    "build.temperature": (0, "build.temperature is 0, expected greater than 0"),
     "build.sources.clip.scale": (0, "build.sources.clip.scale is 0, expected greater than 0"),
-    "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, scale"),
+    "build.sources.clip.eta": (0.1, "build.sources.clip.eta (0.1) is unknown; known keys are reward, shaping"),
     "build.sources.klip": ({}, "build.sources.klip: no such source; feedback.sources has "),
     "train.rwr.steps": (0, "params.yaml: train.rwr.steps is 0, expected greater than or equal to 1; known keys are"),
     "train.common.full": ("no thanks", ".common.full is 'no thanks', expected true or false; known keys are full"),

@@ -1,5 +1,6 @@
 """Claims about pairs and the tables that training reads."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -148,7 +149,7 @@ def labelled(pattern: str, prompt_id: str = "p", category: str = "falling down")
 
 def built(rows: list[tuple[Sample, Label]], **changes):
     settings = {"reward": "label", "scale": 1.0, "shift": 0.0, "pairs": "balanced", "pairs_per_prompt": 8}
-    settings |= {"min_margin": 0.0, "seed": 1, "name": "r1/judge"} | changes
+    settings |= {"min_margin": 0.0, "seed": 1, "name": "r1/judge", "shaping": "linear", "temperature": 1.0} | changes
     samples, labels = zip(*rows, strict=True)
     return build(samples, labels, **settings)
 
@@ -157,6 +158,24 @@ def test_build_by_hand():
     datasets = built(labelled("ar?"), scale=0.5, shift=0.25)
     assert datasets.weighted == [Weighted("p-0", "p", 1.0, 0.75), Weighted("p-1", "p", 0.0, 0.25)]
     assert datasets.paired == [Pair("p", "p-0", "p-1", 1.0)]
+
+
+def test_weights_over_a_prompt_are_of_its_clips_with_a_reward_alone():
+    """p has two clips with a reward, 1 and 0, at tau 1; s has one, rejected, whose weight is 1 by itself."""
+    datasets = built(labelled("a?r", "p") + labelled("r", "s"), shaping="exponential")
+    e = math.e
+    weights = {row.sample_id: row.weight for row in datasets.weighted}
+    assert weights == pytest.approx({"p-0": 2 * e / (1 + e), "p-2": 2 / (1 + e), "s-0": 1.0})
+    mixed = labelled("a?r", "p")[:1] + labelled("r", "s") + labelled("a?r", "p")[1:]  # prompts in turn
+    assert built(mixed, shaping="exponential").weighted == [datasets.weighted[place] for place in (0, 2, 1)]
+
+
+def test_the_composition_says_what_the_weights_amount_to():
+    """Linear: p has one accepted clip of three, s none: 1 of the 4 with a reward. Group: s without spread keeps 1."""
+    rows = labelled("arr", "p") + labelled("r?", "s")
+    assert built(rows).composition["weights"]["rwr"] == {"above_0": 1, "effective": 1.0, "effective_per_prompt": 0.5}
+    group = built(rows, shaping="group", temperature=1e6).composition["weights"]["rwr"]
+    assert group == {"above_0": 4, "effective": pytest.approx(4), "effective_per_prompt": pytest.approx(2)}
 
 
 def test_soft_rewards_become_weights_and_margins():

@@ -76,6 +76,14 @@ def test_the_composition_has_sums_and_the_counts_of_each_round(datasets, tmp_pat
     }  # fmt: skip
 
 
+def test_the_weights_of_a_pool_are_counted_over_the_clips_of_all_its_rounds(datasets, tmp_path):
+    """Each round has one clip of weight 1 and one of 0, both of prompt a."""
+    pool_tables(out := tmp_path / "both", "both", [datasets("r1"), datasets("r1b", R1B)])
+    found = json.loads((out / "composition.json").read_text())
+
+    assert found["weights"] == {"rwr": {"above_0": 2, "effective": 2.0, "effective_per_prompt": 2.0}}
+
+
 def test_of_a_pool_in_a_pool_the_rounds_are_counted_by_themselves():
     both = composition_of_all("both", [R1, R1B])
     every = composition_of_all("all", [both, composition("r2", {"a": 5}, {}, accepted=2)])

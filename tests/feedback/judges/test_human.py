@@ -771,8 +771,8 @@ def test_a_clip_that_nobody_rated_is_left_out_and_counted(clips, ledger, tmp_pat
         assert unrated == (name not in given)
     assert read_manifest(tmp_path / "labels", "labels")["facts"]["unrated"] == 3
     rows = build(
-        clips.samples, list(labels.values()), name="r1", reward="label", scale=1.0, shift=1.0, pairs="all",
-        pairs_per_prompt=9, min_margin=0.0, seed=0,
+        clips.samples, list(labels.values()), name="r1", reward="label", shaping="linear", scale=1.0, shift=1.0,
+        temperature=1.0, pairs="all", pairs_per_prompt=9, min_margin=0.0, seed=0,
     )  # fmt: skip
     labelled = {name for name, press in given.items() if press != "u"}
     assert {row.sample_id for row in rows.weighted} == labelled  # a shift of 1 weighs even a rejected clip

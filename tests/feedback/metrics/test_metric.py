@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from data.labels import read_labels, read_verdicts
+from data.manifest import read_manifest
 from data.records import Pair, Sample, Weighted, read_rows
 from data.store import ClipSet, ClipSetWriter, encode_clips, read_clip
 from feedback.core.kinds import make_source, read_block
@@ -112,17 +114,23 @@ def test_sum_and_mean_over_frames_by_hand():
     assert reduced([0.5, 0.25, 1.5], "mean") == 0.75
 
 
-def test_build_makes_weights_and_pairs_from_scores_by_the_sources_block(clips, tmp_path, monkeypatch):
-    labelled(clips, tmp_path, {"red": Mean(0)})
+def build_of(tmp_path, monkeypatch, **own) -> None:
+    """Stage build of the labels of source m, which has these settings of its own, into the folder datasets."""
     build = {
-        "reward": "label", "scale": 1.0, "shift": 0.0, "pairs": "balanced", "pairs_per_prompt": 8, "min_margin": 0.0,
-        "seed": 1, "sources": {"m": {"reward": "score", "scale": 0.1, "shift": 0.5, "pairs": "quantile"}},
+        "reward": "label", "shaping": "linear", "scale": 1.0, "shift": 0.0, "temperature": 1.0, "pairs": "balanced",
+        "pairs_per_prompt": 8, "min_margin": 0.0, "seed": 1,
+        "sources": {"m": {"reward": "score", "pairs": "quantile"} | own},
     }  # fmt: skip
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"build": build}))
     monkeypatch.chdir(tmp_path)
     options = ["--set", "set", "--labels", "labels", "--out", "datasets", "--metrics", "metrics.json"]
     done = CliRunner().invoke(main, options)
     assert done.exit_code == 0, done.output
+
+
+def test_build_makes_weights_and_pairs_from_scores_by_the_sources_block(clips, tmp_path, monkeypatch):
+    labelled(clips, tmp_path, {"red": Mean(0)})
+    build_of(tmp_path, monkeypatch, scale=0.1, shift=0.5)
     weighted = read_rows(tmp_path / "datasets" / "rwr" / "weighted.parquet", Weighted)
     assert [row.weight for row in weighted] == [pytest.approx(0.1 * (100 + 10 * n) + 0.5, abs=0.15) for n in range(4)]
     pairs = read_rows(tmp_path / "datasets" / "dpo" / "paired.parquet", Pair)
@@ -130,6 +138,23 @@ def test_build_makes_weights_and_pairs_from_scores_by_the_sources_block(clips, t
     assert {(row.chosen, row.rejected) for row in pairs} == {
         (better, worse) for better in ("clip2", "clip3") for worse in ("clip0", "clip1")
     }
+
+
+def test_a_source_may_have_a_shaping_of_its_own_and_the_manifest_names_what_acted(clips, tmp_path, monkeypatch):
+    """Scores of about 100, 110, 120 and 130 lie -3, -1, 1 and 3 over the root of 5 from their mean, in spreads."""
+    labelled(clips, tmp_path, {"red": Mean(0)})
+    build_of(tmp_path, monkeypatch, shaping="group", temperature=2.0)
+    weights = [row.weight for row in read_rows(tmp_path / "datasets/rwr/weighted.parquet", Weighted)]
+    powers = [math.exp(distance / math.sqrt(5) / 2.0) for distance in (-3, -1, 1, 3)]
+    assert weights == pytest.approx([4 * power / sum(powers) for power in powers], rel=0.02)
+    facts = {name: read_manifest(tmp_path / "datasets" / name, "dataset")["facts"] for name in ("rwr", "dpo")}
+    assert facts["rwr"]["build"] == {"shaping": "group", "temperature": 2.0}
+    assert facts["dpo"]["build"].keys().isdisjoint({"shaping", "scale", "shift", "temperature"})
+    sizes = json.loads((tmp_path / "metrics.json").read_text())["weights"]["rwr"]
+    assert sizes["above_0"] == 4 and 3 < sizes["effective"] == sizes["effective_per_prompt"] < 4
+
+    build_of(tmp_path, monkeypatch, scale=0.1, shift=0.5)
+    assert read_manifest(tmp_path / "datasets/rwr", "dataset")["facts"]["build"] == {"scale": 0.1, "shift": 0.5}
 
 
 # clip
