@@ -25,7 +25,7 @@ error in each. A beta on noise errors is, on velocity errors at t:
     v-prediction (x_t = alpha x_0 + sigma noise)               beta alpha^2
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from data.records import Pair, Weighted
+from data.records import DensePair, Pair, Weighted
+from rl.dense_dpo import dense_dpo_loss, dense_reward
 
 
 def per_sample_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -94,11 +95,15 @@ def implicit_reward(margin: Tensor, beta: float) -> ImplicitReward:
 
 
 class Errors(NamedTuple):
-    """Per-sample errors of a batch of rows: one (B,) float32 tensor for each clip of a row, the chosen one first."""
+    """Per-sample errors of a batch of rows: one (B,) float32 tensor for each clip of a row, the chosen one first.
+
+    Of an objective `by_frame`: (B, F), an error for each latent frame.
+    """
 
     policy: tuple[Tensor, ...]
     reference: tuple[Tensor, ...]  # empty where the objective reads no reference
     weight: Tensor  # (B,)
+    signal: Tensor | None = None  # (B,) or (B, F) what `Objective.signal` says of the rows
 
 
 class Loss(NamedTuple):
@@ -120,6 +125,10 @@ class Objective:
     settings: tuple[str, ...]  # the fields of its config (rl.training.config.CONFIGS) that `loss` takes
     facts: tuple[str, ...]  # names of the means that the log holds beside its value
     loss: Callable[..., Loss]
+    signal: Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Any]] | None = (
+        None  # of rows and settings; None: none
+    )
+    by_frame: bool = False  # whether the errors are of each latent frame
 
 
 def _sft(errors: Errors) -> Loss:
@@ -138,6 +147,22 @@ def _dpo(errors: Errors, beta: float, chosen_error_weight: float) -> Loss:
     chosen_error_change = (errors.policy[0] - errors.reference[0]).detach()
     value = dpo_loss(margin, beta) + chosen_error_weight * errors.policy[0]
     return Loss(value, (reward.margin, reward.accuracy, chosen_error_change))
+
+
+def _dense_dpo(errors: Errors, beta: float) -> Loss:
+    assert errors.signal is not None
+    better = errors.signal[:, -errors.policy[0].shape[1] :]  # without the latent frames that are given
+    first, second = ((one - of) for one, of in zip(errors.policy, errors.reference, strict=True))
+    value = dense_dpo_loss(first - second, better, beta)
+    return Loss(value, tuple(dense_reward(errors.policy, errors.reference, better, beta)))
+
+
+def _better(rows: Sequence[DensePair], settings: Mapping[str, Any]) -> list[list[int]]:
+    return [row.better for row in rows]
+
+
+def _first_and_second(row: DensePair) -> tuple[str, ...]:
+    return (row.first, row.second)
 
 
 def _one_clip(row: Weighted) -> tuple[str, ...]:
@@ -170,6 +195,18 @@ OBJECTIVES = {
             settings=("beta", "chosen_error_weight"),
             facts=("implicit_reward_margin", "implicit_reward_accuracy", "chosen_error_change"),
             loss=_dpo,
+        ),
+        Objective(
+            "dense_dpo",
+            DensePair,
+            _first_and_second,
+            _unweighted,
+            uses_reference=True,
+            settings=("beta",),
+            facts=("implicit_reward_margin", "implicit_reward_accuracy", "better_error_change"),
+            loss=_dense_dpo,
+            signal=_better,
+            by_frame=True,
         ),
     )
 }

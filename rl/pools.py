@@ -24,7 +24,7 @@ def pool_tables(work: Path, name: str, folders: Sequence[Path]) -> dict[str, Any
     name: of the pool. Raises StoreError for a folder that is half-written, ValueError, naming both, for datasets of
     another source, judge, reward or settings of stage build than the first.
     """
-    for objective in OBJECTIVES.values():
+    for objective in (one for one in OBJECTIVES.values() if not one.by_frame):  # rows by frame are of no round
         tables = [read_table(folder / objective.name, objective) for folder in folders]
         facts = _facts_of_all([folder / objective.name for folder in folders], [table.facts for table in tables])
         rows = [row for table in tables for row in table.rows]

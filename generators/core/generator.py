@@ -365,7 +365,7 @@ class Generator:
         guidance: float,
         first: int = 0,
     ) -> Tensor:
-        """(B, C, F, h, w) clean latents, the given frames among them. latents: as the solver takes them at step `first`."""
+        """(B, C, F, h, w) clean latents, the given frames among them. latents: of the noise level of step `first`."""
         predict = self.guided(conditions, empty, guidance)
         for step in denoise_steps(predict, scheduler, latents, given_frames(conditions), first):
             latents = step.latents

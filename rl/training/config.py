@@ -107,7 +107,17 @@ class DpoConfig(TrainConfig):
     chosen_error_weight: NotNegative
 
 
-CONFIGS: dict[str, type[TrainConfig]] = {"dpo": DpoConfig}  # by objective; every other has TrainConfig
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DenseDpoConfig(TrainConfig):
+    """How a policy is trained on pairs of clips with a preference in each latent frame."""
+
+    beta: Positive
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {
+    "dpo": DpoConfig,
+    "dense_dpo": DenseDpoConfig,
+}  # by objective; every other has TrainConfig
 
 
 def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:

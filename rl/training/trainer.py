@@ -15,6 +15,7 @@ from data.pools import check_alike
 from data.store import ClipSet
 from generators.core.conditions import given_frames
 from generators.core.generator import Generator
+from rl.dense_dpo import per_frame_error
 from rl.objectives import Errors, Objective, per_sample_error
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
 from rl.training.config import TrainConfig
@@ -54,6 +55,7 @@ def train(
     _check_clips(generator, clip_sets, reader, config.force_embedded_guidance)
     _check_rows(objective, rows, reader)
     device, settings = generator.device, config.of(objective)
+    signal = objective.signal(rows, settings) if objective.signal else None
     previews = Previews(generator, clip_sets, config.preview) if config.preview else None
     inputs = _inputs(clip_sets, rows)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, inputs, tracker, previews)
@@ -78,7 +80,9 @@ def train(
                 errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
                 # 3. Loss and gradient, over the size of the whole batch
                 weight = torch.tensor([objective.weight(rows[batch[place]]) for place in running])
-                loss = objective.loss(Errors(*errors, devices.sent(weight, device)), **settings)
+                said = torch.tensor([signal[batch[place]] for place in running]) if signal is not None else None
+                told = None if said is None else devices.sent(said, device)
+                loss = objective.loss(Errors(*errors, devices.sent(weight, device), told), **settings)
                 (counts * loss.value.sum() / config.batch_size).backward()
                 totals += counts * torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
             # 4. The gradient of the whole batch, and one optimizer step
@@ -115,7 +119,7 @@ def _errors(
     sides: Sequence[Sequence[str]],
     draws: Draws,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Per-sample errors (B,) of policy, with gradient, and reference, for each side of the rows.
+    """Per-sample errors (B,) of policy, with gradient, and reference, for each side of the rows; (B, F) by frame.
 
     sides: sample_ids, B a side; all sides go through one forward, with the draws repeated.
     """
@@ -127,11 +131,12 @@ def _errors(
     noise, _ = generator.view(torch.cat([devices.sent(draws.noise, device)] * count), told, part)
     noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
     given = given_frames(conditions)  # no prediction, so no part of the error
+    error_of = per_frame_error if objective.by_frame else per_sample_error
 
     def errors() -> tuple[Tensor, ...]:
         with devices.autocast(device, config.precision):
             prediction = generator.predict(noised, draws.t.repeat(count), conditions)
-        return per_sample_error(prediction[:, :, given:], target[:, :, given:]).chunk(count)
+        return error_of(prediction[:, :, given:], target[:, :, given:]).chunk(count)
 
     reference: tuple[Tensor, ...] = ()
     if objective.uses_reference:  # before the policy, whose graph the reference must not disturb

@@ -1,0 +1,101 @@
+"""From labels of windows to the rows of DenseDPO: which clip of a pair is better, latent frame by latent frame.
+
+dense_dpo/dense.parquet   DensePair, a row a pair
+composition.json          counts of the pairs and latent frames behind them
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.dense import window_of_each, windows_of
+from data.manifest import write_manifest
+from data.records import DensePair, Label, Sample, SharedStart
+from rl.rewards import reward_of
+from rl.tables import DATASETS, write_composition, write_table
+
+logger = logging.getLogger(__name__)
+
+EQUAL, UNKNOWN = "no latent frame differs", "no latent frame has two labels"
+
+
+class DenseRows(NamedTuple):
+    """The rows that `build_dense` makes from windows that are labelled."""
+
+    pairs: list[DensePair]
+    composition: dict[str, Any]  # plain JSON
+
+
+def build_dense(
+    pairs: Sequence[SharedStart],
+    samples: Mapping[str, Sample],
+    labels: Mapping[str, Label],
+    *,
+    name: str,
+    length: int,
+    count: int,
+    reward: str,
+    min_margin: float,
+) -> DenseRows:
+    """The pairs with a preference in at least one latent frame, in their order; the others are counted.
+
+    samples: the clips by sample_id. labels: of their windows, by the window's sample_id. length: of a window, frames.
+    count: of a clip's latent frames. reward, min_margin: as section `build` has them; a latent frame has the reward of
+        its window, and is 0 where the two rewards differ by no more than min_margin, or one is not known.
+    name: the set and the source, such as "d1/physics", for the errors.
+    Raises ValueError as `window_of_each` does, and where no pair is left.
+    """
+    rewards = {window: reward_of(label, reward) for window, label in labels.items()}
+    rows, left_out, better_counts = [], dict[str, str](), Counter[int]()
+    for pair in pairs:
+        sides = [
+            [rewards[window.sample_id] for window in window_of_each(samples[side], length, count)]
+            for side in (pair.first, pair.second)
+        ]
+        better = [_better(one, other, min_margin) for one, other in zip(*sides, strict=True)]
+        if any(better):
+            rows.append(DensePair(pair.prompt_id, pair.first, pair.second, better))
+            better_counts.update(better)
+        else:
+            known = any(None not in both for both in zip(*sides, strict=True))
+            left_out[pair.first] = EQUAL if known else UNKNOWN
+    reasons = dict(sorted(Counter(left_out.values()).items()))
+    if not rows:
+        raise ValueError(f"{name}: none of {len(pairs)} pairs has a preference ({reasons}): nothing to learn from")
+    windows = len(windows_of(samples[pairs[0].first], length))
+    composition = {
+        "name": name,
+        "samples": 2 * len(pairs),
+        "pairs": len(rows),
+        "windows": windows,
+        "latent_frames": count,
+        "better": {str(sign): better_counts[sign] for sign in (1, -1, 0)},
+        "pairs_per_prompt": {one: sum(row.prompt_id == one for row in rows) for one in {p.prompt_id: 0 for p in pairs}},
+        "pairs_left_out": left_out,
+        "reasons": reasons,
+    }
+    message = "%s: %d of %d pairs have a preference, in %d of their %d latent frames"
+    preferred = better_counts[1] + better_counts[-1]
+    logger.info(message, name, len(rows), len(pairs), preferred, len(rows) * count)
+    return DenseRows(rows, composition)
+
+
+def write_dense(
+    folder: Path, rows: DenseRows, clips: Mapping[str, Any], labels: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Write the folder of datasets of a dense set, manifests last.
+
+    clips, labels: plain JSON that names the clip set and the labels. settings: that made the rows.
+    """
+    write_table(folder / "dense_dpo", rows.pairs, DensePair, {**clips, **labels, "build": dict(settings)})
+    write_composition(folder, rows.composition)
+    write_manifest(folder, DATASETS, **clips, **labels)
+
+
+def _better(first: float | None, second: float | None, min_margin: float) -> int:
+    """1 where the first reward is the higher one, -1 where the second is, 0 where neither is, or one is not known."""
+    if first is None or second is None or abs(first - second) <= min_margin:
+        return 0
+    return 1 if first > second else -1

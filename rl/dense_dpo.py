@@ -1,0 +1,56 @@
+"""DenseDPO: a preference in each latent frame of two clips with one start (Wu et al., arXiv 2506.03517)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def per_frame_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """(B, F) mean over the elements of each latent frame of (prediction - target)^2, in float32 whatever the dtype.
+
+    prediction, target: (B, C, F, h, w), without the latent frames that are given.
+    """
+    return (prediction.float() - target.float()).square().mean((1, 3, 4))
+
+
+def dense_dpo_loss(margin: Tensor, better: Tensor, beta: float) -> Tensor:
+    """Bradley-Terry loss of the better clip against the other one, latent frame by latent frame.
+
+    margin: (B, F) policy error minus reference error of the first clip, minus the same of the second, each error the
+        mean over the elements of its latent frame.
+    better: (B, F) s_f, 1 where the first clip is better, -1 where the second is, 0 elsewhere.
+    Returns (B,) nats, log 2 at margin 0: -(1 / |F'|) sum of log sigmoid(-s_f beta margin_f) over the frames F' with
+    s_f not 0; 0 for a row without one.
+    The loss of DenseDPO with a label for each segment; its frames without a label, or with a tie, are left out there too.
+    Deviations: errors are means where the paper prints norms (see rl.objectives for what that makes of a beta), and the
+    frames F' of a pair are averaged, so that each pair counts alike, whatever its number of labels.
+    Where all s_f are 1 it is not `dpo_loss`, whose argument is the mean margin: by the convexity of -log sigmoid the mean of
+    the frames' losses is at least the loss of their mean, and equal only where all frames have one margin. A frame
+    that is learnt already gives no gradient here, and there it hides one that is not.
+    """
+    known = (better != 0).float()
+    values = softplus(better * beta * margin) * known
+    return values.sum(1) / known.sum(1).clamp(min=1)
+
+
+class DenseReward(NamedTuple):
+    """How far the policy prefers the better clip, mean over the frames with a preference. All without gradient."""
+
+    margin: Tensor  # (B,) nats
+    accuracy: Tensor  # (B,) share of these frames where it does, a tie counting half
+    better_error_change: Tensor  # (B,) policy minus reference error, of whichever clip is better in the frame
+
+
+def dense_reward(
+    errors: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], better: Tensor, beta: float
+) -> DenseReward:
+    """What the log holds. errors, reference: (B, F) of either clip. better: (B, F)."""
+    known = (better != 0).float()
+    first, second = ((one - of).detach() for one, of in zip(errors, reference, strict=True))
+    difference = -better * beta * (first - second)
+    right = torch.heaviside(difference, torch.full_like(difference, 0.5))
+    change = torch.where(better > 0, first, second)
+    count = known.sum(1).clamp(min=1)
+    return DenseReward(*((one * known).sum(1) / count for one in (difference, right, change)))
