@@ -7,8 +7,13 @@ one frame of the clip, each further one is r frames.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
+from data.labels import KIND as LABELS
+from data.labels import LabelSet, open_labels
+from data.manifest import read_manifest
 from data.records import Sample, SharedStart, read_rows
 from data.store import STARTS, ClipSet
 
@@ -50,19 +55,22 @@ def pairs_of_starts(sources: Sequence[Sample], samples: Sequence[Sample], pairs_
     return pairs
 
 
-def windows_of(sample: Sample, length: int) -> list[Window]:
-    """The windows of a clip: the first of `length` + 1 frames, then each of `length`, the last of what is left.
+def window_frames(num_frames: int, length: int) -> list[range]:
+    """The frames of each window of a clip: the first has `length` + 1, then each has `length`, the last what is left.
 
     So windows end where latent frames end, of a causal VAE with `length` a multiple of its frames a latent frame.
     Raises ValueError for a length below 1.
     """
     if length < 1:
         raise ValueError(f"window is {length}, expected at least 1 frame")
-    bounds = [0, *range(length + 1, sample.num_frames, length), sample.num_frames]
-    return [
-        Window(f"{sample.sample_id}-w{place}", sample.sample_id, range(first, last))
-        for place, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False))
-    ]
+    bounds = [0, *range(length + 1, num_frames, length), num_frames]
+    return [range(first, last) for first, last in pairwise(bounds)]
+
+
+def windows_of(sample: Sample, length: int) -> list[Window]:
+    """The windows of a clip. Raises ValueError as `window_frames` does."""
+    of_clip = window_frames(sample.num_frames, length)
+    return [Window(f"{sample.sample_id}-w{place}", sample.sample_id, frames) for place, frames in enumerate(of_clip)]
 
 
 def window_samples(samples: Sequence[Sample], length: int) -> list[Sample]:
@@ -92,20 +100,28 @@ def latent_frames(num_frames: int, count: int) -> list[range]:
     )
 
 
-def window_of_each(sample: Sample, length: int, count: int) -> list[Window]:
-    """The window that each of `count` latent frames of a clip lies in.
+def window_of_each(num_frames: int, length: int, count: int) -> list[int]:
+    """The place of the window that each of `count` latent frames of a clip lies in.
 
-    Raises ValueError as `latent_frames` does, and where a latent frame lies in two windows.
+    Raises ValueError as `latent_frames` and `window_frames` do, and where a latent frame lies in two windows.
     """
-    windows = windows_of(sample, length)
-    return [_holding(frames, windows, sample, length) for frames in latent_frames(sample.num_frames, count)]
+    windows = window_frames(num_frames, length)
+    return [_holding(frames, windows, num_frames, length) for frames in latent_frames(num_frames, count)]
 
 
-def _holding(frames: range, windows: Sequence[Window], sample: Sample, length: int) -> Window:
-    for window in windows:
-        if frames[0] in window.frames and frames[-1] in window.frames:
-            return window
+def open_window_labels(folder: Path, clip_set: ClipSet) -> LabelSet:
+    """The labels of a clip set's windows. Raises as `open_labels` does, and ValueError for labels of whole clips."""
+    facts = read_manifest(folder, LABELS)["facts"]
+    if "window" not in facts:
+        raise ValueError(f"{folder}: labels of whole clips; wanted are those of windows")
+    return open_labels(folder, clip_set.folder, window_samples(clip_set.samples, facts["window"]))
+
+
+def _holding(frames: range, windows: Sequence[range], num_frames: int, length: int) -> int:
+    for place, window in enumerate(windows):
+        if frames[0] in window and frames[-1] in window:
+            return place
     raise ValueError(
-        f"window is {length}, so frames {frames[0]} to {frames[-1]} of {sample.num_frames}, which are one latent "
+        f"window is {length}, so frames {frames[0]} to {frames[-1]} of {num_frames}, which are one latent "
         f"frame, lie in two windows; wanted is a multiple of {len(frames)}"
     )

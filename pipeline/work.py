@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.dense import window_frames
 from data.prompts import Prompt
 from feedback.core.kinds import read_block
 from generators.core.rollout import Sampling
@@ -52,7 +53,8 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             objective = OBJECTIVES[command.options["objective"]]
             config = train_config(objective)
             trained = 1 + BACKWARD + (RECOMPUTED if config.gradient_checkpointing else 0)
-            forwards = 2 * (trained + 1) if command.options["objective"] == "dpo" else trained
+            paired = command.options["objective"] in ("dpo", "dense_dpo")  # two clips, also of the reference
+            forwards = 2 * (trained + 1) if paired else trained
             return Work(unit, config.steps * config.batch_size, steps=config.steps, forwards=forwards)
         case "online":
             return _online(command, unit, params)
@@ -84,6 +86,8 @@ def _asked(command: Command, counts: Mapping[str, int]) -> AskedSource:
         return AskedSource(name, 2 * pairs, votes, None)
     folder = Path(command.options["set"])
     count = counts[_set_name(folder)]
+    if window := command.options.get("window"):
+        return AskedSource(name, count * len(window_frames(block("video.num_frames"), int(window))), votes, None)
     if read_block(name, source_block(name)).compares:  # each clip meets others of its prompt, in both orders
         count *= min(section("label", LabelConfig).opponents, _samples_per_prompt(folder) - 1)
     return AskedSource(name, count, votes, folder)

@@ -1,7 +1,9 @@
 """From labels of windows to the rows of DenseDPO: which clip of a pair is better, latent frame by latent frame.
 
-dense_dpo/dense.parquet   DensePair, a row a pair
-composition.json          counts of the pairs and latent frames behind them
+    dense_dpo/dense.parquet   DensePair, a row a pair
+    composition.json          counts of the pairs and latent frames behind them
+
+A pair without a preference in any latent frame is in no row.
 """
 
 import logging
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.dense import window_of_each, windows_of
+from data.labels import LabelSet
 from data.manifest import write_manifest
-from data.records import DensePair, Label, Sample, SharedStart
+from data.records import DensePair, Sample, SharedStart
+from data.store import ClipSet
 from rl.rewards import reward_of
 from rl.tables import DATASETS, write_composition, write_table
 
@@ -29,31 +33,22 @@ class DenseRows(NamedTuple):
 
 
 def build_dense(
-    pairs: Sequence[SharedStart],
-    samples: Mapping[str, Sample],
-    labels: Mapping[str, Label],
-    *,
-    name: str,
-    length: int,
-    count: int,
-    reward: str,
-    min_margin: float,
+    clip_set: ClipSet, pairs: Sequence[SharedStart], labelled: LabelSet, name: str, reward: str, min_margin: float
 ) -> DenseRows:
     """The pairs with a preference in at least one latent frame, in their order; the others are counted.
 
-    samples: the clips by sample_id. labels: of their windows, by the window's sample_id. length: of a window, frames.
-    count: of a clip's latent frames. reward, min_margin: as section `build` has them; a latent frame has the reward of
-        its window, and is 0 where the two rewards differ by no more than min_margin, or one is not known.
+    clip_set, pairs: a dense set and its pairs. labelled: the labels of its windows. reward, min_margin: as section
+        `build` has them; a latent frame has the reward of its window, and is 0 where the two rewards differ by no more
+        than min_margin, or one is not known.
     name: the set and the source, such as "d1/physics", for the errors.
     Raises ValueError as `window_of_each` does, and where no pair is left.
     """
-    rewards = {window: reward_of(label, reward) for window, label in labels.items()}
+    length, count = labelled.facts["window"], clip_set.manifest["facts"]["starts"]["latent_frames"]
+    samples = clip_set.by_id
+    rewards = {window: reward_of(label, reward) for window, label in labelled.by_id.items()}
     rows, left_out, better_counts = [], dict[str, str](), Counter[int]()
     for pair in pairs:
-        sides = [
-            [rewards[window.sample_id] for window in window_of_each(samples[side], length, count)]
-            for side in (pair.first, pair.second)
-        ]
+        sides = [_by_latent_frame(samples[side], rewards, length, count) for side in (pair.first, pair.second)]
         better = [_better(one, other, min_margin) for one, other in zip(*sides, strict=True)]
         if any(better):
             rows.append(DensePair(pair.prompt_id, pair.first, pair.second, better))
@@ -83,15 +78,25 @@ def build_dense(
 
 
 def write_dense(
-    folder: Path, rows: DenseRows, clips: Mapping[str, Any], labels: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
-    """Write the folder of datasets of a dense set, manifests last.
+    folder: Path, rows: DenseRows, clips: Mapping[str, Any], labels: Mapping[str, Any], min_margin: float
+) -> dict[str, Any]:
+    """Write the folder of datasets of a dense set, manifests last; returns the composition.
 
-    clips, labels: plain JSON that names the clip set and the labels. settings: that made the rows.
+    clips, labels: plain JSON that names the clip set and the labels. min_margin: by which the rows were made.
     """
-    write_table(folder / "dense_dpo", rows.pairs, DensePair, {**clips, **labels, "build": dict(settings)})
+    facts = {**clips, **labels, "build": {"min_margin": min_margin}}
+    write_table(folder / "dense_dpo", rows.pairs, DensePair, facts)
     write_composition(folder, rows.composition)
     write_manifest(folder, DATASETS, **clips, **labels)
+    return rows.composition
+
+
+def _by_latent_frame(
+    sample: Sample, rewards: Mapping[str, float | None], length: int, count: int
+) -> list[float | None]:
+    """The reward of each latent frame of a clip: that of its window. rewards: by the window's sample_id."""
+    windows = windows_of(sample, length)
+    return [rewards[windows[place].sample_id] for place in window_of_each(sample.num_frames, length, count)]
 
 
 def _better(first: float | None, second: float | None, min_margin: float) -> int:

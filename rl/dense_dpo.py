@@ -1,5 +1,6 @@
 """DenseDPO: a preference in each latent frame of two clips with one start (Wu et al., arXiv 2506.03517)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,12 +24,12 @@ def dense_dpo_loss(margin: Tensor, better: Tensor, beta: float) -> Tensor:
     better: (B, F) s_f, 1 where the first clip is better, -1 where the second is, 0 elsewhere.
     Returns (B,) nats, log 2 at margin 0: -(1 / |F'|) sum of log sigmoid(-s_f beta margin_f) over the frames F' with
     s_f not 0; 0 for a row without one.
-    The loss of DenseDPO with a label for each segment; its frames without a label, or with a tie, are left out there too.
-    Deviations: errors are means where the paper prints norms (see rl.objectives for what that makes of a beta), and the
-    frames F' of a pair are averaged, so that each pair counts alike, whatever its number of labels.
-    Where all s_f are 1 it is not `dpo_loss`, whose argument is the mean margin: by the convexity of -log sigmoid the mean of
-    the frames' losses is at least the loss of their mean, and equal only where all frames have one margin. A frame
-    that is learnt already gives no gradient here, and there it hides one that is not.
+    The loss of DenseDPO with a label for each segment. A segment of several latent frames gives each of them its label.
+    Errors are means where the paper prints squared norms: rl.objectives says what that makes of a beta. Latent frames
+    with a tie or without a label are not in the mean, so pairs count alike whatever their number of labels.
+    Where all s_f are 1 it is not `dpo_loss`, whose argument is the mean margin: -log sigmoid is convex, so the mean of
+    the frames' losses is at least the loss of their mean, and equals it only where all frames have one margin. A frame
+    that is learnt already gives no gradient here; there it hides one that is not.
     """
     known = (better != 0).float()
     values = softplus(better * beta * margin) * known
@@ -43,9 +44,7 @@ class DenseReward(NamedTuple):
     better_error_change: Tensor  # (B,) policy minus reference error, of whichever clip is better in the frame
 
 
-def dense_reward(
-    errors: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], better: Tensor, beta: float
-) -> DenseReward:
+def dense_reward(errors: Sequence[Tensor], reference: Sequence[Tensor], better: Tensor, beta: float) -> DenseReward:
     """What the log holds. errors, reference: (B, F) of either clip. better: (B, F)."""
     known = (better != 0).float()
     first, second = ((one - of).detach() for one, of in zip(errors, reference, strict=True))

@@ -125,9 +125,8 @@ class Objective:
     settings: tuple[str, ...]  # the fields of its config (rl.training.config.CONFIGS) that `loss` takes
     facts: tuple[str, ...]  # names of the means that the log holds beside its value
     loss: Callable[..., Loss]
-    signal: Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Any]] | None = (
-        None  # of rows and settings; None: none
-    )
+    # of all rows and the settings: what the loss reads of each row beside its errors; None: nothing
+    signal: Callable[[Sequence[Any], Mapping[str, Any]], Sequence[Any]] | None = None
     by_frame: bool = False  # whether the errors are of each latent frame
 
 

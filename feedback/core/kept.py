@@ -278,7 +278,7 @@ def _clip(request: Request, rubric: AnyRubric) -> str | None:
     if first := shown_first_frame(rubric, request):
         own["first_frame"] = first.content
     if whole := request.whole:
-        own["window"] = [whole.content, whole.frames.start, whole.frames.stop]
+        own["window"] = f"{whole.frames.start} to {whole.frames.stop} of {whole.content}"
     return _hash({"mp4": content, "votes": request.votes, **shown, **own})
 
 

@@ -114,10 +114,8 @@ class DenseDpoConfig(TrainConfig):
     beta: Positive
 
 
-CONFIGS: dict[str, type[TrainConfig]] = {
-    "dpo": DpoConfig,
-    "dense_dpo": DenseDpoConfig,
-}  # by objective; every other has TrainConfig
+# By objective; every other has TrainConfig.
+CONFIGS: dict[str, type[TrainConfig]] = {"dpo": DpoConfig, "dense_dpo": DenseDpoConfig}
 
 
 def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
