@@ -88,7 +88,7 @@ def prompts_line(prompts: Sequence[Prompt]) -> str:
 
 
 def sampled_clips(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> dict[str, int]:
-    """Clips by clip set: `<round>`, `<dense>`, `eval <policy>`, `select <policy>`. Those of online training are not in it."""
+    """Clips by clip set: `<round>`, `<set of dense>`, `eval <policy>`, `select <policy>`; none of online training."""
 
     def of(name: str) -> int:
         how = section(name, Sampling)
