@@ -114,7 +114,8 @@ def open_window_labels(folder: Path, clip_set: ClipSet) -> LabelSet:
     facts = read_manifest(folder, LABELS)["facts"]
     if "window" not in facts:
         raise ValueError(f"{folder}: labels of whole clips; wanted are those of windows")
-    return open_labels(folder, clip_set.folder, window_samples(clip_set.samples, facts["window"]))
+    length = facts["window"]
+    return open_labels(folder, clip_set.folder, window_samples(clip_set.samples, length), window=length)
 
 
 def _holding(frames: range, windows: Sequence[range], num_frames: int, length: int) -> int:

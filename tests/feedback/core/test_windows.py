@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.dense import open_window_labels
-from data.labels import read_labels, read_verdicts
+from data.labels import open_labels, read_labels, read_verdicts
 from data.manifest import read_manifest
 from data.records import Sample
 from data.store import ClipSet, ClipSetWriter, encode_clips
@@ -49,6 +49,8 @@ def test_a_source_sees_the_frames_of_a_window_alone(tmp_path):
     assert counts.accepted == 2 and sorted(source.judged) == sorted(labels)
     assert read_manifest(tmp_path / "out", "labels")["facts"]["window"] == 4
     assert open_window_labels(tmp_path / "out", clips).by_id["c0-w1"].label is True
+    with pytest.raises(ValueError, match="its labels are of windows of 4 frames, not of whole clips"):
+        open_labels(tmp_path / "out", clips.folder, clips.samples)
 
 
 def test_the_physics_check_reads_the_whole_clip_and_names_the_window_that_fails(tmp_path):
