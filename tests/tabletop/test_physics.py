@@ -186,6 +186,6 @@ def test_the_frames_that_fail_are_those_of_the_reason_and_all_where_it_names_non
 
 def test_a_clip_has_failing_frames_where_the_check_fails_and_only_there():
     for kind in KINDS:
-        for botch in (None, *BOTCHES):
+        for botch in (None, *BOTCHES[kind]):
             frames, claim = clip(kind, 1, botch)
             assert bool(failing_frames(frames, caption(claim))) is not check(frames, caption(claim)).ok, (kind, botch)

@@ -18,7 +18,7 @@ from tabletop.scenes import make_scene
 from tests.feedback.core.test_label import Brightness
 from tests.support.told import told
 
-PUSH = Claim("push_right", (Thing("ball", "red"),))
+PUSH = Claim("push_right", (Thing("red", "ball"),))
 
 
 def clip_set(folder, clips: list[np.ndarray], prompt: str) -> ClipSet:
