@@ -47,6 +47,7 @@ def against_truth(
         accuracy, low, high              part of the labels that are right
         auc                              of p, see `auc`
         false_accepts, false_rejects     clips
+        false_accept_rate, false_reject_rate     of the labelled clips to reject, and of those to accept
         categories.<category>            clips, labelled, accuracy, false_accept_rate (of the clips to reject) and
                                          false_reject_rate (of those to accept); null where there are none
         made.<what>                      clips, labelled, accepted
@@ -74,6 +75,8 @@ def against_truth(
         "auc": auc(p, of_p),
         "false_accepts": int((judged.accepted[~truth] == 1).sum()),
         "false_rejects": int((judged.accepted[truth] == 0).sum()),
+        "false_accept_rate": _mean(judged.accepted[~truth]),
+        "false_reject_rate": _mean(1 - judged.accepted[truth]),
         "categories": {
             category: _of_category(judged.accepted[chosen], truth[chosen])
             for category, chosen in _groups([sample.category for sample in samples])

@@ -49,6 +49,7 @@ from pipeline.graph import (
     unused_rounds,
     validate_graph,
 )
+from pipeline.inputs import noisy_sources
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.recipes import load_recipe
@@ -477,6 +478,11 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
         )
     if config.sources:
         check_known(config, prompts)
+    if missing := [name for name in noisy_sources(load_params()) if name not in config.sources]:
+        raise ParamsError(
+            f"audit.sources lacks {', '.join(missing)}, whose audit a label_noise: from_audit in section train reads: "
+            "name it there, or set a number"
+        )
 
 
 def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[Prompt] | None) -> None:

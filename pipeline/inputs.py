@@ -6,6 +6,8 @@
     references.json        the reference clips that it names
     sources/<name>.json    the block with its members', the files that it names (rubric and its questions, model), the
                            commits of its hub ids, the code of its kind
+    audits.json            of sources whose labels are trained on with label_noise: from_audit, what their audits found;
+                           nothing of others, so that another audit trains nothing again
     online/<name>.json     the files that an entry of online.policies and its recipe name, the writer's model or code
 
 Stage `base` writes them at every `dvc repro`; the other stages depend on those that they use. So a changed rubric runs
@@ -31,12 +33,14 @@ from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
 from feedback.questions import WRITERS, is_source
 from generators.core.families import FAMILIES
+from pipeline.graph import trained_policies
 from pipeline.online import REFERENCES
 from pipeline.recipes import recipe_files, recipe_questions
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
 NO_PATH = ("family", "kind", "references", "writer", "cache")  # keys whose values name code, or no input
+AUDITS = Path("runs/audit")
 DECODERS = "generators.decoders.decoder"  # of VAEs; the model's files say which of them a run uses
 CACHE = Path(".state/hashes.json")  # the memory of content hashes
 COMMIT = re.compile("[0-9a-f]{40}")  # a revision that is a commit stands for itself
@@ -65,8 +69,25 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
             named = [block, *question_files(name, block)]
             hub = {"hub": found} if (found := _commits(name, block, name in needed)) else {}
             _write(out / f"sources/{name}.json", block=block, files=_files(named, hashes), code=code, **hub)
+        _write(out / "audits.json", **{name: audited(name) for name in noisy_sources(params)})
         for name, entry in params["online"]["policies"].items():
             _write(out / f"online/{name}.json", **_online(entry, sources, hashes))
+
+
+def noisy_sources(params: Mapping[str, Any]) -> list[str]:
+    """The sources whose labels a policy is trained on by an objective with label_noise: from_audit, the only word."""
+    noisy = {name for name, own in params["train"].items() if isinstance((own or {}).get("label_noise"), str)}
+    entries = trained_policies(params).values()
+    return sorted({one.get("source", params["feedback"]["source"]) for one in entries if one["objective"] in noisy})
+
+
+def audited(source: str) -> dict[str, float | None] | None:
+    """How often a source was wrong by its last audit; None without one, a rate None where the audit has none."""
+    path = AUDITS / source / "audit.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {key: found.get(key) for key in ("false_accept_rate", "false_reject_rate", "decided_accuracy")}
 
 
 def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The time of a stage is start + units x seconds a unit, of its last run on this machine (pipeline/rates.py); that of all
 stages has that of stage base besides. Where a stage never ran here:
 - Training takes 3 forwards of the denoiser a row, forward and backward, each as long as one of sampling; 4 under
-  gradient checkpointing. A row of dpo has two clips, each also with a forward of the reference.
+  gradient checkpointing. A row of dpo has two clips; dpo, kto and nft also take a forward of the reference for each.
   The start is sampling's.
 - A source over the network takes calls x seconds a call / calls in flight, where the seconds are given.
 - Otherwise the time is not known.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from data.dense import window_frames
 from data.prompts import Prompt
+from data.records import DensePair, Pair
 from feedback.core.kinds import read_block
 from generators.core.rollout import Sampling
 from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, train_config
@@ -53,8 +54,9 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             objective = OBJECTIVES[command.options["objective"]]
             config = train_config(objective)
             trained = 1 + BACKWARD + (RECOMPUTED if config.gradient_checkpointing else 0)
-            paired = command.options["objective"] in ("dpo", "dense_dpo")  # two clips, also of the reference
-            forwards = 2 * (trained + 1) if paired else trained
+            clips = 2 if objective.row_type in (Pair, DensePair) else 1
+            twice = objective.of_batch is not None and config.gradient_accumulation > 1
+            forwards = clips * (trained + (1 if objective.uses_reference else 0) + (1 if twice else 0))
             return Work(unit, config.steps * config.batch_size, steps=config.steps, forwards=forwards)
         case "online":
             return _online(command, unit, params)

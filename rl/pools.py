@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import read_manifest, write_manifest
-from rl.objectives import OBJECTIVES
+from rl.objectives import OF_ROUNDS
 from rl.tables import DATASETS, read_composition, read_table, write_composition, write_table
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def pool_tables(work: Path, name: str, folders: Sequence[Path]) -> dict[str, Any
     name: of the pool. Raises StoreError for a folder that is half-written, ValueError, naming both, for datasets of
     another source, judge, reward or settings of stage build than the first.
     """
-    for objective in (one for one in OBJECTIVES.values() if not one.by_frame):  # rows by frame are of no round
+    for objective in OF_ROUNDS.values():
         tables = [read_table(folder / objective.name, objective) for folder in folders]
         facts = _facts_of_all([folder / objective.name for folder in folders], [table.facts for table in tables])
         rows = [row for table in tables for row in table.rows]

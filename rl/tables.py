@@ -3,6 +3,7 @@
     sft/weighted.parquet     every clip of the round, weight 1: no label is read, so no change of judge reaches it
     rwr/weighted.parquet     every clip with a reward
     dpo/paired.parquet
+    kto/, nft/               weighted.parquet: every clip with a reward, weight 1: they read the reward itself
     composition.json         counts of the clips and pairs behind them
 
 A folder of its own for each, because a policy then depends on its own rows alone, and because
@@ -11,6 +12,7 @@ A folder of its own for each, because a policy then depends on its own rows alon
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,11 +49,14 @@ def write_tables(
     clips, labels: plain JSON that names the clip set and the labels, for the manifests: the first of every table, the
         second of the tables that labels were read for.
     weighting, pairing: the settings that made `weighted` and `paired`, each for its own table, because a change of the
-        pairing must not change a byte of the weighted rows.
+        pairing must not change a byte of the weighted rows; kto and nft read neither.
     """
     everything = [Weighted(sample.sample_id, sample.prompt_id, reward=1.0, weight=1.0) for sample in samples]
     write_table(folder / "sft", everything, Weighted, clips)
     write_table(folder / "rwr", weighted, Weighted, {**clips, **labels, "build": dict(weighting)})
+    unshaped = [replace(row, weight=1.0) for row in weighted]
+    for name in ("kto", "nft"):  # a copy each, because dvc.yaml finds a policy's rows by its objective
+        write_table(folder / name, unshaped, Weighted, {**clips, **labels})
     write_table(folder / "dpo", paired, Pair, {**clips, **labels, "build": dict(pairing)})
     write_composition(folder, composition)
     write_manifest(folder, DATASETS, **clips, **labels)

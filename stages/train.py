@@ -21,11 +21,11 @@ from pipeline.identity import RECORDED
 from pipeline.launch import Launch
 from pipeline.params import section
 from pipeline.state import stage_state
-from pipeline.train import TrainJob, run
+from pipeline.train import TrainJob, run, with_audited_noise
 
 
 @stage_command
-@click.option("--objective", "name", required=True, help="sft, rwr, dpo or dense_dpo.")
+@click.option("--objective", "name", required=True, help="sft, rwr, dpo, kto, nft or dense_dpo.")
 @click.option("--start", type=PATH, required=True, help="Folder of the policy to start from.")
 @click.option(
     "--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool."
@@ -59,7 +59,7 @@ def main(
     from rl.objectives import get_objective
 
     model, objective, size = section("generator", GeneratorConfig), get_objective(name), section("video", VideoSize)
-    config = train_config(objective)
+    config = with_audited_noise(train_config(objective), rows, RECORDED / "audits.json")
     shaping = replace(config, preview=None)  # pictures shape no weight
     inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
     params = {"objective": name, "generator": model, "video": size, "train": shaping}

@@ -285,6 +285,7 @@ SAMPLING, LABELLING = (
 )
 READERS = {
     "generator.json": SAMPLING | {"train", "train-compare", "online"},
+    "audits.json": {"train", "train-compare"},
     "prompts.json": SAMPLING | {"audit", "online", "extend"},
     "images.json": SAMPLING | {"audit", "online"},
     "references.json": {"audit", "online"},

@@ -46,6 +46,12 @@ class NoiseProcess(Protocol):
     def noise_estimate(self, noised: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """Noise that the prediction implies; exact when the prediction is the target. Only tests use it."""
 
+    def clean_scale(self, t: Tensor) -> Tensor:
+        """(B,) by how much the clean estimate moves with the prediction: its error over the prediction's."""
+
+    def noise_scale(self, t: Tensor) -> Tensor:
+        """(B,) by how much the noise estimate moves with the prediction."""
+
     def model_timestep(self, t: Tensor) -> Tensor:
         """(B,) timestep in the unit that the transformer was trained on."""
 
@@ -70,6 +76,12 @@ class FlowMatching:
 
     def noise_estimate(self, noised: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         return noised.float() + (1 - _per_sample(t, noised)) * prediction.float()
+
+    def clean_scale(self, t: Tensor) -> Tensor:
+        return t.float()
+
+    def noise_scale(self, t: Tensor) -> Tensor:
+        return 1 - t.float()
 
     def model_timestep(self, t: Tensor) -> Tensor:
         """1000 t, not rounded: a flow transformer takes any real timestep."""
@@ -114,6 +126,14 @@ class Epsilon(VariancePreserving):
     def noise_estimate(self, noised: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         return prediction.float()
 
+    def clean_scale(self, t: Tensor) -> Tensor:
+        """sigma / alpha; not finite where the table ends in zero signal."""
+        alpha, sigma = self._alpha_sigma(t, t)
+        return sigma / alpha
+
+    def noise_scale(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t, dtype=torch.float32)
+
 
 class Velocity(VariancePreserving):
     """The target is v = alpha epsilon - sigma x_0 (Salimans & Ho, Progressive Distillation, appendix D)."""
@@ -129,6 +149,12 @@ class Velocity(VariancePreserving):
     def noise_estimate(self, noised: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self._alpha_sigma(t, noised)
         return sigma * noised.float() + alpha * prediction.float()
+
+    def clean_scale(self, t: Tensor) -> Tensor:
+        return self._alpha_sigma(t, t)[1]
+
+    def noise_scale(self, t: Tensor) -> Tensor:
+        return self._alpha_sigma(t, t)[0]
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:

@@ -5,15 +5,24 @@ from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt, MinLen
-from pydantic import WrapValidator
+from pydantic import AfterValidator, WrapValidator
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative, read_config
 from generators.core.solvers import Solver
-from rl.objectives import Objective
+from rl.objectives import FROM_AUDIT, Objective
 from rl.training.timesteps import Distribution
 
 Moment = Annotated[float, Ge(0), Lt(1)]
+
+
+def _label_noise(value: Any) -> Any:
+    if value != FROM_AUDIT and (isinstance(value, bool | str) or not 0 <= value < 0.5):
+        raise ValueError(f"{value!r} is no label noise, expected a number from 0 to below 0.5, or {FROM_AUDIT}")
+    return value
+
+
+LabelNoise = Annotated[float | str, AfterValidator(_label_noise)]
 
 
 def _keep_whole(value: Any, validate: Any) -> Any:
@@ -101,21 +110,55 @@ class TrainConfig(PolicyConfig):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class DpoConfig(TrainConfig):
-    """How a policy is trained on pairs of clips."""
+    """How a policy is trained on pairs of clips; rl/objectives/dpo.py has the equations.
+
+    label_noise: the share of pairs whose order is wrong, or "from_audit", which stage train replaces by that number.
+    """
 
     beta: Positive
     chosen_error_weight: NotNegative
+    label_noise: LabelNoise = 0.0
+    noise_form: Literal["smoothed", "unbiased"] = "smoothed"
+    margin_weight: bool = False
+    hinge: NotNegative = 0.0
+    time_weight: bool = False
+    form: Literal["sigmoid", "ipo"] = "sigmoid"
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class KtoConfig(TrainConfig):
+    """How a policy is trained on accepted and rejected clips; rl/objectives/kto.py has the equations."""
+
+    beta: Positive
+    desirable_weight: NotNegative
+    undesirable_weight: NotNegative
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class NftConfig(TrainConfig):
+    """How a policy is trained toward good clips and away from bad ones; rl/objectives/nft.py has the equations."""
+
+    beta: Positive
+    normalised: bool
+    reward_from: Literal["reward", "advantage"]
+    advantage_clip: Positive
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class DenseDpoConfig(TrainConfig):
-    """How a policy is trained on pairs of clips with a preference in each latent frame."""
+    """How a policy is trained on pairs with a preference in each latent frame; rl/objectives/dense.py."""
 
     beta: Positive
 
 
-# By objective; every other has TrainConfig.
-CONFIGS: dict[str, type[TrainConfig]] = {"dpo": DpoConfig, "dense_dpo": DenseDpoConfig}
+NULL = ("beta", "chosen_error_weight")  # in every policy.json, null where the objective has none
+# By objective; every other has TrainConfig
+CONFIGS: dict[str, type[TrainConfig]] = {
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+    "nft": NftConfig,
+    "dense_dpo": DenseDpoConfig,
+}
 
 
 def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
@@ -128,12 +171,15 @@ def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:
 
 
 def as_written(config: PolicyConfig) -> dict[str, Any]:
-    """The settings as policy.json holds them: those of other objectives stand beside them as null.
+    """The settings as policy.json holds them: those that every objective's has stand there as null without a value.
 
     Without `preview`, which shapes no weight, so that one and the same policy has one policy.json, and without `shard`
-    where it is false, so that policies of earlier versions have theirs.
+    and the options of DPO where they are off, so that policies of earlier versions have theirs.
     """
-    left_out = {"preview"} if config.shard else {"preview", "shard"}
-    written = {name: value for name, value in asdict(config).items() if name not in left_out}
-    others = {field.name for cls in CONFIGS.values() for field in fields(cls)} - {f.name for f in fields(TrainConfig)}
-    return (dict.fromkeys(others) if isinstance(config, TrainConfig) else {}) | written
+    off: dict[str, Any] = {"shard": False}
+    if isinstance(config, TrainConfig):
+        common = {field.name for field in fields(TrainConfig)}
+        off |= {field.name: field.default for field in fields(config) if field.name not in common}
+    written = {name: value for name, value in asdict(config).items() if name not in off or value != off[name]}
+    written.pop("preview", None)
+    return (dict.fromkeys(NULL) if isinstance(config, TrainConfig) else {}) | written

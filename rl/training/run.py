@@ -12,6 +12,7 @@ report = run.finish(out, clips_per_step)
 import contextlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -376,10 +377,11 @@ def _resume(
 
 
 def _read(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The line with numbers in place of its tensors (), by one transfer."""
+    """The line with numbers in place of its tensors (), by one transfer; None for nan, a fact that is of no row."""
     on_device = {name: value for name, value in line.items() if isinstance(value, Tensor)}
     numbers = torch.stack(list(on_device.values())).tolist() if on_device else []
-    return {**line, **dict(zip(on_device, numbers, strict=True))}
+    known = (None if math.isnan(number) else number for number in numbers)
+    return {**line, **dict(zip(on_device, known, strict=True))}
 
 
 def _made_with(work: Path, done: int, device: torch.device) -> list[dict[str, Any]]:

@@ -15,14 +15,16 @@ from data.pools import check_alike
 from data.store import ClipSet
 from generators.core.conditions import given_frames
 from generators.core.generator import Generator
-from rl.dense_dpo import per_frame_error
-from rl.objectives import Errors, Objective, per_sample_error
+from rl.objectives import Errors, Loss, Objective, per_frame_error, per_sample_error
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
+from rl.training.collapse import CollapseWatch
 from rl.training.config import TrainConfig
 from rl.training.policies import Policy
 from rl.training.previews import Previews
 from rl.training.run import TrainReport, begin
 from rl.training.tracking import Tracker
+
+Reference = tuple[Tensor, ...] | None  # its errors on each side of the rows, where they are known
 
 
 def train(
@@ -59,37 +61,66 @@ def train(
     previews = Previews(generator, clip_sets, config.preview) if config.preview else None
     inputs = _inputs(clip_sets, rows)
     run = begin(objective.name, generator, config, start, work, resume_from, origin, inputs, tracker, previews)
+    watch = CollapseWatch(objective.name, device, run.writes) if objective.uses_reference else None
     # Another shape costs a compilation, and shards are gathered by all processes alike.
     alike = config.shard or devices.compiles_shapes(device)
+
+    def errors_of(step: int, batch: Sequence[int], places: Sequence[int], reference: Reference = None) -> Errors:
+        """The rows' errors on one noise, timestep, caption and part for all clips of a row."""
+        shape, trains = reader.latent_shape, run.policy.trains
+        dropout, parts = config.caption_dropout, generator.num_parts
+        draws = draw(config.seed, step, places, shape, config.timesteps, dropout, trains, parts)
+        own = [rows[batch[place]] for place in places]
+        weight = torch.tensor([objective.weight(row) for row in own])
+        told = None if signal is None else torch.tensor([signal[batch[place]] for place in places])
+        sides = list(zip(*(objective.sample_ids(row) for row in own), strict=True))
+        found = _errors(generator, run.policy, objective, settings, config, reader, sides, draws, reference)
+        return found._replace(
+            weight=devices.sent(weight, device), signal=None if told is None else devices.sent(told, device)
+        )
+
     with run.loop(config.steps, "step") as progress:
         for step in range(run.done, config.steps):
-            # 1. This process's slice of the step's batch
+            # 1. This process's slice of the step's batch, a piece for each forward
             batch = rows_of_step(step, config.batch_size, len(rows), config.seed)
-            totals = torch.zeros(1 + len(objective.facts), device=device)  # loss and facts, summed over rows
-            for places in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=alike):
+            pieces: list[tuple[Sequence[int], float]] = []
+            for piece in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=alike):
                 # A row of weight 0 has no gradient: it counts in the mean and need not be run, unless all run alike.
-                own = [place for place in places if alike or objective.weight(rows[batch[place]]) != 0]
-                if not (own or alike):
-                    continue
-                running, counts = own or [0], 1.0 if own else 0.0  # another slice's row then, which counts nothing here
-                # 2. Errors of policy and reference, on one noise, timestep, caption and part for all clips of a row
-                shape, trains = reader.latent_shape, run.policy.trains
-                dropout, parts = config.caption_dropout, generator.num_parts
-                draws = draw(config.seed, step, running, shape, config.timesteps, dropout, trains, parts)
-                sides = list(zip(*(objective.sample_ids(rows[batch[place]]) for place in running), strict=True))
-                errors = _errors(generator, run.policy, objective, config, reader, sides, draws)
-                # 3. Loss and gradient, over the size of the whole batch
-                weight = torch.tensor([objective.weight(rows[batch[place]]) for place in running])
-                said = torch.tensor([signal[batch[place]] for place in running]) if signal is not None else None
-                told = None if said is None else devices.sent(said, device)
-                loss = objective.loss(Errors(*errors, devices.sent(weight, device), told), **settings)
+                own = [place for place in piece if alike or objective.weight(rows[batch[place]]) != 0]
+                if own or alike:  # without a row, another slice's, which counts nothing here
+                    pieces.append((own or [0], 1.0 if own else 0.0))
+            # 2. The mean over the whole batch, of an objective that reads one: before the gradient of any piece
+            mean: Tensor | None = None
+            known: list[Errors | None] = [None] * len(pieces)
+            if objective.of_batch:
+                mean, again = torch.zeros((), device=device), config.gradient_accumulation > 1
+                for index, (places, counts) in enumerate(pieces):
+                    with torch.set_grad_enabled(not again):  # a single piece need not be run again
+                        found = errors_of(step, batch, places)
+                    mean += counts * objective.of_batch(found).detach().sum()
+                    known[index] = found
+                devices.sum_over_ranks([mean])
+                mean /= config.batch_size
+            totals = torch.zeros(3 + 2 * len(objective.facts), device=device)  # see `_sums`
+            for (places, counts), before in zip(pieces, known, strict=True):
+                # 3. Errors of policy and reference
+                if before is None or not before.policy[0].requires_grad:
+                    found = errors_of(step, batch, places, before and before.reference)
+                else:
+                    found = before
+                errors = found._replace(batch_mean=mean)
+                # 4. Loss and gradient, over the size of the whole batch
+                loss = objective.loss(errors, **settings)
                 (counts * loss.value.sum() / config.batch_size).backward()
-                totals += counts * torch.stack([loss.value.detach().sum(), *(fact.sum() for fact in loss.facts)])
-            # 4. The gradient of the whole batch, and one optimizer step
+                totals += counts * _sums(loss, errors, objective)
+            # 5. The gradient of the whole batch, and one optimizer step
             devices.sum_over_ranks([*run.gradients(), totals])
-            facts = dict(zip(("loss", *objective.facts), totals / config.batch_size, strict=True))
-            line = run.apply(facts, learning_rate(step, config))
-            # 5. Log and checkpoint
+            line = run.apply(_means(totals, objective, config.batch_size), learning_rate(step, config))
+            if watch:
+                watch.add(totals[-2:])
+                if run.done % config.log_every == 0 or run.done == config.steps:
+                    watch.look(run.done)
+            # 6. Log and checkpoint
             run.keep(line, log=run.done == config.steps)
             if "loss" in run.last:  # of the last step that was read
                 progress.set_postfix(loss=f"{run.last['loss']:.4f}", refresh=False)
@@ -110,22 +141,44 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (config.steps - step) / (config.steps - config.warmup_steps)
 
 
+def _sums(loss: Loss, errors: Errors, objective: Objective) -> Tensor:
+    """Sums over a piece's rows: loss, facts, the rows that each fact is of, wanted errors of policy and reference."""
+    known = [~fact.isnan() for fact in loss.facts]
+    facts = [torch.where(rows, fact, 0).sum() for fact, rows in zip(loss.facts, known, strict=True)]
+    watched = [torch.zeros_like(loss.value.detach().sum())] * 2
+    if objective.uses_reference:
+        wanted = objective.wanted(errors)
+        watched = [torch.where(wanted, e[0].detach(), 0).sum() for e in (errors.policy, errors.reference)]
+    return torch.stack([loss.value.detach().sum(), *facts, *(rows.sum().float() for rows in known), *watched])
+
+
+def _means(totals: Tensor, objective: Objective, batch_size: int) -> dict[str, Tensor]:
+    """The step's loss and facts; nan for a fact that is of no row of the batch."""
+    count = len(objective.facts)
+    loss, facts, rows = totals[0], totals[1 : 1 + count], totals[1 + count : 1 + 2 * count]
+    return {"loss": loss / batch_size, **dict(zip(objective.facts, facts / rows, strict=True))}
+
+
 def _errors(
     generator: Generator,
     policy: Policy,
     objective: Objective,
+    settings: Mapping[str, Any],
     config: TrainConfig,
     reader: ClipReader,
     sides: Sequence[Sequence[str]],
     draws: Draws,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Per-sample errors (B,) of policy, with gradient, and reference, for each side of the rows; (B, F) by frame.
+    reference: Reference,
+) -> Errors:
+    """What the loss reads of the clips, for each side of the rows; weights are 1, and there is no signal.
 
     sides: sample_ids, B a side; all sides go through one forward, with the draws repeated.
+    reference: its errors where they are known; None: they are computed where the objective reads them.
     """
     device, process, count = generator.device, generator.process, len(sides)
     clips = reader.read([sample_id for side in sides for sample_id in side], draws.dropped.repeat(count))
-    part, t = draws.part.repeat(count), devices.sent(draws.t, device).repeat(count)
+    part, time = draws.part.repeat(count), devices.sent(draws.t, device)
+    t = time.repeat(count)
     told = {name: devices.sent(tensor, device) for name, tensor in clips.conditions.items()}
     clean, conditions = generator.view(devices.sent(clips.latents, device), told, part)
     noise, _ = generator.view(torch.cat([devices.sent(draws.noise, device)] * count), told, part)
@@ -133,16 +186,30 @@ def _errors(
     given = given_frames(conditions)  # no prediction, so no part of the error
     error_of = per_frame_error if objective.by_frame else per_sample_error
 
-    def errors() -> tuple[Tensor, ...]:
+    def predicted() -> Tensor:
         with devices.autocast(device, config.precision):
-            prediction = generator.predict(noised, draws.t.repeat(count), conditions)
-        return error_of(prediction[:, :, given:], target[:, :, given:]).chunk(count)
+            return generator.predict(noised, draws.t.repeat(count), conditions)[:, :, given:]
 
-    reference: tuple[Tensor, ...] = ()
-    if objective.uses_reference:  # before the policy, whose graph the reference must not disturb
+    target = target[:, :, given:]
+    measured: tuple[Tensor, ...] = ()
+    of_reference = None
+    # Before the policy, whose graph the reference must not disturb.
+    if objective.uses_reference and (reference is None or objective.measure):
         with torch.no_grad(), policy.reference():
-            reference = errors()
-    return errors(), reference
+            of_reference = predicted()
+        reference = error_of(of_reference, target).chunk(count)
+    of_policy = predicted()
+    if objective.measure and of_reference is not None:
+        deviation, of_old = (prediction.float() - target.float() for prediction in (of_policy, of_reference))
+        measured = objective.measure(deviation, of_old, settings)
+    return Errors(
+        error_of(of_policy, target).chunk(count),
+        reference or (),
+        weight=torch.ones_like(time),
+        to_noise=process.noise_scale(time),
+        to_clean=process.clean_scale(time),
+        measured=measured,
+    )
 
 
 def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: ClipReader, force: bool) -> None:

@@ -206,3 +206,25 @@ def test_the_commit_that_the_cache_has_of_a_hub_id_is_recorded(params, monkeypat
     params["feedback"]["sources"]["judge"]["revision"] = one  # stands for itself
     assert "hub" not in json.loads(entries(params)["sources/judge.json"])
     assert hub_commit("some/other", None, ask=False) is None
+
+
+def test_an_audit_is_recorded_where_a_policy_is_trained_with_its_label_noise_alone(params, tmp_path):
+    """So that another audit of a source makes no other policy out of date."""
+    audit = {"false_accept_rate": 0.2, "false_reject_rate": 0.1, "accuracy": 0.85}
+    for name in ("judge", "clip"):
+        path = Path("runs/audit", name, "audit.json")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(audit))
+    params["feedback"]["source"] = "judge"
+
+    def recorded() -> dict:
+        write_inputs(params, tmp_path / "inputs")
+        return json.loads((tmp_path / "inputs/audits.json").read_text())
+
+    assert recorded() == {}
+    params["train"]["dpo"]["label_noise"] = "from_audit"
+    assert recorded() == {"judge": {"false_accept_rate": 0.2, "false_reject_rate": 0.1, "decided_accuracy": None}}
+    Path("runs/audit/judge/audit.json").unlink()
+    assert recorded() == {"judge": None}
+    params["policies"] = {"rwr1": params["policies"]["rwr1"]}  # no policy of dpo
+    assert recorded() == {}

@@ -11,8 +11,7 @@ from data.labels import LabelSet
 from data.records import DensePair, Label
 from data.store import ClipSet
 from rl.dense import EQUAL, UNKNOWN, build_dense, write_dense
-from rl.dense_dpo import dense_dpo_loss, dense_reward, per_frame_error
-from rl.objectives import Errors, dpo_loss, get_objective
+from rl.objectives import Errors, dense_dpo_loss, dense_reward, dpo_loss, get_objective, per_frame_error
 from rl.tables import read_composition, read_table
 from tests.support.training import write_clip_set
 

@@ -4,7 +4,7 @@ import pytest
 
 from data.manifest import StoreError
 from data.records import Pair, Sample, Weighted
-from rl.objectives import OBJECTIVES
+from rl.objectives import OBJECTIVES, OF_ROUNDS
 from rl.tables import read_table, write_tables
 
 SAMPLES = [Sample(f"s{i}", "p", "a cup", "c", "train", "base", i, 5, 8.0, 16, 16, f"videos/s{i}.mp4") for i in range(3)]
@@ -33,7 +33,7 @@ def write(folder, weighted, paired, source, pairs="all"):
 
 
 def test_every_objective_has_a_folder_with_its_rows(folder):
-    tables = {name: read_table(folder / name, objective) for name, objective in OBJECTIVES.items()}
+    tables = {name: read_table(folder / name, objective) for name, objective in OF_ROUNDS.items()}
 
     assert tables["rwr"] == (WEIGHTED, {"round": "r1", "source": "judge", "build": {"scale": 1.0}})
     assert tables["dpo"] == (PAIRED, {"round": "r1", "source": "judge", "build": {"pairs": "all"}})
@@ -44,6 +44,16 @@ def test_sft_has_every_clip_with_weight_one_and_knows_no_judge(folder):
 
     assert [(row.sample_id, row.weight) for row in table.rows] == [("s0", 1.0), ("s1", 1.0), ("s2", 1.0)]
     assert table.facts == {"round": "r1"}
+
+
+def test_kto_and_nft_have_the_rewards_whatever_weights_they_became(folder):
+    """So that another scale or shift of build is no reason to train them again."""
+    for name in ("kto", "nft"):
+        table = read_table(folder / name, OBJECTIVES[name])
+        assert table == (
+            [Weighted("s0", "p", 1.0, 1.0), Weighted("s1", "p", 0.0, 1.0)],
+            {"round": "r1", "source": "judge"},
+        )
 
 
 def test_another_judge_leaves_the_bytes_of_sft_as_they_are(folder, tmp_path):

@@ -139,6 +139,7 @@ def test_a_judge_against_the_truth():
     assert found["low"] < 0.5 < found["high"]
     assert found["auc"] == 0.75  # .9 beats .6 and .2, .4 beats only .2
     assert (found["false_accepts"], found["false_rejects"]) == (1, 1)
+    assert (found["false_accept_rate"], found["false_reject_rate"]) == (0.5, 0.5)  # b of b, e; d of a, d
     assert found["categories"] == {
         "falling": {"clips": 3, "labelled": 2, "accuracy": 0.5, "false_accept_rate": 1.0, "false_reject_rate": 0.0},
         "folding": {"clips": 2, "labelled": 2, "accuracy": 0.5, "false_accept_rate": 0.0, "false_reject_rate": 1.0},

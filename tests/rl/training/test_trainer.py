@@ -1,6 +1,7 @@
 """Claims about the training loop, on tiny models of the real classes."""
 
 import json
+import math
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ from cluster.provenance import made_with
 from commands.preset import layers, overlay, values_of
 from data.config import ConfigError
 from data.policies import CHECKPOINTS, previews_in
-from data.records import Pair, Weighted
+from data.records import DensePair, Pair, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core import lora
 from rl.objectives import OBJECTIVES, get_objective
@@ -32,8 +33,21 @@ from rl.training.timesteps import Uniform
 from rl.training.trainer import learning_rate, train
 from tests.support.children import start
 from tests.support.defaults import default_params
+from tests.support.group import Run, run_together
 from tests.support.tiny import load_wan
-from tests.support.training import CONFIG, DPO, LATENT_SHAPE, config, rows, run, run_slowly, write_base, write_clip_set
+from tests.support.training import (
+    CONFIG,
+    DPO,
+    LATENT_SHAPE,
+    NFT,
+    OWN,
+    config,
+    rows,
+    run,
+    run_slowly,
+    write_base,
+    write_clip_set,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -94,7 +108,7 @@ def test_every_objective_trains_a_policy_folder(objective, generator, clip_set, 
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     facts = {"step", "loss", "learning_rate", "gradient_norm", *OBJECTIVES[objective].facts}
     assert all(set(line) == facts for line in lines)
-    assert report.last == lines[-1] and report.clips_per_step == (8 if objective == "dpo" else 4)
+    assert report.last == lines[-1] and report.clips_per_step == (8 if "dpo" in objective else 4)
     assert any(value.abs().max() > 0 for key, value in adapter(tmp_path).items() if ".lora_B." in key)
 
 
@@ -290,6 +304,81 @@ def test_draws_depend_on_the_place_in_the_batch_alone():
     assert not torch.equal(together.noise, draw(1, 8, range(6), LATENT_SHAPE, Uniform(), 0.5).noise)
 
 
+def test_nft_and_kto_run_rejected_clips_too(tiny_wan, clip_set, base, tmp_path):
+    """Of a batch of all eight clips, whose rejected half has weight 0 under RWR."""
+    for objective in ("nft", "kto"):
+        generator = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",))
+        calls = predicted_batches(generator)
+        run(objective, generator, clip_set, base, tmp_path / objective, steps=1, batch_size=8)
+        assert [len(latents) for latents, _, _ in calls] == [8, 8], objective  # reference, then policy
+
+
+def test_the_first_nft_step_has_the_error_over_beta_as_its_loss(generator, clip_set, base, tmp_path):
+    run("nft", generator, clip_set, base, tmp_path, steps=1, beta=0.5)
+    first = log(tmp_path)[0]
+    assert first["loss"] == pytest.approx(2 * first["error"], rel=1e-5) and first["error"] == first["reference_error"]
+    assert first["wanted_error_change"] == 0.0
+
+
+def test_nft_and_kto_move_toward_accepted_clips_and_away_from_rejected(tiny_wan, clip_set, base, tmp_path):
+    longer = {"steps": 40, "checkpoint_every": 40}
+    run("nft", tiny_wan, clip_set, base, tmp_path / "nft", **longer)
+    run("kto", tiny_wan, clip_set, base, tmp_path / "kto", **longer)
+
+    def mean(objective: str, fact: str) -> float:
+        values = [line[fact] for line in log(tmp_path / objective)[-10:] if line[fact] is not None]
+        return sum(values) / len(values)
+
+    assert mean("nft", "wanted_error_change") < mean("nft", "unwanted_error_change")
+    assert mean("kto", "gain_accepted") > mean("kto", "gain_rejected")
+
+
+def test_a_fact_of_accepted_clips_is_null_in_a_batch_without_one(generator, clip_set, base, tmp_path):
+    table = [Weighted(s.sample_id, s.prompt_id, 0.0, 1.0) for s in clip_set.samples]
+    run("kto", generator, clip_set, base, tmp_path, table=table, steps=1)
+    first = log(tmp_path)[0]
+    assert (first["gain_accepted"], first["accepted_error"], first["gain_rejected"]) == (None, None, 0.0)
+
+
+def test_a_policy_that_unlearns_wanted_clips_is_named_once(tiny_wan, clip_set, base, tmp_path, caplog):
+    """KTO at a beta and rate far too large, and the same run at a rate that moves nothing."""
+    collapsing = {
+        "steps": 30,
+        "checkpoint_every": 30,
+        "beta": 1.0,
+        "learning_rate": 0.3,
+        "warmup_steps": 0,
+        "full": True,
+    }
+    run("kto", tiny_wan, clip_set, base, tmp_path / "collapses", **collapsing)
+    warned = [record.getMessage() for record in caplog.records if "collapses" in record.getMessage()]
+    assert len(warned) == 1 and warned[0].startswith("kto: at step "), warned
+    caplog.clear()
+    run("kto", tiny_wan, clip_set, base, tmp_path / "stays", **collapsing | {"learning_rate": 1e-9})
+    assert "collapses" not in caplog.text
+
+
+def test_dense_dpo_prefers_the_better_clip_in_each_latent_frame(generator, clip_set, base, tmp_path):
+    """The loss begins at log 2, whatever the preferences, and falls below it in the frames that have one."""
+    run("dense_dpo", generator, clip_set, base, tmp_path, steps=40, checkpoint_every=40)
+    first, last = log(tmp_path)[0], log(tmp_path)[-5:]
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-5) and first["implicit_reward_accuracy"] == 0.5
+    assert sum(line["implicit_reward_margin"] for line in last) > 0 and sum(
+        line["loss"] for line in last
+    ) < 5 * math.log(2)
+
+
+def test_dense_dpo_over_swapped_pairs_with_negated_preferences_trains_the_same_adapter(
+    tiny_wan, clip_set, base, tmp_path
+):
+    table = rows("dense_dpo", clip_set)
+    swapped = [DensePair(row.prompt_id, row.second, row.first, [-one for one in row.better]) for row in table]
+    for name, pairs in (("one", table), ("other", swapped)):
+        run("dense_dpo", tiny_wan, clip_set, base, tmp_path / name, table=pairs, **FLOAT_ORDER)
+    one, other = adapter(tmp_path / "one"), adapter(tmp_path / "other")
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
 # Optimisation
 
 # Adam divides by the gradient's own size: at its usual eps an element whose gradient is mere rounding steps anywhere.
@@ -302,6 +391,28 @@ def test_micro_batches_change_the_adapter_by_float_order_alone(tiny_wan, clip_se
         run("dpo", tiny_wan, clip_set, base, tmp_path / name, gradient_accumulation=pieces, **FLOAT_ORDER)
     whole, split = adapter(tmp_path / "whole"), adapter(tmp_path / "split")
     assert all(torch.allclose(whole[key], split[key], atol=1e-5) for key in whole)
+
+
+def test_the_reference_point_of_kto_is_of_the_whole_batch_however_it_is_split(tiny_wan, clip_set, base, tmp_path):
+    """One forward of 4 rows, two of 2, and three: a pass without gradient comes first, which knows the reference."""
+    for name, pieces in (("whole", 1), ("halves", 2), ("thirds", 3)):
+        generator, forwards = load_wan(tiny_wan, max_prompt_tokens=6, parts=("denoiser",)), []
+        predict = generator.predict
+        generator.predict = lambda *args, predict=predict, seen=forwards: (
+            seen.append((len(args[0]), torch.is_grad_enabled())) or predict(*args)
+        )
+        run("kto", generator, clip_set, base, tmp_path / name, gradient_accumulation=pieces, **FLOAT_ORDER)
+        if name == "whole":
+            assert forwards[:2] == [(4, False), (4, True)]  # reference, policy
+        if name == "halves":  # of each half reference and policy, then each half with a graph
+            assert forwards[:6] == [(2, False)] * 4 + [(2, True)] * 2
+    whole = log(tmp_path / "whole")
+    assert whole[-1]["reference_point"] > 0
+    for name in ("halves", "thirds"):
+        one, other = adapter(tmp_path / "whole"), adapter(tmp_path / name)
+        assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+        points = [line["reference_point"] for line in log(tmp_path / name)]
+        assert points == pytest.approx([line["reference_point"] for line in whole], rel=1e-4, abs=1e-7)
 
 
 def test_gradient_checkpointing_recomputes_and_changes_nothing(generator, tiny_wan, clip_set, base, tmp_path):
@@ -622,6 +733,21 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_pa
     assert alone.shape == shared.shape and np.abs(alone - shared).max() <= 1  # rounded after float order
 
 
+def test_the_reference_point_of_kto_is_of_all_processes(tiny_wan, clip_set, base, tmp_path):
+    """Of three rows one process has one and the other two, in one forward or in one each."""
+    changes = {"steps": 4, "batch_size": 3, **FLOAT_ORDER}
+    run("kto", tiny_wan, clip_set, base, tmp_path / "one", **changes)
+    of = {"together": changes, "split": changes | {"gradient_accumulation": 2}}
+    run_together(2, [Run(tmp_path / name, tiny_wan, base, "kto", clip_set.folder, how) for name, how in of.items()])
+    one = adapter(tmp_path / "one")
+    assert any(line["reference_point"] > 0 for line in log(tmp_path / "one"))
+    for name in of:
+        two = adapter(tmp_path / name)
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one), name
+        for line, alone in zip(log(tmp_path / name), log(tmp_path / "one"), strict=True):
+            assert line == pytest.approx(alone, rel=1e-3, abs=1e-6), name
+
+
 def test_the_slices_of_all_ranks_are_the_batch_in_its_order(monkeypatch):
     for count, pieces, ranks in ((10, 1, 3), (2, 4, 1), (7, 2, 2)):
         monkeypatch.setattr(devices, "world_size", lambda ranks=ranks: ranks)
@@ -647,7 +773,9 @@ def test_devices_are_picked_by_name():
 
 def test_rows_that_cannot_be_trained_on_are_an_error(generator, clip_set, base, tmp_path):
     elsewhere, unweighted = Pair("p0", "p0-0", "elsewhere", 1.0), Weighted("p0-0", "p0", 0.0, 0.0)
+    soft = Weighted("p0-0", "p0", 0.7, 0.7)
     for objective, table, error in (
+        ("kto", [soft], "kto learns from accepted and rejected clips, and p0-0 has the reward 0.7"),
         ("dpo", [], "dpo: the table of Pair rows is empty, there is nothing to train on"),
         ("dpo", [elsewhere], r"1 clips of the Pair rows are in no clip set: \['elsewhere'\]"),
         ("rwr", [unweighted], "every one of the 1 rows has weight 0"),
@@ -728,6 +856,15 @@ def test_a_wrong_setting_is_named_with_section_key_value_and_known_keys():
         ("rwr", {"beta": 1.0}, "train.rwr.beta (1.0) is unknown"),  # of another objective
         ("dpo", {"beta": 100.0}, "train.dpo.chosen_error_weight is missing; known keys are full"),
         ("dpo", DPO | {"beta": 0}, "train.dpo.beta is 0, expected greater than 0"),
+        (
+            "dpo",
+            DPO | {"label_noise": 0.5},
+            "train.dpo.label_noise: 0.5 is no label noise, expected a number from 0",
+        ),
+        ("dpo", DPO | {"label_noise": "audit"}, "'audit' is no label noise"),
+        ("dpo", DPO | {"form": "hinge"}, "train.dpo.form is 'hinge', expected 'sigmoid' or 'ipo'"),
+        ("nft", NFT | {"reward_from": "label"}, "train.nft.reward_from is 'label', expected 'reward' or 'advantage'"),
+        ("kto", {"beta": 1.0}, "train.kto.desirable_weight is missing; known keys are full"),
         ("sft", {"learning_rate": "high"}, "train.sft.learning_rate is 'high', expected a valid number"),
         ("sft", {"schedule": "cosine"}, "train.sft.schedule is 'cosine', expected 'constant' or 'linear'"),
         ("sft", {"timesteps": {"name": "beta"}}, "train.sft.timesteps.name is 'beta', expected one of uniform, logit"),
@@ -745,7 +882,9 @@ def test_each_objective_finds_its_own_settings_in_its_config():
     """And a whole number stays one, for the bytes of the adapter's file."""
     for name, objective in OBJECTIVES.items():
         found = config(name)
-        assert found.of(objective) == (DPO if name == "dpo" else {}) and type(found.lora_alpha) is int
+        own = found.of(objective)
+        assert own.items() >= OWN.get(name, {}).items() and set(own) == set(objective.settings)
+        assert type(found.lora_alpha) is int
 
 
 def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
@@ -753,9 +892,10 @@ def test_the_papers_preset_laid_over_params_trains_as_the_paper_does():
     params = default_params()
     for path in layers(["paper"]):
         overlay(params, values_of(path))
-    for name, objective in OBJECTIVES.items():
+    for name in ("sft", "rwr", "dpo"):
+        objective = OBJECTIVES[name]
         paper = configure(objective, params["train"]["common"] | params["train"][name])
         assert (paper.full, paper.learning_rate, paper.batch_size, paper.steps) == (True, 1e-4, 64, 10_000)
         assert (paper.warmup_steps, paper.max_grad_norm, paper.checkpoint_every) == (10_000, 1.0, 500)
-        own = {"beta": 5000, "chosen_error_weight": 0.0} if name == "dpo" else {}
-        assert paper.of(objective) == own
+        own = config("dpo", beta=5000, chosen_error_weight=0.0) if name == "dpo" else paper  # Eq. 7, no option
+        assert paper.of(objective) == own.of(objective)
