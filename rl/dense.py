@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.dense import window_of_each, windows_of
+from data.dense import window_frames, window_of_each, windows_of
 from data.labels import LabelSet
 from data.manifest import write_manifest
 from data.records import DensePair, Sample, SharedStart
@@ -44,35 +44,33 @@ def build_dense(
     Raises ValueError as `window_of_each` does, and where no pair is left.
     """
     length, count = labelled.facts["window"], clip_set.manifest["facts"]["starts"]["latent_frames"]
-    samples = clip_set.by_id
     rewards = {window: reward_of(label, reward) for window, label in labelled.by_id.items()}
-    rows, left_out, better_counts = [], dict[str, str](), Counter[int]()
+    rows, left_out = [], dict[str, str]()
     for pair in pairs:
-        sides = [_by_latent_frame(samples[side], rewards, length, count) for side in (pair.first, pair.second)]
-        better = [_better(one, other, min_margin) for one, other in zip(*sides, strict=True)]
+        clips = [clip_set.by_id[side] for side in (pair.first, pair.second)]
+        first, second = (_by_latent_frame(clip, rewards, length, count) for clip in clips)
+        better = [_better(one, other, min_margin) for one, other in zip(first, second, strict=True)]
         if any(better):
             rows.append(DensePair(pair.prompt_id, pair.first, pair.second, better))
-            better_counts.update(better)
         else:
-            known = any(None not in both for both in zip(*sides, strict=True))
+            known = any(None not in both for both in zip(first, second, strict=True))
             left_out[pair.first] = EQUAL if known else UNKNOWN
-    reasons = dict(sorted(Counter(left_out.values()).items()))
-    if not rows:
-        raise ValueError(f"{name}: none of {len(pairs)} pairs has a preference ({reasons}): nothing to learn from")
-    windows = len(windows_of(samples[pairs[0].first], length))
+    signs = Counter(sign for row in rows for sign in row.better)
     composition = {
         "name": name,
         "samples": 2 * len(pairs),
         "pairs": len(rows),
-        "windows": windows,
+        "windows": len(window_frames(clip_set.samples[0].num_frames, length)),
         "latent_frames": count,
-        "better": {str(sign): better_counts[sign] for sign in (1, -1, 0)},
-        "pairs_per_prompt": {one: sum(row.prompt_id == one for row in rows) for one in {p.prompt_id: 0 for p in pairs}},
-        "pairs_left_out": left_out,
-        "reasons": reasons,
+        "better": {str(sign): signs[sign] for sign in (1, -1, 0)},  # latent frames of the pairs, by preference
+        "pairs_per_prompt": {one.prompt_id: 0 for one in pairs} | Counter(row.prompt_id for row in rows),
+        "pairs_left_out": left_out,  # by their first clip
+        "reasons": dict(sorted(Counter(left_out.values()).items())),
     }
+    if not rows:
+        raise ValueError(f"{name}: no preference in any of {len(pairs)} pairs: {composition['reasons']}")
+    preferred = signs[1] + signs[-1]
     message = "%s: %d of %d pairs have a preference, in %d of their %d latent frames"
-    preferred = better_counts[1] + better_counts[-1]
     logger.info(message, name, len(rows), len(pairs), preferred, len(rows) * count)
     return DenseRows(rows, composition)
 
