@@ -53,13 +53,18 @@ def read_samples(clips: Path, verify: bool = False) -> list[Sample]:
     return read_rows(clips / METADATA, Sample)
 
 
-def open_labels(folder: Path, clips: Path, samples: Sequence[Sample], verify: bool = False) -> LabelSet:
+def open_labels(
+    folder: Path, clips: Path, samples: Sequence[Sample], verify: bool = False, window: int | None = None
+) -> LabelSet:
     """The labels in a finished folder, in the order of `samples`, which are all clips of the set in `clips`.
 
+    window: frames of a window, where `samples` are windows of the clips (data/dense.py); None: they are clips.
     Raises StoreError for a half-written folder, with `verify` also for changed bytes; ValueError where the labels are
-    of another clip set.
+    of another clip set, or of windows where clips are wanted.
     """
     facts = read_manifest(folder, KIND, verify)["facts"]
+    if window is None and "window" in facts:
+        raise ValueError(f"{folder}: its labels are of windows of {facts['window']} frames, not of whole clips")
     label_of = match_labels(samples, read_rows(folder / LABELS, Label), str(folder))
     if "clip_set" in facts and facts["clip_set"] != sha256_of(clips / MANIFEST):
         raise ValueError(f"{folder}: its labels are of another clip set than {clips}, made from other clips")

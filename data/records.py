@@ -140,9 +140,29 @@ class Pair:
     margin: float  # reward of chosen minus reward of rejected, > 0
 
 
+@dataclass(frozen=True)
+class SharedStart:
+    """Two clips of a set that were sampled from one partly noised clip, with a noise each."""
+
+    prompt_id: str
+    start: str  # sample_id of the clip that both start from, in the set of a round
+    first: str  # sample_id
+    second: str
+
+
+@dataclass(frozen=True)
+class DensePair:
+    """One training row of DenseDPO: two clips with one start, and which is better in each latent frame."""
+
+    prompt_id: str
+    first: str  # sample_id
+    second: str
+    better: list[int]  # by latent frame: 1 the first, -1 the second, 0 neither or not known
+
+
 R = typing.TypeVar("R")
 WithId = typing.TypeVar("WithId", Sample, Verdict, Label, Weighted)
-Row = Sample | Verdict | Label | Asked | Comparison | Preference | Weighted | Pair
+Row = Sample | Verdict | Label | Asked | Comparison | Preference | Weighted | Pair | SharedStart | DensePair
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int64())}
 

@@ -5,6 +5,7 @@
     latents-00000.safetensors     one shard a batch: "latents" (B, C, F, H, W)
     conditions.safetensors        what the generator was told of each prompt, by name: "prompt/<prompt_id>/<name>" (…),
                                   "empty/<name>" (…) of the empty caption, "negative/<name>" (…) of a negative prompt
+    starts.parquet                of a set of pairs with one start (data/dense.py), what each pair was sampled from
     first/<prompt_id>.png         the image that the generator was given for the prompt, at the clip's size; of all
                                   prompts or of none
     manifest.json                 last; its fact `shards` lists the sample ids of each shard, in order
@@ -30,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from data import records
 from data.first_frames import png_bytes, read_png
 from data.manifest import MANIFEST, StoreError, atomically, read_manifest, sha256_of, write_manifest
-from data.records import Sample, read_rows, write_rows
+from data.records import Sample, SharedStart, read_rows, write_rows
 from data.video import encode_video, read_video
 
 if TYPE_CHECKING:  # it takes seconds to import, and most stages read clips and rows alone
@@ -40,6 +41,7 @@ KIND = "clip_set"
 METADATA = "metadata.parquet"
 CONDITIONS = "conditions.safetensors"
 FIRST = "first"  # folder of the first frames
+STARTS = "starts.parquet"  # of a set of pairs (data/dense.py)
 EMBEDDINGS = "embeddings.safetensors"  # of the first version
 
 
@@ -113,6 +115,12 @@ class ClipSetWriter:
             _check_first_frame(prompt_id, pixels)
             with atomically(self.work / first_name(prompt_id)) as partial:
                 partial.write_bytes(png_bytes(pixels))
+
+    def add_starts(self, pairs: Sequence[SharedStart]) -> None:
+        """Write what each pair of clips was sampled from, before `finish`. Raises StoreError where the disk is full."""
+        if not (self.work / MANIFEST).is_file():
+            with atomically(self.work / STARTS) as partial:
+                write_rows(partial, pairs, SharedStart)
 
     def finish(self, told: PromptConditions, facts: Mapping[str, Any]) -> None:
         """Turn the batches into a clip set: metadata, conditions, manifest last.

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.dense import window_of_each
 from data.first_frames import check_all_or_none, check_first_frames
 from data.prompts import Prompt, extended, load_prompts, select
 from data.tables.questions import by_prompt, read_questions
@@ -14,7 +15,7 @@ from feedback.differentiable.asks import RUBRIC
 from generators.core.checkpoint import Checkpoint, NotReachedError
 from generators.core.decoding import whole_clip_needed
 from generators.core.encoding import check_images
-from generators.core.generator import Generator
+from generators.core.generator import Generator, first_step
 from generators.core.load import examine_generator
 from generators.core.process import VariancePreserving
 from generators.core.rollout import Sampling
@@ -25,6 +26,7 @@ from pipeline.audit import check_known
 from pipeline.configs import (
     AuditConfig,
     CheckConfig,
+    DenseEntry,
     EvaluateConfig,
     ExtendConfig,
     GeneratorConfig,
@@ -118,6 +120,7 @@ def check_params(with_generator: bool = True) -> Checked:
     for name in params["extend"]:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
     _check_online(params, prompts)
+    _check_dense(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for objective in {entry["objective"] for entry in trained_policies(params).values()}:
         config = train_config(OBJECTIVES[objective])
@@ -161,6 +164,7 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
     except ValueError as error:
         raise ParamsError(f"{path}: {error}") from error
     _check_shown(params, generator)
+    _check_starts(params, generator)
     for key, solver in _solvers(params).items():
         try:
             check_solver(generator.process, solver)
@@ -306,6 +310,45 @@ def _other_questions(params: Mapping[str, Any], prompts: Sequence[str]) -> list[
                 which = f"{len(more)} of its {len(asked)} prompts, such as {more[0]!r}"
                 notes[f"{file} has questions about prompts that the prompt set lacks: {which}"] = None
     return list(notes)
+
+
+def _check_dense(params: Mapping[str, Any]) -> None:
+    """Sets of pairs with one start: there are clips and solver steps for them, and a source that can label windows."""
+    how, name = section("generate", Sampling), params["feedback"]["source"]
+    for key in params["dense"]:
+        entry = section(f"dense.{key}", DenseEntry)
+        try:
+            first_step(entry.noise, how.steps)
+        except ValueError as error:
+            raise ParamsError(f"dense.{key}.{error} (generate.steps)") from error
+        if entry.pairs_per_prompt > how.samples_per_prompt:
+            raise ParamsError(
+                f"dense.{key}.pairs_per_prompt is {entry.pairs_per_prompt}, but each starts from another clip, and a "
+                f"prompt has {how.samples_per_prompt} in {entry.round} (generate.samples_per_prompt)"
+            )
+        if not _labels_windows(name, resolve(name, params["feedback"]["sources"])):
+            raise ParamsError(
+                f"dense.{key}: feedback.source is {name}, which compares clips or asks people; neither labels windows"
+            )
+
+
+def _labels_windows(name: str, block: Mapping[str, Any]) -> bool:
+    """Whether a source and those within it can judge some frames of a clip."""
+    read = read_block(name, block)
+    inner = all(_labels_windows(f"{name}.{key}", one) for key, one in read.needs.inner.items())
+    return inner and not read.compares and not read.kind.people
+
+
+def _check_starts(params: Mapping[str, Any], generator: Generator) -> None:
+    """The generator can start from a noised clip, and its latent frames lie in one window each."""
+    for key in params["dense"]:
+        if not generator.restarts:
+            raise ParamsError(f"dense.{key}: {generator.family} samples a clip part by part, so no clip starts noised")
+        entry = section(f"dense.{key}", DenseEntry)
+        try:
+            window_of_each(generator.size.num_frames, entry.window, generator.latent_shape[1])
+        except ValueError as error:
+            raise ParamsError(f"dense.{key}: {error}") from error
 
 
 def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:

@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from annotated_types import Gt, Lt
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -61,11 +62,22 @@ class RoundEntry:
 
 
 @dataclass(frozen=True, config=STRICT)
+class DenseEntry:
+    """An entry of `dense`: a set of pairs, both clips of a pair sampled from one partly noised clip."""
+
+    round: str  # whose clips are started from
+    policy: str  # that samples the pairs
+    noise: Annotated[float, Gt(0), Lt(1)]  # share of the solver's steps that is run
+    pairs_per_prompt: Count
+    window: Count  # frames that get a label of their own
+
+
+@dataclass(frozen=True, config=STRICT)
 class PolicyEntry:
     """An entry of `policies`: what is trained on a round."""
 
     start: str  # a policy
-    round: str  # or a pool
+    round: str  # or a pool; of objective dense_dpo a set of `dense`
     objective: str
 
 

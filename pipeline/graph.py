@@ -9,6 +9,7 @@ from data.policies import off_policy
 from pipeline.configs import (
     NAME,
     ComparedEntry,
+    DenseEntry,
     ExtendConfig,
     OnlineEntry,
     PolicyEntry,
@@ -23,9 +24,13 @@ TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # 
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 
+DENSE = "dense_dpo"  # the objective that is trained on sets of `dense`, and no other is
+
+
 SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entries from
     "rounds": dict,
     "pools": dict,
+    "dense": dict,
     "policies": dict,
     "feedback": dict,
     "feedback.source": str,
@@ -77,6 +82,7 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
             *_source_problems(params),
             *_round_problems(params),
             *_pool_problems(params),
+            *_dense_problems(params),
             *_policy_problems(params, objectives),
             *_online_problems(params),
             *_selection_problems(params),
@@ -128,11 +134,17 @@ def _rounds_within(pools: Mapping[str, Any], name: str, around: tuple[str, ...])
     return [found for part in pools[name] for found in _rounds_within(pools, part, (*around, name))]
 
 
+def maker_of(params: Mapping[str, Any], name: str) -> str | None:
+    """The policy that samples a round or a set of `dense`; None for another name."""
+    entry = (params["rounds"] | params["dense"]).get(name)
+    return None if entry is None else str(entry["policy"])
+
+
 def off_policy_rounds(params: Mapping[str, Any]) -> Iterator[str]:
     """A line for each round that a policy is trained on, while another policy than its start samples it."""
     for name, entry in trained_policies(params).items():
         for part in rounds_of(params, entry["round"]):
-            if (maker := params["rounds"][part]["policy"]) != entry["start"]:
+            if (maker := str(maker_of(params, part))) != entry["start"]:
                 yield f"{name}: {off_policy(part, maker, entry['start'])}"
 
 
@@ -141,7 +153,7 @@ def unused_policies(params: Mapping[str, Any]) -> Iterator[str]:
     named = {
         *params["evaluate"]["policies"],
         *params["select"]["policies"],
-        *(entry["policy"] for group in ("rounds", "extend") for entry in params[group].values()),
+        *(entry["policy"] for group in ("rounds", "dense", "extend") for entry in params[group].values()),
         *(entry["start"] for entry in online_policies(params).values()),
     }
     for name in [*trained_policies(params), *online_policies(params)]:
@@ -153,6 +165,10 @@ def unused_rounds(params: Mapping[str, Any]) -> Iterator[str]:
     """A line for each round whose clips nothing is trained on, and for each pool."""
     trained = {entry["round"] for entry in trained_policies(params).values()}
     used = {part for name in trained for part in rounds_of(params, name)} | set(params["comparison"]["rounds"])
+    used |= {entry["round"] for entry in params["dense"].values()}
+    for name in params["dense"]:
+        if name not in trained:
+            yield f"dense.{name} is sampled and judged, but no policy is trained on it"
     for name in params["rounds"]:
         if name not in used:
             yield f"rounds.{name} is sampled and judged, but no policy is trained on it"
@@ -169,6 +185,7 @@ def _all_policies(params: Mapping[str, Any]) -> list[str]:
 def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
     groups: tuple[tuple[str, dict[str, Any], type], ...] = (
         ("rounds", params["rounds"], RoundEntry),
+        ("dense", params["dense"], DenseEntry),
         ("policies", params["policies"], PolicyEntry),
         ("comparison.policies", params["comparison"]["policies"], ComparedEntry),
         ("online.policies", params["online"]["policies"], OnlineEntry),
@@ -204,6 +221,7 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
     groups = {
         "rounds": params["rounds"],
         "pools": params["pools"],
+        "dense": params["dense"],
         **named,
         "extend": params["extend"],
         "preferences": params["preferences"],
@@ -215,12 +233,13 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{group}.{name}: a name is made of a-z, 0-9, - and _"
     if any(BASE in policies for policies in named.values()):
         yield f"policies.{BASE}: this name belongs to the untrained generator"
-    for group in ("rounds", "pools"):
+    for group in ("rounds", "pools", "dense"):
         for name in TAKEN:
             if name in params[group]:
                 yield f"{group}.{name}: runs/{name}/ is used otherwise; a round may not be named {', '.join(TAKEN)}"
-    for name in sorted(params["rounds"].keys() & params["pools"].keys()):
-        yield f"{name} is a name in rounds and in pools; rename one"
+    for one, other in combinations(("rounds", "pools", "dense"), 2):
+        for name in sorted(params[one].keys() & params[other].keys()):
+            yield f"{name} is a name in {one} and in {other}; rename one"
     for one, other in combinations(named, 2):
         for name in sorted(named[one].keys() & named[other].keys()):
             yield f"{name} is a name in {one} and in {other}; rename one"
@@ -255,6 +274,12 @@ def _pool_problems(params: Mapping[str, Any]) -> Iterator[str]:
             yield f"pools.{name}: it is a part of itself"
 
 
+def _dense_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in params["dense"].items():
+        yield from _unknown(f"dense.{name}.round", entry["round"], params["rounds"])
+        yield from _unknown(f"dense.{name}.policy", entry["policy"], _all_policies(params))
+
+
 def _pools_within(pools: Mapping[str, list[str]], name: str) -> set[str]:
     """The pools that a pool is made of, itself among them."""
     found, todo = set(), [name]
@@ -272,6 +297,8 @@ def _policy_problems(params: Mapping[str, Any], objectives: Collection[str]) -> 
         where = f"comparison.policies.{name}" if compared else f"policies.{name}"
         yield from _unknown(f"{where}.objective", entry["objective"], objectives)
         known = comparison["rounds"] if compared else [*params["rounds"], *params["pools"]]
+        if entry["objective"] == DENSE:  # it needs pairs with one start, which rounds have none of
+            known = [] if compared else [*params["dense"]]
         yield from _unknown(f"{where}.round", entry["round"], known)
         yield from _unknown(f"{where}.start", entry["start"], _all_policies(params))
         if compared:
@@ -339,8 +366,10 @@ def _made_after(params: Mapping[str, Any], name: str) -> Iterator[tuple[str, str
     start = entry["start"]
     yield selected.get(start, start), f"{name} starts from {start}"
     for part in rounds_of(params, entry["round"]) if "round" in entry else []:
-        if maker := params["rounds"].get(part, {}).get("policy"):
+        if maker := maker_of(params, part):
             yield selected.get(maker, maker), f"{name} is trained on {part}, which {maker} samples"
+        if part in params["dense"] and (first := maker_of(params, begun := params["dense"][part]["round"])):
+            yield selected.get(first, first), f"{part} starts from clips of {begun}, which {first} samples"
 
 
 def _evaluation_problems(params: Mapping[str, Any]) -> Iterator[str]:

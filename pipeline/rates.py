@@ -76,7 +76,8 @@ def unit_of(command: Command) -> TimedUnit:
     match command.name:
         case "generate":
             how = block(command.options["sampling"])
-            return TimedUnit(f"sample {generator}", "clips", how["steps"] * (1 if how["guidance"] == 1 else 2))
+            steps = round(how["steps"] * float(command.options.get("noise", 1)))  # of a dense set, those that are run
+            return TimedUnit(f"sample {generator}", "clips", steps * (1 if how["guidance"] == 1 else 2))
         case "label" | "prefer":
             from feedback.core.kinds import read_block
 
@@ -84,7 +85,8 @@ def unit_of(command: Command) -> TimedUnit:
             read, kind = read_block(name, source_block(name)), block(f"feedback.sources.{name}.kind")
             unit = "calls" if read.kind.network else "shown pairs" if read.compares else "clips"
             votes = 1 if unit == "calls" else block("label.votes")
-            return TimedUnit(f"ask {name} ({read.needs.model or kind}) {video}", unit, votes)
+            windows = f" windows of {length}" if (length := command.options.get("window")) else ""
+            return TimedUnit(f"ask {name} ({read.needs.model or kind}) {video}{windows}", unit, votes)
         case "train":
             name = command.options["objective"]
             full = (block("train.common") | block(f"train.{name}"))["full"]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from data.dense import window_frames
 from data.prompts import SPLITS, Prompt, select
 from generators.core.checkpoint import INDEX
 from generators.core.generator import Generator
@@ -35,6 +36,11 @@ def summarise(checked: Checked, seconds_per_clip: float | None) -> list[str]:
         "evaluation": _evaluation_line(params, clips),
         "judges": _names(f"{name} {_parts(parts)}" for name, parts in judged_clips(params, clips).items()),
     }
+    if params["dense"]:
+        lines["dense"] = _names(
+            f"{name} by {entry['policy']} from {entry['round']} {clips[name] // 2:,} pairs, window {entry['window']}"
+            for name, entry in params["dense"].items()
+        )
     if params["select"]["policies"]:
         chosen = _names(f"{name} {clips[f'select {name}']:,}" for name in params["select"]["policies"])
         lines["selection"] = f"clips of checkpoints: {chosen}"
@@ -82,13 +88,15 @@ def prompts_line(prompts: Sequence[Prompt]) -> str:
 
 
 def sampled_clips(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> dict[str, int]:
-    """Clips by clip set: `<round>`, `eval <policy>`, `select <policy>`. Those of online training are not in it."""
+    """Clips by clip set: `<round>`, `<set of dense>`, `eval <policy>`, `select <policy>`; none of online training."""
 
     def of(name: str) -> int:
         how = section(name, Sampling)
         return len(select(prompts, how.split, how.prompts)) * how.samples_per_prompt
 
     counts = {name: of("generate") for name in params["rounds"]}
+    each = section("generate", Sampling).samples_per_prompt
+    counts |= {name: of("generate") // each * 2 * one["pairs_per_prompt"] for name, one in params["dense"].items()}
     counts |= {f"eval {name}": of("evaluate.generate") for name in params["evaluate"]["policies"]}
     for name in params["select"]["policies"]:
         counts[f"select {name}"] = of("select.generate") * _checkpoints(params, name)
@@ -105,6 +113,10 @@ def judged_clips(params: Mapping[str, Any], clips: Mapping[str, int]) -> dict[st
             found[judge][what] += count
 
     add([params["feedback"]["source"]], "rounds", sum(clips[name] for name in params["rounds"]))
+    frames = params["video"]["num_frames"]
+    for name, entry in params["dense"].items():
+        count = clips[name] * len(window_frames(frames, entry["window"]))
+        add([params["feedback"]["source"]], "dense, windows", count)
     compared = params["comparison"]
     add(compared["sources"], "comparison", sum(clips[name] for name in compared["rounds"]))
     add(params["evaluate"]["judges"], "evaluation", _with_prefix(clips, "eval "))

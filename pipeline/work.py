@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.dense import window_frames
 from data.prompts import Prompt
-from data.records import Pair
+from data.records import DensePair, Pair
 from feedback.core.kinds import read_block
 from generators.core.rollout import Sampling
 from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, train_config
@@ -53,7 +54,7 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             objective = OBJECTIVES[command.options["objective"]]
             config = train_config(objective)
             trained = 1 + BACKWARD + (RECOMPUTED if config.gradient_checkpointing else 0)
-            clips = 2 if objective.row_type is Pair else 1
+            clips = 2 if objective.row_type in (Pair, DensePair) else 1
             twice = objective.of_batch is not None and config.gradient_accumulation > 1
             forwards = clips * (trained + (1 if objective.uses_reference else 0) + (1 if twice else 0))
             return Work(unit, config.steps * config.batch_size, steps=config.steps, forwards=forwards)
@@ -87,6 +88,8 @@ def _asked(command: Command, counts: Mapping[str, int]) -> AskedSource:
         return AskedSource(name, 2 * pairs, votes, None)
     folder = Path(command.options["set"])
     count = counts[_set_name(folder)]
+    if window := command.options.get("window"):
+        return AskedSource(name, count * len(window_frames(block("video.num_frames"), int(window))), votes, None)
     if read_block(name, source_block(name)).compares:  # each clip meets others of its prompt, in both orders
         count *= min(section("label", LabelConfig).opponents, _samples_per_prompt(folder) - 1)
     return AskedSource(name, count, votes, folder)

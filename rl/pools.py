@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import read_manifest, write_manifest
-from rl.objectives import OBJECTIVES
+from rl.objectives import OBJECTIVES, OF_ROUNDS
 from rl.rewards import effective_sizes
 from rl.tables import DATASETS, read_composition, read_table, write_composition, write_table
 
@@ -25,7 +25,7 @@ def pool_tables(work: Path, name: str, folders: Sequence[Path]) -> dict[str, Any
     name: of the pool. Raises StoreError for a folder that is half-written, ValueError, naming both, for datasets of
     another source, judge, reward or settings of stage build than the first.
     """
-    for objective in OBJECTIVES.values():
+    for objective in OF_ROUNDS.values():
         tables = [read_table(folder / objective.name, objective) for folder in folders]
         facts = _facts_of_all([folder / objective.name for folder in folders], [table.facts for table in tables])
         rows = [row for table in tables for row in table.rows]

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.manifest import read_manifest, write_manifest
-from data.records import Pair, Sample, Weighted, read_rows, write_rows
+from data.records import DensePair, Pair, Sample, Weighted, read_rows, write_rows
 from rl.objectives import Objective
 
 KIND, DATASETS = "dataset", "datasets"  # of an objective's folder, and of the folder of all
 COMPOSITION = "composition.json"
-FILES = {Weighted: "weighted.parquet", Pair: "paired.parquet"}
+FILES = {Weighted: "weighted.parquet", Pair: "paired.parquet", DensePair: "dense.parquet"}
 
 
 class ObjectiveRows(NamedTuple):

@@ -1,4 +1,4 @@
-"""Stages `generate`, `eval-generate` and `generate-select`: sample a clip set from a policy, or its checkpoints."""
+"""Stages `generate`, `eval-generate`, `generate-select` and `generate-dense`: sample a clip set from a policy."""
 
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +26,9 @@ from pipeline.state import stage_state
 @click.option("--policy", type=PATH, required=True, help="Folder of the policy to sample from.")
 @click.option("--sampling", required=True, help="Section of params.yaml, such as evaluate.generate.")
 @click.option("--checkpoints", is_flag=True, help="From each of its checkpoints, on the same noise, into one set.")
+@click.option("--from", "starts", type=PATH, help="Clip set: sample pairs, both of a pair from one of its clips.")
+@click.option("--noise", type=float, default=0.5, help="With --from: share of the solver's steps that is run.")
+@click.option("--pairs-per-prompt", "pairs", type=int, default=1, help="With --from: each from another clip.")
 @out_option
 @metrics_option
 @device_option
@@ -35,6 +38,9 @@ def main(
     policy: Path,
     sampling: str,
     checkpoints: bool,
+    starts: Path | None,
+    noise: float,
+    pairs: int,
     out: Path,
     metrics: Path,
     device: str,
@@ -45,7 +51,15 @@ def main(
     from cluster.pool import pool_of
     from data.policies import candidates
     from data.prompts import load_prompts, texts_for
-    from generators.core.rollout import ClipSetName, Sampling, generate_checkpoint_set, generate_clip_set, load_policy
+    from data.store import ClipSet
+    from generators.core.rollout import (
+        ClipSetName,
+        Sampling,
+        generate_checkpoint_set,
+        generate_clip_set,
+        generate_pairs,
+        load_policy,
+    )
     from generators.core.size import VideoSize
 
     model, prompts = section("generator", GeneratorConfig), section("prompts", PromptsConfig)
@@ -54,12 +68,17 @@ def main(
     inputs = [policy, *model.folders, RECORDED / "generator.json", Path(prompts.path)]
     inputs += [Path(one.image) for one in prompt_set if one.image]
     params = {"set": set_name, "generator": model, "video": size, sampling: how, "checkpoints": checkpoints}
+    if starts:
+        inputs, params = [*inputs, starts], params | {"from": starts, "noise": noise, "pairs_per_prompt": pairs}
     load, called = partial(load_policy, asdict(model), size), ClipSetName(set_name, policy.name)
     with stage_state("generate", out, params, inputs) as work:
         clips, pool = work / "clips", pool_of(engine, workers, device)
         if checkpoints:
             loads = {one.name: partial(load, one.folder, device) for one in candidates(policy)}
             count = generate_checkpoint_set(loads, prompt_set, size, how, called, clips, out, pool)
+        elif starts:
+            own, begun = partial(load, policy, device), ClipSet.open(starts)
+            count = generate_pairs(own, begun, size, how, called, noise, pairs, clips, out, pool)
         else:
             own, texts = partial(load, policy, device), texts_for(policy, prompt_set)
             count = generate_clip_set(own, prompt_set, size, how, called, clips, out, texts, pool=pool)

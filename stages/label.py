@@ -1,4 +1,4 @@
-"""Stages `label`, `label-compare`, `label-select` and `eval-label`: a source labels a clip set."""
+"""Stages `label`, `label-compare`, `label-select`, `label-dense` and `eval-label`: a source labels a clip set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +27,20 @@ AUDITS = Path("runs/audit")
 @stage_command
 @click.option("--set", "clips", type=PATH, required=True, help="Folder of the clip set.")
 @click.option("--source", "name", required=True, help="A name in feedback.sources.")
+@click.option("--window", type=int, help="Judge windows of so many frames, as clips of their own.")
 @out_option
 @metrics_option
 @device_option
 @engine_options
-def main(clips: Path, name: str, out: Path, metrics: Path, device: str, engine: str, workers: str) -> None:
+def main(
+    clips: Path, name: str, window: int | None, out: Path, metrics: Path, device: str, engine: str, workers: str
+) -> None:
     """Label a clip set: verdicts with the source's own words, and the labels that they combine to."""
     from data.manifest import read_manifest
     from data.store import ClipSet
     from feedback.core.kinds import open_source, question_files, read_block, what_is_asked
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
+    from feedback.core.windows import label_windows
     from feedback.pairs.compare import as_comparer
     from feedback.pairs.label import compare_clip_set
 
@@ -47,13 +51,18 @@ def main(clips: Path, name: str, out: Path, metrics: Path, device: str, engine: 
     compares = read_block(name, given).compares
     shaping = replace(config, min_audited_accuracy=None, opponents=config.opponents if compares else 1)  # of a label
     params = {"label": shaping, f"feedback.sources.{name}": what_is_asked(given)}
+    if window is not None:
+        params["window"] = window
     with stage_state("label", out, params, inputs) as work:
         source = open_source(name, given, device, engine, workers, config.batch_size)
         if config.min_audited_accuracy is not None:
             warn_of_audit(AUDITS / name, judge_identity(source, given), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)
         how = (config.batch_size, config.votes, config.max_failed)
-        if compares:
+        if window is not None:
+            labelled = label_windows(clip_set, source, window, work, out, *how)
+            counts = {"windows": sum(labelled[:3]), **labelled._asdict()}
+        elif compares:
             counts = compare_clip_set(clip_set, as_comparer(source), work, out, config.opponents, *how)
         else:
             counts = label_clip_set(clip_set, source, work, out, *how)._asdict()

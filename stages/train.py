@@ -25,7 +25,7 @@ from pipeline.train import TrainJob, run, with_audited_noise
 
 
 @stage_command
-@click.option("--objective", "name", required=True, help="sft, rwr, dpo, kto or nft.")
+@click.option("--objective", "name", required=True, help="sft, rwr, dpo, kto, nft or dense_dpo.")
 @click.option("--start", type=PATH, required=True, help="Folder of the policy to start from.")
 @click.option(
     "--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool."

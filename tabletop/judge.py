@@ -54,7 +54,10 @@ def load(name: str, options: Options, device: str) -> "PhysicsSource":
 
 
 class PhysicsSource:
-    """Answers yes or no, or None with an error for captions and frame sizes outside the tabletop world."""
+    """Answers yes or no, or None with an error for captions and frame sizes outside the tabletop world.
+
+    Of a window it reads the whole clip, and says no where one of the window's frames fails (`physics.failing_frames`).
+    """
 
     rubric = RUBRIC
     model = "tabletop.physics"
@@ -63,12 +66,12 @@ class PhysicsSource:
     def __init__(self, name: str) -> None:
         from tabletop import physics  # and scipy with it
 
-        self.name, self.check = name, physics.check
+        self.name, self.check, self.failing_frames = name, physics.check, physics.failing_frames
         code = "".join(inspect.getsource(module) for module in (captions, scenes, physics))
         self.model_version = hashlib.sha256(code.encode()).hexdigest()[:12]
 
     def judge(self, requests: Iterable[Request]) -> Iterator[list[Verdict]]:
-        for request, frames in decoded(requests, AHEAD):
+        for request, frames in decoded(requests, AHEAD, whole=True):
             yield without_answer(self, request, frames) if isinstance(frames, str) else [self._verdict(request, frames)]
 
     def status(self) -> dict[str, Any]:
@@ -80,8 +83,18 @@ class PhysicsSource:
             outcome: dict[str, Any] = {"answer": check.ok, "reason": check.reason}
         except ValueError as error:
             outcome = {"error": f"cannot be checked: {error}"}
+        if request.whole and outcome.get("answer") is False:
+            outcome |= self._of_window(frames, request.sample.prompt, request.whole.frames, str(outcome["reason"]))
         (question,) = self.rubric.questions
-        return verdict(self, request.sample, 0, question, range(len(frames)), **outcome)
+        seen = request.whole.frames if request.whole else range(len(frames))
+        return verdict(self, request.sample, 0, question, seen, **outcome)
+
+    def _of_window(self, frames: np.ndarray, prompt: str, window: range, reason: str) -> dict[str, Any]:
+        """What a clip's failure says of some of its frames."""
+        if wrong := sorted(self.failing_frames(frames, prompt).intersection(window)):
+            places = ", ".join(map(str, wrong))
+            return {"answer": False, "reason": f"{reason}; wrong in this window: frames {places}"}
+        return {"answer": True, "reason": f"nothing is wrong in this window; of the clip: {reason}"}
 
 
 KIND = Kind(Options, load, check_prompts=check_prompts)

@@ -175,6 +175,34 @@ def check(frames: np.ndarray, text: str) -> Check:
     return check_claim(frames, claim, find_blobs(frames))
 
 
+def failing_frames(frames: np.ndarray, text: str) -> frozenset[int]:
+    """The frames of a clip, by index, that show something wrong; those of `check`, all of which it would name.
+
+    A thing that is missing or there twice is wrong in that frame, one that jumps or changes its size in the later one.
+    What is wrong with the clip as a whole, such as a push that goes too short a way, is wrong in every frame.
+    Raises ValueError as `check` does.
+    """
+    if check(frames, text).ok:
+        return frozenset()
+    claim, blobs = parse(text), find_blobs(frames)
+    wrong: set[int] = set()
+    for thing in claim.things:
+        track: Track = []
+        for place, found in enumerate(blobs):
+            try:
+                track += _follow([found], thing.color, claim)
+            except _Failed as failed:
+                track.append(None)
+                if failed.failure.finding is not FailureKind.ABSENT:  # it may be hidden in this frame
+                    wrong.add(place)
+        first = next((place for place, blob in enumerate(track) if blob), 0)
+        wrong |= {place for place in range(first, len(track)) if track[place] is None}  # hidden at first only
+        for place, pair in enumerate(pairwise(track), 1):
+            if not _checked(_continuous, list(pair), thing.color, claim.kind).ok:
+                wrong.add(place)
+    return frozenset(wrong or range(len(frames)))
+
+
 def check_claim(frames: np.ndarray, claim: Claim, blobs: Blobs) -> Check:
     """Whether frames show the claimed event. blobs: `find_blobs(frames)`, found once for several claims."""
     return _checked(_everything, frames, claim, blobs)

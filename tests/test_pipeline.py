@@ -280,8 +280,8 @@ def test_dvc_can_restore_every_run_since_what_is_not_cached_is_a_metric():
 
 
 SAMPLING, LABELLING = (
-    {"generate", "generate-select", "eval-generate"},
-    {"label", "label-compare", "label-select", "eval-label"},
+    {"generate", "generate-dense", "generate-select", "eval-generate"},
+    {"label", "label-compare", "label-dense", "label-select", "eval-label"},
 )
 READERS = {
     "generator.json": SAMPLING | {"train", "train-compare", "online"},
@@ -320,6 +320,8 @@ def graph(tmp_path_factory):
     params["pools"] = {"both": ["r1", "r1b"], "all": ["both", "r2"]}
     params["policies"]["rwr1b"] = {"start": "base", "round": "both", "objective": "rwr"}
     params["policies"]["dpo3"] = {"start": "rwr1", "round": "all", "objective": "dpo"}
+    params["dense"] = {"d1": {"round": "r1", "policy": "base", "noise": 0.75, "pairs_per_prompt": 4, "window": 4}}
+    params["policies"]["dpo-dense"] = {"start": "base", "round": "d1", "objective": "dense_dpo"}
     params["select"]["policies"] = ["rwr1"]
     params["extend"] = {"base-extended": {"policy": "base", "prompts": "rewritten.csv", "template": "{prompt}"}}
     params["evaluate"]["policies"] += ["rwr1-physics", "rwr1-selected", "base-extended"]
@@ -344,6 +346,13 @@ def test_a_pool_waits_for_its_rounds_and_a_policy_for_its_pool_alone(graph):
     assert not {"pool@all", "generate@r2"} & made_from
     assert {"pool@all", "pool@both", "build@r2"} <= networkx.descendants(graph, "train@dpo3")
     assert "pool@both" not in networkx.descendants(graph, "train@rwr1")
+
+
+def test_pairs_with_one_start_wait_for_the_clips_of_their_round_and_for_no_label_of_it(graph):
+    made_from = networkx.descendants(graph, "train@dpo-dense")
+
+    assert {"build-dense@d1", "label-dense@d1", "generate-dense@d1", "generate@r1"} <= made_from
+    assert "label@r1" not in made_from
 
 
 def test_everything_waits_for_the_check_of_params(graph):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from commands.doctor.generator import missing_weights
 from commands.doctor.machine import BROKEN, GIB, NOTE, OK, Finding
 from data.doors import find
-from data.records import Pair
+from data.records import DensePair, Pair
 from generators.core import memory
 from generators.core.checkpoint import Checkpoint, open_checkpoint, with_components
 from generators.core.families import FAMILIES
@@ -70,7 +70,7 @@ def settings(params: Mapping[str, Any], model: GeneratorConfig, size: VideoSize,
 def _clips(objective: str, config: "TrainConfig") -> int:
     """Clips in one forward of one process that trains alone."""
     rows = -(-config.batch_size // config.gradient_accumulation)
-    return rows * (2 if OBJECTIVES[objective].row_type is Pair else 1)
+    return rows * (2 if OBJECTIVES[objective].row_type in (Pair, DensePair) else 1)
 
 
 def describe(family: str, chosen: Settings) -> Iterator[tuple[str, Iterable[Finding]]]:

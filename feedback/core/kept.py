@@ -277,6 +277,8 @@ def _clip(request: Request, rubric: AnyRubric) -> str | None:
     own = {} if isinstance(rubric, Rubric) else {"rubric": rubric.of(sample.prompt).hash}
     if first := shown_first_frame(rubric, request):
         own["first_frame"] = first.content
+    if whole := request.whole:
+        own["window"] = f"{whole.frames.start} to {whole.frames.stop} of {whole.content}"
     return _hash({"mp4": content, "votes": request.votes, **shown, **own})
 
 

@@ -31,6 +31,7 @@ from feedback.core.source import (
     LabelError,
     Request,
     Source,
+    WholeClip,
     check_first_frames,
     in_order,
     metrics_of,
@@ -55,8 +56,22 @@ class LabelCounts(NamedTuple):
     unrated: int  # unlabelled, and at least one person has not rated them
 
 
+class Windows(NamedTuple):
+    """What the clips of a set are, where they are windows (feedback/core/windows.py)."""
+
+    length: int  # frames
+    whole: Mapping[str, WholeClip]  # by the window's sample_id
+
+
 def label_clip_set(
-    clip_set: ClipSet, source: Source, work: Path, out: Path, batch_size: int, votes: int = 1, max_failed: float = 0.0
+    clip_set: ClipSet,
+    source: Source,
+    work: Path,
+    out: Path,
+    batch_size: int,
+    votes: int = 1,
+    max_failed: float = 0.0,
+    windows: Windows | None = None,
 ) -> LabelCounts:
     """Judge every clip `votes` times and publish the tables of data/labels.py and a manifest as the folder `out`.
 
@@ -77,6 +92,8 @@ def label_clip_set(
     begun_for(work, clip_set.folder)
     votes = votes_of(source, votes)
     requests = requests_for(clip_set, votes)
+    if windows:
+        requests = [replace(request, whole=windows.whole[request.sample.sample_id]) for request in requests]
     found = _committed(work, source, clip_set.samples, votes)
     missing = [request for request in requests if request.sample.sample_id not in found]
     ids = [sample.sample_id for sample in clip_set.samples]
@@ -90,6 +107,7 @@ def label_clip_set(
         "measures": list(metrics_of(source)),
         "clip_set": clip_set.fingerprint(),
         **counts._asdict(),
+        **({"window": windows.length} if windows else {}),
     }
     _publish(work / "out", out, source, verdicts, labels, _asked(source, clip_set.samples), facts)
     return counts

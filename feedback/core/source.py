@@ -38,6 +38,15 @@ class FirstFrame(NamedTuple):
     content: str  # sha256 of the file
 
 
+class WholeClip(NamedTuple):
+    """The clip that a window was cut from."""
+
+    sample: Sample
+    path: Path  # its mp4
+    content: str | None  # sha256 of the mp4, if it is known
+    frames: range  # those of the window
+
+
 @dataclass(frozen=True)
 class Request:
     """One clip to judge: `votes` verdicts on every question of the source's rubric."""
@@ -49,6 +58,7 @@ class Request:
     content: str | None = None  # sha256 of the mp4, if it is known without reading the file
     first_frame: FirstFrame | None = None  # None: the generator was given no image
     place: int = 0  # in the set: what is judged together is cut by it where verdicts come in any order
+    whole: WholeClip | None = None  # of a window, which then is the sample; None: the sample is no window
 
 
 class Source(Protocol):
@@ -224,15 +234,17 @@ def in_order(rows: Sequence[Verdict], sample: Sample, source: Source, votes: int
     return [found[key] for key in expected]
 
 
-def decoded(requests: Iterable[Request], ahead: int) -> Iterator[tuple[Request, np.ndarray | str]]:
+def decoded(requests: Iterable[Request], ahead: int, whole: bool = False) -> Iterator[tuple[Request, np.ndarray | str]]:
     """Each request with all frames of its clip, uint8 (F, H, W, 3), or with the error for its verdicts.
 
+    whole: of a window, the frames of the clip that it was cut from.
     Threads decode while the caller works on earlier clips; memory holds at most `ahead` decoded clips.
     """
 
     def read(request: Request) -> np.ndarray | str:
         try:
-            return read_clip(request.path, request.sample)
+            clip = request.whole if whole and request.whole else request
+            return read_clip(clip.path, clip.sample)
         except (ValueError, OSError) as error:
             return f"{UNREADABLE_CLIP}{error}"
 

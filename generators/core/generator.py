@@ -31,7 +31,7 @@ from generators.core.checkpoint import Checkpoint
 from generators.core.conditions import Conditions, chosen, given_frames, joined, replaced, with_given
 from generators.core.process import FlowMatching, process_of, shift_key, with_fixed_shift
 from generators.core.size import VideoSize
-from generators.core.solvers import solver_scheduler
+from generators.core.solvers import solver_scheduler, solver_times
 from generators.decoders.decoder import FrameDecoder, frame_decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -87,6 +87,7 @@ class Generator:
     attention_backends: bool = True  # whether the denoisers' attention takes a backend of diffusers
     windows: bool = True  # whether some of a clip's frames can be decoded without the others
     takes_lora: bool = True  # whether stock diffusers loads a LoRA of it; else all weights are trained
+    restarts: bool = True  # whether sampling may begin with a partly noised clip, at one of the solver's later steps
     checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
     num_parts: int = 1  # of a clip, one of which a forward predicts
     largest_shift: float = math.inf  # of a shift of time by resolution
@@ -325,10 +326,48 @@ class Generator:
         Equal to the stock pipeline's latents in float32, given the same latents of the first frame; in bfloat16
         guidance, solver and timestep stay float32, where a pipeline may round them.
         """
-        scheduler = self.solver(solver, steps)
         latents = self.start(noise.to(self.device, torch.float32), conditions)
+        return self._denoised(latents, conditions, empty, self.solver(solver, steps), guidance)
+
+    @torch.no_grad()
+    def sample_from(
+        self,
+        clean: Tensor,
+        share: float,
+        conditions: Conditions,
+        empty: Mapping[str, Tensor],
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        solver: str,
+    ) -> Tensor:
+        """As `sample`, from the clips `clean` (B, C, F, h, w) where a share of the solver's steps is still to run.
+
+        x_t = (1 - t) clean + t noise, or as the noise process has it, with the t of step `first_step(share, steps)`.
+        The clips keep what they show at that t, such as layout and the coarse motion, and get other details.
+        DenseDPO, Alg. 2 (Wu et al., arXiv 2506.03517), whose x_n is noised by the share itself: n / N is their t. Our
+        solvers have a shift, so that t is larger than the share where the shift is above 1, and it is their t.
+        Raises ValueError as `first_step` does, and where the family samples a clip part by part.
+        """
+        if not self.restarts:
+            raise ValueError(f"{self.family} samples a clip part by part, so it cannot begin with a noised clip")
+        scheduler, first = self.solver(solver, steps), first_step(share, steps)
+        t = solver_times(scheduler, self.process)[first].float().expand(len(clean))
+        latents = self.process.noised(clean.to(self.device), noise.to(self.device), t.to(self.device))
+        return self._denoised(latents, conditions, empty, scheduler, guidance, first)
+
+    def _denoised(
+        self,
+        latents: Tensor,
+        conditions: Conditions,
+        empty: Mapping[str, Tensor],
+        scheduler: Any,
+        guidance: float,
+        first: int = 0,
+    ) -> Tensor:
+        """(B, C, F, h, w) clean latents, the given frames among them. latents: of the noise level of step `first`."""
         predict = self.guided(conditions, empty, guidance)
-        for step in denoise_steps(predict, scheduler, latents, given_frames(conditions)):
+        for step in denoise_steps(predict, scheduler, latents, given_frames(conditions), first):
             latents = step.latents
         return with_given(latents, conditions)
 
@@ -358,17 +397,34 @@ class Generator:
         return (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
-def denoise_steps(predict: Predict, scheduler: Any, latents: Tensor, given: int = 0) -> Iterator[DenoiseStep]:
+def first_step(share: float, steps: int) -> int:
+    """The index of the solver's step with which a share of its steps is left: round(share * steps) are run.
+
+    Raises ValueError where that is none of them, or all: then nothing changes, or nothing of a clip is left.
+    """
+    left = round(share * steps)
+    if not 0 < left < steps:
+        raise ValueError(
+            f"noise: {share} of {steps} solver steps are {left}; wanted are 1 to {steps - 1}, so that a clip changes "
+            "and something of it is left"
+        )
+    return steps - left
+
+
+def denoise_steps(
+    predict: Predict, scheduler: Any, latents: Tensor, given: int = 0, first: int = 0
+) -> Iterator[DenoiseStep]:
     """The solver's steps from noise to clean latents, one at a time.
 
     predict: (latents, timestep) -> prediction, from `Generator.guided`; wrap it to detach its input or to
-        checkpoint it. scheduler: with its timesteps set. given: leading latent frames that no step changes.
+        checkpoint it. scheduler: with its timesteps set. given: leading latent frames that no step changes. first: the
+        index of the first step that is run, whose noise level the latents have.
     Grad mode is not touched: the caller of next() decides whether a step is recorded, so a rollout may take its first
     steps under no_grad and its last with gradient.
     """
     if hasattr(scheduler, "set_begin_index"):  # else a first timestep that rounding repeats is looked up as the second
-        scheduler.set_begin_index(0)
-    for timestep in scheduler.timesteps:
+        scheduler.set_begin_index(first)
+    for timestep in scheduler.timesteps[first:]:
         prediction = predict(latents, timestep)
         stepped = scheduler.step(prediction[:, :, given:], timestep, latents[:, :, given:], return_dict=False)[0]
         latents = torch.cat([latents[:, :, :given], stepped], dim=2) if given else stepped

@@ -5,10 +5,12 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -17,14 +19,16 @@ from tqdm import tqdm
 from cluster.devices import pick_device
 from cluster.pool import Here, Pool, Unit
 from data.config import STRICT, Count
+from data.dense import pairs_of_starts
+from data.first_frames import read_png
 from data.manifest import StoreError, publish
 from data.pace import measured
 from data.prompts import Prompt, select
-from data.records import Sample
-from data.store import ClipSetWriter, encode_clips
+from data.records import Sample, SharedStart
+from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core.conditions import stacked
 from generators.core.encoding import ENCODING, Encoded, encode
-from generators.core.generator import SAMPLING, Generator, NonFiniteClipError
+from generators.core.generator import SAMPLING, Generator, NonFiniteClipError, first_step
 from generators.core.load import load_generator
 from generators.core.lora import apply_policy
 from generators.core.size import VideoSize
@@ -83,12 +87,44 @@ class _Part(NamedTuple):
     load: Load  # with this policy's weights
 
 
+class _Latents:
+    """Clean latents of clips of a set, read where they are used; to another process they take their tensor along."""
+
+    def __init__(self, clip_set: ClipSet, sample_ids: Sequence[str]) -> None:
+        self._clip_set, self._ids = clip_set, sample_ids
+
+    def read(self) -> Tensor:
+        """(B, C, F, h, w)."""
+        return self._clip_set.latents(self._ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Sent, (self.read(),)
+
+
+class _Sent(NamedTuple):
+    """`_Latents` at another process."""
+
+    tensor: Tensor
+
+    def read(self) -> Tensor:
+        return self.tensor
+
+
+class _Begin(NamedTuple):
+    """What the clips of a set are sampled from in place of noise: clips of another set, partly noised."""
+
+    clip_set: ClipSet
+    start_of: Mapping[str, str]  # sample_id -> that of the clip that it starts from
+    share: float  # of the solver's steps, which is run
+
+
 class _Batch(NamedTuple):
     """Clips that are sampled in one forward."""
 
     part: int
     samples: Sequence[Sample]
     told: Mapping[str, Mapping[str, Tensor]]  # of their prompts
+    clean: _Latents | _Sent | None = None  # what they start from; None: noise alone
 
 
 class Made(NamedTuple):
@@ -112,14 +148,16 @@ class _Encoder:
 class _Sampler:
     """Samples batches, and holds the generator of one part at a time."""
 
-    def __init__(self, loads: Sequence[Load], unwanted: Mapping[str, Tensor], sampling: Sampling) -> None:
-        self.loads, self.unwanted, self.sampling = loads, unwanted, sampling
+    def __init__(
+        self, loads: Sequence[Load], unwanted: Mapping[str, Tensor], sampling: Sampling, share: float | None
+    ) -> None:
+        self.loads, self.unwanted, self.sampling, self.share = loads, unwanted, sampling, share
         self.loaded: tuple[int, Generator] | None = None
 
     def work(self, batch: _Batch) -> Made:
         """The clips of a batch. Raises NonFiniteClipError naming those that came out infinite or NaN."""
         generator = self._generator_of(batch.part)
-        latents = generator.sample(
+        how = (
             stacked([batch.told[sample.prompt_id] for sample in batch.samples]),
             self.unwanted,
             generator.draw_noise([sample.seed for sample in batch.samples], generator.latent_shape),
@@ -127,6 +165,10 @@ class _Sampler:
             self.sampling.guidance,
             self.sampling.solver,
         )
+        if batch.clean is None or self.share is None:
+            latents = generator.sample(*how)
+        else:
+            latents = generator.sample_from(batch.clean.read(), self.share, *how)
         try:
             frames = generator.decode(latents).numpy()
         except NonFiniteClipError as error:
@@ -188,6 +230,63 @@ def generate_checkpoint_set(
     return _generate(parts, prompts, size, sampling, called, work, out, pool or Here())
 
 
+def generate_pairs(
+    load: Load,
+    starts: ClipSet,
+    size: VideoSize,
+    sampling: Sampling,
+    called: ClipSetName,
+    share: float,
+    pairs_per_prompt: int,
+    work: Path,
+    out: Path,
+    pool: Pool | None = None,
+) -> int:
+    """Sample pairs of clips, both of a pair from one clip of the set `starts` as `Generator.sample_from` does.
+
+    The other arguments are those of `generate_clip_set`; of `sampling`, samples_per_prompt, split, prompts and
+    negative_prompt are not used: the prompts, and what the generator is told of them, are those of `starts`.
+    share: of the solver's steps, which is run. pairs_per_prompt: each from another clip of the prompt, in the
+        order of `starts`.
+    The set has the table starts.parquet (data/dense.py), and a fact `starts`. Returns the number of clips.
+    Raises ValueError as `sample_from` does, and for a prompt with fewer clips than pairs_per_prompt.
+    """
+    left = sampling.steps - first_step(share, sampling.steps)
+    told = {sample.prompt_id: sample for sample in starts.samples}
+    prompts = [Prompt(one.prompt_id, one.prompt, one.category, one.split, None, None) for one in told.values()]
+    sampling = replace(sampling, samples_per_prompt=2 * pairs_per_prompt, split="all", prompts=None)
+    pairs = pairs_of_starts(starts.samples, plan(prompts, size, sampling, called), pairs_per_prompt)
+    start_of = {sample_id: pair.start for pair in pairs for sample_id in (pair.first, pair.second)}
+    facts = starts.manifest["facts"]
+    begun = {
+        "round": facts["set"],
+        "clip_set": starts.fingerprint(),
+        "noise": share,
+        "steps": left,
+        "latent_frames": starts.latents([pairs[0].start]).shape[2],
+    }
+    known = {key: facts[key] for key in ("family", "shift", "negative_prompt", "embedded_guidance") if key in facts}
+    encoded = Encoded(_told_by(starts), _images_of(starts), {**known, "starts": begun})
+    part, begin = _Part(called.policy, called.name, load), _Begin(starts, start_of, share)
+    message = "%s: %d pairs, each from a clip of %s with the last %d of %d solver steps to run"
+    logger.info(message, called.name, len(pairs), facts["set"], left, sampling.steps)
+    return _generate([part], prompts, size, sampling, called, work, out, pool or Here(), None, encoded, begin, pairs)
+
+
+def _told_by(clip_set: ClipSet) -> PromptConditions:
+    """What the generator was told when it sampled a set."""
+    ids = list(dict.fromkeys(sample.prompt_id for sample in clip_set.samples))
+    rows = clip_set.conditions(ids)
+    told = {one: {name: tensor[place] for name, tensor in rows.items()} for place, one in enumerate(ids)}
+    return PromptConditions(told, clip_set.empty, clip_set.negative)
+
+
+def _images_of(clip_set: ClipSet) -> dict[str, np.ndarray]:
+    """The first frames that the generator was given when it sampled a set."""
+    ids = dict.fromkeys(sample.prompt_id for sample in clip_set.samples)
+    return {one: read_png(path) for one in ids if (path := clip_set.first_frame(one))}
+
+
 def _generate(
     parts: Sequence[_Part],
     prompts: Sequence[Prompt],
@@ -199,6 +298,8 @@ def _generate(
     pool: Pool,
     texts: Mapping[str, str] | None = None,
     encoded: Encoded | None = None,
+    begin: _Begin | None = None,
+    pairs: Sequence[SharedStart] = (),
 ) -> int:
     chosen = select(prompts, sampling.split, sampling.prompts)
     plans = [plan(chosen, size, sampling, ClipSetName(called.name, part.policy), part.prefix) for part in parts]
@@ -214,9 +315,10 @@ def _generate(
     if encoded is None:
         texts_of = Unit(0, f"the texts of {len(chosen)} prompts", (chosen, sampling.negative_prompt, texts))
         ((_, encoded),) = pool.run(partial(_Encoder, parts[0].load), [texts_of])
-    units = [_unit(index, *planned[index], encoded) for index in missing]
+    units = [_unit(index, *planned[index], encoded, begin) for index in missing]
     sampling_since = time.monotonic()
-    make = partial(_Sampler, [part.load for part in parts], encoded.told.unwanted, sampling)
+    share = begin.share if begin else None
+    make = partial(_Sampler, [part.load for part in parts], encoded.told.unwanted, sampling, share)
     bar = tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}")
     with bar as progress, contextlib.closing(pool.run(make, units)) as results:
         for index, made in results:
@@ -229,6 +331,8 @@ def _generate(
     facts |= {"guidance": sampling.guidance, "size": [size.num_frames, size.height, size.width]}
     given = {"texts": {prompt.prompt_id: texts[prompt.prompt_id] for prompt in chosen}} if texts else {}
     writer.add_first_frames(encoded.images)
+    if pairs:
+        writer.add_starts(pairs)
     writer.finish(encoded.told, facts | given)
     publish(work, out)
     seconds = time.monotonic() - began
@@ -236,10 +340,11 @@ def _generate(
     return total
 
 
-def _unit(index: int, part: int, samples: Sequence[Sample], encoded: Encoded) -> Unit[_Batch]:
+def _unit(index: int, part: int, samples: Sequence[Sample], encoded: Encoded, begin: _Begin | None) -> Unit[_Batch]:
     told = {sample.prompt_id: encoded.told.prompts[sample.prompt_id] for sample in samples}
     what = f"clips {samples[0].sample_id} to {samples[-1].sample_id}"
-    return Unit(index, what, _Batch(part, samples, told))
+    clean = _Latents(begin.clip_set, [begin.start_of[sample.sample_id] for sample in samples]) if begin else None
+    return Unit(index, what, _Batch(part, samples, told, clean))
 
 
 def _check_done(work: Path, done: Mapping[int, Sequence[Sample]], planned: Sequence[Sequence[Sample]]) -> None:

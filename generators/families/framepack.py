@@ -54,6 +54,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
     }
     # The published transformers were saved by their authors' own class, which diffusers renamed.
     class_names = {"HunyuanVideoTransformer3DModelPacked": "HunyuanVideoFramepackTransformer3DModel"}
+    restarts = False
     windows = False  # a group is two whole sections
     largest_shift = 7.0
     from_the_end = True  # whether the last section is sampled first

@@ -144,9 +144,21 @@ class NftConfig(TrainConfig):
     advantage_clip: Positive
 
 
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DenseDpoConfig(TrainConfig):
+    """How a policy is trained on pairs with a preference in each latent frame; rl/objectives/dense.py."""
+
+    beta: Positive
+
+
 NULL = ("beta", "chosen_error_weight")  # in every policy.json, null where the objective has none
 # By objective; every other has TrainConfig
-CONFIGS: dict[str, type[TrainConfig]] = {"dpo": DpoConfig, "kto": KtoConfig, "nft": NftConfig}
+CONFIGS: dict[str, type[TrainConfig]] = {
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+    "nft": NftConfig,
+    "dense_dpo": DenseDpoConfig,
+}
 
 
 def configure(objective: Objective, values: Mapping[str, Any]) -> TrainConfig:

@@ -15,7 +15,7 @@ from data.pools import check_alike
 from data.store import ClipSet
 from generators.core.conditions import given_frames
 from generators.core.generator import Generator
-from rl.objectives import Errors, Loss, Objective, per_sample_error
+from rl.objectives import Errors, Loss, Objective, per_frame_error, per_sample_error
 from rl.training.batches import ClipReader, Draws, draw, rows_of_step
 from rl.training.collapse import CollapseWatch
 from rl.training.config import TrainConfig
@@ -184,6 +184,7 @@ def _errors(
     noise, _ = generator.view(torch.cat([devices.sent(draws.noise, device)] * count), told, part)
     noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
     given = given_frames(conditions)  # no prediction, so no part of the error
+    error_of = per_frame_error if objective.by_frame else per_sample_error
 
     def predicted() -> Tensor:
         with devices.autocast(device, config.precision):
@@ -196,13 +197,13 @@ def _errors(
     if objective.uses_reference and (reference is None or objective.measure):
         with torch.no_grad(), policy.reference():
             of_reference = predicted()
-        reference = per_sample_error(of_reference, target).chunk(count)
+        reference = error_of(of_reference, target).chunk(count)
     of_policy = predicted()
     if objective.measure and of_reference is not None:
         deviation, of_old = (prediction.float() - target.float() for prediction in (of_policy, of_reference))
         measured = objective.measure(deviation, of_old, settings)
     return Errors(
-        per_sample_error(of_policy, target).chunk(count),
+        error_of(of_policy, target).chunk(count),
         reference or (),
         weight=torch.ones_like(time),
         to_noise=process.noise_scale(time),

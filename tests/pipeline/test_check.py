@@ -641,3 +641,64 @@ def test_a_rubric_that_shows_first_frames_needs_a_generator_that_takes_them(proj
     project(params)
     with pytest.raises(ParamsError, match="shows the first frame, and the generator .* takes none"):
         check_params()
+
+
+DENSE = {"round": "r1", "policy": "base", "noise": 0.75, "pairs_per_prompt": 4, "window": 4}
+
+
+def dense_params(**changes) -> dict:
+    """Params with a set of pairs, and a policy that is trained on it."""
+    params = default_params()
+    params["dense"] = {"d1": DENSE | changes}
+    params["policies"]["dpo-dense"] = {"start": "base", "round": "d1", "objective": "dense_dpo"}
+    params["evaluate"]["policies"] += ["dpo-dense"]
+    return params
+
+
+def test_a_set_of_pairs_is_counted_among_the_clips_and_its_windows_among_those_that_are_judged(project):
+    project(dense_params())
+    lines = {line.split()[0]: line for line in summarise(check_params(), None)}
+
+    assert "dense       d1 by base from r1 " in lines["dense"] and lines["dense"].endswith(" pairs, window 4")
+    pairs = int(re.search(r"r1 ([\d,]+) pairs", lines["dense"])[1].replace(",", ""))
+    assert f"dense, windows {2 * 2 * pairs:,}" in lines["judges"]  # two clips a pair, two windows a clip of 9 frames
+
+
+def test_what_a_set_of_pairs_cannot_be_is_said_before_anything_is_sampled(project):
+    wrong = {
+        "noise": (1.0, "dense.d1.noise is 1.0, expected less than 1"),
+        "pairs_per_prompt": (49, "dense.d1.pairs_per_prompt is 49, but each starts from another clip"),
+        "window": (3, "dense.d1: window is 3, so frames 3 to 4 of 9, which are one latent frame, lie in two windows"),
+        "round": ("r9", "dense.d1.round: 'r9' is unknown; known are r1, r2"),
+        "policy": ("rwr9", "dense.d1.policy: 'rwr9' is unknown"),
+    }
+    for key, (value, message) in wrong.items():
+        project(dense_params(**{key: value}))
+        with pytest.raises((ParamsError, ValueError), match=re.escape(message)):
+            check_params()
+    project(dense_params(noise=0.05))
+    with pytest.raises(ParamsError, match=re.escape("dense.d1.noise: 0.05 of 8 solver steps are 0; wanted are 1 to 7")):
+        check_params()
+    for source in ("people", "pairs"):
+        params = dense_params()
+        params["feedback"]["source"] = source
+        project(params)
+        with pytest.raises(ParamsError, match=f"dense.d1: feedback.source is {source}, which compares clips or asks"):
+            check_params()
+
+
+def test_pairs_with_one_start_are_for_dense_dpo_and_rounds_are_not(project):
+    for entry in ({"round": "r1", "objective": "dense_dpo"}, {"round": "d1", "objective": "dpo"}):
+        params = dense_params()
+        params["policies"]["dpo-dense"] |= entry
+        project(params)
+        with pytest.raises(ParamsError, match=re.escape(f"policies.dpo-dense.round: '{entry['round']}' is unknown")):
+            check_params()
+
+
+def test_a_policy_comes_after_the_one_whose_round_its_pairs_start_from(project):
+    params = dense_params(round="r2")
+    params["rounds"]["r2"]["policy"] = "dpo-dense"
+    project(params)
+    with pytest.raises(ParamsError, match="a cycle: d1 starts from clips of r2, which dpo-dense samples"):
+        check_params()

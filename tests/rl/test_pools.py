@@ -7,7 +7,7 @@ import pytest
 
 from data.manifest import read_manifest
 from data.records import Pair, Sample, Weighted
-from rl.objectives import OBJECTIVES
+from rl.objectives import OBJECTIVES, OF_ROUNDS
 from rl.pools import composition_of_all, pool_tables
 from rl.tables import read_table, write_tables
 
@@ -46,7 +46,7 @@ def datasets(tmp_path):
 
 def test_rows_stand_one_round_after_the_other_and_pairs_stay_within_a_round(datasets, tmp_path):
     pool_tables(out := tmp_path / "both", "both", [datasets("r1"), datasets("r1b", R1B)])
-    tables = {name: read_table(out / name, objective) for name, objective in OBJECTIVES.items()}
+    tables = {name: read_table(out / name, objective) for name, objective in OF_ROUNDS.items()}
 
     ids = ["r1-0", "r1-1", "r1b-0", "r1b-1"]
     assert [row.sample_id for row in tables["sft"].rows] == [row.sample_id for row in tables["rwr"].rows] == ids

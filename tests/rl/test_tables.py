@@ -4,7 +4,7 @@ import pytest
 
 from data.manifest import StoreError
 from data.records import Pair, Sample, Weighted
-from rl.objectives import OBJECTIVES
+from rl.objectives import OBJECTIVES, OF_ROUNDS
 from rl.tables import read_table, write_tables
 
 SAMPLES = [Sample(f"s{i}", "p", "a cup", "c", "train", "base", i, 5, 8.0, 16, 16, f"videos/s{i}.mp4") for i in range(3)]
@@ -33,7 +33,7 @@ def write(folder, weighted, paired, source, pairs="all"):
 
 
 def test_every_objective_has_a_folder_with_its_rows(folder):
-    tables = {name: read_table(folder / name, objective) for name, objective in OBJECTIVES.items()}
+    tables = {name: read_table(folder / name, objective) for name, objective in OF_ROUNDS.items()}
 
     assert tables["rwr"] == (WEIGHTED, {"round": "r1", "source": "judge", "build": {"scale": 1.0}})
     assert tables["dpo"] == (PAIRED, {"round": "r1", "source": "judge", "build": {"pairs": "all"}})

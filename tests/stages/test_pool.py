@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from data.manifest import read_manifest
 from data.store import ClipSet
 from generators.core.lora import LORA_FILE
-from rl.objectives import OBJECTIVES
+from rl.objectives import OBJECTIVES, OF_ROUNDS
 from rl.tables import write_tables
 from stages import pool, train
 from tests.support.tiny import load_wan
@@ -70,7 +70,7 @@ def test_a_pool_has_rows_and_names_of_clip_sets_and_says_what_it_joins(project):
     weighted = {f"datasets/{name}/weighted.parquet" for name in ("sft", "rwr", "kto", "nft")}
     tables = {*weighted, "datasets/dpo/paired.parquet"}
     manifests = {
-        f"{folder}manifest.json" for folder in ("", "samples/", "datasets/", *(f"datasets/{o}/" for o in OBJECTIVES))
+        f"{folder}manifest.json" for folder in ("", "samples/", "datasets/", *(f"datasets/{o}/" for o in OF_ROUNDS))
     }
     assert files == {*tables, *manifests, "datasets/composition.json"}
     assert read_manifest(Path("runs/both"), "pool", verify=True)["facts"] == {"rounds": ["r1", "r1b"]}
@@ -91,7 +91,7 @@ def test_rounds_that_do_not_go_together_stop_the_stage_with_both_named(project):
     assert "runs/r1/samples and runs/r1b/samples cannot be trained on together: family is wan and ltx" in done.output
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_ROUNDS)
 def test_a_policy_is_trained_on_the_clips_of_all_rounds_of_its_pool(objective, project):
     join("both", "r1", "r1b")
     facts = trained("pooled", objective, "both")

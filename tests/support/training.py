@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.records import Pair, Sample, Weighted
+from data.records import DensePair, Pair, Sample, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core.generator import SAMPLING
 from rl.objectives import get_objective
@@ -28,7 +28,8 @@ CONFIG = {
 DPO = {"beta": 100.0, "chosen_error_weight": 0.0}
 KTO = {"beta": 20.0, "desirable_weight": 1.0, "undesirable_weight": 1.0}
 NFT = {"beta": 1.0, "normalised": False, "reward_from": "reward", "advantage_clip": 1.0}
-OWN = {"dpo": DPO, "kto": KTO, "nft": NFT}  # settings of an objective
+DENSE_DPO = {"beta": 100.0}
+OWN = {"dpo": DPO, "kto": KTO, "nft": NFT, "dense_dpo": DENSE_DPO}  # settings of an objective
 
 
 def config(objective: str, **changes) -> TrainConfig:
@@ -69,9 +70,13 @@ def write_clip_set(
     return ClipSet.open(folder)
 
 
-def rows(objective: str, clip_set: ClipSet) -> list[Weighted] | list[Pair]:
-    """Even clips accepted, odd ones rejected, paired in their order."""
+def rows(objective: str, clip_set: ClipSet) -> list[Weighted] | list[Pair] | list[DensePair]:
+    """Even clips accepted, odd ones rejected, paired in their order; by frame the odd ones are better in the last."""
     samples = clip_set.samples
+    if objective == "dense_dpo":
+        better = [1, *[0] * (LATENT_SHAPE[1] - 2), -1]
+        pairs = zip(samples[::2], samples[1::2], strict=True)
+        return [DensePair(first.prompt_id, first.sample_id, second.sample_id, better) for first, second in pairs]
     if objective == "dpo":
         pairs = zip(samples[::2], samples[1::2], strict=True)
         return [Pair(chosen.prompt_id, chosen.sample_id, rejected.sample_id, 1.0) for chosen, rejected in pairs]

@@ -9,7 +9,7 @@ import pytest
 from data.prompts import load_prompts
 from data.video import read_video
 from tabletop.captions import COLORS, KINDS, SHAPES, Claim, Thing, all_claims, caption, parse
-from tabletop.physics import Check, check, check_claim, find_blobs
+from tabletop.physics import Check, check, check_claim, failing_frames, find_blobs
 from tabletop.questions import in_words
 from tabletop.render import render
 from tabletop.scenes import BOTCHES, FRAMES, SIZE, make_scene
@@ -168,3 +168,24 @@ def test_the_prompt_set_covers_all_categories_and_its_splits_share_no_prompt():
         {claim.category for claim in train} == {claim.category for claim in test} == {c for c, _, _ in KINDS.values()}
     )
     assert {thing.color for claim in train for thing in claim.things} == set(COLORS)
+
+
+def test_the_frames_that_fail_are_those_of_the_reason_and_all_where_it_names_none():
+    frames, claim = clip("push_right")
+    text = caption(claim)
+    assert failing_frames(frames, text) == frozenset()
+    for botch, wanted in (("vanish", "no blue thing in frame 5"), ("duplicate", "two blue things in frame 3")):
+        botched, _ = clip("push_right", botch=botch)
+        assert check(botched, text).reason == wanted
+        assert min(failing_frames(botched, text)) == int(wanted[-1]) and len(failing_frames(botched, text)) < FRAMES
+    jumping, _ = clip("push_right", botch="teleport")
+    assert 0 < len(failing_frames(jumping, text)) <= 2  # away, and back
+    still, _ = clip("push_right", botch="static")
+    assert failing_frames(still, text) == frozenset(range(FRAMES))
+
+
+def test_a_clip_has_failing_frames_where_the_check_fails_and_only_there():
+    for kind in KINDS:
+        for botch in (None, *BOTCHES[kind]):
+            frames, claim = clip(kind, 1, botch)
+            assert bool(failing_frames(frames, caption(claim))) is not check(frames, caption(claim)).ok, (kind, botch)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from cluster.pool import Here
+from data.dense import read_starts
 from data.first_frames import read_png
 from data.manifest import StoreError
 from data.prompts import Prompt
@@ -16,7 +17,7 @@ from generators.core.encoding import ENCODING, check_images, encode
 from generators.core.generator import SAMPLING as SAMPLING_PARTS
 from generators.core.generator import NonFiniteClipError
 from generators.core.identity import identify
-from generators.core.rollout import ClipSetName, Sampling, generate_clip_set, plan
+from generators.core.rollout import ClipSetName, Sampling, generate_clip_set, generate_pairs, plan
 from tests.support.tiny import SIZE, load_wan
 
 SAMPLING = Sampling(steps=1, guidance=1.0, solver="euler", samples_per_prompt=3, batch_size=2, split="all", seed=1)
@@ -272,3 +273,74 @@ def test_a_path_that_is_no_generator_is_named():
     for path in ("no/such/folder", "nobody/has-this-model"):
         with pytest.raises(ValueError, match=f"generator.path: {path} is no local folder, and no hub id"):
             identify("wan", path, None)
+
+
+def pairs(generator, home, share=0.5, out="pairs", name="d1", **sampling) -> ClipSet:
+    """Two pairs of each prompt, from the clips of a round."""
+    if not (home / "round").is_dir():
+        generate(generator, home, "round")
+    how, called = replace(SAMPLING, steps=4, **sampling), ClipSetName(name, "base")
+    starts = ClipSet.open(home / "round")
+    generate_pairs(lambda _: generator, starts, SIZE, how, called, share, 2, home / f"work-{out}", home / out)
+    return ClipSet.open(home / out, verify=True)
+
+
+def test_both_clips_of_a_pair_start_from_one_clip_with_a_noise_each(generator, tmp_path):
+    clips = pairs(generator, tmp_path)
+    starts = ClipSet.open(tmp_path / "round")
+
+    rows = read_starts(clips)
+    assert [row.start for row in rows] == [f"r1-{p}-{i:03d}" for p in ("p1", "p2") for i in range(2)]
+    assert [(row.first, row.second) for row in rows][:2] == [("d1-p1-000", "d1-p1-001"), ("d1-p1-002", "d1-p1-003")]
+    assert len({sample.seed for sample in clips.samples}) == len(clips.samples) == 8
+    told = starts.conditions(["p2"])["text"]
+    assert torch.equal(clips.conditions(["p2"])["text"], told)
+    facts = clips.manifest["facts"]["starts"]
+    latent_frames = generator.latent_shape[1]
+    assert facts == {
+        "round": "r1", "clip_set": starts.fingerprint(), "noise": 0.5, "steps": 2, "latent_frames": latent_frames,
+    }  # fmt: skip
+    # the same by hand: the clip at the t of the third of four steps, and two steps of Euler from there
+    scheduler = generator.solver("euler", 4)
+    noise = generator.draw_noise([clips.samples[1].seed], generator.latent_shape)
+    t = scheduler.sigmas[2]
+    latents = (1 - t) * starts.latents(["r1-p1-000"]) + t * noise
+    for step in (2, 3):
+        timestep = scheduler.timesteps[step]
+        velocity = generator.ask(latents, timestep.expand(1), starts.conditions(["p1"]))
+        latents = latents + (scheduler.sigmas[step + 1] - scheduler.sigmas[step]) * velocity
+    torch.testing.assert_close(clips.latents(["d1-p1-001"]), latents, atol=1e-5, rtol=0)
+
+
+def test_pairs_do_not_hang_on_the_batch_and_a_kill_changes_no_byte(generator, tmp_path):
+    whole = pairs(generator, tmp_path)
+    others = pairs(generator, tmp_path, out="others", batch_size=3)
+    torch.testing.assert_close(others.latents(["d1-p2-001"]), whole.latents(["d1-p2-001"]))
+    work = tmp_path / "work-again"
+    with pytest.raises(KeyboardInterrupt):
+        pairs(Stopped(generator, after=2), tmp_path, out="again")
+    assert len(ClipSetWriter(work / "").done_batches()) == 2
+    again = pairs(generator, tmp_path, out="again")
+    assert again.fingerprint() == whole.fingerprint()
+
+
+class Stopped:
+    """A generator that is interrupted after some batches."""
+
+    def __init__(self, generator, after: int) -> None:
+        self.generator, self.left = generator, after
+
+    def __getattr__(self, name):
+        return getattr(self.generator, name)
+
+    def sample_from(self, *how):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.generator.sample_from(*how)
+
+
+def test_a_share_of_no_step_or_of_all_steps_is_an_error(generator, tmp_path):
+    for share in (0.1, 0.9):
+        with pytest.raises(ValueError, match=f"noise: {share} of 4 solver steps are [04]; wanted are 1 to 3"):
+            pairs(generator, tmp_path, share)

@@ -1,6 +1,7 @@
 """Claims about the training loop, on tiny models of the real classes."""
 
 import json
+import math
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ from cluster.provenance import made_with
 from commands.preset import layers, overlay, values_of
 from data.config import ConfigError
 from data.policies import CHECKPOINTS, previews_in
-from data.records import Pair, Weighted
+from data.records import DensePair, Pair, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
 from generators.core import lora
 from rl.objectives import OBJECTIVES, get_objective
@@ -107,7 +108,7 @@ def test_every_objective_trains_a_policy_folder(objective, generator, clip_set, 
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     facts = {"step", "loss", "learning_rate", "gradient_norm", *OBJECTIVES[objective].facts}
     assert all(set(line) == facts for line in lines)
-    assert report.last == lines[-1] and report.clips_per_step == (8 if objective == "dpo" else 4)
+    assert report.last == lines[-1] and report.clips_per_step == (8 if "dpo" in objective else 4)
     assert any(value.abs().max() > 0 for key, value in adapter(tmp_path).items() if ".lora_B." in key)
 
 
@@ -355,6 +356,27 @@ def test_a_policy_that_unlearns_wanted_clips_is_named_once(tiny_wan, clip_set, b
     caplog.clear()
     run("kto", tiny_wan, clip_set, base, tmp_path / "stays", **collapsing | {"learning_rate": 1e-9})
     assert "collapses" not in caplog.text
+
+
+def test_dense_dpo_prefers_the_better_clip_in_each_latent_frame(generator, clip_set, base, tmp_path):
+    """The loss begins at log 2, whatever the preferences, and falls below it in the frames that have one."""
+    run("dense_dpo", generator, clip_set, base, tmp_path, steps=40, checkpoint_every=40)
+    first, last = log(tmp_path)[0], log(tmp_path)[-5:]
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-5) and first["implicit_reward_accuracy"] == 0.5
+    assert sum(line["implicit_reward_margin"] for line in last) > 0 and sum(
+        line["loss"] for line in last
+    ) < 5 * math.log(2)
+
+
+def test_dense_dpo_over_swapped_pairs_with_negated_preferences_trains_the_same_adapter(
+    tiny_wan, clip_set, base, tmp_path
+):
+    table = rows("dense_dpo", clip_set)
+    swapped = [DensePair(row.prompt_id, row.second, row.first, [-one for one in row.better]) for row in table]
+    for name, pairs in (("one", table), ("other", swapped)):
+        run("dense_dpo", tiny_wan, clip_set, base, tmp_path / name, table=pairs, **FLOAT_ORDER)
+    one, other = adapter(tmp_path / "one"), adapter(tmp_path / "other")
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
 
 
 # Optimisation
