@@ -1,8 +1,9 @@
 """Accept rates and scores of policies under judges, and how they differ from the base's and from their start's."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from evaluation.agreement import compare_judges
 from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
 from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
+from evaluation.over_seeds import Seeds, replicates
 from evaluation.questions import in_all
 from evaluation.selection import BestOf, TopK, take_best_of
 from evaluation.sets import EvaluationSet, check_paired, scores
@@ -35,11 +37,14 @@ def summarise(
     seed: int,
     top_k: TopK | None = None,
     best_of: BestOf | None = None,
+    by_seed: Mapping[str, Seeds] = MappingProxyType({}),
+    chains: Mapping[str, Set[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What summary.json holds; equal inputs give an equal summary.
 
     sets: by policy, base among them. starts: policy -> the policy it was trained from. rounds: name -> counts.
     draws, seed: of the bootstrap. Judges that are named must be among those of the sets.
+    by_seed, chains: of policies that were trained with several seeds, as `evaluation.over_seeds.replicates` takes them.
 
         policies.<name>.accept.<judge>.<split>        rate, low, high, n (clips labelled)
         policies.<name>.unlabelled.<judge>.<split>    clips left out of the rate
@@ -71,6 +76,10 @@ def summarise(
 
         policies.<name>.agreement.<judge>             label, answers, questions.<question>, each with clips,
         rounds.<name>.agreement                       not_unanimous, observed, kappa
+
+    Only where policies were trained with several seeds (evaluation.over_seeds says what it holds):
+
+        replicates.<name>                             such a policy over all its seeds
     """
     check_paired(sets)
     clips, bootstrap = Clips(sets[BASE].samples), Bootstrap(draws, seed)
@@ -92,6 +101,7 @@ def summarise(
         policies[f"{BASE} best of {best_of.n} by {best_of.judge}"] = _best_of_base(
             best_of, ranked[best_of.judge][BASE], measured[BASE], clips, bootstrap
         )
+    replicated = replicates(by_seed, chains, starts, BASE, measured, clips, bootstrap)
     return {
         "policies": policies,
         "rounds": {
@@ -106,7 +116,7 @@ def summarise(
         "bootstrap": {
             "draws": draws, "seed": seed, "prompts": len(np.unique(clips.prompts)), "clips": len(clips.samples)
         },
-    }  # fmt: skip
+    } | ({"replicates": replicated} if replicated else {})  # fmt: skip
 
 
 def _only_measures(sets: Mapping[str, EvaluationSet], judge: str) -> bool:
@@ -121,10 +131,17 @@ def as_json(summary: Mapping[str, Any]) -> str:
 
 
 def plot_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `dvc plots` draws: the accept rates on all clips, a row for each policy and judge that labelled any."""
+    """What `dvc plots` draws: the accept rates on all clips, a row for each policy and judge that labelled any.
+
+    A policy that was trained with several seeds has one row, over all of them.
+    """
+    replicated = summary.get("replicates", {})
+    single = {name for one in replicated.values() for name in one["policies"]}
+    policies = {name: replicated.get(name, one) for name, one in summary["policies"].items()}
     return [
-        {"policy": name, "judge": judge} | splits[ALL]
-        for name, policy in summary["policies"].items()
+        {"policy": name, "judge": judge} | {key: splits[ALL][key] for key in ("rate", "low", "high", "n")}
+        for name, policy in policies.items()
+        if name in replicated or name not in single
         for judge, splits in policy["accept"].items()
         if splits[ALL]["n"]
     ]
