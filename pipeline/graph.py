@@ -15,9 +15,8 @@ from pipeline.configs import (
     PreferenceEntry,
     RoundEntry,
 )
-from pipeline import replicates
 from pipeline.params import PARAMS, ParamsError
-from pipeline.replicates import SELECTED
+from pipeline.replicates import SELECTED, seed_problems
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
 TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # folders under runs/ that are no round's
@@ -80,7 +79,7 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
 
     objectives: the names that `objective` may have.
     """
-    problems = list(_entry_problems(params)) or list(replicates.problems(params))
+    problems = list(_entry_problems(params)) or list(seed_problems(params))
     if not problems:
         problems = [
             *_name_problems(params),

@@ -121,8 +121,9 @@ def expanded(params: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
             if name in of.rounds:
                 _add(found, "pools", name, seed, [of.rounds.get(part, part) for part in parts])
     for key in LISTS:
-        listed = [name for name in value(params, key)]
-        value(found, key)[:] = [one for name in listed for one in with_replicates(name, key, by_seed.values())]
+        value(found, key)[:] = [
+            one for name in value(params, key) for one in with_replicates(name, key, by_seed.values())
+        ]
     return found
 
 
@@ -154,7 +155,7 @@ def _add(params: dict[str, Any], key: str, name: str, seed: int, entry: Any) -> 
     section[new] = entry
 
 
-def problems(params: Mapping[str, Any]) -> Iterator[str]:
+def seed_problems(params: Mapping[str, Any]) -> Iterator[str]:
     """A sentence where the entries are not those that `seeds` asks for."""
     try:
         seeds = check_seeds(params[SEEDS])

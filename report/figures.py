@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -115,18 +116,27 @@ def by_category(summary: Mapping[str, Any], theme: Theme) -> str:
     return as_svg(figure, panels, theme)
 
 
-def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> str:
+def training_curves(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme, further: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """SVG: by step a policy's loss, and how often DPO prefers the chosen clip. Losses share no scale, so no axis.
 
     logs: policy -> rows with `step` and `loss`, at least one policy.
+    further: policies that are other seeds of one, whose running means are drawn beside its own.
     """
     curves = [
-        (name, column, rows) for name, rows in logs.items() for column in TRAINING_CURVES if rows and column in rows[0]
+        (name, column, rows)
+        for name, rows in logs.items()
+        for column in TRAINING_CURVES
+        if rows and column in rows[0] and further.get(name) not in logs
     ]
     figure, panels = _panels(len(curves), 3, 1.7, hspace=0.5)
     for panel, (name, column, rows) in zip(panels, curves, strict=False):
         steps, values = [row["step"] for row in rows], [row[column] for row in rows]
         panel.plot(steps, values, color=COLORS[0], linewidth=0.8, alpha=0.35)
+        for place, seed in enumerate((other for other, first in further.items() if first == name), 1):
+            means = _running_mean([row[column] for row in logs.get(seed, ())])
+            panel.plot([row["step"] for row in logs.get(seed, ())], means, color=_color(place), linewidth=1, alpha=0.8)
         panel.plot(steps, _running_mean(values), color=COLORS[0], linewidth=1.6)
         panel.set_title(f"{name}, {column.replace('_', ' ')}", fontsize=9, color=theme.ink, loc="left")
         panel.grid(color=theme.grid, linewidth=0.6)

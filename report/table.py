@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from report.over_seeds import over_seeds, single_seeds
 from report.text import aligned
 
 SPLITS = ("all", "train", "test")
@@ -10,6 +11,7 @@ COMPARED = {"minus_base": "− base", "minus_start": "− start"}
 VOTES_AGREE, NOT_UNANIMOUS = "votes agree (κ)", "not unanimous"  # columns only where clips had more than one vote
 BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so it is neither
 UNKNOWN = "–"
+SEEDS = "seeds"  # a column only where policies were trained with several
 
 
 class Cell(NamedTuple):
@@ -40,6 +42,11 @@ BASELINES = {  # in words, by the keys of a baseline in summary.json
     "prompt_extension": "{of} with longer prompts",
 }
 
+OVER_SEEDS = (
+    "A row of several seeds is the mean of as many training runs: its bracket is over seeds and prompts, and ± is the "
+    "standard deviation between the seeds."
+)
+
 
 def judges(summary: Mapping[str, Any]) -> list[str]:
     """The judges of a summary that accept and reject, in its order."""
@@ -67,13 +74,14 @@ def overview(summary: Mapping[str, Any]) -> ResultTable:
     """Every policy under every judge on all clips, with the difference to the base."""
     rows = []
     for name, policy in summary["policies"].items():
-        cells = {}
+        cells = _seeds(policy)
         for judge in judges(summary):
             cells[judge] = _rate(policy["accept"].get(judge, {}).get("all"))
             if "minus_base" in policy:
                 cells[f"{judge} − base"] = _difference(policy["minus_base"].get(judge, {}).get("all"))
         rows.append(Row(name, cells))
     columns = [column for judge in judges(summary) for column in (judge, f"{judge} − base")]
+    columns += [SEEDS] if any(SEEDS in row.cells for row in rows) else []
     return ResultTable("Accepted, % of all clips [95 %]", "policy", columns, rows)
 
 
@@ -81,6 +89,25 @@ def accept_table(summary: Mapping[str, Any], judge: str) -> ResultTable:
     """Every policy under one judge: by split, and the differences on all clips."""
     rows = [Row(name, _accept_cells(policy, judge)) for name, policy in summary["policies"].items()]
     return _table(f"accepted by {judge}, % [95 %]", "policy", rows, [*SPLITS, *COMPARED.values()])
+
+
+def seeds_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """Every training run of the policies that were trained with several seeds; brackets are over its prompts alone."""
+    if "replicates" not in summary:
+        return None
+    found = overview(single_seeds(summary))
+    return found._replace(title="Each training seed: accepted, % of all clips [95 %]")
+
+
+def between_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """The differences of the policies that were trained with several seeds to each other, over seeds and prompts."""
+    replicated = summary.get("replicates", {})
+    rows = [
+        Row(f"{name} − {other}", {judge: _difference(splits["all"]) for judge, splits in gaps.items()})
+        for name, policy in replicated.items()
+        for other, gaps in policy.get("minus", {}).items()
+    ]
+    return _table("Differences of these policies, points of all clips [95 %]", "policies", rows) if rows else None
 
 
 def further_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
@@ -210,12 +237,17 @@ def _finding(summary: Mapping[str, Any], judge: str) -> str:
     return f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
 
 
+def _seeds(policy: Mapping[str, Any]) -> dict[str, Cell]:
+    """How many seeds a row is over, where they are several."""
+    return {SEEDS: Cell(str(len(policy["seeds"])))} if "seeds" in policy else {}
+
+
 def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     cells = _splits(policy, "accept", judge, _rate)
     for key, title in COMPARED.items():
         if key in policy:
             cells[title] = _difference(policy[key].get(judge, {}).get("all"))
-    return cells | votes(policy.get("agreement", {}).get(judge))
+    return cells | _seeds(policy) | votes(policy.get("agreement", {}).get(judge))
 
 
 def _question_cells(policies: Mapping[str, Any], judge: str, question: str) -> dict[str, Cell]:
@@ -309,13 +341,21 @@ def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[
 def _rate(found: Mapping[str, Any] | None) -> Cell:
     if not found or found["rate"] is None or found["low"] is None or found["high"] is None:
         return Cell(UNKNOWN)
-    return Cell(f"{100 * found['rate']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]")
+    return Cell(f"{100 * found['rate']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]{_spread(found)}")
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    """The standard deviation between seeds of a rate or of a difference of rates, in points."""
+    spread = found.get("between_seeds")
+    return "" if spread is None else f" ± {100 * spread:.1f}"
 
 
 def _mean(found: Mapping[str, Any]) -> Cell:
     if found["mean"] is None or found["low"] is None or found["high"] is None:
         return Cell(UNKNOWN)
-    return Cell(f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}]")
+    spread = found.get("between_seeds")
+    seeds = "" if spread is None else f" ± {spread:.2g}"
+    return Cell(f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}]{seeds}")
 
 
 def _score_of(point: dict[str, Any] | None) -> Cell:
@@ -327,7 +367,7 @@ def _difference(found: Mapping[str, Any] | None) -> Cell:
     if not found or found["diff"] is None or found["low"] is None or found["high"] is None:
         return Cell(UNKNOWN, OPEN)
     diff, low, high = (100 * found[key] for key in ("diff", "low", "high"))
-    return Cell(f"{diff:+.1f} [{low:+.1f}, {high:+.1f}]", verdict(found["low"], found["high"]))
+    return Cell(f"{diff:+.1f} [{low:+.1f}, {high:+.1f}]{_spread(found)}", verdict(found["low"], found["high"]))
 
 
 def _percent(part: float | None) -> Cell:
@@ -355,13 +395,16 @@ def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> ResultTab
 
 def as_text(summary: Mapping[str, Any]) -> str:
     """Warnings, findings and tables for a terminal; ▲ and ▼ mark differences whose interval is clear of zero."""
+    shown = over_seeds(summary)
     tables = [
-        *(accept_table(summary, judge) for judge in judges(summary)),
-        *further_tables(summary),
+        *(accept_table(shown, judge) for judge in judges(summary)),
+        *further_tables(shown),
         *question_tables(summary),
         *filter(
             None,
             (
+                between_table(summary),
+                seeds_table(summary),
                 preference_table(summary),
                 agreement_table(summary),
                 audit_table(summary),
@@ -371,8 +414,9 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ),
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
-    made = [f"{name}: {how}" for name, how in baselines(summary).items()]
-    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(warnings)]
+    made = [f"{name}: {how}" for name, how in baselines(shown).items()]
+    made += [OVER_SEEDS] if "replicates" in summary else []
+    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(shown)), "\n".join(warnings)]
     return "\n\n".join(block for block in blocks if block)
 
 
