@@ -63,11 +63,11 @@ def replicates(
             },
         }
     for earlier, later in combinations(by_seed, 2):
-        sides = [[measured[policy] for policy in by_seed[name].values()] for name in (later, earlier)]
+        own, others = ([measured[policy] for policy in by_seed[name].values()] for name in (later, earlier))
         paired = share_training(by_seed[later], by_seed[earlier], chains)
         for measure in MEASURES:
-            if measure.key in sides[0][0] and not measure.selects:
-                between = _gaps(*sides, measure.key, paired, clips.cells[None], clips, bootstrap)
+            if measure.key in own[0] and not measure.selects:
+                between = _gaps(own, others, measure.key, paired, clips.cells[None], clips, bootstrap)
                 found[later].setdefault(measure.minus.removesuffix("_"), {})[earlier] = between
     return found
 
