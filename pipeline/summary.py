@@ -149,6 +149,8 @@ def _policies(params: Mapping[str, Any]) -> Iterable[str]:
 def _online(params: Mapping[str, Any]) -> Iterable[str]:
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
+        if entry.of is not None:
+            continue
         engine = load_recipe(entry.recipe, entry.changes).engine
         clips = engine.updates * engine.batch_size
         yield f"{name} = {entry.recipe} from {entry.start}, judge {entry.judge}: {clips:,} clips with gradient"
