@@ -78,6 +78,14 @@ def test_seeds_of_unrelated_policies_are_not_paired(summary):
     assert gap["low"] < 0 < gap["high"]
 
 
+def test_the_best_policy_is_so_over_all_its_seeds_and_compared_with_the_second_over_all_of_them(summary):
+    """Of single runs rwr2-s2 and rwr2 would be the first two, which is one policy."""
+    best = summary["best"]["judge"]
+    gap = summary["replicates"]["rwr2"]["minus"]["rwr1"]["judge"]["all"]
+
+    assert best == {"policy": "rwr2", "over": "rwr1"} | {key: gap[key] for key in ("diff", "low", "high")}
+
+
 def test_policies_share_training_where_one_run_of_each_seed_is_behind_both():
     seeds = BY_SEED | {"dpo2": {1: "dpo2", 2: "dpo2-s2"}}
     chains = CHAINS | {"dpo2": {"dpo2", "rwr1", "base"}, "dpo2-s2": {"dpo2-s2", "rwr1-s2", "base"}}
