@@ -14,6 +14,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "plan": "List what dvc repro would run, and whether sampling is among it.",
     "doctor": "List what works on this machine, and why the rest does not.",
     "preset": "Lay a preset over params.yaml.",
+    "seeds": "Train every policy with several seeds.",
     "tiny": "Write a tiny random model of a published one's classes.",
     "prompts": "Make a prompt set of a published benchmark's files.",
     "questions": "Write questions of each prompt's own, for a rubric.",

@@ -1,9 +1,10 @@
 """Lay presets over params.yaml."""
 
 import copy
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,9 @@ from data.manifest import atomically
 from pipeline.changes import changes
 from pipeline.command import ROOT, stage_command
 from pipeline.params import PARAMS, ParamsError, load_params
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 PRESETS = ROOT / "configs/presets"
 # A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
@@ -114,15 +118,28 @@ def _overlay(params: MutableMapping[str, Any], preset: Mapping[str, Any], where:
 
 def write(presets: Sequence[Path]) -> None:
     """Lay these presets over params.yaml, and keep its comments."""
+    with edited() as params:
+        for path in presets:
+            preset = parser().load(path)
+            preset.pop(UNDER, None)
+            overlay(params, preset, path)
+
+
+@contextmanager
+def edited() -> Iterator[Any]:
+    """params.yaml as a ruamel mapping, which is written when the block ends, its comments kept."""
+    yaml = parser()
+    params = yaml.load(PARAMS)
+    yield params
+    with atomically(PARAMS) as partial, partial.open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+
+
+def parser() -> "YAML":
+    """Of YAML with comments, which it writes as params.yaml is written."""
     from ruamel.yaml import YAML
 
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 120, True
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    params = yaml.load(PARAMS)
-    for path in presets:
-        preset = yaml.load(path)
-        preset.pop(UNDER, None)
-        overlay(params, preset, path)
-    with atomically(PARAMS) as partial, partial.open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
+    return yaml

@@ -1,8 +1,9 @@
 """Accept rates and scores of policies under judges, and how they differ from the base's and from their start's."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from evaluation.agreement import compare_judges
 from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
 from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
+from evaluation.over_seeds import Seeds, replicates, share_training
 from evaluation.questions import in_all
+from evaluation.replicates import difference_over_seeds
 from evaluation.selection import BestOf, TopK, take_best_of
 from evaluation.sets import EvaluationSet, check_paired, scores
 
@@ -35,11 +38,16 @@ def summarise(
     seed: int,
     top_k: TopK | None = None,
     best_of: BestOf | None = None,
+    by_seed: Mapping[str, Seeds] = MappingProxyType({}),
+    chains: Mapping[str, Set[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What summary.json holds; equal inputs give an equal summary.
 
+    low and high are null below three prompts (evaluation.intervals), and all figures where nothing was known.
+
     sets: by policy, base among them. starts: policy -> the policy it was trained from. rounds: name -> counts.
     draws, seed: of the bootstrap. Judges that are named must be among those of the sets.
+    by_seed, chains: of policies that were trained with several seeds, as `evaluation.over_seeds.replicates` takes them.
 
         policies.<name>.accept.<judge>.<split>        rate, low, high, n (clips labelled)
         policies.<name>.unlabelled.<judge>.<split>    clips left out of the rate
@@ -50,6 +58,10 @@ def summarise(
         policies.<name>.score_minus_base, score_minus_start    as minus_base and minus_start
         policies.<name>.categories.<category>         all of these again but unlabelled
         policies.<name>.baseline                      null, or how it was made of another policy's clips
+        best.<judge>                                  policy, over, diff, low, high: of the policies that were trained
+                                                      the one with the highest accept rate on all clips, and how it
+                                                      differs from the second, clip by clip; only where there are two.
+                                                      One of several seeds counts as one, over its seeds
         rounds.<name>                                 samples, accepted, rejected, unlabelled; of a source that compares
                                                       also comparisons (data.preferences.Tally)
         agreement                                     of judges: see evaluation.agreement
@@ -71,6 +83,10 @@ def summarise(
 
         policies.<name>.agreement.<judge>             label, answers, questions.<question>, each with clips,
         rounds.<name>.agreement                       not_unanimous, observed, kappa
+
+    Only where policies were trained with several seeds (evaluation.over_seeds says what it holds):
+
+        replicates.<name>                             such a policy over all its seeds
     """
     check_paired(sets)
     clips, bootstrap = Clips(sets[BASE].samples), Bootstrap(draws, seed)
@@ -92,8 +108,12 @@ def summarise(
         policies[f"{BASE} best of {best_of.n} by {best_of.judge}"] = _best_of_base(
             best_of, ranked[best_of.judge][BASE], measured[BASE], clips, bootstrap
         )
+    further = {name for seeds in by_seed.values() for name in list(seeds.values())[1:]}
+    trained = {name: by_seed.get(name, {0: name}) for name in sets if name in starts and name not in further}
+    replicated = replicates(by_seed, chains, starts, BASE, measured, clips, bootstrap)
     return {
         "policies": policies,
+        "best": _best(measured, trained, chains, clips, bootstrap),
         "rounds": {
             name: {key: counts[key] for key in ROUND_COUNTS}
             | _votes(counts.get("agreement"))
@@ -106,7 +126,7 @@ def summarise(
         "bootstrap": {
             "draws": draws, "seed": seed, "prompts": len(np.unique(clips.prompts)), "clips": len(clips.samples)
         },
-    }  # fmt: skip
+    } | ({"replicates": replicated} if replicated else {})  # fmt: skip
 
 
 def _only_measures(sets: Mapping[str, EvaluationSet], judge: str) -> bool:
@@ -121,10 +141,17 @@ def as_json(summary: Mapping[str, Any]) -> str:
 
 
 def plot_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `dvc plots` draws: the accept rates on all clips, a row for each policy and judge that labelled any."""
+    """What `dvc plots` draws: the accept rates on all clips, a row for each policy and judge that labelled any.
+
+    A policy that was trained with several seeds has one row, over all of them.
+    """
+    replicated = summary.get("replicates", {})
+    single = {name for one in replicated.values() for name in one["policies"]}
+    policies = {name: replicated.get(name, one) for name, one in summary["policies"].items()}
     return [
-        {"policy": name, "judge": judge} | splits[ALL]
-        for name, policy in summary["policies"].items()
+        {"policy": name, "judge": judge} | {key: splits[ALL][key] for key in ("rate", "low", "high", "n")}
+        for name, policy in policies.items()
+        if name in replicated or name not in single
         for judge, splits in policy["accept"].items()
         if splits[ALL]["n"]
     ]
@@ -138,6 +165,33 @@ def _policy(
         compared["start"] = measured[start]
     counted = np.ones(len(clips.samples), bool)
     return {"start": start, "baseline": None, **_tables(measured[name], compared, counted, clips, bootstrap)}
+
+
+def _best(
+    measured: Mapping[str, Measured],
+    trained: Mapping[str, Seeds],
+    chains: Mapping[str, Set[str]],
+    clips: Clips,
+    bootstrap: Bootstrap,
+) -> dict[str, dict[str, Any]]:
+    """By judge the best of the trained policies and its difference to the second; of equal ones the first is best.
+
+    trained: by name the policy, or those of several seeds, which are compared over them.
+    """
+    found = {}
+    for judge in measured[BASE]["accept"]:
+        answers = {
+            name: np.stack([measured[policy]["accept"][judge] for policy in seeds.values()])
+            for name, seeds in trained.items()
+        }
+        rates = {name: float(np.nanmean(known)) for name, known in answers.items() if not np.isnan(known).all()}
+        if len(rates) > 1:
+            first, second = sorted(rates, key=lambda name: -rates[name])[:2]
+            one, other = answers[first], answers[second]
+            paired = len(one) == len(other) > 1 and share_training(trained[first], trained[second], chains)
+            gap = difference_over_seeds(one, other, clips.prompts, *bootstrap, paired=paired)
+            found[judge] = {"policy": first, "over": second, "diff": gap.mean, "low": gap.low, "high": gap.high}
+    return found
 
 
 def _by_question(

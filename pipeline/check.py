@@ -53,6 +53,7 @@ from pipeline.inputs import noisy_sources
 from pipeline.online import check_references, members_of
 from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.recipes import load_recipe
+from pipeline.replicates import SEED, SEEDS
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
 from rl.online.config import OnlineConfig
@@ -127,6 +128,7 @@ def check_params(with_generator: bool = True) -> Checked:
         if config.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
         _check_checkpoints(params, objective, config)
+    _check_first_seed(params)
     unused = [*unused_policies(params), *unused_rounds(params)]
     notes = [*advice(params), *_unread(params), *off_policy_rounds(params), *unused, *_uneven_batches(params)]
     notes += aliases()
@@ -140,6 +142,28 @@ def check_params(with_generator: bool = True) -> Checked:
     if generator:
         notes += _check_fits(params, generator, prompts)
     return Checked(params, prompts, generator, notes)
+
+
+def _check_first_seed(params: Mapping[str, Any]) -> None:
+    """Where there are several seeds, the policies without a seed of their own are trained with the first."""
+    first, *further = params[SEEDS]
+    entries = trained_policies(params) | params["online"]["policies"]
+    for name, entry in entries.items() if further else ():
+        if entry.get(SEED) is not None:
+            continue
+        if "objective" in entry:
+            seed, where = (
+                train_config(OBJECTIVES[entry["objective"]]).seed,
+                f"train.{entry['objective']} or train.common",
+            )
+        else:
+            seed = load_recipe(entry["recipe"], entry.get("changes") or {}).engine.seed
+            where = f"its changes or recipe {entry['recipe']}"
+        if seed != first:
+            raise ParamsError(
+                f"{SEEDS} begins with {first}, but {name} is trained with seed {seed} (in {where}); write that seed "
+                f"first in {SEEDS}, or {first} there, and run vfrl seeds"
+            )
 
 
 def check_generator(generator: GeneratorConfig, video: VideoSize) -> Generator:

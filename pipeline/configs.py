@@ -59,6 +59,7 @@ class RoundEntry:
     """An entry of `rounds`: a clip set."""
 
     policy: str  # that samples it
+    of: str | None = None  # the entry that it repeats for another seed (pipeline.replicates); written by vfrl seeds
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,18 +71,21 @@ class DenseEntry:
     noise: Annotated[float, Gt(0), Lt(1)]  # share of the solver's steps that is run
     pairs_per_prompt: Count
     window: Count  # frames that get a label of their own
+    of: str | None = None  # as of a round
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class PolicyEntry:
     """An entry of `policies`: what is trained on a round."""
 
     start: str  # a policy
     round: str  # or a pool; of objective dense_dpo a set of `dense`
     objective: str
+    seed: int | None = None  # null: that of section `train`
+    of: str | None = None  # as of a round
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ComparedEntry(PolicyEntry):
     """An entry of `comparison.policies`: the same on another source's labels."""
 
@@ -159,6 +163,7 @@ class ExtendConfig:
     policy: str
     prompts: str  # CSV with a text for each prompt_id
     template: str  # around it
+    of: str | None = None  # as of a round
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -212,6 +217,15 @@ class OnlineEntry:
     references: str | None = None  # real clips: a name in pipeline.online.REFERENCES or a dotted path; null: none
     overlay: str | None = None  # YAML of marks, drawn over what the judge sees
     changes: dict[str, Any] = Field(default_factory=dict)  # by the recipe's section and key, over its values
+    seed: int | None = None  # null: the recipe's, with its changes
+    of: str | None = None  # as of a round
+
+    @property
+    def all_changes(self) -> dict[str, Any]:
+        """The changes, with the entry's own seed among them."""
+        if self.seed is None:
+            return self.changes
+        return {**self.changes, "engine": {**(self.changes.get("engine") or {}), "seed": self.seed}}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -246,8 +260,11 @@ def build_config(source: str) -> BuildConfig:
     return read_section(common | own, BuildConfig, f"build.sources.{source}" if own else "build")
 
 
-def train_config(objective: "Objective") -> "TrainConfig":
-    """Section `train.<objective>` over `train.common`. Raises ParamsError naming section, key, value and known keys."""
+def train_config(objective: "Objective", entry: str | None = None) -> "TrainConfig":
+    """Section `train.<objective>` over `train.common`. Raises ParamsError naming section, key, value and known keys.
+
+    entry: the dotted name of a policy's entry, whose own `seed` is taken where it has one.
+    """
     from rl.training.config import configure
 
     common, own = block("train.common"), block(f"train.{objective.name}")
@@ -255,8 +272,13 @@ def train_config(objective: "Objective") -> "TrainConfig":
         if not isinstance(values, dict):
             raise ParamsError(f"{PARAMS}: {name} is {values!r}, expected a section ({{}} for none)")
     try:
-        return configure(objective, common | own)
+        return configure(objective, common | own | _seed_of(entry))
     except ConfigError as error:  # it calls all keys the objective's own; most stand in train.common
         where = re.compile(rf"\btrain\.{objective.name}\.(\w+)")
         named = where.sub(lambda key: f"train.common.{key[1]}" if key[1] in common.keys() - own else key[0], str(error))
         raise ParamsError(f"{PARAMS}: {named}") from error
+
+
+def _seed_of(entry: str | None) -> dict[str, Any]:
+    seed = block(entry).get("seed") if entry else None
+    return {} if seed is None else {"seed": seed}

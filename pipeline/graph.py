@@ -17,9 +17,9 @@ from pipeline.configs import (
     RoundEntry,
 )
 from pipeline.params import PARAMS, ParamsError
+from pipeline.replicates import SELECTED, seed_problems
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
-SELECTED = "-selected"  # suffix of a policy that stage select makes from a checkpoint
 TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # folders under runs/ that are no round's
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
@@ -32,6 +32,7 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "pools": dict,
     "dense": dict,
     "policies": dict,
+    "seeds": list,
     "feedback": dict,
     "feedback.source": str,
     "feedback.sources": dict,
@@ -45,6 +46,8 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "evaluate": dict,
     "evaluate.policies": list,
     "evaluate.judges": list,
+    "select": dict,
+    "select.policies": list,
     "online": dict,
     "online.policies": dict,
     "extend": dict,
@@ -70,12 +73,18 @@ def check_shapes(params: Mapping[str, Any]) -> None:
         raise ParamsError("\n  ".join([f"{PARAMS}:", *problems]))
 
 
+def check_entries(params: Mapping[str, Any]) -> None:
+    """Raises ParamsError for entries that cannot be read, each in a line."""
+    if problems := list(_entry_problems(params)):
+        raise ParamsError("\n  ".join([f"{PARAMS}:", *problems]))
+
+
 def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> None:
     """Raises ParamsError listing everything in params.yaml that does not fit together.
 
     objectives: the names that `objective` may have.
     """
-    problems = list(_entry_problems(params))
+    problems = list(_entry_problems(params)) or list(seed_problems(params))
     if not problems:
         problems = [
             *_name_problems(params),

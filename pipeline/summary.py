@@ -14,6 +14,7 @@ from pipeline.configs import GeneratorConfig, OnlineEntry
 from pipeline.graph import online_policies, rounds_of, trained_policies
 from pipeline.params import section
 from pipeline.recipes import load_recipe
+from pipeline.replicates import SEEDS, is_replicate
 from rl.objectives import OBJECTIVES
 
 SHOWN = 8  # categories, or names, of a line
@@ -41,6 +42,8 @@ def summarise(checked: Checked, seconds_per_clip: float | None) -> list[str]:
             f"{name} by {entry['policy']} from {entry['round']} {clips[name] // 2:,} pairs, window {entry['window']}"
             for name, entry in params["dense"].items()
         )
+    if len(params[SEEDS]) > 1:
+        lines["seeds"] = f"{', '.join(map(str, params[SEEDS]))}: each policy is trained once with each"
     if params["select"]["policies"]:
         chosen = _names(f"{name} {clips[f'select {name}']:,}" for name in params["select"]["policies"])
         lines["selection"] = f"clips of checkpoints: {chosen}"
@@ -148,6 +151,8 @@ def _round_line(params: Mapping[str, Any], clips: Mapping[str, int]) -> str:
 
 def _policies(params: Mapping[str, Any]) -> Iterable[str]:
     for name, entry in trained_policies(params).items():
+        if is_replicate(entry):
+            continue  # the line of seeds says so
         rounds = rounds_of(params, on := entry["round"])
         words = on if rounds == [on] else f"{on} ({', '.join(rounds)})"
         yield f"{name} = {entry['objective']} on {words} from {entry['start']}"
@@ -156,6 +161,8 @@ def _policies(params: Mapping[str, Any]) -> Iterable[str]:
 def _online(params: Mapping[str, Any]) -> Iterable[str]:
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
+        if entry.of is not None:
+            continue
         engine = load_recipe(entry.recipe, entry.changes).engine
         clips = engine.updates * engine.batch_size
         yield f"{name} = {entry.recipe} from {entry.start}, judge {entry.judge}: {clips:,} clips with gradient"

@@ -1,7 +1,9 @@
 """The report's figures as SVG, each in ink for a light and for a dark ground."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -69,8 +71,7 @@ def by_round(summary: Mapping[str, Any], theme: Theme) -> str:
             if before is not None:
                 line = [100 * before["rate"], 100 * found["rate"]]
                 panel.plot([across[start], x], line, color=_color(place), linewidth=0.9, alpha=0.6)
-            span = [100 * found["low"], 100 * found["high"]]
-            panel.plot([x, x], span, color=_color(place), linewidth=2, solid_capstyle="butt", alpha=0.55)
+            panel.plot([x, x], _span(found, 100), color=_color(place), linewidth=2, solid_capstyle="butt", alpha=0.55)
             panel.plot([x], [100 * found["rate"]], _marker(place), color=_color(place), markersize=5.5)
             ends.append((x, 100 * found["rate"], name, place))
         _name_points(panel, ends)
@@ -115,18 +116,27 @@ def by_category(summary: Mapping[str, Any], theme: Theme) -> str:
     return as_svg(figure, panels, theme)
 
 
-def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> str:
+def training_curves(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme, further: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """SVG: by step a policy's loss, and how often DPO prefers the chosen clip. Losses share no scale, so no axis.
 
     logs: policy -> rows with `step` and `loss`, at least one policy.
+    further: policies that are other seeds of one, whose running means are drawn beside its own.
     """
     curves = [
-        (name, column, rows) for name, rows in logs.items() for column in TRAINING_CURVES if rows and column in rows[0]
+        (name, column, rows)
+        for name, rows in logs.items()
+        for column in TRAINING_CURVES
+        if rows and column in rows[0] and further.get(name) not in logs
     ]
     figure, panels = _panels(len(curves), 3, 1.7, hspace=0.5)
     for panel, (name, column, rows) in zip(panels, curves, strict=False):
         steps, values = [row["step"] for row in rows], [row[column] for row in rows]
         panel.plot(steps, values, color=COLORS[0], linewidth=0.8, alpha=0.35)
+        for place, seed in enumerate((other for other, first in further.items() if first == name), 1):
+            means = _running_mean([row[column] for row in logs.get(seed, ())])
+            panel.plot([row["step"] for row in logs.get(seed, ())], means, color=_color(place), linewidth=1, alpha=0.8)
         panel.plot(steps, _running_mean(values), color=COLORS[0], linewidth=1.6)
         panel.set_title(f"{name}, {column.replace('_', ' ')}", fontsize=9, color=theme.ink, loc="left")
         panel.grid(color=theme.grid, linewidth=0.6)
@@ -154,10 +164,11 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
             known = [point for point in points if point["rate"] is not None]
             steps = [point["step"] for point in known]
             axis, factor = (scores, 1) if judge in measured else (panel, 100)
-            rate, low, high = ([factor * point[end] for point in known] for end in ("rate", "low", "high"))
+            rate, spans = [factor * point["rate"] for point in known], [_span(point, factor) for point in known]
             color, style = _color(place), "-" if judge == found["judge"] else "--"
             lines += axis.plot(steps, rate, style, marker=_marker(place), color=color, markersize=4, label=judge)
-            axis.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
+            lows, highs = [low for low, _ in spans], [high for _, high in spans]
+            axis.fill_between(steps, lows, highs, color=color, alpha=0.13, linewidth=0)
         if scores is not panel:
             scores.set_ylabel("mean score", color=theme.ink)
             scores.tick_params(colors=theme.soft)
@@ -289,10 +300,15 @@ def _side_by_side(depths: Mapping[str, int]) -> dict[str, float]:
 def _dots(axes: Axes, rates: Mapping[float, Mapping[str, float]], place: int, label: str, size: float = 6) -> None:
     """Rates with their intervals at heights, in percent."""
     for height, found in rates.items():
-        span = [100 * found["low"], 100 * found["high"]]
+        span = _span(found, 100)
         axes.plot(span, [height, height], color=_color(place), linewidth=size / 3, solid_capstyle="butt", alpha=0.55)
     values = [100 * found["rate"] for found in rates.values()]
     axes.plot(values, list(rates), _marker(place), color=_color(place), markersize=size, label=label, clip_on=False)
+
+
+def _span(found: Mapping[str, Any], factor: float) -> list[float]:
+    """Low and high times a factor; nan, which draws nothing, where there are too few prompts for an interval."""
+    return [math.nan if found[end] is None else factor * found[end] for end in ("low", "high")]
 
 
 def _name_points(panel: Axes, ends: Sequence[tuple[float, float, str, int]]) -> None:

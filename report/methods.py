@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data.manifest import read_manifest
@@ -48,11 +49,18 @@ def read_methods(
     }
 
 
-def tables(methods: Mapping[str, Any] | None) -> list[ResultTable]:
-    """What the page shows of `read_methods`."""
+def tables(
+    methods: Mapping[str, Any] | None, replicated: Mapping[str, Any] = MappingProxyType({})
+) -> list[ResultTable]:
+    """What the page shows of `read_methods`. replicated: the key `replicates` of the summary."""
     if methods is None:
         return []
-    found = [_models(methods), _settings(methods["policies"]), _made_with(methods["policies"]), _sampling(methods)]
+    found = [
+        _models(methods),
+        _settings(methods["policies"], replicated),
+        _made_with(methods["policies"]),
+        _sampling(methods),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -72,14 +80,18 @@ def _models(methods: Mapping[str, Any]) -> ResultTable:
     return ResultTable("Models and rubrics", "", ["model", "version", "rubric", "hash of the rubric", "votes"], rows)
 
 
-def _settings(policies: Mapping[str, Any]) -> ResultTable:
-    """A row for each setting that a policy has, a column for each policy."""
+def _settings(policies: Mapping[str, Any], replicated: Mapping[str, Any]) -> ResultTable:
+    """A row for each setting that a policy has, a column for each policy, one for all its seeds."""
+    further = {name for one in replicated.values() for name in one["policies"][1:]}
+    seeds = {name: {"seed": one["seeds"]} for name, one in replicated.items()}
     columns = {
         name: {key: one.get(key) for key in ORIGIN if key != "build"}
         | {"rounds": [f"{found['round']} by {found['policy']}" for found in one.get("rounds") or []]}
         | {f"build.{key}": value for key, value in (one.get("build") or {}).items()}
         | {key: value for key, value in one["config"].items() if key not in NO_RESULT}
+        | seeds.get(name, {})
         for name, one in policies.items()
+        if name not in further
     }
     return _by_column("How each policy was trained", "setting", columns)
 

@@ -12,6 +12,7 @@ from evaluation.sets import EvaluationSet
 from report import figures, lineage, methods, table
 from report.gallery import write_gallery
 from report.html import render
+from report.over_seeds import further, over_seeds
 from report.playable import PlayableCopies
 from report.turned import write_turned
 
@@ -42,7 +43,7 @@ def write_page(
     """
     media = out / "media"
     media.mkdir(parents=True)
-    turned = write_turned(summary, sets, media / "turned.png")
+    turned = write_turned(over_seeds(summary), sets, media / "turned.png")
     summary = {**summary, **({"turned": turned._asdict()} if turned else {})}
     drawn = _draw(summary, logs, media)
     clips = write_gallery(table.judges(summary), sets, per_prompt, out, PlayableCopies(encoded) if encoded else None)
@@ -106,15 +107,16 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     calibrated = {
         judge: audit["calibration"] for judge, audit in summary.get("audit", {}).items() if audit["calibration"]
     }
+    shown, seeds = over_seeds(summary), further(summary)
     online = {name: rows for name, rows in logs.items() if any("questions" in row for row in rows)}
     offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
     candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [
-        ("accept", lambda theme: figures.accept_rates(summary, theme), True),
-        ("categories", lambda theme: figures.by_category(summary, theme), True),
-        ("rounds", lambda theme: figures.by_round(summary, theme), trained),
-        ("lineage", lambda theme: lineage.draw(summary, theme), trained),
-        ("training", lambda theme: figures.training_curves(offline, theme), offline),
+        ("accept", lambda theme: figures.accept_rates(shown, theme), True),
+        ("categories", lambda theme: figures.by_category(shown, theme), True),
+        ("rounds", lambda theme: figures.by_round(shown, theme), trained),
+        ("lineage", lambda theme: lineage.draw(shown, theme), trained),
+        ("training", lambda theme: figures.training_curves(offline, theme, seeds), offline),
         ("answers", lambda theme: figures.answer_curves(online, theme), online),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
         ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
@@ -130,25 +132,29 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
 
 def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
     """The page's HTML."""
-    accept_tables = [table.accept_table(summary, judge) for judge in table.judges(summary)]
+    shown = over_seeds(summary)
+    accept_tables = [table.accept_table(shown, judge) for judge in table.judges(summary)]
     round_votes = {name: table.votes(one.get("agreement")) for name, one in summary["rounds"].items()}
     return render(
         TEMPLATE,
         summary=summary,
         warnings=summary.get("warnings", []),
-        findings=table.findings(summary),
-        overview=table.overview(summary),
+        findings=table.findings(shown),
+        overview=table.overview(shown),
+        over_seeds=table.OVER_SEEDS,
+        seeds=table.seeds_table(summary),
+        between=table.between_table(summary),
         accept_tables=accept_tables,
-        further_tables=table.further_tables(summary),
+        further_tables=table.further_tables(shown),
         question_tables=table.question_tables(summary),
-        baselines=table.baselines(summary),
+        baselines=table.baselines(shown),
         preferences=table.preference_table(summary),
         agreement=table.agreement_table(summary),
         audit=table.audit_table(summary),
         pair_audit=table.pair_audit_table(summary),
         audit_categories=table.audit_categories(summary),
         select=table.select_table(summary),
-        methods=methods.tables(summary.get("methods")),
+        methods=methods.tables(summary.get("methods"), summary.get("replicates", {})),
         round_votes=round_votes,
         vote_columns=list(next(filter(None, round_votes.values()), {})),
         voted=any(round_votes.values()) or any(table.VOTES_AGREE in one.columns for one in accept_tables),

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from report.over_seeds import over_seeds, single_seeds
 from report.text import aligned
 
 SPLITS = ("all", "train", "test")
 COMPARED = {"minus_base": "− base", "minus_start": "− start"}
 VOTES_AGREE, NOT_UNANIMOUS = "votes agree (κ)", "not unanimous"  # columns only where clips had more than one vote
-BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so it is neither
-UNKNOWN = "–"
+BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, or there is none, so it is neither
+UNKNOWN = "–"  # in brackets: too few prompts for an interval
+SEEDS = "seeds"  # a column only where policies were trained with several
 
 
 class Cell(NamedTuple):
@@ -40,6 +42,11 @@ BASELINES = {  # in words, by the keys of a baseline in summary.json
     "prompt_extension": "{of} with longer prompts",
 }
 
+OVER_SEEDS = (
+    "A row of several seeds is the mean of as many training runs: its bracket is over seeds and prompts, and ± is the "
+    "standard deviation between the seeds."
+)
+
 
 def judges(summary: Mapping[str, Any]) -> list[str]:
     """The judges of a summary that accept and reject, in its order."""
@@ -59,7 +66,7 @@ def verdict(low: float | None, high: float | None) -> str:
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence a judge: which policies are better or worse than base, and which cannot be told apart from it."""
+    """By judge, which policies are better or worse than base, and whether the best is better than the second."""
     return [_finding(summary, judge) for judge in judges(summary)]
 
 
@@ -67,13 +74,14 @@ def overview(summary: Mapping[str, Any]) -> ResultTable:
     """Every policy under every judge on all clips, with the difference to the base."""
     rows = []
     for name, policy in summary["policies"].items():
-        cells = {}
+        cells = _seeds(policy)
         for judge in judges(summary):
             cells[judge] = _rate(policy["accept"].get(judge, {}).get("all"))
             if "minus_base" in policy:
                 cells[f"{judge} − base"] = _difference(policy["minus_base"].get(judge, {}).get("all"))
         rows.append(Row(name, cells))
     columns = [column for judge in judges(summary) for column in (judge, f"{judge} − base")]
+    columns += [SEEDS] if any(SEEDS in row.cells for row in rows) else []
     return ResultTable("Accepted, % of all clips [95 %]", "policy", columns, rows)
 
 
@@ -81,6 +89,25 @@ def accept_table(summary: Mapping[str, Any], judge: str) -> ResultTable:
     """Every policy under one judge: by split, and the differences on all clips."""
     rows = [Row(name, _accept_cells(policy, judge)) for name, policy in summary["policies"].items()]
     return _table(f"accepted by {judge}, % [95 %]", "policy", rows, [*SPLITS, *COMPARED.values()])
+
+
+def seeds_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """Every training run of the policies that were trained with several seeds; brackets are over its prompts alone."""
+    if "replicates" not in summary:
+        return None
+    found = overview(single_seeds(summary))
+    return found._replace(title="Each training seed: accepted, % of all clips [95 %]")
+
+
+def between_table(summary: Mapping[str, Any]) -> ResultTable | None:
+    """The differences of the policies that were trained with several seeds to each other, over seeds and prompts."""
+    replicated = summary.get("replicates", {})
+    rows = [
+        Row(f"{name} − {other}", {judge: _difference(splits["all"]) for judge, splits in gaps.items()})
+        for name, policy in replicated.items()
+        for other, gaps in policy.get("minus", {}).items()
+    ]
+    return _table("Differences of these policies, points of all clips [95 %]", "policies", rows) if rows else None
 
 
 def further_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
@@ -196,18 +223,36 @@ def _finding(summary: Mapping[str, Any], judge: str) -> str:
         if (gap := policy.get("minus_base", {}).get(judge, {}).get("all")) and gap["diff"] is not None
     }
     order = sorted(gaps, key=lambda name: -gaps[name]["diff"])
-    policies = {
-        kind: [
-            f"{name} ({100 * gaps[name]['diff']:+.1f})"
-            for name in order
-            if verdict(gaps[name]["low"], gaps[name]["high"]) == kind
-        ]
-        for kind in (BETTER, WORSE, OPEN)
+    said_of = {
+        BETTER: "better than base",
+        WORSE: "worse than base",
+        OPEN: "cannot be told apart from base",
+        None: "too few prompts to compare with base",
     }
-    parts = [f"{kind} than base: {', '.join(policies[kind])}" for kind in (BETTER, WORSE) if policies[kind]]
-    if policies[OPEN]:
-        parts.append(f"cannot be told apart from base: {', '.join(policies[OPEN])}")
-    return f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
+    policies = dict[str | None, list[str]]((kind, []) for kind in said_of)
+    for name in order:
+        gap = gaps[name]
+        kind = None if gap["low"] is None else verdict(gap["low"], gap["high"])
+        policies[kind].append(f"{name} ({100 * gap['diff']:+.1f})")
+    parts = [f"{said}: {', '.join(policies[kind])}" for kind, said in said_of.items() if policies[kind]]
+    compared = f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
+    best = summary.get("best", {}).get(judge)
+    return f"{compared} {_best_of(best)}" if best and best["diff"] is not None else compared
+
+
+def _best_of(best: Mapping[str, Any]) -> str:
+    """Whether the best of the trained policies is better than the second, by their own difference."""
+    gap = _difference(best)
+    if gap.verdict == BETTER:
+        return f"{best['policy']} is better than {best['over']}, the second of the trained policies: {gap.text}."
+    if best["low"] is None:
+        return f"Too few prompts to compare {best['policy']} with {best['over']}: {gap.text}."
+    return f"The best of the trained, {best['policy']}, cannot be told apart from {best['over']}: {gap.text}."
+
+
+def _seeds(policy: Mapping[str, Any]) -> dict[str, Cell]:
+    """How many seeds a row is over, where they are several."""
+    return {SEEDS: Cell(str(len(policy["seeds"])))} if "seeds" in policy else {}
 
 
 def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
@@ -215,7 +260,7 @@ def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     for key, title in COMPARED.items():
         if key in policy:
             cells[title] = _difference(policy[key].get(judge, {}).get("all"))
-    return cells | votes(policy.get("agreement", {}).get(judge))
+    return cells | _seeds(policy) | votes(policy.get("agreement", {}).get(judge))
 
 
 def _question_cells(policies: Mapping[str, Any], judge: str, question: str) -> dict[str, Cell]:
@@ -233,7 +278,7 @@ def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     cells = _splits(policy, "scores", judge, _mean)
     gap = policy.get("score_minus_base", {}).get(judge, {}).get("all")
     if cells and gap and gap["diff"] is not None:
-        text = f"{gap['diff']:+.3g} [{gap['low']:+.3g}, {gap['high']:+.3g}]"
+        text = _with_interval(gap["diff"], gap["low"], gap["high"], "+.3g")
         cells["− base"] = Cell(text, verdict(gap["low"], gap["high"]))
     return cells
 
@@ -307,15 +352,21 @@ def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[
 
 
 def _rate(found: Mapping[str, Any] | None) -> Cell:
-    if not found or found["rate"] is None or found["low"] is None or found["high"] is None:
+    if not found or found["rate"] is None:
         return Cell(UNKNOWN)
-    return Cell(f"{100 * found['rate']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]")
+    return Cell(_with_interval(found["rate"], found["low"], found["high"], ".1f", 100) + _spread(found, 100, ".1f"))
+
+
+def _spread(found: Mapping[str, Any], scale: float, form: str) -> str:
+    """The standard deviation between seeds times scale; nothing where there is one."""
+    spread = found.get("between_seeds")
+    return "" if spread is None else f" ± {scale * spread:{form}}"
 
 
 def _mean(found: Mapping[str, Any]) -> Cell:
-    if found["mean"] is None or found["low"] is None or found["high"] is None:
+    if found["mean"] is None:
         return Cell(UNKNOWN)
-    return Cell(f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}]")
+    return Cell(_with_interval(found["mean"], found["low"], found["high"], ".3g") + _spread(found, 1, ".2g"))
 
 
 def _score_of(point: dict[str, Any] | None) -> Cell:
@@ -324,10 +375,16 @@ def _score_of(point: dict[str, Any] | None) -> Cell:
 
 
 def _difference(found: Mapping[str, Any] | None) -> Cell:
-    if not found or found["diff"] is None or found["low"] is None or found["high"] is None:
+    if not found or found["diff"] is None:
         return Cell(UNKNOWN, OPEN)
-    diff, low, high = (100 * found[key] for key in ("diff", "low", "high"))
-    return Cell(f"{diff:+.1f} [{low:+.1f}, {high:+.1f}]", verdict(found["low"], found["high"]))
+    text = _with_interval(found["diff"], found["low"], found["high"], "+.1f", 100) + _spread(found, 100, ".1f")
+    return Cell(text, verdict(found["low"], found["high"]))
+
+
+def _with_interval(middle: float, low: float | None, high: float | None, form: str, scale: float = 1) -> str:
+    """A figure times scale, with its interval in brackets; "–" in them where there is none."""
+    interval = UNKNOWN if low is None or high is None else f"{scale * low:{form}}, {scale * high:{form}}"
+    return f"{scale * middle:{form}} [{interval}]"
 
 
 def _percent(part: float | None) -> Cell:
@@ -355,13 +412,16 @@ def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> ResultTab
 
 def as_text(summary: Mapping[str, Any]) -> str:
     """Warnings, findings and tables for a terminal; ▲ and ▼ mark differences whose interval is clear of zero."""
+    shown = over_seeds(summary)
     tables = [
-        *(accept_table(summary, judge) for judge in judges(summary)),
-        *further_tables(summary),
+        *(accept_table(shown, judge) for judge in judges(summary)),
+        *further_tables(shown),
         *question_tables(summary),
         *filter(
             None,
             (
+                between_table(summary),
+                seeds_table(summary),
                 preference_table(summary),
                 agreement_table(summary),
                 audit_table(summary),
@@ -371,8 +431,9 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ),
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
-    made = [f"{name}: {how}" for name, how in baselines(summary).items()]
-    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(warnings)]
+    made = [f"{name}: {how}" for name, how in baselines(shown).items()]
+    made += [OVER_SEEDS] if "replicates" in summary else []
+    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(shown)), "\n".join(warnings)]
     return "\n\n".join(block for block in blocks if block)
 
 

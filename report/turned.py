@@ -32,11 +32,13 @@ class Turned(NamedTuple):
 def write_turned(summary: Mapping[str, Any], sets: Mapping[str, EvaluationSet], path: Path) -> Turned | None:
     """Write a PNG of one such clip a category, base beside the policy that the first judge accepts most.
 
+    summary: of a policy with several seeds, over them (`report.over_seeds`); the clips are the first's.
     The clip is the first by prompt (test prompts first) and seed that can be read. None, and no picture, where no
     verdict was gained.
     """
     judge = judges(summary)[0]
-    rates = {name: summary["policies"][name]["accept"][judge]["all"]["rate"] for name in sets if name != BASE}
+    policies = {name: summary["policies"][name] for name in sets if name != BASE and name in summary["policies"]}
+    rates = {name: one["accept"][judge]["all"]["rate"] for name, one in policies.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     if not known:
         return None

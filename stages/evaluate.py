@@ -8,8 +8,8 @@ import click
 
 from pipeline.command import PATH, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import EvaluateConfig
-from pipeline.graph import SELECTED
 from pipeline.params import block, section
+from pipeline.replicates import SELECTED, chains, policies_by_seed
 from pipeline.state import stage_state
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,17 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     config = section("evaluate", EvaluateConfig)
     trained = block("policies") | block("comparison.policies") | block("online.policies")
     starts = {name: entry["start"] for name, entry in trained.items()}
-    starts |= {f"{name}{SELECTED}": starts[name] for name in block("select.policies")}
+    extended, selected = block("extend"), block("select.policies")
+    starts |= {f"{name}{SELECTED}": starts[name] for name in selected}
+    by_seed = policies_by_seed(config.policies, trained, extended, selected, block("seeds"))
+    made_from = chains(trained, extended, selected, block("rounds"), block("pools"))
     counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
-    with stage_state("evaluate", out, {"evaluate": config, "starts": starts}, [sets, rounds]) as work:
+    with stage_state("evaluate", out, {"evaluate": config, "starts": starts, "seeds": by_seed}, [sets, rounds]) as work:
         evaluated = {name: load_set(sets / name, config.judges) for name in config.policies}
         summary = summarise(
-            evaluated, starts, counts, config.draws, config.seed, top_k=config.top_k, best_of=config.best_of
+            evaluated, starts, counts, config.draws, config.seed, config.top_k, config.best_of, by_seed, made_from
         )
-        for name, entry in block("extend").items():
+        for name, entry in extended.items():
             if name in summary["policies"]:
                 summary["policies"][name]["baseline"] = {"kind": "prompt_extension", "of": entry["policy"]}
         for sentence in summary["warnings"]:

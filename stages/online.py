@@ -52,7 +52,7 @@ def main(
     from pipeline.recipes import load_recipe
 
     entry, model = section(f"online.policies.{name}", OnlineEntry), section("generator", GeneratorConfig)
-    path, recipe = Path(section("prompts", PromptsConfig).path), load_recipe(entry.recipe, entry.changes)
+    path, recipe = Path(section("prompts", PromptsConfig).path), load_recipe(entry.recipe, entry.all_changes)
     judges = {entry.judge: source_block(entry.judge)}
     judges[entry.held_out] = source_block(entry.held_out)
     if recipe.questions and is_source(recipe.questions.writer):

@@ -31,6 +31,7 @@ from pipeline.train import TrainJob, run, with_audited_noise
     "--set", "clips", type=PATH, required=True, help="Folder of the clip set of a round, or of those of a pool."
 )
 @click.option("--rows", type=PATH, required=True, help="Folder of the objective's rows.")
+@click.option("--entry", help="Dotted name of the policy's entry in params.yaml, for its own seed.")
 @out_option
 @metrics_option
 @device_option
@@ -43,6 +44,7 @@ def main(
     start: Path,
     clips: Path,
     rows: Path,
+    entry: str | None,
     out: Path,
     metrics: Path,
     device: str,
@@ -59,7 +61,7 @@ def main(
     from rl.objectives import get_objective
 
     model, objective, size = section("generator", GeneratorConfig), get_objective(name), section("video", VideoSize)
-    config = with_audited_noise(train_config(objective), rows, RECORDED / "audits.json")
+    config = with_audited_noise(train_config(objective, entry), rows, RECORDED / "audits.json")
     shaping = replace(config, preview=None)  # pictures shape no weight
     inputs = [start, *model.folders, RECORDED / "generator.json", clips, rows]
     params = {"objective": name, "generator": model, "video": size, "train": shaping}

@@ -217,7 +217,7 @@ def params_read_by(name: str) -> set[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "build_config":
             read.add("build")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "train_config":
-            read |= {"train.common", "train.*"}
+            read |= {"train.common", "train.*", re.sub(r"\$\{.*?\}", "*", option(STAGES[name]["cmd"], "entry"))}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_params":
             read.add(node.args[0].args[0].value)  # of load_params(Path("file"))
         if (

@@ -17,6 +17,7 @@ from generators.families.wan import WanGenerator
 from pipeline.advice import advice
 from pipeline.check import check_params
 from pipeline.params import ParamsError
+from pipeline.replicates import expanded
 from pipeline.summary import summarise
 from tests.support.defaults import default_params
 from tests.support.first_frames import shows_first_frame
@@ -412,6 +413,34 @@ def test_the_summary_counts_the_clips_of_checkpoints_and_of_online_updates(proje
     assert lines["selection"] == "clips of checkpoints: rwr1 480"
     assert "selection 480" in lines["judges"]
     assert lines["online"] == "ask1 = ask-a-video from base, judge judge: 21 clips with gradient"
+
+
+def test_several_seeds_are_a_line_and_their_policies_are_named_once(project):
+    project(expanded(default_params(), [1, 2, 3]))
+    lines = lines_of(check_params())
+
+    assert lines["seeds"] == "1, 2, 3: each policy is trained once with each"
+    assert lines["policies"].endswith("dpo2 = dpo on r2 from rwr1") and "-s2" not in lines["policies"]
+    assert lines["evaluation"].startswith("16 policies x 58 prompts")
+
+
+def test_the_first_seed_is_the_one_that_entries_without_a_seed_are_trained_with(project):
+    online = {"start": "base", "recipe": "ask-a-video", "judge": "judge", "held_out": "judge"}
+    for change, message in (
+        (lambda params: params["train"]["common"].update(seed=4), "sft1 is trained with seed 4 (in train.sft or"),
+        (lambda params: params["train"]["dpo"].update(seed=4), "dpo1 is trained with seed 4 (in train.dpo or"),
+        (
+            lambda params: params["online"].update(policies={"ask1": online | {"changes": {"engine": {"seed": 4}}}}),
+            "ask1 is trained with seed 4 (in its changes or recipe ask-a-video)",
+        ),
+    ):
+        params = default_params()
+        change(params)
+        project(params)
+        check_params()  # one seed: whatever it is
+        project(expanded(params, [1, 2]))
+        with pytest.raises(ParamsError, match=re.escape(f"seeds begins with 1, but {message}")):
+            check_params()
 
 
 def test_many_names_are_cut(project):

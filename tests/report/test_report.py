@@ -22,7 +22,8 @@ from evaluation.checkpoints import RATE, plot_rows
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
-from report.methods import read_methods
+from report.methods import read_methods, tables
+from report.over_seeds import over_seeds
 from report.page import read_logs, read_measured, read_selected, read_trained, write_page
 from report.playable import PlayableCopies, copy_playable
 from report.table import (
@@ -276,6 +277,64 @@ def test_audits_and_curves_are_read_where_they_are_there(tmp_path):
     found = {"judge": "judge", "measured": ["physics"], "kept": 200, "curve": curve}
     assert read_selected(tmp_path / "select") == {"rwr1": found}
     assert read_measured(tmp_path / "nowhere") == read_selected(tmp_path / "nowhere") == {}
+
+
+@pytest.fixture
+def replicated(sets):
+    """The summary of base and rwr1, whose second seed rejects half of what the first accepts."""
+    one = sets["rwr1"]
+    answers = [replace(label, label=bool(i % 2)) for i, label in enumerate(one.labels["judge"])]
+    all_sets = {**sets, "rwr1-s2": replace(one, labels=one.labels | {"judge": tuple(answers)})}
+    by_seed, chains = {"rwr1": {1: "rwr1", 2: "rwr1-s2"}}, {"rwr1": {"rwr1"}, "rwr1-s2": {"rwr1-s2"}}
+    starts = {"rwr1": "base", "rwr1-s2": "base"}
+    found = summarise(all_sets, starts, {"r1": COUNTS}, draws=50, seed=1, by_seed=by_seed, chains=chains)
+    return all_sets, found | {"trained": TRAINED | {"rwr1-s2": TRAINED["rwr1"]}}
+
+
+def test_a_policy_of_several_seeds_is_one_row_with_the_spread_and_each_seed_stands_below(replicated, tmp_path):
+    all_sets, summary = replicated
+    logs = dict.fromkeys(("rwr1", "rwr1-s2"), LOGS["rwr1"])
+    write_page(summary, all_sets, logs, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+    above, _, folded = text.partition("<details>")
+
+    # 8 of 8 and 4 of 8: the mean 75 %, the standard deviation between them sqrt(2) / 4.
+    (shown,) = [cells for cells in cells_of(above, "rwr1") if cells[-1] == "2"]
+    assert shown[1].startswith("75.0 [") and shown[1].endswith(" ± 35.4")
+    assert not cells_of(above, "rwr1-s2")
+    assert cells_of(folded, "rwr1-s2")[0][1].startswith("50.0 [")
+    assert [row.name for row in overview(over_seeds(summary)).rows] == ["base", "rwr1"]
+    assert "± is the standard deviation between the seeds" in above
+    assert "rwr1-s2" not in (tmp_path / "out/media/accept-light.svg").read_text()
+    assert "rwr1-s2" not in (tmp_path / "out/media/lineage-light.svg").read_text()
+    curves = (tmp_path / "out/media/training-light.svg").read_text()
+    assert curves.count("rwr1, loss") == 1
+    one = (tmp_path / "out/media/training-light.svg").read_text().count("<path")
+    write_page(summary, all_sets, {"rwr1": LOGS["rwr1"]}, None, tmp_path / "alone")
+    assert one == (tmp_path / "alone/media/training-light.svg").read_text().count("<path") + 1
+
+
+def test_the_terminal_shows_the_seeds_as_one_row_and_each_below(replicated):
+    lines = as_text(replicated[1]).splitlines()
+
+    first = next(line for line in lines if line.startswith("rwr1 "))
+    assert " ± 35.4" in first and any(line.startswith("rwr1-s2 ") for line in lines)
+    assert sum("seeds" in line for line in lines) >= 2
+    assert "cannot be told apart from base: rwr1 (+75.0)" in as_text(replicated[1])
+
+
+def test_replicated_settings_are_one_column_with_all_seeds():
+    config = {"learning_rate": 0.002, "seed": 1}
+    one = {"objective": "rwr", "start": "base", "config": config, "made_with": [MADE_WITH]}
+    made = {
+        "generator": {}, "judges": {}, "sampling": {},
+        "policies": {"rwr1": one, "rwr1-s2": one | {"config": config | {"seed": 2}}},
+    }  # fmt: skip
+    _, settings, made_with = tables(made, {"rwr1": {"policies": ["rwr1", "rwr1-s2"], "seeds": [1, 2]}})
+
+    assert settings.columns == ["rwr1"]
+    assert [row.cells["rwr1"].text for row in settings.rows if row.name == "seed"] == ["1, 2"]
+    assert made_with.columns == ["rwr1, rwr1-s2"]
 
 
 BLOCK = {"model": "m", "model_versions": ["0123456789abcdef"], "rubric": "review", "rubric_hash": "beef", "votes": 1}

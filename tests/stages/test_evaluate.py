@@ -17,6 +17,7 @@ from data.records import Label, Sample, read_rows, write_rows
 from pipeline.check import check_params
 from pipeline.configs import EvaluateConfig
 from pipeline.params import ParamsError, section
+from pipeline.replicates import expanded
 from stages.evaluate import main
 from tests.support.defaults import default_params
 
@@ -113,10 +114,27 @@ def test_the_stage_writes_the_summary_the_metrics_and_what_is_plotted(evaluate, 
     # physics, the first judge, knows one clip of rwr1, which it accepts in both.
     assert metrics == {"base": 50.0, "rwr1": 100.0, "Δrwr1": 0.0}
     assert detail["rounds"] == {"r1": [1, 2, 1], "r2": [1, 2, 1]}
-    assert '"all": [50.0, 50.0, 50.0]' in Path("metrics/evaluate.json").read_text()  # one line, which git compares
+    assert '"all": [50.0, null, null]' in Path("metrics/evaluate.json").read_text()  # one line, which git compares
     assert len(plotted) == 3 * 2
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == summary["warnings"]
     assert "physics left 1 of rwr1's 2 clips unlabelled" in summary["warnings"][0]
+
+
+def test_policies_of_several_seeds_are_summarised_together(evaluate):
+    document = expanded(yaml.safe_load(Path("params.yaml").read_text()), [1, 2])
+    Path("params.yaml").write_text(yaml.safe_dump(document))
+    write_set(Path("sets/rwr1-s2"), {"judge": [True, False], "physics": [True, False]})
+    shutil.copy("rounds/r2.json", "rounds/r2-s2.json")
+
+    assert evaluate().exit_code == 0
+
+    summary = json.loads(Path("runs/evaluation/summary.json").read_text())
+    found = summary["replicates"]["rwr1"]
+    assert (found["policies"], found["seeds"]) == (["rwr1", "rwr1-s2"], [1, 2])
+    assert found["accept"]["judge"]["all"]["rate"] == 0.75
+    assert found["accept"]["judge"]["all"]["of_seeds"] == [1.0, 0.5]
+    assert list(summary["policies"])[:3] == ["base", "rwr1", "rwr1-s2"] and set(summary["replicates"]) == {"rwr1"}
+    assert json.loads(Path("metrics/evaluate.json").read_text())["rwr1 of 2 seeds"] == 75.0  # by physics: 1, 1, 0
 
 
 def test_a_policy_without_an_evaluation_ends_the_stage_with_what_to_run(evaluate):
