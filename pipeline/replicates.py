@@ -16,9 +16,9 @@ from pipeline.params import PARAMS, ParamsError
 
 SEEDS, OF, SEED = "seeds", "of", "seed"  # keys
 TRAINED = ("policies", "comparison.policies", "online.policies")  # sections whose entries are trained
-ENTRIES = ("rounds", *TRAINED, "extend")  # whose entries may be replicates
+ENTRIES = ("rounds", "dense", *TRAINED, "extend")  # whose entries may be replicates
 LISTS = ("comparison.rounds", "select.policies", "evaluate.policies")  # of their names
-ROUNDS = ("rounds", "pools", "comparison.rounds")  # names of rounds, in the others of policies
+ROUNDS = ("rounds", "dense", "pools", "comparison.rounds")  # names of rounds, in the others of policies
 SELECTED = "-selected"  # suffix of a policy that stage select makes from a checkpoint
 SHOWN = 4  # names in a message
 
@@ -29,7 +29,7 @@ class Names(NamedTuple):
     """By name, the name of the replicate; what has none is shared by all seeds."""
 
     policies: dict[str, str]  # the selected and the extended ones among them
-    rounds: dict[str, str]  # and pools
+    rounds: dict[str, str]  # dense sets and pools among them
 
 
 def replica(name: str, seed: int) -> str:
@@ -96,6 +96,11 @@ def names(params: Mapping[str, Any], seed: int) -> Names:
     policies |= selected
     policies |= {name: replica(name, seed) for name, entry in params["extend"].items() if entry["policy"] in policies}
     rounds = {name: replica(name, seed) for name, entry in params["rounds"].items() if entry["policy"] in policies}
+    rounds |= {
+        name: replica(name, seed)
+        for name, entry in params["dense"].items()
+        if entry["policy"] in policies or entry["round"] in rounds
+    }
     while more := {
         name: replica(name, seed)
         for name, parts in params["pools"].items()
@@ -211,15 +216,19 @@ def chains(
     extended: Mapping[str, Mapping[str, Any]],
     selected: Collection[str],
     rounds: Mapping[str, Mapping[str, Any]],
+    dense: Mapping[str, Mapping[str, Any]],
     pools: Mapping[str, Sequence[str]],
 ) -> dict[str, set[str]]:
     """By policy, itself and the policies that it comes from: starts, and those that sampled its rounds.
 
-    trained, extended, selected: as of `policies_by_seed`. rounds, pools: the sections.
+    trained, extended, selected: as of `policies_by_seed`. rounds, dense, pools: the sections.
     """
     before: dict[Node, set[Node]] = {("policy", f"{name}{SELECTED}"): {("policy", name)} for name in selected}
     before |= {("policy", name): {("policy", entry["policy"])} for name, entry in extended.items()}
     before |= {("round", name): {("policy", entry["policy"])} for name, entry in rounds.items()}
+    before |= {
+        ("round", name): {("policy", entry["policy"]), ("round", entry["round"])} for name, entry in dense.items()
+    }
     before |= {("round", name): {("round", part) for part in parts} for name, parts in pools.items()}
     for name, entry in trained.items():
         before["policy", name] = {("policy", entry["start"])}

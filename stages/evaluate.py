@@ -33,7 +33,7 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     extended, selected = block("extend"), block("select.policies")
     starts |= {f"{name}{SELECTED}": starts[name] for name in selected}
     by_seed = policies_by_seed(config.policies, trained, extended, selected, block("seeds"))
-    made_from = chains(trained, extended, selected, block("rounds"), block("pools"))
+    made_from = chains(trained, extended, selected, block("rounds"), block("dense"), block("pools"))
     counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
     with stage_state("evaluate", out, {"evaluate": config, "starts": starts, "seeds": by_seed}, [sets, rounds]) as work:
         evaluated = {name: load_set(sets / name, config.judges) for name in config.policies}

@@ -17,6 +17,12 @@ def params():
     found = default_params()
     found["rounds"] |= {"r1b": {"policy": "base"}, "r3": {"policy": "rwr1-selected"}}
     found["pools"] = {"both": ["r1", "r1b"], "later": ["both", "r2"], "all": ["later", "r3"]}
+    sampled = {"noise": 0.6, "pairs_per_prompt": 2, "window": 4}
+    found["dense"] = {
+        "d1": {"round": "r1", "policy": "base"} | sampled,
+        "d2": {"round": "r2", "policy": "rwr1"} | sampled,
+    }
+    found["policies"]["dense2"] = {"start": "rwr1", "round": "d2", "objective": "dense_dpo"}
     found["policies"]["rwr3"] = {"start": "rwr1-selected", "round": "all", "objective": "rwr"}
     found["policies"]["dpo1b"] = {"start": "base", "round": "both", "objective": "dpo"}
     compared = {"rwr2-physics": {"start": "rwr1", "round": "r2", "objective": "rwr", "source": "physics"}}
@@ -38,7 +44,9 @@ def test_a_chain_is_repeated_as_a_whole_and_what_base_made_is_shared(params):
     assert found["policies"]["rwr2-s2"] == (
         {"start": "rwr1-s2", "round": "r2-s2", "objective": "rwr", "seed": 2, "of": "rwr2"}
     )
-    assert not {"r1-s2", "r1b-s2"} & found["rounds"].keys()
+    assert not {"r1-s2", "r1b-s2"} & found["rounds"].keys() and "d1-s2" not in found["dense"]
+    assert found["dense"]["d2-s2"] == params["dense"]["d2"] | {"round": "r2-s2", "policy": "rwr1-s2", "of": "d2"}
+    assert found["policies"]["dense2-s2"]["round"] == "d2-s2"
     assert found["pools"].keys() - params["pools"].keys() == {"later-s2", "all-s2"}
     assert found["pools"]["all-s2"] == ["later-s2", "r3-s2"] and found["pools"]["later-s2"] == ["both", "r2-s2"]
     assert found["policies"]["dpo1b-s2"]["round"] == "both"
@@ -136,9 +144,10 @@ def test_evaluated_policies_are_grouped_by_seed(params):
 def test_a_policy_comes_from_its_starts_and_from_what_sampled_its_rounds(params):
     params["policies"]["off"] = {"start": "base", "round": "later", "objective": "rwr"}
     found = expanded(params, [1, 2])
-    made_from = chains(*in_parts(found), found["rounds"], found["pools"])
+    made_from = chains(*in_parts(found), found["rounds"], found["dense"], found["pools"])
 
     assert made_from["rwr2-s2"] == {"rwr2-s2", "rwr1-s2", "base"}
     assert made_from["off-s2"] == {"off-s2", "rwr1-s2", "base"}  # by way of later-s2 and r2-s2
+    assert made_from["dense2-s2"] == {"dense2-s2", "rwr1-s2", "base"}
     assert made_from["rwr3"] == {"rwr3", "rwr1-selected", "rwr1", "base"}
     assert made_from["rwr2-long"] == {"rwr2-long", "rwr2", "rwr1", "base"}
