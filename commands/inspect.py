@@ -50,7 +50,7 @@ def show(
 ) -> None:  # fmt: skip
     """Print what a folder holds, by category, and list its clips.
 
-    FOLDER is runs/<round>/labels/<source>, runs/<round>/datasets/{sft,rwr,dpo} or runs/<round>/samples.
+    FOLDER is runs/<round>/labels/<source>, runs/<round>/datasets/<objective> or runs/<round>/samples.
 
     Conditions are those of pandas.DataFrame.query, on any column of the samples, labels and verdicts; an order is any
     expression of the columns of samples and labels, smallest first. Without a condition the prompts that have no

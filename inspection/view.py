@@ -1,7 +1,7 @@
 """A folder of a run as a table that a person filters: a row a clip, or a row a pair.
 
     labels      runs/<round>/labels/<source>        columns of Sample and Label, in conditions of Verdict too
-    weighted    runs/<round>/datasets/{sft,rwr}     columns of Sample and Weighted
+    weighted    runs/<round>/datasets/rwr           columns of Sample and Weighted; also of sft, kto and nft
     paired      runs/<round>/datasets/dpo           columns of Pair, and the prompt's of Sample
     clip_set    runs/<round>/samples                columns of Sample
 

@@ -76,7 +76,8 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
 
 def noisy_sources(params: Mapping[str, Any]) -> list[str]:
     """The sources whose labels a policy is trained on by an objective with label_noise: from_audit, the only word."""
-    noisy = {name for name, own in params["train"].items() if isinstance((own or {}).get("label_noise"), str)}
+    settings = {name: own for name, own in params["train"].items() if isinstance(own, Mapping)}
+    noisy = {name for name, own in settings.items() if isinstance(own.get("label_noise"), str)}
     entries = trained_policies(params).values()
     return sorted({one.get("source", params["feedback"]["source"]) for one in entries if one["objective"] in noisy})
 

@@ -55,7 +55,8 @@ class Settings:
 
 def settings(params: Mapping[str, Any], model: GeneratorConfig, size: VideoSize, sampling: Sampling) -> Settings:
     """With the objective of the trained policies that has most clips in a forward; a pair has two."""
-    names = {entry["objective"] for entry in trained_policies(params).values()} or set(OBJECTIVES)
+    known = OBJECTIVES.keys() & params["train"].keys()
+    names = {entry["objective"] for entry in trained_policies(params).values()} or known
     clips = {name: _clips(name, train_config(OBJECTIVES[name])) for name in sorted(names)}
     most = max(clips, key=lambda name: clips[name])
     config = train_config(OBJECTIVES[most])

@@ -87,7 +87,7 @@ def train(
             for piece in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=alike):
                 # A row of weight 0 has no gradient: it counts in the mean and need not be run, unless all run alike.
                 own = [place for place in piece if alike or objective.weight(rows[batch[place]]) != 0]
-                if own or alike:  # without a row, another slice's, which counts nothing here
+                if own or alike:  # without a row of its own, one of another slice is run, which counts nothing here
                     pieces.append((own or [0], 1.0 if own else 0.0))
             # 2. The mean over the whole batch, of an objective that reads one: before the gradient of any piece
             mean: Tensor | None = None
@@ -104,7 +104,7 @@ def train(
             totals = torch.zeros(3 + 2 * len(objective.facts), device=device)  # see `_sums`
             for (places, counts), before in zip(pieces, known, strict=True):
                 # 3. Errors of policy and reference
-                if before is None or not before.policy[0].requires_grad:
+                if before is None or not before.policy[0].requires_grad:  # the pass above was without gradient
                     found = errors_of(step, batch, places, before and before.reference)
                 else:
                     found = before
