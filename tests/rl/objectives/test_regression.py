@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.records import Pair, Weighted
+from data.records import DensePair, Pair, Weighted
 from generators.core.process import Epsilon, FlowMatching, Velocity
 from rl.objectives import OBJECTIVES, get_objective, per_sample_error, rwr_loss, sft_loss
 
@@ -77,7 +77,7 @@ def test_objectives_know_their_rows():
     facts = {o.name: (o.row_type, o.uses_reference, len(o.facts)) for o in OBJECTIVES.values()}
     assert facts == {
         "sft": (Weighted, False, 0), "rwr": (Weighted, False, 0), "dpo": (Pair, True, 3), "kto": (Weighted, True, 5),
-        "nft": (Weighted, True, 4),
+        "nft": (Weighted, True, 4), "dense_dpo": (DensePair, True, 3),
     }  # fmt: skip
     weights = [OBJECTIVES[name].weight(weighted) for name in ("sft", "rwr", "kto", "nft")]
     assert weights == [1.0, 0.5, 1.0, 1.0]  # kto and nft run rejected clips too
@@ -85,5 +85,5 @@ def test_objectives_know_their_rows():
 
 
 def test_an_unknown_objective_lists_the_known():
-    with pytest.raises(ValueError, match="'ppo' is unknown; known: sft, rwr, dpo, kto, nft"):
+    with pytest.raises(ValueError, match="'ppo' is unknown; known: sft, rwr, dpo, kto, nft, dense_dpo"):
         get_objective("ppo")
