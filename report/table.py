@@ -1,6 +1,6 @@
 """summary.json as the tables that people read, for the page and for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from report.text import aligned
@@ -353,7 +353,7 @@ def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> ResultTab
     return ResultTable(title, head, [*(t for t in first if t in found), *(t for t in found if t not in first)], rows)
 
 
-def as_text(summary: Mapping[str, Any]) -> str:
+def as_text(summary: Mapping[str, Any], further: Sequence[ResultTable] = ()) -> str:
     """Warnings, findings and tables for a terminal; ▲ and ▼ mark differences whose interval is clear of zero."""
     tables = [
         *(accept_table(summary, judge) for judge in judges(summary)),
@@ -369,6 +369,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
                 select_table(summary),
             ),
         ),
+        *further,
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
     made = [f"{name}: {how}" for name, how in baselines(summary).items()]

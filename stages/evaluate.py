@@ -8,6 +8,7 @@ import click
 
 from pipeline.command import PATH, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import EvaluateConfig
+from pipeline.cost import COST
 from pipeline.graph import SELECTED
 from pipeline.params import block, section
 from pipeline.state import stage_state
@@ -31,7 +32,8 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     trained = block("policies") | block("comparison.policies") | block("online.policies")
     starts = {name: entry["start"] for name, entry in trained.items()}
     starts |= {f"{name}{SELECTED}": starts[name] for name in block("select.policies")}
-    counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
+    figures = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
+    counts = {name: {key: value for key, value in one.items() if key != COST} for name, one in figures.items()}
     with stage_state("evaluate", out, {"evaluate": config, "starts": starts}, [sets, rounds]) as work:
         evaluated = {name: load_set(sets / name, config.judges) for name in config.policies}
         summary = summarise(
