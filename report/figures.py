@@ -89,7 +89,7 @@ def has_costs(summary: Mapping[str, Any]) -> bool:
 
 
 def gain_by_cost(summary: Mapping[str, Any], theme: Theme) -> str:
-    """SVG: each policy's gain over base in points, with its interval, by the forwards that making it took, a panel a judge.
+    """SVG: each policy's gain over base, with its interval, by the forwards that making it took; a panel a judge.
 
     summary["costs"]: as report.cost.costs_of has it. A policy whose forwards are not known is left out. Baselines are
     hollow: what they cost beside is at sampling.

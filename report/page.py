@@ -34,7 +34,8 @@ def write_page(
     """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
     summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `methods`
-        (`report.methods.read_methods`), `costs` (`report.cost.costs_of`), `audit` and `select` (`read_measured`, `read_selected`).
+        (`report.methods.read_methods`), `costs` (`report.cost.costs_of`), `audit` and `select` (`read_measured`,
+        `read_selected`).
     sets: evaluation sets by policy; a baseline that is only computed has none.
     logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
     encoded: folder that keeps the gallery's encoded clips for the next report; None keeps none.

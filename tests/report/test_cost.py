@@ -8,7 +8,9 @@ from report import figures
 from report.cost import COST, UNKNOWN_COST, Cost, Entries, cost_of, costs_of, read_costs, stages_of, tables
 
 ENTRIES = Entries(
-    rounds={"r1": {"policy": "base"}, "r1b": {"policy": "base"}, "r2": {"policy": "rwr1"}, "r3": {"policy": "rwr1-selected"}},
+    rounds={
+        name: {"policy": by} for name, by in (("r1", "base"), ("r1b", "base"), ("r2", "rwr1"), ("r3", "rwr1-selected"))
+    },
     pools={"both": ["r1", "r1b"], "all": ["both", "r2"]},
     policies={
         "sft1": {"start": "base", "round": "r1", "objective": "sft"},
