@@ -39,6 +39,7 @@ from cluster.nodes import (
 )
 from cluster.pool import DataT, Make, ResultT, Unit
 from cluster.provenance import code_hash
+from data.pace import hold
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class OnRay:
         self._devices: list[dict[str, Any]] = []  # kinds that were met
         self._said: set[tuple[str, int, str]] = set()
         self._waits_since = time.monotonic()
+        if self._kind != "CPU":
+            hold(lambda: sum(one.facts is not None for one in list(self._members)))
 
     def run(
         self, make: Make[DataT, ResultT], units: Sequence[Unit[DataT]]

@@ -8,6 +8,8 @@ import gc
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from data.pace import hold
+
 DataT = TypeVar("DataT")
 ResultT = TypeVar("ResultT")
 DataT_contra = TypeVar("DataT_contra", contravariant=True)
@@ -101,6 +103,7 @@ def pool_of(engine: str, workers: str = AUTO, device: str = AUTO) -> Pool:
         from cluster.devices import pick_device
 
         if pick_device(device).type != "cpu":
+            hold(lambda: 1)
             return Here()
         from cluster.forks import Forks
 

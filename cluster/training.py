@@ -45,6 +45,7 @@ from cluster.nodes import (
     settle_in,
 )
 from cluster.provenance import code_hash
+from data.pace import hold
 from data.policies import CHECKPOINTS, FOLDER, PROGRESS
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ def together(body: Callable[..., Any], arguments: Sequence[Any], processes: str,
     kind = kind_of_worker(ray, device)
     size = Size.of(processes, 0 if kind == "CPU" else room_for(ray, kind))
     run = _Run(ray, kind, size, work, device, Ours(code_hash(), compared_versions()))
+    if kind != "CPU":
+        hold(lambda: len(run.members))
     try:
         return run.result(ray.cloudpickle.dumps((body, tuple(arguments))))
     finally:

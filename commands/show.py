@@ -25,12 +25,13 @@ def main(policy: str | None, report: Path, watched: bool, once: bool, every: flo
         return
     if policy:
         raise ValueError(f"{policy}: only --watch takes a policy")
+    from report.cost import tables
     from report.table import as_text
 
     if not (report / "summary.json").is_file():
         raise ValueError(f"{report} has no report yet: run dvc repro")
     summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
-    click.echo(f"\n{as_text(summary)}\n\n{(report / 'index.html').resolve()}")
+    click.echo(f"\n{as_text(summary, tables(summary))}\n\n{(report / 'index.html').resolve()}")
 
 
 def _watch(policy: str | None, once: bool, every: float) -> None:

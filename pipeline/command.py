@@ -125,7 +125,7 @@ def stage_command(function: Callable[..., None]) -> click.Command:
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """A small JSON file in metrics/; nothing volatile, so that equal runs give equal bytes.
+    """A small JSON file in metrics/; nothing volatile but the times within `cost` (pipeline.cost).
 
     A list of numbers takes one line, so that `git diff` shows it whole.
     """

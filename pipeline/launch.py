@@ -1,10 +1,12 @@
 """On which machines, and as how many processes, a stage trains: this machine's own, or those of a Ray cluster."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cluster.pool import ENGINES, HERE
+from data.pace import hold
 
 ResultT = TypeVar("ResultT")
 
@@ -39,6 +41,11 @@ class Launch(NamedTuple):
         work: the stage's resume state.
         """
         if self.engine == HERE:
+            from cluster.devices import pick_device
+
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            on_accelerators = pick_device(self.device).type != "cpu"
+            hold(lambda: processes if on_accelerators else 0)
             return body(job, work, self.device)
         from cluster.training import together
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data.doors import find
 from data.prompts import Prompt
 from pipeline.configs import CheckConfig, GeneratorConfig
+from pipeline.cost import COST
 from pipeline.recipes import JudgeSettings, Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -112,7 +113,7 @@ def train(given: OnlineTraining, work: Path, device: str) -> dict[str, Any]:
     tracker = Tracker(given.tracker, given.out.name) if given.tracker else None
     report = run(given.job, load, given.start, work, given.out, place, tracker)
     facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
-    return {**facts, "question_loss": report.last.get("question_loss")}
+    return {**facts, "question_loss": report.last.get("question_loss"), COST: report.counts}
 
 
 def run(
@@ -443,15 +444,19 @@ class HeldOutCheck:
     def _held_out(self, own: "Sequence[ClipSet]") -> dict[str, float | None]:
         """The held-out judge's scores by sample_id: of this process's clips, or of all where the first one asks."""
         from cluster import devices
+        from data.counts import count
         from data.store import ClipSet
         from feedback.core.label import look_at_all
+        from feedback.core.spent import spent_on
 
         by_first, source = self.held_out
 
         def ask(clip_sets: Sequence[ClipSet]) -> dict[str, float | None]:
             assert source is not None
             clips = sum(len(clip_set.samples) for clip_set in clip_sets)
-            return {look.sample.sample_id: _score(look.label) for look in look_at_all(clip_sets, source, clips)}
+            looks = look_at_all(clip_sets, source, clips)
+            count(spent_on([verdict for look in looks for verdict in look.verdicts], source))
+            return {look.sample.sample_id: _score(look.label) for look in looks}
 
         if not by_first:
             return ask(own) if own else {}
@@ -459,23 +464,29 @@ class HeldOutCheck:
         return devices.of_first(lambda: ask([ClipSet.open(folder) for folder in folders]))
 
     def _clips(self, folder: Path, update: int) -> "ClipSet":
+        from data.counts import Counts, count
         from data.store import ClipSet
-        from generators.core.rollout import ClipSetName, generate_clip_set
+        from generators.core.rollout import ClipSetName, counts_of, generate_clip_set
 
+        work = folder.with_name("work")
         if not folder.exists():
-            called, work = ClipSetName(CLIP_SET, f"step-{update:06d}"), folder.with_name("work")
+            called = ClipSetName(CLIP_SET, f"step-{update:06d}")
             size, encoded = self.generator.size, self.encoded.of([prompt.prompt_id for prompt in self.prompts])
             generate_clip_set(
                 lambda _: self.generator, self.prompts, size, self.sampling, called, work, folder, None, encoded
             )
+        count(counts_of(work) or Counts())  # also of what a run that was killed had sampled
         return ClipSet.open(folder)
 
     def _training(self, clip_set: "ClipSet", sample: "Sample") -> float:
         """The training judges' score of a clip, weighted."""
+        from data.counts import Counts, count
+
         frames = _in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
         for judge, weight in self.judges:
             answers = judge(frames[judge.frame_indices(len(frames), 0)], sample.prompt_id, 0)
+            count(Counts(judge_calls=len(answers.questions)))
             metric = bool(answers.p_wanted.isnan().all())
             total += weight * float((-answers.loss if metric else answers.p_wanted).mean())
         return total

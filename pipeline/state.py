@@ -4,6 +4,7 @@
 .state/<stage>-<out>/<identity>/          the work so far of exactly these params, inputs and code (pipeline.identity)
 .state/<stage>-<out>/<identity>.json      those params, inputs and code, to read and to compare
 .state/<stage>-<out>/<identity>.seconds   how long runs have worked at it
+.state/<stage>-<out>/<identity>.held      likewise, each second times the accelerators that were held, if any were
 .state/<stage>-<out>/<identity>.finished  published, and kept until DVC has saved it: the folder, its manifest
 """
 
@@ -14,7 +15,6 @@ import os
 import shlex
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import click
 
 from data.manifest import MANIFEST, StoreError, atomically
+from data.pace import Clock, TimeWorked, clock_of_this_stage
 from data.policies import FINISHED
 from pipeline.guardians import DVC_STAGE, end_with_dvc
 from pipeline.identity import CODE, Difference, differences, facts_of, identity
@@ -120,7 +121,7 @@ def _note_finished(out: Path, work: Path) -> list[Path]:
     note = _finished_path(work)
     with atomically(note) as partial:
         partial.write_text(json.dumps({"out": out.as_posix(), "manifest": manifest_hash(out)}) + "\n", encoding="utf-8")
-    return [work, note, _facts_path(work), _seconds_path(work)]
+    return [work, note, _facts_path(work), _seconds_path(work), _held_path(work)]
 
 
 def _delete_saved(root: Path) -> None:
@@ -280,6 +281,10 @@ def _seconds_path(work: Path) -> Path:
     return work.with_name(f"{work.name}.seconds")
 
 
+def _held_path(work: Path) -> Path:
+    return work.with_name(f"{work.name}.held")
+
+
 def _finished_path(work: Path) -> Path:
     return work.with_name(f"{work.name}{FINISHED}")
 
@@ -310,17 +315,27 @@ def _seconds(work: Path, otherwise: float = 0.0) -> float:
     return float(path.read_text()) if path.is_file() else otherwise
 
 
+def _held(work: Path) -> float:
+    path = _held_path(work)
+    return float(path.read_text()) if path.is_file() else 0.0
+
+
 @contextlib.contextmanager
 def _time_kept(work: Path) -> Iterator[None]:
-    """Add the time within it to what the work's file says, every BEAT seconds and at the end."""
-    before, began, ended = _seconds(work), time.monotonic(), threading.Event()
+    """Add the time within it to what the work's files say, every BEAT seconds and at the end.
+
+    Within it, `data.pace.time_worked` is the time of all runs so far.
+    """
+    clock, ended = Clock(TimeWorked(_seconds(work), _held(work))), threading.Event()
 
     def write() -> None:
-        with (
-            contextlib.suppress(StoreError, OSError),
-            atomically(_seconds_path(work)) as partial,
-        ):  # such as a full disk
-            partial.write_text(f"{before + time.monotonic() - began:.1f}\n")
+        worked = clock.read()
+        with contextlib.suppress(StoreError, OSError):  # such as a full disk
+            with atomically(_seconds_path(work)) as partial:
+                partial.write_text(f"{worked.seconds:.1f}\n")
+            if worked.accelerator_seconds:
+                with atomically(_held_path(work)) as partial:
+                    partial.write_text(f"{worked.accelerator_seconds:.1f}\n")
 
     def beat() -> None:
         while not ended.wait(BEAT):
@@ -329,7 +344,8 @@ def _time_kept(work: Path) -> Iterator[None]:
     thread = threading.Thread(target=beat, name="time-kept", daemon=True)
     thread.start()
     try:
-        yield
+        with clock_of_this_stage(clock):
+            yield
     finally:
         ended.set()
         thread.join()
@@ -338,8 +354,9 @@ def _time_kept(work: Path) -> Iterator[None]:
 
 def _move(work: Path, to: Path) -> None:
     """Rename work with its time. A kill in between leaves the folder under one of the names."""
-    if _seconds_path(work).is_file():
-        shutil.copyfile(_seconds_path(work), _seconds_path(to))
+    for path_of in (_seconds_path, _held_path):
+        if path_of(work).is_file():
+            shutil.copyfile(path_of(work), path_of(to))
     if to.is_dir():
         shutil.rmtree(to)  # without a file in it
     work.rename(to)
@@ -347,7 +364,7 @@ def _move(work: Path, to: Path) -> None:
 
 
 def _delete_work(work: Path) -> None:
-    for path in (work, _facts_path(work), _seconds_path(work), _finished_path(work)):
+    for path in (work, _facts_path(work), _seconds_path(work), _held_path(work), _finished_path(work)):
         _delete(path)
 
 

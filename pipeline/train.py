@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from pipeline.cost import COST
+
 if TYPE_CHECKING:  # torch takes seconds to import
     from generators.core.size import VideoSize
     from pipeline.configs import GeneratorConfig
@@ -97,4 +99,4 @@ def run(job: TrainJob, work: Path, device: str) -> dict[str, Any]:
         generator, clip_sets, table.rows, objective, job.config, job.start, work, job.out, origin, job.resume_from,
         tracker,
     )  # fmt: skip
-    return {"rows": len(table.rows), "parameters": report.parameters, **report.last}
+    return {"rows": len(table.rows), "parameters": report.parameters, **report.last, COST: report.counts}

@@ -84,6 +84,52 @@ def by_round(summary: Mapping[str, Any], theme: Theme) -> str:
     return as_svg(figure, panels, theme)
 
 
+def has_costs(summary: Mapping[str, Any]) -> bool:
+    """Whether the forwards of a policy that was trained, and its gain over base, are known."""
+    return any(forwards for judge in judges(summary) for forwards, _ in _gains(summary, judge).values())
+
+
+def gain_by_cost(summary: Mapping[str, Any], theme: Theme) -> str:
+    """SVG: each policy's gain over base, with its interval, by the forwards that making it took; a panel a judge.
+
+    summary["costs"]: as report.cost.costs_of has it. A policy whose forwards are not known is left out. Baselines are
+    hollow: what they cost beside is at sampling.
+    """
+    names = [judge for judge in judges(summary) if _gains(summary, judge)]
+    places = {name: place for place, name in enumerate(summary["policies"])}
+    figure, panels = _panels(len(names), 2, 2.9)
+    for panel, judge in zip(panels, names, strict=False):
+        panel.axhline(0, color=theme.soft, linewidth=0.9, linestyle=":")
+        found = _gains(summary, judge)
+        for name, (forwards, gap) in found.items():
+            place, hollow = places[name], "baseline" in summary["policies"][name]
+            x, color = forwards / 1000, _color(place)
+            panel.plot([x, x], [100 * gap["low"], 100 * gap["high"]], color=color, linewidth=2, alpha=0.55)
+            face = {"markerfacecolor": "none"} if hollow else {}
+            panel.plot([x], [100 * gap["diff"]], _marker(place), color=color, markersize=5.5, **face)
+            panel.annotate(
+                name, (x, 100 * gap["diff"]), xytext=(5, 4), textcoords="offset points", fontsize=8, color=color
+            )
+        panel.set_xlim(left=min(0.0, panel.get_xlim()[0]))
+        panel.margins(x=0.18)
+        panel.set_xlabel("forwards of the denoiser, thousands")
+        panel.set_ylabel("− base, points of all clips")
+        panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
+        panel.grid(color=theme.grid, linewidth=0.6)
+    return as_svg(figure, panels, theme)
+
+
+def _gains(summary: Mapping[str, Any], judge: str) -> dict[str, tuple[int, Mapping[str, float]]]:
+    """Forwards of making each policy, and its difference to base, where both are known."""
+    found = {}
+    for name, cost in summary.get("costs", {}).items():
+        forwards = cost["making"]["forwards"]
+        gap = summary["policies"][name].get("minus_base", {}).get(judge, {}).get("all")
+        if forwards is not None and gap and gap["diff"] is not None:
+            found[name] = (forwards, gap)
+    return found
+
+
 def by_category(summary: Mapping[str, Any], theme: Theme) -> str:
     """SVG: each policy's accept rate in each category, a panel a judge."""
     policies, names = summary["policies"], judges(summary)

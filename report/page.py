@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.accept import as_json
 from evaluation.checkpoints import RATE
 from evaluation.sets import EvaluationSet
-from report import figures, lineage, methods, table
+from report import cost, figures, lineage, methods, table
 from report.gallery import write_gallery
 from report.html import render
 from report.over_seeds import further, over_seeds
@@ -35,7 +35,8 @@ def write_page(
     """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
     summary: `evaluation.accept.summarise`'s, and where they are known `trained` (`read_trained`), `methods`
-        (`report.methods.read_methods`), `audit` and `select` (`read_measured`, `read_selected`).
+        (`report.methods.read_methods`), `costs` (`report.cost.costs_of`), `audit` and `select` (`read_measured`,
+        `read_selected`).
     sets: evaluation sets by policy; a baseline that is only computed has none.
     logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
     encoded: folder that keeps the gallery's encoded clips for the next report; None keeps none.
@@ -114,6 +115,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [
         ("accept", lambda theme: figures.accept_rates(shown, theme), True),
         ("categories", lambda theme: figures.by_category(shown, theme), True),
+        ("cost", lambda theme: figures.gain_by_cost(shown, theme), figures.has_costs(shown)),
         ("rounds", lambda theme: figures.by_round(shown, theme), trained),
         ("lineage", lambda theme: lineage.draw(shown, theme), trained),
         ("training", lambda theme: figures.training_curves(offline, theme, seeds), offline),
@@ -154,6 +156,7 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         pair_audit=table.pair_audit_table(summary),
         audit_categories=table.audit_categories(summary),
         select=table.select_table(summary),
+        costs=cost.tables(summary),
         methods=methods.tables(summary.get("methods"), summary.get("replicates", {})),
         round_votes=round_votes,
         vote_columns=list(next(filter(None, round_votes.values()), {})),

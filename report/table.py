@@ -1,6 +1,6 @@
 """summary.json as the tables that people read, for the page and for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from report.over_seeds import over_seeds, single_seeds
@@ -410,7 +410,7 @@ def _table(title: str, head: str, rows: list[Row], first: Any = ()) -> ResultTab
     return ResultTable(title, head, [*(t for t in first if t in found), *(t for t in found if t not in first)], rows)
 
 
-def as_text(summary: Mapping[str, Any]) -> str:
+def as_text(summary: Mapping[str, Any], further: Sequence[ResultTable] = ()) -> str:
     """Warnings, findings and tables for a terminal; ▲ and ▼ mark differences whose interval is clear of zero."""
     shown = over_seeds(summary)
     tables = [
@@ -429,6 +429,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
                 select_table(summary),
             ),
         ),
+        *further,
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
     made = [f"{name}: {how}" for name, how in baselines(shown).items()]

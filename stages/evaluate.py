@@ -8,6 +8,7 @@ import click
 
 from pipeline.command import PATH, metrics_option, out_option, stage_command, write_metrics
 from pipeline.configs import EvaluateConfig
+from pipeline.cost import COST
 from pipeline.params import block, section
 from pipeline.replicates import SELECTED, chains, policies_by_seed
 from pipeline.state import stage_state
@@ -34,7 +35,8 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     starts |= {f"{name}{SELECTED}": starts[name] for name in selected}
     by_seed = policies_by_seed(config.policies, trained, extended, selected, block("seeds"))
     made_from = chains(trained, extended, selected, block("rounds"), block("dense"), block("pools"))
-    counts = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
+    figures = {name: json.loads((rounds / f"{name}.json").read_text()) for name in block("rounds")}
+    counts = {name: {key: value for key, value in one.items() if key != COST} for name, one in figures.items()}
     with stage_state("evaluate", out, {"evaluate": config, "starts": starts, "seeds": by_seed}, [sets, rounds]) as work:
         evaluated = {name: load_set(sets / name, config.judges) for name in config.policies}
         summary = summarise(

@@ -16,6 +16,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, PromptsConfig
+from pipeline.cost import with_cost
 from pipeline.identity import RECORDED
 from pipeline.params import section
 from pipeline.state import stage_state
@@ -55,6 +56,7 @@ def main(
     from generators.core.rollout import (
         ClipSetName,
         Sampling,
+        counts_of,
         generate_checkpoint_set,
         generate_clip_set,
         generate_pairs,
@@ -82,7 +84,7 @@ def main(
         else:
             own, texts = partial(load, policy, device), texts_for(policy, prompt_set)
             count = generate_clip_set(own, prompt_set, size, how, called, clips, out, texts, pool=pool)
-        write_metrics(metrics, {"clips": count})
+        write_metrics(metrics, with_cost({"clips": count}, counts_of(clips)))
 
 
 if __name__ == "__main__":

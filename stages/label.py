@@ -15,6 +15,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import LabelConfig
+from pipeline.cost import ASKED_NOW, COST, with_cost
 from pipeline.identity import RECORDED
 from pipeline.params import section, source_block
 from pipeline.state import stage_state
@@ -37,9 +38,11 @@ def main(
 ) -> None:
     """Label a clip set: verdicts with the source's own words, and the labels that they combine to."""
     from data.manifest import read_manifest
+    from data.pace import collected_measurements
     from data.store import ClipSet
     from feedback.core.kinds import open_source, question_files, read_block, what_is_asked
     from feedback.core.label import judge_identity, label_clip_set, warn_of_audit
+    from feedback.core.spent import spent_in
     from feedback.core.windows import label_windows
     from feedback.pairs.compare import as_comparer
     from feedback.pairs.label import compare_clip_set
@@ -59,15 +62,19 @@ def main(
             warn_of_audit(AUDITS / name, judge_identity(source, given), config.min_audited_accuracy)
         clip_set = ClipSet.open(clips)
         how = (config.batch_size, config.votes, config.max_failed)
-        if window is not None:
-            labelled = label_windows(clip_set, source, window, work, out, *how)
-            counts = {"windows": sum(labelled[:3]), **labelled._asdict()}
-        elif compares:
-            counts = compare_clip_set(clip_set, as_comparer(source), work, out, config.opponents, *how)
-        else:
-            counts = label_clip_set(clip_set, source, work, out, *how)._asdict()
+        with collected_measurements() as measured:
+            if window is not None:
+                labelled = label_windows(clip_set, source, window, work, out, *how)
+                counts = {"windows": sum(labelled[:3]), **labelled._asdict()}
+            elif compares:
+                counts = compare_clip_set(clip_set, as_comparer(source), work, out, config.opponents, *how)
+            else:
+                counts = label_clip_set(clip_set, source, work, out, *how)._asdict()
         agreed = read_manifest(out, "labels")["facts"]["agreement"]
-        write_metrics(metrics, {"samples": len(clip_set.samples), **counts, "agreement": agreed})
+        figures = with_cost({"samples": len(clip_set.samples), **counts, "agreement": agreed}, spent_in(out, source))
+        # Clips, shown pairs or calls, of each member of a panel; the other verdicts were kept from before.
+        figures[COST][ASKED_NOW] = sum(one.amount for one in measured)
+        write_metrics(metrics, figures)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, PromptsConfig
+from pipeline.cost import with_cost
 from pipeline.identity import RECORDED
 from pipeline.launch import Launch
 from pipeline.params import section, source_block
@@ -85,7 +86,7 @@ def main(
         job = for_other_machines(job) if engine == RAY else job
         figures = launch.run(train, OnlineTraining(job, model, start, out, tracker), work)
         if rank() == 0:
-            write_metrics(metrics, figures)
+            write_metrics(metrics, with_cost(figures))
 
 
 if __name__ == "__main__":

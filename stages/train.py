@@ -17,6 +17,7 @@ from pipeline.command import (
     write_metrics,
 )
 from pipeline.configs import GeneratorConfig, train_config
+from pipeline.cost import with_cost
 from pipeline.identity import RECORDED
 from pipeline.launch import Launch
 from pipeline.params import section
@@ -69,7 +70,7 @@ def main(
         job = TrainJob(name, model, size, config, start, clips, rows, out, tracker, resume_from)
         figures = launch.run(run, job, work)
         if rank() == 0:
-            write_metrics(metrics, figures)
+            write_metrics(metrics, with_cost(figures))
 
 
 if __name__ == "__main__":

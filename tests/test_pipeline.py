@@ -103,6 +103,7 @@ PLUMBING = {
         "check",
         "command",
         "configs",
+        "cost",
         "forecast",
         "graph",
         "guardians",

@@ -58,6 +58,8 @@ def test_the_loop_ends_with_a_report(home):
     assert set(summary["policies"]["rwr1"]["minus_base"]["judge"]["all"]) == {"diff", "low", "high"}
     assert sum(summary["rounds"]["r2"][key] for key in ("accepted", "rejected", "unlabelled")) == 12
     assert (home / "report-out/index.html").is_file()
+    assert summary["costs"]["ask1"]["making"]["forwards"] > summary["costs"]["rwr1"]["making"]["forwards"] > 0
+    assert None not in summary["costs"]["ask1"]["making"].values()
     read_manifest(home / "report-out", "report", verify=True)
 
 
@@ -159,6 +161,8 @@ def test_train_spreads_over_processes_and_learns_the_same(home):
     alone, together = (json.loads((home / path).read_text()) for path in ("metrics/train/sft1.json", "two.json"))
 
     assert "rank 1 of 2" in printed
+    counts = [{key: of.pop("cost")[key] for key in ("forwards", "backwards")} for of in (alone, together)]
+    assert counts[0] == counts[1] == {"forwards": 8 * 4, "backwards": 8 * 4}  # steps of 4 rows
     assert together == pytest.approx(alone, rel=1e-3)
     read_manifest(home / "runs/policies/sft1-by-two", "policy", verify=True)
     assert [path.name for path in (home / ".state/train-runs-policies-sft1-by-two").iterdir()] == ["lock"]

@@ -25,6 +25,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from data.config import STRICT, Count, WholeNotNegative
+from data.counts import Counts, count
 from generators.core.generator import Generator
 from generators.decoders.decoder import FrameDecoder, State
 
@@ -77,6 +78,7 @@ def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int],
     if decoding.mode == "windowed" and not generator.windows:
         raise ValueError(whole_clip_needed(generator))
     decoder = generator.frame_decoder()
+    count(Counts(decodes=1))
     with torch.autocast(generator.device.type, enabled=False):
         latents = generator.vae_latents(latents.to(generator.device, torch.float32))
         _check(latents, indices, decoder)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from cluster.devices import sent
+from data.counts import Counts, count, current_counts
 from generators.core.checkpoint import Checkpoint
 from generators.core.conditions import Conditions, chosen, given_frames, joined, replaced, with_given
 from generators.core.process import FlowMatching, process_of, shift_key, with_fixed_shift
@@ -254,7 +255,8 @@ class Generator:
     def ask(self, latents: Tensor, timestep: Tensor, conditions: Conditions, always: Sequence[str] = ()) -> Tensor:
         """(B, C, F, h, w) float32 prediction. Each row goes to the denoiser that owns its time.
 
-        timestep: (B,) in the scheduler's unit; on the CPU it is read without a wait for the device.
+        timestep: (B,) in the scheduler's unit; on the CPU it is read without a wait for the device. All forwards of
+        denoisers, in training and in sampling, are counted here, and so are their backwards (data.counts).
         always: denoisers that run, forward and backward, also where no row is theirs; first of all, in this order.
         """
         several = len(self.denoiser_names) > 1
@@ -264,7 +266,7 @@ class Generator:
         timestep = sent(timestep, self.device)
         asked = dict.fromkeys([*always, *turns])
         if len(asked) == 1:
-            return self._ask(self.component(turns[0]), latents, timestep, told).float()
+            return _counted(self._ask(self.component(turns[0]), latents, timestep, told).float())
         places = {name: [place for place, turn in enumerate(turns) if turn == name] for name in asked}
         answers = []
         for name, own in places.items():
@@ -272,7 +274,7 @@ class Generator:
             answer = self._ask(self.component(name), latents[rows], timestep[rows], chosen(told, rows))
             answers.append(answer[: len(own)].float())
         order = torch.tensor([place for own in places.values() for place in own]).argsort()
-        return torch.cat(answers)[sent(order, self.device)]
+        return _counted(torch.cat(answers)[sent(order, self.device)])
 
     def guided(self, conditions: Conditions, empty: Mapping[str, Tensor], guidance: float) -> Predict:
         """The prediction under classifier-free guidance, as a function of latents and scheduler timestep.
@@ -377,6 +379,7 @@ class Generator:
 
     def _pixels(self, latents: Tensor) -> Tensor:
         """(B, F, H, W, 3) float32, black 0 and white 1, not clamped."""
+        count(Counts(decodes=len(latents)))
         scaled = self.vae_latents(latents.to(self.device, torch.float32))
         pixels: Tensor = self.component("vae").decode(scaled, return_dict=False)[0]
         return (pixels / 2 + 0.5).permute(0, 2, 3, 4, 1)
@@ -429,6 +432,21 @@ def denoise_steps(
         stepped = scheduler.step(prediction[:, :, given:], timestep, latents[:, :, given:], return_dict=False)[0]
         latents = torch.cat([latents[:, :, :given], stepped], dim=2) if given else stepped
         yield DenoiseStep(timestep, prediction, latents)
+
+
+def _counted(prediction: Tensor) -> Tensor:
+    """The prediction (B, …), counted as B forwards, and as B backwards once a gradient reaches it.
+
+    What activation checkpointing computes again within a backward is not counted.
+    """
+    counts = current_counts()  # by name, since the hook may run in a thread of torch's
+    if counts is None or torch._C._current_graph_task_id() != -1:
+        return prediction
+    counts.add(Counts(forwards=len(prediction)))
+    if prediction.requires_grad:
+        rows = Counts(backwards=len(prediction))
+        prediction.register_hook(lambda _: counts.add(rows))
+    return prediction
 
 
 def _check_finite(values: Tensor, what: str) -> None:

@@ -2,10 +2,11 @@
 
 import contextlib
 import gc
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,9 +20,10 @@ from tqdm import tqdm
 from cluster.devices import pick_device
 from cluster.pool import Here, Pool, Unit
 from data.config import STRICT, Count
+from data.counts import Counts, collected_counts
 from data.dense import pairs_of_starts
 from data.first_frames import read_png
-from data.manifest import StoreError, publish
+from data.manifest import StoreError, atomically, publish
 from data.pace import measured
 from data.prompts import Prompt, select
 from data.records import Sample, SharedStart
@@ -132,6 +134,7 @@ class Made(NamedTuple):
 
     videos: list[bytes]  # an mp4 a clip
     latents: Tensor  # (B, C, F, h, w) clean, on the CPU
+    counts: Counts  # what it took
 
 
 class _Encoder:
@@ -157,6 +160,13 @@ class _Sampler:
     def work(self, batch: _Batch) -> Made:
         """The clips of a batch. Raises NonFiniteClipError naming those that came out infinite or NaN."""
         generator = self._generator_of(batch.part)
+        with collected_counts() as counts:
+            latents, frames = self._sampled(generator, batch)
+        counts.add(Counts(clips=len(batch.samples)))
+        return Made(encode_clips(batch.samples, frames), latents.cpu(), counts)
+
+    def _sampled(self, generator: Generator, batch: _Batch) -> tuple[Tensor, np.ndarray]:
+        """Latents (B, C, F, h, w) and frames (B, F, H, W, 3)."""
         how = (
             stacked([batch.told[sample.prompt_id] for sample in batch.samples]),
             self.unwanted,
@@ -170,10 +180,9 @@ class _Sampler:
         else:
             latents = generator.sample_from(batch.clean.read(), self.share, *how)
         try:
-            frames = generator.decode(latents).numpy()
+            return latents, generator.decode(latents).numpy()
         except NonFiniteClipError as error:
             raise NonFiniteClipError(error.what, [batch.samples[int(row)].sample_id for row in error.clips]) from error
-        return Made(encode_clips(batch.samples, frames), latents.cpu())
 
     def _generator_of(self, part: int) -> Generator:
         if self.loaded is None or self.loaded[0] != part:
@@ -322,6 +331,7 @@ def _generate(
     bar = tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}")
     with bar as progress, contextlib.closing(pool.run(make, units)) as results:
         for index, made in results:
+            _keep_counts(work, index, made.counts)  # before the batch, so that every batch has some
             writer.add_batch(index, missing[index], made.videos, made.latents)
             progress.set_postfix(pool.status(), refresh=False)
             progress.update(len(missing[index]))
@@ -338,6 +348,28 @@ def _generate(
     seconds = time.monotonic() - began
     logger.info("%s: %d clips by %s, %d of them now in %.1f s", called.name, total, called.policy, todo, seconds)
     return total
+
+
+def counts_of(work: Path) -> Counts | None:
+    """What the clip set took that was made in `work`, by all starts of the run; None where that is not known.
+
+    Without batches that a kill cut off, which were made again.
+    """
+    found = Counts()
+    for path in _counts_folder(work).glob("*.json"):
+        found.add(Counts(**json.loads(path.read_text(encoding="utf-8"))))
+    samples = sum(len(rows) for rows in ClipSetWriter(work).done_rows().values())
+    return found if found.clips == samples else None  # else some batches are of a version that did not count
+
+
+def _counts_folder(work: Path) -> Path:
+    """A file a batch; beside `work`, all of which is published."""
+    return work.with_name(f"{work.name}.counts")
+
+
+def _keep_counts(work: Path, index: int, counts: Counts) -> None:
+    with atomically(_counts_folder(work) / f"{index:05d}.json") as partial:
+        partial.write_text(json.dumps(asdict(counts)) + "\n", encoding="utf-8")
 
 
 def _unit(index: int, part: int, samples: Sequence[Sample], encoded: Encoded, begin: _Begin | None) -> Unit[_Batch]:

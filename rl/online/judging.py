@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from data.counts import Counts, count
 from rl.training.run import NonFiniteLossError
 
 Decode = Callable[[Tensor, Sequence[int]], Tensor]
@@ -110,6 +111,7 @@ def judge_clip(
         loss += total.item()
         names = [f"{judge.name}/{question}" for question in answers.questions]
         results += map(QuestionResult, names, answers.loss.tolist(), answers.p_wanted.tolist())
+        count(Counts(judge_calls=len(names)))
     decoded.backward(frames.grad)
     assert clip.grad is not None
     _check(clip.grad, f"prompt {prompt_id}: the gradient of its decoding is not finite")

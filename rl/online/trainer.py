@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster import devices
+from data.counts import Counts, count
 from data.policies import read_log
 from generators.core.conditions import Conditions, chosen, with_given
 from generators.core.generator import Generator, Predict
@@ -101,6 +102,7 @@ def train_online(
                 prompt_at = {place: rows[place] for place in own or [0]}
                 # 2. Clean latents, whose graph reaches the policy
                 predict, rollout = _roll_out(generator, inputs, config, update, prompt_at)
+                count(Counts(clips=len(own)))
                 # 3. The judges' answers and the gradient of the latents, a clip at a time
                 judged: list[JudgedClip] = []
                 try:

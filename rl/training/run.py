@@ -16,7 +16,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cluster import devices, provenance
+from data.counts import Counts, collected_counts, uncounted
 from data.manifest import MANIFEST, publish, sha256_of, write_manifest
 from data.pace import measured
 from data.policies import (
@@ -70,6 +71,7 @@ class TrainReport(NamedTuple):
     kept: int  # the step whose weights are the policy; 0 is its start
     stopped: str | None  # why the run ended before its last step
     last: dict[str, Any]  # the last line of log.jsonl
+    counts: Counts | None  # of all processes and starts, without steps that a kill lost; None: an old state has none
 
 
 @dataclass
@@ -87,12 +89,14 @@ class TrainingRun:
     first: int  # steps that earlier starts of this run have done
     done: int  # steps so far
     last: dict[str, Any]  # the last line of log.jsonl
+    counted: Counts | None  # what `first` steps took, in all processes; None where the state does not say
     tracker: Tracker | None = None
     previews: Previews | None = None
     generation: Generation | None = None  # None on processes that write nothing
     writes: bool = field(default_factory=lambda: devices.rank() == 0)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    counts: Counts = field(default_factory=Counts)  # what this process has done since
     progress: tqdm | None = None  # within `loop`
     failed: Tensor = field(init=False)  # (3,) number, loss and gradient norm of the first step that is not finite
     number: Tensor = field(init=False)  # () `done` on the device, where a number that changes would be compiled again
@@ -108,7 +112,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def loop(self, steps: int, unit: str) -> Iterator[tqdm]:
-        """The clocks, the progress bar and the order of sums that is set, around the loop over `steps` steps.
+        """The clocks, the counts, the progress bar and the order of sums that is set, around a loop over `steps` steps.
 
         The policy is drawn before the first step and after the last.
         """
@@ -117,7 +121,7 @@ class TrainingRun:
             self.name, steps, unit, self.config.batch_size, self.first, self.work,
         )  # fmt: skip
         began, cpu_began = time.perf_counter(), time.process_time()
-        with devices.deterministic(self.device, self.config.deterministic):
+        with devices.deterministic(self.device, self.config.deterministic), collected_counts() as self.counts:
             if self.done == 0:
                 self._draw()
             with tqdm(total=steps, initial=self.first, desc=self.name, unit=unit, disable=not self.writes) as progress:
@@ -227,9 +231,20 @@ class TrainingRun:
             kept=kept,
             stopped=stopped,
             last=self.last,
+            counts=self._counts_of_all(),
         )
         logger.info("%s: %s", self.name, report)
         return report
+
+    def _counts_of_all(self) -> Counts | None:
+        """What the steps so far took, in all processes and starts. Every process calls it."""
+        of_ranks = devices.gather_over_ranks(self.counts)
+        if self.counted is None:
+            return None
+        found = Counts(**asdict(self.counted))
+        for one in of_ranks:
+            found.add(one)
+        return found
 
     def _note(self, loss: Any, norm: Tensor) -> None:
         """Keep the step in `failed` if it is the first whose loss or gradient norm is not finite."""
@@ -266,7 +281,8 @@ class TrainingRun:
             return
         path = preview_of(self.folder, self.done)
         self._check_newest()
-        self.previews.draw(path if self.writes else None)
+        with uncounted():  # pictures shape no weight
+            self.previews.draw(path if self.writes else None)
         if self.tracker and self.writes and path.is_file():
             self.tracker.send_picture(self.done, path)
 
@@ -294,7 +310,9 @@ class TrainingRun:
             describe(unfinished, {**self.made_from, "made_with": self.made_with, "step": self.done})
             self._check_newest()
             unfinished.rename(unfinished.with_name(name_of(self.done)))
-        of_run = _identity(self.made_from), self.made_with, self._check_newest
+        counts = self._counts_of_all()
+        written = None if counts is None else asdict(counts)
+        of_run = _identity(self.made_from), self.made_with, self._check_newest, written
         if self.policy.sharded:
             state.write_shards(self.work, self.done, self.policy.parameters, self.optimizer, *of_run)
         elif self.writes:
@@ -341,11 +359,12 @@ def begin(
     log = read_log(work / FOLDER)
     last = log[-1] if log else {}
     made_with = _made_with(work, done, generator.device)
+    counted = state.steps_counted(work) if done else asdict(Counts())
     if tracker and devices.rank() == 0:
         tracker.start(work, as_written(config), log, previews_in(work / FOLDER))
     return TrainingRun(
-        name, config, policy, optimizer, made_from, made_with, work, generator.device, done, done, last, tracker,
-        previews, generation,
+        name, config, policy, optimizer, made_from, made_with, work, generator.device, done, done, last,
+        None if counted is None else Counts(**counted), tracker, previews, generation,
     )  # fmt: skip
 
 

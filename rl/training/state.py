@@ -41,11 +41,13 @@ def write_state(
     identity: Mapping[str, Any],
     made_with: Sequence[Mapping[str, Any]],
     check: Callable[[], None] = lambda: None,
+    counts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state after `step` steps, replacing the last one; a kill leaves the old or the new, whole.
 
     identity: flat JSON facts that a run must share to resume from it. made_with: what the steps so far were made with.
     check: called when all is written, before it takes the place of the last state; what it raises leaves that one.
+    counts: of the steps so far, as JSON; None where they are not known.
     """
     tensors = {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
     moments = optimizer.state_dict()["state"]
@@ -53,7 +55,8 @@ def write_state(
         for key, value in moments.get(index, {}).items():
             tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
     # One metadata entry: safetensors writes several in random order.
-    state = json.dumps({"step": step, "identity": identity, "made_with": made_with}, sort_keys=True)
+    facts = {"step": step, "identity": identity, "made_with": made_with, "counts": counts}
+    state = json.dumps(facts, sort_keys=True)
     with atomically(folder / STATE_FILE) as partial:
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata={"state": state})
         check()
@@ -91,6 +94,7 @@ def write_shards(
     identity: Mapping[str, Any],
     made_with: Sequence[Mapping[str, Any]],
     check: Callable[[], None] = lambda: None,
+    counts: Mapping[str, Any] | None = None,
 ) -> None:
     """As `write_state`, of parameters that are shards, each process its own; every process calls it.
 
@@ -112,7 +116,7 @@ def write_shards(
     save(_tensors(parameters, optimizer), storage_writer=writer, no_dist=alone)
     devices.barrier()
     if devices.rank() == 0:
-        facts = {"step": step, "identity": identity, "made_with": made_with}
+        facts = {"step": step, "identity": identity, "made_with": made_with, "counts": counts}
         with atomically(partial / FACTS) as file:
             file.write_text(json.dumps(facts, sort_keys=True) + "\n", encoding="utf-8")
         check()
@@ -168,6 +172,12 @@ def steps_done(folder: Path) -> int:
 def steps_made_with(folder: Path) -> list[dict[str, Any]]:
     """What the steps before the folder's state were made with, as it was written."""
     return list(_facts(folder)["made_with"])
+
+
+def steps_counted(folder: Path) -> dict[str, Any] | None:
+    """The counts of the steps before the folder's state, as they were written; None where it has none."""
+    counts: dict[str, Any] | None = _facts(folder).get("counts")
+    return counts
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -3,12 +3,20 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from cluster import devices
+from data.counts import Counts, collected_counts
+from data.prompts import Prompt
 from data.store import PromptConditions
-from generators.core.encoding import Encoded
-from pipeline.online import HeldOutCheck
+from generators.core.encoding import Encoded, encode
+from generators.core.rollout import Sampling
+from pipeline.online import HeldOut, HeldOutCheck
+from rl.online.judging import WeightedJudge
+from tests.feedback.judges.test_panel import steady
+from tests.support.online import Answers
+from tests.support.tiny import load_wan
 
 
 def test_over_shards_a_process_with_fewer_batches_samples_as_many_as_the_others(tmp_path, monkeypatch):
@@ -34,3 +42,42 @@ def test_over_shards_a_process_with_fewer_batches_samples_as_many_as_the_others(
         assert not (tmp_path / f"rank-{rank}-of-2").exists()
         check._keep_pace()
         assert sampled == [1] * idle
+
+
+class Brightness:
+    """A judge of two questions, in this process."""
+
+    name = "light"
+
+    def frame_indices(self, num_frames: int, seed: int) -> list[int]:
+        return [0]
+
+    def __call__(self, frames: torch.Tensor, prompt_id: str, seed: int) -> Answers:
+        return Answers(("one", "two"), frames.mean().expand(2), torch.tensor([0.5, 0.5]))
+
+
+def test_a_check_counts_its_clips_and_its_judges_also_where_a_killed_run_had_sampled_them(
+    tiny_wan, tmp_path, monkeypatch
+):
+    """4 clips of 3 solver steps, two questions of the training judge and one of the held-out one."""
+    generator = load_wan(tiny_wan, max_prompt_tokens=8)
+    prompts = [Prompt(f"p{one}", "the red ball rolls off the table", "c", "train", None, None) for one in range(2)]
+    sampling = Sampling(3, 1.0, "unipc", samples_per_prompt=2, batch_size=2, split="all", seed=1)
+    encoded = encode(generator, prompts, None)
+    held_out = HeldOut(False, steady("held", 0.9))
+    check = HeldOutCheck(generator, [WeightedJudge(Brightness(), 1.0)], held_out, prompts, encoded, sampling, tmp_path)
+    expected = Counts(clips=4, judge_calls=4 * 2 + 4, forwards=4 * 3, decodes=4)
+    with collected_counts() as counts, torch.no_grad():
+        check(2)
+    assert counts == expected
+
+    def stop(clip_sets):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "_held_out", stop)
+        with pytest.raises(KeyboardInterrupt):
+            check(4)
+    with collected_counts() as counts, torch.no_grad():
+        check(4)  # whose clips are there
+    assert counts == expected

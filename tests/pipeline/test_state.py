@@ -1,5 +1,6 @@
 """A stage may be killed at any moment: what it finds when it starts again, who else may run, and when it ends."""
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from data.manifest import StoreError, publish, read_manifest, write_manifest
+from data.pace import hold, time_worked
 from pipeline.guardians import POLL
 from pipeline.identity import ROOT, code_files, differences, facts_of, fingerprint, identity
 from pipeline.saved import in_cache, in_lock, manifest_hash
@@ -285,6 +287,23 @@ def test_the_time_of_work_survives_a_sigkill(start, monkeypatch):
     process.wait()
     (seconds,) = Path(".state/generate-runs-r1-samples").glob("*.seconds")
     assert 0.9 < float(seconds.read_text()) < 30
+
+
+def test_a_stage_that_is_started_again_knows_the_time_of_all_its_runs_and_of_the_accelerators_that_they_held(start):
+    """Half a second on 2 accelerators, and then as much on 4."""
+    for accelerators, stopped in ((2, True), (4, False)):
+        with contextlib.suppress(Interrupted), start() as work:
+            (work / f"of {accelerators}").touch()
+            hold(lambda accelerators=accelerators: accelerators)
+            time.sleep(0.5)
+            found = time_worked()
+            if stopped:
+                raise KeyboardInterrupt
+    assert 1.0 <= found.seconds < 5
+    assert found.accelerator_seconds >= 0.5 * 2 + 0.5 * 4 - 0.1  # each time is kept to 0.1 s
+    assert found.accelerator_seconds <= 4 * found.seconds
+    assert time_worked() is None
+    assert not list(Path(".state").glob("*/*.held"))
 
 
 def test_the_work_for_another_output_is_left_alone(start):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from cluster.pool import Here
+from data.counts import Counts
 from data.dense import read_starts
 from data.first_frames import read_png
 from data.manifest import StoreError
@@ -17,7 +18,14 @@ from generators.core.encoding import ENCODING, check_images, encode
 from generators.core.generator import SAMPLING as SAMPLING_PARTS
 from generators.core.generator import NonFiniteClipError
 from generators.core.identity import identify
-from generators.core.rollout import ClipSetName, Sampling, generate_clip_set, generate_pairs, plan
+from generators.core.rollout import (
+    ClipSetName,
+    Sampling,
+    counts_of,
+    generate_clip_set,
+    generate_pairs,
+    plan,
+)
 from tests.support.tiny import SIZE, load_wan
 
 SAMPLING = Sampling(steps=1, guidance=1.0, solver="euler", samples_per_prompt=3, batch_size=2, split="all", seed=1)
@@ -222,6 +230,20 @@ def test_a_stopped_run_goes_on_with_the_next_batch_and_ends_with_the_same_bytes(
     assert len(sampled) == 2 + 2  # one done, one stopped; then two of three, the first being kept
     whole, resumed = ((tmp_path / name / "manifest.json").read_bytes() for name in ("whole", "resumed"))
     assert whole == resumed
+    of_whole, of_resumed = (counts_of(tmp_path / f"work-{name}") for name in ("whole", "resumed"))
+    assert of_whole == of_resumed == Counts(clips=6, forwards=6, decodes=6)  # one solver step
+    assert not list((tmp_path / "whole").rglob("*counts*"))
+
+
+def test_guidance_takes_two_forwards_a_step(generator, tmp_path):
+    generate(generator, tmp_path, sampling=replace(SAMPLING, steps=3, guidance=2.0))
+    assert counts_of(tmp_path / "work-out") == Counts(clips=6, forwards=6 * 3 * 2, decodes=6)
+
+
+def test_what_a_set_took_is_unknown_where_a_batch_is_of_a_version_that_did_not_count(generator, tmp_path):
+    generate(generator, tmp_path)
+    next((tmp_path / "work-out.counts").iterdir()).unlink()
+    assert counts_of(tmp_path / "work-out") is None
 
 
 def test_batches_that_are_not_planned_in_their_place_are_refused_and_stay(generator, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.config import ConfigError
+from data.counts import Counts, count
 from data.policies import CHECKPOINTS, candidates
 from generators.core import lora
 from generators.core.conditions import chosen
@@ -436,6 +437,52 @@ def test_a_run_stops_when_its_answers_are_good_enough(generator, base, tmp_path)
     assert (report.steps, report.kept, report.stopped) == (1, 1, "question_loss fell below 100.0")
     assert [line["step"] for line in log(tmp_path)] == [1]
     assert described(tmp_path)["stopped"] == report.stopped
+
+
+# What it took
+
+
+def test_rollouts_judge_calls_and_the_gradient_are_counted(tiny_wan, base, tmp_path):
+    """2 updates of 2 clips, each of 3 solver steps, of which 2 are recorded, and 2 questions about it.
+
+    The penalty takes, of each recorded step, a forward of the reference, and one of the policy with its backward.
+    Under guidance all are two. What `last_steps` computes again in the backward is not counted.
+    """
+    clips, steps, recorded = 2 * 2, 3, 2
+    for name, guidance, branches in (("plain", 1.0, 1), ("guided", 2.0, 2)):
+        counts = run(tiny_wan, base, tmp_path / name, guidance=guidance, updates=2, **LAST_STEPS).counts
+        assert counts == Counts(
+            clips=clips, judge_calls=2 * clips, decodes=clips,
+            forwards=branches * clips * (steps + 2 * recorded), backwards=branches * clips * 2 * recorded,
+        )  # fmt: skip
+
+
+def test_a_run_that_is_killed_and_resumed_counts_both_starts_and_its_checks(tiny_wan, base, tmp_path, monkeypatch):
+    """8 updates of 2 clips, and 5 checks, at updates 0, 2, 4, 6 and 8."""
+
+    def train(home):
+        def check(update):
+            count(Counts(clips=3, judge_calls=5))
+            return CurvePoint(update, update)
+
+        return run(load(tiny_wan), base, home, check=check, **HELD_OUT)
+
+    whole = train(tmp_path / "whole").counts
+    lines, append = [], frame.append_log
+
+    def killed(*args, **kwargs):
+        lines.append(1)
+        if len(lines) == 5:
+            raise Killed
+        return append(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame, "append_log", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed")
+    resumed = train(tmp_path / "killed")
+    assert 0 < resumed.steps < 8 and resumed.counts == whole
+    assert whole.clips == 8 * 2 + 5 * 3 and whole.judge_calls == 8 * 2 * 2 + 5 * 5
 
 
 # Killed, and started again

@@ -17,6 +17,7 @@ from cluster import devices, provenance
 from cluster.provenance import made_with
 from commands.preset import layers, overlay, values_of
 from data.config import ConfigError
+from data.counts import Counts
 from data.policies import CHECKPOINTS, previews_in
 from data.records import DensePair, Pair, Weighted
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
@@ -498,6 +499,57 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, clip_set
     report = run("dpo", tiny_wan, clip_set, base, tmp_path / "killed", **changes)
     assert report.steps < 20  # it did not start afresh
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
+
+
+# What it took
+
+
+def test_forwards_and_backwards_are_counted_by_clips(tiny_wan, clip_set, base, tmp_path):
+    """5 steps of 4 rows. dpo: 2 clips a row, by policy and reference. Of rwr's rows every other has weight 0."""
+    for objective, forwards, backwards in (("sft", 20, 20), ("dpo", 80, 40)):
+        counts = run(objective, tiny_wan, clip_set, base, tmp_path / objective).counts
+        assert counts == Counts(forwards=forwards, backwards=backwards)
+    rwr = run("rwr", tiny_wan, clip_set, base, tmp_path / "rwr", steps=4).counts  # two passes of 8 rows
+    assert rwr == Counts(forwards=8, backwards=8)
+
+
+def test_counts_depend_neither_on_pieces_nor_on_checkpointing_nor_on_pictures(tiny_wan, clip_set, base, tmp_path):
+    preview = {"prompts": 1, "every": 2, "steps": 1, "guidance": 1.0, "solver": "euler"}
+    for name, changes in (
+        ("pieces", {"gradient_accumulation": 3}),
+        ("checkpointing", {"gradient_checkpointing": True}),
+        ("pictures", {"preview": preview}),
+    ):
+        counts = run("dpo", tiny_wan, clip_set, base, tmp_path / name, **changes).counts
+        assert counts == Counts(forwards=80, backwards=40), name
+
+
+def test_a_run_that_is_killed_and_resumed_counts_the_steps_of_both_starts(
+    tiny_wan, clip_set, base, tmp_path, monkeypatch
+):
+    whole = run("dpo", tiny_wan, clip_set, base, tmp_path / "whole").counts
+    done, append = [], frame.append_log
+
+    def killed(*args, **kwargs):
+        done.append(1)
+        if len(done) == 4:  # in the fourth step; the last state is that of the second
+            raise Killed
+        return append(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame, "append_log", killed)
+        with pytest.raises(Killed):
+            run("dpo", tiny_wan, clip_set, base, tmp_path / "killed")
+    resumed = run("dpo", tiny_wan, clip_set, base, tmp_path / "killed")
+    assert resumed.steps == 3 and resumed.counts == whole == Counts(forwards=80, backwards=40)
+
+
+def test_a_state_of_a_version_that_did_not_count_leaves_the_counts_unknown(
+    tiny_wan, clip_set, base, tmp_path, monkeypatch
+):
+    run_until_publishing(tiny_wan, clip_set, base, tmp_path, monkeypatch)
+    monkeypatch.setattr(resume_state, "steps_counted", lambda work: None)
+    assert run("sft", tiny_wan, clip_set, base, tmp_path).counts is None
 
 
 class Killed(BaseException):
