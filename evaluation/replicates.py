@@ -1,0 +1,100 @@
+"""One policy trained with several seeds: means over seeds and clips, with 95 % intervals over seeds and prompts.
+
+values    (S, N) float: S training seeds of one policy on the same N clips, nan where not known
+prompts   (N,) which prompt each clip is of
+
+The variance of such a mean has two parts: that over prompts, of the means over seeds, and that over seeds, the variance
+of the seeds' means divided by S. The interval is a t interval with their sum and the degrees of freedom of Welch and
+Satterthwaite. It is no bootstrap: three seeds that are drawn with replacement have two thirds of the variance, and
+percentiles do not know that it has two degrees of freedom. Simulated at 3 seeds and 58 prompts of 16 clips, with a
+standard deviation of 0, 2 and 5 points between seeds, rates and differences are covered by 93 to 98 % (99 % for two
+policies whose seeds differ by noise alone, which both parts then count); a bootstrap over seeds and prompts covers
+87 to 97 %, with the seeds' deviations scaled by sqrt(S / (S - 1)) 89 to 97 %. At 18 prompts 96 to 98 % of the rates
+and 97 to 100 % of the differences; of two seeds that differ by 5 points, 90 to 93 %.
+"""
+
+import numpy as np
+
+from evaluation.intervals import (
+    GAP,
+    RATE,
+    SCORE,
+    UNKNOWN,
+    Bounds,
+    Estimate,
+    Part,
+    are_answers,
+    contributions,
+    difference_by_clip,
+    estimate,
+    t_interval,
+)
+
+
+def estimate_over_seeds(values: np.ndarray, prompts: np.ndarray, draws: int, seed: int) -> Estimate:
+    """Mean over seeds and clips, with its interval; n counts the known values of all seeds.
+
+    A clip counts by its mean over the seeds that know it. One seed gives what `estimate` gives, over prompts alone;
+    draws and seed are of its bootstrap.
+    """
+    if len(values) == 1:
+        return estimate(values[0], prompts, draws, seed)
+    return _of_clips(_clip_means(values), prompts, RATE if are_answers(values) else SCORE, [values], _known(values))
+
+
+def difference_over_seeds(
+    values: np.ndarray, others: np.ndarray, prompts: np.ndarray, draws: int, seed: int, paired: bool = False
+) -> Estimate:
+    """Mean difference of two policies over their seeds and the clips known to both, with its interval.
+
+    others: (S', N), the same clips of the other policy; (1, N) of the base, which no seed trained. A side of one seed
+    adds no variance between seeds.
+    paired: whether row s of `values` was trained from row s of `others`. Then seeds are compared one by one, since what
+    the start's seed did is in both; else the seeds of both are independent. Equal numbers of seeds do not pair them.
+    n counts the known values of `values` that are compared. Raises ValueError where paired seeds differ in number.
+    """
+    if len(values) == len(others) == 1:
+        return difference_by_clip(values[0], others[0], prompts, draws, seed)
+    bounds = GAP if are_answers(values) and are_answers(others) else SCORE
+    if paired:
+        if len(values) != len(others):
+            raise ValueError(f"{len(values)} seeds and {len(others)} of what they were trained from do not pair")
+        gaps = values - others
+        return _of_clips(_clip_means(gaps), prompts, bounds, [gaps], _known(gaps))
+    gap = _clip_means(values) - _clip_means(others)
+    compared = _known(np.where(np.isnan(gap), np.nan, values))
+    return _of_clips(gap, prompts, bounds, [values, others], compared)
+
+
+def between_seeds(values: np.ndarray) -> float | None:
+    """The standard deviation between seeds of their means; null below two seeds that know anything."""
+    means = _seed_means(values)
+    return float(means.std(ddof=1)) if len(means) > 1 else None
+
+
+def _of_clips(
+    clips: np.ndarray, prompts: np.ndarray, bounds: Bounds | None, sides: list[np.ndarray], n: int
+) -> Estimate:
+    """The estimate of (N,) means over seeds, whose seeds are those of the sides."""
+    if np.isnan(clips).all():
+        return UNKNOWN
+    by_side = [_seed_means(side) for side in sides]
+    seeds = [Part(float(means.var(ddof=1)) / len(means), len(means) - 1) for means in by_side if len(means) > 1]
+    return Estimate(float(np.nanmean(clips)), *t_interval(contributions(clips, prompts), bounds, seeds), n)
+
+
+def _clip_means(values: np.ndarray) -> np.ndarray:
+    """(N,) mean over the seeds that know a clip, nan where none does."""
+    known = (~np.isnan(values)).sum(axis=0)
+    means: np.ndarray = np.divide(np.nansum(values, axis=0), known, out=np.full(len(known), np.nan), where=known > 0)
+    return means
+
+
+def _seed_means(values: np.ndarray) -> np.ndarray:
+    """The mean of each seed that knows any clip."""
+    means: np.ndarray = np.nanmean(values[~np.isnan(values).all(axis=1)], axis=1)
+    return means
+
+
+def _known(values: np.ndarray) -> int:
+    return int((~np.isnan(values)).sum())
