@@ -38,6 +38,8 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json holds; equal inputs give an equal summary.
 
+    low and high are null below three prompts (evaluation.intervals), and all figures where nothing was known.
+
     sets: by policy, base among them. starts: policy -> the policy it was trained from. rounds: name -> counts.
     draws, seed: of the bootstrap. Judges that are named must be among those of the sets.
 
@@ -50,6 +52,9 @@ def summarise(
         policies.<name>.score_minus_base, score_minus_start    as minus_base and minus_start
         policies.<name>.categories.<category>         all of these again but unlabelled
         policies.<name>.baseline                      null, or how it was made of another policy's clips
+        best.<judge>                                  policy, over, diff, low, high: of the policies that were trained
+                                                      the one with the highest accept rate on all clips, and how it
+                                                      differs from the second, clip by clip; only where there are two
         rounds.<name>                                 samples, accepted, rejected, unlabelled; of a source that compares
                                                       also comparisons (data.preferences.Tally)
         agreement                                     of judges: see evaluation.agreement
@@ -94,6 +99,7 @@ def summarise(
         )
     return {
         "policies": policies,
+        "best": _best(measured, [name for name in sets if name in starts], clips, bootstrap),
         "rounds": {
             name: {key: counts[key] for key in ROUND_COUNTS}
             | _votes(counts.get("agreement"))
@@ -138,6 +144,21 @@ def _policy(
         compared["start"] = measured[start]
     counted = np.ones(len(clips.samples), bool)
     return {"start": start, "baseline": None, **_tables(measured[name], compared, counted, clips, bootstrap)}
+
+
+def _best(
+    measured: Mapping[str, Measured], trained: list[str], clips: Clips, bootstrap: Bootstrap
+) -> dict[str, dict[str, Any]]:
+    """By judge the best of the trained policies and its difference to the second; of equal ones the first is best."""
+    found = {}
+    for judge in measured[BASE]["accept"]:
+        answers = {name: measured[name]["accept"][judge] for name in trained}
+        rates = {name: float(np.nanmean(known)) for name, known in answers.items() if not np.isnan(known).all()}
+        if len(rates) > 1:
+            first, second = sorted(rates, key=lambda name: -rates[name])[:2]
+            gap = difference_by_clip(answers[first], answers[second], clips.prompts, *bootstrap)
+            found[judge] = {"policy": first, "over": second, "diff": gap.mean, "low": gap.low, "high": gap.high}
+    return found
 
 
 def _by_question(

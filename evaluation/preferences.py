@@ -7,7 +7,7 @@ import numpy as np
 
 from data.preferences import FIRST, SECOND, TIE, tally
 from data.records import Preference, Sample
-from evaluation.intervals import estimate
+from evaluation.intervals import difference_by_clip, estimate
 from evaluation.measures import Clips
 
 
@@ -16,6 +16,7 @@ def win_table(samples: Sequence[Sample], preferences: Sequence[Preference], draw
 
     samples: the first policy's clips. preferences: of each, in the same order, with it as `first` and the other
         policy's clip of the same prompt and noise as `second`. draws, seed: of the bootstrap over prompts.
+        Below three prompts low and high are null.
 
         splits.<split>            win, tie, loss: each rate, low, high; minus: diff, low, high of win - loss; n: pairs
         categories.<category>     the same over all splits
@@ -32,7 +33,7 @@ def win_table(samples: Sequence[Sample], preferences: Sequence[Preference], draw
         for key, values in cells.items():
             rate = estimate(values[chosen], prompts, draws, seed)
             found[key] = {"rate": rate.mean, "low": rate.low, "high": rate.high}
-        gap = estimate((cells["win"] - cells["loss"])[chosen], prompts, draws, seed)
+        gap = difference_by_clip(cells["win"][chosen], cells["loss"][chosen], prompts, draws, seed)
         return found | {"minus": {"diff": gap.mean, "low": gap.low, "high": gap.high}, "n": gap.n}
 
     counts = tally(preferences).facts()

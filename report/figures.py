@@ -1,6 +1,7 @@
 """The report's figures as SVG, each in ink for a light and for a dark ground."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,8 +70,7 @@ def by_round(summary: Mapping[str, Any], theme: Theme) -> str:
             if before is not None:
                 line = [100 * before["rate"], 100 * found["rate"]]
                 panel.plot([across[start], x], line, color=_color(place), linewidth=0.9, alpha=0.6)
-            span = [100 * found["low"], 100 * found["high"]]
-            panel.plot([x, x], span, color=_color(place), linewidth=2, solid_capstyle="butt", alpha=0.55)
+            panel.plot([x, x], _span(found, 100), color=_color(place), linewidth=2, solid_capstyle="butt", alpha=0.55)
             panel.plot([x], [100 * found["rate"]], _marker(place), color=_color(place), markersize=5.5)
             ends.append((x, 100 * found["rate"], name, place))
         _name_points(panel, ends)
@@ -154,10 +154,11 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
             known = [point for point in points if point["rate"] is not None]
             steps = [point["step"] for point in known]
             axis, factor = (scores, 1) if judge in measured else (panel, 100)
-            rate, low, high = ([factor * point[end] for point in known] for end in ("rate", "low", "high"))
+            rate, spans = [factor * point["rate"] for point in known], [_span(point, factor) for point in known]
             color, style = _color(place), "-" if judge == found["judge"] else "--"
             lines += axis.plot(steps, rate, style, marker=_marker(place), color=color, markersize=4, label=judge)
-            axis.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
+            lows, highs = [low for low, _ in spans], [high for _, high in spans]
+            axis.fill_between(steps, lows, highs, color=color, alpha=0.13, linewidth=0)
         if scores is not panel:
             scores.set_ylabel("mean score", color=theme.ink)
             scores.tick_params(colors=theme.soft)
@@ -289,10 +290,15 @@ def _side_by_side(depths: Mapping[str, int]) -> dict[str, float]:
 def _dots(axes: Axes, rates: Mapping[float, Mapping[str, float]], place: int, label: str, size: float = 6) -> None:
     """Rates with their intervals at heights, in percent."""
     for height, found in rates.items():
-        span = [100 * found["low"], 100 * found["high"]]
+        span = _span(found, 100)
         axes.plot(span, [height, height], color=_color(place), linewidth=size / 3, solid_capstyle="butt", alpha=0.55)
     values = [100 * found["rate"] for found in rates.values()]
     axes.plot(values, list(rates), _marker(place), color=_color(place), markersize=size, label=label, clip_on=False)
+
+
+def _span(found: Mapping[str, Any], factor: float) -> list[float]:
+    """Low and high times a factor; nan, which draws nothing, where there are too few prompts for an interval."""
+    return [math.nan if found[end] is None else factor * found[end] for end in ("low", "high")]
 
 
 def _name_points(panel: Axes, ends: Sequence[tuple[float, float, str, int]]) -> None:

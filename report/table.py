@@ -8,8 +8,8 @@ from report.text import aligned
 SPLITS = ("all", "train", "test")
 COMPARED = {"minus_base": "− base", "minus_start": "− start"}
 VOTES_AGREE, NOT_UNANIMOUS = "votes agree (κ)", "not unanimous"  # columns only where clips had more than one vote
-BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, so it is neither
-UNKNOWN = "–"
+BETTER, WORSE, OPEN = "better", "worse", "open"  # open: the interval holds 0, or there is none, so it is neither
+UNKNOWN = "–"  # in brackets: too few prompts for an interval
 
 
 class Cell(NamedTuple):
@@ -59,7 +59,7 @@ def verdict(low: float | None, high: float | None) -> str:
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence a judge: which policies are better or worse than base, and which cannot be told apart from it."""
+    """By judge, which policies are better or worse than base, and whether the best is better than the second."""
     return [_finding(summary, judge) for judge in judges(summary)]
 
 
@@ -196,18 +196,31 @@ def _finding(summary: Mapping[str, Any], judge: str) -> str:
         if (gap := policy.get("minus_base", {}).get(judge, {}).get("all")) and gap["diff"] is not None
     }
     order = sorted(gaps, key=lambda name: -gaps[name]["diff"])
-    policies = {
-        kind: [
-            f"{name} ({100 * gaps[name]['diff']:+.1f})"
-            for name in order
-            if verdict(gaps[name]["low"], gaps[name]["high"]) == kind
-        ]
-        for kind in (BETTER, WORSE, OPEN)
+    said_of = {
+        BETTER: "better than base",
+        WORSE: "worse than base",
+        OPEN: "cannot be told apart from base",
+        None: "too few prompts to compare with base",
     }
-    parts = [f"{kind} than base: {', '.join(policies[kind])}" for kind in (BETTER, WORSE) if policies[kind]]
-    if policies[OPEN]:
-        parts.append(f"cannot be told apart from base: {', '.join(policies[OPEN])}")
-    return f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
+    policies = dict[str | None, list[str]]((kind, []) for kind in said_of)
+    for name in order:
+        gap = gaps[name]
+        kind = None if gap["low"] is None else verdict(gap["low"], gap["high"])
+        policies[kind].append(f"{name} ({100 * gap['diff']:+.1f})")
+    parts = [f"{said}: {', '.join(policies[kind])}" for kind, said in said_of.items() if policies[kind]]
+    compared = f"{judge}: {'; '.join(parts) or 'no policy to compare with base'}."
+    best = summary.get("best", {}).get(judge)
+    return f"{compared} {_best_of(best)}" if best and best["diff"] is not None else compared
+
+
+def _best_of(best: Mapping[str, Any]) -> str:
+    """Whether the best of the trained policies is better than the second, by their own difference."""
+    gap = _difference(best)
+    if gap.verdict == BETTER:
+        return f"{best['policy']} is better than {best['over']}, the second of the trained policies: {gap.text}."
+    if best["low"] is None:
+        return f"Too few prompts to compare {best['policy']} with {best['over']}: {gap.text}."
+    return f"The best of the trained, {best['policy']}, cannot be told apart from {best['over']}: {gap.text}."
 
 
 def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
@@ -233,7 +246,7 @@ def _score_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     cells = _splits(policy, "scores", judge, _mean)
     gap = policy.get("score_minus_base", {}).get(judge, {}).get("all")
     if cells and gap and gap["diff"] is not None:
-        text = f"{gap['diff']:+.3g} [{gap['low']:+.3g}, {gap['high']:+.3g}]"
+        text = _with_interval(gap["diff"], gap["low"], gap["high"], "+.3g")
         cells["− base"] = Cell(text, verdict(gap["low"], gap["high"]))
     return cells
 
@@ -307,15 +320,15 @@ def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[
 
 
 def _rate(found: Mapping[str, Any] | None) -> Cell:
-    if not found or found["rate"] is None or found["low"] is None or found["high"] is None:
+    if not found or found["rate"] is None:
         return Cell(UNKNOWN)
-    return Cell(f"{100 * found['rate']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]")
+    return Cell(_with_interval(found["rate"], found["low"], found["high"], ".1f", 100))
 
 
 def _mean(found: Mapping[str, Any]) -> Cell:
-    if found["mean"] is None or found["low"] is None or found["high"] is None:
+    if found["mean"] is None:
         return Cell(UNKNOWN)
-    return Cell(f"{found['mean']:.3g} [{found['low']:.3g}, {found['high']:.3g}]")
+    return Cell(_with_interval(found["mean"], found["low"], found["high"], ".3g"))
 
 
 def _score_of(point: dict[str, Any] | None) -> Cell:
@@ -324,10 +337,16 @@ def _score_of(point: dict[str, Any] | None) -> Cell:
 
 
 def _difference(found: Mapping[str, Any] | None) -> Cell:
-    if not found or found["diff"] is None or found["low"] is None or found["high"] is None:
+    if not found or found["diff"] is None:
         return Cell(UNKNOWN, OPEN)
-    diff, low, high = (100 * found[key] for key in ("diff", "low", "high"))
-    return Cell(f"{diff:+.1f} [{low:+.1f}, {high:+.1f}]", verdict(found["low"], found["high"]))
+    text = _with_interval(found["diff"], found["low"], found["high"], "+.1f", 100)
+    return Cell(text, verdict(found["low"], found["high"]))
+
+
+def _with_interval(middle: float, low: float | None, high: float | None, form: str, scale: float = 1) -> str:
+    """A figure times scale, with its interval in brackets; "–" in them where there is none."""
+    interval = UNKNOWN if low is None or high is None else f"{scale * low:{form}}, {scale * high:{form}}"
+    return f"{scale * middle:{form}} [{interval}]"
 
 
 def _percent(part: float | None) -> Cell:

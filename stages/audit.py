@@ -86,9 +86,11 @@ def main(name: str, base: Path | None, out: Path, metrics: Path, device: str, en
         write_manifest(folder, "audit", **facts)
         publish(folder, out)
         write_metrics(metrics, figures)
-    message = "%s: right on %.1f %% (%.1f to %.1f) by %d known-answer clips or pairs, %d of them labelled"
-    percent = (100 * figures[key] for key in ("accuracy", "low", "high"))
-    logger.info(message, name, *percent, figures["clips"], figures["labelled"])
+    interval = "too few prompts for an interval"
+    if figures["low"] is not None:
+        interval = f"{100 * figures['low']:.1f} to {100 * figures['high']:.1f}"
+    message = "%s: right on %.1f %% (%s) by %d known-answer clips or pairs, %d of them labelled"
+    logger.info(message, name, 100 * figures["accuracy"], interval, figures["clips"], figures["labelled"])
 
 
 if __name__ == "__main__":

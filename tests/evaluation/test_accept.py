@@ -1,4 +1,4 @@
-"""Accept rates, their intervals, and differences between policies."""
+"""Accept rates, and differences between policies."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,6 @@ import pytest
 from data.manifest import write_manifest
 from data.records import Asked, Label, Sample, Verdict, write_rows
 from evaluation.accept import as_json, plot_rows, summarise
-from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
 from evaluation.metrics import headline, metrics
 from evaluation.questions import read_answers
 from evaluation.selection import BestOf, TopK
@@ -48,99 +47,6 @@ def evaluated(answers: list[bool | None], samples: list[Sample]) -> EvaluationSe
 
 def summary_of(sets, starts=None, draws=200, **selections):
     return summarise(sets, starts or {}, {}, draws=draws, seed=1, **selections)
-
-
-# Intervals
-
-
-def test_two_prompts_that_disagree_leave_everything_open():
-    # Prompt a: 4 of 4; prompt b: 0 of 4. Resampling two prompts gives aa, ab, ba or bb with equal chance: a rate of
-    # 1, 1/2, 1/2 or 0, so a quarter of the draws lie at either end and the 2.5th and 97.5th percentiles are 0 and 1.
-    found = estimate(np.array([1.0] * 4 + [0.0] * 4), np.array(["a"] * 4 + ["b"] * 4), draws=1000, seed=0)
-
-    assert found == (0.5, 0.0, 1.0, 8)
-
-
-def test_clips_of_one_prompt_do_not_narrow_the_interval():
-    prompts = np.array([f"p{i}" for i in range(20)])
-    accepted = np.array([1.0, 0.0] * 10)
-
-    once = estimate(accepted, prompts, draws=4000, seed=0)
-    repeated = estimate(np.repeat(accepted, 50), np.repeat(prompts, 50), draws=4000, seed=0)
-
-    assert repeated[:3] == pytest.approx(once[:3])
-    assert (once.n, repeated.n) == (20, 1000)
-
-
-def test_the_interval_of_independent_clips_is_the_binomial_one():
-    # 400 prompts, a clip each, 30 % accepted: standard error sqrt(.3 * .7 / 400) = .0229, 1.96 of them .045.
-    accepted = np.array([1.0] * 120 + [0.0] * 280)
-    found = estimate(accepted, np.arange(400), draws=5000, seed=0)
-
-    assert found.low == pytest.approx(0.3 - 0.045, abs=0.006)
-    assert found.high == pytest.approx(0.3 + 0.045, abs=0.006)
-
-
-def test_what_is_not_known_is_left_out_and_not_counted_as_rejected():
-    found = estimate(np.array([1.0, NAN, 0.0, 1.0]), np.array(["a", "a", "b", "c"]), draws=100, seed=0)
-
-    assert found.mean == pytest.approx(2 / 3)
-    assert found.n == 3
-
-
-def test_nothing_known_has_no_rate():
-    assert estimate(np.array([NAN, NAN]), np.array(["a", "b"]), draws=100, seed=0) == (None, None, None, 0)
-
-
-def test_the_same_seed_gives_the_same_interval_and_another_does_not():
-    values, prompts = np.random.default_rng(0).random(60), np.repeat(np.arange(12), 5)
-
-    assert estimate(values, prompts, 300, seed=1) == estimate(values, prompts, 300, seed=1)
-    assert estimate(values, prompts, 300, seed=1)[:3] != estimate(values, prompts, 300, seed=2)[:3]
-
-
-def test_a_difference_by_prompt_counts_other_clips_on_either_side():
-    # Prompt a: 1 of 1 against 1 of 2, prompt b: 1 of 2 against 0 of 2, so the means are 2/3 and 1/4.
-    prompts = np.array(["a", "a", "b", "b"])
-    found = difference_by_prompt(
-        np.array([NAN, 1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]), prompts, draws=500, seed=0
-    )
-
-    assert found.mean == pytest.approx(2 / 3 - 1 / 4)
-    assert found.n == 3
-    # Drawing a twice or b twice gives 1 - 1/2 or 1/2 - 0: the ends, both a half.
-    assert (found.low, found.high) == (pytest.approx(2 / 3 - 1 / 4), pytest.approx(0.5))
-
-
-def test_a_steady_gain_in_every_prompt_is_certain_however_much_prompts_differ():
-    prompts = np.repeat(np.arange(20), 4)
-    others = (np.arange(80) % 4 < prompts % 4).astype(float)  # 0 to 3 of 4
-    best = np.where(np.arange(80) % 4 == 0, others.reshape(20, 4).mean(axis=1).repeat(4) + 0.25, NAN)
-
-    found = difference_by_prompt(best, others, prompts, draws=500, seed=0)
-
-    assert found[:3] == pytest.approx((0.25, 0.25, 0.25))
-    assert found.n == 20
-
-
-def test_a_prompt_that_one_side_knows_nothing_of_is_left_out_of_both():
-    prompts = np.array(["easy", "easy", "hard", "hard"])
-    known_to_one = np.array([1.0, 1.0, NAN, NAN]), np.array([1.0, 0.0, 0.0, 0.0])
-
-    found = difference_by_prompt(*known_to_one, prompts, draws=100, seed=0)
-
-    assert found == (0.5, 0.5, 0.5, 2)  # with the hard prompt on one side alone it would be 1 - 1/4
-    assert difference_by_prompt(*known_to_one, np.arange(4), draws=100, seed=0) == (0.5, 0.0, 1.0, 2)
-    assert difference_by_prompt(np.full(4, NAN), np.ones(4), prompts, 100, 0) == (None, None, None, 0)
-
-
-def test_pairing_by_clip_and_by_prompt_agree_where_all_is_known():
-    values, others = np.random.default_rng(0).random((2, 60))
-    prompts = np.arange(60) % 12
-
-    by_clip = difference_by_clip(values, others, prompts, draws=300, seed=1)
-
-    assert difference_by_prompt(values, others, prompts, draws=300, seed=1) == pytest.approx(by_clip)
 
 
 # The summary
@@ -182,9 +88,9 @@ def test_the_difference_is_paired_clip_by_clip():
 
 def test_pairing_makes_a_steady_gain_certain():
     # A gain of exactly one clip in each prompt has no spread over prompts, however much the prompts differ.
-    samples = [clip(f"p{i}", seed) for i in range(10) for seed in range(4)]
-    base = evaluated([seed < i % 4 for i in range(10) for seed in range(4)], samples)
-    better = evaluated([seed < i % 4 + 1 for i in range(10) for seed in range(4)], samples)
+    samples = [clip(f"p{i}", seed) for i in range(20) for seed in range(4)]
+    base = evaluated([seed < i % 4 for i in range(20) for seed in range(4)], samples)
+    better = evaluated([seed < i % 4 + 1 for i in range(20) for seed in range(4)], samples)
 
     difference = summary_of({"base": base, "better": better})["policies"]["better"]["minus_base"]["judge"]["all"]
 
@@ -192,8 +98,8 @@ def test_pairing_makes_a_steady_gain_certain():
 
 
 def test_a_policy_against_itself_differs_by_nothing():
-    samples = [clip(f"p{i}", 1) for i in range(8)]
-    one = evaluated([True, False] * 4, samples)
+    samples = [clip(f"p{i}", 1) for i in range(20)]
+    one = evaluated([True, False] * 10, samples)
 
     difference = summary_of({"base": one, "copy": one})["policies"]["copy"]["minus_base"]["judge"]["all"]
 
@@ -221,6 +127,21 @@ def test_a_start_that_is_not_evaluated_gives_no_difference_to_it():
     sets = {"base": evaluated([False], samples), "rwr2": evaluated([True], samples)}
 
     assert "minus_start" not in summary_of(sets, {"rwr2": "rwr1"})["policies"]["rwr2"]
+
+
+def test_the_best_of_the_trained_has_the_interval_of_its_difference_to_the_second():
+    # Of each prompt's 4 clips base has 1 accepted, a 2, b 3 and c 2: b leads a, the first of the equal ones.
+    samples = [clip(f"p{i}", seed) for i in range(20) for seed in range(4)]
+    accepted = {"base": 1, "a": 2, "b": 3, "c": 2, "extended": 4}  # the last is not trained
+    sets = {
+        name: evaluated([seed < count for _ in range(20) for seed in range(4)], samples)
+        for name, count in accepted.items()
+    }
+
+    assert summary_of(sets, {"a": "base", "b": "base", "c": "a"})["best"] == {
+        "judge": {"policy": "b", "over": "a", "diff": 0.25, "low": 0.25, "high": 0.25}
+    }
+    assert summary_of(sets, {"a": "base"})["best"] == {}
 
 
 def test_categories_have_rates_and_differences_of_their_own():
@@ -379,7 +300,7 @@ def test_the_best_k_may_be_ranked_by_another_judge_than_the_one_that_is_reported
     # judge takes a's first and third, b's second and third: physics accepts the two of a.
     assert base["top_k"]["physics"]["all"]["rate"] == 0.5
     # of rwr1 it takes a's first two, tied, and b's last two
-    assert rwr1["top_k_minus_base"]["physics"]["all"] == {"diff": 0.0, "low": 0.0, "high": 0.0}
+    assert rwr1["top_k_minus_base"]["physics"]["all"] == {"diff": 0.0, "low": None, "high": None}
     assert summary["top_k"] == {"k": 2, "by": "judge"}
 
 
@@ -417,8 +338,8 @@ def test_the_best_of_n_is_a_policy_at_n_times_the_cost():
 
 def test_the_best_of_n_is_paired_with_the_base_by_prompt():
     # In every prompt base has one more accepted clip of four to gain: a half of the groups' choices against a quarter.
-    samples = [clip(f"p{i}", seed) for i in range(12) for seed in range(4)]
-    base = scored({"judge": [0.9 if seed == i % 4 else 0.1 for i in range(12) for seed in range(4)]}, samples)
+    samples = [clip(f"p{i}", seed) for i in range(20) for seed in range(4)]
+    base = scored({"judge": [0.9 if seed == i % 4 else 0.1 for i in range(20) for seed in range(4)]}, samples)
 
     assert best_of_two({"base": base})["minus_base"]["judge"]["all"] == {"diff": 0.25, "low": 0.25, "high": 0.25}
 
@@ -499,7 +420,7 @@ def test_the_metrics_are_the_rates_of_the_first_judge_in_per_cent_and_the_differ
 
 
 def test_the_metrics_have_the_table_of_each_judge_and_of_baselines_as_lists_which_dvc_leaves_out():
-    # One prompt: each draw is that prompt again, so the bounds are the rate.
+    # One prompt: a rate, and no interval.
     samples = [clip("a", 1), clip("a", 2), clip("a", 3)]
     both = {"base": scored({"judge": [0.9, 0.1, 0.2], "physics": [0.0, 1.0, 1.0]}, samples)}
     both["rwr1"] = scored({"judge": [0.9, 0.8, 0.2], "physics": [0.0, 1.0, 1.0]}, samples)
@@ -508,9 +429,9 @@ def test_the_metrics_have_the_table_of_each_judge_and_of_baselines_as_lists_whic
     summary = summarise(both, {"rwr1": "base"}, rounds, draws=20, seed=1, best_of=BestOf("judge", 3))
     detail = metrics(summary)["in detail"]
 
-    third, two_thirds = [33.3, 33.3, 33.3], [66.7, 66.7, 66.7]
+    third, two_thirds = [33.3, None, None], [66.7, None, None]
     assert detail["accept"]["physics"]["base"] == {"train": two_thirds, "all": two_thirds}
-    assert detail["accept"]["judge"]["base best of 3 by judge"]["all"] == [100.0, 100.0, 100.0]
+    assert detail["accept"]["judge"]["base best of 3 by judge"]["all"] == [100.0, None, None]
     assert detail["minus_base"]["judge"]["rwr1"]["all"] == detail["minus_start"]["judge"]["rwr1"]["all"] == third
     assert "rwr1" in detail["minus_base"]["physics"] and "base" not in detail["minus_base"]["physics"]
     assert detail["rounds"] == {"r1": [1, 2, 1]} and "scores" not in detail
@@ -527,9 +448,8 @@ def test_the_metrics_are_scores_where_no_judge_labels():
 
     detail = found.pop("in detail")
     assert found == {"base": 0.75, "rwr1": 1.25, "Δrwr1": 0.5}
-    # Two prompts: the bounds are the draws of one of them twice.
-    assert detail["scores"]["flow"]["base"]["all"] == [0.75, 0.5, 1.0]
-    assert detail["score_minus_base"]["flow"]["rwr1"]["all"] == [0.5, 0.0, 1.0]
+    assert detail["scores"]["flow"]["base"]["all"] == [0.75, None, None]  # of two prompts
+    assert detail["score_minus_base"]["flow"]["rwr1"]["all"] == [0.5, None, None]
     assert "accept" not in detail and "minus_base" not in detail
 
 
@@ -537,7 +457,7 @@ def test_a_plot_has_a_row_for_each_policy_and_judge_that_labelled_any():
     samples = [clip("a", 1), clip("b", 1)]
     summary = summary_of({"base": scored({"judge": [0.9, 0.1], "people": [None, None]}, samples)})
 
-    assert plot_rows(summary) == [{"policy": "base", "judge": "judge", "rate": 0.5, "low": 0.0, "high": 1.0, "n": 2}]
+    assert plot_rows(summary) == [{"policy": "base", "judge": "judge", "rate": 0.5, "low": None, "high": None, "n": 2}]
 
 
 def test_equal_inputs_give_equal_bytes():
@@ -634,7 +554,7 @@ def test_the_rates_of_questions_are_over_the_clips_that_were_asked_them(tmp_path
     shape, jump = (policies["base"]["questions"]["judge"][name] for name in ("shape", "jump"))
     assert (shape["all"]["rate"], shape["all"]["n"]) == (pytest.approx(1 / 3), 3)  # b's second has no answer
     assert (shape["train"]["rate"], shape["test"]["rate"], shape["test"]["n"]) == (0.5, 0.0, 1)
-    assert jump["all"] == {"rate": 0.0, "low": 0.0, "high": 0.0, "n": 2} and jump["test"]["n"] == 0
+    assert jump["all"] == {"rate": 0.0, "low": None, "high": None, "n": 2} and jump["test"]["n"] == 0
     gap = policies["rwr1"]["questions_minus_base"]["judge"]
     assert gap["shape"]["all"]["diff"] == pytest.approx(1 / 3)  # of the three clips known to both, one more
     assert (gap["jump"]["all"]["diff"], gap["jump"]["test"]["diff"]) == (0.5, None)
