@@ -41,7 +41,7 @@ def against_truth(
     """The figures of a judge on clips that should be accepted or rejected, each by its own truth.
 
     made: sample_id -> what a clip is; those that are `acceptable` should be accepted, all others rejected.
-    draws, seed: of the bootstrap over prompts, and of the threshold's folds.
+    draws, seed: of the bootstrap over prompts, and of the threshold's folds. low and high are null below three prompts.
 
         clips, labelled                  all other figures are of the labelled clips
         accuracy, low, high              part of the labels that are right
@@ -106,7 +106,7 @@ def against_generated(
     does not say how it compared clips that are judged one by one. A generated clip may well be good, so there are no
     false accepts, no calibration and no threshold.
 
-        accuracy, low, high              mean over the pairs, bootstrap over prompts
+        accuracy, low, high              mean over the pairs, interval over prompts
         auc                              of p of any reference against any generated clip
         false_rejects                    references that were rejected
         references                       accepted: their accept rate; generated_accepted: that of the others; pairs;
@@ -161,7 +161,7 @@ def against_pairs(better: Sequence[Sample], preferences: Sequence[Preference], d
     better: of each pair the better clip, which its preference, in the same order, names first.
 
         clips, labelled                  pairs, and those of them that have a preference or are a tie
-        accuracy, low, high              mean over the pairs, a tie counts half; bootstrap over prompts
+        accuracy, low, high              mean over the pairs, a tie counts half; interval over prompts
         decided, decided_accuracy        pairs that are no tie, and the part of them that is right
         pairs                            the counts, with the position bias: data.preferences.Tally
         categories.<category>            clips, labelled, accuracy

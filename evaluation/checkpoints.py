@@ -59,7 +59,7 @@ def curve(
     draws: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Accept rates after each step, in the order of `steps`, with 95 % bootstrap intervals over prompts.
+    """Accept rates after each step, in the order of `steps`, with 95 % intervals over prompts, null below three.
 
     outcomes: judge -> (N,) as `read_outcomes` gives them; of a metric, a rate is its mean score.
     steps: Sample.policy -> optimizer steps.

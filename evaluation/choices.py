@@ -28,7 +28,7 @@ def choice_figures(
         pairs, judged                     all other figures are of the judged pairs
         people_tie, judge_tie             pairs without a preference
         accuracy_without_ties, low, high  of the pairs of which people prefer one clip, the part of which the judge
-                                          prefers the same; a judge's tie counts as wrong. Bootstrap over prompts
+                                          prefers the same; a judge's tie counts as wrong. Interval over prompts
         accuracy_with_ties                part of all pairs on which both say the same of A, B and tie, where a margin
                                           of at most tie_threshold is a tie: see `tie_threshold`
 

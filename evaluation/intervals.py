@@ -119,7 +119,7 @@ def t_interval(
     (1998) add two successes and two failures to one binomial; the quantile is that of P degrees of freedom. Simulated
     with 16 clips a prompt, at 4 to 19 prompts: a rate of 0.1 to 0.9 of beta-binomial prompts is covered by at least
     93 % where their correlation is at most 0.9, by 92 % at 0.99; a rate of 0.05 by more. A difference is covered by at
-    least 92 % where all prompts gain alike or their gains are normal about a mean. Where a fifth of the prompts gain a
+    least 91 % where all prompts gain alike or their gains are normal about a mean. Where a fifth of the prompts gain a
     half and the others nothing it is covered by 66 to 94 %: most draws of few prompts miss the gain, and the interval
     lies too near to zero. Without bounds it is the plain t interval.
     """
