@@ -162,6 +162,8 @@ def _add(params: dict[str, Any], key: str, name: str, seed: int, entry: Any) -> 
 
 def seed_problems(params: Mapping[str, Any]) -> Iterator[str]:
     """A sentence where the entries are not those that `seeds` asks for."""
+    if not all(isinstance(name, str) for key in LISTS for name in value(params, key)):
+        return  # what checks the lists says what is wrong
     try:
         seeds = check_seeds(params[SEEDS])
         wanted = expanded(originals(params), seeds)

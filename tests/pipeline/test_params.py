@@ -106,6 +106,7 @@ def test_a_key_that_stands_twice_is_an_error(params_file):
 # The graph
 
 GOOD = {
+    "seeds": [1],
     "rounds": {"r1": {"policy": "base"}, "r2": {"policy": "rwr1"}},
     "pools": {},
     "policies": {

@@ -124,6 +124,8 @@ def test_entries_that_are_not_those_of_the_seeds_are_refused(params):
             validate_graph(edited(change), OBJECTIVES)
         assert refused.value.message.endswith("run vfrl seeds"), refused.value.message
     validate_graph(edited(lambda found: found["evaluate"]["policies"].reverse()), OBJECTIVES)
+    with pytest.raises(ParamsError, match=r"\['rwr1'\] is unknown"):
+        validate_graph(edited(lambda found: found["evaluate"]["policies"].append(["rwr1"])), OBJECTIVES)
 
 
 def in_parts(params: dict) -> tuple:

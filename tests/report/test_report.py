@@ -467,7 +467,7 @@ def test_a_policy_is_better_or_worse_only_when_the_interval_is_clear_of_zero():
 def test_a_clear_gain_is_marked_and_the_unknown_is_not(summary):
     judged, unknown = (dict(accept_table(summary, judge).rows)["rwr1"] for judge in ("judge", "physics"))
 
-    assert judged["− base"] == ("+100.0 [+100.0, +100.0]", BETTER)
+    assert judged["− base"] == ("+100.0 [+49.0, +100.0]", BETTER)  # of few prompts
     assert unknown["− base"] == ("–", OPEN)
     assert unknown["all"].text == "–"
 
@@ -488,7 +488,36 @@ def test_a_sentence_says_which_policies_are_better_and_which_cannot_be_told_apar
         "judge: better than base: b (+20.0), a (+10.0); worse than base: c (-10.0); "
         "cannot be told apart from base: d (+0.0)."
     ]
+    policies |= {"f": gap(None, 0.3, None)}
+    assert findings({"policies": policies})[0].endswith("; too few prompts to compare with base: f (+30.0).")
     assert findings({"policies": {"base": base}}) == ["judge: no policy to compare with base."]
+
+
+def test_the_best_is_called_better_than_the_second_only_by_the_interval_of_their_difference():
+    policies = {"base": {"accept": {"judge": {}}}}
+    for low, high, said in (
+        (0.01, 0.09, "b is better than a, the second of the trained policies: +5.0 [+1.0, +9.0]."),
+        (-0.01, 0.11, "The best of the trained, b, cannot be told apart from a: +5.0 [-1.0, +11.0]."),
+        (None, None, "Too few prompts to compare b with a: +5.0 [–]."),
+    ):
+        best = {"judge": {"policy": "b", "over": "a", "diff": 0.05, "low": low, "high": high}}
+        (found,) = findings({"policies": policies, "best": best})
+        assert found == f"judge: no policy to compare with base. {said}"
+
+
+def test_two_prompts_have_a_rate_and_no_interval_in_every_table_and_figure(sets, summary, tmp_path):
+    select = {"rwr1": MEASURED["select"]["rwr1"] | {"curve": [POINT | {"step": 100, "rate": 0.4}]}}
+    known = json.dumps(summary | {"select": select})
+    bare = json.loads(known, object_hook=lambda found: found | dict.fromkeys(found.keys() & {"low", "high"}))
+    trained = {"base": dict.fromkeys(("start", "round", "objective", "source"))}
+    trained["rwr1"] = {"start": "base", "round": "r1", "objective": "rwr", "source": "judge"}
+    write_page(bare | {"trained": trained}, sets, {}, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+
+    assert cells_of(text, "rwr1")[0][1:3] == ["100.0 [–]", "+100.0 [–]"]
+    assert "▲" not in re.sub("▲ better</span>", "", text) and "better than base" not in text
+    assert "too few prompts to compare with base: rwr1 (+100.0)" in text
+    assert texts(select_table(bare))[0]["last's"] == "40.0 [–]"
 
 
 def test_a_baseline_stands_in_the_tables_without_clips_of_its_own(sets, summary, tmp_path):
@@ -826,7 +855,7 @@ def test_the_columns_of_a_text_table_end_below_their_titles(summary):
 
     assert len(tables) == 4  # of two judges, of p_accept's means, of how far the judges agree
     titles, _, rwr1 = tables[0].split("\n")
-    first = rwr1.index("100.0 [100.0, 100.0]") + len("100.0 [100.0, 100.0]")
+    first = rwr1.index("100.0 [72.4, 100.0]") + len("100.0 [72.4, 100.0]")
     assert titles[:first].endswith(" all") and len(titles.split("−")[0]) < len(rwr1)
-    assert re.search(r"rwr1 +100\.0 \[100\.0, 100\.0\].*\+100\.0 \[\+100\.0, \+100\.0\] ▲", tables[0])
+    assert re.search(r"rwr1 +100\.0 \[72\.4, 100\.0\].*\+100\.0 \[\+49\.0, \+100\.0\] ▲", tables[0])
     assert "better than base: rwr1" in found and warned.startswith("Warning: ")

@@ -76,9 +76,9 @@ def test_the_curve_has_the_rate_of_every_judge_after_every_step():
 
     first, second = curve(clips_by("a", "b"), outcomes, {"a": 100, "b": 200}, draws=200, seed=0)
 
-    assert (first["step"], first["rate"], first["low"], first["high"], first["n"]) == (100, 0.5, 0.0, 1.0, 2)
-    assert (second["step"], second["rate"], second["low"], second["high"], second["n"]) == (200, 1.0, 1.0, 1.0, 2)
-    assert first["physics"] == {"rate": 1.0, "low": 1.0, "high": 1.0, "n": 1}  # the other clip has no label
+    assert (first["step"], first["rate"], first["low"], first["high"], first["n"]) == (100, 0.5, None, None, 2)
+    assert (second["step"], second["rate"], second["low"], second["high"], second["n"]) == (200, 1.0, None, None, 2)
+    assert first["physics"] == {"rate": 1.0, "low": None, "high": None, "n": 1}  # the other clip has no label
     assert second["physics"]["rate"] == 0.0
 
 
