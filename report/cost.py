@@ -31,7 +31,8 @@ class Cost(NamedTuple):
 
     def plus(self, other: "Cost") -> "Cost":
         """The sum, amount by amount."""
-        return Cost(*(None if a is None or b is None else a + b for a, b in zip(self, other, strict=True)))
+        amounts: list[Any] = [None if a is None or b is None else a + b for a, b in zip(self, other, strict=True)]
+        return Cost(*amounts)
 
 
 UNKNOWN_COST = Cost(*(None for _ in Cost._fields))

@@ -105,13 +105,12 @@ def gain_by_cost(summary: Mapping[str, Any], theme: Theme) -> str:
             place, hollow = places[name], "baseline" in summary["policies"][name]
             x, color = forwards / 1000, _color(place)
             panel.plot([x, x], [100 * gap["low"], 100 * gap["high"]], color=color, linewidth=2, alpha=0.55)
-            face = {"markerfacecolor": "none"} if hollow else {}
-            panel.plot([x], [100 * gap["diff"]], _marker(place), color=color, markersize=5.5, **face)
+            face = "none" if hollow else color
+            panel.plot([x], [100 * gap["diff"]], _marker(place), color=color, markersize=5.5, markerfacecolor=face)
             panel.annotate(
                 name, (x, 100 * gap["diff"]), xytext=(5, 4), textcoords="offset points", fontsize=8, color=color
             )
-        panel.set_xlim(left=min(0.0, panel.get_xlim()[0]))
-        panel.margins(x=0.18)
+        panel.margins(x=0.18)  # names stand to the right
         panel.set_xlabel("forwards of the denoiser, thousands")
         panel.set_ylabel("− base, points of all clips")
         panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
