@@ -1,0 +1,88 @@
+"""What stage `panel` puts together: motion and diversity of a policy's clips, and how far it is from the base."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from pipeline.configs import DriftConfig
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from cluster.pool import Pool
+    from data.records import ClipDrift, ClipMotion, Sample
+    from data.store import ClipSet
+    from evaluation.panel.rows import Panel
+    from feedback.metrics.flow import Motion
+    from rl.drift import Load
+
+logger = logging.getLogger(__name__)
+
+TOGETHER = 32  # clips that are read at once
+
+
+def measure_motion(clip_set: "ClipSet", flow: "Motion") -> "list[ClipMotion]":
+    """How much moves in each clip, in the order of the set; null for a clip of one frame."""
+    from tqdm import tqdm
+
+    from data.records import ClipMotion
+
+    rows: list[ClipMotion] = []
+    with tqdm(total=len(clip_set.samples), unit="clip", desc="motion") as progress:
+        for at in range(0, len(clip_set.samples), TOGETHER):
+            some = clip_set.samples[at : at + TOGETHER]
+            clips, prompts = [clip_set.frames(sample) for sample in some], [sample.prompt for sample in some]
+            values = flow.score(clips, prompts, [sample.fps for sample in some])
+            rows += [
+                ClipMotion(sample.sample_id, None if value != value else value)  # nan
+                for sample, value in zip(some, values, strict=True)
+            ]
+            progress.update(len(some))
+    return rows
+
+
+def measure_drift(
+    base: "Load", policy: "Load", changed: bool, clips: "ClipSet", config: DriftConfig | None, pool: "Pool"
+) -> "list[ClipDrift]":
+    """The policy's drift on the base's first clips of each prompt; none where config is None.
+
+    changed: whether the policy has weights of its own. One without, such as base, is 0 everywhere, and loads no
+    generator.
+    """
+    if config is None:
+        return []
+    from data.records import ClipDrift
+    from rl.drift import drift, middles
+
+    chosen = first_clips(clips.samples, config.clips)
+    if not changed:
+        return [ClipDrift(sample.sample_id, t, 0.0) for sample in chosen for t in middles(config.times)]
+    return drift(base, policy, clips, chosen, config.times, config.batch_size, config.seed, pool)
+
+
+def first_clips(samples: "Sequence[Sample]", count: int) -> "list[Sample]":
+    """The first `count` clips of each prompt, in the order of the set."""
+    seen: dict[str, int] = {}
+    found = []
+    for sample in samples:
+        seen[sample.prompt_id] = seen.get(sample.prompt_id, 0) + 1
+        if seen[sample.prompt_id] <= count:
+            found.append(sample)
+    return found
+
+
+def figures(panel: "Panel") -> dict[str, Any]:
+    """The means of a policy, for its file in metrics/; null where nothing is known."""
+    means: dict[str, list[float | None]] = {
+        "motion": [row.motion for row in panel.motion],
+        "vendi": [row.vendi for row in panel.spread],
+        "distance": [row.distance for row in panel.spread],
+        "drift": [*(row.squared for row in panel.drift)],
+    }
+    known = {name: [value for value in values if value is not None] for name, values in means.items()}
+    return {name: fmean(values) if values else None for name, values in known.items()}
+
+
+def has_weights(policy: Path) -> bool:
+    """Whether a policy's folder has weights of a denoiser; base and its extensions have none."""
+    return any(any(policy.glob(pattern)) for pattern in ("*.safetensors", "*/*.safetensors"))
