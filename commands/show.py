@@ -25,11 +25,14 @@ def main(policy: str | None, report: Path, watched: bool, once: bool, every: flo
         return
     if policy:
         raise ValueError(f"{policy}: only --watch takes a policy")
-    from report.table import as_text
+    from report.panel import panel_table, reason_tables
+    from report.table import as_text, text_table
 
     if not (report / "summary.json").is_file():
         raise ValueError(f"{report} has no report yet: run dvc repro")
     summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+    for table in filter(None, [panel_table(summary), *reason_tables(summary)]):
+        click.echo(f"\n{text_table(table)}")
     click.echo(f"\n{as_text(summary)}\n\n{(report / 'index.html').resolve()}")
 
 

@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,27 +21,48 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = 32  # clips that are read at once
+TOGETHER = 32  # clips of a unit of work
+
+
+class _FlowMeter:
+    """Measures the motion of some of a set's clips."""
+
+    def __init__(self, clip_set: "ClipSet", flow: "Motion") -> None:
+        self.clip_set, self.flow = clip_set, flow
+
+    def work(self, samples: "Sequence[Sample]") -> list[float]:
+        """A number for each clip; nan for a clip of one frame."""
+        return self.flow.score([self.clip_set.frames(sample) for sample in samples], [])
 
 
 def measure_motion(clip_set: "ClipSet", flow: "Motion") -> "list[ClipMotion]":
-    """How much moves in each clip, in the order of the set; null for a clip of one frame."""
+    """How much moves in each clip, in the order of the set; null for a clip of one frame. On every core."""
     from tqdm import tqdm
 
+    from cluster.devices import fit_threads
+    from cluster.forks import Forks
+    from cluster.pool import Unit
     from data.records import ClipMotion
 
-    rows: list[ClipMotion] = []
-    with tqdm(total=len(clip_set.samples), unit="clip", desc="motion") as progress:
-        for at in range(0, len(clip_set.samples), TOGETHER):
-            some = clip_set.samples[at : at + TOGETHER]
-            clips, prompts = [clip_set.frames(sample) for sample in some], [sample.prompt for sample in some]
-            values = flow.score(clips, prompts, [sample.fps for sample in some])
-            rows += [
-                ClipMotion(sample.sample_id, None if value != value else value)  # nan
-                for sample, value in zip(some, values, strict=True)
-            ]
-            progress.update(len(some))
-    return rows
+    fit_threads(())  # a fork a core
+    samples = clip_set.samples
+    units = [
+        Unit(at, f"motion of clips from {samples[at].sample_id}", samples[at : at + TOGETHER])
+        for at in range(0, len(samples), TOGETHER)
+    ]
+    values: dict[int, list[float]] = {}
+    with (
+        tqdm(total=len(samples), unit="clip", desc="motion") as progress,
+        closing(Forks().run(partial(_FlowMeter, clip_set, flow), units)) as results,
+    ):
+        for at, found in results:
+            values[at] = found
+            progress.update(len(found))
+    in_order = [value for at in sorted(values) for value in values[at]]
+    return [
+        ClipMotion(sample.sample_id, None if isnan(value) else value)
+        for sample, value in zip(samples, in_order, strict=True)
+    ]
 
 
 def measure_drift(

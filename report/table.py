@@ -372,11 +372,12 @@ def as_text(summary: Mapping[str, Any]) -> str:
     ]
     warnings = [f"Warning: {warning}" for warning in summary.get("warnings", [])]
     made = [f"{name}: {how}" for name, how in baselines(summary).items()]
-    blocks = [*map(_text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(warnings)]
+    blocks = [*map(text_table, tables), "\n".join(made), "\n".join(findings(summary)), "\n".join(warnings)]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _text_table(table: ResultTable) -> str:
+def text_table(table: ResultTable) -> str:
+    """The table for a terminal."""
     marks = {BETTER: " ▲", WORSE: " ▼", OPEN: "  ", None: ""}
     lines = [[table.title, *table.columns]]
     for row in table.rows:
