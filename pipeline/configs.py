@@ -176,7 +176,6 @@ class DriftConfig:
 
     clips: Count  # of the base, of each prompt
     times: Count  # of each clip, in the middle of so many equal parts of the noise process
-    batch_size: Count  # clips per forward
     seed: int  # of the noise
 
 

@@ -66,12 +66,18 @@ def measure_motion(clip_set: "ClipSet", flow: "Motion") -> "list[ClipMotion]":
 
 
 def measure_drift(
-    base: "Load", policy: "Load", changed: bool, clips: "ClipSet", config: DriftConfig | None, pool: "Pool"
+    base: "Load",
+    policy: "Load",
+    changed: bool,
+    clips: "ClipSet",
+    config: DriftConfig | None,
+    batch_size: int,
+    pool: "Pool",
 ) -> "list[ClipDrift]":
     """The policy's drift on the base's first clips of each prompt; none where config is None.
 
     changed: whether the policy has weights of its own. One without, such as base, is 0 everywhere, and loads no
-    generator.
+    generator. batch_size: clips a forward.
     """
     if config is None:
         return []
@@ -81,7 +87,7 @@ def measure_drift(
     chosen = first_clips(clips.samples, config.clips)
     if not changed:
         return [ClipDrift(sample.sample_id, t, 0.0) for sample in chosen for t in middles(config.times)]
-    return drift(base, policy, clips, chosen, config.times, config.batch_size, config.seed, pool)
+    return drift(base, policy, clips, chosen, config.times, batch_size, config.seed, pool)
 
 
 def first_clips(samples: "Sequence[Sample]", count: int) -> "list[Sample]":

@@ -18,7 +18,7 @@ from pipeline.command import (
 )
 from pipeline.configs import GeneratorConfig, PanelConfig
 from pipeline.identity import RECORDED
-from pipeline.params import section
+from pipeline.params import block, section
 from pipeline.state import stage_state
 
 
@@ -47,15 +47,17 @@ def main(
     from pipeline.panel import figures, has_weights, measure_drift, measure_motion
 
     config, model = section("panel", PanelConfig), section("generator", GeneratorConfig)
-    size = section("video", VideoSize)
+    size, together = section("video", VideoSize), block("evaluate.generate.batch_size")
     inputs = [policy, samples, base, base_samples, *model.folders, RECORDED / "generator.json"]
-    with stage_state("panel", out, {"panel": config, "generator": model, "video": size}, inputs) as work:
+    params = {"panel": config, "generator": model, "video": size, "evaluate.generate.batch_size": together}
+    with stage_state("panel", out, params, inputs) as work:
         clips, of_base = ClipSet.open(samples), ClipSet.open(base_samples)
         flow = Motion(Dis("medium"), "sum")  # as kind optical_flow_dis by default
         own, other = (partial(load_policy, asdict(model), size, folder, device) for folder in (policy, base))
-        pool = pool_of(engine, workers, device)
         moved, differ = measure_motion(clips, flow), spreads(clips, of_base)
-        panel = Panel(moved, differ, measure_drift(other, own, has_weights(policy), of_base, config.drift, pool))
+        pool = pool_of(engine, workers, device)  # after the forks that measure motion
+        far = measure_drift(other, own, has_weights(policy), of_base, config.drift, together, pool)
+        panel = Panel(moved, differ, far)
         folder = work / "panel"
         shutil.rmtree(folder, ignore_errors=True)
         facts = {"policy": policy.name, "clip_set": clips.fingerprint(), "base": of_base.fingerprint()}

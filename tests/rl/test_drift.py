@@ -60,10 +60,9 @@ def test_a_policy_drifts_further_the_longer_it_is_trained(tiny_wan, base, clips,
 
 def test_the_noise_of_a_clip_depends_on_neither_its_batch_nor_the_other_times(tiny_wan, base, clips, tmp_path):
     run("rwr", tiny_wan, clips, base, tmp_path)
+    policy = tmp_path / "out"
     found = {
-        size: {
-            (row.sample_id, row.t): row.squared for row in drift_of(tiny_wan, base, tmp_path / "out", clips, 2, size)
-        }
+        size: {(row.sample_id, row.t): row.squared for row in drift_of(tiny_wan, base, policy, clips, 2, size)}
         for size in (1, 6)
     }
 

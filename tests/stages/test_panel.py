@@ -18,7 +18,8 @@ from tests.support.training import run, write_base, write_clip_set
 PARAMS = {
     "generator": {"family": "wan", "revision": None, "dtype": "float32", "max_prompt_tokens": 6},
     "video": {"num_frames": 5, "height": 16, "width": 16, "fps": 8},
-    "panel": {"drift": {"clips": 2, "times": 3, "batch_size": 4, "seed": 1}},
+    "panel": {"drift": {"clips": 2, "times": 3, "seed": 1}},
+    "evaluate": {"generate": {"batch_size": 4}},
 }
 
 
