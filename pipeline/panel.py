@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = 32  # clips of a unit of work
+TOGETHER = 32  # clips of a unit of work; one of them is in memory at a time
 
 
 class _FlowMeter:
@@ -32,7 +32,7 @@ class _FlowMeter:
 
     def work(self, samples: "Sequence[Sample]") -> list[float]:
         """A number for each clip; nan for a clip of one frame."""
-        return self.flow.score([self.clip_set.frames(sample) for sample in samples], [])
+        return [value for sample in samples for value in self.flow.score([self.clip_set.frames(sample)], [])]
 
 
 def measure_motion(clip_set: "ClipSet", flow: "Motion") -> "list[ClipMotion]":
