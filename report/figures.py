@@ -133,8 +133,7 @@ def reward_by_drift(summary: Mapping[str, Any], theme: Theme) -> str:
                 panel.plot([distance, distance], span, color=_color(place), linewidth=2, alpha=0.55)
             panel.plot([distance], [100 * found["rate"]], _marker(place), color=_color(place), markersize=5.5)
             at = (distance, 100 * found["rate"])
-            offset = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 8}
-            panel.annotate(name, at, color=_color(place), **offset)
+            panel.annotate(name, at, (5, 3), textcoords="offset points", color=_color(place), fontsize=8)
         panel.set_xlabel("mean squared change of the prediction")
         panel.set_ylabel("accepted, %")
         panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
