@@ -160,9 +160,50 @@ class DensePair:
     better: list[int]  # by latent frame: 1 the first, -1 the second, 0 neither or not known
 
 
+@dataclass(frozen=True)
+class ClipMotion:
+    """How much moves in a clip: feedback.metrics.flow says what the number is."""
+
+    sample_id: str
+    motion: float | None  # pixels; null for a clip of one frame
+
+
+@dataclass(frozen=True)
+class PromptSpread:
+    """How different a policy's clips of one prompt are: evaluation.panel.diversity says what the numbers are."""
+
+    prompt_id: str
+    clips: int
+    vendi: float | None  # 1 to clips
+    distance: float | None  # 0 to 1
+
+
+@dataclass(frozen=True)
+class ClipDrift:
+    """How far a policy's prediction is from the base's, on one of the base's clips at one time."""
+
+    sample_id: str
+    t: float  # in (0, 1), 1 is pure noise
+    squared: float  # mean over predicted elements of (policy - base)²
+
+
 R = typing.TypeVar("R")
 WithId = typing.TypeVar("WithId", Sample, Verdict, Label, Weighted)
-Row = Sample | Verdict | Label | Asked | Comparison | Preference | Weighted | Pair | SharedStart | DensePair
+Row = (
+    Sample
+    | Verdict
+    | Label
+    | Asked
+    | Comparison
+    | Preference
+    | Weighted
+    | Pair
+    | SharedStart
+    | DensePair
+    | ClipMotion
+    | PromptSpread
+    | ClipDrift
+)
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int64())}
 

@@ -174,6 +174,7 @@ class EvaluateConfig:
     judges: tuple[str, ...]
     top_k: TopK | None
     best_of: BestOf | None
+    pass_at: tuple[Count, ...]  # the k of pass@k
     generate: dict[str, Any]
     draws: Count
     seed: int
@@ -186,6 +187,22 @@ class EvaluateConfig:
         for key, judge in ranked_by.items():
             if judge is not None and judge not in self.judges:
                 raise ValueError(f"{key} is {judge!r}, expected one of evaluate.judges: {', '.join(self.judges)}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class DriftConfig:
+    """Section `panel.drift`."""
+
+    clips: Count  # of the base, of each prompt
+    times: Count  # of each clip, in the middle of so many equal parts of the noise process
+    seed: int  # of the noise
+
+
+@dataclass(frozen=True, config=STRICT)
+class PanelConfig:
+    """Section `panel`."""
+
+    drift: DriftConfig | None  # None: not measured
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from report.panel import drifts
 from report.table import judges
 
 COLORS = (  # readable on white and on near-black
@@ -158,6 +159,31 @@ def by_category(summary: Mapping[str, Any], theme: Theme) -> str:
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, top), ncols=8, frameon=False,
         labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, fontsize=9,
     )  # fmt: skip
+    return as_svg(figure, panels, theme)
+
+
+def reward_by_drift(summary: Mapping[str, Any], theme: Theme) -> str:
+    """SVG: each policy's accept rate by how far its predictions are from the base's, a panel a judge.
+
+    Policies whose drift is not known are left out. A policy far to the right that is no higher has changed without
+    gain; where rates fall with drift under one judge alone, the other is exploited.
+    """
+    distances, names = drifts(summary), judges(summary)
+    figure, panels = _panels(len(names), 2, 2.7)
+    for panel, judge in zip(panels, names, strict=False):
+        for place, (name, distance) in enumerate(distances.items()):
+            if (found := _known(summary["policies"][name], judge)) is None:
+                continue
+            if found["low"] is not None:
+                span = [100 * found["low"], 100 * found["high"]]
+                panel.plot([distance, distance], span, color=_color(place), linewidth=2, alpha=0.55)
+            panel.plot([distance], [100 * found["rate"]], _marker(place), color=_color(place), markersize=5.5)
+            at = (distance, 100 * found["rate"])
+            panel.annotate(name, at, (5, 3), textcoords="offset points", color=_color(place), fontsize=8)
+        panel.set_xlabel("mean squared change of the prediction")
+        panel.set_ylabel("accepted, %")
+        panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
+        panel.grid(color=theme.grid, linewidth=0.6)
     return as_svg(figure, panels, theme)
 
 

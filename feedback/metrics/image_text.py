@@ -13,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from cluster.devices import fit_threads
 from data.video import sample_frames
 from feedback.core.weights import weights_version
-from feedback.metrics.metric import FrameOptions, Reduction
+from feedback.metrics.metric import FrameOptions
+from feedback.metrics.reduction import Reduction
 
 WHITE = 255.0
 TOGETHER = 256  # frames per forward pass

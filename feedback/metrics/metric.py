@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -19,8 +19,7 @@ from feedback.core.kinds import Kind, Needs
 from feedback.core.rubric import Question, Rubric
 from feedback.core.source import Metric, Request, decoded, frames_seen, verdict, without_answer
 from feedback.core.weights import Dtype
-
-Reduction = Literal["sum", "mean"]
+from feedback.metrics.reduction import Reduction
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -152,9 +151,3 @@ class MetricSource:
             fields["answer"] = score > self.threshold
         seen = frames_seen(self.metrics[question.name], frames, request.sample.fps)
         return verdict(self, request.sample, 0, question, seen, **fields)
-
-
-def reduced(of_frames: Sequence[float], how: Reduction) -> float:
-    """One number for a clip from one number per frame: the sum, as in Furuta et al. (§3.2), or the mean."""
-    total = math.fsum(of_frames)
-    return total if how == "sum" else total / len(of_frames)

@@ -16,7 +16,7 @@ BUILT = {"large": (raft_large, Raft_Large_Weights.C_T_SKHT_V2), "small": (raft_s
 
 
 class Raft:
-    """Optical flow by RAFT; implements feedback.metrics.optical_flow.Flow."""
+    """Optical flow by RAFT; implements feedback.metrics.flow.Flow."""
 
     def __init__(self, model: RAFT, size: str, updates: int, version: str) -> None:
         """size: large or small. updates: refinements of the flow."""

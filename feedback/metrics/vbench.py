@@ -24,8 +24,9 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT
 from feedback.core.source import Metric
 from feedback.core.weights import FolderOrHubId
+from feedback.metrics.flow import Motion, fastest
 from feedback.metrics.metric import MetricOptions, existing_file, metric_kind, needs_model
-from feedback.metrics.optical_flow import Motion, RaftOptions, fastest, raft
+from feedback.metrics.optical_flow import RaftOptions, raft
 
 # subject_consistency, background_consistency
 

@@ -15,10 +15,12 @@ from playwright.sync_api import Locator, Page, expect
 
 from data.first_frames import png_bytes
 from data.manifest import write_manifest
-from data.records import Asked, Label, Sample, Verdict, write_rows
+from data.records import Asked, ClipDrift, ClipMotion, Label, PromptSpread, Sample, Verdict, write_rows
 from data.video import read_video, write_video
 from evaluation.accept import summarise
 from evaluation.checkpoints import RATE, plot_rows
+from evaluation.panel.rows import Panel
+from evaluation.panel.summary import panels
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
@@ -246,6 +248,27 @@ def test_the_summary_lies_beside_the_page_with_all_that_it_says(page, summary):
     turned = {"policy": "rwr1", "judge": "judge", "clips": 8, "gained": 8, "lost": 0}
     assert written == summary | {"trained": TRAINED, "turned": turned, "gallery": {"clips": 16}}
     assert "Look at all 16 clips" in (page / "index.html").read_text()
+
+
+def test_what_else_changed_is_on_the_page_with_drift_drawn_against_accept_rates(sets, summary, tmp_path):
+    def measured(one: EvaluationSet, moves: float, squared: float) -> Panel:
+        clips = [ClipMotion(sample.sample_id, moves) for sample in one.samples]
+        prompts = [PromptSpread(sample.prompt_id, 1, None, None) for sample in one.samples]
+        return Panel(clips, prompts, [ClipDrift(sample.sample_id, 0.5, squared) for sample in one.samples])
+
+    found = {"base": measured(sets["base"], 9.0, 0.0), "rwr1": measured(sets["rwr1"], 1.0, 0.25)}
+    policies = {
+        name: summary["policies"][name] | {"panel": panel}
+        for name, panel in panels(sets, found, ["judge"], (1,), 50, 1).items()
+    }
+    write_page(summary | {"policies": policies}, sets, {}, None, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+
+    assert "What else changed" in text and "reasons of judge, clips" in text
+    assert re.search(r'class="worse">1\.00 \(-8\.00\) ▼', text)  # it moves less
+    assert HOSTILE not in text  # a judge's reason
+    drawn = (tmp_path / "out/media/drift-light.svg").read_text()
+    assert "rwr1" in drawn and "mean squared change" in drawn
 
 
 def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):

@@ -7,8 +7,8 @@ from transformers import CLIPImageProcessor, CLIPModel, ViTConfig, ViTModel
 
 from feedback.core.kinds import make_source, needs_device, read_block
 from feedback.metrics.consistency import consistency, shorter_edge
+from feedback.metrics.flow import Motion
 from feedback.metrics.image_text import Pixels
-from feedback.metrics.optical_flow import Motion
 from feedback.metrics.vbench import DynamicDegree, moves, stillness
 from tests.feedback.metrics.test_metric import build_clip
 

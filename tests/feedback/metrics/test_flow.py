@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 from torchvision.models.optical_flow import raft_small
 
 from feedback.core.kinds import make_source, read_block
-from feedback.metrics.optical_flow import Motion, fastest, motion
+from feedback.metrics.flow import Motion, fastest, motion
 from feedback.metrics.raft import Raft
 from tabletop.captions import all_claims
 from tabletop.render import render

@@ -17,7 +17,8 @@ from data.store import ClipSet, ClipSetWriter, encode_clips, read_clip
 from feedback.core.kinds import make_source, read_block
 from feedback.core.label import label_clip_set
 from feedback.metrics.image_text import Pixels
-from feedback.metrics.metric import Metric, MetricSource, reduced
+from feedback.metrics.metric import Metric, MetricSource
+from feedback.metrics.reduction import reduced
 from stages.build import main
 from tabletop.pretraining.judge_model import word_level_tokenizer
 from tests.support.told import told

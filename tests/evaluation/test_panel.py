@@ -1,0 +1,266 @@
+"""What accept rates do not show: pass@k, diversity, motion, reasons, wins, and how the summary puts them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.manifest import write_manifest
+from data.records import ClipDrift, ClipMotion, Label, PromptSpread, Sample
+from evaluation.panel.diversity import mean_distance, similarity, spread_of, spreads, vendi_score
+from evaluation.panel.pass_at import by_prompt, pass_at, within
+from evaluation.panel.reasons import MOST, OTHERS, count_reasons
+from evaluation.panel.rows import Panel, read_panel, write_panel
+from evaluation.panel.summary import panels
+from evaluation.panel.wins import wins
+from evaluation.sets import EvaluationSet
+from report.panel import drifts, panel_table, reason_tables
+from report.table import OPEN, WORSE
+from tests.support.training import write_clip_set
+
+NAN = float("nan")
+
+# pass@k
+
+
+def test_pass_at_k_is_the_part_of_the_sets_of_k_clips_that_hold_an_accepted_one():
+    # Of 4 clips one is accepted. Of the 6 pairs 3 hold it; of the 4 triples 3 do; the only set of four does.
+    assert [pass_at(4, 1, k) for k in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert pass_at(4, 0, 4) == 0.0
+    for wrong in ((4, 1, 5), (4, 1, 0), (4, 5, 1)):
+        with pytest.raises(ValueError, match="k from 1 to the clips"):
+            pass_at(*wrong)
+
+
+def test_pass_at_1_is_the_rate_and_more_clips_never_do_worse():
+    for accepted in range(17):
+        found = [pass_at(16, accepted, k) for k in range(1, 17)]
+        assert found[0] == pytest.approx(accepted / 16)
+        assert found == sorted(found)
+
+
+def test_an_unlabelled_clip_is_left_out_of_its_prompts_clips():
+    accepted = np.array([1, 0, NAN, 0, 0, NAN, NAN, NAN])
+    prompts = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+
+    # prompt 0: one of three; prompt 1: pass@2 of one clip is pass@1; prompt 2: nothing is known
+    np.testing.assert_allclose(by_prompt(accepted, prompts, 2), [2 / 3, 0.0, NAN])
+
+
+def test_a_k_above_the_clips_of_a_prompt_is_all_of_them():
+    assert within((1, 4, 16, 32), 16) == [1, 4, 16]
+    assert within((16, 1), 2) == [1, 2]
+
+
+# Diversity
+
+
+def test_the_vendi_score_counts_the_clips_that_differ():
+    equal, apart = np.ones((4, 4)), np.eye(4)
+    in_pairs = np.kron(np.eye(2), np.ones((2, 2)))
+
+    assert [vendi_score(one) for one in (equal, in_pairs, apart)] == pytest.approx([1, 2, 4])
+    assert [mean_distance(one) for one in (equal, in_pairs, apart)] == pytest.approx([0, 2 / 3, 1])
+    # two clips of cosine 0.6: eigenvalues 0.8 and 0.2 of K / 2
+    assert vendi_score(np.array([[1, 0.6], [0.6, 1]])) == pytest.approx(np.exp(-0.8 * np.log(0.8) - 0.2 * np.log(0.2)))
+
+
+def test_clips_that_differ_half_as_much_are_more_similar():
+    clips = np.array([[1.0], [-1.0]])  # as far from their mean as the base's: (1, 1) and (-1, 1) are orthogonal
+    assert spread_of(clips) == 1.0
+    assert similarity(clips, 1.0)[0, 1] == pytest.approx(0.0)
+    # (0.5, 1) and (-0.5, 1): (1 - 0.25) / (1 + 0.25)
+    assert similarity(clips / 2, 1.0)[0, 1] == pytest.approx(0.6)
+
+
+def test_what_all_clips_share_does_not_change_their_diversity():
+    clips = np.random.default_rng(0).normal(size=(8, 50))
+
+    np.testing.assert_allclose(similarity(clips + 100.0, 7.0), similarity(clips, 7.0), atol=1e-9)
+    scores = [vendi_score(similarity(clips * size, spread_of(clips))) for size in (0.0, 0.25, 0.5, 1.0)]
+    assert scores == sorted(scores) and scores[0] == pytest.approx(1.0)
+
+
+def test_diversity_is_of_each_prompt_and_unknown_where_nothing_can_be_compared(tmp_path):
+    base = write_clip_set(tmp_path / "base", prompts=2, clips=4)
+    single = write_clip_set(tmp_path / "single", prompts=2, clips=1)
+    still = write_clip_set(tmp_path / "still", prompts=2, clips=4)
+
+    of_base = spreads(base, base)
+    assert [(row.prompt_id, row.clips) for row in of_base] == [("p0", 4), ("p1", 4)]
+    assert all(2 < row.vendi < 4 and 0.4 < row.distance < 0.8 for row in of_base)
+    assert [(row.clips, row.vendi, row.distance) for row in spreads(single, base)] == [(1, None, None)] * 2
+    assert [row.vendi for row in spreads(still, single)] == [None, None]  # the base's clips do not differ
+    other = write_clip_set(tmp_path / "other", prefix="q")
+    with pytest.raises(ValueError, match="no clip of prompt q0"):
+        spreads(other, base)
+
+
+# Reasons, wins
+
+
+def rejected(reason: str | None, label: bool | None = False) -> Label:
+    return Label("x", "judge", label, None, None, 1, 0, reason)
+
+
+def test_reasons_are_counted_by_policy_without_their_numbers():
+    labels = {
+        "base": [rejected("moves 3 units, 15 would do"), rejected("moves -4.5 units, 15 would do"), rejected(None)],
+        "rwr1": [rejected("vanishes"), rejected("happened as described", True), rejected("no reply", None)],
+    }
+
+    assert count_reasons(labels) == {
+        "base": {"moves # units, # would do": 2, "no reply": 0, "vanishes": 0},
+        "rwr1": {"moves # units, # would do": 0, "no reply": 1, "vanishes": 1},
+    }
+    assert count_reasons({"base": [rejected(None)]}) == {}
+
+
+def test_rare_reasons_are_counted_together():
+    names = [chr(ord("a") + place) for place in range(MOST + 2)]
+    found = count_reasons({"base": [rejected(name) for name in names for _ in range(2)], "rwr1": [rejected("z")]})
+
+    assert len(found["base"]) == MOST + 1
+    assert (found["base"][OTHERS], found["rwr1"][OTHERS]) == (4, 1)
+
+
+def test_wins_count_prompts_and_clips_that_turned():
+    # prompt 0: 1 and 1 accepted, one turned either way; prompt 1: one gained; prompt 2: one lost, one not known
+    prompts = np.array([0, 0, 1, 1, 2, 2])
+    base, own = np.array([1, 0, 0, 0, 1, NAN]), np.array([0, 1, 1, 0, 0, 1])
+
+    found = wins(own, base, prompts)
+
+    assert found["prompts"] == {"rose": 1, "fell": 1, "equal": 1}
+    assert found["clips"] == {"gained": 2, "lost": 2, "both": 5}
+    swapped = wins(base, own, prompts)
+    assert (swapped["prompts"]["rose"], swapped["clips"]["gained"]) == (1, 2)
+
+
+# The summary, with planted policies: 12 prompts of 16 clips
+
+PROMPTS, CLIPS = 12, 16
+SAMPLES = tuple(
+    Sample(f"p{p:02d}-{i:02d}", f"p{p:02d}", "a cup", "c", ("train", "test")[p % 2], "any", i, 9, 8.0, 32, 32, "x")
+    for p in range(PROMPTS)
+    for i in range(CLIPS)
+)
+
+
+def planted(accepts, motion=lambda p, i: 8.0 + i // 2 % 3, vendi=6.0, drift=0.0) -> tuple[EvaluationSet, Panel]:
+    """A policy by what holds of clip i of prompt p."""
+    places = [(p, i) for p in range(PROMPTS) for i in range(CLIPS)]
+    labels = tuple(
+        Label(one.sample_id, "judge", accepts(*place), None, None, 1, 0, "why 1")
+        for one, place in zip(SAMPLES, places, strict=True)
+    )
+    panel = Panel(
+        [ClipMotion(one.sample_id, motion(*place)) for one, place in zip(SAMPLES, places, strict=True)],
+        [PromptSpread(f"p{p:02d}", CLIPS, vendi + p % 3 / 10, vendi / 20) for p in range(PROMPTS)],
+        [ClipDrift(one.sample_id, t, drift) for one in SAMPLES[::CLIPS] for t in (0.25, 0.75)],
+    )
+    return EvaluationSet(Path("unread"), SAMPLES, {"judge": labels}), panel
+
+
+PLANTED = {
+    "base": planted(lambda p, i: i % 2 == 0),
+    # long on two clips a prompt: the same clips again and again, all right in half of the prompts
+    "collapsed": planted(lambda p, i: p % 2 == 0, vendi=1.5),
+    # rewarded for stillness: nothing moves, and what is accepted least of all
+    "still": planted(lambda p, i: i % 2 == 0, motion=lambda p, i: 0.5),
+    # far from the base without gain
+    "drifted": planted(lambda p, i: i % 2 == 0, drift=0.3),
+}
+
+
+@pytest.fixture(scope="module")
+def summary() -> dict:
+    sets = {name: one for name, (one, _) in PLANTED.items()}
+    measured = {name: panel for name, (_, panel) in PLANTED.items()}
+    found = panels(sets, measured, ["judge"], (1, 4, 16), 200, 1)
+    accept = {"judge": {"all": {"rate": 0.5, "low": 0.4, "high": 0.6, "n": 192}}}
+    return {"policies": {name: {"accept": accept, "panel": panel} for name, panel in found.items()}}
+
+
+def marked(summary: dict, policy: str) -> set[str]:
+    (row,) = [row for row in panel_table(summary).rows if row.name == policy]
+    return {column for column, cell in row.cells.items() if cell.verdict == WORSE}
+
+
+def test_a_policy_that_repeats_two_clips_loses_diversity_and_pass_at_k_and_keeps_its_rate(summary):
+    panel = summary["policies"]["collapsed"]["panel"]
+
+    at = {k: found["all"]["rate"] for k, found in panel["pass_at"]["judge"].items()}
+    assert at == {"1": 0.5, "4": 0.5, "16": 0.5}
+    assert summary["policies"]["base"]["panel"]["pass_at"]["judge"]["16"]["all"]["rate"] == 1.0
+    assert panel["minus_base"]["pass_at"]["judge"]["16"]["all"]["high"] < 0
+    assert panel["minus_base"]["vendi"]["all"]["diff"] == pytest.approx(-4.5)
+    assert panel["wins"]["judge"]["all"]["prompts"] == {"rose": 6, "fell": 6, "equal": 0}
+    assert marked(summary, "collapsed") == {"pass@4, %", "pass@16, %", "Vendi score", "distance"}
+
+
+def test_a_policy_that_learnt_stillness_loses_motion_and_nothing_else(summary):
+    assert marked(summary, "still") == {"motion", "motion if accepted"}
+    assert summary["policies"]["still"]["panel"]["motion"]["judge"]["all"] == {
+        "mean": 0.5, "low": 0.5, "high": 0.5, "n": 96
+    }  # fmt: skip
+
+
+def test_a_policy_that_drifted_is_far_from_the_base_by_its_predictions_alone(summary):
+    panel = summary["policies"]["drifted"]["panel"]
+
+    assert drifts(summary) == pytest.approx({"base": 0, "collapsed": 0, "still": 0, "drifted": 0.3})
+    assert panel["drift"]["test"]["n"] == 6  # a clip of each of six prompts
+    assert panel["drift_by_t"] == [{"t": 0.25, "mean": pytest.approx(0.3)}, {"t": 0.75, "mean": pytest.approx(0.3)}]
+    assert marked(summary, "drifted") == set()
+
+
+def test_the_base_has_no_difference_and_no_mark(summary):
+    panel = summary["policies"]["base"]["panel"]
+
+    assert not {"minus_base", "wins"} & panel.keys()
+    (row, *_) = panel_table(summary).rows
+    assert {cell.verdict for cell in row.cells.values()} == {None}
+    (_, other, *_) = panel_table(summary).rows
+    assert other.cells["motion"].verdict == OPEN and other.cells["motion"].text.endswith("(+0.00)")
+
+
+def test_reasons_stand_beside_each_other_by_policy(summary):
+    (table,) = reason_tables(summary)
+
+    assert (table.columns, [row.name for row in table.rows]) == (list(PLANTED), ["why #"])
+    assert table.rows[0].cells["collapsed"].text == "96"
+
+
+def test_a_summary_of_an_older_run_has_no_such_table():
+    assert panel_table({"policies": {"base": {"accept": {}}}}) is None
+
+
+def test_without_a_judge_that_labels_and_without_drift_the_rest_is_there():
+    one, panel = PLANTED["base"]
+    found = panels({"base": replace(one, labels={})}, {"base": panel._replace(drift=[])}, [], (1,), 50, 1)["base"]
+
+    assert (found.get("pass_at", {}), found["drift"], found["drift_by_t"]) == ({}, {}, [])
+    (row,) = panel_table({"policies": {"base": {"accept": {}, "panel": found}}}).rows
+    assert list(row.cells) == ["Vendi score", "distance", "motion"]
+
+
+# On disk
+
+
+def test_the_panel_of_other_clips_is_refused(tmp_path):
+    clips = write_clip_set(tmp_path / "rwr1/samples")
+    panel = Panel([ClipMotion(one.sample_id, 1.0) for one in clips.samples], [], [])
+    folder = tmp_path / "rwr1/panel"
+    with pytest.raises(ValueError, match="dvc repro panel@rwr1"):
+        read_panel(folder, clips.folder, clips.samples)
+
+    write_panel(folder, panel, clip_set=clips.fingerprint())
+    backwards = clips.samples[::-1]
+    assert [row.sample_id for row in read_panel(folder, clips.folder, backwards).motion] == [
+        one.sample_id for one in backwards
+    ]
+    write_manifest(clips.folder, "clip_set", policy="changed")
+    with pytest.raises(ValueError, match="was measured on other clips"):
+        read_panel(folder, clips.folder, clips.samples)
