@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from cluster.devices import sent
 from data.counts import Counts, count, current_counts
 from generators.core.checkpoint import Checkpoint
 from generators.core.conditions import Conditions, chosen, given_frames, joined, replaced, with_given
-from generators.core.process import FlowMatching, process_of, shift_key, with_fixed_shift
+from generators.core.process import FlowMatching, process_of, shift_key, standard_normal, with_fixed_shift
 from generators.core.size import VideoSize
 from generators.core.solvers import solver_scheduler, solver_times
 from generators.decoders.decoder import FrameDecoder, frame_decoder
@@ -236,11 +237,12 @@ class Generator:
 
     @staticmethod
     def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """(B, *shape) float32 standard normal, each clip from its own seed.
+        """(B, *shape) float32 standard normal, each clip from its own seed, all bits of which count.
 
-        Drawn on the CPU, so it is bit-identical whatever the batch, order, device or number of processes.
+        Drawn on the CPU (numpy's PCG64), so it is bit-identical whatever the batch, order, device or number of
+        processes.
         """
-        return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return torch.stack([standard_normal(np.random.default_rng(seed), shape) for seed in seeds])
 
     # Predictions
 

@@ -60,7 +60,7 @@ def attach(transformer: Any, rank: int, alpha: float, targets: Sequence[str], se
     _check_targets(transformer, targets)
     transformer.requires_grad_(False)
     _add_adapter(transformer, LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(targets)), POLICY)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # of params.yaml: the low 32 bits tell a person's few seeds apart
     for name, parameter in sorted(_adapter_parameters(transformer, POLICY).items()):
         values = torch.zeros(parameter.shape)
         if ".lora_A." in name:

@@ -17,14 +17,20 @@ maths and the results are float32.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cluster.devices import sent
+
+
+def standard_normal(random: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """A float32 tensor of that shape on the CPU. Of numpy, since torch's CPU generator keeps 32 bits of a seed."""
+    return torch.from_numpy(random.standard_normal(tuple(shape), dtype=np.float32))
 
 
 class NoiseProcess(Protocol):

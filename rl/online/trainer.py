@@ -15,6 +15,7 @@ from data.counts import Counts, count
 from data.policies import read_log
 from generators.core.conditions import Conditions, chosen, with_given
 from generators.core.generator import Generator, Predict
+from generators.core.process import standard_normal
 from rl.online.config import OnlineConfig
 from rl.online.guards import CurvePoint, best, fooled, velocity_distance
 from rl.online.judging import Decode, JudgedClip, QuestionResult, WeightedJudge, judge_clip
@@ -194,14 +195,14 @@ def _roll_out(
     shape, of_prompts = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
 
     def draw(*address: int | str) -> Tensor:
-        return torch.randn(*shape, generator=generator_at(config.seed, *address))
+        return standard_normal(generator_at(config.seed, *address), shape)
 
     if config.noise == "fixed":
         own = [fixed_noise(config.seed, inputs.prompt_ids[row], place, shape) for place, row in prompt_at.items()]
     else:
         own = [draw("noise", update, place) for place in prompt_at]
     noise = torch.stack(own).to(generator.device)
-    part = int(torch.randint(generator.num_parts, (), generator=generator_at(config.seed, "part", update)))
+    part = int(generator_at(config.seed, "part", update).integers(generator.num_parts))
     clean = (
         with_given(noise, of_prompts)
         if generator.num_parts == 1
@@ -231,7 +232,7 @@ def _roll_out(
     if config.renoise == "fresh":
         fresh = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
         renoise, _ = generator.view(fresh, of_prompts, part_B)
-    k = turns[int(torch.randint(len(turns), (), generator=generator_at(config.seed, "step", update)))]
+    k = turns[int(generator_at(config.seed, "step", update).integers(len(turns)))]
     start = generator.start(noise, conditions)
     return placed(random_step(predict, scheduler, generator.process, start, k, renoise, conditions))
 
@@ -246,7 +247,7 @@ def _sampled(
 
 def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:
     """(C, F, h, w) the noise that a prompt keeps at a place of the batch in all updates, where `noise` is fixed."""
-    return torch.randn(*shape, generator=generator_at(seed, "noise", prompt_id, place))
+    return standard_normal(generator_at(seed, "noise", prompt_id, place), shape)
 
 
 def _judge(
@@ -263,7 +264,7 @@ def _judge(
     judged = []
     for clip, (place, row) in zip(latents.split(1), prompt_at.items(), strict=True):
         draws = [generator_at(config.seed, "judge", update, place, judge.name) for judge, _ in judges]
-        seeds = [int(torch.randint(2**62, (), generator=draw)) for draw in draws]
+        seeds = [int(draw.integers(2**62)) for draw in draws]
         scale = 1 / config.batch_size
         judged.append(judge_clip(clip, inputs.prompt_ids[row], judges, seeds, decode, generator.size.num_frames, scale))
     return judged

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.store import ClipSet
 from generators.core.conditions import Conditions, stacked
+from generators.core.process import standard_normal
 from rl.training.timesteps import Timesteps
 
 MOST_DRAWS = 10_000  # of a t that is trained
@@ -43,7 +45,8 @@ def rows_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]
 
 @lru_cache(maxsize=2)
 def _order_of_pass(seed: int, number: int, count: int) -> list[int]:
-    return torch.randperm(count, generator=generator_at(seed, "order", number)).tolist()
+    order: list[int] = generator_at(seed, "order", number).permutation(count).tolist()
+    return order
 
 
 def draw(
@@ -64,27 +67,27 @@ def draw(
     """
     t, noise, dropped, part = [], [], [], []
     for place in places:
-        generator = generator_at(seed, "draw", step, place)
-        t.append(_trained(trains, timesteps, generator))
-        dropped.append(torch.rand(1, generator=generator) < caption_dropout)
-        noise.append(torch.randn(*shape, generator=generator))
-        part.append(torch.randint(parts, (1,), generator=generator))
-    return Draws(torch.cat(t), torch.stack(noise), torch.cat(dropped), torch.cat(part))
+        random = generator_at(seed, "draw", step, place)
+        t.append(_trained(trains, timesteps, random))
+        dropped.append(bool(random.random() < caption_dropout))
+        noise.append(standard_normal(random, shape))
+        part.append(int(random.integers(parts)))
+    return Draws(torch.cat(t), torch.stack(noise), torch.tensor(dropped), torch.tensor(part))
 
 
-def _trained(trains: Callable[[Tensor], bool], timesteps: Timesteps, generator: torch.Generator) -> Tensor:
+def _trained(trains: Callable[[Tensor], bool], timesteps: Timesteps, random: np.random.Generator) -> Tensor:
     """(1,) the first draw that is trained."""
     for _ in range(MOST_DRAWS):
-        t = timesteps(generator, 1)
+        t = timesteps(random, 1)
         if trains(t):
             return t
     raise ValueError(f"timesteps: {MOST_DRAWS} draws of {timesteps} gave no t of a denoiser that is trained")
 
 
-def generator_at(*key: int | str) -> torch.Generator:
-    """CPU generator seeded by a hash of the key, so that neighbouring keys give unrelated streams."""
+def generator_at(*key: int | str) -> np.random.Generator:
+    """Generator seeded by all bits of a hash of the key, so that other keys give unrelated streams."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 class ClipReader:

@@ -5,22 +5,23 @@ Each is its settings, as the key `timesteps` gives them, and draws when it is ca
 
 from typing import Annotated, Literal, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from data.config import STRICT, Positive
-from generators.core.process import shift_time
+from generators.core.process import shift_time, standard_normal
 
-# torch.rand draws from [0, 1): t = 0 has nothing to denoise, and t = 1 would divide by zero in a clean estimate.
+# Uniform draws are from [0, 1): t = 0 has nothing to denoise, and t = 1 would divide by zero in a clean estimate.
 _EDGE = 1e-5
 
 
 class Timesteps(Protocol):
     """A distribution of t."""
 
-    def __call__(self, generator: torch.Generator, count: int) -> Tensor:
+    def __call__(self, random: np.random.Generator, count: int) -> Tensor:
         """(count,) float32 in (0, 1), drawn on the CPU."""
 
 
@@ -30,9 +31,9 @@ class Uniform:
 
     name: Literal["uniform"] = "uniform"
 
-    def __call__(self, generator: torch.Generator, count: int) -> Tensor:
+    def __call__(self, random: np.random.Generator, count: int) -> Tensor:
         """(count,) float32."""
-        return torch.rand(count, generator=generator).clamp(_EDGE, 1 - _EDGE)
+        return _uniform(random, count).clamp(_EDGE, 1 - _EDGE)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,9 +44,9 @@ class LogitNormal:
     std: Positive
     name: Literal["logit_normal"] = "logit_normal"
 
-    def __call__(self, generator: torch.Generator, count: int) -> Tensor:
+    def __call__(self, random: np.random.Generator, count: int) -> Tensor:
         """(count,) float32."""
-        return torch.sigmoid(self.mean + self.std * torch.randn(count, generator=generator)).clamp(_EDGE, 1 - _EDGE)
+        return torch.sigmoid(self.mean + self.std * standard_normal(random, (count,))).clamp(_EDGE, 1 - _EDGE)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,9 +59,13 @@ class Shifted:
     shift: Positive
     name: Literal["shifted"] = "shifted"
 
-    def __call__(self, generator: torch.Generator, count: int) -> Tensor:
+    def __call__(self, random: np.random.Generator, count: int) -> Tensor:
         """(count,) float32."""
-        return shift_time(torch.rand(count, generator=generator), self.shift).clamp(_EDGE, 1 - _EDGE)
+        return shift_time(_uniform(random, count), self.shift).clamp(_EDGE, 1 - _EDGE)
+
+
+def _uniform(random: np.random.Generator, count: int) -> Tensor:
+    return torch.from_numpy(random.random(count, dtype=np.float32))
 
 
 Distribution = Annotated[Uniform | LogitNormal | Shifted, Field(discriminator="name")]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from generators.core.load import load_generator
+from generators.core.process import standard_normal
 from generators.core.size import VideoSize
 from generators.families.framepack import WINDOW
 from generators.tiny.variants import VARIANTS
@@ -126,7 +127,7 @@ def test_a_rollout_makes_one_part_of_a_sampled_clip_again(rollout, name, prompte
     for update in range(6):
         _, rolled = online._roll_out(generator, inputs, config, update, {0: 0, 1: 1})
         noise = torch.stack(
-            [torch.randn(generator.latent_shape, generator=online.generator_at(1, "noise", update, n)) for n in (0, 1)]
+            [standard_normal(online.generator_at(1, "noise", update, n), generator.latent_shape) for n in (0, 1)]
         )
         clip = generator.sample(inputs.conditions, inputs.unwanted, noise, 3, 2.0, "euler")
         assert torch.equal(rolled.latents[:, :, :1], inputs.conditions["given"])

@@ -54,6 +54,25 @@ def test_noise_is_the_same_whatever_the_batch_and_order():
     assert torch.equal(together[1:2], Generator.draw_noise([8], (4, 3, 4, 4)))
 
 
+def test_all_bits_of_a_seed_count():
+    assert not torch.equal(Generator.draw_noise([5], (4,)), Generator.draw_noise([5 + 2**32], (4,)))
+
+
+def test_no_two_of_many_clips_have_equal_noise():
+    """Of 200,000 seeds with 32 bits 5 pairs would be equal: n² / 2 / 2³²."""
+    seen = set()
+    for first in range(0, 200_000, 1000):
+        noise = Generator.draw_noise([Generator.sample_seed(1, "p1", first + i) for i in range(1000)], (4,))
+        seen.update(map(bytes, noise.numpy()))
+    assert len(seen) == 200_000
+
+
+def test_noise_is_standard_normal():
+    noise = Generator.draw_noise(range(2000), (4, 3, 4, 4))
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    assert abs((noise[1:] * noise[:-1]).mean()) < 0.01  # neighbouring seeds are unrelated
+
+
 def test_text_is_encoded_and_padded_as_the_pipeline_does(wan, stock):
     prompts = ["a  cup &amp; the\tball ", PROMPTS[0], ""]
     with torch.no_grad():

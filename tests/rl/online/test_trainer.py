@@ -578,7 +578,9 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, base, tmp_path):
     one, two = adapter(tmp_path / "one" / "out"), adapter(tmp_path / "two" / "out")
     assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
     first, second = log(tmp_path / "one")[0], log(tmp_path / "two")[0]
-    assert first["questions"] == second["questions"]  # every clip is counted once, in the same order
+    assert first["questions"].keys() == second["questions"].keys()
+    for question, found in first["questions"].items():  # every clip is counted once; sampled in other batches
+        assert second["questions"][question] == pytest.approx(found, rel=1e-5)
 
 
 # Wrong input

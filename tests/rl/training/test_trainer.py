@@ -305,6 +305,11 @@ def test_draws_depend_on_the_place_in_the_batch_alone():
     assert not torch.equal(together.noise, draw(1, 8, range(6), LATENT_SHAPE, Uniform(), 0.5).noise)
 
 
+def test_draws_of_seeds_that_differ_in_their_high_bits_differ():
+    one, other = (draw(seed, 0, [0], LATENT_SHAPE, Uniform(), 0.5) for seed in (5, 5 + 2**32))
+    assert not torch.equal(one.noise, other.noise) and one.t != other.t
+
+
 def test_nft_and_kto_run_rejected_clips_too(tiny_wan, clip_set, base, tmp_path):
     """Of a batch of all eight clips, whose rejected half has weight 0 under RWR."""
     for objective in ("nft", "kto"):
