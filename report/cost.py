@@ -110,7 +110,7 @@ def tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     costs = summary.get("costs", {})
     if not any(any(one["making"].values()) for one in costs.values()):
         return []
-    making = [Row(name, _cells(one["making"]) | _gains(summary, name) | _a_clip(one)) for name, one in costs.items()]
+    making = [Row(name, _gains(summary, name) | _cells(one["making"]) | _a_clip(one)) for name, one in costs.items()]
     evaluation = [
         Row(name, _cells(one["evaluation"])) for name, one in costs.items() if any(one["evaluation"].values())
     ]
@@ -230,4 +230,6 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row.cells))
+    fullest = max(rows, key=lambda row: len(row.cells), default=None)  # whose order is everybody's: base has no gain
+    first = [] if fullest is None else list(fullest.cells)
+    return list(dict.fromkeys([*first, *(column for row in rows for column in row.cells)]))

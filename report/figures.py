@@ -103,8 +103,8 @@ def gain_by_cost(summary: Mapping[str, Any], theme: Theme) -> str:
         panel.axhline(0, color=theme.soft, linewidth=0.9, linestyle=":")
         found = _gains(summary, judge)
         for name, (forwards, gap) in found.items():
-            place, hollow = places[name], "baseline" in summary["policies"][name]
-            x, color = forwards / 1000, _color(place)
+            place, hollow = places[name], bool(summary["policies"][name].get("baseline"))
+            x, color = forwards, _color(place)
             panel.plot([x, x], [100 * gap["low"], 100 * gap["high"]], color=color, linewidth=2, alpha=0.55)
             face = "none" if hollow else color
             panel.plot([x], [100 * gap["diff"]], _marker(place), color=color, markersize=5.5, markerfacecolor=face)
@@ -112,7 +112,8 @@ def gain_by_cost(summary: Mapping[str, Any], theme: Theme) -> str:
                 name, (x, 100 * gap["diff"]), xytext=(5, 4), textcoords="offset points", fontsize=8, color=color
             )
         panel.margins(x=0.18)  # names stand to the right
-        panel.set_xlabel("forwards of the denoiser, thousands")
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.set_xlabel("forwards of the denoiser")
         panel.set_ylabel("− base, points of all clips")
         panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
         panel.grid(color=theme.grid, linewidth=0.6)

@@ -136,7 +136,7 @@ def test_the_table_has_units_the_gain_and_a_dash_for_the_unknown(summary):
         "forwards a clip": "16", "judge calls a clip": "0",
     }  # fmt: skip
     assert rows["dpo3"]["forwards"] == "–" and rows["dpo3"]["judge − base"] == "+12.5"
-    assert rows["base"]["forwards"] == "0"
+    assert rows["base"]["forwards"] == "0" and made.columns[0] == "judge − base"
     verdicts = {row.name: row.cells["judge − base"].verdict for row in made.rows if "judge − base" in row.cells}
     assert verdicts == {"rwr1": "better", "dpo3": "better", "base best of 4 by judge": "open"}
     assert [row.name for row in evaluated.rows] == ["base", "rwr1"]
