@@ -30,8 +30,8 @@ def kto_loss(
     Returns lambda_y (1 - sigmoid((2y - 1) beta (gain - reference))), half the weight at gain = reference.
     Their utility is the sigmoid ("halo sigmoid", the one that they report best). Errors are means over elements, with
     no factor 0.5, as in `dpo_loss`; the code has the mean too. The gradient vanishes far from the reference point on
-    both sides, and the slope there is beta / 4: nothing else bounds the step, so a large beta at a large rate raises
-    the errors of accepted and rejected clips alike.
+    both sides, and that point never falls below 0: a policy that raises the errors of accepted and rejected clips
+    alike ends where no gradient brings it back. So it is when rejected clips are many and weigh as much as accepted.
     """
     sign = 2 * accepted - 1
     weight = torch.where(accepted > 0.5, desirable_weight, undesirable_weight)

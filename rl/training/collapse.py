@@ -34,6 +34,7 @@ class CollapseWatch:
             self._warned = True
             logger.warning(
                 "%s: at step %d the policy's error on the clips that it should make more probable is %.1f times the "
-                "reference's: it collapses. Train with a lower train.%s.learning_rate or beta, or fewer steps",
+                "reference's: it collapses. Train with a lower train.%s.learning_rate, fewer steps, or less weight on "
+                "the clips that it should make less probable",
                 self._name, step, policy / reference if reference else float("inf"), self._name,
             )  # fmt: skip
