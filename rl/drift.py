@@ -21,6 +21,7 @@ from data.records import ClipDrift, Sample
 from data.store import ClipSet
 from generators.core.conditions import Conditions, given_frames
 from generators.core.generator import Generator
+from generators.core.process import standard_normal
 from rl.objectives import per_sample_error
 from rl.training.batches import generator_at
 
@@ -54,8 +55,8 @@ class Predictor:
         """
         generator, device = self.generator, self.generator.device
         draws = [generator_at(probe.seed, "drift", name, probe.place) for name in probe.sample_ids]
-        noise = torch.stack([torch.randn(*probe.latents.shape[1:], generator=one) for one in draws])
-        part = torch.cat([torch.randint(generator.num_parts, (1,), generator=one) for one in draws])
+        noise = torch.stack([standard_normal(one, probe.latents.shape[1:]) for one in draws])
+        part = torch.tensor([int(one.integers(generator.num_parts)) for one in draws])
         told = {name: sent(tensor, device) for name, tensor in probe.conditions.items()}
         clean, conditions = generator.view(sent(probe.latents, device), told, part)
         noise, _ = generator.view(sent(noise, device), told, part)
