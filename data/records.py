@@ -170,7 +170,7 @@ class ClipMotion:
 
 @dataclass(frozen=True)
 class PromptSpread:
-    """How different a policy's clips of one prompt are: evaluation.panel.diversity says what the numbers are."""
+    """How different a policy's clips of one prompt are: evaluation.effects.diversity says what the numbers are."""
 
     prompt_id: str
     clips: int

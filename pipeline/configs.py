@@ -191,7 +191,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DriftConfig:
-    """Section `panel.drift`."""
+    """Section `effects.drift`."""
 
     clips: Count  # of the base, of each prompt
     times: Count  # of each clip, in the middle of so many equal parts of the noise process
@@ -199,8 +199,8 @@ class DriftConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PanelConfig:
-    """Section `panel`."""
+class EffectsConfig:
+    """Section `effects`."""
 
     drift: DriftConfig | None  # None: not measured
 

@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.accept import as_json
 from evaluation.checkpoints import RATE
 from evaluation.sets import EvaluationSet
-from report import cost, figures, lineage, methods, panel, table
+from report import cost, effects, figures, lineage, methods, table
 from report.gallery import write_gallery
 from report.html import render
 from report.over_seeds import further, over_seeds
@@ -118,7 +118,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         ("cost", lambda theme: figures.gain_by_cost(shown, theme), figures.has_costs(shown)),
         ("rounds", lambda theme: figures.by_round(shown, theme), trained),
         ("lineage", lambda theme: lineage.draw(shown, theme), trained),
-        ("drift", lambda theme: figures.reward_by_drift(summary, theme), any(panel.drifts(summary).values())),
+        ("drift", lambda theme: figures.reward_by_drift(summary, theme), any(effects.drifts(summary).values())),
         ("training", lambda theme: figures.training_curves(offline, theme, seeds), offline),
         ("answers", lambda theme: figures.answer_curves(online, theme), online),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
@@ -151,8 +151,8 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         further_tables=table.further_tables(shown),
         question_tables=table.question_tables(summary),
         baselines=table.baselines(shown),
-        panel=panel.panel_table(summary),
-        reasons=panel.reason_tables(summary),
+        effects=effects.effects_table(summary),
+        reasons=effects.reason_tables(summary),
         preferences=table.preference_table(summary),
         agreement=table.agreement_table(summary),
         audit=table.audit_table(summary),

@@ -25,9 +25,9 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     """Summarise the evaluation: accept rates and scores, paired differences, intervals, agreement of judges."""
     from data.manifest import publish, write_manifest
     from evaluation.accept import BASE, as_json, plot_rows, summarise
+    from evaluation.effects.rows import read_effects
+    from evaluation.effects.summary import effects_of
     from evaluation.metrics import metrics as metrics_of
-    from evaluation.panel.rows import read_panel
-    from evaluation.panel.summary import panels
     from evaluation.sets import load_set
 
     config = section("evaluate", EvaluateConfig)
@@ -44,10 +44,13 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
         summary = summarise(
             evaluated, starts, counts, config.draws, config.seed, config.top_k, config.best_of, by_seed, made_from
         )
-        measured = {name: read_panel(sets / name / "panel", one.folder, one.samples) for name, one in evaluated.items()}
+        measured = {
+            name: read_effects(sets / name / "effects", one.folder, one.samples) for name, one in evaluated.items()
+        }
         labelling = list(summary["policies"][BASE]["accept"])
-        for name, panel in panels(evaluated, measured, labelling, config.pass_at, config.draws, config.seed).items():
-            summary["policies"][name]["panel"] = panel
+        effects = effects_of(evaluated, measured, labelling, config.pass_at, config.draws, config.seed)
+        for name, of_policy in effects.items():
+            summary["policies"][name]["effects"] = of_policy
         for name, entry in extended.items():
             if name in summary["policies"]:
                 summary["policies"][name]["baseline"] = {"kind": "prompt_extension", "of": entry["policy"]}

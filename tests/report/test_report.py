@@ -19,8 +19,8 @@ from data.records import Asked, ClipDrift, ClipMotion, Label, PromptSpread, Samp
 from data.video import read_video, write_video
 from evaluation.accept import summarise
 from evaluation.checkpoints import RATE, plot_rows
-from evaluation.panel.rows import Panel
-from evaluation.panel.summary import panels
+from evaluation.effects.rows import Effects
+from evaluation.effects.summary import effects_of
 from evaluation.sets import EvaluationSet
 from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
@@ -251,15 +251,15 @@ def test_the_summary_lies_beside_the_page_with_all_that_it_says(page, summary):
 
 
 def test_what_else_changed_is_on_the_page_with_drift_drawn_against_accept_rates(sets, summary, tmp_path):
-    def measured(one: EvaluationSet, moves: float, squared: float) -> Panel:
+    def measured(one: EvaluationSet, moves: float, squared: float) -> Effects:
         clips = [ClipMotion(sample.sample_id, moves) for sample in one.samples]
         prompts = [PromptSpread(sample.prompt_id, 1, None, None) for sample in one.samples]
-        return Panel(clips, prompts, [ClipDrift(sample.sample_id, 0.5, squared) for sample in one.samples])
+        return Effects(clips, prompts, [ClipDrift(sample.sample_id, 0.5, squared) for sample in one.samples])
 
     found = {"base": measured(sets["base"], 9.0, 0.0), "rwr1": measured(sets["rwr1"], 1.0, 0.25)}
     policies = {
-        name: summary["policies"][name] | {"panel": panel}
-        for name, panel in panels(sets, found, ["judge"], (1,), 50, 1).items()
+        name: summary["policies"][name] | {"effects": effects}
+        for name, effects in effects_of(sets, found, ["judge"], (1,), 50, 1).items()
     }
     write_page(summary | {"policies": policies}, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from data.manifest import MANIFEST, read_manifest, sha256_of, write_manifest
 from data.records import ClipMotion, Label, PromptSpread, Sample, read_rows, write_rows
-from evaluation.panel.rows import Panel, write_panel
+from evaluation.effects.rows import Effects, write_effects
 from pipeline.check import check_params
 from pipeline.configs import EvaluateConfig
 from pipeline.params import ParamsError, section
@@ -88,8 +88,8 @@ def write_set(folder: Path, accepted: dict[str, list[bool | None]]) -> None:
         write_rows(folder / "labels" / judge / "labels.parquet", labels, Label)
         write_manifest(folder / "labels" / judge, "labels")
     motion = [ClipMotion(sample.sample_id, 2.0 + sample.seed) for sample in samples]
-    panel = Panel(motion, [PromptSpread("a", len(samples), 1.5, 0.5)], [])
-    write_panel(folder / "panel", panel, clip_set=sha256_of(folder / "samples" / MANIFEST))
+    effects = Effects(motion, [PromptSpread("a", len(samples), 1.5, 0.5)], [])
+    write_effects(folder / "effects", effects, clip_set=sha256_of(folder / "samples" / MANIFEST))
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ def test_the_stage_writes_the_summary_the_metrics_and_what_is_plotted(evaluate, 
     metrics = json.loads(Path("metrics/evaluate.json").read_text())
     best = summary["policies"]["base best of 2 by judge"]["accept"]["judge"]["all"]
     assert best["rate"] == 1.0
-    panel = summary["policies"]["rwr1"]["panel"]
-    assert list(panel["pass_at"]["judge"]) == ["1", "2"]  # of the wanted 1, 4 and 16, two clips have 2
-    assert panel["minus_base"]["pass_at"]["judge"]["2"]["all"]["diff"] == 0.0
-    assert panel["motion"]["judge"]["all"]["mean"] == 2.5
-    assert "panel" not in summary["policies"]["base best of 2 by judge"]
+    effects = summary["policies"]["rwr1"]["effects"]
+    assert list(effects["pass_at"]["judge"]) == ["1", "2"]  # of the wanted 1, 4 and 16, two clips have 2
+    assert effects["minus_base"]["pass_at"]["judge"]["2"]["all"]["diff"] == 0.0
+    assert effects["motion"]["judge"]["all"]["mean"] == 2.5
+    assert "effects" not in summary["policies"]["base best of 2 by judge"]
     detail = metrics.pop("in detail")
     # physics, the first judge, knows one clip of rwr1, which it accepts in both.
     assert metrics == {"base": 50.0, "rwr1": 100.0, "Δrwr1": 0.0}
@@ -156,10 +156,10 @@ def test_a_policy_without_an_evaluation_ends_the_stage_with_what_to_run(evaluate
     assert "dvc repro eval-generate@rwr1" in done.output
 
 
-def test_a_policy_without_a_panel_ends_the_stage_with_what_to_run(evaluate):
-    shutil.rmtree("sets/rwr1/panel")
+def test_a_policy_without_effects_ends_the_stage_with_what_to_run(evaluate):
+    shutil.rmtree("sets/rwr1/effects")
 
-    assert "dvc repro panel@rwr1" in evaluate().output
+    assert "dvc repro effects@rwr1" in evaluate().output
 
 
 def test_policies_of_other_frame_counts_end_the_stage(evaluate):

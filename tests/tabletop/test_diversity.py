@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.panel.diversity import mean_distance, similarity, spread_of, vendi_score
+from evaluation.effects.diversity import mean_distance, similarity, spread_of, vendi_score
 from generators.core.load import load_generator
 from generators.core.size import VideoSize
 from tabletop.captions import Claim, parse

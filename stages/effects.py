@@ -1,4 +1,4 @@
-"""Stage `panel`: what accept rates do not show of a policy's evaluation clips: diversity, motion, drift."""
+"""Stage `effects`: what accept rates do not show of a policy's evaluation clips: diversity, motion, drift."""
 
 import shutil
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from pipeline.command import (
     stage_command,
     write_metrics,
 )
-from pipeline.configs import GeneratorConfig, PanelConfig
+from pipeline.configs import EffectsConfig, GeneratorConfig
 from pipeline.identity import RECORDED
 from pipeline.params import block, section
 from pipeline.state import stage_state
@@ -39,31 +39,31 @@ def main(
     from cluster.pool import pool_of
     from data.manifest import publish
     from data.store import ClipSet
-    from evaluation.panel.diversity import FEATURES, spreads
-    from evaluation.panel.rows import Panel, write_panel
+    from evaluation.effects.diversity import FEATURES, spreads
+    from evaluation.effects.rows import Effects, write_effects
     from feedback.metrics.flow import Dis, Motion
     from generators.core.rollout import load_policy
     from generators.core.size import VideoSize
-    from pipeline.panel import figures, has_weights, measure_drift, measure_motion
+    from pipeline.effects import figures, has_weights, measure_drift, measure_motion
 
-    config, model = section("panel", PanelConfig), section("generator", GeneratorConfig)
+    config, model = section("effects", EffectsConfig), section("generator", GeneratorConfig)
     size, together = section("video", VideoSize), block("evaluate.generate.batch_size")
     inputs = [policy, samples, base, base_samples, *model.folders, RECORDED / "generator.json"]
-    params = {"panel": config, "generator": model, "video": size, "evaluate.generate.batch_size": together}
-    with stage_state("panel", out, params, inputs) as work:
+    params = {"effects": config, "generator": model, "video": size, "evaluate.generate.batch_size": together}
+    with stage_state("effects", out, params, inputs) as work:
         clips, of_base = ClipSet.open(samples), ClipSet.open(base_samples)
         flow = Motion(Dis("medium"), "sum")  # as kind optical_flow_dis by default
         own, other = (partial(load_policy, asdict(model), size, folder, device) for folder in (policy, base))
         moved, differ = measure_motion(clips, flow), spreads(clips, of_base)
         pool = pool_of(engine, workers, device)  # after the forks that measure motion
         far = measure_drift(other, own, has_weights(policy), of_base, config.drift, together, pool)
-        panel = Panel(moved, differ, far)
-        folder = work / "panel"
+        effects = Effects(moved, differ, far)
+        folder = work / "effects"
         shutil.rmtree(folder, ignore_errors=True)
         facts = {"policy": policy.name, "clip_set": clips.fingerprint(), "base": of_base.fingerprint()}
-        write_panel(folder, panel, motion=flow.definition, features=FEATURES, **facts)
+        write_effects(folder, effects, motion=flow.definition, features=FEATURES, **facts)
         publish(folder, out)
-        write_metrics(metrics, figures(panel))
+        write_metrics(metrics, figures(effects))
 
 
 if __name__ == "__main__":

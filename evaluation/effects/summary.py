@@ -1,4 +1,4 @@
-"""The panel of every evaluated policy as means, intervals and differences to the base."""
+"""The effects of every evaluated policy as means, intervals and differences to the base."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.effects.pass_at import by_prompt, within
+from evaluation.effects.reasons import count_reasons
+from evaluation.effects.rows import Effects
+from evaluation.effects.wins import wins
 from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
 from evaluation.measures import Clips, only
-from evaluation.panel.pass_at import by_prompt, within
-from evaluation.panel.reasons import count_reasons
-from evaluation.panel.rows import Panel
-from evaluation.panel.wins import wins
 from evaluation.sets import EvaluationSet, accepted
 
 BASE = "base"
@@ -22,21 +22,21 @@ Means = Callable[[np.ndarray, np.ndarray], Estimate]  # values, prompts -> an es
 Gaps = Callable[[np.ndarray, np.ndarray, np.ndarray], Estimate]  # values, others, prompts -> an estimate
 
 
-def panels(
+def effects_of(
     sets: Mapping[str, EvaluationSet],
-    measured: Mapping[str, Panel],
+    measured: Mapping[str, Effects],
     labelling: Sequence[str],
     wanted: Sequence[int],
     draws: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """By policy what summary.json holds as `policies.<name>.panel`; equal inputs give an equal result.
+    """By policy what summary.json holds as `policies.<name>.effects`; equal inputs give an equal result.
 
     sets, measured: by policy, base among them, clips in one order. labelling: judges that accept and reject. wanted:
     the k of pass@k. draws, seed: of the bootstrap.
 
         pass_at.<judge>.<k>.<split>      rate, low, high, n (prompts)
-        vendi.<split>, distance.<split>  mean, low, high, n (prompts): evaluation.panel.diversity
+        vendi.<split>, distance.<split>  mean, low, high, n (prompts): evaluation.effects.diversity
         motion.all.<split>               mean, low, high, n (clips), in pixels
         motion.<judge>.<split>           likewise, of the clips that the judge accepts
         drift.<split>                    mean, low, high, n (clips of the base): mean squared change of prediction
@@ -91,7 +91,7 @@ def _first(clips: Clips) -> np.ndarray:
     return np.unique(clips.prompts, return_index=True)[1]
 
 
-def _of_prompts(clips: Clips, judged: Mapping[str, np.ndarray], panel: Panel, wanted: Sequence[int]) -> Measures:
+def _of_prompts(clips: Clips, judged: Mapping[str, np.ndarray], effects: Effects, wanted: Sequence[int]) -> Measures:
     """(P,) each: pass@k by judge, Vendi score and mean distance."""
     largest = int(np.bincount(clips.prompts).max())
     found: Measures = {
@@ -99,7 +99,7 @@ def _of_prompts(clips: Clips, judged: Mapping[str, np.ndarray], panel: Panel, wa
         for judge, values in judged.items()
         for k in within(tuple(wanted), largest)
     }
-    by_id = {row.prompt_id: row for row in panel.spread}
+    by_id = {row.prompt_id: row for row in effects.spread}
     rows = [by_id[prompt_id] for prompt_id in clips.prompt_ids[_first(clips)]]
     return found | {
         ("vendi",): _floats([row.vendi for row in rows]),
@@ -107,19 +107,19 @@ def _of_prompts(clips: Clips, judged: Mapping[str, np.ndarray], panel: Panel, wa
     }
 
 
-def _of_clips(judged: Mapping[str, np.ndarray], panel: Panel) -> Measures:
+def _of_clips(judged: Mapping[str, np.ndarray], effects: Effects) -> Measures:
     """(N,) each: motion of every clip, and of those that each judge accepts."""
-    motion = _floats([row.motion for row in panel.motion])
+    motion = _floats([row.motion for row in effects.motion])
     return {("motion", EVERY): motion} | {
         ("motion", judge): only(motion, values == 1) for judge, values in judged.items()
     }
 
 
-def _drift(panel: Panel, base: EvaluationSet, mean: Means) -> dict[str, Any]:
+def _drift(effects: Effects, base: EvaluationSet, mean: Means) -> dict[str, Any]:
     """Drift by split, over the base's clips that were looked at, each the mean over its times."""
     rows: dict[str, list[float]] = {}
     times: dict[float, list[float]] = {}
-    for row in panel.drift:
+    for row in effects.drift:
         rows.setdefault(row.sample_id, []).append(row.squared)
         times.setdefault(row.t, []).append(row.squared)
     if not rows:

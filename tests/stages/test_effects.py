@@ -1,4 +1,4 @@
-"""The stage `panel` on tiny clips of tiny policies, and what stage `evaluate` reads of it."""
+"""The stage `effects` on tiny clips of tiny policies, and what stage `evaluate` reads of it."""
 
 import json
 import shutil
@@ -11,21 +11,21 @@ from click.testing import CliRunner
 
 from data.records import ClipDrift, ClipMotion, Sample, read_rows
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
-from evaluation.panel.rows import DRIFT, MOTION, read_panel
-from stages import panel
+from evaluation.effects.rows import DRIFT, MOTION, read_effects
+from stages import effects
 from tests.support.training import run, write_base, write_clip_set
 
 PARAMS = {
     "generator": {"family": "wan", "revision": None, "dtype": "float32", "max_prompt_tokens": 6},
     "video": {"num_frames": 5, "height": 16, "width": 16, "fps": 8},
-    "panel": {"drift": {"clips": 2, "times": 3, "seed": 1}},
+    "effects": {"drift": {"clips": 2, "times": 3, "seed": 1}},
     "evaluate": {"generate": {"batch_size": 4}},
 }
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, tiny_wan):
-    """A folder with params.yaml and clips of base; returns how to write params again with another section panel."""
+    """A folder with params.yaml and clips of base; returns how to write params again with another section effects."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STAGE_DEVICE", "cpu")
     write_base(Path("runs/policies/base"))
@@ -33,7 +33,7 @@ def project(tmp_path, monkeypatch, tiny_wan):
 
     def write(**changes):
         generator = PARAMS["generator"] | {"path": str(tiny_wan)}
-        text = yaml.safe_dump(PARAMS | {"generator": generator, "panel": PARAMS["panel"] | changes})
+        text = yaml.safe_dump(PARAMS | {"generator": generator, "effects": PARAMS["effects"] | changes})
         Path("params.yaml").write_text(text)
 
     write()
@@ -46,10 +46,10 @@ def measure(policy: str) -> dict:
     if not samples.is_dir():
         shutil.copytree("runs/eval/base/samples", samples)
     options = ["--policy", f"runs/policies/{policy}", "--samples", str(samples), "--base", "runs/policies/base"]
-    options += ["--base-samples", "runs/eval/base/samples", "--out", f"runs/eval/{policy}/panel"]
-    done = CliRunner().invoke(panel.main, [*options, "--metrics", f"metrics/panel/{policy}.json"])
+    options += ["--base-samples", "runs/eval/base/samples", "--out", f"runs/eval/{policy}/effects"]
+    done = CliRunner().invoke(effects.main, [*options, "--metrics", f"metrics/effects/{policy}.json"])
     assert done.exit_code == 0, done.output
-    found: dict = json.loads(Path(f"metrics/panel/{policy}.json").read_text())
+    found: dict = json.loads(Path(f"metrics/effects/{policy}.json").read_text())
     return found
 
 
@@ -61,18 +61,18 @@ def test_a_trained_policy_has_drifted_and_base_and_its_extension_have_not(projec
 
     assert [measure(name)["drift"] for name in ("base", "base-extended")] == [0.0, 0.0]
     assert measure("rwr1")["drift"] > 0
-    rows = read_rows(Path("runs/eval/rwr1/panel") / DRIFT, ClipDrift)
+    rows = read_rows(Path("runs/eval/rwr1/effects") / DRIFT, ClipDrift)
     assert {row.sample_id for row in rows} == {"p0-0", "p0-1", "p1-0", "p1-1"}
     assert len(rows) == 2 * 2 * 3  # prompts, clips of each, times
 
 
 def test_equal_inputs_give_the_same_bytes_and_a_policy_without_its_clips_changed_has_the_base_s_diversity(project):
     first = measure("base")
-    written = {path.name: path.read_bytes() for path in Path("runs/eval/base/panel").iterdir()}
-    shutil.rmtree("runs/eval/base/panel")
+    written = {path.name: path.read_bytes() for path in Path("runs/eval/base/effects").iterdir()}
+    shutil.rmtree("runs/eval/base/effects")
 
     assert measure("base") == first
-    assert {path.name: path.read_bytes() for path in Path("runs/eval/base/panel").iterdir()} == written
+    assert {path.name: path.read_bytes() for path in Path("runs/eval/base/effects").iterdir()} == written
     assert 1 < first["vendi"] < 3 and first["motion"] == 0.0  # clips of one colour
 
 
@@ -81,7 +81,7 @@ def test_drift_may_be_left_out(project):
 
     assert measure("base")["drift"] is None
     clips = ClipSet.open(Path("runs/eval/base/samples"))
-    assert read_panel(Path("runs/eval/base/panel"), clips.folder, clips.samples).drift == []
+    assert read_effects(Path("runs/eval/base/effects"), clips.folder, clips.samples).drift == []
 
 
 def test_a_policy_that_learnt_stillness_has_less_motion(project):
@@ -104,7 +104,7 @@ def test_a_policy_that_learnt_stillness_has_less_motion(project):
 
     assert moving["motion"] > 4 > still["motion"]  # 4 pairs of frames, 2 pixels each
     assert still["vendi"] == pytest.approx(moving["vendi"])
-    rows = read_rows(Path("runs/eval/still/panel") / MOTION, ClipMotion)
+    rows = read_rows(Path("runs/eval/still/effects") / MOTION, ClipMotion)
     assert {row.sample_id for row in rows} == {
         row.sample_id for row in read_rows(Path("runs/eval/still/samples/metadata.parquet"), Sample)
     }

@@ -1,4 +1,4 @@
-"""What stage `panel` puts together: motion and diversity of a policy's clips, and how far it is from the base."""
+"""What stage `effects` puts together: motion and diversity of a policy's clips, and how far it is from the base."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from cluster.pool import Pool
     from data.records import ClipDrift, ClipMotion, Sample
     from data.store import ClipSet
-    from evaluation.panel.rows import Panel
+    from evaluation.effects.rows import Effects
     from feedback.metrics.flow import Motion
     from rl.drift import Load
 
@@ -101,13 +101,13 @@ def first_clips(samples: "Sequence[Sample]", count: int) -> "list[Sample]":
     return found
 
 
-def figures(panel: "Panel") -> dict[str, Any]:
+def figures(effects: "Effects") -> dict[str, Any]:
     """The means of a policy, for its file in metrics/; null where nothing is known."""
     means: dict[str, list[float | None]] = {
-        "motion": [row.motion for row in panel.motion],
-        "vendi": [row.vendi for row in panel.spread],
-        "distance": [row.distance for row in panel.spread],
-        "drift": [*(row.squared for row in panel.drift)],
+        "motion": [row.motion for row in effects.motion],
+        "vendi": [row.vendi for row in effects.spread],
+        "distance": [row.distance for row in effects.spread],
+        "drift": [*(row.squared for row in effects.drift)],
     }
     known = {name: [value for value in values if value is not None] for name, values in means.items()}
     return {name: fmean(values) if values else None for name, values in known.items()}

@@ -8,14 +8,14 @@ import pytest
 
 from data.manifest import write_manifest
 from data.records import ClipDrift, ClipMotion, Label, PromptSpread, Sample
-from evaluation.panel.diversity import mean_distance, similarity, spread_of, spreads, vendi_score
-from evaluation.panel.pass_at import by_prompt, pass_at, within
-from evaluation.panel.reasons import MOST, OTHERS, count_reasons
-from evaluation.panel.rows import Panel, read_panel, write_panel
-from evaluation.panel.summary import panels
-from evaluation.panel.wins import wins
+from evaluation.effects.diversity import mean_distance, similarity, spread_of, spreads, vendi_score
+from evaluation.effects.pass_at import by_prompt, pass_at, within
+from evaluation.effects.reasons import MOST, OTHERS, count_reasons
+from evaluation.effects.rows import Effects, read_effects, write_effects
+from evaluation.effects.summary import effects_of
+from evaluation.effects.wins import wins
 from evaluation.sets import EvaluationSet
-from report.panel import drifts, panel_table, reason_tables
+from report.effects import drifts, effects_table, reason_tables
 from report.table import OPEN, WORSE
 from tests.support.training import write_clip_set
 
@@ -148,19 +148,19 @@ SAMPLES = tuple(
 )
 
 
-def planted(accepts, motion=lambda p, i: 8.0 + i // 2 % 3, vendi=6.0, drift=0.0) -> tuple[EvaluationSet, Panel]:
+def planted(accepts, motion=lambda p, i: 8.0 + i // 2 % 3, vendi=6.0, drift=0.0) -> tuple[EvaluationSet, Effects]:
     """A policy by what holds of clip i of prompt p."""
     places = [(p, i) for p in range(PROMPTS) for i in range(CLIPS)]
     labels = tuple(
         Label(one.sample_id, "judge", accepts(*place), None, None, 1, 0, "why 1")
         for one, place in zip(SAMPLES, places, strict=True)
     )
-    panel = Panel(
+    effects = Effects(
         [ClipMotion(one.sample_id, motion(*place)) for one, place in zip(SAMPLES, places, strict=True)],
         [PromptSpread(f"p{p:02d}", CLIPS, vendi + p % 3 / 10, vendi / 20) for p in range(PROMPTS)],
         [ClipDrift(one.sample_id, t, drift) for one in SAMPLES[::CLIPS] for t in (0.25, 0.75)],
     )
-    return EvaluationSet(Path("unread"), SAMPLES, {"judge": labels}), panel
+    return EvaluationSet(Path("unread"), SAMPLES, {"judge": labels}), effects
 
 
 PLANTED = {
@@ -177,52 +177,52 @@ PLANTED = {
 @pytest.fixture(scope="module")
 def summary() -> dict:
     sets = {name: one for name, (one, _) in PLANTED.items()}
-    measured = {name: panel for name, (_, panel) in PLANTED.items()}
-    found = panels(sets, measured, ["judge"], (1, 4, 16), 200, 1)
+    measured = {name: effects for name, (_, effects) in PLANTED.items()}
+    found = effects_of(sets, measured, ["judge"], (1, 4, 16), 200, 1)
     accept = {"judge": {"all": {"rate": 0.5, "low": 0.4, "high": 0.6, "n": 192}}}
-    return {"policies": {name: {"accept": accept, "panel": panel} for name, panel in found.items()}}
+    return {"policies": {name: {"accept": accept, "effects": effects} for name, effects in found.items()}}
 
 
 def marked(summary: dict, policy: str) -> set[str]:
-    (row,) = [row for row in panel_table(summary).rows if row.name == policy]
+    (row,) = [row for row in effects_table(summary).rows if row.name == policy]
     return {column for column, cell in row.cells.items() if cell.verdict == WORSE}
 
 
 def test_a_policy_that_repeats_two_clips_loses_diversity_and_pass_at_k_and_keeps_its_rate(summary):
-    panel = summary["policies"]["collapsed"]["panel"]
+    effects = summary["policies"]["collapsed"]["effects"]
 
-    at = {k: found["all"]["rate"] for k, found in panel["pass_at"]["judge"].items()}
+    at = {k: found["all"]["rate"] for k, found in effects["pass_at"]["judge"].items()}
     assert at == {"1": 0.5, "4": 0.5, "16": 0.5}
-    assert summary["policies"]["base"]["panel"]["pass_at"]["judge"]["16"]["all"]["rate"] == 1.0
-    assert panel["minus_base"]["pass_at"]["judge"]["16"]["all"]["high"] < 0
-    assert panel["minus_base"]["vendi"]["all"]["diff"] == pytest.approx(-4.5)
-    assert panel["wins"]["judge"]["all"]["prompts"] == {"rose": 6, "fell": 6, "equal": 0}
+    assert summary["policies"]["base"]["effects"]["pass_at"]["judge"]["16"]["all"]["rate"] == 1.0
+    assert effects["minus_base"]["pass_at"]["judge"]["16"]["all"]["high"] < 0
+    assert effects["minus_base"]["vendi"]["all"]["diff"] == pytest.approx(-4.5)
+    assert effects["wins"]["judge"]["all"]["prompts"] == {"rose": 6, "fell": 6, "equal": 0}
     assert marked(summary, "collapsed") == {"pass@4, %", "pass@16, %", "Vendi score", "distance"}
 
 
 def test_a_policy_that_learnt_stillness_loses_motion_and_nothing_else(summary):
     assert marked(summary, "still") == {"motion", "motion if accepted"}
-    assert summary["policies"]["still"]["panel"]["motion"]["judge"]["all"] == {
+    assert summary["policies"]["still"]["effects"]["motion"]["judge"]["all"] == {
         "mean": 0.5, "low": 0.5, "high": 0.5, "n": 96
     }  # fmt: skip
 
 
 def test_a_policy_that_drifted_is_far_from_the_base_by_its_predictions_alone(summary):
-    panel = summary["policies"]["drifted"]["panel"]
+    effects = summary["policies"]["drifted"]["effects"]
 
     assert drifts(summary) == pytest.approx({"base": 0, "collapsed": 0, "still": 0, "drifted": 0.3})
-    assert panel["drift"]["test"]["n"] == 6  # a clip of each of six prompts
-    assert panel["drift_by_t"] == [{"t": 0.25, "mean": pytest.approx(0.3)}, {"t": 0.75, "mean": pytest.approx(0.3)}]
+    assert effects["drift"]["test"]["n"] == 6  # a clip of each of six prompts
+    assert effects["drift_by_t"] == [{"t": 0.25, "mean": pytest.approx(0.3)}, {"t": 0.75, "mean": pytest.approx(0.3)}]
     assert marked(summary, "drifted") == set()
 
 
 def test_the_base_has_no_difference_and_no_mark(summary):
-    panel = summary["policies"]["base"]["panel"]
+    effects = summary["policies"]["base"]["effects"]
 
-    assert not {"minus_base", "wins"} & panel.keys()
-    (row, *_) = panel_table(summary).rows
+    assert not {"minus_base", "wins"} & effects.keys()
+    (row, *_) = effects_table(summary).rows
     assert {cell.verdict for cell in row.cells.values()} == {None}
-    (_, other, *_) = panel_table(summary).rows
+    (_, other, *_) = effects_table(summary).rows
     assert other.cells["motion"].verdict == OPEN and other.cells["motion"].text.endswith("(+0.00)")
 
 
@@ -234,33 +234,33 @@ def test_reasons_stand_beside_each_other_by_policy(summary):
 
 
 def test_a_summary_of_an_older_run_has_no_such_table():
-    assert panel_table({"policies": {"base": {"accept": {}}}}) is None
+    assert effects_table({"policies": {"base": {"accept": {}}}}) is None
 
 
 def test_without_a_judge_that_labels_and_without_drift_the_rest_is_there():
-    one, panel = PLANTED["base"]
-    found = panels({"base": replace(one, labels={})}, {"base": panel._replace(drift=[])}, [], (1,), 50, 1)["base"]
+    one, effects = PLANTED["base"]
+    found = effects_of({"base": replace(one, labels={})}, {"base": effects._replace(drift=[])}, [], (1,), 50, 1)["base"]
 
     assert (found.get("pass_at", {}), found["drift"], found["drift_by_t"]) == ({}, {}, [])
-    (row,) = panel_table({"policies": {"base": {"accept": {}, "panel": found}}}).rows
+    (row,) = effects_table({"policies": {"base": {"accept": {}, "effects": found}}}).rows
     assert list(row.cells) == ["Vendi score", "distance", "motion"]
 
 
 # On disk
 
 
-def test_the_panel_of_other_clips_is_refused(tmp_path):
+def test_the_effects_of_other_clips_is_refused(tmp_path):
     clips = write_clip_set(tmp_path / "rwr1/samples")
-    panel = Panel([ClipMotion(one.sample_id, 1.0) for one in clips.samples], [], [])
-    folder = tmp_path / "rwr1/panel"
-    with pytest.raises(ValueError, match="dvc repro panel@rwr1"):
-        read_panel(folder, clips.folder, clips.samples)
+    effects = Effects([ClipMotion(one.sample_id, 1.0) for one in clips.samples], [], [])
+    folder = tmp_path / "rwr1/effects"
+    with pytest.raises(ValueError, match="dvc repro effects@rwr1"):
+        read_effects(folder, clips.folder, clips.samples)
 
-    write_panel(folder, panel, clip_set=clips.fingerprint())
+    write_effects(folder, effects, clip_set=clips.fingerprint())
     backwards = clips.samples[::-1]
-    assert [row.sample_id for row in read_panel(folder, clips.folder, backwards).motion] == [
+    assert [row.sample_id for row in read_effects(folder, clips.folder, backwards).motion] == [
         one.sample_id for one in backwards
     ]
     write_manifest(clips.folder, "clip_set", policy="changed")
     with pytest.raises(ValueError, match="was measured on other clips"):
-        read_panel(folder, clips.folder, clips.samples)
+        read_effects(folder, clips.folder, clips.samples)

@@ -9,27 +9,27 @@ TITLE = "What else changed"
 SPLIT = "all"
 
 
-def panel_table(summary: Mapping[str, Any]) -> ResultTable | None:
+def effects_table(summary: Mapping[str, Any]) -> ResultTable | None:
     """A row a policy, all clips; a cell is worse where the interval of its difference to base lies below 0.
 
     pass@k, accepted motion and wins are by the first judge that labels clips. Less diversity and less motion count as
     harm; drift has no mark, because any training moves the predictions.
     """
-    rows = {name: one["panel"] for name, one in summary["policies"].items() if "panel" in one}
+    rows = {name: one["effects"] for name, one in summary["policies"].items() if "effects" in one}
     if not rows:
         return None
     judge = next(iter(judges(summary)), None)
-    cells = {name: _cells(panel, judge) for name, panel in rows.items()}
+    cells = {name: _cells(effects, judge) for name, effects in rows.items()}
     columns = list(dict.fromkeys(column for one in cells.values() for column in one))
     return ResultTable(TITLE, "policy", columns, [Row(name, one) for name, one in cells.items()])
 
 
 def reason_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
     """For each judge that gives reasons, how many clips of each policy were not accepted for each."""
-    panels = {name: one["panel"] for name, one in summary["policies"].items() if "panel" in one}
+    by_policy = {name: one["effects"] for name, one in summary["policies"].items() if "effects" in one}
     found = []
-    for judge in dict.fromkeys(judge for panel in panels.values() for judge in panel["reasons"]):
-        counts = {name: panel["reasons"].get(judge, {}) for name, panel in panels.items()}
+    for judge in dict.fromkeys(judge for effects in by_policy.values() for judge in effects["reasons"]):
+        counts = {name: effects["reasons"].get(judge, {}) for name, effects in by_policy.items()}
         reasons = dict.fromkeys(reason for own in counts.values() for reason in own)
         rows = [
             Row(reason, {name: Cell(str(own.get(reason, 0))) for name, own in counts.items()}) for reason in reasons
@@ -40,26 +40,26 @@ def reason_tables(summary: Mapping[str, Any]) -> list[ResultTable]:
 
 def drifts(summary: Mapping[str, Any]) -> dict[str, float]:
     """Each policy's drift on all of the base's clips that were looked at, where it was measured."""
-    found = {name: one.get("panel", {}).get("drift", {}).get(SPLIT) for name, one in summary["policies"].items()}
+    found = {name: one.get("effects", {}).get("drift", {}).get(SPLIT) for name, one in summary["policies"].items()}
     return {name: one["mean"] for name, one in found.items() if one and one["mean"] is not None}
 
 
-def _cells(panel: Mapping[str, Any], judge: str | None) -> dict[str, Cell]:
-    gaps, cells = panel.get("minus_base", {}), {}
+def _cells(effects: Mapping[str, Any], judge: str | None) -> dict[str, Cell]:
+    gaps, cells = effects.get("minus_base", {}), {}
     if judge:
-        at, gap_at = panel["pass_at"][judge], gaps.get("pass_at", {}).get(judge, {})
+        at, gap_at = effects["pass_at"][judge], gaps.get("pass_at", {}).get(judge, {})
         for k in at:
             cells[f"pass@{k}, %"] = _cell(at[k], gap_at.get(k), "rate", 100, 1)
-    cells["Vendi score"] = _cell(panel["vendi"], gaps.get("vendi"), "mean", 1, 2)
-    cells["distance"] = _cell(panel["distance"], gaps.get("distance"), "mean", 1, 3)
-    motion, gap_motion = panel["motion"], gaps.get("motion", {})
+    cells["Vendi score"] = _cell(effects["vendi"], gaps.get("vendi"), "mean", 1, 2)
+    cells["distance"] = _cell(effects["distance"], gaps.get("distance"), "mean", 1, 3)
+    motion, gap_motion = effects["motion"], gaps.get("motion", {})
     cells["motion"] = _cell(motion["all"], gap_motion.get("all"), "mean", 1, 2)
     if judge:
         cells["motion if accepted"] = _cell(motion[judge], gap_motion.get(judge), "mean", 1, 2)
-    if drift := panel["drift"].get(SPLIT):
+    if drift := effects["drift"].get(SPLIT):
         cells["drift"] = Cell(UNKNOWN if drift["mean"] is None else f"{drift['mean']:.2g}")
-    if judge and "wins" in panel:
-        prompts, clips = (panel["wins"][judge][SPLIT][key] for key in ("prompts", "clips"))
+    if judge and "wins" in effects:
+        prompts, clips = (effects["wins"][judge][SPLIT][key] for key in ("prompts", "clips"))
         cells["prompts + / − / ="] = Cell(f"{prompts['rose']} / {prompts['fell']} / {prompts['equal']}")
         cells["clips + / −"] = Cell(f"{clips['gained']} / {clips['lost']}")
     return cells
