@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from report.panel import drifts
+from report.effects import drifts
 from report.table import judges
 
 COLORS = (  # readable on white and on near-black
