@@ -285,7 +285,7 @@ SAMPLING, LABELLING = (
     {"label", "label-compare", "label-dense", "label-select", "eval-label"},
 )
 READERS = {
-    "generator.json": SAMPLING | {"train", "train-compare", "online"},
+    "generator.json": SAMPLING | {"effects", "train", "train-compare", "online"},
     "audits.json": {"train", "train-compare"},
     "prompts.json": SAMPLING | {"audit", "online", "extend"},
     "images.json": SAMPLING | {"audit", "online"},

@@ -168,7 +168,7 @@ PLANTED = {
     # long on two clips a prompt: the same clips again and again, all right in half of the prompts
     "collapsed": planted(lambda p, i: p % 2 == 0, vendi=1.5),
     # rewarded for stillness: nothing moves, and what is accepted least of all
-    "still": planted(lambda p, i: i % 2 == 0, motion=lambda p, i: 0.5),
+    "still": planted(lambda p, i: i % 2 == 0, motion=lambda p, i: 0.4),
     # far from the base without gain
     "drifted": planted(lambda p, i: i % 2 == 0, drift=0.3),
 }
@@ -203,7 +203,7 @@ def test_a_policy_that_repeats_two_clips_loses_diversity_and_pass_at_k_and_keeps
 def test_a_policy_that_learnt_stillness_loses_motion_and_nothing_else(summary):
     assert marked(summary, "still") == {"motion", "motion if accepted"}
     assert summary["policies"]["still"]["effects"]["motion"]["judge"]["all"] == {
-        "mean": 0.5, "low": 0.5, "high": 0.5, "n": 96
+        "mean": pytest.approx(0.4), "low": pytest.approx(0.4), "high": pytest.approx(0.4), "n": 96
     }  # fmt: skip
 
 

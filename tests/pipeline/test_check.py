@@ -485,7 +485,7 @@ def test_a_source_that_compares_stands_only_where_comparisons_are_of_use(project
             ),
         ],
         "pairs compares clips, so it labels none: no pairs: all, balanced and no reward: label, p_accept (found pairs: "
-        "balanced, reward: label)": [("feedback", {"source": "pairs"}), ("build", {"sources": {}})],
+        "all, reward: label)": [("feedback", {"source": "pairs"}), ("build", {"sources": {}})],
         "pairs: preferred takes the preferences of a source that compares clips, but judge judges one clip at a time": [
             ("build", {"pairs": "preferred"})
         ],

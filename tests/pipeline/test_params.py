@@ -109,6 +109,7 @@ GOOD = {
     "seeds": [1],
     "rounds": {"r1": {"policy": "base"}, "r2": {"policy": "rwr1"}},
     "pools": {},
+    "dense": {},
     "policies": {
         "rwr1": {"start": "base", "round": "r1", "objective": "rwr"},
         "dpo2": {"start": "rwr1", "round": "r2", "objective": "dpo"},

@@ -214,7 +214,7 @@ def test_every_checkpoint_makes_clips_of_the_same_prompts_and_noise(project):
     assert made["rwr1/step-000002"] == made["rwr1/step-000004"] == made["rwr1/step-000005"]
     assert [prompt for prompt, _ in made["rwr1/step-000002"]] == ["p1", "p1", "p2", "p2"]  # two of three
     assert clips.samples[0].sample_id == "select-step-000002-p1-000"
-    assert json.loads(Path("generate.json").read_text()) == {"clips": 12}
+    assert json.loads(Path("generate.json").read_text())["clips"] == 12
 
 
 def test_a_checkpoints_clips_are_its_own(project, tiny_wan):
