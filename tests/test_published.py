@@ -88,8 +88,6 @@ def test_what_pages_say_of_the_default_run_is_the_published_run_s(published):
             f"rwr2 − rwr1 {difference(minus_start['rwr2']['train'])}, dpo1 − base "
             f"{difference(minus_base['dpo1']['train'])}, dpo2 − rwr1 {difference(minus_start['dpo2']['train'])}.",
         ],
-        "docs/servers.md": [f"served: {accepted} accepted, {rejected} rejected"],
-        "docs/evaluation.md": [f"| base | {rate(physics['base']['all'])} |"],
     }
     for page, sentences in said.items():
         for sentence in sentences:
