@@ -473,7 +473,7 @@ def swapping(tmp_path_factory):
 
 DEPEND_ON_THE_JUDGE = {
     "label@r1", "build@r1", "train@rwr1", "generate@r2", "label@r2", "build@r2", "train@dpo2",
-    "eval-generate@rwr1", "eval-label@rwr1-judge", "evaluate@", "report@",
+    "eval-generate@rwr1", "eval-label@rwr1-judge", "effects@rwr1", "evaluate@", "report@",
 }  # fmt: skip
 
 
