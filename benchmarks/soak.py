@@ -31,6 +31,7 @@ import yaml
 
 from data.policies import FINISHED
 from pipeline.command import PATH
+from pipeline.cost import ASKED_NOW, COST
 from pipeline.torn import mend
 from tests.support.clone import DVC, ROOT, environment, make_clone, run
 from tests.support.network import attempts, block_of
@@ -44,6 +45,7 @@ TARGETS = (
     "generate@r1", "label@r1", PAID, "build@r1", "pool@both", "train@dpo2", "online@ask1", "generate-select@rwr1",
     "select@rwr1", "extend@longer", "eval-prefer@rwr1-base", "audit@judge", "evaluate", "report", EXPORT,
 )  # fmt: skip
+OF_A_START = ("seconds", "accelerator_seconds", ASKED_NOW)  # figures of a cost that the clock and a kill decide
 MISSES = 3  # runs a moment, on the mean, that may end before their moment comes
 
 
@@ -238,7 +240,10 @@ def finish(home: Path, target: str, lock: bytes) -> None:
 
 
 def contents(home: Path, target: str) -> dict[str, str]:
-    """sha256 of every file that the target writes, by path; and what is left in .state that is not finished."""
+    """sha256 of every file that the target writes, by path; and what is left in .state that is not finished.
+
+    Of its figures without OF_A_START, which no two runs share.
+    """
     if target == EXPORT:
         outs = [home / "exported"]
     else:
@@ -246,7 +251,15 @@ def contents(home: Path, target: str) -> dict[str, str]:
         outs = [home / out["path"] for out in lock["stages"][target]["outs"]]
     left = [path for path in (home / ".state").glob("*/*") if path.name != "lock" and not is_finished(path)]
     files = unpacked([*outs, *left])
-    return {str(file.relative_to(home)): sha256(file.read_bytes()).hexdigest() for file in files}
+    return {str(file.relative_to(home)): sha256(_compared(file)).hexdigest() for file in files}
+
+
+def _compared(file: Path) -> bytes:
+    figures = json.loads(file.read_text()) if file.suffix == ".json" and "metrics" in file.parts else None
+    if not isinstance(figures, dict) or COST not in figures:
+        return file.read_bytes()
+    amounts = {key: value for key, value in figures[COST].items() if key not in OF_A_START}
+    return json.dumps(figures | {COST: amounts}).encode()
 
 
 def is_finished(path: Path) -> bool:

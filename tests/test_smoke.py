@@ -161,8 +161,8 @@ def test_train_spreads_over_processes_and_learns_the_same(home):
     alone, together = (json.loads((home / path).read_text()) for path in ("metrics/train/sft1.json", "two.json"))
 
     assert "rank 1 of 2" in printed
-    counts = [{key: of.pop("cost")[key] for key in ("forwards", "backwards")} for of in (alone, together)]
-    assert counts[0] == counts[1] == {"forwards": 8 * 4, "backwards": 8 * 4}  # steps of 4 rows
+    for cost in (alone.pop("cost"), together.pop("cost")):
+        assert (cost["forwards"], cost["backwards"]) == (8 * 4, 8 * 4)  # steps of 4 rows
     assert together == pytest.approx(alone, rel=1e-3)
     read_manifest(home / "runs/policies/sft1-by-two", "policy", verify=True)
     assert [path.name for path in (home / ".state/train-runs-policies-sft1-by-two").iterdir()] == ["lock"]

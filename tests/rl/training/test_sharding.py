@@ -326,8 +326,8 @@ def test_processes_whose_rows_go_to_different_denoisers_do_not_wait_for_each_oth
 @pytest.mark.ci
 def test_online_updates_over_shards_are_those_of_whole_weights(home):
     """One process has no clip of its own; and several recorded steps, computed again in the backward pass."""
-    for kind in ("online", "last"):
-        assert close(home.folder / f"{kind}-False", home.folder / f"{kind}-True"), kind
+    for kind in ("online", "last"):  # Adam moves a weight by its rate however small its gradient is, so rounding shows
+        assert close(home.folder / f"{kind}-False", home.folder / f"{kind}-True", atol=1e-4), kind
 
 
 @pytest.mark.ci
