@@ -29,7 +29,7 @@ JUDGED = 4  # frames of a clip that the judge gets
 MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once
 
 
-class Cost(NamedTuple):
+class DecodeCost(NamedTuple):
     """Of one decode and its backward."""
 
     bytes: int
@@ -90,23 +90,23 @@ def held(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def measure(generator: OnlyVae, num_frames: int, size: int, decoding: Decoding) -> Cost:
+def measure(generator: OnlyVae, num_frames: int, size: int, decoding: Decoding) -> DecodeCost:
     device = generator.device
     judge = make_judge(device)
     judged(generator, judge, 9, size, decoding)  # what is set up once
     before, began = held(device), time.monotonic()
     judged(generator, judge, num_frames, size, decoding)
     devices.synchronize(device)
-    return Cost(devices.peak_memory(device) - before, time.monotonic() - began)
+    return DecodeCost(devices.peak_memory(device) - before, time.monotonic() - began)
 
 
-def measured_apart(mode: str, num_frames: int) -> Cost:
+def measured_apart(mode: str, num_frames: int) -> DecodeCost:
     """The cost that a fresh process finds, called as this one was."""
     own = ["--modes", mode, "--frames", str(num_frames), "--one"]
     command = [sys.executable, "-m", "benchmarks.decode_memory", *sys.argv[1:], *own]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+    return DecodeCost(*json.loads(done.stdout.splitlines()[-1]))
 
 
 @click.command(help=__doc__)

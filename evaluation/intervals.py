@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
 UNKNOWN = Estimate(None, None, None, 0)
 
 
-class Part(NamedTuple):
+class KnownVariance(NamedTuple):
     """A variance of a mean, with the degrees of freedom that it is known with."""
 
     variance: float
@@ -107,7 +107,7 @@ def contributions(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 
 
 def t_interval(
-    contributions: np.ndarray, bounds: Bounds | None, others: Sequence[Part] = ()
+    contributions: np.ndarray, bounds: Bounds | None, others: Sequence[KnownVariance] = ()
 ) -> tuple[float | None, float | None]:
     """Low and high of the t interval of the contributions' mean, within the bounds; null below FEWEST prompts.
 
@@ -132,7 +132,7 @@ def t_interval(
         contributions = np.array([*contributions, middle - bounds.added, middle + bounds.added])
         freedom = found
     centre, size = float(contributions.mean()), len(contributions)
-    parts = [Part(float(contributions.var(ddof=1)) / size, freedom), *others]
+    parts = [KnownVariance(float(contributions.var(ddof=1)) / size, freedom), *others]
     variance = sum(part.variance for part in parts)
     if variance == 0:
         return centre, centre

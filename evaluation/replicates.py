@@ -22,7 +22,7 @@ from evaluation.intervals import (
     UNKNOWN,
     Bounds,
     Estimate,
-    Part,
+    KnownVariance,
     are_answers,
     contributions,
     difference_by_clip,
@@ -79,7 +79,9 @@ def _of_clips(
     if np.isnan(clips).all():
         return UNKNOWN
     by_side = [_seed_means(side) for side in sides]
-    seeds = [Part(float(means.var(ddof=1)) / len(means), len(means) - 1) for means in by_side if len(means) > 1]
+    seeds = [
+        KnownVariance(float(means.var(ddof=1)) / len(means), len(means) - 1) for means in by_side if len(means) > 1
+    ]
     return Estimate(float(np.nanmean(clips)), *t_interval(contributions(clips, prompts), bounds, seeds), n)
 
 

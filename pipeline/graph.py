@@ -17,7 +17,7 @@ from pipeline.configs import (
     RoundEntry,
 )
 from pipeline.params import PARAMS, ParamsError
-from pipeline.replicates import SELECTED, seed_problems
+from pipeline.replicates import SEEDS, SELECTED, seed_problems
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
 TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # folders under runs/ that are no round's
@@ -32,7 +32,7 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "pools": dict,
     "dense": dict,
     "policies": dict,
-    "seeds": list,
+    SEEDS: list,
     "feedback": dict,
     "feedback.source": str,
     "feedback.sources": dict,
@@ -54,6 +54,7 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "preferences": dict,
 }
 IN_WORDS: dict[type, str] = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
+SEEDS_IN_WORDS = "a list of training seeds ([1] for one)"  # no list of none
 
 
 def check_shapes(params: Mapping[str, Any]) -> None:
@@ -61,14 +62,15 @@ def check_shapes(params: Mapping[str, Any]) -> None:
     problems = []
     for key, shape in SHAPES.items():
         *outer, last = key.split(".")
+        expected = SEEDS_IN_WORDS if key == SEEDS else IN_WORDS[shape]
         around = params.get(outer[0]) if outer else params
         if not isinstance(around, Mapping):
             continue  # it has a line of its own
         if last not in around:
-            problems.append(f"{key} is missing, expected {IN_WORDS[shape]}; beside it there is {', '.join(around)}")
+            problems.append(f"{key} is missing, expected {expected}; beside it there is {', '.join(around)}")
         elif not isinstance(around[last], shape):
             found = "empty" if around[last] is None else repr(around[last])
-            problems.append(f"{key} is {found}, expected {IN_WORDS[shape]}")
+            problems.append(f"{key} is {found}, expected {expected}")
     if problems:
         raise ParamsError("\n  ".join([f"{PARAMS}:", *problems]))
 

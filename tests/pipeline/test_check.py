@@ -192,6 +192,7 @@ WRONG = {
     "generator.max_prompt_tokens": (512, "generator.max_prompt_tokens: 512, but the tokenizer of models/tabletop"),
     "video.num_frames": (16, "video.num_frames: 16 cannot be represented; it must be 10 k -1, nearest is 9 or 19"),
     "rounds": (None, "rounds is empty, expected a section ({} for none)"),
+    "seeds": (None, "seeds is empty, expected a list of training seeds ([1] for one)"),
     "comparison": (
         {"rounds": [], "policies": {}},
         "comparison.sources is missing, expected a list ([] for none); beside",
