@@ -140,7 +140,7 @@ def _dpo(
     time_weight: bool,
     form: str,
 ) -> Loss:
-    """Eq. 7 and its options, each of which is off by default; with all of them off it is Eq. 7.
+    """Eq. 7 and its options; with all of them off it is Eq. 7. params.yaml sets `hinge`.
 
     variable               what it adds
     time_weight            the margin, times to_noise^2: beta (1 - t)^2 for flow matching (Liu et al., Flow-DPO)
