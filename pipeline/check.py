@@ -43,6 +43,7 @@ from pipeline.configs import (
 from pipeline.graph import (
     SHAPES,
     check_shapes,
+    entry_of,
     needed_sources,
     off_policy_rounds,
     trained_policies,
@@ -125,11 +126,16 @@ def check_params(with_generator: bool = True) -> Checked:
     _check_online(params, prompts)
     _check_dense(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
-    for objective in {entry["objective"] for entry in trained_policies(params).values()}:
-        config = train_config(OBJECTIVES[objective])
+    for name, config in _training_configs(params).items():
+        objective = trained_policies(params)[name]["objective"]
         if config.full and params["generator"]["dtype"] != "float32":
-            raise ParamsError(f"train.{objective}: full fine-tuning needs generator.dtype: float32")
-        _check_checkpoints(params, objective, config)
+            raise ParamsError(f"train.{objective}, of {name}: full fine-tuning needs generator.dtype: float32")
+        if name in params["select"]["policies"] and config.checkpoint_every >= config.steps:
+            raise ParamsError(
+                f"select.policies: {name} is trained for {config.steps} steps with a checkpoint every"
+                f" {config.checkpoint_every}, so there is only one; lower checkpoint_every in train.{objective} or"
+                " train.common"
+            )
     _check_first_seed(params)
     unused = [*unused_policies(params), *unused_rounds(params)]
     notes = [*advice(params), *_unread(params), *off_policy_rounds(params), *unused, *_uneven_batches(params)]
@@ -146,18 +152,24 @@ def check_params(with_generator: bool = True) -> Checked:
     return Checked(params, prompts, generator, notes)
 
 
+def _training_configs(params: Mapping[str, Any]) -> dict[str, TrainConfig]:
+    """The settings of each policy that is trained on clips, by its name."""
+    return {
+        name: train_config(OBJECTIVES[entry["objective"]], entry_of(params, name))
+        for name, entry in trained_policies(params).items()
+    }
+
+
 def _check_first_seed(params: Mapping[str, Any]) -> None:
     """Where there are several seeds, the policies without a seed of their own are trained with the first."""
     first, *further = params[SEEDS]
-    entries = trained_policies(params) | params["online"]["policies"]
+    entries, configs = trained_policies(params) | params["online"]["policies"], _training_configs(params)
     for name, entry in entries.items() if further else ():
         if entry.get(SEED) is not None:
             continue
         if "objective" in entry:
-            seed, where = (
-                train_config(OBJECTIVES[entry["objective"]]).seed,
-                f"train.{entry['objective']} or train.common",
-            )
+            seed = configs[name].seed
+            where = f"train.{entry['objective']} or train.common"
         else:
             seed = load_recipe(entry["recipe"], entry.get("changes") or {}).engine.seed
             where = f"its changes or recipe {entry['recipe']}"
@@ -237,10 +249,11 @@ def _solvers(params: Mapping[str, Any]) -> dict[str, str]:
 
 def _trainings(params: Mapping[str, Any]) -> dict[str, PolicyConfig]:
     """The settings of each kind of training that the run has, by where they stand."""
-    objectives = dict.fromkeys(entry["objective"] for entry in trained_policies(params).values())
-    found: dict[str, PolicyConfig] = {
-        f"train.{name} (or train.common)": train_config(OBJECTIVES[name]) for name in objectives
-    }
+    found: dict[str, PolicyConfig] = {}
+    for name, config in _training_configs(params).items():
+        entry, where = trained_policies(params)[name], entry_of(params, name)
+        changed = where if entry.get("changes") else f"train.{entry['objective']} (or train.common)"
+        found.setdefault(changed, config)
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
         found[f"online.policies.{name}"] = load_recipe(entry.recipe, entry.changes).engine
@@ -402,18 +415,6 @@ def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt])
         extended(prompts, load_prompts(Path(config.prompts)), config.template)
     except (ValueError, OSError) as error:
         raise ParamsError(f"extend.{name}: {error}") from error
-
-
-def _check_checkpoints(params: Mapping[str, Any], objective: str, config: TrainConfig) -> None:
-    """Policies of this objective that stage select chooses from need more than one checkpoint."""
-    trained = trained_policies(params)
-    for name in set(params["select"]["policies"]) & trained.keys():
-        if trained[name]["objective"] == objective and config.checkpoint_every >= config.steps:
-            raise ParamsError(
-                f"select.policies: {name} is trained for {config.steps} steps with a checkpoint every"
-                f" {config.checkpoint_every}, so there is only one; lower checkpoint_every in train.{objective} or"
-                " train.common"
-            )
 
 
 def _check_selections(evaluate: EvaluateConfig, sampled: Sampling) -> None:

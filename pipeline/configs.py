@@ -82,7 +82,12 @@ class PolicyEntry:
     round: str  # or a pool; of objective dense_dpo a set of `dense`
     objective: str
     seed: int | None = None  # null: that of section `train`
+    changes: dict[str, Any] = Field(default_factory=dict)  # over train.<objective> and train.common, by key
     of: str | None = None  # as of a round
+
+    def __post_init__(self) -> None:
+        if "seed" in self.changes:
+            raise ValueError("changes has a seed; write `seed` beside `changes`")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -280,22 +285,27 @@ def build_config(source: str) -> BuildConfig:
 def train_config(objective: "Objective", entry: str | None = None) -> "TrainConfig":
     """Section `train.<objective>` over `train.common`. Raises ParamsError naming section, key, value and known keys.
 
-    entry: the dotted name of a policy's entry, whose own `seed` is taken where it has one.
+    entry: the dotted name of a policy's entry, whose own `changes` and `seed` come first.
     """
     from rl.training.config import configure
 
     common, own = block("train.common"), block(f"train.{objective.name}")
+    changed = _changes_of(entry)
     for name, values in (("train.common", common), (f"train.{objective.name}", own)):
         if not isinstance(values, dict):
             raise ParamsError(f"{PARAMS}: {name} is {values!r}, expected a section ({{}} for none)")
     try:
-        return configure(objective, common | own | _seed_of(entry))
+        return configure(objective, common | own | changed)
     except ConfigError as error:  # it calls all keys the objective's own; most stand in train.common
         where = re.compile(rf"\btrain\.{objective.name}\.(\w+)")
-        named = where.sub(lambda key: f"train.common.{key[1]}" if key[1] in common.keys() - own else key[0], str(error))
+        sections = dict.fromkeys(common, "train.common") | dict.fromkeys(own, f"train.{objective.name}")
+        sections |= dict.fromkeys(changed, f"{entry}.changes")
+        named = where.sub(lambda key: f"{sections[key[1]]}.{key[1]}" if key[1] in sections else key[0], str(error))
         raise ParamsError(f"{PARAMS}: {named}") from error
 
 
-def _seed_of(entry: str | None) -> dict[str, Any]:
-    seed = block(entry).get("seed") if entry else None
-    return {} if seed is None else {"seed": seed}
+def _changes_of(entry: str | None) -> dict[str, Any]:
+    """What the entry of a policy sets itself, by key."""
+    found = block(entry) if entry else {}
+    seed = found.get("seed")
+    return (found.get("changes") or {}) | ({} if seed is None else {"seed": seed})

@@ -121,6 +121,11 @@ def trained_policies(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {**params["policies"], **params["comparison"]["policies"]}
 
 
+def entry_of(params: Mapping[str, Any], name: str) -> str:
+    """The dotted name of the entry of one of `trained_policies`."""
+    return f"policies.{name}" if name in params["policies"] else f"comparison.policies.{name}"
+
+
 def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The entries of `online.policies` by name: what is trained on a judge's answers, without a round."""
     return dict(params["online"]["policies"])

@@ -89,7 +89,8 @@ def unit_of(command: Command) -> TimedUnit:
             return TimedUnit(f"ask {name} ({read.needs.model or kind}) {video}{windows}", unit, votes)
         case "train":
             name = command.options["objective"]
-            full = (block("train.common") | block(f"train.{name}"))["full"]
+            changes = block(entry).get("changes") if (entry := command.options.get("entry")) else None
+            full = (block("train.common") | block(f"train.{name}") | (changes or {}))["full"]
             return TimedUnit(f"train {name} {'full' if full else 'lora'} {generator}", "rows")
         case "online":
             from pipeline.recipes import load_recipe

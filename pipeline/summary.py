@@ -11,7 +11,7 @@ from generators.core.generator import Generator
 from generators.core.rollout import Sampling
 from pipeline.check import Checked
 from pipeline.configs import GeneratorConfig, OnlineEntry
-from pipeline.graph import online_policies, rounds_of, trained_policies
+from pipeline.graph import entry_of, online_policies, rounds_of, trained_policies
 from pipeline.params import section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEEDS, is_replicate
@@ -141,7 +141,7 @@ def _checkpoints(params: Mapping[str, Any], name: str) -> int:
         return -(-engine.updates // engine.checkpoint_every)
     from pipeline.configs import train_config
 
-    config = train_config(OBJECTIVES[trained_policies(params)[name]["objective"]])
+    config = train_config(OBJECTIVES[trained_policies(params)[name]["objective"]], entry_of(params, name))
     return -(-config.steps // config.checkpoint_every)
 
 

@@ -52,7 +52,7 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             return Work(unit, asked.amount, asked=(asked,))
         case "train":
             objective = OBJECTIVES[command.options["objective"]]
-            config = train_config(objective)
+            config = train_config(objective, command.options.get("entry"))
             trained = 1 + BACKWARD + (RECOMPUTED if config.gradient_checkpointing else 0)
             clips = 2 if objective.row_type in (Pair, DensePair) else 1
             twice = objective.of_batch is not None and config.gradient_accumulation > 1

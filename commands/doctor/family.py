@@ -17,7 +17,7 @@ from generators.core.memory import Item, Need, TrainingSettings
 from generators.core.rollout import Sampling
 from generators.core.size import VideoSize
 from pipeline.configs import GeneratorConfig, train_config
-from pipeline.graph import trained_policies
+from pipeline.graph import entry_of, trained_policies
 from rl.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -55,13 +55,12 @@ class Settings:
 
 def settings(params: Mapping[str, Any], model: GeneratorConfig, size: VideoSize, sampling: Sampling) -> Settings:
     """With the objective of the trained policies that has most clips in a forward; a pair has two."""
-    known = OBJECTIVES.keys() & params["train"].keys()
-    names = {entry["objective"] for entry in trained_policies(params).values()} or known
-    clips = {name: _clips(name, train_config(OBJECTIVES[name])) for name in sorted(names)}
-    most = max(clips, key=lambda name: clips[name])
-    config = train_config(OBJECTIVES[most])
+    known = dict.fromkeys(sorted(OBJECTIVES.keys() & params["train"].keys()))
+    trained = [(entry["objective"], entry_of(params, name)) for name, entry in trained_policies(params).items()]
+    configs = [(name, train_config(OBJECTIVES[name], entry)) for name, entry in trained or known.items()]
+    clips, config = max(((_clips(name, config), config) for name, config in configs), key=lambda found: found[0])
     training = TrainingSettings(
-        clips[most], config.lora_rank, config.lora_targets or (), config.gradient_checkpointing, config.denoisers,
+        clips, config.lora_rank, config.lora_targets or (), config.gradient_checkpointing, config.denoisers,
         config.precision == "bf16",
     )  # fmt: skip
     return Settings(model, size, sampling, training)

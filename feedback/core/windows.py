@@ -1,7 +1,7 @@
 """Labels of windows: a source judges some frames of each clip at a time, as clips of their own.
 
 The labels of a set by windows have a row for each window (data/dense.py), and a fact `window`, its length. A source
-that knows which frame of a clip is wrong, as the physics check does, reads the whole clip (`Request.window`); every
+that knows which frame of a clip is wrong, as the physics check does, reads the whole clip (`Request.whole`); every
 other one is shown the window's frames alone, so a rubric of more frames than a window has sees all of them, and what
 takes longer than a window cannot be seen.
 """

@@ -16,9 +16,11 @@ from feedback.core.rubric import load_rubric
 from generators.families.wan import WanGenerator
 from pipeline.advice import advice
 from pipeline.check import check_params
+from pipeline.configs import train_config
 from pipeline.params import ParamsError
 from pipeline.replicates import expanded
 from pipeline.summary import summarise
+from rl.objectives import OBJECTIVES
 from tests.support.defaults import default_params
 from tests.support.first_frames import shows_first_frame
 
@@ -580,6 +582,36 @@ def test_what_a_panels_members_cannot_judge_is_refused_if_they_are_needed(projec
     params["feedback"]["source"] = "judge"
     project(params)
     check_params()
+
+
+def test_an_entry_s_changes_come_before_the_settings_of_its_objective(project):
+    params = default_params()
+    params["policies"]["dpo1"]["changes"] = {"beta": 3.0, "steps": 7}
+    project(params)
+    check_params()
+    dpo = OBJECTIVES["dpo"]
+
+    assert train_config(dpo, "policies.dpo1") == replace(train_config(dpo), beta=3.0, steps=7)
+    assert train_config(dpo, "policies.dpo2") == train_config(dpo)
+
+
+WRONG_CHANGES = [
+    ({"momentum": 3.0}, "policies.dpo1.changes.momentum (3.0) is unknown"),
+    ({"steps": 0}, "policies.dpo1.changes.steps is 0, expected greater than or equal to 1"),
+    ({"seed": 2}, "changes has a seed; write `seed` beside `changes`"),
+    ({"lora_targets": ["attn9.to_q"]}, "policies.dpo1: lora_targets: 'attn9.to_q' is the ending of no module"),
+]
+
+
+@pytest.mark.parametrize("changes, message", WRONG_CHANGES)
+def test_wrong_changes_of_an_entry_are_named_where_they_stand(changes, message, project):
+    params = default_params()
+    params["policies"]["dpo1"]["changes"] = changes
+    project(params)
+
+    with pytest.raises(ParamsError) as error:
+        check_params()
+    assert message in error.value.message
 
 
 def test_full_fine_tuning_in_bfloat16_is_refused(project):
