@@ -10,15 +10,15 @@ import numpy as np
 
 from evaluation.agreement import compare_judges
 from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
-from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure, only
+from evaluation.measures import ALL, MEASURES, Clips, Measured, Values, measure
 from evaluation.over_seeds import Seeds, replicates, share_training
 from evaluation.questions import in_all
 from evaluation.replicates import difference_over_seeds
-from evaluation.selection import BestOf, TopK, take_best_of
+from evaluation.selection import BestOf, TopK, at_first_place, take_best_of
 from evaluation.sets import EvaluationSet, check_paired, scores
 
 BASE = "base"
-BEST_OF = "best_of"  # the kind of a baseline that chooses among the base's clips
+BEST_OF = "best_of"  # the kind of a baseline that chooses among a policy's clips
 ROUND_COUNTS = ("samples", "accepted", "rejected", "unlabelled")
 MAX_UNLABELLED = 0.05  # share of a policy's clips; above it a rate may differ much from that of all clips
 
@@ -28,6 +28,15 @@ class Bootstrap(NamedTuple):
 
     draws: int
     seed: int
+
+
+class Chosen(NamedTuple):
+    """The clips of a policy that a judge would choose out of every n, as a policy that costs n samples a clip."""
+
+    of: str  # the policy
+    measured: Measured  # a value for each n clips, at the place of the first of them
+    counted: np.ndarray  # (N,) bool, these places
+    not_ranked: int  # chosen where the judge scored none of the n
 
 
 def summarise(
@@ -52,7 +61,8 @@ def summarise(
         policies.<name>.accept.<judge>.<split>        rate, low, high, n (clips labelled)
         policies.<name>.unlabelled.<judge>.<split>    clips left out of the rate
         policies.<name>.minus_base.<judge>.<split>    diff, low, high: same prompts and seeds, clips known to both
-        policies.<name>.minus_start.<judge>.<split>   likewise, to the policy it was trained from
+        policies.<name>.minus_start.<judge>.<split>   likewise, to the policy it was trained from; of a best of n, by
+                                                      prompt, to the policy that it chooses from, if that is not base
         policies.<name>.scores.<judge>.<split>        mean, low, high, n: of judges whose scores are not all 0 or 1;
                                                       of metrics, which label nothing, scores stand alone
         policies.<name>.score_minus_base, score_minus_start    as minus_base and minus_start
@@ -104,13 +114,12 @@ def summarise(
         for name, one in sets.items()
     }
     warnings = [*_lost_starts(starts, policies), *_much_unlabelled(policies)]
-    if best_of is not None:
-        policies[f"{BASE} best of {best_of.n} by {best_of.judge}"] = _best_of_base(
-            best_of, ranked[best_of.judge][BASE], measured[BASE], clips, bootstrap
-        )
+    chosen = {} if best_of is None else _choose(best_of, by_seed, ranked[best_of.judge], measured, clips)
+    for name, one in chosen.items():
+        policies[name] = _best_of(best_of, one, measured, clips, bootstrap)
     further = {name for seeds in by_seed.values() for name in list(seeds.values())[1:]}
     trained = {name: by_seed.get(name, {0: name}) for name in sets if name in starts and name not in further}
-    replicated = replicates(by_seed, chains, starts, BASE, measured, clips, bootstrap)
+    replicated = _over_seeds(chosen, by_seed, chains, starts, measured, clips, bootstrap)
     return {
         "policies": policies,
         "best": _best(measured, trained, chains, clips, bootstrap),
@@ -214,23 +223,74 @@ def _by_question(
     return found
 
 
-def _best_of_base(
-    how: BestOf, ranked: np.ndarray, base: Measured, clips: Clips, bootstrap: Bootstrap
+def _choose(
+    how: BestOf,
+    by_seed: Mapping[str, Seeds],
+    ranked: Mapping[str, np.ndarray],
+    measured: Mapping[str, Measured],
+    clips: Clips,
+) -> dict[str, Chosen]:
+    """What the judge chooses by row, for each policy of `how.of` and its further seeds. ranked: policy -> (N,)."""
+    found = {}
+    first = take_best_of(np.zeros(len(clips.samples)), clips.prompt_ids, how.n)
+    for policy in (policy for name in how.of for policy in by_seed.get(name, {0: name}).values()):
+        taken = take_best_of(ranked[policy], clips.prompt_ids, how.n)
+        own = {
+            key: {
+                judge: at_first_place(values, taken, clips.prompt_ids, how.n)
+                for judge, values in measured[policy][key].items()
+            }
+            for key in ("accept", "scores")
+        }
+        found[how.row(policy)] = Chosen(policy, own, first, int(np.isnan(ranked[policy][taken]).sum()))
+    return found
+
+
+def _best_of(
+    how: BestOf, one: Chosen, measured: Mapping[str, Measured], clips: Clips, bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """The base's clips that a judge would choose out of every n, as a policy that costs n samples a clip."""
-    taken = take_best_of(ranked, clips.prompt_ids, how.n)
-    own = {key: {judge: only(values, taken) for judge, values in base[key].items()} for key in ("accept", "scores")}
+    """A row of summary.json: chosen clips, compared with base and with the policy that they are of."""
     facts = {
         "kind": BEST_OF,
-        "of": BASE,
+        "of": one.of,
         "judge": how.judge,
         "n": how.n,
         "samples_per_clip": how.n,
-        "clips": int(taken.sum()),
-        "not_ranked": int(np.isnan(ranked[taken]).sum()),  # chosen where the judge scored none of the n
+        "clips": int(one.counted.sum()),
+        "not_ranked": one.not_ranked,
     }
-    tables = _tables(own, {"base": base}, taken, clips, bootstrap, selects=True)
-    return {"start": None, "baseline": facts, **tables}
+    start = None if one.of == BASE else one.of
+    compared = {"base": measured[BASE]} | ({} if start is None else {"start": measured[start]})
+    tables = _tables(one.measured, compared, one.counted, clips, bootstrap, selects=True)
+    return {"start": start, "baseline": facts, **tables}
+
+
+def _over_seeds(
+    chosen: Mapping[str, Chosen],
+    by_seed: Mapping[str, Seeds],
+    chains: Mapping[str, Set[str]],
+    starts: Mapping[str, str],
+    measured: Mapping[str, Measured],
+    clips: Clips,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """Policies over their seeds, and what was chosen of them likewise."""
+    row_of = {one.of: name for name, one in chosen.items()}
+    choosing = {
+        row_of[first]: {seed: row_of[policy] for seed, policy in seeds.items()}
+        for first, seeds in by_seed.items()
+        if row_of.keys() >= {*seeds.values()}
+    }
+    return replicates(
+        {**by_seed, **choosing},
+        {**chains, **{name: chains.get(one.of, {one.of}) for name, one in chosen.items()}},
+        {**starts, **{name: one.of for name, one in chosen.items()}},
+        BASE,
+        {**measured, **{name: one.measured for name, one in chosen.items()}},
+        clips,
+        bootstrap,
+        choosing.keys(),
+    )
 
 
 def _tables(

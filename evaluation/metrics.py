@@ -64,17 +64,16 @@ def headline(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """What `dvc metrics` compares between runs: two numbers a policy, on all clips.
 
     `rwr1` is its accept rate under the first judge that labels clips, in per cent, and `Δrwr1` the paired difference
-    to base in points; where no judge labels, mean scores of the first. Baselines that choose among the base's clips are
+    to base in points; where no judge labels, mean scores of the first. Baselines that choose among a policy's clips are
     left out. Names of policies are lower-case ASCII, so the keys are distinct. Of a policy that was trained with three
     seeds, `rwr1 of 3 seeds` is the mean over them, and the further ones have no row of their own.
     """
     replicated = summary.get("replicates", {})
     further = {name for one in replicated.values() for name in one["policies"][1:]}
-    policies = {
-        name: one
-        for name, one in summary["policies"].items()
-        if (one["baseline"] or {}).get("kind") != BEST_OF and name not in further
-    } | {f"{name} of {len(one['seeds'])} seeds": one for name, one in replicated.items()}
+    shown = [name for name, one in summary["policies"].items() if (one["baseline"] or {}).get("kind") != BEST_OF]
+    policies = {name: summary["policies"][name] for name in shown if name not in further} | {
+        f"{name} of {len(one['seeds'])} seeds": one for name, one in replicated.items() if name in shown
+    }
     labels = bool(policies[BASE]["accept"])
     means, minus_base, scale = ("accept", "minus_base", 100) if labels else ("scores", "score_minus_base", 1)
     judge = next(iter(policies[BASE][means]))

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from evaluation.measures import MEASURES, Clips, Measured, Values
-from evaluation.replicates import between_seeds, difference_over_seeds, estimate_over_seeds
+from evaluation.replicates import (
+    between_seeds,
+    difference_by_prompt_over_seeds,
+    difference_over_seeds,
+    estimate_over_seeds,
+    gaps_of_seeds,
+)
 
 Seeds = Mapping[int, str]  # the policies that are one policy trained with several seeds, by seed
 Bootstrap = tuple[int, int]  # draws and seed, which an estimate of one seed has
@@ -22,11 +28,13 @@ def replicates(
     measured: Mapping[str, Measured],
     clips: Clips,
     bootstrap: Bootstrap,
+    choosing: Set[str] = frozenset(),
 ) -> dict[str, Any]:
     """What summary.json holds as `replicates`, by policy.
 
     by_seed: of each the policies, whose name the first one has. chains: policy -> itself and all that it comes from.
     starts: policy -> the policy that it was trained from. base: name of the untrained one. measured: by policy.
+    choosing: of by_seed those that count some of their clips alone, so that all differences to them are by prompt.
 
         policies, seeds                     names and training seeds, in one order
         start                               of the first
@@ -55,9 +63,9 @@ def replicates(
             "policies": list(policies.values()),
             "seeds": list(policies),
             "start": begun[0],
-            **_tables(own, compared, clips.cells[None], clips, bootstrap),
+            **_tables(own, compared, clips.cells[None], clips, bootstrap, name in choosing),
             "categories": {
-                category: _tables(own, compared, cells, clips, bootstrap)
+                category: _tables(own, compared, cells, clips, bootstrap, name in choosing)
                 for category, cells in clips.cells.items()
                 if category is not None
             },
@@ -65,9 +73,10 @@ def replicates(
     for earlier, later in combinations(by_seed, 2):
         own, others = ([measured[policy] for policy in by_seed[name].values()] for name in (later, earlier))
         paired = share_training(by_seed[later], by_seed[earlier], chains)
+        by_prompt = not choosing.isdisjoint((earlier, later))
         for measure in MEASURES:
             if measure.key in own[0] and not measure.selects:
-                between = _gaps(own, others, measure.key, paired, clips.cells[None], clips, bootstrap)
+                between = _gaps(own, others, measure.key, paired, clips.cells[None], clips, bootstrap, by_prompt)
                 found[later].setdefault(measure.minus.removesuffix("_"), {})[earlier] = between
     return found
 
@@ -85,6 +94,7 @@ def _tables(
     cells: Cells,
     clips: Clips,
     bootstrap: Bootstrap,
+    by_prompt: bool,
 ) -> dict[str, Any]:
     """Means and differences. compared: `base`, `start` -> what was measured there, of each seed or of one for all."""
     found: dict[str, Any] = {}
@@ -93,7 +103,7 @@ def _tables(
             continue
         found[key] = _means([one[key] for one in own], mean, cells, clips, bootstrap)
         for other, others in compared.items() if not selects else ():
-            found[minus + other] = _gaps(own, others, key, len(others) == len(own), cells, clips, bootstrap)
+            found[minus + other] = _gaps(own, others, key, len(others) == len(own), cells, clips, bootstrap, by_prompt)
     return found
 
 
@@ -119,12 +129,19 @@ def _gaps(
     cells: Cells,
     clips: Clips,
     bootstrap: Bootstrap,
+    by_prompt: bool,
 ) -> dict[str, Any]:
-    """Differences by judge and split. paired: seed by seed; else `others` are of one policy, or of other seeds."""
+    """Differences by judge and split. paired: seed by seed; else `others` are of one policy, or of other seeds.
+
+    by_prompt: the two sides count different clips.
+    """
+    difference = difference_by_prompt_over_seeds if by_prompt else difference_over_seeds
 
     def named(values: np.ndarray, other: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
-        found = difference_over_seeds(values, other, prompts, *bootstrap, paired=paired)
-        by_seed = _by_seed(values - other) if paired or len(other) == 1 else {}
+        found = difference(values, other, prompts, *bootstrap, paired=paired)
+        by_seed = {}
+        if paired or len(other) == 1:
+            by_seed = _by_seed(gaps_of_seeds(values, other, prompts) if by_prompt else values - other)
         return {"diff": found.mean, "low": found.low, "high": found.high} | by_seed
 
     found: dict[str, Any] = {}
@@ -137,7 +154,7 @@ def _gaps(
 
 
 def _by_seed(values: np.ndarray) -> dict[str, Any]:
-    """values: (S, N), nan where not known."""
+    """values: (S, N), or (S, 1) a figure of each seed; nan where not known."""
     known = ~np.isnan(values)
     means = [float(row[here].mean()) if here.any() else None for row, here in zip(values, known, strict=True)]
     return {"between_seeds": between_seeds(values), "of_seeds": means}

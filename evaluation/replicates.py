@@ -26,6 +26,7 @@ from evaluation.intervals import (
     are_answers,
     contributions,
     difference_by_clip,
+    difference_by_prompt,
     estimate,
     t_interval,
 )
@@ -55,10 +56,9 @@ def difference_over_seeds(
     """
     if len(values) == len(others) == 1:
         return difference_by_clip(values[0], others[0], prompts, draws, seed)
-    bounds = GAP if are_answers(values) and are_answers(others) else SCORE
+    bounds = _bounds_of_gap(values, others)
     if paired:
-        if len(values) != len(others):
-            raise ValueError(f"{len(values)} seeds and {len(others)} of what they were trained from do not pair")
+        _check_pairs(values, others)
         gaps = values - others
         return _of_clips(_clip_means(gaps), prompts, bounds, [gaps], _known(gaps))
     gap = _clip_means(values) - _clip_means(others)
@@ -66,8 +66,46 @@ def difference_over_seeds(
     return _of_clips(gap, prompts, bounds, [values, others], compared)
 
 
+def difference_by_prompt_over_seeds(
+    values: np.ndarray, others: np.ndarray, prompts: np.ndarray, draws: int, seed: int, paired: bool = False
+) -> Estimate:
+    """Likewise, where the two count different clips of the same prompts: mean of the values minus mean of the others.
+
+    A prompt of which either side knows nothing is left out of both. The variance over prompts is that of the difference
+    of what a prompt adds to either mean. n counts the known values of `values` that are compared.
+    """
+    if len(values) == len(others) == 1:
+        return difference_by_prompt(values[0], others[0], prompts, draws, seed)
+    if paired:
+        _check_pairs(values, others)
+    own, other = _known_to_both(_clip_means(values), _clip_means(others), prompts)
+    if np.isnan(own).all():
+        return UNKNOWN
+    sides = [gaps_of_seeds(values, others, prompts)] if paired else [values, others]
+    gap = contributions(own, prompts) - contributions(other, prompts)
+    compared = _known(np.where(np.isnan(own), np.nan, values))
+    interval = t_interval(gap, _bounds_of_gap(values, others), _variances(sides))
+    return Estimate(float(np.nanmean(own) - np.nanmean(other)), *interval, compared)
+
+
+def gaps_of_seeds(values: np.ndarray, others: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """(S, 1) each seed's mean minus the others' of this seed, or of the one that there is; nan where nothing is known.
+
+    A prompt of which either knows nothing is left out of both.
+    """
+    found = np.full((len(values), 1), np.nan)
+    for place, (row, other) in enumerate(zip(values, np.broadcast_to(others, values.shape), strict=True)):
+        mine, theirs = _known_to_both(row, other, prompts)
+        if not np.isnan(mine).all():
+            found[place] = np.nanmean(mine) - np.nanmean(theirs)
+    return found
+
+
 def between_seeds(values: np.ndarray) -> float | None:
-    """The standard deviation between seeds of their means; null below two seeds that know anything."""
+    """The standard deviation between seeds of their means; null below two seeds that know anything.
+
+    values: (S, N), or (S, 1) means or gaps.
+    """
     means = _seed_means(values)
     return float(means.std(ddof=1)) if len(means) > 1 else None
 
@@ -78,11 +116,30 @@ def _of_clips(
     """The estimate of (N,) means over seeds, whose seeds are those of the sides."""
     if np.isnan(clips).all():
         return UNKNOWN
+    interval = t_interval(contributions(clips, prompts), bounds, _variances(sides))
+    return Estimate(float(np.nanmean(clips)), *interval, n)
+
+
+def _variances(sides: list[np.ndarray]) -> list[KnownVariance]:
+    """Of each side with several seeds, the variance of the mean of their means."""
     by_side = [_seed_means(side) for side in sides]
-    seeds = [
-        KnownVariance(float(means.var(ddof=1)) / len(means), len(means) - 1) for means in by_side if len(means) > 1
-    ]
-    return Estimate(float(np.nanmean(clips)), *t_interval(contributions(clips, prompts), bounds, seeds), n)
+    return [KnownVariance(float(means.var(ddof=1)) / len(means), len(means) - 1) for means in by_side if len(means) > 1]
+
+
+def _known_to_both(values: np.ndarray, others: np.ndarray, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) both, nan also in the prompts of which the other side knows nothing."""
+    known = [np.isin(prompts, prompts[~np.isnan(side)]) for side in (values, others)]
+    both = np.logical_and(*known)
+    return np.where(both, values, np.nan), np.where(both, others, np.nan)
+
+
+def _bounds_of_gap(values: np.ndarray, others: np.ndarray) -> Bounds | None:
+    return GAP if are_answers(values) and are_answers(others) else SCORE
+
+
+def _check_pairs(values: np.ndarray, others: np.ndarray) -> None:
+    if len(values) != len(others):
+        raise ValueError(f"{len(values)} seeds and {len(others)} of what they were trained from do not pair")
 
 
 def _clip_means(values: np.ndarray) -> np.ndarray:

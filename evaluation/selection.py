@@ -8,7 +8,7 @@ and the same for all policies.
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count
@@ -28,6 +28,11 @@ class BestOf:
 
     judge: str  # whose scores choose
     n: Annotated[int, Ge(2)]  # clips that are sampled for each that counts; the best of one clip is that clip
+    of: Annotated[tuple[str, ...], MinLen(1)] = ("base",)  # policies of evaluate.policies, a row for each
+
+    def row(self, policy: str) -> str:
+        """What its row of a policy's clips is called."""
+        return f"{policy} best of {self.n} by {self.judge}"
 
 
 def take_top_k(scores: np.ndarray, prompts: np.ndarray, k: int) -> np.ndarray:
@@ -56,6 +61,18 @@ def take_best_of(scores: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
     group, whole = _groups_of(index, n)
     best: np.ndarray = (_ranks(scores, group) == 0) & whole
     return best
+
+
+def at_first_place(values: np.ndarray, taken: np.ndarray, prompts: np.ndarray, n: int) -> np.ndarray:
+    """(N,) float, each taken clip's value at the place of the first of its n clips, nan elsewhere.
+
+    taken: as of `take_best_of`. What two policies choose from the same n seeds then stands at one place.
+    """
+    group, _ = _groups_of(np.unique(prompts, return_inverse=True)[1], n)
+    _, first = np.unique(group, return_index=True)
+    found = np.full(len(values), np.nan)
+    found[first[group[taken]]] = values[taken]
+    return found
 
 
 def _groups_of(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -192,6 +192,10 @@ class EvaluateConfig:
         for key, judge in ranked_by.items():
             if judge is not None and judge not in self.judges:
                 raise ValueError(f"{key} is {judge!r}, expected one of evaluate.judges: {', '.join(self.judges)}")
+        for name in self.best_of.of if self.best_of else ():
+            if name not in self.policies:
+                known = ", ".join(self.policies)
+                raise ValueError(f"best_of.of: {name!r} is not in evaluate.policies, which has {known}")
 
 
 @dataclass(frozen=True, config=STRICT)
