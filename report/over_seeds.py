@@ -12,10 +12,12 @@ def over_seeds(summary: Mapping[str, Any]) -> dict[str, Any]:
         for name, one in summary["policies"].items()
         if name not in left_out
     }
-    found = {**summary, "policies": policies}
-    if "trained" in summary:
-        found["trained"] = {name: how for name, how in summary["trained"].items() if name not in left_out}
-    return found
+    kept = {
+        key: {name: one for name, one in summary[key].items() if name not in left_out}
+        for key in ("trained", "costs")
+        if key in summary
+    }
+    return {**summary, "policies": policies, **kept}
 
 
 def single_seeds(summary: Mapping[str, Any]) -> dict[str, Any]:

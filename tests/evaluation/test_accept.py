@@ -344,6 +344,38 @@ def test_the_best_of_n_is_paired_with_the_base_by_prompt():
     assert best_of_two({"base": base})["minus_base"]["judge"]["all"] == {"diff": 0.25, "low": 0.25, "high": 0.25}
 
 
+def test_the_best_of_n_of_a_trained_policy_is_compared_with_base_and_with_the_policy():
+    samples = [clip(prompt, seed) for prompt in "ab" for seed in range(4)]
+    judge = [0.9, 0.1, 0.2, 0.7, 0.4, 0.3, 0.6, 0.8]  # takes a's 1st and 4th, b's 1st and 4th
+    physics = [1.0, 0.0, 1.0, 0.0, None, 1.0, 0.0, 1.0]  # 4 of 7; of those that are taken 2 of 3
+    base = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]  # 3 of 8; the judge takes the 1st and 3rd of each prompt: 1 of 4
+    sets = {
+        "base": scored({"judge": [0.5] * 8, "physics": base}, samples),
+        "rwr1": scored({"judge": judge, "physics": physics}, samples),
+    }
+    summary = summary_of(sets, {"rwr1": "base"}, best_of=BestOf("judge", 2, ("base", "rwr1")))
+    row = summary["policies"]["rwr1 best of 2 by judge"]
+
+    assert list(summary["policies"]) == ["base", "rwr1", "base best of 2 by judge", "rwr1 best of 2 by judge"]
+    assert (row["start"], row["baseline"]["of"], row["baseline"]["clips"]) == ("rwr1", "rwr1", 4)
+    assert row["accept"]["physics"]["all"]["rate"] == pytest.approx(2 / 3)
+    assert row["minus_base"]["physics"]["all"]["diff"] == pytest.approx(2 / 3 - 3 / 8)
+    assert row["minus_start"]["physics"]["all"]["diff"] == pytest.approx(2 / 3 - 4 / 7)
+    of_base = summary["policies"]["base best of 2 by judge"]
+    assert of_base["accept"]["physics"]["all"]["rate"] == 0.25 and "minus_start" not in of_base
+
+
+def test_rows_of_a_best_of_n_change_no_other_row_and_not_which_policy_is_the_best():
+    sets = two_judges() | {"rwr2": two_judges()["rwr1"]}
+    starts = {"rwr1": "base", "rwr2": "rwr1"}
+    without, of_base = summary_of(sets, starts), summary_of(sets, starts, best_of=BestOf("judge", 3))
+    found = summary_of(sets, starts, best_of=BestOf("judge", 3, ("rwr2", "base")))
+
+    assert found["best"] == of_base["best"] == without["best"] != {}
+    assert found["policies"]["base best of 3 by judge"] == of_base["policies"]["base best of 3 by judge"]
+    assert {name: found["policies"][name] for name in sets} == without["policies"]
+
+
 def test_a_baseline_stands_beside_policies_that_are_none():
     summary = summary_of(two_judges(), {"rwr1": "base"}, top_k=TopK(2, None), best_of=BestOf("judge", 2))
     row = summary["policies"]["base best of 2 by judge"]

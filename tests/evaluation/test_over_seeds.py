@@ -5,7 +5,8 @@ import pytest
 from evaluation.accept import plot_rows, summarise
 from evaluation.metrics import DETAIL, OVER_SEEDS, metrics
 from evaluation.over_seeds import share_training
-from tests.evaluation.test_accept import clip, evaluated
+from evaluation.selection import BestOf
+from tests.evaluation.test_accept import clip, evaluated, scored
 
 PROMPTS, CLIPS = 24, 4
 SAMPLES = [
@@ -128,6 +129,68 @@ def test_a_plot_has_one_point_for_all_seeds(summary):
     assert [(row["policy"], row["rate"]) for row in plot_rows(summary)] == [
         ("base", 0.375), ("sft1", 0.375), ("rwr1", 0.5), ("rwr2", 0.75),
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """As `summary`, with the best of two of base and of rwr1."""
+    sets = {name: accepting(count) for name, count in ACCEPTED.items()}
+    best_of = BestOf("judge", 2, ("base", "rwr1"))
+    return summarise(sets, STARTS, {}, draws=200, seed=1, best_of=best_of, by_seed=BY_SEED, chains=CHAINS)
+
+
+BEST = "rwr1 best of 2 by judge"
+
+
+def test_the_best_of_n_of_a_policy_of_several_seeds_is_one_row_over_them(chosen, summary):
+    # Under seed 1 the first clip of each prompt is accepted, and in every other one the second: of the clips 1 and 2
+    # one is, of 3 and 4 none: 1/2. Under seed 2 one clip more: 1/2 in 12 prompts and 1 in 12: 3/4. Base has 3/8, rwr1
+    # 3/8 and 5/8. The seeds' rates are a quarter apart: sqrt(2 (1/8)^2) = 0.1768.
+    found = chosen["replicates"][BEST]
+    rate, gap, of_start = (found[key]["judge"]["all"] for key in ("accept", "minus_base", "minus_start"))
+
+    assert (found["policies"], found["seeds"], found["start"]) == ([BEST, "rwr1-s2 best of 2 by judge"], [1, 2], "rwr1")
+    assert (rate["rate"], rate["n"], rate["of_seeds"]) == (0.625, 2 * len(SAMPLES) // 2, [0.5, 0.75])
+    assert rate["between_seeds"] == pytest.approx(0.1768, abs=1e-4)
+    assert gap["diff"] == pytest.approx(0.25) and gap["of_seeds"] == pytest.approx([0.125, 0.375])
+    assert gap["low"] < 0 < gap["high"]
+    assert of_start["of_seeds"] == pytest.approx([0.125, 0.125])  # seed by seed, so that they do not differ
+    assert of_start["between_seeds"] == pytest.approx(0) and of_start["low"] > 0
+    assert found["minus"]["rwr1"]["judge"]["all"] == of_start  # rwr1 is also a policy of these seeds
+    assert found["categories"]["falling"]["minus_base"] == found["minus_base"]
+    for name, one in summary["replicates"].items():
+        assert chosen["replicates"][name] == one, name
+    assert set(chosen["replicates"]) - set(summary["replicates"]) == {BEST} and chosen["best"] == summary["best"]
+    for seed, name in enumerate(found["policies"]):
+        single = chosen["policies"][name]
+        assert single["minus_base"]["judge"]["all"]["diff"] == pytest.approx(gap["of_seeds"][seed])
+        assert single["minus_start"]["judge"]["all"]["diff"] == pytest.approx(of_start["of_seeds"][seed])
+
+
+def test_seeds_that_choose_other_clips_count_as_much_as_those_that_choose_the_same():
+    # Of each prompt's two clips both seeds choose one: of a another one, of b and c the same. Accepted: both of a, none
+    # of b and c: 1/3. A mean over all clips that were chosen would be 2 of 4.
+    samples = [clip(prompt, seed) for prompt in "abc" for seed in range(2)]
+    physics = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    choices = {"base": [0.9, 0.1], "rwr1": [0.9, 0.1], "rwr1-s2": [0.1, 0.9]}  # of a
+    sets = {
+        name: scored({"judge": [*of_a, 0.9, 0.1, 0.9, 0.1], "physics": physics}, samples)
+        for name, of_a in choices.items()
+    }
+    by_seed, best_of = {"rwr1": BY_SEED["rwr1"]}, BestOf("judge", 2, ("rwr1",))
+    found = summarise(sets, STARTS, {}, draws=50, seed=1, best_of=best_of, by_seed=by_seed, chains=CHAINS)
+
+    assert found["replicates"][BEST]["accept"]["physics"]["all"]["rate"] == pytest.approx(1 / 3)
+    assert list(found["policies"]) == [*sets, BEST, "rwr1-s2 best of 2 by judge"]
+
+
+def test_metrics_have_what_was_chosen_in_detail_alone_and_a_plot_has_one_point_for_all_seeds(chosen, summary):
+    found = metrics(chosen)
+    detail = found.pop(DETAIL)
+
+    assert found.keys() == metrics(summary).keys() - {DETAIL}
+    assert detail[OVER_SEEDS]["accept"]["judge"][BEST]["all"][3:] == [50.0, 75.0]
+    assert [row["policy"] for row in plot_rows(chosen) if "best" in row["policy"]] == ["base best of 2 by judge", BEST]
 
 
 def test_one_seed_leaves_no_trace():

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import difference_by_clip, estimate
-from evaluation.replicates import between_seeds, difference_over_seeds, estimate_over_seeds
+from evaluation.intervals import difference_by_clip, difference_by_prompt, estimate
+from evaluation.replicates import (
+    between_seeds,
+    difference_by_prompt_over_seeds,
+    difference_over_seeds,
+    estimate_over_seeds,
+    gaps_of_seeds,
+)
 
 NAN = float("nan")
 HOW = (200, 0)  # draws and seed of the bootstrap
@@ -54,6 +60,48 @@ def test_a_start_and_what_it_became_are_compared_seed_by_seed():
 def test_paired_seeds_must_be_equally_many():
     with pytest.raises(ValueError, match="3 seeds and 2 of what they were trained from do not pair"):
         difference_over_seeds(np.ones((3, 4)), np.ones((2, 4)), np.arange(4), *HOW, paired=True)
+
+
+def test_sides_that_count_different_clips_are_compared_by_prompt_by_hand():
+    # One value of two clips a prompt. Means over the seeds 4, 6, 11 and of the other side 1, 2, 3: gaps 3, 4, 8, mean 5,
+    # variance (4 + 1 + 9) / 2 = 7. Seed means 6 and 8: variance 2. So the interval is that of the first example, about 5.
+    prompts = np.repeat(np.arange(3), 2)
+    values = np.array([[3.0, NAN, 5.0, NAN, 10.0, NAN], [NAN, 5.0, 7.0, NAN, 12.0, NAN]])
+    other = np.array([[0.5, 1.5, 2.0, 2.0, 2.0, 4.0]])
+    found = difference_by_prompt_over_seeds(values, other, prompts, *HOW)
+
+    half = 3.193 * (10 / 3) ** 0.5
+    assert found == (pytest.approx(5), pytest.approx(5 - half, abs=0.01), pytest.approx(5 + half, abs=0.01), 6)
+    assert gaps_of_seeds(values, other, prompts)[:, 0] == pytest.approx([4, 6])
+
+
+def test_by_prompt_and_by_clip_are_one_where_both_sides_know_all_clips():
+    prompts, drawn = np.repeat(np.arange(30), 4), np.random.default_rng(0).integers(0, 2, (2, 3, 120)).astype(float)
+    for paired in (False, True):
+        by_prompt, by_clip = (
+            how(*drawn, prompts, *HOW, paired=paired)
+            for how in (difference_by_prompt_over_seeds, difference_over_seeds)
+        )
+        assert by_prompt == pytest.approx(by_clip), paired
+
+
+def test_by_prompt_of_one_seed_each_is_the_difference_of_one_training_run():
+    prompts, values = np.repeat(np.arange(30), 4), np.random.default_rng(0).integers(0, 2, (2, 120)).astype(float)
+    values[0, ::2] = NAN
+
+    found = difference_by_prompt_over_seeds(values[:1], values[1:], prompts, *HOW)
+    assert found == difference_by_prompt(*values, prompts, *HOW)
+
+
+def test_a_prompt_that_one_side_does_not_know_is_in_no_difference():
+    prompts = np.repeat(np.arange(4), 2)
+    values = np.array([[1.0, 1, 0, 0, 1, 0, 1, 1], [1.0, 1, 1, 0, 1, 0, 1, 1]])
+    others = np.array([[0.0, NAN, 0, 0, 0, NAN, NAN, NAN]])
+    found = difference_by_prompt_over_seeds(values, others, prompts, *HOW)
+
+    assert found.mean == pytest.approx((1 + 0.25 + 0.5) / 3) and found.n == 12
+    nothing = difference_by_prompt_over_seeds(values, np.full((1, 8), NAN), prompts, *HOW)
+    assert nothing == (None, None, None, 0)
 
 
 def test_below_three_prompts_there_is_no_interval_however_many_seeds():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.selection import take_best_of, take_top_k
+from evaluation.selection import at_first_place, take_best_of, take_top_k
 
 NAN = float("nan")
 THREE_EACH = np.array(["a", "b", "a", "b", "a", "b"])
@@ -55,6 +55,14 @@ def test_clips_that_fill_no_group_count_for_none():
 
 def test_a_clip_without_a_score_is_chosen_only_where_no_other_has_one():
     assert places(take_best_of(np.array([NAN, -9.0, NAN, NAN]), np.zeros(4), 2)) == [1, 2]
+
+
+def test_what_is_chosen_of_the_same_n_seeds_stands_at_one_place():
+    prompts, values = np.array(["b", "a", "b", "a", "b"]), np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    for scores in ([0.1, 0.1, 0.9, 0.9, 0.9], [0.9, 0.9, 0.1, 0.1, 0.9]):  # the 3rd clip of b is left over
+        taken = take_best_of(np.array(scores), prompts, 2)
+        b, a = (2.0, 3.0) if scores[0] < 0.5 else (0.0, 1.0)
+        np.testing.assert_array_equal(at_first_place(values, taken, prompts, 2), [b, a, NAN, NAN, NAN])
 
 
 def test_a_prompt_of_fewer_than_n_clips_has_no_best_of_n():

@@ -127,6 +127,16 @@ def test_making_evaluation_and_a_clip_are_apart_and_best_of_n_pays_for_each_clip
     assert costs["dpo3"]["a_clip"] == {"forwards": None, "judge_calls": 0}
 
 
+def test_the_best_of_n_of_a_trained_policy_took_what_the_policy_took_and_a_clip_n_times_as_much():
+    how = {"kind": "best_of", "of": "rwr1", "judge": "judge", "n": 4, "samples_per_clip": 4}
+    policies = POLICIES | {"rwr1 best of 4 by judge": POLICIES["rwr1"] | {"baseline": how}}
+    best = costs_of(ENTRIES, COSTS, policies, ["judge"])["rwr1 best of 4 by judge"]
+
+    assert best["making"] == cost_of(ENTRIES, COSTS, "rwr1")._asdict()
+    assert best["evaluation"] == Cost()._asdict()
+    assert best["a_clip"] == {"forwards": 4 * 16, "judge_calls": 4 * 2}
+
+
 def test_the_table_has_units_the_gain_and_a_dash_for_the_unknown(summary):
     made, evaluated = tables(summary)
     rows = {row.name: {column: cell.text for column, cell in row.cells.items()} for row in made.rows}

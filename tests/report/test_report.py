@@ -22,6 +22,7 @@ from evaluation.checkpoints import RATE, plot_rows
 from evaluation.effects.rows import Effects
 from evaluation.effects.summary import effects_of
 from evaluation.sets import EvaluationSet
+from report.cost import Cost
 from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
 from report.methods import read_methods, tables
@@ -335,6 +336,30 @@ def test_a_policy_of_several_seeds_is_one_row_with_the_spread_and_each_seed_stan
     one = (tmp_path / "out/media/training-light.svg").read_text().count("<path")
     write_page(summary, all_sets, {"rwr1": LOGS["rwr1"]}, None, tmp_path / "alone")
     assert one == (tmp_path / "alone/media/training-light.svg").read_text().count("<path") + 1
+
+
+def test_the_best_of_n_over_several_seeds_is_one_row_and_one_point_with_each_seed_below(replicated, tmp_path):
+    all_sets, summary = replicated
+    names = [f"{name} best of 2 by judge" for name in ("rwr1", "rwr1-s2")]
+    made = dict.fromkeys(Cost._fields, 10)
+    for name, of in zip(names, ("rwr1", "rwr1-s2"), strict=True):
+        how = {"kind": "best_of", "of": of, "judge": "judge", "n": 2, "samples_per_clip": 2}
+        summary["policies"][name] = summary["policies"][of] | {"baseline": how}
+    summary["replicates"][names[0]] = summary["replicates"]["rwr1"] | {"policies": names}
+    summary["costs"] = {
+        name: {"making": made, "evaluation": made, "a_clip": {"forwards": 4, "judge_calls": 2}}
+        for name in summary["policies"]
+    }
+    write_page(summary, all_sets, {}, None, tmp_path / "out")
+    above, _, folded = (tmp_path / "out/index.html").read_text().partition("<details>")
+
+    (shown,) = [cells for cells in cells_of(above, names[0]) if cells[-1] == "2"]
+    assert shown[1].startswith("75.0 [") and shown[1].endswith(" ± 35.4")
+    assert f"{names[0]} is a baseline: of every 2 clips of rwr1 the one" in above and f"{names[1]} is" not in above
+    assert cells_of(folded, names[1])[0][1].startswith("50.0 [")
+    for figure in ("accept", "categories", "cost"):
+        drawn = (tmp_path / f"out/media/{figure}-light.svg").read_text()
+        assert names[0] in drawn and "rwr1-s2" not in drawn, figure
 
 
 def test_the_terminal_shows_the_seeds_as_one_row_and_each_below(replicated):

@@ -65,6 +65,11 @@ def test_a_choice_that_cannot_be_made_is_refused_before_anything_is_sampled(para
         ({"best_of": {"judge": "gpt", "n": 4}}, "best_of.judge is 'gpt', expected one of evaluate.judges"),
         ({"top_k": {"k": 17, "by": None}}, "evaluate.top_k.k is 17, but a prompt has 16 clips"),
         ({"best_of": {"judge": "judge", "n": 17}}, "evaluate.best_of.n is 17, but a prompt has 16 clips"),
+        (
+            {"best_of": {"judge": "judge", "n": 4, "of": ["base", "rwr9"]}},
+            "best_of.of: 'rwr9' is not in evaluate.policies, which has base, sft1, rwr1, dpo1, rwr2, dpo2",
+        ),
+        ({"best_of": {"judge": "judge", "n": 4, "of": []}}, "evaluate.best_of.of is [], expected"),
     ):
         params(**{"top_k": None, "best_of": None} | evaluate)
         with pytest.raises(ParamsError, match=re.escape(message)):
@@ -131,6 +136,7 @@ def test_the_stage_writes_the_summary_the_metrics_and_what_is_plotted(evaluate, 
 
 def test_policies_of_several_seeds_are_summarised_together(evaluate):
     document = expanded(yaml.safe_load(Path("params.yaml").read_text()), [1, 2])
+    document["evaluate"]["best_of"]["of"] = ["rwr1"]
     Path("params.yaml").write_text(yaml.safe_dump(document))
     write_set(Path("sets/rwr1-s2"), {"judge": [True, False], "physics": [True, False]})
     shutil.copy("rounds/r2.json", "rounds/r2-s2.json")
@@ -142,7 +148,11 @@ def test_policies_of_several_seeds_are_summarised_together(evaluate):
     assert (found["policies"], found["seeds"]) == (["rwr1", "rwr1-s2"], [1, 2])
     assert found["accept"]["judge"]["all"]["rate"] == 0.75
     assert found["accept"]["judge"]["all"]["of_seeds"] == [1.0, 0.5]
-    assert list(summary["policies"])[:3] == ["base", "rwr1", "rwr1-s2"] and set(summary["replicates"]) == {"rwr1"}
+    assert list(summary["policies"])[:3] == ["base", "rwr1", "rwr1-s2"]
+    best = "rwr1 best of 2 by judge"  # of the first seed's name alone, and yet of both
+    assert set(summary["replicates"]) == {"rwr1", best}
+    assert summary["replicates"][best]["policies"] == [best, "rwr1-s2 best of 2 by judge"]
+    assert summary["replicates"][best]["accept"]["judge"]["all"]["of_seeds"] == [1.0, 1.0]
     assert json.loads(Path("metrics/evaluate.json").read_text())["rwr1 of 2 seeds"] == 75.0  # by physics: 1, 1, 0
 
 
