@@ -71,8 +71,9 @@ def difference_by_prompt_over_seeds(
 ) -> Estimate:
     """Likewise, where the two count different clips of the same prompts: mean of the values minus mean of the others.
 
-    A prompt of which either side knows nothing is left out of both. The variance over prompts is that of the difference
-    of what a prompt adds to either mean. n counts the known values of `values` that are compared.
+    As above each place counts by its mean over the seeds. A prompt of which either side knows nothing is left out of
+    both. The variance over prompts is that of the difference of what a prompt adds to either mean. n counts the known
+    values of `values` that are compared.
     """
     if len(values) == len(others) == 1:
         return difference_by_prompt(values[0], others[0], prompts, draws, seed)

@@ -351,11 +351,12 @@ def test_the_best_of_n_over_several_seeds_is_one_row_and_one_point_with_each_see
         for name in summary["policies"]
     }
     write_page(summary, all_sets, {}, None, tmp_path / "out")
-    above, _, folded = (tmp_path / "out/index.html").read_text().partition("<details>")
+    text = (tmp_path / "out/index.html").read_text()
+    above, _, folded = text.partition("<details>")
 
     (shown,) = [cells for cells in cells_of(above, names[0]) if cells[-1] == "2"]
     assert shown[1].startswith("75.0 [") and shown[1].endswith(" ± 35.4")
-    assert f"{names[0]} is a baseline: of every 2 clips of rwr1 the one" in above and f"{names[1]} is" not in above
+    assert f"{names[0]} is a baseline: of every 2 clips of rwr1 the one" in text and f"{names[1]} is a" not in text
     assert cells_of(folded, names[1])[0][1].startswith("50.0 [")
     for figure in ("accept", "categories", "cost"):
         drawn = (tmp_path / f"out/media/{figure}-light.svg").read_text()
