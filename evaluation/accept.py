@@ -114,9 +114,10 @@ def summarise(
         for name, one in sets.items()
     }
     warnings = [*_lost_starts(starts, policies), *_much_unlabelled(policies)]
-    chosen = {} if best_of is None else _choose(best_of, by_seed, ranked[best_of.judge], measured, clips)
-    for name, one in chosen.items():
-        policies[name] = _best_of(best_of, one, measured, clips, bootstrap)
+    chosen: dict[str, Chosen] = {}
+    if best_of is not None:
+        chosen = _choose(best_of, by_seed, ranked[best_of.judge], measured, clips)
+        policies |= {name: _best_of(best_of, one, measured, clips, bootstrap) for name, one in chosen.items()}
     further = {name for seeds in by_seed.values() for name in list(seeds.values())[1:]}
     trained = {name: by_seed.get(name, {0: name}) for name in sets if name in starts and name not in further}
     replicated = _over_seeds(chosen, by_seed, chains, starts, measured, clips, bootstrap)

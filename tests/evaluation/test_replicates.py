@@ -63,9 +63,9 @@ def test_paired_seeds_must_be_equally_many():
 
 
 def test_sides_that_count_different_clips_are_compared_by_prompt_by_hand():
-    # One value for a prompt's two clips. Means over the seeds 4, 6, 11, of the other side 1, 2, 3: gaps 3, 4, 8, mean 5,
-    # variance (4 + 1 + 9) / 2 = 7. Seed means 6 and 8: variance 2. So the interval is that of the first example, but
-    # about 5. Each seed differs from the other side's mean, 2, by 4 and 6.
+    # One value for two clips of a prompt. Means over the seeds 4, 6, 11, of the other side 1, 2, 3: gaps 3, 4, 8, whose
+    # mean is 5 and variance (4 + 1 + 9) / 2 = 7. Seed means 6 and 8: variance 2. So the interval is that of the first
+    # example, but about 5. Each seed differs from the other side's mean, 2, by 4 and 6.
     prompts = np.repeat(np.arange(3), 2)
     values = np.array([[3.0, NAN, 5.0, NAN, 10.0, NAN], [5.0, NAN, 7.0, NAN, 12.0, NAN]])
     other = np.array([[0.5, 1.5, 2.0, 2.0, 2.0, 4.0]])
