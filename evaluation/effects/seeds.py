@@ -6,7 +6,9 @@ prompts   (N,) which prompt each clip is of, P prompts
 `evaluation.replicates` takes the mean of each clip over the seeds first, so a clip that one seed counts would weigh as
 much as one that all count. Here the figure is the mean of the seeds' means. Its variance has the same two parts: that
 over prompts, of what each prompt adds to the seeds' means, averaged over the seeds; and that of the seeds' means
-divided by S.
+divided by S. Simulated with 16 clips of 18 or 58 prompts of which half are counted, a standard deviation of 1 between
+prompts and between the clips of one, and of 0, 0.1 or 0.3 between seeds: at 3 seeds means are covered by 94 to 95 % and
+differences by 91 to 97 %, at 2 seeds by 91 to 96 % and 87 to 97 %; the low ends are at 0.3.
 """
 
 import numpy as np

@@ -147,8 +147,8 @@ def _with_seeds(found: Found, singles: Sequence[Mapping[str, Any]]) -> Found:
     for keys, one in found.items():
         called = next(iter(one))
         of_seeds = [_at(single, keys)[called] for single in singles]
-        known = np.array([mean for mean in of_seeds if mean is not None], float)
-        seeds[keys] = {**one, "between_seeds": between_seeds(known[:, None]), "of_seeds": of_seeds}
+        means = np.array(of_seeds, float)  # None: nan
+        seeds[keys] = {**one, "between_seeds": between_seeds(means[:, None]), "of_seeds": of_seeds}
     return seeds
 
 

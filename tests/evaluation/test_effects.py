@@ -317,7 +317,9 @@ def test_each_mean_over_seeds_is_that_of_the_seeds_own_figures():
     policies = {
         "base": PLANTED["base"],
         "rwr1": planted(lambda p, i: i <= p, motion=lambda p, i: 1.0 + p + i, vendi=2.0, drift=0.1),
-        "rwr1-s2": planted(lambda p, i: i % 3 == 0 or i < p // 2, motion=lambda p, i: 9.0 - i / 2, vendi=5.0, drift=0.2),
+        "rwr1-s2": planted(
+            lambda p, i: i % 3 == 0 or i < p // 2, motion=lambda p, i: 9.0 - i / 2, vendi=5.0, drift=0.2
+        ),
     }
     effects, found = over_two_seeds(policies)
     singles = [effects["rwr1"], effects["rwr1-s2"]]
