@@ -26,13 +26,16 @@ def main(policy: str | None, report: Path, watched: bool, once: bool, every: flo
     if policy:
         raise ValueError(f"{policy}: only --watch takes a policy")
     from report import cost
-    from report.effects import effects_table, reason_tables
+    from report.effects import effects_table, reason_tables, seeds_tables
+    from report.over_seeds import over_seeds
     from report.table import as_text
 
     if not (report / "summary.json").is_file():
         raise ValueError(f"{report} has no report yet: run dvc repro")
     summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
-    further = [*cost.tables(summary), *filter(None, [effects_table(summary)]), *reason_tables(summary)]
+    shown = over_seeds(summary)
+    further = [*cost.tables(summary), *filter(None, [effects_table(shown)]), *reason_tables(shown)]
+    further += seeds_tables(summary)
     click.echo(f"\n{as_text(summary, further)}\n\n{(report / 'index.html').resolve()}")
 
 

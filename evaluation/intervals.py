@@ -74,15 +74,15 @@ def difference_by_prompt(
     makes a prompt easy for both cancels. A prompt of which either side knows nothing is left out of both.
     n counts the clips of `values`.
     """
-    sums, counts = _totals(values, prompts)
-    other_sums, other_counts = _totals(others, prompts)
+    sums, counts = totals(values, prompts)
+    other_sums, other_counts = totals(others, prompts)
     both = (counts > 0) & (other_counts > 0)
     if not both.any():
         return UNKNOWN
     mean = float((sums * both).sum() / (counts * both).sum() - (other_sums * both).sum() / (other_counts * both).sum())
     clips = int((counts * both).sum())
     if both.sum() < MANY:
-        own, other = _contributions(sums[both], counts[both]), _contributions(other_sums[both], other_counts[both])
+        own, other = added_to_mean(sums[both], counts[both]), added_to_mean(other_sums[both], other_counts[both])
         bounds = GAP if are_answers(values) and are_answers(others) else SCORE
         return Estimate(mean, *t_interval(own - other, bounds), clips)
     sums, counts, other_sums, other_counts = sums * both, counts * both, other_sums * both, other_counts * both
@@ -102,8 +102,23 @@ def contributions(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
     Of prompts with equally many known values their means; else the mean plus the linearised residuals of the ratio of
     sums, as many clips weigh more.
     """
-    sums, counts = _totals(values, prompts)
-    return _contributions(sums[counts > 0], counts[counts > 0])
+    sums, counts = totals(values, prompts)
+    return added_to_mean(sums[counts > 0], counts[counts > 0])
+
+
+def totals(values: np.ndarray, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) float each, by prompt: the sum of the known values, and how many are known."""
+    names, index = np.unique(prompts, return_inverse=True)
+    known = ~np.isnan(values)
+    sums = np.bincount(index, np.where(known, values, 0.0), minlength=len(names))
+    return sums, np.bincount(index, known, minlength=len(names))
+
+
+def added_to_mean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(P,) what each prompt adds to the mean of all clips, by `totals`; one without a known value adds the mean."""
+    mean = sums.sum() / counts.sum()
+    found: np.ndarray = mean + (sums - mean * counts) / counts.mean()
+    return found
 
 
 def t_interval(
@@ -143,7 +158,7 @@ def t_interval(
 
 
 def _estimate(values: np.ndarray, prompts: np.ndarray, bounds: Bounds | None, draws: int, seed: int) -> Estimate:
-    sums, counts = _totals(values, prompts)
+    sums, counts = totals(values, prompts)
     if not counts.any():
         return UNKNOWN
     mean, clips = float(sums.sum() / counts.sum()), int(counts.sum())
@@ -152,20 +167,6 @@ def _estimate(values: np.ndarray, prompts: np.ndarray, bounds: Bounds | None, dr
     means = _drawn_means(sums, counts, draws, seed)
     low, high = np.percentile(means[~np.isnan(means)], LEVEL)
     return Estimate(mean, float(low), float(high), clips)
-
-
-def _totals(values: np.ndarray, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) float each, by prompt: the sum of the known values, and how many are known."""
-    names, index = np.unique(prompts, return_inverse=True)
-    known = ~np.isnan(values)
-    sums = np.bincount(index, np.where(known, values, 0.0), minlength=len(names))
-    return sums, np.bincount(index, known, minlength=len(names))
-
-
-def _contributions(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    mean = sums.sum() / counts.sum()
-    found: np.ndarray = mean + (sums - mean * counts) / counts.mean()
-    return found
 
 
 def _drawn_means(sums: np.ndarray, counts: np.ndarray, draws: int, seed: int) -> np.ndarray:

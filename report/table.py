@@ -74,7 +74,7 @@ def overview(summary: Mapping[str, Any]) -> ResultTable:
     """Every policy under every judge on all clips, with the difference to the base."""
     rows = []
     for name, policy in summary["policies"].items():
-        cells = _seeds(policy)
+        cells = seeds_cell(policy)
         for judge in judges(summary):
             cells[judge] = _rate(policy["accept"].get(judge, {}).get("all"))
             if "minus_base" in policy:
@@ -250,7 +250,7 @@ def _best_of(best: Mapping[str, Any]) -> str:
     return f"The best of the trained, {best['policy']}, cannot be told apart from {best['over']}: {gap.text}."
 
 
-def _seeds(policy: Mapping[str, Any]) -> dict[str, Cell]:
+def seeds_cell(policy: Mapping[str, Any]) -> dict[str, Cell]:
     """How many seeds a row is over, where they are several."""
     return {SEEDS: Cell(str(len(policy["seeds"])))} if "seeds" in policy else {}
 
@@ -260,7 +260,7 @@ def _accept_cells(policy: Mapping[str, Any], judge: str) -> dict[str, Cell]:
     for key, title in COMPARED.items():
         if key in policy:
             cells[title] = _difference(policy[key].get(judge, {}).get("all"))
-    return cells | _seeds(policy) | votes(policy.get("agreement", {}).get(judge))
+    return cells | seeds_cell(policy) | votes(policy.get("agreement", {}).get(judge))
 
 
 def _question_cells(policies: Mapping[str, Any], judge: str, question: str) -> dict[str, Cell]:
@@ -354,19 +354,19 @@ def _splits(policy: Mapping[str, Any], key: str, judge: str, cell: Any) -> dict[
 def _rate(found: Mapping[str, Any] | None) -> Cell:
     if not found or found["rate"] is None:
         return Cell(UNKNOWN)
-    return Cell(_with_interval(found["rate"], found["low"], found["high"], ".1f", 100) + _spread(found, 100, ".1f"))
+    return Cell(_with_interval(found["rate"], found["low"], found["high"], ".1f", 100) + spread(found, 100, ".1f"))
 
 
-def _spread(found: Mapping[str, Any], scale: float, form: str) -> str:
+def spread(found: Mapping[str, Any], scale: float, form: str) -> str:
     """The standard deviation between seeds times scale; nothing where there is one."""
-    spread = found.get("between_seeds")
-    return "" if spread is None else f" ± {scale * spread:{form}}"
+    between = found.get("between_seeds")
+    return "" if between is None else f" ± {scale * between:{form}}"
 
 
 def _mean(found: Mapping[str, Any]) -> Cell:
     if found["mean"] is None:
         return Cell(UNKNOWN)
-    return Cell(_with_interval(found["mean"], found["low"], found["high"], ".3g") + _spread(found, 1, ".2g"))
+    return Cell(_with_interval(found["mean"], found["low"], found["high"], ".3g") + spread(found, 1, ".2g"))
 
 
 def _score_of(point: dict[str, Any] | None) -> Cell:
@@ -377,7 +377,7 @@ def _score_of(point: dict[str, Any] | None) -> Cell:
 def _difference(found: Mapping[str, Any] | None) -> Cell:
     if not found or found["diff"] is None:
         return Cell(UNKNOWN, OPEN)
-    text = _with_interval(found["diff"], found["low"], found["high"], "+.1f", 100) + _spread(found, 100, ".1f")
+    text = _with_interval(found["diff"], found["low"], found["high"], "+.1f", 100) + spread(found, 100, ".1f")
     return Cell(text, verdict(found["low"], found["high"]))
 
 

@@ -25,8 +25,9 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
     """Summarise the evaluation: accept rates and scores, paired differences, intervals, agreement of judges."""
     from data.manifest import publish, write_manifest
     from evaluation.accept import BASE, as_json, plot_rows, summarise
+    from evaluation.effects.figures import Figures
     from evaluation.effects.rows import read_effects
-    from evaluation.effects.summary import effects_of
+    from evaluation.effects.summary import effects_of, effects_over_seeds
     from evaluation.metrics import metrics as metrics_of
     from evaluation.sets import load_set
 
@@ -48,9 +49,12 @@ def main(sets: Path, rounds: Path, out: Path, metrics: Path) -> None:
             name: read_effects(sets / name / "effects", one.folder, one.samples) for name, one in evaluated.items()
         }
         labelling = list(summary["policies"][BASE]["accept"])
-        effects = effects_of(evaluated, measured, labelling, config.pass_at, config.draws, config.seed)
+        effect_figures = Figures(evaluated, measured, labelling, config.pass_at)
+        effects = effects_of(effect_figures, config.draws, config.seed)
         for name, of_policy in effects.items():
             summary["policies"][name]["effects"] = of_policy
+        for name, joined in effects_over_seeds(effect_figures, effects, by_seed, config.draws, config.seed).items():
+            summary["replicates"][name]["effects"] = joined
         for name, entry in extended.items():
             if name in summary["policies"]:
                 summary["policies"][name]["baseline"] = {"kind": "prompt_extension", "of": entry["policy"]}

@@ -1,39 +1,27 @@
 """The effects of every evaluated policy as means, intervals and differences to the base."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from evaluation.effects.pass_at import by_prompt, within
+from evaluation.effects.figures import BASE, Column, Figures, Keys
 from evaluation.effects.reasons import count_reasons
 from evaluation.effects.rows import Effects
+from evaluation.effects.seeds import difference_by_seed, estimate_by_seed
 from evaluation.effects.wins import wins
-from evaluation.intervals import Estimate, difference_by_clip, difference_by_prompt, estimate
-from evaluation.measures import Clips, only
-from evaluation.sets import EvaluationSet, accepted
+from evaluation.intervals import Estimate
+from evaluation.measures import Clips
+from evaluation.replicates import between_seeds, difference_over_seeds, estimate_over_seeds
 
-BASE = "base"
-EVERY = "all"  # clips, beside those that a judge accepts
-
-Measures = dict[tuple[str, ...], np.ndarray]  # keys of the summary -> (N,) of clips or (P,) of prompts, nan: not known
-Means = Callable[[np.ndarray, np.ndarray], Estimate]  # values, prompts -> an estimate
-Gaps = Callable[[np.ndarray, np.ndarray, np.ndarray], Estimate]  # values, others, prompts -> an estimate
+Bootstrap = tuple[int, int]  # draws and seed
+Found = dict[Keys, dict[str, Any]]  # figures by their keys in the summary
 
 
-def effects_of(
-    sets: Mapping[str, EvaluationSet],
-    measured: Mapping[str, Effects],
-    labelling: Sequence[str],
-    wanted: Sequence[int],
-    draws: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
+def effects_of(figures: Figures, draws: int, seed: int) -> dict[str, dict[str, Any]]:
     """By policy what summary.json holds as `policies.<name>.effects`; equal inputs give an equal result.
 
-    sets, measured: by policy, base among them, clips in one order. labelling: judges that accept and reject. wanted:
-    the k of pass@k. draws, seed: of the bootstrap.
+    draws, seed: of the bootstrap.
 
         pass_at.<judge>.<k>.<split>      rate, low, high, n (prompts)
         vendi.<split>, distance.<split>  mean, low, high, n (prompts): evaluation.effects.diversity
@@ -42,42 +30,25 @@ def effects_of(
         drift.<split>                    mean, low, high, n (clips of the base): mean squared change of prediction
         drift_by_t                       t, mean: of each time, all clips; empty where drift is not measured
         minus_base.<any but drift>       diff, low, high; not of base
-        reasons.<judge>.<reason>         clips that were not accepted for it, numbers in it written as #
         wins.<judge>.<split>             prompts (rose, fell, equal), clips (gained, lost, both); not of base
+        reasons.<judge>.<reason>         clips that were not accepted for it, numbers in it written as #
 
     A mean over prompts weighs each prompt once. An unlabelled clip is in no pass@k, win or reason of acceptance.
     """
-    clips = Clips(sets[BASE].samples)
-    judged = {name: {judge: accepted(one.labels[judge]) for judge in labelling} for name, one in sets.items()}
-    reasons = {judge: count_reasons({name: one.labels[judge] for name, one in sets.items()}) for judge in labelling}
-    mean, by_clip, by_group = (
-        partial(how, draws=draws, seed=seed) for how in (estimate, difference_by_clip, difference_by_prompt)
-    )
-    of_prompts = {name: _of_prompts(clips, judged[name], measured[name], wanted) for name in sets}
-    of_clips = {name: _of_clips(judged[name], measured[name]) for name in sets}
-    cells = {split: (cell, cell[_first(clips)]) for split, cell in clips.cells[None].items()}
+    sets, clips, judged = figures.sets, figures.clips, figures.judged
+    reasons = {
+        judge: count_reasons({name: one.labels[judge] for name, one in sets.items()}) for judge in figures.labelling
+    }
     found: dict[str, dict[str, Any]] = {}
     for name in sets:
-        own: dict[str, Any] = {}
-        other: dict[str, Any] = {}
-        for split, (of_clip, of_prompt) in cells.items():
-            for key, values in of_prompts[name].items():
-                names = np.arange(len(values))[of_prompt]
-                base = of_prompts[BASE][key]
-                _put(own, (*key, split), _named(mean(values[of_prompt], names), "rate" if "pass_at" in key else "mean"))
-                _put(other, (*key, split), _gap(by_clip(values[of_prompt], base[of_prompt], names)))
-            for key, values in of_clips[name].items():
-                names, base = clips.prompts[of_clip], of_clips[BASE][key]
-                gap = by_clip if EVERY in key else by_group  # a judge accepts other clips of each policy
-                _put(own, (*key, split), _named(mean(values[of_clip], names), "mean"))
-                _put(other, (*key, split), _gap(gap(values[of_clip], base[of_clip], names)))
-        own |= _drift(measured[name], sets[BASE], mean)
+        own = _tree(_means(figures, [name], (draws, seed)))
+        own |= {"drift": own.get("drift", {}), "drift_by_t": _drift_by_t([figures.measured[name]])}
         if name != BASE:
-            own["minus_base"] = other
+            own["minus_base"] = _tree(_gaps(figures, [name], (draws, seed)))
             own["wins"] = {
                 judge: {
                     split: wins(values[cell], judged[BASE][judge][cell], clips.prompts[cell])
-                    for split, (cell, _) in cells.items()
+                    for split, cell in clips.cells[None].items()
                 }
                 for judge, values in judged[name].items()
             }
@@ -86,65 +57,123 @@ def effects_of(
     return found
 
 
-def _first(clips: Clips) -> np.ndarray:
-    """(P,) int, the first clip of each prompt in the order of its number."""
-    return np.unique(clips.prompts, return_index=True)[1]
+def effects_over_seeds(
+    figures: Figures,
+    effects: Mapping[str, Mapping[str, Any]],
+    by_seed: Mapping[str, Mapping[int, str]],
+    draws: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """What summary.json holds as `replicates.<name>.effects`: the keys of `effects_of`, over a policy's seeds.
+
+    effects: what `effects_of` returned. by_seed: of each policy with several seeds the policies by seed.
+
+    Each estimate also has of_seeds, the mean of each seed, and between_seeds, their standard deviation. low and high
+    are over seeds and prompts (evaluation.replicates; of accepted clips evaluation.effects.seeds), n is the sum over
+    the seeds. Counts, those of wins and of reasons, are means over the seeds, to be compared with those of a single
+    policy.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, seeds in by_seed.items():
+        policies, bootstrap = list(seeds.values()), (draws, seed)
+        singles = [effects[policy] for policy in policies]
+        own = _tree(_with_seeds(_means(figures, policies, bootstrap), singles))
+        gaps = _with_seeds(_gaps(figures, policies, bootstrap), [one["minus_base"] for one in singles])
+        found[name] = own | {
+            "drift": own.get("drift", {}),
+            "drift_by_t": _drift_by_t([figures.measured[policy] for policy in policies]),
+            "minus_base": _tree(gaps),
+            **{key: _mean_count([one[key] for one in singles]) for key in ("wins", "reasons")},
+        }
+    return found
 
 
-def _of_prompts(clips: Clips, judged: Mapping[str, np.ndarray], effects: Effects, wanted: Sequence[int]) -> Measures:
-    """(P,) each: pass@k by judge, Vendi score and mean distance."""
-    largest = int(np.bincount(clips.prompts).max())
-    found: Measures = {
-        ("pass_at", judge, str(k)): by_prompt(values, clips.prompts, k)
-        for judge, values in judged.items()
-        for k in within(tuple(wanted), largest)
-    }
-    by_id = {row.prompt_id: row for row in effects.spread}
-    rows = [by_id[prompt_id] for prompt_id in clips.prompt_ids[_first(clips)]]
-    return found | {
-        ("vendi",): _floats([row.vendi for row in rows]),
-        ("distance",): _floats([row.distance for row in rows]),
-    }
+def _means(figures: Figures, policies: Sequence[str], bootstrap: Bootstrap) -> Found:
+    """Every mean over these policies, seeds of one."""
+
+    def of(column: Column) -> dict[str, Any]:
+        mean = estimate_by_seed if column.chosen else estimate_over_seeds
+        return _named(mean(column.values, column.prompts, *bootstrap), "rate" if "pass_at" in column.keys else "mean")
+
+    found = {column.keys: of(column) for column in figures.columns(policies)}
+    return found | _drift(figures, policies, bootstrap)
 
 
-def _of_clips(judged: Mapping[str, np.ndarray], effects: Effects) -> Measures:
-    """(N,) each: motion of every clip, and of those that each judge accepts."""
-    motion = _floats([row.motion for row in effects.motion])
-    return {("motion", EVERY): motion} | {
-        ("motion", judge): only(motion, values == 1) for judge, values in judged.items()
-    }
+def _gaps(figures: Figures, policies: Sequence[str], bootstrap: Bootstrap) -> Found:
+    """The differences of these policies, seeds of one, to base."""
+
+    def of(column: Column) -> dict[str, Any]:
+        gap = difference_by_seed if column.chosen else difference_over_seeds
+        found = gap(column.values, column.base, column.prompts, *bootstrap)
+        return {"diff": found.mean, "low": found.low, "high": found.high}
+
+    return {column.keys: of(column) for column in figures.columns(policies)}
 
 
-def _drift(effects: Effects, base: EvaluationSet, mean: Means) -> dict[str, Any]:
+def _drift(figures: Figures, policies: Sequence[str], bootstrap: Bootstrap) -> Found:
     """Drift by split, over the base's clips that were looked at, each the mean over its times."""
-    rows: dict[str, list[float]] = {}
-    times: dict[float, list[float]] = {}
+    rows = [_squared(figures.measured[policy]) for policy in policies]
+    seen = {sample_id for one in rows for sample_id in one}
+    if not seen:
+        return {}
+    chosen = Clips(tuple(sample for sample in figures.clips.samples if sample.sample_id in seen))
+    values = np.array([[np.mean(one.get(sample.sample_id, np.nan)) for sample in chosen.samples] for one in rows])
+    return {
+        ("drift", split): _named(estimate_over_seeds(values[:, cell], chosen.prompts[cell], *bootstrap), "mean")
+        for split, cell in chosen.cells[None].items()
+    }
+
+
+def _squared(effects: Effects) -> dict[str, list[float]]:
+    """The squared changes of each clip, at all times."""
+    found: dict[str, list[float]] = {}
     for row in effects.drift:
-        rows.setdefault(row.sample_id, []).append(row.squared)
-        times.setdefault(row.t, []).append(row.squared)
-    if not rows:
-        return {"drift": {}, "drift_by_t": []}
-    chosen = Clips(tuple(sample for sample in base.samples if sample.sample_id in rows))
-    values = np.array([np.mean(rows[sample.sample_id]) for sample in chosen.samples])
-    means = {split: mean(values[cell], chosen.prompts[cell]) for split, cell in chosen.cells[None].items()}
-    by_t = [{"t": t, "mean": float(np.mean(found))} for t, found in sorted(times.items())]
-    return {"drift": {split: _named(one, "mean") for split, one in means.items()}, "drift_by_t": by_t}
+        found.setdefault(row.sample_id, []).append(row.squared)
+    return found
 
 
-def _floats(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], float)
+def _drift_by_t(effects: Sequence[Effects]) -> list[dict[str, float]]:
+    """The mean of each time over all clips of these policies, of which each has as many."""
+    times: dict[float, list[float]] = {}
+    for one in effects:
+        for row in one.drift:
+            times.setdefault(row.t, []).append(row.squared)
+    return [{"t": t, "mean": float(np.mean(found))} for t, found in sorted(times.items())]
 
 
-def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    *outer, last = keys
-    for key in outer:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
+def _with_seeds(found: Found, singles: Sequence[Mapping[str, Any]]) -> Found:
+    """The figures, each with what every seed has by itself. singles: of each seed the tree of the same keys."""
+    seeds: Found = {}
+    for keys, one in found.items():
+        called = next(iter(one))
+        of_seeds = [_at(single, keys)[called] for single in singles]
+        means = np.array(of_seeds, float)  # None: nan
+        seeds[keys] = {**one, "between_seeds": between_seeds(means[:, None]), "of_seeds": of_seeds}
+    return seeds
+
+
+def _mean_count(counts: Sequence[Any]) -> Any:
+    """Numbers, or dictionaries of them with the same keys, as their mean."""
+    if isinstance(counts[0], Mapping):
+        return {key: _mean_count([one[key] for one in counts]) for key in counts[0]}
+    return float(np.mean(counts))
+
+
+def _tree(found: Found) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for (*outer, last), value in found.items():
+        inner = tree
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return tree
+
+
+def _at(tree: Mapping[str, Any], keys: Keys) -> Any:
+    for key in keys:
+        tree = tree[key]
+    return tree
 
 
 def _named(found: Estimate, called: str) -> dict[str, Any]:
     return {called: found.mean, "low": found.low, "high": found.high, "n": found.n}
-
-
-def _gap(found: Estimate) -> dict[str, Any]:
-    return {"diff": found.mean, "low": found.low, "high": found.high}

@@ -9,11 +9,14 @@ import pytest
 from data.manifest import write_manifest
 from data.records import ClipDrift, ClipMotion, Label, PromptSpread, Sample
 from evaluation.effects.diversity import mean_distance, similarity, spread_of, spreads, vendi_score
+from evaluation.effects.figures import Figures
 from evaluation.effects.pass_at import by_prompt, pass_at, within
 from evaluation.effects.reasons import MOST, OTHERS, count_reasons
 from evaluation.effects.rows import Effects, read_effects, write_effects
-from evaluation.effects.summary import effects_of
+from evaluation.effects.seeds import difference_by_seed, estimate_by_seed
+from evaluation.effects.summary import effects_of, effects_over_seeds
 from evaluation.effects.wins import wins
+from evaluation.intervals import difference_by_prompt, estimate
 from evaluation.sets import EvaluationSet
 from report.effects import drifts, effects_table, reason_tables
 from report.table import OPEN, WORSE
@@ -178,7 +181,7 @@ PLANTED = {
 def summary() -> dict:
     sets = {name: one for name, (one, _) in PLANTED.items()}
     measured = {name: effects for name, (_, effects) in PLANTED.items()}
-    found = effects_of(sets, measured, ["judge"], (1, 4, 16), 200, 1)
+    found = effects_of(Figures(sets, measured, ["judge"], (1, 4, 16)), 200, 1)
     accept = {"judge": {"all": {"rate": 0.5, "low": 0.4, "high": 0.6, "n": 192}}}
     return {"policies": {name: {"accept": accept, "effects": effects} for name, effects in found.items()}}
 
@@ -239,11 +242,137 @@ def test_a_summary_of_an_older_run_has_no_such_table():
 
 def test_without_a_judge_that_labels_and_without_drift_the_rest_is_there():
     one, effects = PLANTED["base"]
-    found = effects_of({"base": replace(one, labels={})}, {"base": effects._replace(drift=[])}, [], (1,), 50, 1)["base"]
+    figures = Figures({"base": replace(one, labels={})}, {"base": effects._replace(drift=[])}, [], (1,))
+    found = effects_of(figures, 50, 1)["base"]
 
     assert (found.get("pass_at", {}), found["drift"], found["drift_by_t"]) == ({}, {}, [])
     (row,) = effects_table({"policies": {"base": {"accept": {}, "effects": found}}}).rows
     assert list(row.cells) == ["Vendi score", "distance", "motion"]
+
+
+# Several training seeds
+
+
+def by_hand(accepts, motion, vendi, drift) -> tuple[EvaluationSet, Effects]:
+    """A policy of two prompts with two clips each."""
+    samples = tuple(
+        Sample(f"{p}{i}", p, "a cup", "c", "train", "any", i, 9, 8.0, 32, 32, "x") for p in "ab" for i in range(2)
+    )
+    labels = tuple(
+        Label(one.sample_id, "judge", label, None, None, 1, 0, "why 1")
+        for one, label in zip(samples, accepts, strict=True)
+    )
+    effects = Effects(
+        [ClipMotion(one.sample_id, moves) for one, moves in zip(samples, motion, strict=True)],
+        [PromptSpread(p, 2, one, one / 10) for p, one in zip("ab", vendi, strict=True)],
+        [ClipDrift(name, t, drift) for name in ("a0", "b0") for t in (0.25, 0.75)],
+    )
+    return EvaluationSet(Path("unread"), samples, {"judge": labels}), effects
+
+
+BY_HAND = {
+    "base": by_hand((True, False, False, False), (5.0, 4.0, 4.0, 4.0), (2.0, 2.0), 0.0),
+    "rwr1": by_hand((True, True, False, False), (2.0, 4.0, 8.0, 8.0), (1.0, 1.5), 0.1),
+    "rwr1-s2": by_hand((True, True, True, False), (6.0, 6.0, 9.0, 9.0), (1.5, 2.0), 0.3),
+}
+
+
+def over_two_seeds(policies: dict) -> tuple[dict, dict]:
+    figures = Figures(
+        {name: one for name, (one, _) in policies.items()}, {name: one for name, (_, one) in policies.items()},
+        ["judge"], (1, 2),
+    )  # fmt: skip
+    effects = effects_of(figures, 50, 1)
+    return effects, effects_over_seeds(figures, effects, {"rwr1": {1: "rwr1", 2: "rwr1-s2"}}, 50, 1)["rwr1"]
+
+
+def test_two_seeds_of_two_prompts_by_hand():
+    _, found = over_two_seeds(BY_HAND)
+    apart = pytest.approx(0.25 / 2**0.5)  # the standard deviation of two numbers that are 0.25 apart
+
+    # pass@1: prompts 1 and 0 under seed 1, 1 and 1/2 under seed 2; base 1/2 and 0. Two prompts have no interval.
+    assert found["pass_at"]["judge"]["1"]["all"] == {
+        "rate": 0.625, "low": None, "high": None, "n": 4, "between_seeds": apart, "of_seeds": [0.5, 0.75]
+    }  # fmt: skip
+    gaps = found["minus_base"]
+    assert gaps["pass_at"]["judge"]["1"]["all"] == {
+        "diff": 0.375, "low": None, "high": None, "between_seeds": apart, "of_seeds": [0.25, 0.5]
+    }  # fmt: skip
+    assert found["pass_at"]["judge"]["2"]["all"]["of_seeds"] == [0.5, 1.0]
+    assert (found["vendi"]["all"]["mean"], found["motion"]["all"]["all"]["mean"]) == (1.5, 6.5)
+    # Motion of accepted clips: (2 + 4) / 2 and (6 + 6 + 9) / 3. Base has one, in prompt a, so b is compared in no seed:
+    # 3 - 5 and 6 - 5.
+    assert found["motion"]["judge"]["all"]["of_seeds"] == [3.0, 7.0] and found["motion"]["judge"]["all"]["mean"] == 5.0
+    assert gaps["motion"]["judge"]["all"]["of_seeds"] == [-2.0, 1.0] and gaps["motion"]["judge"]["all"]["diff"] == -0.5
+    assert found["drift"]["train"]["mean"] == pytest.approx(0.2)
+    assert found["drift_by_t"] == [{"t": 0.25, "mean": pytest.approx(0.2)}, {"t": 0.75, "mean": pytest.approx(0.2)}]
+    # Seed 1 gains a clip of prompt a, seed 2 one of each prompt; two and one clips are rejected.
+    wins_of_both = found["wins"]["judge"]["all"]
+    assert wins_of_both["prompts"] == {"rose": 1.5, "fell": 0.0, "equal": 0.5}
+    assert wins_of_both["clips"] == {"gained": 1.5, "lost": 0.0, "both": 4.0}
+    assert found["reasons"] == {"judge": {"why #": 1.5}}
+
+
+def test_each_mean_over_seeds_is_that_of_the_seeds_own_figures():
+    policies = {
+        "base": PLANTED["base"],
+        "rwr1": planted(lambda p, i: i <= p, motion=lambda p, i: 1.0 + p + i, vendi=2.0, drift=0.1),
+        "rwr1-s2": planted(
+            lambda p, i: i % 3 == 0 or i < p // 2, motion=lambda p, i: 9.0 - i / 2, vendi=5.0, drift=0.2
+        ),
+    }
+    effects, found = over_two_seeds(policies)
+    singles = [effects["rwr1"], effects["rwr1-s2"]]
+
+    def compare(tree: dict, of_seeds: list[dict], path: tuple = ()) -> int:
+        if "between_seeds" not in tree:
+            return sum(compare(tree[key], [one[key] for one in of_seeds], (*path, key)) for key in tree)
+        called = next(iter(tree))
+        first, second = (one[called] for one in of_seeds)
+        assert tree["of_seeds"] == [first, second], path
+        assert tree[called] == pytest.approx((first + second) / 2), path
+        assert tree["low"] < tree[called] < tree["high"], path
+        assert tree["between_seeds"] == pytest.approx(abs(first - second) / 2**0.5), path
+        return 1
+
+    estimates = {key: found[key] for key in ("pass_at", "vendi", "distance", "motion", "drift", "minus_base")}
+    assert compare(estimates, singles) == 3 * (2 + 2 + 2 + 1) + 3 * (2 + 2 + 2)  # three splits
+
+
+def test_an_interval_of_seeds_that_count_clips_of_their_own_by_hand():
+    # Seed 1 counts a clip of each prompt, 1, 2, 3; seed 2 one of the first two, 1 and 3. Both means are 2, so nothing
+    # is added for the seeds. A prompt adds 1, 2, 3 to the first, and 2 + 1.5 (x - 2) = 0.5, 3.5 to the second, whose
+    # third prompt adds its mean, 2. Averages 0.75, 2.75, 2.5: variance 2.375 / 2, over 3 prompts 0.3958; t of 2 degrees
+    # of freedom is 4.303, so half the interval is 4.303 * 0.6292 = 2.707.
+    values, nothing = np.array([[1.0, 2.0, 3.0], [1.0, 3.0, NAN]]), np.zeros((1, 3))
+
+    for found in (
+        estimate_by_seed(values, np.arange(3), 50, 1), difference_by_seed(values, nothing, np.arange(3), 50, 1)
+    ):  # fmt: skip
+        assert found == (2.0, pytest.approx(2 - 2.707, abs=0.001), pytest.approx(2 + 2.707, abs=0.001), 5)
+    moved = estimate_by_seed(values + [[0.0], [4.0]], np.arange(3), 50, 1)
+    assert moved.mean == 4.0 and moved.low < 0 and moved.high > 8
+
+
+def test_one_seed_that_counts_clips_of_its_own_has_the_interval_over_prompts():
+    rng, prompts = np.random.default_rng(0), np.repeat(np.arange(30), 4)
+    own, other = (np.where(rng.random(120) < 0.6, rng.normal(size=120), NAN) for _ in range(2))
+
+    assert estimate_by_seed(own[None], prompts, 50, 1) == estimate(own, prompts, 50, 1)
+    assert difference_by_seed(own[None], other[None], prompts, 50, 1) == difference_by_prompt(
+        own, other, prompts, 50, 1
+    )
+
+
+def test_a_seed_that_counts_no_clip_is_left_out():
+    values = np.array([[1.0, 2.0, 3.0], [NAN, NAN, NAN]])
+
+    assert estimate_by_seed(values, np.arange(3), 50, 1) == estimate(values[0], np.arange(3), 50, 1)
+    for nothing in (
+        estimate_by_seed(values[[1, 1]], np.arange(3), 50, 1),
+        difference_by_seed(values[[1, 1]], values[:1], np.arange(3), 50, 1),
+    ):
+        assert nothing == (None, None, None, 0)
 
 
 # On disk

@@ -19,10 +19,12 @@ from data.records import Asked, ClipDrift, ClipMotion, Label, PromptSpread, Samp
 from data.video import read_video, write_video
 from evaluation.accept import summarise
 from evaluation.checkpoints import RATE, plot_rows
+from evaluation.effects.figures import Figures
 from evaluation.effects.rows import Effects
-from evaluation.effects.summary import effects_of
+from evaluation.effects.summary import effects_of, effects_over_seeds
 from evaluation.sets import EvaluationSet
 from report.cost import Cost
+from report.effects import drifts, effects_table, seeds_tables
 from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
 from report.methods import read_methods, tables
@@ -260,7 +262,7 @@ def test_what_else_changed_is_on_the_page_with_drift_drawn_against_accept_rates(
     found = {"base": measured(sets["base"], 9.0, 0.0), "rwr1": measured(sets["rwr1"], 1.0, 0.25)}
     policies = {
         name: summary["policies"][name] | {"effects": effects}
-        for name, effects in effects_of(sets, found, ["judge"], (1,), 50, 1).items()
+        for name, effects in effects_of(Figures(sets, found, ["judge"], (1,)), 50, 1).items()
     }
     write_page(summary | {"policies": policies}, sets, {}, None, tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()
@@ -370,6 +372,42 @@ def test_the_terminal_shows_the_seeds_as_one_row_and_each_below(replicated):
     assert " ± 35.4" in first and any(line.startswith("rwr1-s2 ") for line in lines)
     assert sum("seeds" in line for line in lines) >= 2
     assert "cannot be told apart from base: rwr1 (+75.0)" in as_text(replicated[1])
+
+
+def test_what_else_changed_has_a_row_over_the_seeds_first_and_each_seed_below_it(replicated, tmp_path):
+    all_sets, summary = replicated
+
+    def measured(one: EvaluationSet, moves: float, squared: float) -> Effects:
+        clips = [ClipMotion(sample.sample_id, moves) for sample in one.samples]
+        prompts = [PromptSpread(sample.prompt_id, 1, None, None) for sample in one.samples]
+        return Effects(clips, prompts, [ClipDrift(sample.sample_id, 0.5, squared) for sample in one.samples])
+
+    found = {name: measured(one, moves, squared) for (name, one), moves, squared in zip(
+        all_sets.items(), (9.0, 1.0, 2.0), (0.0, 0.25, 0.75), strict=True
+    )}  # fmt: skip
+    figures = Figures(all_sets, found, ["judge"], (1,))
+    effects = effects_of(figures, 50, 1)
+    joined = effects_over_seeds(figures, effects, {"rwr1": {1: "rwr1", 2: "rwr1-s2"}}, 50, 1)
+    summary = summary | {
+        "policies": {name: one | {"effects": effects[name]} for name, one in summary["policies"].items()},
+        "replicates": {name: one | {"effects": joined[name]} for name, one in summary["replicates"].items()},
+    }
+    write_page(summary, all_sets, {}, None, tmp_path / "out")
+    section = (tmp_path / "out/index.html").read_text().partition('id="effects"')[2].partition("By category")[0]
+    above, _, folded = section.partition("<details>")
+
+    # motion 1 and 2: mean 1.5, standard deviation 0.71; 9 less is a fall, though two seeds say little of a third
+    (shown,) = [cells for cells in cells_of(above, "rwr1") if "1.50 ± 0.71 (-7.50) ▼" in cells]
+    assert shown[-1] == "2" and "75.0 ± 35.4 (+75.0)" in shown and "0.5 ± 0.4" in shown
+    assert "6.0 / 0.0 / 2.0" in shown and "6.0 / 0.0" in shown  # seed 1 gains every prompt's clip, seed 2 half of them
+    assert not cells_of(above, "rwr1-s2") and "<th>rwr1-s2</th>" not in above  # nor is it a column of the reasons
+    assert "1.00 (-8.00) ▼" in cells_of(folded, "rwr1")[0] and "2.00 (-7.00) ▼" in cells_of(folded, "rwr1-s2")[0]
+    assert "<th>rwr1-s2</th>" in folded
+    drawn = (tmp_path / "out/media/drift-light.svg").read_text()
+    assert "rwr1" in drawn and "rwr1-s2" not in drawn
+    assert drifts(over_seeds(summary)) == {"base": 0.0, "rwr1": 0.5}
+    shown_in_terminal = [table.title for table in [effects_table(over_seeds(summary)), *seeds_tables(summary)]]
+    assert shown_in_terminal[:2] == ["What else changed", "Each training seed: what else changed"]
 
 
 def test_replicated_settings_are_one_column_with_all_seeds():

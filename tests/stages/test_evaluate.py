@@ -148,6 +148,9 @@ def test_policies_of_several_seeds_are_summarised_together(evaluate):
     assert (found["policies"], found["seeds"]) == (["rwr1", "rwr1-s2"], [1, 2])
     assert found["accept"]["judge"]["all"]["rate"] == 0.75
     assert found["accept"]["judge"]["all"]["of_seeds"] == [1.0, 0.5]
+    motion = found["effects"]["motion"]["judge"]["all"]  # of accepted clips: 2 and 3 under seed 1, 2 under seed 2
+    assert (motion["mean"], motion["of_seeds"], motion["low"]) == (2.25, [2.5, 2.0], None)
+    assert found["effects"]["wins"]["judge"]["all"]["clips"] == {"gained": 1.0, "lost": 0.5, "both": 2.0}
     assert list(summary["policies"])[:3] == ["base", "rwr1", "rwr1-s2"]
     best = "rwr1 best of 2 by judge"  # of the first seed's name alone, and yet of both
     assert set(summary["replicates"]) == {"rwr1", best}
