@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.rates import Command
     from pipeline.takes import Planner, Takes
 
-SAMPLING = ("generate", "eval-generate", "generate-select")  # the stages that cost most
+SAMPLING = ("generate", "eval-generate", "generate-select", "generate-dense")  # the stages that cost most
 LONG = ("generate", "train", "online")  # modules of stages that take hours of a large model
 BASE = Path("runs/policies/base")
 SHOWN = 3  # reasons of a line

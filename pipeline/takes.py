@@ -3,7 +3,8 @@
 The time of a stage is start + units x seconds a unit, of its last run on this machine (pipeline/rates.py); that of all
 stages has that of stage base besides. Where a stage never ran here:
 - Training takes 3 forwards of the denoiser a row, forward and backward, each as long as one of sampling; 4 under
-  gradient checkpointing. A row of dpo has two clips; dpo, kto and nft also take a forward of the reference for each.
+  gradient checkpointing. A row of dpo or dense_dpo has two clips; these two, kto and nft also take a forward of the
+  reference for each.
   The start is sampling's.
 - A source over the network takes calls x seconds a call / calls in flight, where the seconds are given.
 - Otherwise the time is not known.
@@ -32,7 +33,7 @@ class Takes(NamedTuple):
     """What a stage takes, or several. None: not known."""
 
     clips: int = 0  # sampled
-    answers: int = 0  # of judges in this process or people, about a clip or a shown pair
+    answers: int = 0  # of judges in this process or people, about a clip, a shown pair or a window
     calls: int = 0  # to judges over the network, those that are answered already left out
     tokens: int = 0  # of these calls, in and out
     dollars: float | None = 0.0

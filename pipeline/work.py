@@ -24,9 +24,10 @@ class AskedSource(NamedTuple):
     """A source that a stage asks."""
 
     source: str
-    amount: int  # clips, or shown pairs
+    amount: int  # clips, shown pairs or windows
     votes: int
     clips: Path | None  # the set that it is asked about; None: not one set
+    window: int | None = None  # frames of a window; None: it is asked about no windows
 
 
 class Work(NamedTuple):
@@ -89,7 +90,8 @@ def _asked(command: Command, counts: Mapping[str, int]) -> AskedSource:
     folder = Path(command.options["set"])
     count = counts[_set_name(folder)]
     if window := command.options.get("window"):
-        return AskedSource(name, count * len(window_frames(block("video.num_frames"), int(window))), votes, None)
+        windows = len(window_frames(block("video.num_frames"), int(window)))
+        return AskedSource(name, count * windows, votes, folder, int(window))
     if read_block(name, source_block(name)).compares:  # each clip meets others of its prompt, in both orders
         count *= min(section("label", LabelConfig).opponents, _samples_per_prompt(folder) - 1)
     return AskedSource(name, count, votes, folder)

@@ -91,9 +91,7 @@ def label_clip_set(
     work.mkdir(parents=True, exist_ok=True)
     begun_for(work, clip_set.folder)
     votes = votes_of(source, votes)
-    requests = requests_for(clip_set, votes)
-    if windows:
-        requests = [replace(request, whole=windows.whole[request.sample.sample_id]) for request in requests]
+    requests = requests_for(clip_set, votes, windows)
     found = _committed(work, source, clip_set.samples, votes)
     missing = [request for request in requests if request.sample.sample_id not in found]
     ids = [sample.sample_id for sample in clip_set.samples]
@@ -132,17 +130,29 @@ class Look(NamedTuple):
         return "\n".join(lines)
 
 
-def look_at(clip_set: ClipSet, source: Source, limit: int, votes: int = 1, max_failed: float = 0.0) -> list[Look]:
+def look_at(
+    clip_set: ClipSet,
+    source: Source,
+    limit: int,
+    votes: int = 1,
+    max_failed: float = 0.0,
+    windows: Windows | None = None,
+) -> list[Look]:
     """Judge at most `limit` clips of a set. Nothing is stored, except what the source itself stores."""
-    return look_at_all([clip_set], source, limit, votes, max_failed)
+    return look_at_all([clip_set], source, limit, votes, max_failed, windows)
 
 
 def look_at_all(
-    clip_sets: Sequence[ClipSet], source: Source, limit: int, votes: int = 1, max_failed: float = 0.0
+    clip_sets: Sequence[ClipSet],
+    source: Source,
+    limit: int,
+    votes: int = 1,
+    max_failed: float = 0.0,
+    windows: Windows | None = None,
 ) -> list[Look]:
     """As `look_at`, several sets at once, whose sample_ids differ; their costs count for the first."""
     votes = votes_of(source, votes)
-    of_all = [request for clip_set in clip_sets for request in requests_for(clip_set, votes)]
+    of_all = [request for clip_set in clip_sets for request in requests_for(clip_set, votes, windows)]
     purpose = of_all[0].purpose if of_all else ""
     requests = spread([replace(one, purpose=purpose, place=place) for place, one in enumerate(of_all)], limit)
     found = _judge(source, requests, max_failed, None, 0)
@@ -193,8 +203,8 @@ def warn_of_audit(folder: Path, judge: Mapping[str, str | None], least: float) -
         logger.warning(message, judge["source"], 100 * facts["accuracy"], facts["clips"], folder / "audit.json", least)
 
 
-def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
-    """A request for each clip of a set, in its order."""
+def requests_for(clip_set: ClipSet, votes: int, windows: Windows | None = None) -> list[Request]:
+    """A request for each clip of a set, in its order. windows: what the clips are, where they are windows."""
     purpose, hashes = clip_set.fingerprint(), clip_set.hashes
     return [
         Request(
@@ -205,6 +215,7 @@ def requests_for(clip_set: ClipSet, votes: int) -> list[Request]:
             hashes.get(sample.file_name),
             first_frame_of(clip_set, sample),
             place,
+            windows.whole[sample.sample_id] if windows else None,
         )
         for place, sample in enumerate(clip_set.samples)
     ]

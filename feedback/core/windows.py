@@ -10,17 +10,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data.dense import window_samples, windows_of
+from data.dense import Window, window_samples, windows_of
 from data.records import Sample
 from data.store import ClipSet, read_clip
 from data.video import write_video
-from feedback.core.label import LabelCounts, Windows, label_clip_set
+from feedback.core.label import LabelCounts, Look, Windows, label_clip_set, look_at, spread
 from feedback.core.source import Source, WholeClip, raters_of
 
 logger = logging.getLogger(__name__)
+
+
+class CutSet(NamedTuple):
+    """The windows of a clip set."""
+
+    clip_set: ClipSet  # the same one, with the windows in place of the clips; their file_name is a whole path
+    windows: Windows
 
 
 def label_windows(
@@ -38,25 +46,58 @@ def label_windows(
     work: also holds the mp4 of each window, which are cut where they are missing.
     Raises ValueError as it does, and for a source of people (`vfrl rate` shows whole clips) or one that compares.
     """
+    _check_labels_windows(source)
+    cut = cut_windows(clip_set, length, work / "windows")
+    return label_clip_set(cut.clip_set, source, work, out, batch_size, votes, max_failed, cut.windows)
+
+
+def look_at_windows(
+    clip_set: ClipSet, source: Source, length: int, limit: int, folder: Path, votes: int = 1, max_failed: float = 0.0
+) -> list[Look]:
+    """As `look_at`, of windows of `length` frames, which are cut in `folder`. Raises ValueError as `label_windows`.
+
+    The file_name of a look's sample names the clip and the window's frames.
+    """
+    _check_labels_windows(source)
+    cut = cut_windows(clip_set, length, folder, limit)
+    looks = look_at(cut.clip_set, source, limit, votes, max_failed, cut.windows)
+    return [look._replace(sample=_named(look.sample, cut.windows.whole[look.sample.sample_id])) for look in looks]
+
+
+def cut_windows(clip_set: ClipSet, length: int, folder: Path, limit: int | None = None) -> CutSet:
+    """The windows of a set, each with an mp4 in `folder`, which is cut where it is missing.
+
+    length: frames of a window. limit: of so many windows alone, evenly spread; None: of all.
+    The mp4s of a clip that cannot be read stay missing, so that its windows are unreadable clips.
+    """
+    rows, parts, whole = window_samples(clip_set.samples, length), list[Window](), dict[str, WholeClip]()
+    for sample in clip_set.samples:
+        parts += windows_of(sample, length)
+    if limit is not None:
+        rows, parts = spread(rows, limit), spread(parts, limit)
+    for part in parts:
+        clip = clip_set.by_id[part.clip]
+        content = clip_set.hashes.get(clip.file_name)
+        whole[part.sample_id] = WholeClip(clip, clip_set.video(clip), content, part.frames)
+    samples = [replace(row, file_name=str(folder.absolute() / f"{row.sample_id}.mp4")) for row in rows]
+    _cut(samples, whole)
+    return CutSet(replace(clip_set, samples=samples), Windows(length, whole))
+
+
+def _named(window: Sample, whole: WholeClip) -> Sample:
+    return replace(window, file_name=f"{whole.sample.file_name}, frames {whole.frames[0]} to {whole.frames[-1]}")
+
+
+def _check_labels_windows(source: Source) -> None:
+    """Raises ValueError for a source of people or one that compares."""
     if any(raters_of(one) for one in (source, *getattr(source, "members", {}).values())):
         raise ValueError(f"{source.name}: people rate whole clips, so they cannot label windows")
     if source.rubric.compares:
         raise ValueError(f"{source.name} compares two clips at once, so it cannot label windows")
-    whole: dict[str, WholeClip] = {}
-    for sample in clip_set.samples:
-        path, content = clip_set.video(sample), clip_set.hashes.get(sample.file_name)
-        for window in windows_of(sample, length):
-            whole[window.sample_id] = WholeClip(sample, path, content, window.frames)
-    cut, rows = (work / "windows").absolute(), window_samples(clip_set.samples, length)
-    windows = [replace(row, file_name=str(cut / f"{row.sample_id}.mp4")) for row in rows]
-    _cut(windows, whole)
-    return label_clip_set(
-        replace(clip_set, samples=windows), source, work, out, batch_size, votes, max_failed, Windows(length, whole)
-    )
 
 
 def _cut(windows: Sequence[Sample], whole: Mapping[str, WholeClip]) -> None:
-    """Write the mp4s of windows that are missing. Those of a clip that cannot be read stay missing, so unreadable."""
+    """Write the mp4s of windows that are missing."""
     missing: dict[Path, list[Sample]] = {}
     for window in windows:
         if not Path(window.file_name).is_file():

@@ -115,12 +115,16 @@ class ApiSource:
                         tokens += call.tokens
         return self._estimate(clips, calls, answered, tokens)
 
-    def estimate_for(self, sample: Sample, votes: int, count: int) -> CostEstimate:
-        """What judging `count` clips like this one would take, or pairs of such clips; none of them answered yet."""
-        calls = self.calls_about(sample, votes, "")
-        if self.rubric.compares:
-            calls = _OfPairs(self).calls_about((sample, sample), votes, ("", ""))
-        return self._estimate(count, count * len(calls), 0, count * sum(call.tokens for call in calls))
+    def estimate_for(self, samples: Iterable[Sample], votes: int, count: int = 1) -> CostEstimate:
+        """What judging `count` clips like each of these would take, or pairs of such clips; none answered yet."""
+        clips, calls = 0, list[Call]()
+        for sample in samples:
+            clips += 1
+            if self.rubric.compares:
+                calls += _OfPairs(self).calls_about((sample, sample), votes, ("", ""))
+            else:
+                calls += self.calls_about(sample, votes, "")
+        return self._estimate(count * clips, count * len(calls), 0, count * sum(call.tokens for call in calls))
 
     def _estimate(self, clips: int, calls: int, answered: int, tokens: int) -> CostEstimate:
         left = calls - answered

@@ -129,7 +129,7 @@ def test_an_estimate_counts_the_first_frame_as_one_picture_more(server, clips, t
     words = len(TOLD) / 4 + 2
     for kind, each in (("gpt", 2), ("served", 1), ("gemini", 70)):  # 32 x 32 pixels: 1.2 tokens a patch; of 28 x 28: 1
         plain, shown = (
-            source_at(server, kind, **more).estimate_for(sample, 1, 1).input_tokens for more in ({}, {"rubric": rubric})
+            source_at(server, kind, **more).estimate_for([sample], 1).input_tokens for more in ({}, {"rubric": rubric})
         )
         assert each <= shown - plain <= each + words, kind
 
