@@ -50,7 +50,8 @@ def show(
 ) -> None:  # fmt: skip
     """Print what a folder holds, by category, and list its clips.
 
-    FOLDER is runs/<round>/labels/<source>, runs/<round>/datasets/<objective> or runs/<round>/samples.
+    FOLDER is runs/<round>/labels/<source>, runs/<round>/datasets/<objective> or runs/<round>/samples, also of a set of
+    `dense`, whose labels are of windows.
 
     Conditions are those of pandas.DataFrame.query, on any column of the samples, labels and verdicts; an order is any
     expression of the columns of samples and labels, smallest first. Without a condition the prompts that have no
@@ -77,10 +78,10 @@ def show(
     if condition or prompt or disagree or order:
         click.echo(f"\nthe first {len(chosen.rows)} of {len(view.rows)}\n{listed(chosen)}")
     if sheet:
-        click.echo(f"\n{write_sheet(captioned_clips(chosen), sheet)} clips drawn: {sheet.resolve()}")
+        click.echo(f"\n{write_sheet(captioned_clips(chosen), sheet)} {view.shown} drawn: {sheet.resolve()}")
     if opened:
         page = write_clip_page(chosen, Path(tempfile.mkdtemp(prefix="clips-")), heading(everything))
-        click.echo(f"\n{page.clips} clips of {len(view.rows)} {view.noun}: {page.path}")
+        click.echo(f"\n{page.clips} {view.shown} of {len(view.rows)} {view.noun}: {page.path}")
         webbrowser.open(page.path.as_uri())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.agreement import cohen
-from inspection.view import View, open_view, word
+from inspection.view import View, judged_by, open_view, word
 from report.text import aligned
 
 CODES = {"accepted": 1.0, "rejected": 0.0, "unlabelled": np.nan}
@@ -21,6 +21,7 @@ class LabelDifference:
     first: Path
     second: Path
     rows: pd.DataFrame  # sample_id, category, before, after: accepted | rejected | unlabelled
+    noun: str = "clips"  # what a row is, in the plural
 
     @property
     def changed(self) -> pd.DataFrame:
@@ -28,14 +29,14 @@ class LabelDifference:
 
     @property
     def kappa(self) -> float | None:
-        """Cohen's kappa over the clips that both labelled."""
+        """Cohen's kappa over the clips, or windows, that both labelled."""
         before, after = (self.rows[side].map(CODES).to_numpy() for side in ("before", "after"))
         kappa: float | None = cohen(before, after)["kappa"]
         return kappa
 
 
 def difference(first: Path, second: Path, clips: Path | None = None) -> LabelDifference:
-    """Raises ValueError where a folder holds no labels, or where the two are not of the same clips."""
+    """Raises ValueError where a folder holds no labels, or where the two are not of the same clips or windows."""
     one, other = open_view(first, clips), open_view(second, clips)
     for view in (one, other):
         if view.kind != "labels":
@@ -44,21 +45,25 @@ def difference(first: Path, second: Path, clips: Path | None = None) -> LabelDif
         raise ValueError(
             f"{first} labels the clips of {one.clips}, {second} those of {other.clips}: not the same clips"
         )
+    if judged_by(one) != judged_by(other):
+        raise ValueError(f"{first} labels {judged_by(one)}, {second} {judged_by(other)}: not the same")
     rows = one.rows[["sample_id", "category"]].assign(before=_words(one))
-    return LabelDifference(first, second, rows.merge(_after(other), on="sample_id", validate="one_to_one"))
+    merged = rows.merge(_after(other), on="sample_id", validate="one_to_one")
+    return LabelDifference(first, second, merged, one.noun)
 
 
 def in_words(found: LabelDifference, named: int = NAMED) -> str:
     """The changes counted by kind and category, kappa, and the first ids of each kind."""
     changed = found.changed
     heading = f"{len(changed)} of {len(found.rows)} labels differ: {found.first} → {found.second}"
-    kappa = "undefined: no clip has two labels, or all are the same" if found.kappa is None else f"{found.kappa:.3f}"
+    undefined = f"undefined: no {found.noun.removesuffix('s')} has two labels, or all are the same"
+    kappa = undefined if found.kappa is None else f"{found.kappa:.3f}"
     parts = [f"{heading}\nCohen's kappa {kappa}"]
     if changed.empty:
         return parts[0]
     kinds = (changed["before"] + " → " + changed["after"]).rename("change")
     order = sorted(kinds.unique())
-    rows = [["category", "clips", "changed", *order]]
+    rows = [["category", found.noun, "changed", *order]]
     for category, group in [*found.rows.groupby("category", sort=True), ("all", found.rows)]:
         of = kinds[kinds.index.isin(group.index)]
         rows.append([category, str(len(group)), str(len(of)), *(str(int((of == kind).sum())) for kind in order)])

@@ -14,7 +14,7 @@ from data.store import read_clip
 from data.video import prompt_caption, save_sheet, small_frames
 from inspection.view import CaptionedClip, View, captioned_clips
 from report.html import render
-from report.playable import copy_playable
+from report.playable import copy_playable, write_playable
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,17 @@ def write_sheet(clips: Iterable[CaptionedClip], out: Path) -> int:
 def write_clip_page(view: View, out: Path, title: str) -> Page:
     """Write a page of the view's clips into the folder `out`, which holds all that it shows and opens from disk.
 
-    Every clip plays beside its label and every verdict on it. Those that cannot be decoded are left out.
+    Every clip, or window, plays beside its label and every verdict on it. Those that cannot be decoded are left out.
     """
     media = out / "media"
     media.mkdir(parents=True)
     clips, verdicts = [], verdicts_of(view)
-    for one, _ in readable(captioned_clips(view)):
+    for one, frames in readable(captioned_clips(view)):
         name = f"{one.sample.sample_id}{one.path.suffix}"
-        copy_playable(one.path, media / name, one.sample)
+        if one.window:
+            write_playable(media / name, frames, one.sample.fps)
+        else:
+            copy_playable(one.path, media / name, one.sample)
         first = f"media/{one.sample.prompt_id}.png" if one.first else None
         if one.first and first:
             shutil.copyfile(one.first, out / first)
@@ -79,7 +82,8 @@ def readable(clips: Iterable[CaptionedClip]) -> Iterator[tuple[CaptionedClip, np
     """Each clip with its frames, uint8 (F, H, W, 3). One that cannot be decoded is named in a warning and left out."""
     for one in tqdm(list(clips), unit="clip", desc="decode", delay=2):
         try:
-            yield one, read_clip(one.path, one.sample)
+            clip, seen = one.window or (one.sample, range(one.sample.num_frames))
+            yield one, read_clip(one.path, clip)[seen.start : seen.stop]
         except (ValueError, OSError) as error:
             logger.warning("%s is left out: %s", one.sample.sample_id, error)
 

@@ -1,10 +1,13 @@
-"""A folder of a run as a table that a person filters: a row a clip, or a row a pair.
+"""A folder of a run as a table that a person filters: a row a clip, a row a window, or a row a pair.
 
     labels      runs/<round>/labels/<source>        columns of Sample and Label, in conditions of Verdict too
     weighted    runs/<round>/datasets/rwr           columns of Sample and Weighted; also of sft, kto and nft
     paired      runs/<round>/datasets/dpo           columns of Pair, and the prompt's of Sample
+    dense       runs/<dense>/datasets/dense_dpo     columns of DensePair, and the prompt's of Sample
     clip_set    runs/<round>/samples                columns of Sample
 
+Labels of a dense set have a row a window: a Sample with the window's sample_id and number of frames, and its Label.
+What else its tables have is in inspection/dense.py.
 The clips are found in the folder `samples` next to one of the folders above it. Their files are not checked here: a
 torn clip must not hide the others.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +24,23 @@ import pandas as pd
 import pyarrow as pa
 from pandas.errors import UndefinedVariableError
 
+from data.dense import Window, window_samples, windows_of
 from data.labels import open_labels
 from data.manifest import MANIFEST, StoreError, read_manifest
 from data.pools import KIND as POOL
-from data.records import Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
+from data.records import DensePair, Label, Pair, Sample, Verdict, Weighted, by_id, read_rows, schema
 from data.store import METADATA, first_name
+from inspection.dense import span, starts_of, with_preferences, with_starts, with_windows
 
-TABLES = {"labels.parquet": Label, "weighted.parquet": Weighted, "paired.parquet": Pair, "metadata.parquet": Sample}
-KINDS = {Label: "labels", Weighted: "weighted", Pair: "paired", Sample: "clip_set"}
+TABLES = {
+    "labels.parquet": Label,
+    "weighted.parquet": Weighted,
+    "paired.parquet": Pair,
+    "dense.parquet": DensePair,
+    "metadata.parquet": Sample,
+}
+KINDS = {Label: "labels", Weighted: "weighted", Pair: "paired", DensePair: "dense", Sample: "clip_set"}
+SIDES = {"paired": ("chosen", "rejected"), "dense": ("first", "second")}  # columns of sample_ids; else one, sample_id
 COMPARED = ["label", "p_accept", "reason"]
 OF_THE_PROMPT = ["prompt_id", "prompt", "category", "split"]
 NULLABLE = {
@@ -51,17 +63,24 @@ class View:
     """Some rows of a folder. Filters return another view of fewer rows."""
 
     folder: Path
-    kind: str  # labels | weighted | paired | clip_set
+    kind: str  # labels | weighted | paired | dense | clip_set
     facts: dict[str, Any]  # of the folder's manifest
     clips: Path  # folder of the clip set
     samples: dict[str, Sample]  # all of the clip set, by sample_id
     rows: pd.DataFrame
     verdicts: pd.DataFrame | None  # of labels: columns of Verdict, a row a question and vote of every clip
     compared: tuple[str, ...] = ()  # sources whose label_<source>, … are columns too
+    windows: Mapping[str, Window] = field(default_factory=dict)  # of labels of windows, all of the set by sample_id
 
     @property
     def noun(self) -> str:
-        return "pairs" if self.kind == "paired" else "clips"
+        """What a row is, in the plural."""
+        return "pairs" if self.kind in SIDES else self.shown
+
+    @property
+    def shown(self) -> str:
+        """What is drawn and played, in the plural."""
+        return "windows" if self.windows else "clips"
 
     def head(self, count: int) -> View:
         """The first rows."""
@@ -93,21 +112,29 @@ def open_view(folder: Path, clips: Path | None = None) -> View:
         rounds = ", ".join(one["round"] for one in of.facts["rounds"])
         raise StoreError(f"{folder}: rows of a pool; look at those of its rounds, each by itself: {rounds}")
     samples = by_id(read_rows(clips / METADATA, Sample))
+    starts, judged, windows = starts_of(clips), list(samples.values()), dict[str, Window]()
+    length = found.facts.get("window") if row_type is Label else None
+    if length is not None:
+        windows = {window.sample_id: window for sample in judged for window in windows_of(sample, length)}
+        judged = window_samples(judged, length)
     rows: list[Any]
     if row_type is Label:
-        rows = open_labels(folder, clips, list(samples.values())).labels
+        rows = open_labels(folder, clips, judged, window=length).labels
     else:
         rows = read_rows(folder / name, row_type)
         _check_same_clips(folder, clips, samples, rows)
     table = frame(rows, row_type)
-    if row_type is Pair:
+    if row_type in (Pair, DensePair):
         of_prompts = frame(samples.values(), Sample)[OF_THE_PROMPT].drop_duplicates("prompt_id")
         table = table.merge(of_prompts, on="prompt_id", how="left")
-    elif row_type is not Sample:
+        table = with_preferences(table, rows, starts) if row_type is DensePair else table
+    else:
         alone = [column for column in table if column == "sample_id" or column not in schema(Sample).names]
-        table = frame(samples.values(), Sample).merge(table[alone], on="sample_id", how="inner")
+        table = frame(judged, Sample).merge(table[alone], on="sample_id", how="inner")
+        table = with_windows(table, windows) if windows else table
+        table = with_starts(table, starts, "clip" if windows else "sample_id")
     verdicts = frame(read_rows(folder / "verdicts.parquet", Verdict), Verdict) if row_type is Label else None
-    return View(folder, KINDS[row_type], found.facts, clips, samples, table, verdicts)
+    return View(folder, KINDS[row_type], found.facts, clips, samples, table, verdicts, windows=windows)
 
 
 def finished(folder: Path) -> Finished:
@@ -176,16 +203,22 @@ def disagreeing(view: View, first: str, second: str) -> View:
     """Clips that one of two sources accepts and the other rejects, not those that either left unlabelled.
 
     The view gains label_<source>, p_accept_<source> and reason_<source> of both. Raises ValueError listing the label
-    sets there are.
+    sets there are, for a table of pairs, and where not all are of whole clips or of the same windows.
     """
     folders = beside(view.clips)
     if missing := [name for name in (first, second) if name not in folders]:
         raise ValueError(f"{view.clips}: no labels by {', '.join(missing)}; there are labels by {', '.join(folders)}")
-    if view.kind == "paired":
-        raise ValueError(f"{view.folder}: --disagree is about clips, and this is a table of pairs")
+    if view.kind in SIDES:
+        raise ValueError(f"{view.folder}: --disagree is about {view.shown}, and this is a table of pairs")
     rows = view.rows
     for name in (first, second):
-        other = open_view(folders[name], view.clips).rows[["sample_id", *COMPARED]]
+        labels = open_view(folders[name], view.clips)
+        if judged_by(labels) != judged_by(view):
+            raise ValueError(
+                f"{folders[name]} is of {judged_by(labels)}, {view.folder} of {judged_by(view)}: --disagree wants one "
+                "kind; of windows inspect the folder of one of the two sources"
+            )
+        other = labels.rows[["sample_id", *COMPARED]]
         renamed = {column: f"{column}_{name}" for column in COMPARED}
         rows = rows.merge(other.rename(columns=renamed), on="sample_id", how="left")
     known = replace(view, rows=rows, compared=(first, second))
@@ -226,31 +259,47 @@ def _evaluated(table: pd.DataFrame, expression: str, option: str) -> Any:
 class CaptionedClip(NamedTuple):
     """A clip with the text below it."""
 
-    sample: Sample
-    path: Path  # its mp4
-    heading: str  # the clip's id, in a table of pairs its side and margin too
+    sample: Sample  # or a window's
+    path: Path  # its mp4; of a window that of the whole clip
+    heading: str  # the clip's id, in a table of pairs its side too, of a window its frames
     outcome: str  # label and reason, or weight, or nothing
     first: Path | None = None  # PNG of the first frame, where the generator was given one
+    window: tuple[Sample, range] | None = None  # the whole clip, and the window's frames; None: it is no window
 
 
 def captioned_clips(view: View) -> Iterator[CaptionedClip]:
-    """The clips of the rows in their order; of a pair the chosen one, then the rejected."""
+    """The clips of the rows in their order; of a pair the chosen or first one, then the rejected or second."""
     for row in view.rows.to_dict("records"):
-        sides = ("chosen", "rejected") if view.kind == "paired" else ("sample_id",)
-        for side in sides:
-            sample = view.samples[row[side]]
-            heading = sample.sample_id if side == "sample_id" else f"{sample.sample_id}, {side}"
-            first = view.clips / first_name(sample.prompt_id)
-            shown = first if first.is_file() else None
-            yield CaptionedClip(sample, view.clips / sample.file_name, heading, outcome(view, row), shown)
+        text = outcome(view, row)
+        for side in SIDES.get(view.kind, ("sample_id",)):
+            window = view.windows.get(row[side])
+            clip = view.samples[window.clip if window else row[side]]
+            first = view.clips / first_name(clip.prompt_id)
+            one = CaptionedClip(clip, view.clips / clip.file_name, row[side], text, first if first.is_file() else None)
+            if window:
+                shown = replace(clip, sample_id=window.sample_id, num_frames=len(window.frames))
+                heading = f"{window.sample_id}, frames {span(window.frames)}"
+                one = one._replace(sample=shown, heading=heading, window=(clip, window.frames))
+            elif view.kind in SIDES:
+                one = one._replace(heading=f"{row[side]}, {side}")
+            yield one
+
+
+def judged_by(view: View) -> str:
+    """What a row of labels is about: "whole clips" or "windows of 4 frames"."""
+    return f"windows of {view.facts['window']} frames" if view.windows else "whole clips"
 
 
 def outcome(view: View, row: Mapping[Any, Any]) -> str:
-    """A row's label and reason, or weight, or margin, in a line."""
+    """A row's label and reason, or weight, or margin, or what a clip starts from, in a line."""
     if view.kind == "paired":
         return f"margin {row['margin']:.3g}"
+    if view.kind == "dense":
+        return f"better, by latent frame: {row['better']}"
     if view.kind == "weighted":
         return f"weight {row['weight']:.3g}"
+    if view.kind == "clip_set" and "start" in row and not view.compared:
+        return f"starts from {row['start']}, as {row['other']}"
     parts = [_of_source(name, *(row[f"{column}_{name}"] for column in COMPARED)) for name in view.compared]
     if view.kind == "labels" and view.facts["source"] not in view.compared:
         parts.insert(0, _of_source(view.facts["source"], *(row[column] for column in COMPARED)))
@@ -271,6 +320,7 @@ def _of_source(name: str, label: Any, p_accept: Any, reason: Any) -> str:
 
 def _check_same_clips(folder: Path, clips: Path, samples: Mapping[str, Sample], rows: Sequence[Any]) -> None:
     """Raises ValueError where rows are of other clips than those of the clip set."""
-    used = {getattr(row, name) for row in rows for name in ("sample_id", "chosen", "rejected") if hasattr(row, name)}
+    names = ("sample_id", *(side for sides in SIDES.values() for side in sides))
+    used = {getattr(row, name) for row in rows for name in names if hasattr(row, name)}
     if foreign := sorted(used - samples.keys()):
         raise ValueError(f"{folder}: {len(foreign)} clips, such as {foreign[0]}, are not in {clips}")

@@ -27,7 +27,7 @@ from inspection.pictures import caption_of, write_clip_page, write_sheet
 from inspection.view import CaptionedClip, captioned_clips, disagreeing, of_prompt, open_view, sort, where
 from report.text import aligned, histogram
 from tests.support.first_frames import with_first_frames
-from tests.support.labelled import JUDGE, make_labels, make_round, make_samples
+from tests.support.labelled import JUDGE, make_dense, make_labels, make_round, make_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,12 @@ ROOT = Path(__file__).parents[2]
 def round_(tmp_path_factory) -> Path:
     """Do not write into it."""
     return make_round(tmp_path_factory.mktemp("runs") / "r1")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Path:
+    """Do not write into it."""
+    return make_dense(tmp_path_factory.mktemp("runs") / "d1")
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +316,124 @@ def test_no_difference_and_what_cannot_be_compared(round_, tmp_path):
     other.write_text(other.read_text().replace('"set": "r1"', '"set": "r2"'))
     make_labels(tmp_path / "r2/labels/judge", "judge", JUDGE, tmp_path / "r2/samples")
     assert "not the same clips" in error_of("diff", judged, tmp_path / "r2/labels/judge")
+
+
+# Dense sets: two prompts of two pairs each, windows of 4 of 9 frames
+
+
+def test_clips_with_one_start_name_it_and_the_other_clip_of_their_pair(dense):
+    text = run(dense / "samples", "--where", "start == 'r1-roll2'")
+
+    assert "made by base: 4 pairs, each from a clip of r1 with the last 6 solver steps (noise 0.75)" in text
+    assert re.search(r"^roll2 +starts from r1-roll2, as roll3 +a ball rolls$", text, re.MULTILINE)
+    assert re.search(r"^roll3 +starts from r1-roll2, as roll2 +a ball rolls$", text, re.MULTILINE)
+    assert "the first 2 of 2" in text
+
+
+def test_labels_of_windows_are_counted_by_category_and_by_window(dense):
+    text = run(dense / "labels/physics")
+
+    assert "16 windows (of 4 frames, the first of one more) of" in text
+    assert "category  windows  accepted  rejected  unlabelled" in text
+    assert cells(text, "roll") == ["8", "5", "3", "0", "62.5"]  # TT TF FT TF
+    assert cells(text, "all") == ["16", "5", "9", "2", "35.7"]
+    places = [line.split() for line in text.splitlines() if re.match(r" +\d +\d to", line)]
+    assert places == [
+        ["0", "0", "to", "4", "8", "3", "4", "1", "42.9"],  # T T F T, F null F F
+        ["1", "5", "to", "8", "8", "2", "5", "1", "28.6"],  # T F T F, null F F F
+    ]
+    assert "p_accept: not known of any window" in text
+    assert "prompts without an accepted window: 1 of 2\n  p-drop  6 rejected, 2 unlabelled" in text
+
+
+def test_windows_are_chosen_by_their_clip_their_place_their_start_and_their_verdicts(dense):
+    view = open_view(dense / "labels/physics")
+
+    for condition, chosen in {
+        "clip == 'roll1'": ["roll1-w0", "roll1-w1"],
+        "window == 1 and label": ["roll0-w1", "roll2-w1"],
+        "frames == '5 to 8' and label.isna()": ["drop0-w1"],
+        "start == 'r1-drop0' and other == 'drop0' and num_frames == 5": ["drop1-w0"],
+        "answer == False and prompt_id == 'p-roll'": ["roll1-w1", "roll2-w0", "roll3-w1"],
+    }.items():
+        assert ids(where(view, condition)) == chosen, condition
+    assert re.search(
+        r"^roll1-w1, frames 5 to 8 +physics: rejected \(It shows: <roll1-w1>\) +a ball rolls$",
+        run(dense / "labels/physics", "--where", "clip == 'roll1'"),
+        re.MULTILINE,
+    )
+
+
+def test_a_window_is_drawn_and_played_with_its_own_frames(dense, tmp_path):
+    folder = dense / "labels/physics"
+    assert "1 windows drawn" in run(folder, "--where", "clip == 'roll1' and window == 1", "--sheet", tmp_path / "w.png")
+    picture = np.asarray(Image.open(tmp_path / "w.png").convert("RGB")).astype(int)
+    for grey, frames in ((60, 0), (65, 4)):  # roll1's place is 1: 60 in frames 0 to 4, 65 in 5 to 8
+        assert (np.abs(picture - grey).max(-1) <= 1).sum() // 96**2 == frames, grey
+
+    page = write_clip_page(where(open_view(folder), "clip == 'roll1'"), tmp_path / "page", "title")
+    shown = Page(page.path)
+    assert page.clips == 2 and shown.videos == ["media/roll1-w0.mp4", "media/roll1-w1.mp4"]
+    assert "roll1-w1, frames 5 to 8" in shown.text and "raw roll1-w1" in shown.text
+    for name, frames in (("roll1-w0", 5), ("roll1-w1", 4)):
+        with av.open(str(page.path.parent / f"media/{name}.mp4")) as container:
+            assert len(list(container.decode(video=0))) == frames
+
+
+def test_rows_of_dense_dpo_are_counted_by_category_and_by_latent_frame(dense):
+    """Pair roll0, roll1: the first is better in frames 5 to 8. Pair roll2, roll3: the second in 0 to 4, then the first.
+    5 latent frames: 0, 1 to 2, 3 to 4, 5 to 6, 7 to 8.
+    """
+    text = run(dense / "datasets/dense_dpo")
+
+    assert "2 rows, dense, of round d1, source physics, reward label" in text
+    assert cells(text, "roll") == ["2", "1", "10", "4", "3", "3"]
+    places = [line.split() for line in text.splitlines() if re.match(r" +\d +\d", line)]
+    assert places == [
+        ["0", "0", "0", "1", "1"], ["1", "1", "to", "2", "0", "1", "1"], ["2", "3", "to", "4", "0", "1", "1"],
+        ["3", "5", "to", "6", "2", "0", "0"], ["4", "7", "to", "8", "2", "0", "0"],
+    ]  # fmt: skip
+    assert (
+        "pairs without a preference: 2 of 4: 1 no latent frame differs, 1 no latent frame has two labels\n"
+        "prompts without a pair: 1 of 2\n"
+        "  p-drop  1 no latent frame differs, 1 no latent frame has two labels  a <b>cup</b> drops & breaks"
+    ) in text
+
+
+def test_rows_of_dense_dpo_are_chosen_by_their_latent_frames_and_drawn_pair_by_pair(dense, tmp_path):
+    text = run(
+        dense / "datasets/dense_dpo", "--where", "first_better > 0 and second_better > 0 and start == 'r1-roll2'",
+        "--sheet", tmp_path / "pair.png",
+    )  # fmt: skip
+
+    assert re.search(r"^roll2 and roll3 +better, by latent frame: -1 -1 -1 1 1 +a ball rolls$", text, re.MULTILINE)
+    assert "2 clips drawn" in text
+    assert ids_of_pairs(sort(open_view(dense / "datasets/dense_dpo"), "-neither")) == ["roll0", "roll2"]
+    headings = [one.heading for one in captioned_clips(open_view(dense / "datasets/dense_dpo").head(1))]
+    assert headings == ["roll0, first", "roll1, second"]
+
+
+def ids_of_pairs(view) -> list[str]:
+    return list(view.rows["first"])
+
+
+def test_windows_are_compared_with_the_same_windows_alone(dense, tmp_path):
+    physics, gpt = dense / "labels/physics", dense / "labels/gpt"
+    text = run("diff", physics, gpt)
+    assert "1 of 16 labels differ" in text and "accepted → rejected: 1\n  roll0-w1" in text
+    assert "category  windows  changed" in text
+    assert ids(disagreeing(open_view(physics), "physics", "gpt")) == ["roll0-w1"]
+
+    assert "physics is of windows of 4 frames, " in error_of(dense / "samples", "--disagree", "physics", "gpt")
+    assert "--disagree is about clips, and this is a table of pairs" in error_of(
+        dense / "datasets/dense_dpo", "--disagree", "physics", "gpt"
+    )
+    root = tmp_path / "d1"
+    shutil.copytree(dense, root)
+    answers = {f"{name}{clip}-w0": (True, None, None) for name in ("roll", "drop") for clip in range(4)}
+    make_labels(root / "labels/long", "long", answers, root / "samples", window=8)
+    assert "windows of 4 frames" in (message := error_of("diff", root / "labels/physics", root / "labels/long"))
+    assert "windows of 8 frames: not the same" in message
 
 
 # Other tools
