@@ -1,9 +1,11 @@
 """What tables of dense sets (data/dense.py) have more than others: windows, pairs with one start, latent frames.
 
-clips               start, other: sample_ids of what a clip starts from, and of the other clip of its pair
-windows             clip: its sample_id; window: place from 0; frames: such as "5 to 8"; start and other of the clip
-rows of dense_dpo   start; better: as of DensePair, such as "1 0 -1"; first_better, second_better, neither: how many
-                    latent frames
+    clips               start, other: sample_ids of what a clip starts from, and of the other clip of its pair
+    windows             clip: its sample_id; window: place from 0; frames: such as "5 to 8"; start and other of the clip
+    rows of dense_dpo   start; better: as of DensePair, such as "1 0 -1"; first_better, second_better, neither: how many
+                        latent frames
+
+view.py puts them into its tables, composition.py counts them.
 """
 
 from collections import Counter
@@ -101,4 +103,4 @@ def span(frames: range) -> str:
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda one: -one[1]))
+    return ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))

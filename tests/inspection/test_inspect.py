@@ -394,9 +394,9 @@ def test_rows_of_dense_dpo_are_counted_by_category_and_by_latent_frame(dense):
         ["3", "5", "to", "6", "2", "0", "0"], ["4", "7", "to", "8", "2", "0", "0"],
     ]  # fmt: skip
     assert (
-        "pairs without a preference: 2 of 4: 1 no latent frame differs, 1 no latent frame has two labels\n"
+        "pairs without a preference: 2 of 4: no latent frame differs (1), no latent frame has two labels (1)\n"
         "prompts without a pair: 1 of 2\n"
-        "  p-drop  1 no latent frame differs, 1 no latent frame has two labels  a <b>cup</b> drops & breaks"
+        "  p-drop  no latent frame differs (1), no latent frame has two labels (1)  a <b>cup</b> drops & breaks"
     ) in text
 
 

@@ -51,8 +51,8 @@ def use_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def make_clips(folder: Path, count: int) -> ClipSet:
-    """Clips of noise, each of its own prompt, so that the server can tell them apart."""
+def make_clips(folder: Path, count: int, **facts: str) -> ClipSet:
+    """Clips of noise, each of its own prompt, so that the server can tell them apart. facts: of the manifest."""
     frames = np.random.default_rng(0).integers(0, 255, (count, 9, 32, 32, 3)).astype(np.uint8)
     samples = [
         Sample(f"clip{n}", f"p{n}", f"scene {n}.", "c", "train", "base", n, 9, 8.0, 32, 32, f"videos/clip{n}.mp4")
@@ -60,7 +60,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(count, 1, 1, 1, 1))
-    writer.finish(told(sample.prompt_id for sample in samples), {})
+    writer.finish(told(sample.prompt_id for sample in samples), facts)
     return ClipSet.open(folder)
 
 
