@@ -11,7 +11,7 @@ from data.records import Sample
 from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core import kept
 from feedback.core.kinds import make_source
-from feedback.core.windows import label_windows
+from feedback.core.windows import label_windows, look_at_windows
 from tabletop.captions import Claim, Thing, caption
 from tabletop.render import render
 from tabletop.scenes import make_scene
@@ -94,3 +94,21 @@ def test_people_and_sources_that_compare_label_no_windows(tmp_path):
     people.raters = ["me"]
     with pytest.raises(ValueError, match="people rate whole clips"):
         label_windows(clips, people, 4, tmp_path / "work", tmp_path / "out", 8)
+    with pytest.raises(ValueError, match="people rate whole clips"):
+        look_at_windows(clips, people, 4, 1, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+
+
+def test_a_look_cuts_and_judges_as_many_windows_as_are_wanted(tmp_path):
+    clip = np.zeros((9, 32, 32, 3), np.uint8)
+    clip[5:] = 250
+    clips = clip_set(tmp_path / "samples", [clip, 250 - clip], "a light")
+
+    looks = look_at_windows(clips, source := Brightness(), 4, 2, tmp_path / "cut")
+
+    assert [(look.sample.file_name, look.label.label) for look in looks] == [
+        ("videos/c0.mp4, frames 0 to 4", False),
+        ("videos/c1.mp4, frames 0 to 4", True),
+    ]  # of four windows the first and the third
+    assert source.judged == ["c0-w0", "c1-w0"]
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["c0-w0.mp4", "c1-w0.mp4"]
