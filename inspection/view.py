@@ -117,11 +117,9 @@ def open_view(folder: Path, clips: Path | None = None) -> View:
     if length is not None:
         windows = {window.sample_id: window for sample in judged for window in windows_of(sample, length)}
         judged = window_samples(judged, length)
-    rows: list[Any]
-    if row_type is Label:
-        rows = open_labels(folder, clips, judged, window=length).labels
-    else:
-        rows = read_rows(folder / name, row_type)
+    labels = open_labels(folder, clips, judged, window=length).labels if row_type is Label else None
+    rows: list[Any] = [*(read_rows(folder / name, row_type) if labels is None else labels)]
+    if labels is None:
         _check_same_clips(folder, clips, samples, rows)
     table = frame(rows, row_type)
     if row_type in (Pair, DensePair):
