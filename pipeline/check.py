@@ -255,8 +255,8 @@ def _trainings(params: Mapping[str, Any]) -> dict[str, PolicyConfig]:
         changed = where if entry.get("changes") else f"train.{entry['objective']} (or train.common)"
         found.setdefault(changed, config)
     for name in params["online"]["policies"]:
-        entry = section(f"online.policies.{name}", OnlineEntry)
-        found[f"online.policies.{name}"] = load_recipe(entry.recipe, entry.changes).engine
+        online = section(f"online.policies.{name}", OnlineEntry)
+        found[f"online.policies.{name}"] = load_recipe(online.recipe, online.changes).engine
     return found
 
 
