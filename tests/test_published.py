@@ -1,23 +1,39 @@
-"""What the docs say of the default run is what metrics/evaluate.json has of it, and dvc.lock is of that run."""
+"""What the docs say of our runs is what metrics/evaluate.json and published/ have of them, and each dvc.lock is of its run."""
 
 import json
 import re
+import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dvc.utils.serialize import load_yaml
 
-from evaluation.metrics import DETAIL
+from commands.preset import layers, overlay, values_of
+from evaluation.metrics import DETAIL, OVER_SEEDS
+from pipeline.replicates import expanded
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
+DEFAULT, SEEDS, PARADIGMS = Path("metrics"), Path("published/seeds"), Path("published/paradigms")
+
+
+def figures_of(run: Path) -> dict[str, Any]:
+    """The figures of a run: a key, a judge, a policy, a split."""
+    found: dict[str, Any] = json.loads((ROOT / run / "evaluate.json").read_text(encoding="utf-8"))[DETAIL]
+    return found
 
 
 @pytest.fixture(scope="module")
-def published() -> dict:
-    """The figures of the default run: a key, a judge, a policy, a split."""
-    found: dict = json.loads((ROOT / "metrics/evaluate.json").read_text(encoding="utf-8"))[DETAIL]
-    return found
+def published() -> dict[str, Any]:
+    """The default run, of one training seed."""
+    return figures_of(DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def seeds() -> dict[str, Any]:
+    """The default run with three training seeds."""
+    return figures_of(SEEDS)
 
 
 def text_of(page: str) -> str:
@@ -39,26 +55,42 @@ def gain(figures: list[float]) -> str:
     return f"{f'**{number}**' if figures[1] > 0 else number} {bracket}"
 
 
-def rows(published: dict) -> list[str]:
-    """The rows of README's table. A start's difference is left out where the start is base: it is that to base."""
-    policies, found = default_params()["policies"], []
-    for policy, splits in published["accept"]["physics"].items():
-        cells = [rate(splits["all"]), f"{splits['train'][0]:.1f}", f"{splits['test'][0]:.1f}"]
-        minus_base = published["minus_base"]["physics"].get(policy)
-        cells.append(gain(minus_base["all"]) if minus_base else "")
-        later = policy in policies and policies[policy]["start"] != "base"
-        cells.append(gain(published["minus_start"]["physics"][policy]["all"]) if later else "")
-        name = "*base, best of 4*" if policy == "base best of 4 by judge" else policy
-        found.append("".join(f"| {cell} " if cell else "| " for cell in [name, *cells]) + "|")
+def spread(figures: list[float]) -> str:
+    """The standard deviation of what each seed has, the figures after the interval."""
+    return f"{statistics.stdev(figures[3:]):.1f}"
+
+
+def rows(figures: dict[str, Any], judge: str = "physics", best_of: str = "judge") -> list[str]:
+    """The rows of a table over seeds. A start's difference is left out where the start is base: it is that to base."""
+    over, found = figures[OVER_SEEDS], []
+    single = {name for name in figures["accept"][judge] if re.fullmatch(r".+-s\d+", name)}
+    for policy, one in figures["accept"][judge].items():
+        if policy in single:
+            continue
+        replicated = policy in over["accept"][judge]
+        source = over if replicated else figures
+        splits = source["accept"][judge][policy]
+        cells = [rate(splits["all"][:3]), spread(splits["all"]) if replicated else ""]
+        cells += [f"{splits['train'][0]:.1f}", f"{splits['test'][0]:.1f}"]
+        for key in ("minus_base", "minus_start"):
+            difference_to = source.get(key, {}).get(judge, {}).get(policy)
+            same = key == "minus_start" and difference_to == source["minus_base"][judge].get(policy)
+            cells.append(gain(difference_to["all"][:3]) if difference_to and not same else "")
+        found.append("".join(f"| {cell} " if cell else "| " for cell in [policy, *cells]) + "|")
     return found
 
 
-def test_the_table_in_readme_is_the_published_run_s(published):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What the default run reaches")[2]
-    _, _, *shown = re.findall(r"^\|.*\|$", section.partition("\n## ")[0], re.M)
-    expected = rows(published)
-    shown = [row for row in shown if "Eq. 7 alone" not in row]  # a run of its own
-    assert shown == expected, "\n".join(["README's table should read", *expected])
+def table_below(page: str, title: str) -> list[str]:
+    """The rows of the first table below a heading, without its head."""
+    section = (ROOT / page).read_text(encoding="utf-8").partition(f"{title}\n")[2]
+    _, _, *shown = re.findall(r"^\|.*\|$", section.partition("\n#")[0], re.M)
+    return shown
+
+
+def test_the_table_in_readme_is_of_the_published_seeds(seeds):
+    expected = rows(seeds)
+    shown = table_below("README.md", "## What the default run reaches")
+    assert shown[: len(expected)] == expected, "\n".join(["README's table should read", *expected])
 
 
 def test_what_pages_say_of_the_default_run_is_the_published_run_s(published):
