@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.doors import find
+from data.policies import SAMPLED
 from data.prompts import Prompt
 from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.cost import COST
-from pipeline.recipes import JudgeSettings, Recipe
+from pipeline.recipes import JudgeSettings, Recipe, as_written, sampled_as
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
@@ -153,7 +154,7 @@ def run(
         prompts = [prompt for prompt in prompts if prompt.prompt_id in asks]
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe)
+    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
     check = None
     if recipe.engine.held_out_every:
         held_out = open_held_out(job.held_out, job.sources[job.held_out], str(device))
@@ -163,7 +164,7 @@ def run(
         )
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
-    origin = {"recipe": asdict_of(recipe), **named}
+    origin = {"recipe": as_written(recipe), SAMPLED: sampled_as(recipe, start), **named}
     decode = partial(decode_frames, generator, decoding=recipe.decoding)
     add = partial(keep_inputs, asks, overlay)
     return train_online(
@@ -305,9 +306,12 @@ def answered(
 # The generator's side
 
 
-def with_recipe_shift(generator: "Generator", recipe: Recipe) -> "Generator":
-    """The generator under the recipe's flow shift, if it names one."""
-    return generator if recipe.sampling.shift is None else generator.with_shift(recipe.sampling.shift)
+def with_recipe_shift(generator: "Generator", recipe: Recipe, start: Path) -> "Generator":
+    """The generator under the recipe's flow shift, else under that of the policy in `start`, if one names it."""
+    from generators.core.lora import with_own_shift
+
+    own = recipe.sampling.shift
+    return with_own_shift(generator, start) if own is None else generator.with_shift(own)
 
 
 def inputs_of(encoded: "Encoded") -> "PromptInputs":
@@ -511,10 +515,3 @@ def _in_unit(frames: Any) -> "torch.Tensor":
     import torch
 
     return torch.from_numpy(frames).float() / 255
-
-
-def asdict_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its changes, as plain JSON; `shard` as rl.training.config.as_written has it."""
-    written = {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
-    engine = {name: value for name, value in asdict(recipe.engine).items() if name != "shard" or value}
-    return written | {"engine": engine}

@@ -91,7 +91,7 @@ def train_one_prompt(
         report = run(job, load, base, work, out, device, Tracker(tracker, out.name) if tracker else None)
         told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            write_clip(with_recipe_shift(load(parts=SAMPLING), recipe), told, folder, recipe, out / name)
+            write_clip(with_recipe_shift(load(parts=SAMPLING), recipe, base), told, folder, recipe, out / name)
     draw_curve(out)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     clips = f"{out / BEFORE} and {AFTER}"
