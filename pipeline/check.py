@@ -52,7 +52,7 @@ from pipeline.graph import (
     validate_graph,
 )
 from pipeline.inputs import noisy_sources
-from pipeline.online import check_references, members_of
+from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEED, SEEDS

@@ -14,7 +14,7 @@ from data.prompts import Prompt
 from data.video import read_video
 from generators.core.size import VideoSize
 from generators.core.solvers import solver_scheduler
-from pipeline.online import check_references, members_of
+from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
 from tabletop.references import real_clips
