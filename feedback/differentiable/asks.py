@@ -94,8 +94,8 @@ def read_asks(path: Path) -> dict[str, tuple[Ask, ...]]:
     Raises ConfigError naming the line and the field that is wrong.
     """
     found: dict[str, tuple[Ask, ...]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, 1):
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for number, line in enumerate(text.split("\n")[:-1], 1):  # splitlines would split within a text
         row = json.loads(line)
         prompt_id = row.pop("prompt_id")
         found[prompt_id] = (*found.get(prompt_id, ()), read_config(Ask, row, f"{path}, line {number}"))

@@ -60,9 +60,10 @@ def heatmaps(judge: Judge, frames: Tensor, prompt_id: str, smoothing: float = SM
     seen = frames[indices].detach().requires_grad_()
     with torch.enable_grad():
         answers = judge(seen, prompt_id, SEED)
+        losses = answers.loss.unbind()
     heats = []
-    last = len(answers.questions) - 1
-    for place, (question, loss, p) in enumerate(zip(answers.questions, answers.loss, answers.p_wanted, strict=True)):
+    last = len(losses) - 1
+    for place, (question, loss, p) in enumerate(zip(answers.questions, losses, answers.p_wanted, strict=True)):
         (gradient,) = torch.autograd.grad(loss, seen, retain_graph=place < last)
         heat = smoothed(gradient.abs().sum(-1), smoothing)
         largest = heat.max().item()
@@ -91,12 +92,12 @@ def smoothed(heat: Tensor, smoothing: float) -> Tensor:
 
 
 def overlaid(frames: Tensor, heat: Tensor) -> np.ndarray:
-    """uint8 (F, H, W, 3) the frames in dimmed grey, under colours from red to yellow as opaque as there is heat.
+    """uint8 (F, H, W, 3) the frames in dimmed grey, under colours from red to yellow, by the square root of the heat.
 
     frames: (F, H, W, 3) in [0, 1]. heat: (F, H, W) in [0, 1].
     """
     grey = DIMMED * frames.mean(-1, keepdim=True)
-    share = heat[..., None]
+    share = heat.sqrt()[..., None]
     colour = torch.lerp(torch.tensor(RED), torch.tensor(YELLOW), share)
     return _as_bytes((1 - share) * grey + share * colour)
 
