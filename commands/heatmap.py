@@ -99,13 +99,14 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, policy: str, recipe: str | None, judge: str | None, changes: Sequence[str]) -> "Setting":
-        """That of the policy's entry where it has one and no other recipe is given, with what the options change."""
+        """That of the entry that the policy was trained by, if any and no other recipe is given, with the options."""
         from commands.online.one_prompt import config_changes, with_changes
-        from pipeline.configs import OnlineEntry, PromptConfig
-        from pipeline.params import block, section
+        from pipeline.advice import online_entry
+        from pipeline.configs import PromptConfig
+        from pipeline.params import load_params, section
 
-        if policy in block("online.policies") and recipe is None:
-            entry = section(f"online.policies.{policy}", OnlineEntry)
+        entry = online_entry(policy, load_params())
+        if entry is not None and recipe is None:
             over = with_changes(entry.all_changes, changes)
             return cls(entry.recipe, judge or entry.judge, entry.references, entry.overlay, over)
         config = section("online.prompt", PromptConfig)

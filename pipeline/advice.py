@@ -53,7 +53,7 @@ def otherwise_than_trained(params: Mapping[str, Any]) -> list[str]:
     for name, policies in _sampling_sections(params).items():
         how, alike = section(name, Sampling), dict[str, list[str]]()
         for policy in policies:
-            entry = _online_entry(policy, params)
+            entry = online_entry(policy, params)
             if entry is None:
                 continue
             trained = sampled_as(load_recipe(entry.recipe, entry.all_changes))
@@ -66,6 +66,14 @@ def otherwise_than_trained(params: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def online_entry(policy: str, params: Mapping[str, Any]) -> OnlineEntry | None:
+    """The entry that a policy was trained by, itself or what it was extended or selected from; None: not online."""
+    while policy in params["extend"]:
+        policy = params["extend"][policy]["policy"]
+    trained = policy.removesuffix(SELECTED)
+    return section(f"online.policies.{trained}", OnlineEntry) if trained in params["online"]["policies"] else None
+
+
 def _sampling_sections(params: Mapping[str, Any]) -> dict[str, list[str]]:
     """The policies that each section of `Sampling` samples, each once."""
     of_rounds = [entry["policy"] for key in ("rounds", "dense") for entry in params[key].values()]
@@ -75,11 +83,3 @@ def _sampling_sections(params: Mapping[str, Any]) -> dict[str, list[str]]:
         "evaluate.generate": params["evaluate"]["policies"],
     }
     return {name: list(dict.fromkeys(policies)) for name, policies in used.items()}
-
-
-def _online_entry(policy: str, params: Mapping[str, Any]) -> OnlineEntry | None:
-    """The entry that a policy was trained by, itself or what it was extended or selected from; None: not online."""
-    while policy in params["extend"]:
-        policy = params["extend"][policy]["policy"]
-    trained = policy.removesuffix(SELECTED)
-    return section(f"online.policies.{trained}", OnlineEntry) if trained in params["online"]["policies"] else None
