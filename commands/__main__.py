@@ -25,6 +25,7 @@ COMMANDS = {  # name -> what it does; the module is commands.<name>
     "inspect": "Show labelled sets, datasets and their clips.",
     "show": "Print the result table and the path of the report, or watch a run.",
     "online": "Train for one prompt on a judge's differentiated answers.",
+    "heatmap": "Draw where a judge looks on clips of a policy.",
     "rewrite": "Rewrite a prompt set with a language model.",
     "export": "Write clips, labels and pairs as a dataset, or push it to the Hugging Face Hub.",
     "distribution": "Measure FVD, FID and IS.",

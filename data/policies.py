@@ -3,6 +3,15 @@
 log.jsonl                     a line for each logged step
 checkpoints/step-000100/ …    each a policy of its own
 previews/step-000100.png …    clips of the policy as it was then, where previews are on
+heatmaps/step-000100.png …    where the judges looked then, of a policy that is checked between online updates
+
+policy.json of an online policy says under `sampling` how the clips of its updates were sampled:
+
+shift                         of the flow's time; null: the generator's own
+steps, guidance, solver, negative_prompt
+inference_steps               of full samples
+
+The shift belongs to the policy: its clips are sampled under it, and policies that start from it have it too.
 """
 
 import json
@@ -17,6 +26,8 @@ from data.manifest import MANIFEST, atomically
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
+HEATMAPS = "heatmaps"
+SAMPLED = "sampling"  # key of policy.json
 FOLDER = "policy"  # in the resume state of a run that trains, the folder that becomes the policy
 PROGRESS = (
     "progress.json"  # beside it, how far and how fast the run is: unit, steps, done; since its start now, seconds
@@ -116,8 +127,38 @@ def candidates(policy: Path) -> list[PolicyCheckpoint]:
 
 
 def copy_policy(folder: Path, out: Path) -> None:
-    """Copy what makes a folder a policy, without the run's log, checkpoints, previews and manifest."""
-    shutil.copytree(folder, out, ignore=lambda _, names: {LOG_FILE, CHECKPOINTS, PREVIEWS, MANIFEST} & set(names))
+    """Copy what makes a folder a policy, without the run's log, checkpoints, pictures and manifest."""
+    of_run = {LOG_FILE, CHECKPOINTS, PREVIEWS, HEATMAPS, MANIFEST}
+    shutil.copytree(folder, out, ignore=lambda _, names: of_run & set(names))
+
+
+def sampled_with(folder: Path) -> dict[str, Any]:
+    """How the clips of a policy's updates were sampled, as its policy.json says; empty where it does not say.
+
+    Of a policy that was trained on a round and starts from an online one: the shift alone.
+    """
+    path = folder / "policy.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, Any] = facts.get(SAMPLED) or {}
+    return found
+
+
+def sampled_otherwise(trained: Mapping[str, Any], steps: int, guidance: float, negative_prompt: str | None) -> str:
+    """In words, how sampling differs from that of a policy's updates; "" where it does not.
+
+    trained: as `sampled_with` returns it. Not the shift, which is the policy's own wherever it is sampled.
+    """
+    if "guidance" not in trained:
+        return ""
+    known, told, found = dict.fromkeys((trained["steps"], trained["inference_steps"])), trained["negative_prompt"], []
+    if guidance != trained["guidance"]:
+        found.append(f"guidance {guidance:g} (in training {trained['guidance']:g})")
+    elif guidance > 1 and negative_prompt != told:  # without guidance it leads away from nothing
+        words = ["of the pipeline" if text is None else repr(text) for text in (negative_prompt, told)]
+        found.append(f"negative prompt {words[0]} (in training {words[1]})")
+    if steps not in known:
+        found.append(f"{steps} steps (in training {' or '.join(map(str, known))})")
+    return ", ".join(found)
 
 
 def off_policy(name: str, policy: str, start: str) -> str:

@@ -21,7 +21,7 @@ from generators.core.process import VariancePreserving
 from generators.core.rollout import Sampling
 from generators.core.size import VideoSize
 from generators.core.solvers import check_solver, solver_scheduler
-from pipeline.advice import advice
+from pipeline.advice import advice, otherwise_than_trained
 from pipeline.audit import check_known
 from pipeline.configs import (
     AuditConfig,
@@ -52,7 +52,7 @@ from pipeline.graph import (
     validate_graph,
 )
 from pipeline.inputs import noisy_sources
-from pipeline.online import check_references, members_of
+from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEED, SEEDS
@@ -139,7 +139,7 @@ def check_params(with_generator: bool = True) -> Checked:
     _check_first_seed(params)
     unused = [*unused_policies(params), *unused_rounds(params)]
     notes = [*advice(params), *_unread(params), *off_policy_rounds(params), *unused, *_uneven_batches(params)]
-    notes += aliases()
+    notes += [*aliases(), *otherwise_than_trained(params)]
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
     generator = None
     if with_generator:

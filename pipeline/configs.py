@@ -240,7 +240,7 @@ class OnlineEntry:
     judge: str  # a source that torch can differentiate, or a panel of such
     held_out: str  # a source of any kind that judges samples between updates
     split: str = "train"  # of the prompts
-    references: str | None = None  # real clips: a name in pipeline.online.REFERENCES or a dotted path; null: none
+    references: str | None = None  # real clips: a name in pipeline.judges.REFERENCES or a dotted path; null: none
     overlay: str | None = None  # YAML of marks, drawn over what the judge sees
     changes: dict[str, Any] = Field(default_factory=dict)  # by the recipe's section and key, over its values
     seed: int | None = None  # null: the recipe's, with its changes

@@ -34,7 +34,7 @@ from feedback.differentiable.asks import RUBRIC
 from feedback.questions import WRITERS, is_source
 from generators.core.families import FAMILIES
 from pipeline.graph import trained_policies
-from pipeline.online import REFERENCES
+from pipeline.judges import REFERENCES
 from pipeline.recipes import recipe_files, recipe_questions
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.

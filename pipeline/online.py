@@ -3,16 +3,18 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data.doors import find
+from data.policies import HEATMAPS, SAMPLED, name_of
 from data.prompts import Prompt
 from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.cost import COST
-from pipeline.recipes import JudgeSettings, Recipe
+from pipeline.heatmaps import draw_heatmap
+from pipeline.judges import in_unit, open_judges, written_asks
+from pipeline.recipes import Recipe, as_written, sampled_as
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
@@ -21,16 +23,13 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from data.store import ClipSet
     from feedback.core.source import Source
     from feedback.differentiable.asks import Ask
-    from feedback.differentiable.augment import Augmentation
     from feedback.differentiable.overlay import Overlay, RenderedOverlay
-    from feedback.questions import Writing
-    from feedback.questions.references import RealClip
     from generators.core.encoding import Encoded
     from generators.core.generator import Generator
     from generators.core.rollout import Sampling
     from generators.core.size import VideoSize
     from rl.online.guards import CurvePoint
-    from rl.online.judging import Judge, WeightedJudge
+    from rl.online.judging import WeightedJudge
     from rl.online.trainer import PromptInputs
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
@@ -39,10 +38,6 @@ logger = logging.getLogger(__name__)
 
 ASKS, OVERLAY = "asks.jsonl", "overlay.png"  # in the policy's folder
 CLIP_SET = "online"  # name of the clip sets that the check samples
-REFERENCES = {  # `references` -> the module whose real_clips(prompts, frames, fps) finds them
-    "tabletop": "tabletop.references",
-    "prompts": "feedback.questions.references",
-}
 
 
 class Job(NamedTuple):
@@ -68,14 +63,6 @@ class OnlineTraining(NamedTuple):
     start: Path
     out: Path
     tracker: str | None
-
-
-class Judges(NamedTuple):
-    """The judges that a run trains on."""
-
-    training: "list[WeightedJudge]"  # of augmented frames
-    plain: "list[WeightedJudge]"  # the same without augmentation, for the check
-    versions: dict[str, str]  # of each one's model, by name
 
 
 def for_other_machines(job: Job) -> Job:
@@ -126,188 +113,46 @@ def run(
     Under torchrun each process takes a part of every update's clips, and of those of the check between updates.
     """
     from cluster import devices
-    from feedback.differentiable.overlay import render
-    from feedback.differentiable.vlm import load_judge
     from generators.core.decoding import decode_frames
     from generators.core.encoding import ENCODING, encode
     from generators.core.generator import SAMPLING
     from rl.online.trainer import train_online
 
     devices.join_group(device)
-    recipe, size, blocks = job.recipe, job.size, members_of(job.judge, job.sources)
+    recipe = job.recipe
     # 1. The judges, and each prompt's questions to them
-    overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
-    asks: dict[str, tuple[Ask, ...]] = {}
-    prompts = list(job.prompts)
-    if recipe.questions is None:
-        judges = metric_judges(blocks, prompts, recipe.augment, str(device), size.fps)
-    else:
-        loaded = {name: load_judge(name, block, str(device)) for name, block in blocks.items()}
-        asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, str(device)))
-        real: Mapping[str, RealClip] = {}
-        if recipe.questions.explanation or recipe.questions.with_reference:
-            real = real_clips(prompts, job.references, recipe.judge, size)
-            first = next(iter(blocks))
-            asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
-        judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size)
-        prompts = [prompt for prompt in prompts if prompt.prompt_id in asks]
+    judges, asks, prompts, overlay = open_judges(job, str(device))
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe)
+    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
     check = None
     if recipe.engine.held_out_every:
         held_out = open_held_out(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
         check = HeldOutCheck(
-            generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard
-        )
+            generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard,
+            partial(draw_checked, judges.plain, asks, work / HEATMAPS),
+        )  # fmt: skip
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
-    origin = {"recipe": asdict_of(recipe), **named}
+    origin = {"recipe": as_written(recipe), SAMPLED: sampled_as(recipe, start), **named}
     decode = partial(decode_frames, generator, decoding=recipe.decoding)
-    add = partial(keep_inputs, asks, overlay)
+    add = partial(keep_inputs, asks, overlay, work / HEATMAPS)
     return train_online(
         generator, inputs_of(encoded), judges.training, decode, recipe.engine, start, work, out, origin, check, add,
         tracker=tracker,
     )  # fmt: skip
 
 
-# Judges
-
-
-def metric_judges(
-    blocks: Mapping[str, Any], prompts: Sequence[Prompt], augment: "Augmentation", device: str, fps: float
-) -> Judges:
-    """Metrics as judges, without questions. fps: of the clips."""
-    from feedback.differentiable.augment import Augmentation
-    from feedback.differentiable.metric import MetricJudge, load_metric
-
-    texts = {prompt.prompt_id: prompt.prompt for prompt in prompts}
-    loaded = {name: load_metric(name, block, device) for name, block in blocks.items()}
-    for name, metric in loaded.items():
-        logger.info("trained on %s: %s", name, metric.definition)
-    training, plain = (
-        _weighted([MetricJudge(name, metric, texts, one, fps) for name, metric in loaded.items()])
-        for one in (augment, Augmentation())
-    )
-    return Judges(training, plain, {name: metric.model_version for name, metric in loaded.items()})
-
-
-def vlm_judges(
-    loaded: Mapping[str, Any],
-    blocks: Mapping[str, Any],
-    asks: "Mapping[str, tuple[Ask, ...]]",
-    real: "Mapping[str, RealClip]",
-    overlay: "RenderedOverlay | None",
-    recipe: Recipe,
-    size: "VideoSize",
-) -> Judges:
-    """VLMs as judges. loaded, blocks: by name. asks, real: each prompt's questions and real clip, by prompt_id."""
-    from feedback.differentiable.augment import Augmentation
-    from feedback.differentiable.vlm import ClipShape, VlmJudge
-
-    assert recipe.judge.loss is not None  # a recipe has both questions and a loss, or neither
-    references = {prompt_id: _in_unit(real[prompt_id].frames) for prompt_id in asks if prompt_id in real}
-    training, plain = (
-        _weighted([
-            VlmJudge(
-                name, one.model, one.processor, asks, recipe.judge.loss, recipe.judge.frames or size.num_frames,
-                ClipShape(size.num_frames, size.fps), references, overlay, augment, blocks[name].get("pixels"),
-                checkpointing=recipe.engine.gradient_checkpointing,
-            )
-            for name, one in loaded.items()
-        ])
-        for augment in (recipe.augment, Augmentation())
-    )  # fmt: skip
-    return Judges(training, plain, {name: one.version for name, one in loaded.items()})
-
-
-def written_asks(
-    prompts: Sequence[Prompt], writing: "Writing", sources: Mapping[str, Any], device: str
-) -> "Mapping[str, tuple[Ask, ...]]":
-    """Each prompt's questions by the recipe's writer, which the first process alone calls: it may be paid."""
-    from cluster import devices
-    from feedback.questions import write_questions
-
-    return devices.of_first(lambda: write_questions(prompts, writing, sources, device).asks)
-
-
-def _weighted(judges: "Sequence[Judge]") -> "list[WeightedJudge]":
-    """Judges of equal weights, whose sum is 1."""
-    from rl.online.judging import WeightedJudge
-
-    return [WeightedJudge(judge, 1 / len(judges)) for judge in judges]
-
-
-def members_of(name: str, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The blocks of the judges behind a name: its own, or those of a panel of rule mean, whose losses are averaged.
-
-    Raises ValueError for an unknown name and a panel of another rule.
-    """
-    if name not in sources:
-        raise ValueError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
-    block = sources[name]
-    if block.get("kind") != "panel":
-        return {name: block}
-    if block["rule"] != "mean":
-        raise ValueError(f"feedback.sources.{name}.rule is {block['rule']}; losses can be averaged: rule mean")
-    return dict(block["members"])
-
-
-def real_clips(
-    prompts: Sequence[Prompt], references: str | None, judge: JudgeSettings, size: "VideoSize"
-) -> "Mapping[str, RealClip]":
-    """A real clip of each prompt that has one, with as many frames as the judge sees of the generated one.
-
-    Raises ValueError where the recipe wants another number.
-    """
-    from feedback.questions.references import RealClips
-
-    frames = judge.frames or size.num_frames
-    if references is None:
-        return RealClips([], frames)
-    if judge.reference_frames != frames:
-        wanted = judge.reference_frames
-        raise ValueError(f"judge.reference_frames is {wanted}, expected as many as judge.frames, {frames}")
-    of_prompts = find(references, REFERENCES, "references", "real_clips")
-    found: Mapping[str, RealClip] = of_prompts(prompts, frames, size.fps)
-    return found
-
-
-def check_references(name: str | None) -> None:
-    """Raises ValueError for a name that is neither in REFERENCES nor a dotted path, without importing anything."""
-    if name is not None and name not in REFERENCES and "." not in name:
-        raise ValueError(f"references is {name!r}; known are {', '.join(REFERENCES)}, a dotted path, or null")
-
-
-def answered(
-    asks: "Mapping[str, Sequence[Ask]]",
-    real: "Mapping[str, RealClip]",
-    name: str,
-    loaded: Any,
-    block: Mapping[str, Any],
-    explain: bool,
-) -> "dict[str, tuple[Ask, ...]]":
-    """The questions with the judge's own answers about the real clips, of the prompts whose clips it affirms.
-
-    The first process's: devices of several kinds may differ in a prompt that is left out.
-    """
-    from cluster import devices
-    from feedback.core.kinds import read_block
-    from feedback.judges.qwen import source_of
-    from feedback.questions.references import MOST_TOKENS, asking, reference_answers
-
-    options = replace(read_block(name, block)[1], max_new_tokens=MOST_TOKENS)
-    ask = asking(source_of(name, options, loaded))
-    return devices.of_first(lambda: reference_answers(asks, real, ask, explain).asks)
-
-
 # The generator's side
 
 
-def with_recipe_shift(generator: "Generator", recipe: Recipe) -> "Generator":
-    """The generator under the recipe's flow shift, if it names one."""
-    return generator if recipe.sampling.shift is None else generator.with_shift(recipe.sampling.shift)
+def with_recipe_shift(generator: "Generator", recipe: Recipe, start: Path) -> "Generator":
+    """The generator under the recipe's flow shift, else under that of the policy in `start`, if one names it."""
+    from generators.core.lora import with_own_shift
+
+    own = recipe.sampling.shift
+    return with_own_shift(generator, start) if own is None else generator.with_shift(own)
 
 
 def inputs_of(encoded: "Encoded") -> "PromptInputs":
@@ -319,8 +164,10 @@ def inputs_of(encoded: "Encoded") -> "PromptInputs":
     return PromptInputs(tuple(prompts), stacked(list(prompts.values())), encoded.told.unwanted)
 
 
-def keep_inputs(asks: "Mapping[str, Sequence[Ask]]", overlay: "RenderedOverlay | None", folder: Path) -> None:
-    """Write the questions, and the overlay as a picture, into the policy's folder."""
+def keep_inputs(
+    asks: "Mapping[str, Sequence[Ask]]", overlay: "RenderedOverlay | None", heatmaps: Path, folder: Path
+) -> None:
+    """Write the questions, the overlay as a picture and the sheets in `heatmaps`, if any, into the policy's folder."""
     from feedback.differentiable.asks import write_asks
     from feedback.differentiable.overlay import save_picture
 
@@ -328,9 +175,20 @@ def keep_inputs(asks: "Mapping[str, Sequence[Ask]]", overlay: "RenderedOverlay |
         write_asks(folder / ASKS, asks)
     if overlay:
         save_picture(overlay, None, folder / OVERLAY)
+    if heatmaps.is_dir():
+        shutil.copytree(heatmaps, folder / HEATMAPS, dirs_exist_ok=True)
 
 
 # The check between updates
+
+
+def draw_checked(
+    judges: "Sequence[WeightedJudge]", asks: "Mapping[str, Sequence[Ask]]", folder: Path, update: int,
+    sample: "Sample", frames: "torch.Tensor",
+) -> None:  # fmt: skip
+    """Write the sheet of where the judges look on a clip of the check, as `draw_heatmap` does, into the folder."""
+    path = folder / f"{name_of(update)}.png"
+    draw_heatmap(path, judges, asks, sample.prompt_id, sample.prompt, frames)
 
 
 def checked_prompts(prompts: Sequence[Prompt], check: CheckConfig) -> list[Prompt]:
@@ -392,17 +250,19 @@ class HeldOutCheck:
         sampling: "Sampling",
         work: Path,
         shards: bool = False,
+        draw: "Callable[[int, Sample, torch.Tensor], None] | None" = None,
     ) -> None:
         """work: on a disk that all processes share, as resume state is.
 
         shards: whether processes share shards of the generator's weights, which they gather equally often.
+        draw: called on the first process with the update, the first clip and its frames (F, H, W, 3) in [0, 1].
         """
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.encoded, self.sampling = (
             generator, judges, held_out, encoded, sampling
         )  # fmt: skip
-        self.prompts = prompts[devices.rank() :: devices.world_size()]
+        self.prompts, self.draw = prompts[devices.rank() :: devices.world_size()], draw
         self.work = work / f"rank-{devices.rank()}-of-{devices.world_size()}"  # whose prompts are others among more
         self.idle = 0  # batches that another process has more
         if shards:
@@ -424,6 +284,9 @@ class HeldOutCheck:
         folder = self.work / f"step-{update:06d}"
         clip_sets = [self._clips(folder / "samples", update)] if self.prompts else []
         held_out = self._held_out(clip_sets)
+        if self.draw and clip_sets and devices.rank() == 0:
+            first = clip_sets[0].samples[0]
+            self.draw(update, first, in_unit(clip_sets[0].frames(first)).to(self.generator.device))
         training = {sample.sample_id: self._training(one, sample) for one in clip_sets for sample in one.samples}
         if clip_sets:
             shutil.rmtree(folder)
@@ -482,7 +345,7 @@ class HeldOutCheck:
         """The training judges' score of a clip, weighted."""
         from data.counts import Counts, count
 
-        frames = _in_unit(clip_set.frames(sample)).to(self.generator.device)
+        frames = in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
         for judge, weight in self.judges:
             answers = judge(frames[judge.frame_indices(len(frames), 0)], sample.prompt_id, 0)
@@ -504,17 +367,3 @@ def _mean(scores: Mapping[str, float | None]) -> float:
     if not known:
         raise ValueError("the held-out judge could judge none of the clips of its check")
     return sum(known) / len(known)
-
-
-def _in_unit(frames: Any) -> "torch.Tensor":
-    """uint8 (F, H, W, 3) as float32 in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(frames).float() / 255
-
-
-def asdict_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its changes, as plain JSON; `shard` as rl.training.config.as_written has it."""
-    written = {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
-    engine = {name: value for name, value in asdict(recipe.engine).items() if name != "shard" or value}
-    return written | {"engine": engine}

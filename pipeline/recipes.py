@@ -1,13 +1,14 @@
 """Recipes of online training: YAML files in configs/recipes/, each a published method by its own values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, Positive
+from data.policies import sampled_with
 from pipeline.command import ROOT
 from pipeline.params import ParamsError, load_params, read_section
 
@@ -36,7 +37,7 @@ class SamplingSettings:
     """How full samples are drawn, beside the engine's solver and guidance."""
 
     inference_steps: Count
-    shift: Positive | None  # of the flow's time, in training too; null: the generator's own
+    shift: Positive | None  # of the flow's time, in training too; null: the start's, else the generator's own
 
 
 class Recipe(NamedTuple):
@@ -82,6 +83,29 @@ def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) ->
     if problem := _problem(recipe, QUESTION, sorted(LOSSES)):
         raise ParamsError(f"{path}: {problem}")
     return recipe
+
+
+def as_written(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with its changes, as policy.json holds it; `shard` as rl.training.config.as_written has it."""
+    written = {name: None if part is None else asdict(part) for name, part in recipe._asdict().items()}
+    engine = {name: value for name, value in asdict(recipe.engine).items() if name != "shard" or value}
+    return written | {"engine": engine}
+
+
+def sampled_as(recipe: Recipe, start: Path | None = None) -> dict[str, Any]:
+    """How the clips of an update are sampled, as `data.policies.sampled_with` reads it.
+
+    start: folder of the policy that training starts from, whose shift holds where the recipe names none.
+    """
+    engine, shift = recipe.engine, recipe.sampling.shift
+    return {
+        "shift": sampled_with(start).get("shift") if shift is None and start else shift,
+        "steps": engine.steps,
+        "inference_steps": recipe.sampling.inference_steps,
+        "guidance": engine.guidance,
+        "solver": engine.solver,
+        "negative_prompt": engine.negative_prompt,
+    }
 
 
 def recipe_questions(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> "Writing | None":

@@ -2,10 +2,13 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from data.policies import HEATMAPS, name_of
 from evaluation.accept import as_json
 from evaluation.checkpoints import RATE
 from evaluation.sets import EvaluationSet
@@ -22,6 +25,7 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 HOW_TRAINED = ("start", "round", "objective", "source")  # of policy.json; null where a policy was not trained
 
 Logs = Mapping[str, Sequence[Mapping[str, Any]]]
+Heatmaps = Mapping[str, Mapping[int, Path]]  # by policy and update, the sheet of where its judges looked
 
 
 def write_page(
@@ -31,6 +35,7 @@ def write_page(
     per_prompt: int | None,
     out: Path,
     encoded: Path | None = None,
+    heatmaps: Heatmaps = MappingProxyType({}),
 ) -> None:
     """Write index.html, gallery.html, summary.json and what they show into the folder `out`.
 
@@ -40,6 +45,7 @@ def write_page(
     sets: evaluation sets by policy; a baseline that is only computed has none.
     logs: training rows by policy, with `step` and `loss`. per_prompt: clips of each prompt in the gallery; None: all.
     encoded: folder that keeps the gallery's encoded clips for the next report; None keeps none.
+    heatmaps: sheets of online policies, as `read_heatmaps` finds them.
     Equal inputs give equal bytes.
     """
     media = out / "media"
@@ -50,7 +56,8 @@ def write_page(
     clips = write_gallery(table.judges(summary), sets, per_prompt, out, PlayableCopies(encoded) if encoded else None)
     summary["gallery"] = {"clips": clips}
     (out / "summary.json").write_text(as_json(summary), encoding="utf-8")
-    (out / "index.html").write_text(_render(summary, drawn), encoding="utf-8")
+    looks = _copy_heatmaps(heatmaps, media)
+    (out / "index.html").write_text(_render(summary, drawn, looks), encoding="utf-8")
     logger.info("%d policies, %d clips: %s", len(sets), clips, out / "index.html")
 
 
@@ -62,6 +69,27 @@ def read_logs(policies: Path, names: Iterable[str]) -> dict[str, list[dict[str, 
         for name, path in paths.items()
         if path.exists()
     }
+
+
+def read_heatmaps(policies: Path, names: Iterable[str]) -> dict[str, dict[int, Path]]:
+    """For the online policies of these names that were checked, the sheets of their start and of the update kept."""
+    found: dict[str, dict[int, Path]] = {}
+    for name in names:
+        folder = policies / name / HEATMAPS
+        if folder.is_dir():
+            kept = json.loads((policies / name / "policy.json").read_text(encoding="utf-8"))["step"]
+            sheets = {step: folder / f"{name_of(step)}.png" for step in dict.fromkeys((0, kept))}
+            found[name] = {step: path for step, path in sheets.items() if path.is_file()}
+    return found
+
+
+def _copy_heatmaps(heatmaps: Heatmaps, media: Path) -> dict[str, dict[int, str]]:
+    """The sheets' names in `media`, into which they are copied."""
+    named = {policy: {step: f"heatmap-{policy}-{step}.png" for step in sheets} for policy, sheets in heatmaps.items()}
+    for policy, sheets in heatmaps.items():
+        for step, path in sheets.items():
+            shutil.copyfile(path, media / named[policy][step])
+    return named
 
 
 def read_trained(policies: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -133,8 +161,8 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     return drawn
 
 
-def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
-    """The page's HTML."""
+def _render(summary: Mapping[str, Any], drawn: Sequence[str], heatmaps: Mapping[str, Mapping[int, str]]) -> str:
+    """The page's HTML. heatmaps: names in media/ by policy and update."""
     shown = over_seeds(summary)
     accept_tables = [table.accept_table(shown, judge) for judge in table.judges(summary)]
     round_votes = {name: table.votes(one.get("agreement")) for name, one in summary["rounds"].items()}
@@ -168,6 +196,7 @@ def _render(summary: Mapping[str, Any], drawn: Sequence[str]) -> str:
         voted=any(round_votes.values()) or any(table.VOTES_AGREE in one.columns for one in accept_tables),
         turned=summary.get("turned"),
         drawn=drawn,
+        heatmaps=heatmaps,
         judges=table.judges(summary),
         clips=summary["gallery"]["clips"],
     )

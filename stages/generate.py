@@ -1,5 +1,6 @@
 """Stages `generate`, `eval-generate`, `generate-select` and `generate-dense`: sample a clip set from a policy."""
 
+import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.cost import with_cost
 from pipeline.identity import RECORDED
 from pipeline.params import section
 from pipeline.state import stage_state
+
+logger = logging.getLogger(__name__)
 
 
 @stage_command
@@ -50,7 +53,7 @@ def main(
 ) -> None:
     """Sample a clip set: every prompt of a split, N clips each."""
     from cluster.pool import pool_of
-    from data.policies import candidates
+    from data.policies import candidates, sampled_otherwise, sampled_with
     from data.prompts import load_prompts, texts_for
     from data.store import ClipSet
     from generators.core.rollout import (
@@ -72,6 +75,8 @@ def main(
     params = {"set": set_name, "generator": model, "video": size, sampling: how, "checkpoints": checkpoints}
     if starts:
         inputs, params = [*inputs, starts], params | {"from": starts, "noise": noise, "pairs_per_prompt": pairs}
+    if differs := sampled_otherwise(sampled_with(policy), how.steps, how.guidance, how.negative_prompt):
+        logger.warning("%s samples %s with %s: what it learned may not show", sampling, policy.name, differs)
     load, called = partial(load_policy, asdict(model), size), ClipSetName(set_name, policy.name)
     with stage_state("generate", out, params, inputs) as work:
         clips, pool = work / "clips", pool_of(engine, workers, device)

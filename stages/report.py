@@ -24,7 +24,7 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     from evaluation.sets import load_set
     from report.cost import Entries, costs_of, read_costs
     from report.methods import read_methods
-    from report.page import read_logs, read_measured, read_selected, read_trained, write_page
+    from report.page import read_heatmaps, read_logs, read_measured, read_selected, read_trained, write_page
     from report.table import judges, measuring
 
     config = section("report", ReportConfig)
@@ -55,7 +55,8 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
         folder = work / "report"
         shutil.rmtree(folder, ignore_errors=True)
         logs = read_logs(policies, names)
-        write_page(summary, evaluated, logs, config.samples_per_prompt, folder, encoded=STATE / "report-clips")
+        looks, clips_of = read_heatmaps(policies, names), config.samples_per_prompt
+        write_page(summary, evaluated, logs, clips_of, folder, STATE / "report-clips", looks)
         write_manifest(folder, "report")
         publish(folder, out)
 

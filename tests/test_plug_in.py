@@ -11,7 +11,7 @@ from data.prompts import Prompt
 from feedback.questions import Writing, write_questions
 from pipeline.audit import check_known, world_of
 from pipeline.configs import AuditConfig
-from pipeline.online import REFERENCES
+from pipeline.judges import REFERENCES
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def test_every_other_module_is_imported_without_the_tabletop():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TABLETOP], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.split())
-    assert {"data.known", "feedback.questions.references", "pipeline.online", "stages.pretrain"} <= imported
+    assert {"data.known", "feedback.questions.references", "pipeline.judges", "stages.pretrain"} <= imported
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command, tra
 @click.option("--judge", help="Name in feedback.sources; default: online.prompt.judge.")
 @click.option("--held-out", help="Name in feedback.sources; default: online.prompt.held_out.")
 @click.option("--set", "changes", multiple=True, help="section.key=value over the recipe, such as engine.updates=40.")
+@click.option("--heatmap", is_flag=True, help="Also draw where the judge looks: heatmap-before.png, heatmap-after.png.")
 @out_option
 @device_option
 @tracker_option
@@ -37,6 +38,7 @@ def main(
     judge: str | None,
     held_out: str | None,
     changes: Sequence[str],
+    heatmap: bool,
     out: Path,
     device: str,
     tracker: str | None,
@@ -44,11 +46,11 @@ def main(
     """Train a policy for one prompt on a judge's differentiated answers.
 
     OUT gets the policy, before.mp4 and after.mp4 (the same noise), curve.svg with the probability of each wanted
-    answer over the updates, and log.jsonl with the numbers.
+    answer over the updates, and log.jsonl with the numbers. With --heatmap also two sheets of the judge's gradient.
     """
     from cluster.devices import pick_device
     from commands.online.one_prompt import OnePrompt, train_one_prompt
 
     marks = {"box": boxes, "point": points, "arrow": arrows}
-    given = OnePrompt(prompt, image, tuple(asks), marks, overlay, recipe, judge, held_out, tuple(changes))
+    given = OnePrompt(prompt, image, tuple(asks), marks, overlay, recipe, judge, held_out, tuple(changes), heatmap)
     train_one_prompt(given, start, out, pick_device(device), tracker)

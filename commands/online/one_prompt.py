@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
-from pipeline.online import Job, run, with_recipe_shift
+from pipeline.heatmaps import draw_heatmap
+from pipeline.judges import in_unit, open_judges
+from pipeline.online import ASKS, Job, run, with_recipe_shift
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.recipes import Recipe, load_recipe
 from pipeline.state import stage_state
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    import numpy as np
     import torch
 
     from data.store import PromptConditions
@@ -41,6 +44,7 @@ class OnePrompt(NamedTuple):
     judge: str | None
     held_out: str | None
     changes: Sequence[str]
+    heatmap: bool = False
 
 
 def train_one_prompt(
@@ -90,12 +94,16 @@ def train_one_prompt(
         load = partial(load_generator, **asdict(model), size=size, device=device)
         report = run(job, load, base, work, out, device, Tracker(tracker, out.name) if tracker else None)
         told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
+        clips = {}
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            write_clip(with_recipe_shift(load(parts=SAMPLING), recipe), told, folder, recipe, out / name)
+            generator = with_recipe_shift(load(parts=SAMPLING), recipe, base)
+            clips[name] = write_clip(generator, told, folder, recipe, out / name)
+        if given.heatmap:
+            draw_heatmaps(job, clips, out, device)
     draw_curve(out)
     reason = ", stopped: " + report.stopped if report.stopped else ""
-    clips = f"{out / BEFORE} and {AFTER}"
-    logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, clips)
+    where = f"{out / BEFORE} and {AFTER}"
+    logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, where)
 
 
 def config_changes(recipe: str | None, config: PromptConfig) -> dict[str, Any]:
@@ -156,8 +164,13 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
     return folder
 
 
-def write_clip(generator: "Generator", told: "PromptConditions", policy: Path, recipe: Recipe, path: Path) -> None:
-    """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed."""
+def write_clip(
+    generator: "Generator", told: "PromptConditions", policy: Path, recipe: Recipe, path: Path
+) -> "np.ndarray":
+    """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed.
+
+    Returns its frames, uint8 (F, H, W, 3).
+    """
     from generators.core.conditions import stacked
     from generators.core.lora import apply_policy
     from report.playable import write_playable
@@ -170,7 +183,21 @@ def write_clip(generator: "Generator", told: "PromptConditions", policy: Path, r
         stacked([told.prompts[PROMPT_ID]]), told.unwanted, noise, recipe.sampling.inference_steps,
         engine.guidance, engine.solver,
     )  # fmt: skip
-    write_playable(path, generator.decode(latents)[0].numpy(), generator.size.fps)
+    frames = generator.decode(latents)[0].numpy()
+    write_playable(path, frames, generator.size.fps)
+    return frames
+
+
+def draw_heatmaps(job: Job, clips: "Mapping[str, np.ndarray]", out: Path, device: "torch.device") -> None:
+    """Write heatmap-<name>.png for each of these clips, by its file name: where the judge looks, by its questions."""
+    from feedback.differentiable.asks import read_asks
+
+    (prompt,) = job.prompts
+    opened = open_judges(job._replace(asks=read_asks(out / ASKS) or None), str(device))
+    for name, frames in clips.items():
+        path = out / f"heatmap-{Path(name).stem}.png"
+        whole = in_unit(frames).to(device)
+        draw_heatmap(path, opened.judges.plain, opened.asks, prompt.prompt_id, prompt.prompt, whole)
 
 
 def draw_curve(out: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import StringConstraints
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT
+from data.config import STRICT, read_config
 from data.manifest import atomically
 from feedback.core.rubric import AnyRubric
 
@@ -86,6 +86,20 @@ def parse_ask(
             if answer.casefold() == wanted.casefold():
                 return Ask(name, OWN, template.replace(QUESTION, question), wanted, other, None, False, OWN)
     raise ValueError(f"{given!r}: the wanted answer {answer!r} is unknown; known are {known}")
+
+
+def read_asks(path: Path) -> dict[str, tuple[Ask, ...]]:
+    """The questions that `write_asks` wrote, by prompt_id; none where there is no file.
+
+    Raises ConfigError naming the line and the field that is wrong.
+    """
+    found: dict[str, tuple[Ask, ...]] = {}
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for number, line in enumerate(text.split("\n")[:-1], 1):  # splitlines would split within a text
+        row = json.loads(line)
+        prompt_id = row.pop("prompt_id")
+        found[prompt_id] = (*found.get(prompt_id, ()), read_config(Ask, row, f"{path}, line {number}"))
+    return found
 
 
 def write_asks(path: Path, asks: Mapping[str, Sequence[Ask]]) -> None:

@@ -32,6 +32,7 @@ import torch
 from torch import nn
 
 from data.manifest import atomically, naming
+from data.policies import SAMPLED
 from generators.core.generator import Generator
 
 logger = logging.getLogger(__name__)
@@ -248,6 +249,15 @@ def apply_policy(generator: Generator, folder: Path, denoisers: Sequence[str] | 
         elif is_full(folder, name):
             load_full(module, folder, name)
             logger.info("policy %s: full weights of %s loaded", folder.name, name)
+
+
+def with_own_shift(generator: Generator, folder: Path) -> Generator:
+    """The generator under the flow shift of the policy in `folder`; unchanged where that names none.
+
+    Raises LoraError for a folder without policy.json, ValueError where the generator is no flow model.
+    """
+    shift = (read_facts(folder).get(SAMPLED) or {}).get("shift")
+    return generator if shift is None else generator.with_shift(shift)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from generators.core.conditions import stacked
 from generators.core.encoding import ENCODING, Encoded, encode
 from generators.core.generator import SAMPLING, Generator, NonFiniteClipError, first_step
 from generators.core.load import load_generator
-from generators.core.lora import apply_policy
+from generators.core.lora import apply_policy, with_own_shift
 from generators.core.size import VideoSize
 from generators.core.solvers import Solver
 
@@ -49,14 +49,14 @@ their own.
 def load_policy(
     settings: Mapping[str, Any], size: VideoSize, folder: Path, device: str, parts: Collection[str]
 ) -> Generator:
-    """The generator with those of its parts and the weights of the policy in `folder`, on a device of this machine.
+    """The generator with those of its parts, and weights and shift of the policy in `folder`, on this machine's device.
 
     settings: arguments of `load_generator`. device: as `pick_device` takes it.
     """
     generator = load_generator(**settings, size=size, device=pick_device(device), parts=parts)
     if "denoiser" in parts:
         apply_policy(generator, folder)
-    return generator
+    return with_own_shift(generator, folder)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -32,6 +32,7 @@ from data.policies import (
     CHECKPOINTS,
     FOLDER,
     PROGRESS,
+    SAMPLED,
     append_log,
     is_whole,
     keep_until,
@@ -39,6 +40,7 @@ from data.policies import (
     preview_of,
     previews_in,
     read_log,
+    sampled_with,
 )
 from generators.core.generator import Generator
 from rl.training import state
@@ -343,7 +345,9 @@ def begin(
     policy = make_trainable(generator, config, start)
     optimizer = make_optimizer(list(policy.parameters.values()), config)
     described = start / (MANIFEST if (start / MANIFEST).is_file() else "policy.json")
+    shift = sampled_with(start).get("shift")
     made_from = {
+        **({} if shift is None else {SAMPLED: {"shift": shift}}),  # the start's, unless the origin has its own
         **origin,
         "start": start.name,
         "start_sha256": sha256_of(described),

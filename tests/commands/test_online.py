@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from ruamel.yaml import YAML
 
 from commands.online import main as online_command
@@ -14,7 +15,7 @@ from data.prompts import Prompt
 from data.video import read_video
 from generators.core.size import VideoSize
 from generators.core.solvers import solver_scheduler
-from pipeline.online import check_references, members_of
+from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
 from tabletop.references import real_clips
@@ -65,7 +66,7 @@ def mine(tmp_path_factory):
     """An optimised prompt with a question and a box of its own."""
     out = tmp_path_factory.mktemp("online") / "mine"
     asks = ("--ask", "does the red ball fall off the table=yes", "--ask", "is the red ball inside the rectangle=no")
-    done = quick(out, *asks, "--box", "8,8,20,20@0-4", "--set", "engine.held_out_every=null")
+    done = quick(out, *asks, "--box", "8,8,20,20@0-4", "--set", "engine.held_out_every=null", "--heatmap")
     assert done.exit_code == 0, done.output
     return out
 
@@ -93,12 +94,21 @@ def test_each_question_of_the_command_line_is_logged_with_its_probability(mine):
     ]
 
 
+def test_where_the_judge_looks_is_drawn_before_and_after_with_a_row_for_each_question(mine):
+    before, after = (Image.open(mine / f"heatmap-{name}.png") for name in ("before", "after"))
+    assert before.size == after.size and before.size[0] == 8 * (96 + 2) - 2 + 2 * 8  # the 8 frames that it sees
+    assert before.size[1] > 3 * 96  # the frames and two questions
+    assert before.tobytes() != after.tobytes()
+
+
 def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignment_alone(tmp_path):
     done = quick(tmp_path / "drf", "--recipe", "diffusion-drf", "--set", "engine.full=false")
     assert done.exit_code == 0, done.output
     asks = [json.loads(line) for line in (tmp_path / "drf/asks.jsonl").read_text().splitlines()]
     assert {ask["kind"] for ask in asks} == {"alignment"}
     assert all(ask["explanation"] is None and not ask["with_reference"] for ask in asks)
+    drawn = sorted(path.name for path in (tmp_path / "drf/heatmaps").iterdir())
+    assert drawn == ["step-000000.png", "step-000001.png", "step-000002.png"]  # at each check
 
 
 def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):

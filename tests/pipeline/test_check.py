@@ -14,7 +14,7 @@ from data.prompts import load_prompts, write_prompts
 from feedback.core.kinds import resolve
 from feedback.core.rubric import load_rubric
 from generators.families.wan import WanGenerator
-from pipeline.advice import advice
+from pipeline.advice import advice, otherwise_than_trained
 from pipeline.check import check_params
 from pipeline.configs import train_config
 from pipeline.params import ParamsError
@@ -764,3 +764,25 @@ def test_a_policy_comes_after_the_one_whose_round_its_pairs_start_from(project):
     project(params)
     with pytest.raises(ParamsError, match="a cycle: d1 starts from clips of r2, which dpo-dense samples"):
         check_params()
+
+
+def test_an_online_policy_that_is_sampled_otherwise_than_it_was_trained_is_a_note(project):
+    """ask1 and ask2 train without guidance; ask3 is as evaluation is, but for the clips of its checkpoints."""
+    params = default_params()
+    entry = {"start": "base", "recipe": "ask-a-video", "judge": "second", "held_out": "judge"}
+    without = {"engine": {"steps": 8, "guidance": 1.0}, "sampling": {"inference_steps": 8}}
+    alike = {"engine": {"steps": 8, "guidance": 1.5, "checkpoint_every": 10}, "sampling": {"shift": 5.0}}
+    params["online"]["policies"] = {
+        "ask1": entry | {"changes": without}, "ask2": entry | {"changes": without}, "ask3": entry | {"changes": alike},
+    }  # fmt: skip
+    params["extend"] = {"longer": {"policy": "ask3", "prompts": params["prompts"]["path"], "template": "{prompt}"}}
+    params["evaluate"]["policies"] += ["ask1", "ask2", "ask3", "ask3-selected", "longer"]
+    params["select"] |= {"policies": ["ask3"], "generate": params["select"]["generate"] | {"steps": 4}}
+    params["rounds"]["r9"] = {"policy": "ask1"}  # generate has guidance 1 and 8 steps
+    project(params)
+
+    assert otherwise_than_trained(params) == [
+        "select.generate samples ask3 with 4 steps (in training 8 or 25): what was learned may not show",
+        "evaluate.generate samples ask1, ask2 with guidance 1.5 (in training 1): what was learned may not show",
+    ]
+    assert set(otherwise_than_trained(params)) <= set(check_params().notes)

@@ -1,5 +1,6 @@
 """Claims about what stage `online` composes."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,10 @@ from cluster import devices
 from data.counts import Counts, collected_counts
 from data.prompts import Prompt
 from data.store import PromptConditions
+from feedback.differentiable.asks import Ask
 from generators.core.encoding import Encoded, encode
 from generators.core.rollout import Sampling
-from pipeline.online import HeldOut, HeldOutCheck
+from pipeline.online import HeldOut, HeldOutCheck, draw_checked
 from rl.online.judging import WeightedJudge
 from tests.feedback.judges.test_panel import steady
 from tests.support.online import Answers
@@ -81,3 +83,21 @@ def test_a_check_counts_its_clips_and_its_judges_also_where_a_killed_run_had_sam
     with collected_counts() as counts, torch.no_grad():
         check(4)  # whose clips are there
     assert counts == expected
+
+
+def test_a_check_draws_where_the_judge_looks_on_its_first_clip_and_counts_nothing_for_it(tiny_wan, tmp_path):
+    generator = load_wan(tiny_wan, max_prompt_tokens=8)
+    prompts = [Prompt("p0", "the red ball rolls off the table", "c", "train", None, None)]
+    sampling = Sampling(2, 1.0, "unipc", samples_per_prompt=2, batch_size=2, split="all", seed=1)
+    judges = [WeightedJudge(Brightness(), 1.0)]
+    asks = {"p0": tuple(Ask(n, "own", "Is it light?", "Yes", "No", None, False, "own") for n in ("one", "two"))}
+    check = HeldOutCheck(
+        generator, judges, HeldOut(False, steady("held", 0.9)), prompts, encode(generator, prompts, None), sampling,
+        tmp_path, draw=partial(draw_checked, judges, asks, tmp_path / "sheets"),
+    )  # fmt: skip
+    with collected_counts() as counts, torch.no_grad():
+        check(0), check(20)
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["step-000000.png", "step-000020.png"]
+    assert counts.judge_calls == 2 * 2 * (2 + 1)
+    first, again = ((tmp_path / "sheets" / f"step-0000{step}.png").read_bytes() for step in ("00", "20"))
+    assert first == again  # of the same clip

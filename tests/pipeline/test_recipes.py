@@ -1,5 +1,6 @@
 """The recipes of online training: what stands in the papers, and an entry's changes over it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import asks_of_rubric
 from feedback.questions.sheet import load_sheet
 from pipeline.params import ParamsError
-from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged
+from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged, sampled_as
 
 NAMES = ["ask-a-video", "ask-a-video-test-time", "diffusion-drf", "reward-gradient", "vanilla-drf", "vlm-as-teacher"]
 
@@ -147,3 +148,17 @@ def test_a_recipe_of_ones_own_is_read_beside_the_common_values(tmp_path):
     with pytest.raises(ParamsError) as error:
         load_recipe("mine", {}, tmp_path)
     assert f"{tmp_path / 'mine.yaml'}: engine.steps is missing" in error.value.message
+
+
+def test_how_updates_are_sampled_is_told_with_the_recipes_shift_before_the_starts(tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"sampling": {"shift": 7.0}}))
+    drf, ask = load_recipe("diffusion-drf", {}), load_recipe("ask-a-video", {"engine": {"negative_prompt": "blurred"}})
+    assert sampled_as(drf, tmp_path) == {
+        "shift": 5.0, "steps": 25, "inference_steps": 30, "guidance": 5.0, "solver": "euler", "negative_prompt": None,
+    }  # fmt: skip
+    assert sampled_as(ask, tmp_path) == {
+        "shift": 7.0, "steps": 25, "inference_steps": 25, "guidance": 5.0, "solver": "unipc",
+        "negative_prompt": "blurred",
+    }  # fmt: skip
+    (tmp_path / "policy.json").write_text("{}")
+    assert sampled_as(ask, tmp_path)["shift"] is None

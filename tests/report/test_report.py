@@ -29,7 +29,7 @@ from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
 from report.methods import read_methods, tables
 from report.over_seeds import over_seeds
-from report.page import read_logs, read_measured, read_selected, read_trained, write_page
+from report.page import read_heatmaps, read_logs, read_measured, read_selected, read_trained, write_page
 from report.playable import PlayableCopies, copy_playable
 from report.table import (
     BETTER,
@@ -279,6 +279,26 @@ def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
     (tmp_path / "rwr1" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
 
     assert read_logs(tmp_path, ["base", "rwr1"]) == {"rwr1": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]}
+
+
+def test_where_the_judge_looked_is_shown_of_the_start_and_of_the_update_kept(sets, summary, tmp_path):
+    policies = tmp_path / "policies"
+    for name, steps, kept in (("ask1", (0, 20, 40), 20), ("ask2", (0, 20), 0)):
+        (policies / name / "heatmaps").mkdir(parents=True)
+        (policies / name / "policy.json").write_text(json.dumps({"step": kept}))
+        for step in steps:
+            (policies / name / f"heatmaps/step-{step:06d}.png").write_bytes(f"{name} {step}".encode())
+    (policies / "base").mkdir()
+
+    found = read_heatmaps(policies, ["base", "ask1", "ask2"])
+    assert {name: list(sheets) for name, sheets in found.items()} == {"ask1": [0, 20], "ask2": [0]}
+    write_page(summary, sets, {}, None, tmp_path / "out", heatmaps=found)
+    assert (tmp_path / "out/media/heatmap-ask1-20.png").read_bytes() == b"ask1 20"
+    page = (tmp_path / "out/index.html").read_text()
+    assert "where the judge looks" in page and "After update 20" in page
+    assert set(re.findall(r"media/(heatmap-[^\"]+)", page)) == {
+        path.name for path in tmp_path.glob("out/media/heatmap-*")
+    }
 
 
 def test_how_a_policy_was_trained_is_read_from_its_folder(tmp_path):

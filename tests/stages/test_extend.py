@@ -136,6 +136,26 @@ def test_clips_are_made_from_the_text_and_judged_by_the_prompt(project, tiny_wan
                   {"base": base, "slow": slow}.items()})  # fmt: skip
 
 
+def test_clips_have_the_flow_shift_of_the_policy_and_another_guidance_is_warned_of(project, caplog):
+    """Base, as one that was trained online at shift 5 and guidance 2, in one step; its extension is the same policy."""
+    done = [evaluation_clips("base")]
+    trained = {"steps": 1, "inference_steps": 1, "guidance": 2.0, "solver": "euler", "negative_prompt": None}
+    Path("runs/policies/base/policy.json").write_text(json.dumps({"sampling": {"shift": 5.0, **trained}}))
+    write_manifest(Path("runs/policies/base"), "policy")
+    Path("runs/eval/base").rename("runs/eval/before")
+    caplog.clear()
+    done += [extend_base(), evaluation_clips("base"), evaluation_clips("slow")]
+
+    assert [one.exit_code for one in done] == [0, 0, 0, 0], done[-1].output
+    sets = [ClipSet.open(Path(f"runs/eval/{policy}/samples")) for policy in ("before", "base", "slow")]
+    assert [one.manifest["facts"]["shift"] for one in sets] == [3.0, 5.0, 5.0]
+    warned = [one.message for one in caplog.records if one.levelname == "WARNING" and "in training" in one.message]
+    assert warned == [
+        f"evaluate.generate samples {policy} with guidance 1 (in training 2): what it learned may not show"
+        for policy in ("base", "slow")
+    ]
+
+
 def test_texts_of_another_prompt_set_are_refused(project):
     extend_base()
     Path("prompts.csv").write_text(CSV + "p3,a cup drops,falling,test\n")

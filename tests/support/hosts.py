@@ -83,7 +83,7 @@ def ask_the_first(folder: Path, base: str) -> list[Any]:
 
 def write_questions(folder: Path, base: str) -> dict[str, list[str]]:
     from feedback.questions import Writing
-    from pipeline.online import written_asks
+    from pipeline.judges import written_asks
 
     by = Writing("writer", TEACHER, ("goal",), explanation=False, with_reference=False)
     asks = written_asks(PROMPTS, by, {"writer": block_of("gpt", base)}, "cpu")

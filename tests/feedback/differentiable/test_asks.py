@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.config import ConfigError
 from feedback.core.rubric import load_rubric
-from feedback.differentiable.asks import Ask, asks_of_rubric, parse_ask, write_asks
+from feedback.differentiable.asks import Ask, asks_of_rubric, parse_ask, read_asks, write_asks
 from tests.support.refusals import assert_refused
 
 ASK = Ask("physics_motion", "physics", "Does anything leap?", "No", "Yes", ", all is calm.", True, "diffusion-drf")
@@ -42,6 +43,16 @@ def test_a_file_of_equal_questions_has_equal_bytes_and_keeps_every_character(tmp
     assert written == (tmp_path / "two.jsonl").read_bytes()
     rows = [json.loads(line) for line in written.decode().removesuffix("\n").split("\n")]
     assert [row["prompt_id"] for row in rows] == ["p2", "p1"] and rows[1]["text"] == odd.text
+
+
+def test_questions_are_read_as_they_were_written(tmp_path):
+    path, asks = tmp_path / "asks.jsonl", {"p2": (ASK, replace(ASK, name="odd", text="a\n\u2028 é")), "p1": (ASK,)}
+    assert read_asks(path) == {}
+    write_asks(path, asks)
+    assert read_asks(path) == asks
+    path.write_text(path.read_text().replace('"physics"', '"taste"'))
+    with pytest.raises(ConfigError, match=r"asks\.jsonl, line 1"):
+        read_asks(path)
 
 
 def test_a_wrong_field_is_named():

@@ -259,6 +259,14 @@ def test_the_base_policy_changes_nothing(wan, inputs, tmp_path):
     assert torch.equal(predict(wan, inputs), before)
 
 
+def test_a_policy_that_names_a_shift_is_sampled_under_it_and_another_under_the_generators(wan, tmp_path):
+    for facts, shift in (({}, wan.process.shift), ({"sampling": {"shift": None}}, wan.process.shift),
+                         ({"sampling": {"shift": 5.0}}, 5.0)):  # fmt: skip
+        (tmp_path / "policy.json").write_text(json.dumps(facts))
+        assert lora.with_own_shift(wan, tmp_path).process.shift == shift
+    assert wan.process.shift != 5.0
+
+
 def test_a_full_policy_is_the_same_in_stock_diffusers(wan, tiny_wan, inputs, tmp_path):
     base = predict(wan, inputs)
     lora.train_full(wan.component("transformer"))

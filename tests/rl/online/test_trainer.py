@@ -104,6 +104,16 @@ def test_a_run_leaves_a_policy_folder(generator, base, tmp_path):
     assert (facts["objective"], facts["start"], facts["recipe"]) == ("online", "base", "test")
     assert (facts["step"], facts["updates"], facts["stopped"]) == (5, 5, None)
     assert (facts["judges"], facts["prompts"]) == ({"red": 1.0}, ["p0", "p1", "p2"])
+    assert "sampling" not in facts  # of a start without a shift, and an origin that does not say
+
+
+def test_a_policy_has_the_shift_of_the_one_that_it_starts_from_and_no_other_of_its_settings(generator, tmp_path):
+    first = write_base(tmp_path / "first")
+    (first / "policy.json").write_text(json.dumps({"sampling": {"shift": 5.0, "steps": 25, "guidance": 5.0}}))
+    run(generator, first, tmp_path / "from first", updates=2)
+    assert described(tmp_path / "from first")["sampling"] == {"shift": 5.0}
+    checkpoint = tmp_path / "from first/out/checkpoints/step-000002/policy.json"
+    assert json.loads(checkpoint.read_text())["sampling"] == {"shift": 5.0}
 
 
 def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, generator, base, tmp_path):
