@@ -117,7 +117,7 @@ def test_what_pages_say_of_the_default_run_is_the_published_run_s(published, see
     said = {
         "README.md": [f"Under the judge that was trained on: {by_judge}."],
         "docs/reproducibility.md": [
-            f"| 1 (the table in README) | {rwr1} |",
+            f"| 1 (`make repro`) | {rwr1} |",
             f"| base | {base} |",
             f"{accepted} of {accepted + rejected:,} were accepted",
             f"accepted {rwr1} % of its clips against {base} % of the base's, a paired difference of {gain} points "
