@@ -16,7 +16,7 @@ from pipeline.lock import LOCK, is_running
 POLICIES = Path("runs/policies")
 STAGES = ("train", "online")
 WIDTH, HEIGHT = 72, 12  # characters of a chart
-CURVES = ("loss", "question_loss", "held_out/training", "held_out/held_out")
+CURVES = ("loss", "question_loss", "reward", "held_out/training", "held_out/held_out")
 
 
 class Run(NamedTuple):

@@ -54,11 +54,13 @@ from pipeline.graph import (
 from pipeline.inputs import noisy_sources
 from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError, aliases, load_params, section
+from pipeline.policy_gradient import check_judge, check_unread
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEED, SEEDS
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
-from rl.online.config import OnlineConfig
+from rl.online.config import GrpoConfig, OnlineConfig
+from rl.online.sde import check_generator as check_generator_of_rewards
 from rl.pairing import check_source
 from rl.training.config import PolicyConfig, TrainConfig
 from rl.training.policies import check_trainable, trained_denoisers
@@ -220,14 +222,25 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
             _check_lora_targets(name, config, generator.checkpoint, denoiser)
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
-        if load_recipe(entry.recipe, entry.changes).decoding.mode == "windowed" and not generator.windows:
+        recipe = load_recipe(entry.recipe, entry.changes)
+        if recipe.decoding.mode == "windowed" and not generator.windows and not recipe.by_rewards:
             raise ParamsError(f"online.policies.{name}: decoding.{whole_clip_needed(generator)}")
+        if recipe.by_rewards:
+            _check_steps(f"online.policies.{name}", generator)
     unguided = [
         f"{key}: negative_prompt is set and guidance is 1, which leads away from nothing"
         for key in _sampled(params)
         if (how := section(key, Sampling)).negative_prompt and how.guidance == 1
     ]
     return [*([f"{path}: {warning}"] if warning else []), *unguided]
+
+
+def _check_steps(name: str, generator: Generator) -> None:
+    """The generator's steps can be drawn, for a recipe that trains by rewards."""
+    try:
+        check_generator_of_rewards(generator)
+    except ValueError as error:
+        raise ParamsError(f"{name}: engine.{error}") from error
 
 
 def _sampled(params: Mapping[str, Any]) -> list[str]:
@@ -397,7 +410,12 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         entry = section(f"online.policies.{name}", OnlineEntry)
         try:
             recipe = load_recipe(entry.recipe, entry.changes)
-            members_of(entry.judge, {entry.judge: resolve(entry.judge, sources)})
+            judge = resolve(entry.judge, sources)
+            if isinstance(recipe.engine, GrpoConfig):
+                check_judge(entry.judge, judge, recipe.engine.reward)
+                check_unread(entry.overlay, entry.references)
+            else:
+                members_of(entry.judge, {entry.judge: judge})
             check_references(entry.references)
             if recipe.questions and recipe.questions.writer == RUBRIC and recipe.questions.rubric:
                 asked = [prompt.prompt for prompt in select(prompts, entry.split)]

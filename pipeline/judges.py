@@ -49,11 +49,12 @@ class Opened(NamedTuple):
 def open_judges(job: "Job", device: str) -> Opened:
     """The job's judges on a device, with each prompt's questions, which are written where the job has none.
 
-    Raises ValueError as `members_of`, `real_clips` and the judges do.
+    Raises ValueError as `members_of`, `real_clips` and the judges do, and for a recipe that trains by rewards.
     """
     from feedback.differentiable.overlay import render
     from feedback.differentiable.vlm import load_judge
 
+    check_differentiated(job.recipe)
     recipe, size, blocks = job.recipe, job.size, members_of(job.judge, job.sources)
     overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
     prompts = list(job.prompts)
@@ -68,6 +69,15 @@ def open_judges(job: "Job", device: str) -> Opened:
         asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
     judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size)
     return Opened(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
+
+
+def check_differentiated(recipe: Recipe) -> None:
+    """Raises ValueError for a recipe that trains by rewards: no gradient passes its judge, so none can be drawn."""
+    if recipe.by_rewards:
+        raise ValueError(
+            "engine.rollout is sde: its judge gives rewards, and no gradient by the pixels; where a judge looks can be "
+            "drawn for the other recipes"
+        )
 
 
 def metric_judges(

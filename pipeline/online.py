@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.policies import HEATMAPS, SAMPLED, name_of
 from data.prompts import Prompt
+from pipeline.asked import Asked, open_asked
 from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.cost import COST
 from pipeline.heatmaps import draw_heatmap
@@ -19,9 +20,8 @@ from pipeline.recipes import Recipe, as_written, sampled_as
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
-    from data.records import Label, Sample
+    from data.records import Sample
     from data.store import ClipSet
-    from feedback.core.source import Source
     from feedback.differentiable.asks import Ask
     from feedback.differentiable.overlay import Overlay, RenderedOverlay
     from generators.core.encoding import Encoded
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from generators.core.size import VideoSize
     from rl.online.guards import CurvePoint
     from rl.online.judging import WeightedJudge
-    from rl.online.trainer import PromptInputs
+    from rl.online.loop import PromptInputs
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
 
@@ -74,11 +74,14 @@ def for_other_machines(job: Job) -> Job:
     from feedback.core.kinds import keeps_answers
     from feedback.questions import is_source
 
-    if job.recipe.engine.held_out_every and keeps_answers(job.held_out, job.sources[job.held_out]):
-        raise ValueError(
-            f"held_out: {job.held_out} is asked over the network, and keys stay on this machine, which engine ray does "
-            "not train on: name a judge with a model of its own, or take engine here"
-        )
+    asked_there = {"held_out": job.held_out} if job.recipe.engine.held_out_every else {}
+    asked_there |= {"judge": job.judge} if job.recipe.by_rewards else {}
+    for key, name in asked_there.items():
+        if keeps_answers(name, job.sources[name]):
+            raise ValueError(
+                f"{key}: {name} is asked over the network, and keys stay on this machine, which engine ray does "
+                "not train on: name a judge with a model of its own, or take engine here"
+            )
     writing = job.recipe.questions
     asked = writing is not None and job.asks is None and is_source(writing.writer)
     if writing is None or not asked or not keeps_answers(writing.writer, job.sources[writing.writer]):
@@ -100,7 +103,8 @@ def train(given: OnlineTraining, work: Path, device: str) -> dict[str, Any]:
     tracker = Tracker(given.tracker, given.out.name) if given.tracker else None
     report = run(given.job, load, given.start, work, given.out, place, tracker)
     facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
-    return {**facts, "question_loss": report.last.get("question_loss"), COST: report.counts}
+    measured = "reward" if given.job.recipe.by_rewards else "question_loss"
+    return {**facts, measured: report.last.get(measured), COST: report.counts}
 
 
 def run(
@@ -120,6 +124,10 @@ def run(
 
     devices.join_group(device)
     recipe = job.recipe
+    if recipe.by_rewards:
+        from pipeline.policy_gradient import run_by_rewards
+
+        return run_by_rewards(job, load, start, work, out, device, tracker)
     # 1. The judges, and each prompt's questions to them
     judges, asks, prompts, overlay = open_judges(job, str(device))
     # 2. The generator, and the check of its samples between updates
@@ -127,7 +135,7 @@ def run(
     generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
     check = None
     if recipe.engine.held_out_every:
-        held_out = open_held_out(job.held_out, job.sources[job.held_out], str(device))
+        held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
         check = HeldOutCheck(
             generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard,
@@ -158,7 +166,7 @@ def with_recipe_shift(generator: "Generator", recipe: Recipe, start: Path) -> "G
 def inputs_of(encoded: "Encoded") -> "PromptInputs":
     """The encoded prompts as the trainer takes them."""
     from generators.core.conditions import stacked
-    from rl.online.trainer import PromptInputs
+    from rl.online.loop import PromptInputs
 
     prompts = encoded.told.prompts
     return PromptInputs(tuple(prompts), stacked(list(prompts.values())), encoded.told.unwanted)
@@ -214,25 +222,6 @@ def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
     )
 
 
-class HeldOut(NamedTuple):
-    """The held-out judge, and which processes ask it."""
-
-    by_first: bool  # asked by the first process alone, about the clips of all; else by each about its own
-    source: "Source | None"  # None: this process does not ask
-
-
-def open_held_out(name: str, block: Mapping[str, Any], device: str) -> HeldOut:
-    """The source of a block. The first process alone opens one whose answers a ledger keeps: a file of one machine."""
-    from cluster import devices
-    from feedback.core.kinds import keeps_answers, make_source
-
-    if not keeps_answers(name, block):
-        return HeldOut(False, make_source(name, block, device))
-    made: list[Source] = []
-    devices.of_first(lambda: made.append(make_source(name, block, device)))
-    return HeldOut(True, made[0] if made else None)
-
-
 class HeldOutCheck:
     """The judges' scores of full samples of the policy, between updates: the trainer's `check`.
 
@@ -243,8 +232,8 @@ class HeldOutCheck:
     def __init__(
         self,
         generator: "Generator",
-        judges: "Sequence[WeightedJudge]",
-        held_out: HeldOut,
+        judges: "Sequence[WeightedJudge] | Asked",
+        held_out: Asked,
         prompts: Sequence[Prompt],
         encoded: "Encoded",
         sampling: "Sampling",
@@ -283,11 +272,14 @@ class HeldOutCheck:
         self._keep_pace()
         folder = self.work / f"step-{update:06d}"
         clip_sets = [self._clips(folder / "samples", update)] if self.prompts else []
-        held_out = self._held_out(clip_sets)
+        held_out = self.held_out.scores_of(clip_sets)
         if self.draw and clip_sets and devices.rank() == 0:
             first = clip_sets[0].samples[0]
             self.draw(update, first, in_unit(clip_sets[0].frames(first)).to(self.generator.device))
-        training = {sample.sample_id: self._training(one, sample) for one in clip_sets for sample in one.samples}
+        if isinstance(self.judges, Asked):
+            training = self.judges.scores_of(clip_sets)
+        else:
+            training = {sample.sample_id: self._training(one, sample) for one in clip_sets for sample in one.samples}
         if clip_sets:
             shutil.rmtree(folder)
         of_ranks = zip(*devices.gather_over_ranks((training, held_out)), strict=True)
@@ -303,28 +295,6 @@ class HeldOutCheck:
         for _ in range(self.idle):
             noise = generator.draw_noise([0], generator.latent_shape)
             generator.sample(one, told.unwanted, noise, how.steps, how.guidance, how.solver)
-
-    def _held_out(self, own: "Sequence[ClipSet]") -> dict[str, float | None]:
-        """The held-out judge's scores by sample_id: of this process's clips, or of all where the first one asks."""
-        from cluster import devices
-        from data.counts import count
-        from data.store import ClipSet
-        from feedback.core.label import look_at_all
-        from feedback.core.spent import spent_on
-
-        by_first, source = self.held_out
-
-        def ask(clip_sets: Sequence[ClipSet]) -> dict[str, float | None]:
-            assert source is not None
-            clips = sum(len(clip_set.samples) for clip_set in clip_sets)
-            looks = look_at_all(clip_sets, source, clips)
-            count(spent_on([verdict for look in looks for verdict in look.verdicts], source))
-            return {look.sample.sample_id: _score(look.label) for look in looks}
-
-        if not by_first:
-            return ask(own) if own else {}
-        folders = [folder for of_rank in devices.gather_over_ranks([one.folder for one in own]) for folder in of_rank]
-        return devices.of_first(lambda: ask([ClipSet.open(folder) for folder in folders]))
 
     def _clips(self, folder: Path, update: int) -> "ClipSet":
         from data.counts import Counts, count
@@ -345,6 +315,7 @@ class HeldOutCheck:
         """The training judges' score of a clip, weighted."""
         from data.counts import Counts, count
 
+        assert not isinstance(self.judges, Asked)
         frames = in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
         for judge, weight in self.judges:
@@ -353,12 +324,6 @@ class HeldOutCheck:
             metric = bool(answers.p_wanted.isnan().all())
             total += weight * float((-answers.loss if metric else answers.p_wanted).mean())
         return total
-
-
-def _score(label: "Label") -> float | None:
-    if label.p_accept is not None:
-        return label.p_accept
-    return float(label.label) if label.label is not None else label.score
 
 
 def _mean(scores: Mapping[str, float | None]) -> float:

@@ -50,6 +50,11 @@ class Recipe(NamedTuple):
     augment: "Augmentation"
     sampling: SamplingSettings
 
+    @property
+    def by_rewards(self) -> bool:
+        """Whether it trains by rewards of any source, with no gradient through the judge (rollout sde)."""
+        return self.engine.rollout == "sde"
+
 
 def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> Recipe:
     """A recipe: common.yaml, overridden by the recipe's file, overridden by an entry's changes.
@@ -63,15 +68,17 @@ def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) ->
     from feedback.differentiable.losses import LOSSES
     from feedback.questions import Writing
     from generators.core.decoding import Decoding
-    from rl.online.config import OnlineConfig
+    from rl.online.config import engine_class
 
+    common, path = recipe_files(name, folder)
+    below = merged(load_params(common), load_params(path))
     classes: dict[str, type] = {
-        "engine": OnlineConfig, "judge": JudgeSettings, "questions": Writing, "decoding": Decoding,
+        "engine": engine_class(_rollout(below, changes)), "judge": JudgeSettings, "questions": Writing,
+        "decoding": Decoding,
         "augment": Augmentation, "sampling": SamplingSettings,
     }  # fmt: skip
-    common, path = recipe_files(name, folder)
     _check_changes(changes, classes)
-    given = merged(merged(load_params(common), load_params(path)), changes)
+    given = merged(below, changes)
     if unknown := sorted(set(given) - set(classes)):
         raise ParamsError(f"{path}: section {unknown[0]} is unknown; known are {', '.join(classes)}")
     read: dict[str, Any] = {
@@ -106,6 +113,12 @@ def sampled_as(recipe: Recipe, start: Path | None = None) -> dict[str, Any]:
         "solver": engine.solver,
         "negative_prompt": engine.negative_prompt,
     }
+
+
+def _rollout(below: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
+    """`engine.rollout` of a recipe with an entry's changes, before either is checked."""
+    found = [part.get("engine") for part in (changes, below)]
+    return next((one["rollout"] for one in found if isinstance(one, Mapping) and "rollout" in one), None)
 
 
 def recipe_questions(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> "Writing | None":
@@ -144,6 +157,12 @@ def _check_changes(changes: Mapping[str, Any], classes: Mapping[str, type]) -> N
 def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
     """What does not fit together, or None. place: what stands for the question in a template."""
     judge, questions = recipe.judge, recipe.questions
+    if recipe.by_rewards and questions is not None:
+        return "questions must be null with engine.rollout sde: its judge is a source, which has a rubric of its own"
+    if recipe.by_rewards and any(asdict(recipe.augment).values()):
+        return (
+            f"augment is {asdict(recipe.augment)}; 0 wanted with engine.rollout sde, whose judge sees clips as they are"
+        )
     if place not in judge.ask_template:
         return f"judge.ask_template is {judge.ask_template!r}, expected a text with {place} in it"
     if (questions is None) != (judge.loss is None):

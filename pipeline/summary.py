@@ -16,6 +16,7 @@ from pipeline.params import section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEEDS, is_replicate
 from rl.objectives import OBJECTIVES
+from rl.online.config import GrpoConfig
 
 SHOWN = 8  # categories, or names, of a line
 HOURS = "sampling hours = clips x seconds a clip / 3600"
@@ -107,7 +108,7 @@ def sampled_clips(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> dict[
 
 
 def judged_clips(params: Mapping[str, Any], clips: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """By judge, how many clips it labels for rounds, comparison, evaluation, selection and audit."""
+    """By judge, how many clips it labels for rounds, rollouts, comparison, evaluation, selection and audit."""
     found: dict[str, dict[str, int]] = {}
 
     def add(judges: Iterable[str], what: str, count: int) -> None:
@@ -120,6 +121,11 @@ def judged_clips(params: Mapping[str, Any], clips: Mapping[str, int]) -> dict[st
     for name, entry in params["dense"].items():
         count = clips[name] * len(window_frames(frames, entry["window"]))
         add([params["feedback"]["source"]], "dense, windows", count)
+    for name in params["online"]["policies"]:
+        entry = section(f"online.policies.{name}", OnlineEntry)
+        engine = load_recipe(entry.recipe, entry.changes).engine
+        if isinstance(engine, GrpoConfig):
+            add([entry.judge], "rollouts", engine.rolled_out)
     compared = params["comparison"]
     add(compared["sources"], "comparison", sum(clips[name] for name in compared["rounds"]))
     add(params["evaluate"]["judges"], "evaluation", _with_prefix(clips, "eval "))
@@ -164,8 +170,10 @@ def _online(params: Mapping[str, Any]) -> Iterable[str]:
         if entry.of is not None:
             continue
         engine = load_recipe(entry.recipe, entry.changes).engine
-        clips = engine.updates * engine.batch_size
-        yield f"{name} = {entry.recipe} from {entry.start}, judge {entry.judge}: {clips:,} clips with gradient"
+        clips, how = engine.updates * engine.batch_size, "with gradient"
+        if isinstance(engine, GrpoConfig):
+            clips, how = engine.rolled_out, f"in groups of {engine.group_size}, each judged"
+        yield f"{name} = {entry.recipe} from {entry.start}, judge {entry.judge}: {clips:,} clips {how}"
 
 
 def _evaluation_line(params: Mapping[str, Any], clips: Mapping[str, int]) -> str:

@@ -1,5 +1,6 @@
 """What a stage does, by its command and params.yaml, before it runs: how many clips, steps and answers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from pipeline.rates import Command, TimedUnit, source_of, unit_of
 from pipeline.recipes import load_recipe
 from pipeline.summary import sampled_clips
 from rl.objectives import OBJECTIVES
+from rl.online.config import GrpoConfig
 
 BACKWARD = 2  # forwards that a backward takes as long as
 RECOMPUTED = 1  # further forwards under gradient checkpointing
@@ -69,14 +71,17 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
 
 
 def _online(command: Command, unit: TimedUnit, params: Mapping[str, Any]) -> Work:
-    """Updates on a judge's gradient, and the clips that the held-out judge sees between them."""
+    """Updates, and what sources are asked about: checks between updates, and the rollouts of a recipe by rewards."""
     entry = section(f"online.policies.{command.options['entry']}", OnlineEntry)
     engine, check = load_recipe(entry.recipe, entry.changes).engine, params["online"]["check"]
-    asked: tuple[AskedSource, ...] = ()
-    if engine.held_out_every and check["prompts"]:
-        checks = 1 + engine.updates // engine.held_out_every
-        asked = (AskedSource(entry.held_out, checks * check["prompts"] * check["samples_per_prompt"], 1, None),)
-    return Work(unit, engine.updates * engine.batch_size, steps=engine.updates, asked=asked)
+    asked: Counter[str] = Counter()
+    seen = check["prompts"] * check["samples_per_prompt"] if engine.held_out_every and check["prompts"] else 0
+    checks = 1 + engine.updates // engine.held_out_every if engine.held_out_every else 0
+    asked[entry.held_out] += checks * seen
+    if isinstance(engine, GrpoConfig):
+        asked[entry.judge] += engine.rolled_out + (checks * seen if entry.judge != entry.held_out else 0)
+    sources = tuple(AskedSource(name, clips, 1, None) for name, clips in asked.items() if clips)
+    return Work(unit, engine.updates * engine.batch_size, steps=engine.updates, asked=sources)
 
 
 def _asked(command: Command, counts: Mapping[str, int]) -> AskedSource:

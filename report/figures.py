@@ -258,16 +258,28 @@ def over_optimisation(select: Mapping[str, Any], theme: Theme) -> str:
 def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme) -> str:
     """SVG: by update the probability of each wanted answer, as a running mean, and the judges' scores of full samples.
 
-    A policy that is trained on metrics has their scores in place of the probabilities.
-    logs: policy -> rows of an online run, with `questions` or `held_out` or both, at least one policy. Where the
+    A policy that is trained on metrics has their scores in place of the probabilities, one that is trained by rewards
+    the mean reward of its rollouts.
+    logs: policy -> rows of an online run, with `questions`, `reward` or `held_out`, at least one policy. Where the
     training judge rises and the held-out one falls, the policy exploits the judge.
     """
     figure, panels = _panels(len(logs), 2, 2.6, hspace=0.45)
     for panel, (policy, rows) in zip(panels, logs.items(), strict=False):
         answered, checked = ([row for row in rows if key in row] for key in ("questions", "held_out"))
         answers = [one for row in answered for one in row["questions"].values()]
+        rewards = [(row["step"], row["reward"]) for row in rows if "reward" in row]
         scored = bool(answers) and all(one["p"] is None for one in answers)  # by metrics
+        scored |= not all(0 <= reward <= 1 for _, reward in rewards)
         lines = []
+        if rewards:
+            means = _running_mean([reward for _, reward in rewards])
+            look: dict[str, Any] = {
+                "color": _color(0),
+                "linewidth": 1.2,
+                "alpha": 0.7,
+                "label": "reward of the rollouts",
+            }
+            lines += panel.plot([step for step, _ in rewards], means, **look)
         for place, question in enumerate(dict.fromkeys(name for row in answered for name in row["questions"])):
             found = [(row["step"], row["questions"][question]) for row in answered if question in row["questions"]]
             known = [(step, -one["loss"] if scored else one["p"]) for step, one in found]
@@ -289,7 +301,7 @@ def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme)
             panel.set_ylim(-0.03, 1.03)
         panel.set_title(policy, fontsize=9.5, color=theme.ink, loc="left")
         panel.set_xlabel("update")
-        panel.set_ylabel("score" if scored else "probability of the wanted answer")
+        panel.set_ylabel("reward" if rewards else "score" if scored else "probability of the wanted answer")
         panel.grid(color=theme.grid, linewidth=0.6)
         if lines:
             panel.legend(handles=lines, frameon=False, labelcolor=theme.ink, fontsize=7)

@@ -137,7 +137,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         judge: audit["calibration"] for judge, audit in summary.get("audit", {}).items() if audit["calibration"]
     }
     shown, seeds = over_seeds(summary), further(summary)
-    online = {name: rows for name, rows in logs.items() if any("questions" in row for row in rows)}
+    online = {name: rows for name, rows in logs.items() if any("questions" in row or "reward" in row for row in rows)}
     offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
     candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [

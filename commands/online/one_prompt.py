@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
 from pipeline.heatmaps import draw_heatmap
-from pipeline.judges import in_unit, open_judges
+from pipeline.judges import check_differentiated, in_unit, open_judges
 from pipeline.online import ASKS, Job, run, with_recipe_shift
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.recipes import Recipe, load_recipe
@@ -62,6 +62,8 @@ def train_one_prompt(
     recipe = load_recipe(
         given.recipe or config.recipe, with_changes(config_changes(given.recipe, config), given.changes)
     )
+    if given.heatmap:
+        check_differentiated(recipe)
     image = str(given.image) if given.image else None
     prompt = Prompt(PROMPT_ID, given.prompt, category=PROMPT_ID, split="train", image=image, reference=None)
     job = Job(

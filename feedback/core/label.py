@@ -155,6 +155,13 @@ def look_at_all(
     of_all = [request for clip_set in clip_sets for request in requests_for(clip_set, votes, windows)]
     purpose = of_all[0].purpose if of_all else ""
     requests = spread([replace(one, purpose=purpose, place=place) for place, one in enumerate(of_all)], limit)
+    return look_at_requests(requests, source, votes, max_failed)
+
+
+def look_at_requests(
+    requests: Sequence[Request], source: Source, votes: int = 1, max_failed: float = 0.0
+) -> list[Look]:
+    """As `look_at`, of clips that need be in no set. votes: those of the requests."""
     found = _judge(source, requests, max_failed, None, 0)
     samples = [request.sample for request in requests]
     looks = [_look(one, found[one.sample_id], source) for one in samples]

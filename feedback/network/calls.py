@@ -43,7 +43,7 @@ class ApiOptions:
     timeout: Positive = 120.0  # seconds for one reply
     attempts: Count = 8  # at one call, before it counts as failed
     longest_wait: Positive = 600.0  # seconds; the run stops where a provider asks for a longer wait
-    budget_usd: NotNegative | None = None  # for labelling one clip set, all runs together; null: no bound
+    budget_usd: NotNegative | None = None  # for a clip set, or an online run; all runs together; null: no bound
     price: Price | None = None  # of `model`; null: unknown
     parameters: dict[str, Any] = field(default_factory=dict)  # sent with every call, such as {temperature: 1.0}
     batch: bool = False  # true: by the provider's batch endpoint, at price.batch, within a day

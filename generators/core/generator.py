@@ -304,10 +304,16 @@ class Generator:
 
     # Sampling
 
-    def solver(self, name: str, steps: int) -> Any:
-        """The scheduler of that solver, with the timesteps of so many steps set. Raises as `solver_scheduler` does."""
+    def solver(self, name: str, steps: int, even: bool = False) -> Any:
+        """The scheduler of that solver, with the timesteps of so many steps set. Raises as `solver_scheduler` does.
+
+        even: of Euler, whether steps are of one length before the shift, where the pipeline has no levels of its own.
+        diffusers' own reach 1 / 1000 with the last but one, and so hardly leave a last step.
+        """
         scheduler = solver_scheduler(self.scheduler_config, name)
         sigmas = self._sigmas(steps) if name == "euler" else None
+        if sigmas is None and even:
+            sigmas = [1 - step / steps for step in range(steps)]
         if sigmas is None:
             scheduler.set_timesteps(steps, device=self.device)
         else:

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, Count, NotNegative, WholeNotNegative
+from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
 from generators.core.solvers import Solver
+from rl.online.grpo import Spread
+from rl.online.sde import SOLVER
 from rl.training.config import PolicyConfig
 
 ROLLOUTS = {"random_step": "renoise", "last_steps": "gradient_steps"}  # by name, the setting that it alone reads
@@ -23,7 +25,7 @@ class OnlineConfig(PolicyConfig):
     velocity_weight: of the mean squared distance of the policy's predictions to its start's.
     """
 
-    rollout: Literal["random_step", "last_steps"]
+    rollout: Literal["random_step", "last_steps", "sde"]
     renoise: Literal["fresh", "same", "none"] | None
     gradient_steps: Count | None
     noise: Literal["fresh", "fixed"]
@@ -50,3 +52,60 @@ class OnlineConfig(PolicyConfig):
                 f"held_out_every must be a multiple of checkpoint_every ({self.checkpoint_every}), since the best"
                 f" checkpoint is kept; found {self.held_out_every}"
             )
+
+
+SDE = "sde"  # the rollout of GrpoConfig
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class GrpoConfig(OnlineConfig):
+    """How a policy is trained by rewards, without a gradient through the judge; rl/online/grpo.py, rl/online/sde.py.
+
+    An update is an optimizer step; inner_epochs of them share the clips of one rollout. batch_size: clips of a rollout,
+    group_size of each prompt. noise: of the clips' starts; that of the steps is always drawn anew.
+    """
+
+    group_size: Annotated[int, Ge(2)]
+    same_noise: bool  # whether the clips of a group start from the same noise
+    noise_level: Positive  # a of the SDE
+    timestep_fraction: Annotated[float, Gt(0), Le(1)]  # of the steps with noise, that are trained
+    time_weight: NotNegative  # power of s_t / sqrt(dt), the weight of a step; 0: none
+    reward: Literal["p_accept", "label", "score"]  # column of the judge's label
+    advantage_spread: Spread
+    advantage_clip: Positive
+    ratio_clip: Annotated[float, Gt(0), Lt(1)]
+    kl_weight: NotNegative
+    inner_epochs: Count
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, wanted, why in (
+            ("rollout", SDE, "the settings of groups are of it alone"),
+            ("solver", SOLVER, "the steps of rollout sde are at its times"),
+            ("velocity_weight", 0, "rollout sde has kl_weight in its place"),
+            ("stop_below", None, "rollout sde has no loss of a question"),
+        ):
+            if getattr(self, key) != wanted:
+                raise ValueError(f"{key} must be {wanted}, since {why}; found {getattr(self, key)!r}")
+        if self.steps < 2:
+            raise ValueError(f"steps must be at least 2, the last of which has no noise; found {self.steps}")
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size must be a multiple of group_size ({self.group_size}), found {self.batch_size}"
+            )
+        for key in ("updates", "checkpoint_every"):
+            if getattr(self, key) % self.inner_epochs:
+                raise ValueError(
+                    f"{key} must be a multiple of inner_epochs ({self.inner_epochs}), since a rollout is not kept for a"
+                    f" run that resumes; found {getattr(self, key)}"
+                )
+
+    @property
+    def rolled_out(self) -> int:
+        """Clips of all rollouts, which are judged."""
+        return self.updates // self.inner_epochs * self.batch_size
+
+
+def engine_class(rollout: object) -> type[OnlineConfig]:
+    """The settings of a recipe with that `engine.rollout`."""
+    return GrpoConfig if rollout == SDE else OnlineConfig

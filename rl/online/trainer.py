@@ -1,8 +1,8 @@
 """The online loop: sample clips, differentiate the judges' answers about them, step the policy."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -12,30 +12,27 @@ from torch import Tensor
 
 from cluster import devices
 from data.counts import Counts, count
-from data.policies import read_log
 from generators.core.conditions import Conditions, chosen, with_given
 from generators.core.generator import Generator, Predict
 from generators.core.process import standard_normal
 from rl.online.config import OnlineConfig
-from rl.online.guards import CurvePoint, best, fooled, velocity_distance
+from rl.online.guards import velocity_distance
 from rl.online.judging import Decode, JudgedClip, QuestionResult, WeightedJudge, judge_clip
+from rl.online.loop import (
+    OBJECTIVE,
+    Check,
+    PromptInputs,
+    check_arguments,
+    guided,
+    made_from,
+    noise_at,
+    run_updates,
+)
 from rl.online.rollouts import Rollout, last_steps, random_step
 from rl.training.batches import generator_at, rows_of_step
 from rl.training.policies import trained_denoisers
 from rl.training.run import NonFiniteLossError, TrainReport, begin
 from rl.training.tracking import Tracker
-
-OBJECTIVE = "online"
-
-Check = Callable[[int], CurvePoint]  # the number of updates done -> the judges' scores of full samples of the policy
-
-
-class PromptInputs(NamedTuple):
-    """What clips are generated from, P prompts."""
-
-    prompt_ids: tuple[str, ...]
-    conditions: Conditions  # (P, …) each
-    unwanted: Mapping[str, Tensor]  # of the caption that guidance leads away from, without a batch axis
 
 
 class _Clip(NamedTuple):
@@ -83,96 +80,50 @@ def train_online(
     ResumeError naming the setting that a state differs in; NonFiniteLossError naming prompt, judge and question before
     an update that is not finite is applied; the last checkpoint stays.
     """
-    _check_arguments(inputs, judges, config, check)
-    made_from = _made_from(generator, inputs, judges)
-    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, made_from, tracker)
-    curve = {line["step"]: CurvePoint(**line["held_out"]) for line in read_log(run.folder) if "held_out" in line}
-    stopped = run.last.get("stopped")
-    with run.loop(config.updates, "update") as progress:
-        if check and run.done == 0:
-            curve[0] = _checked(check, 0)
-            run.keep({"step": 0, "held_out": curve[0]._asdict()})
-        for update in range(run.done, config.updates):
-            if stopped:
-                break
-            # 1. This process's slice of the update's clips
-            rows = rows_of_step(update, config.batch_size, len(inputs.prompt_ids), config.seed)
-            clips: list[_Clip] = []
-            for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
-                # Shards are gathered by all processes alike: one without a clip makes one that counts nothing.
-                prompt_at = {place: rows[place] for place in own or [0]}
-                # 2. Clean latents, whose graph reaches the policy
-                predict, rollout = _roll_out(generator, inputs, config, update, prompt_at)
-                count(Counts(clips=len(own)))
-                # 3. The judges' answers and the gradient of the latents, a clip at a time
-                judged: list[JudgedClip] = []
-                try:
-                    if own:
-                        judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
-                except NonFiniteLossError as error:
-                    raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
-                # 4. The gradient of the policy: of the judges, then of the distance to the reference
-                gradients = [clip.gradient for clip in judged] or [torch.zeros_like(rollout.latents)]
-                rollout.latents.backward(torch.cat(gradients))
-                weight = config.velocity_weight / config.batch_size
-                distances = velocity_distance(predict, run.policy.reference, rollout.forwards, weight, bool(own))
-                clips += [
-                    _Clip(clip.loss, clip.results, distance)
-                    for clip, distance in zip(judged, distances.tolist() if own else [], strict=True)
-                ]
-            # 5. The gradient of the whole batch, and one optimizer step
-            devices.sum_over_ranks(run.gradients())
-            facts = _facts([clip for part in devices.gather_over_ranks(clips) for clip in part])
-            line = run.apply(facts, learning_rate(update, config))
-            # 6. Check, and whether to stop
-            low = config.stop_below is not None and facts["question_loss"] < config.stop_below
-            ends = low or run.done == config.updates
-            if check and config.held_out_every and (run.done % config.held_out_every == 0 or ends):
-                curve[run.done] = _checked(check, run.done)
-                line["held_out"] = curve[run.done]._asdict()
-            if low:
-                stopped = f"question_loss fell below {config.stop_below}"
-            elif run.done in curve and fooled(curve, config.held_out_tolerance):
-                stopped = "the held-out judge fell while the training judge rose"
-            if stopped:
-                line["stopped"] = stopped
-            # 7. Log and checkpoint
-            run.keep(line, log=ends or run.done in curve)
-            progress.set_postfix(_progress(facts, generator.device), refresh=False)
-            progress.update()
-    kept = best(curve) if curve else run.done
-    return run.finish(out, config.batch_size, kept, {"updates": run.done, "stopped": stopped}, stopped, add)
+    check_arguments(inputs, config, check)
+    _check_judges(judges)
+    from_judges = made_from(generator, inputs, {judge.name: weight for judge, weight in judges})
+    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, from_judges, tracker)
+
+    def update_of(update: int) -> dict[str, Any]:
+        # 1. This process's slice of the update's clips
+        rows = rows_of_step(update, config.batch_size, len(inputs.prompt_ids), config.seed)
+        clips: list[_Clip] = []
+        for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
+            # Shards are gathered by all processes alike: one without a clip makes one that counts nothing.
+            prompt_at = {place: rows[place] for place in own or [0]}
+            # 2. Clean latents, whose graph reaches the policy
+            predict, rollout = _roll_out(generator, inputs, config, update, prompt_at)
+            count(Counts(clips=len(own)))
+            # 3. The judges' answers and the gradient of the latents, a clip at a time
+            judged: list[JudgedClip] = []
+            try:
+                if own:
+                    judged = _judge(rollout.latents, prompt_at, generator, inputs, judges, decode, config, update)
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
+            # 4. The gradient of the policy: of the judges, then of the distance to the reference
+            gradients = [clip.gradient for clip in judged] or [torch.zeros_like(rollout.latents)]
+            rollout.latents.backward(torch.cat(gradients))
+            weight = config.velocity_weight / config.batch_size
+            distances = velocity_distance(predict, run.policy.reference, rollout.forwards, weight, bool(own))
+            clips += [
+                _Clip(clip.loss, clip.results, distance)
+                for clip, distance in zip(judged, distances.tolist() if own else [], strict=True)
+            ]
+        # 5. The gradient of the whole batch
+        devices.sum_over_ranks(run.gradients())
+        return _facts([clip for part in devices.gather_over_ranks(clips) for clip in part])
+
+    return run_updates(run, config, update_of, check, out, add, lambda facts: _progress(facts, generator.device))
 
 
-def learning_rate(update: int, config: OnlineConfig) -> float:
-    """Rate of an update, counted from 0: rises linearly over warmup_updates, then stays."""
-    return config.learning_rate * min(1.0, (update + 1) / max(config.warmup_updates, 1))
-
-
-def _check_arguments(
-    inputs: PromptInputs, judges: Sequence[WeightedJudge], config: OnlineConfig, check: Check | None
-) -> None:
+def _check_judges(judges: Sequence[WeightedJudge]) -> None:
     names = [judge.name for judge, _ in judges]
-    if not inputs.prompt_ids:
-        raise ValueError("no prompt to train on: the prompt set, or the part of it that was kept, is empty")
     if not judges or len(set(names)) < len(names):
         raise ValueError(f"judges: found {names}; at least one is needed, each under a name of its own")
     if wrong := {judge.name: weight for judge, weight in judges if weight <= 0}:
         raise ValueError(f"judges: found weights {wrong}; a judge that is trained on has one above 0")
-    if (check is None) != (config.held_out_every is None):
-        given = "without" if check is None else "with"
-        raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
-
-
-def _predict(generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
-    """The guided prediction under these conditions, in the precision of the run."""
-    guided = generator.guided(conditions, inputs.unwanted, config.guidance)
-
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        with devices.autocast(generator.device, config.precision):
-            return guided(latents, timestep)
-
-    return predict
 
 
 def _roll_out(
@@ -194,9 +145,7 @@ def _roll_out(
     """
     shape, of_prompts = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
 
-    def draw(*address: int | str) -> Tensor:
-        return standard_normal(generator_at(config.seed, *address), shape)
-
+    draw = partial(noise_at, config, shape)
     if config.noise == "fixed":
         own = [fixed_noise(config.seed, inputs.prompt_ids[row], place, shape) for place, row in prompt_at.items()]
     else:
@@ -210,7 +159,7 @@ def _roll_out(
     )
     part_B = torch.full((len(noise),), part)
     (noise, _), (_, conditions) = generator.view(noise, of_prompts, part_B), generator.view(clean, of_prompts, part_B)
-    predict = _predict(generator, conditions, inputs, config)
+    predict = guided(generator, conditions, inputs, config)
 
     def placed(rollout: Rollout) -> tuple[Predict, Rollout]:
         return predict, rollout._replace(latents=generator.with_part(clean, rollout.latents, part))
@@ -291,32 +240,8 @@ def _null_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _checked(check: Check, done: int) -> CurvePoint:
-    """The check's point, the same on every process. Raises ValueError where a judge's number is not finite."""
-    with torch.no_grad():
-        point: CurvePoint = devices.gather_over_ranks(check(done))[0]
-    if not (math.isfinite(point.training) and math.isfinite(point.held_out)):
-        raise ValueError(f"update {done}: {point} is not finite; did the judges answer on any clip?")
-    return point
-
-
 def _progress(facts: Mapping[str, Any], device: torch.device) -> dict[str, str]:
     """What stands in the progress bar beside the rate."""
     known = [question["p"] for question in facts["questions"].values() if question["p"] is not None]
     line = {"loss": f"{facts['loss']:.4f}", "memory": f"{devices.peak_memory(device) / 2**30:.1f} GiB"}
     return line | ({"p": f"{fmean(known):.3f}"} if known else {})
-
-
-def _made_from(generator: Generator, inputs: PromptInputs, judges: Sequence[WeightedJudge]) -> dict[str, Any]:
-    """The prompts and judges that the policy is made from, as policy.json holds them."""
-    told = hashlib.sha256()
-    for tensors in (inputs.conditions, inputs.unwanted):
-        for name in sorted(tensors):
-            told.update(tensors[name].float().cpu().numpy().tobytes())
-    return {
-        "prompts": list(inputs.prompt_ids),
-        "inputs_sha256": told.hexdigest(),
-        "latent_shape": list(generator.latent_shape),
-        "num_frames": generator.size.num_frames,
-        "judges": {judge.name: weight for judge, weight in judges},
-    }

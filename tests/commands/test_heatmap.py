@@ -111,6 +111,7 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can(tmp_path):
         ("ask1", "--judge", "nobody", "judge 'nobody' is unknown"),
         ("ask1", "--set", "judge.frames=10", "frames is 10, expected 1 to 9"),
         ("ask1", "--recipe", "reward-gradient", "--judge", "clip", "--ask", "is it red=yes", "has no questions"),
+        ("ask1", "--recipe", "flow-grpo", "--judge", "clip", "--set", "engine.solver=euler", "gives rewards"),
     ):
         done = heatmap(*options, "--out", str(tmp_path / "out"))
         assert done.exit_code == 1, options

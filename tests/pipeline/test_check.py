@@ -366,6 +366,27 @@ def test_windowed_decoding_of_a_generator_that_needs_the_whole_clip_is_refused(p
         check_params()
 
 
+def test_a_policy_trained_by_rewards_needs_steps_with_a_probability_and_a_judge_that_gives_rewards(
+    project, monkeypatch
+):
+    for entry, message in (
+        ({"judge": "clip"}, "online.policies.grpo: judge: clip measures clips and labels none"),
+        ({"references": "tabletop"}, "online.policies.grpo: references: engine.rollout sde does not read it"),
+        ({"changes": {"engine": {"solver": "unipc"}}}, "solver must be euler"),
+        ({}, "online.policies.grpo: engine.rollout sde samples whole clips, and wan samples a clip part by part"),
+    ):
+        params = default_params()
+        grpo = {"start": "base", "recipe": "flow-grpo", "judge": "physics", "held_out": "judge"}
+        params["online"]["policies"] = {"grpo": grpo | entry}
+        project(params)
+        with monkeypatch.context() as patch:
+            if entry == {}:
+                check_params()
+                patch.setattr(WanGenerator, "num_parts", 2)
+            with pytest.raises(ParamsError, match=message):
+                check_params()
+
+
 def test_images_that_the_generator_does_not_take_are_a_note(project, tmp_path):
     params = default_params()
     project(params)
@@ -416,6 +437,12 @@ def test_the_summary_counts_the_clips_of_checkpoints_and_of_online_updates(proje
     assert lines["selection"] == "clips of checkpoints: rwr1 480"
     assert "selection 480" in lines["judges"]
     assert lines["online"] == "ask1 = ask-a-video from base, judge judge: 21 clips with gradient"
+    by_rewards = {"engine": {"updates": 50, "inner_epochs": 2, "batch_size": 8}}
+    params["online"]["policies"] = {"grpo": ask1 | {"recipe": "flow-grpo", "changes": by_rewards}}
+    project(params)
+    said = "grpo = flow-grpo from base, judge judge: 200 clips in groups of 4, each judged"
+    lines = lines_of(check_params())
+    assert lines["online"] == said and "rollouts 200" in lines["judges"]
 
 
 def test_several_seeds_are_a_line_and_their_policies_are_named_once(project):

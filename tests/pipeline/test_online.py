@@ -14,7 +14,8 @@ from data.store import PromptConditions
 from feedback.differentiable.asks import Ask
 from generators.core.encoding import Encoded, encode
 from generators.core.rollout import Sampling
-from pipeline.online import HeldOut, HeldOutCheck, draw_checked
+from pipeline.asked import Asked
+from pipeline.online import HeldOutCheck, draw_checked
 from rl.online.judging import WeightedJudge
 from tests.feedback.judges.test_panel import steady
 from tests.support.online import Answers
@@ -66,18 +67,18 @@ def test_a_check_counts_its_clips_and_its_judges_also_where_a_killed_run_had_sam
     prompts = [Prompt(f"p{one}", "the red ball rolls off the table", "c", "train", None, None) for one in range(2)]
     sampling = Sampling(3, 1.0, "unipc", samples_per_prompt=2, batch_size=2, split="all", seed=1)
     encoded = encode(generator, prompts, None)
-    held_out = HeldOut(False, steady("held", 0.9))
+    held_out = Asked(False, steady("held", 0.9))
     check = HeldOutCheck(generator, [WeightedJudge(Brightness(), 1.0)], held_out, prompts, encoded, sampling, tmp_path)
     expected = Counts(clips=4, judge_calls=4 * 2 + 4, forwards=4 * 3, decodes=4)
     with collected_counts() as counts, torch.no_grad():
         check(2)
     assert counts == expected
 
-    def stop(clip_sets):
+    def stop(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(check, "_held_out", stop)
+        patch.setattr(Asked, "scores_of", stop)
         with pytest.raises(KeyboardInterrupt):
             check(4)
     with collected_counts() as counts, torch.no_grad():
@@ -92,7 +93,7 @@ def test_a_check_draws_where_the_judge_looks_on_its_first_clip_and_counts_nothin
     judges = [WeightedJudge(Brightness(), 1.0)]
     asks = {"p0": tuple(Ask(n, "own", "Is it light?", "Yes", "No", None, False, "own") for n in ("one", "two"))}
     check = HeldOutCheck(
-        generator, judges, HeldOut(False, steady("held", 0.9)), prompts, encode(generator, prompts, None), sampling,
+        generator, judges, Asked(False, steady("held", 0.9)), prompts, encode(generator, prompts, None), sampling,
         tmp_path, draw=partial(draw_checked, judges, asks, tmp_path / "sheets"),
     )  # fmt: skip
     with collected_counts() as counts, torch.no_grad():
@@ -101,3 +102,18 @@ def test_a_check_draws_where_the_judge_looks_on_its_first_clip_and_counts_nothin
     assert counts.judge_calls == 2 * 2 * (2 + 1)
     first, again = ((tmp_path / "sheets" / f"step-0000{step}.png").read_bytes() for step in ("00", "20"))
     assert first == again  # of the same clip
+
+
+def test_a_source_that_is_trained_on_by_rewards_scores_the_checks_clips_too(tiny_wan, tmp_path):
+    """By p of acceptance, where it gives one; both sources answer once about each of 2 clips."""
+    generator = load_wan(tiny_wan, max_prompt_tokens=8)
+    prompts = [Prompt("p0", "the red ball rolls off the table", "c", "train", None, None)]
+    sampling = Sampling(3, 1.0, "euler", samples_per_prompt=2, batch_size=2, split="all", seed=1)
+    encoded, sources = encode(generator, prompts, None), [steady("judge", 0.75), steady("held", 0.25)]
+    check = HeldOutCheck(
+        generator, Asked(False, sources[0]), Asked(False, sources[1]), prompts, encoded, sampling, tmp_path
+    )
+    with collected_counts() as counts, torch.no_grad():
+        point = check(0)
+    assert (point.training, point.held_out) == (0.75, 0.25)
+    assert [len(source.judged) for source in sources] == [2, 2] and counts.judge_calls == 4

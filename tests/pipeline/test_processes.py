@@ -75,3 +75,15 @@ def test_a_paid_held_out_judge_is_asked_by_the_first_process_and_scores_as_with_
     assert len(attempts(ledger_of(tmp_path / "both", 0))) == asked_alone
     assert not ledger_of(tmp_path / "both", 1).exists()
     assert not list((tmp_path / "both/work/looks").glob("*/*"))
+
+
+@pytest.mark.ci  # 10 s
+def test_a_paid_judge_of_rollouts_is_asked_by_the_first_process_about_the_clips_of_all(server, tmp_path):
+    (alone,) = run_part("reward_clips", tmp_path / "alone", server.base, processes=1)
+    assert len(server.attempts) == 4
+    first, second = run_part("reward_clips", tmp_path / "both", server.base)
+
+    assert first == second == alone and [*first["result"]] == ["0", "1", "2", "3"]
+    assert None not in first["result"].values()
+    assert len(server.attempts) == 4 + 4 == 4 + len(attempts(ledger_of(tmp_path / "both", 0)))
+    assert not ledger_of(tmp_path / "both", 1).exists()

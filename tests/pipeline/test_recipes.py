@@ -11,8 +11,12 @@ from feedback.differentiable.asks import asks_of_rubric
 from feedback.questions.sheet import load_sheet
 from pipeline.params import ParamsError
 from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged, sampled_as
+from rl.online.config import GrpoConfig
 
-NAMES = ["ask-a-video", "ask-a-video-test-time", "diffusion-drf", "reward-gradient", "vanilla-drf", "vlm-as-teacher"]
+NAMES = [
+    "ask-a-video", "ask-a-video-test-time", "diffusion-drf", "flow-grpo", "reward-gradient", "vanilla-drf",
+    "vlm-as-teacher",
+]  # fmt: skip
 
 
 def test_every_recipe_in_the_folder_loads():
@@ -78,6 +82,31 @@ def test_a_metric_is_asked_nothing():
 
 
 # Changes
+
+
+def test_flow_grpo_is_as_the_published_config_for_wan_says():
+    """general_ocr_wan2_1 of yifan123/flow_grpo."""
+    engine = load_recipe("flow-grpo", {}).engine
+
+    assert isinstance(engine, GrpoConfig)
+    assert (engine.steps, engine.guidance, engine.group_size, engine.batch_size) == (20, 4.5, 4, 16)
+    assert (engine.learning_rate, engine.weight_decay, engine.lora_rank, engine.lora_alpha) == (1e-4, 1e-4, 32, 64)
+    assert (engine.ratio_clip, engine.advantage_clip, engine.kl_weight) == (1e-3, 5.0, 0.004)
+    assert (engine.advantage_spread, engine.time_weight, engine.inner_epochs) == ("group", 1.0, 1)
+
+
+def test_a_recipe_has_the_settings_of_its_rollout_alone():
+    own = {"writer": "template", "rubric": None, "kinds": None, "explanation": False, "with_reference": False}
+    for recipe, changes, message in (
+        ("flow-grpo", {"engine": {"grop_size": 4}}, "changes.engine.grop_size is unknown; known are "),
+        ("ask-a-video", {"engine": {"group_size": 4}}, "changes.engine.group_size is unknown; known are "),
+        ("ask-a-video", {"engine": {"rollout": "sde"}}, "engine.group_size is missing"),
+        ("flow-grpo", {"questions": own}, "questions must be null with engine.rollout sde"),
+        ("flow-grpo", {"augment": {"crop": 0.1}}, "0 wanted with engine.rollout sde"),
+    ):
+        with pytest.raises(ParamsError) as error:
+            load_recipe(recipe, changes)
+        assert message in error.value.message, changes
 
 
 def test_an_entrys_changes_go_before_the_paper_and_the_paper_before_what_is_common():

@@ -8,6 +8,7 @@ import yaml
 from data.prompts import load_prompts
 from pipeline.rates import Command, Rate
 from pipeline.takes import Planner
+from pipeline.work import work_of
 from tests.support.defaults import DEFAULTS
 from tests.support.network import make_clips, use_ledger
 
@@ -65,3 +66,22 @@ def test_pairs_with_one_start_take_the_steps_that_are_run(planner):
     found = planner.takes(PAIRS, False, 0)
 
     assert (found.clips, found.seconds) == (160, 160 * 6)
+
+
+def test_a_run_on_rewards_asks_its_judge_about_every_rollout_and_every_check(planner):
+    """100 updates, two on a rollout of 16 clips: 800 clips; checks at updates 0, 50 and 100 of 24 x 2 clips."""
+    engine = {"updates": 100, "inner_epochs": 2, "batch_size": 16, "held_out_every": 50}
+    entry = {
+        "start": "base",
+        "recipe": "flow-grpo",
+        "judge": "gpt",
+        "held_out": "physics",
+        "changes": {"engine": engine},
+    }
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["online"]["policies"] = {"grpo": entry | {"changes": {"engine": engine}}}
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    work = work_of(Command("online", {"entry": "grpo"}), params, planner.prompts)
+
+    assert {one.source: one.amount for one in work.asked} == {"gpt": 800 + 3 * 48, "physics": 3 * 48}
+    assert work.steps == 100

@@ -274,6 +274,15 @@ def test_what_else_changed_is_on_the_page_with_drift_drawn_against_accept_rates(
     assert "rwr1" in drawn and "mean squared change" in drawn
 
 
+def test_a_policy_trained_by_rewards_is_drawn_with_its_reward_among_the_online_ones(summary, sets, tmp_path):
+    rows = [{"step": step, "loss": 0.0, "reward": 0.1 * step} for step in range(1, 5)]
+    write_page(summary, sets, LOGS | {"grpo": rows}, None, tmp_path / "out")
+
+    drawn = (tmp_path / "out/media/answers-light.svg").read_text()
+    assert "grpo" in drawn and "reward of the rollouts" in drawn and "probability" not in drawn
+    assert "grpo" not in (tmp_path / "out/media/training-light.svg").read_text()
+
+
 def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
     (tmp_path / "rwr1").mkdir()
     (tmp_path / "rwr1" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')

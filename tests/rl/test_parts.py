@@ -12,7 +12,8 @@ from generators.families.framepack import WINDOW
 from generators.tiny.variants import VARIANTS
 from rl.online import trainer as online
 from rl.online.judging import WeightedJudge
-from rl.online.trainer import PromptInputs, train_online
+from rl.online.loop import PromptInputs
+from rl.online.trainer import train_online
 from rl.training.batches import draw, rows_of_step
 from rl.training.timesteps import Uniform
 from tests.support.online import LAST_STEPS, Answers

@@ -128,7 +128,26 @@ def train(folder: Path, base: str) -> list[dict[str, Any]]:
     return read_log(folder / "policy")
 
 
-PARTS: dict[str, Callable[[Path, str], Any]] = {part.__name__: part for part in (ask_the_first, write_questions, train)}
+def reward_clips(folder: Path, base: str) -> dict[str, float | None]:
+    """The rewards of a rollout of four clips, two of each process, by a paid judge, by place."""
+    import numpy as np
+
+    from pipeline.asked import open_asked
+    from pipeline.policy_gradient import ClipRewards
+    from rl.online.policy_gradient import Clip
+    from tests.support.tiny import SIZE
+
+    judge = open_asked("gpt", block_of("gpt", base), "cpu")
+    rewards = ClipRewards(judge, "label", PROMPTS, {}, SIZE, "grpo", folder / "rollouts", "online/grpo")
+    frames = np.random.default_rng(0).integers(0, 255, (4, 5, 16, 16, 3)).astype(np.uint8)
+    own = devices.slice_of_rank(4, 1)[0]
+    found = rewards(0, [Clip(place, PROMPTS[0].prompt_id, frames[place]) for place in own])
+    return {str(place): reward for place, reward in sorted(found.items())}
+
+
+PARTS: dict[str, Callable[[Path, str], Any]] = {
+    part.__name__: part for part in (ask_the_first, write_questions, train, reward_clips)
+}
 
 
 def main(part: str, folder: Path, base: str) -> None:

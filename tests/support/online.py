@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from cluster.devices import gather_over_ranks
 from data.config import read_config
 from generators.core.generator import SAMPLING
-from rl.online.config import OnlineConfig
+from rl.online.config import GrpoConfig, OnlineConfig
 from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
-from rl.online.trainer import PromptInputs, train_online
+from rl.online.loop import PromptInputs
+from rl.online.policy_gradient import Clip, Rewards, train_by_rewards
+from rl.online.trainer import train_online
 from rl.training.run import TrainReport
 from rl.training.tracking import Tracker
 from tests.support.tiny import load_wan
@@ -29,6 +32,17 @@ CONFIG = {
     "held_out_every": None, "held_out_tolerance": 0.0, "stop_below": None,
 }  # fmt: skip
 LAST_STEPS = {"rollout": "last_steps", "renoise": None, "gradient_steps": 2}
+
+GRPO = CONFIG | {
+    "rollout": "sde", "renoise": None, "solver": "euler", "batch_size": 4, "velocity_weight": 0.0, "updates": 4,
+    "group_size": 2, "same_noise": False, "noise_level": 0.7, "timestep_fraction": 1.0, "time_weight": 0.0,
+    "reward": "score", "advantage_spread": "group", "advantage_clip": 5.0, "ratio_clip": 0.001, "kl_weight": 0.01,
+    "inner_epochs": 1,
+}  # fmt: skip
+
+
+def grpo_config(**changes) -> GrpoConfig:
+    return read_config(GrpoConfig, GRPO | changes, "engine")
 
 
 def config(**changes) -> OnlineConfig:
@@ -93,6 +107,41 @@ def run(
         config(**changes), start, home / "work", home / "out", {"recipe": "test"}, check,
         resume_from=resume_from, tracker=tracker,
     )  # fmt: skip
+
+
+def redness(rollout: int, clips: Sequence[Clip]) -> dict[int, float | None]:
+    """The reward of a clip: how much more red than the other colours it has, of 255."""
+    means = {clip.place: clip.frames.mean((0, 1, 2)) for clip in clips}
+    own: dict[int, float | None] = {place: float(mean[0] - mean.mean()) for place, mean in means.items()}
+    return {place: reward for of_rank in gather_over_ranks(own) for place, reward in of_rank.items()}
+
+
+def run_by_rewards(
+    generator,
+    start: Path,
+    home: Path,
+    rewards: Rewards = redness,
+    check=None,
+    given: PromptInputs | None = None,
+    **changes,
+) -> TrainReport:
+    """Train by rewards in home/work, publish home/out. generator: a loaded one, or the folder of one."""
+    generator = load(generator) if isinstance(generator, Path) else generator
+    return train_by_rewards(
+        generator, given or prompt_inputs(), "red", rewards, grpo_config(**changes), start, home / "work",
+        home / "out", {"recipe": "test"}, check,
+    )  # fmt: skip
+
+
+def run_by_slow_rewards(generator: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
+    """`run_by_rewards` in a process of its own, with a pause of so many seconds before each rollout is judged."""
+    torch.set_num_threads(1)
+
+    def rewards(rollout: int, clips: Sequence[Clip]) -> dict[int, float | None]:
+        time.sleep(pause)
+        return redness(rollout, clips)
+
+    run_by_rewards(generator, start, home, rewards, **changes)
 
 
 def probability(generator, channel: int) -> float:

@@ -1,0 +1,198 @@
+"""An online run on rewards: a source of any kind judges the clips of its rollouts, and those of its checks."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.policies import SAMPLED
+from data.prompts import Prompt
+from pipeline.asked import Asked, open_asked
+from pipeline.online import (
+    HeldOutCheck,
+    Job,
+    check_sampling,
+    checked_prompts,
+    inputs_of,
+    with_recipe_shift,
+)
+from pipeline.params import ParamsError
+from pipeline.recipes import as_written, sampled_as
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from collections.abc import Callable
+
+    import numpy as np
+    import torch
+
+    from feedback.core.source import FirstFrame, Request
+    from generators.core.generator import Generator
+    from generators.core.size import VideoSize
+    from rl.online.policy_gradient import Clip
+    from rl.training.run import TrainReport
+    from rl.training.tracking import Tracker
+
+ROLLOUTS = "rollouts"  # folder of the clips that are being judged, in the resume state
+
+
+def run_by_rewards(
+    job: Job,
+    load: "Callable[..., Generator]",
+    start: Path,
+    work: Path,
+    out: Path,
+    device: "torch.device",
+    tracker: "Tracker | None" = None,
+) -> "TrainReport":
+    """Train a policy from `start` on the rewards of the job's judge, and publish it as `out`.
+
+    The arguments are those of `pipeline.online.run`, which calls it. Clips whose answers a ledger or the file of
+    verdicts keeps are not asked about again: a run that was killed samples the same clips again, byte by byte.
+    """
+    from generators.core.encoding import ENCODING, encode
+    from generators.core.generator import SAMPLING
+    from rl.online.config import GrpoConfig
+    from rl.online.policy_gradient import train_by_rewards
+
+    recipe, config, prompts = job.recipe, job.recipe.engine, list(job.prompts)
+    assert isinstance(config, GrpoConfig)
+    check_unread(job.overlay, job.references, job.asks)
+    # 1. The judge, and the held-out one
+    judge = open_asked(job.judge, job.sources[job.judge], str(device))
+    held_out = judge
+    if config.held_out_every and job.held_out != job.judge:
+        held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
+    # 2. The generator, and the check of its samples between updates
+    encoded = encode(load(parts=ENCODING), prompts, config.negative_prompt)
+    generator = with_recipe_shift(load(parts=SAMPLING, on_host=config.shard), recipe, start)
+    check = None
+    if config.held_out_every:
+        chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
+        check = HeldOutCheck(generator, judge, held_out, chosen, encoded, sampling, work / "looks", config.shard)
+    # 3. The run
+    versions = {job.judge: judge.model_version()}
+    named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": versions}
+    origin = {"recipe": as_written(recipe), SAMPLED: sampled_as(recipe, start), **named}
+    rewards = ClipRewards(
+        judge, config.reward, prompts, encoded.images, job.size, out.name, work / ROLLOUTS, _purpose(out.name, origin)
+    )
+    return train_by_rewards(
+        generator, inputs_of(encoded), job.judge, rewards, config, start, work, out, origin, check, tracker=tracker
+    )
+
+
+class ClipRewards:
+    """The rewards of the clips of a rollout by a source: the trainer's `rewards_of`."""
+
+    def __init__(
+        self,
+        judge: Asked,
+        column: str,
+        prompts: Sequence[Prompt],
+        images: "Mapping[str, np.ndarray]",
+        size: "VideoSize",
+        policy: str,
+        folder: Path,
+        purpose: str,
+    ) -> None:
+        """column: of the label that is the reward: p_accept, label or score. images: first frames by prompt_id.
+
+        folder: on a disk that all processes share, as resume state is. purpose: the same for all rollouts of a run, so
+        that a source's budget_usd is that of the run.
+        """
+        self.judge, self.column, self.size, self.policy = judge, column, size, policy
+        self.folder, self.purpose = folder, purpose
+        self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
+        self.first_frames = {name: _written(folder / "first" / f"{name}.png", image) for name, image in images.items()}
+
+    def __call__(self, rollout: int, clips: "Sequence[Clip]") -> dict[int, float | None]:
+        """The reward of each clip of the rollout by its place; None of a clip that the source could not judge.
+
+        Raises ValueError where no clip has one, with the source's reason; LabelError where a call failed for good: the
+        run stops, and goes on from its last checkpoint when it is started again.
+        """
+        from cluster import devices
+        from rl.rewards import reward_of
+
+        requests = [self._request(rollout, clip) for clip in clips]
+        places = {request.sample.sample_id: request.place for request in requests}
+        labels = self.judge.labels_of(requests)
+        devices.barrier()  # the first process may still read them
+        for request in requests:
+            request.path.unlink()
+        of_all = {name: place for of_rank in devices.gather_over_ranks(places) for name, place in of_rank.items()}
+        rewards = {of_all[name]: reward_of(label, self.column) for name, label in sorted(labels.items())}
+        if not any(reward is not None for reward in rewards.values()):
+            label = labels[min(labels)]
+            raise ValueError(
+                f"{label.source} gave none of {len(labels)} clips a {self.column}, which engine.reward names; of the "
+                f"first it says: {label.reason or 'nothing'}"
+            )
+        return rewards
+
+    def _request(self, rollout: int, clip: "Clip") -> "Request":
+        """The clip as an mp4, and the request to judge it."""
+        from data.manifest import sha256_of
+        from data.records import Sample
+        from data.store import encode_clips
+        from feedback.core.source import Request
+
+        prompt, size = self.prompts[clip.prompt_id], self.size
+        name = f"rollout-{rollout:06d}-{clip.place:04d}"
+        sample = Sample(
+            sample_id=name,
+            prompt_id=prompt.prompt_id,
+            prompt=prompt.prompt,
+            category=prompt.category,
+            split=prompt.split,
+            policy=self.policy,
+            seed=rollout,
+            num_frames=size.num_frames,
+            fps=size.fps,
+            height=size.height,
+            width=size.width,
+            file_name=f"{name}.mp4",
+        )
+        path = self.folder / sample.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_clips([sample], clip.frames[None])[0])
+        first = self.first_frames.get(clip.prompt_id)
+        return Request(sample, path, 1, self.purpose, sha256_of(path), first, clip.place)
+
+
+def _written(path: Path, image: "np.ndarray") -> "FirstFrame":
+    """A first frame as a PNG at that path; every process writes the same."""
+    from data.first_frames import png_bytes
+    from data.manifest import sha256_of
+    from feedback.core.source import FirstFrame
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(image))
+    return FirstFrame(path, sha256_of(path))
+
+
+def _purpose(policy: str, origin: Mapping[str, Any]) -> str:
+    """What the ledger adds up a run's calls under: its policy, and all that the run is made from."""
+    written = json.dumps(origin, sort_keys=True, default=str)
+    return f"online/{policy}/{hashlib.sha256(written.encode()).hexdigest()[:16]}"
+
+
+def check_judge(name: str, block: Mapping[str, Any], reward: str) -> None:
+    """Raises ParamsError where a source cannot give the rewards of a run. block: as `resolve` returns it."""
+    from feedback.core.kinds import read_block
+
+    read = read_block(name, block)
+    if read.kind.people:
+        raise ParamsError(f"judge: {name} is answered by people, who cannot rate each update's clips")
+    if read.compares:
+        raise ParamsError(f"judge: {name} compares clips, and a reward is of one clip")
+    if not read.labels and reward != "score":
+        raise ParamsError(f"judge: {name} measures clips and labels none, so engine.reward must be score, not {reward}")
+
+
+def check_unread(overlay: object, references: object, asks: object = None) -> None:
+    """Raises ParamsError for what a source that gives rewards is not shown or asked."""
+    given = {"overlay": overlay, "references": references, "questions of the command line": asks}
+    if unread := [name for name, value in given.items() if value is not None]:
+        raise ParamsError(f"{unread[0]}: engine.rollout sde does not read it, since its judge sees clips as they are")

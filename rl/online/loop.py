@@ -1,0 +1,142 @@
+"""The loop that online recipes share: an update's gradient, an optimizer step, the check, the log, when to stop."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cluster import devices
+from data.policies import read_log
+from generators.core.conditions import Conditions
+from generators.core.generator import Generator, Predict
+from generators.core.process import standard_normal
+from rl.online.config import OnlineConfig
+from rl.online.guards import CurvePoint, best, fooled
+from rl.training.batches import generator_at
+from rl.training.run import TrainingRun, TrainReport
+
+OBJECTIVE = "online"
+
+Check = Callable[[int], CurvePoint]
+"""The number of updates done -> the judges' scores of full samples of the policy."""
+
+Update = Callable[[int], dict[str, Any]]
+"""The number of an update, from 0 -> its facts for log.jsonl, `loss` among them, the same on every process.
+
+It leaves the gradient of the update's whole batch in the parameters, summed over processes.
+"""
+
+
+class PromptInputs(NamedTuple):
+    """What clips are generated from, P prompts."""
+
+    prompt_ids: tuple[str, ...]
+    conditions: Conditions  # (P, …) each
+    unwanted: Mapping[str, Tensor]  # of the caption that guidance leads away from, without a batch axis
+
+
+def run_updates(
+    run: TrainingRun,
+    config: OnlineConfig,
+    update_of: Update,
+    check: Check | None,
+    out: Path,
+    add: Callable[[Path], None] | None,
+    progress_of: Callable[[Mapping[str, Any]], dict[str, str]],
+) -> TrainReport:
+    """Run all updates, from the first that is not done, and publish the policy as `out`.
+
+    check: called before the first update, every held_out_every updates and at the end, under no_grad, while the
+        generator samples as the policy of that moment; on every process, of which the first one's value counts.
+        The policy of its best point by the held-out judge is kept; without a check, that of the last update.
+    add: writes further files into the policy's folder, before its manifest. progress_of: an update's facts -> what
+        stands in the progress bar beside the rate.
+    """
+    curve = {line["step"]: CurvePoint(**line["held_out"]) for line in read_log(run.folder) if "held_out" in line}
+    stopped = run.last.get("stopped")
+    with run.loop(config.updates, "update") as progress:
+        if check and run.done == 0:
+            curve[0] = _checked(check, 0)
+            run.keep({"step": 0, "held_out": curve[0]._asdict()})
+        for update in range(run.done, config.updates):
+            if stopped:
+                break
+            # 1. The gradient of the whole batch, and one optimizer step
+            facts = update_of(update)
+            line = run.apply(facts, learning_rate(update, config))
+            # 2. Check, and whether to stop
+            low = config.stop_below is not None and facts["question_loss"] < config.stop_below
+            ends = low or run.done == config.updates
+            if check and config.held_out_every and (run.done % config.held_out_every == 0 or ends):
+                curve[run.done] = _checked(check, run.done)
+                line["held_out"] = curve[run.done]._asdict()
+            if low:
+                stopped = f"question_loss fell below {config.stop_below}"
+            elif run.done in curve and fooled(curve, config.held_out_tolerance):
+                stopped = "the held-out judge fell while the training judge rose"
+            if stopped:
+                line["stopped"] = stopped
+            # 3. Log and checkpoint
+            run.keep(line, log=ends or run.done in curve)
+            progress.set_postfix(progress_of(facts), refresh=False)
+            progress.update()
+    kept = best(curve) if curve else run.done
+    return run.finish(out, config.batch_size, kept, {"updates": run.done, "stopped": stopped}, stopped, add)
+
+
+def learning_rate(update: int, config: OnlineConfig) -> float:
+    """Rate of an update, counted from 0: rises linearly over warmup_updates, then stays."""
+    return config.learning_rate * min(1.0, (update + 1) / max(config.warmup_updates, 1))
+
+
+def check_arguments(inputs: PromptInputs, config: OnlineConfig, check: Check | None) -> None:
+    """Raises ValueError where there is no prompt, and for a check without held_out_every or the reverse."""
+    if not inputs.prompt_ids:
+        raise ValueError("no prompt to train on: the prompt set, or the part of it that was kept, is empty")
+    if (check is None) != (config.held_out_every is None):
+        given = "without" if check is None else "with"
+        raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
+
+
+def guided(generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
+    """The guided prediction under these conditions, in the precision of the run."""
+    predict_guided = generator.guided(conditions, inputs.unwanted, config.guidance)
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        with devices.autocast(generator.device, config.precision):
+            return predict_guided(latents, timestep)
+
+    return predict
+
+
+def noise_at(config: OnlineConfig, shape: tuple[int, ...], *address: int | str) -> Tensor:
+    """(C, F, h, w) standard normal noise of an address; the same whatever else is drawn."""
+    return standard_normal(generator_at(config.seed, *address), shape)
+
+
+def made_from(generator: Generator, inputs: PromptInputs, judges: Mapping[str, float]) -> dict[str, Any]:
+    """The prompts and judges that the policy is made from, as policy.json holds them. judges: weights by name."""
+    told = hashlib.sha256()
+    for tensors in (inputs.conditions, inputs.unwanted):
+        for name in sorted(tensors):
+            told.update(tensors[name].float().cpu().numpy().tobytes())
+    return {
+        "prompts": list(inputs.prompt_ids),
+        "inputs_sha256": told.hexdigest(),
+        "latent_shape": list(generator.latent_shape),
+        "num_frames": generator.size.num_frames,
+        "judges": dict(judges),
+    }
+
+
+def _checked(check: Check, done: int) -> CurvePoint:
+    """The check's point, the same on every process. Raises ValueError where a judge's number is not finite."""
+    with torch.no_grad():
+        point: CurvePoint = devices.gather_over_ranks(check(done))[0]
+    if not (math.isfinite(point.training) and math.isfinite(point.held_out)):
+        raise ValueError(f"update {done}: {point} is not finite; did the judges answer on any clip?")
+    return point

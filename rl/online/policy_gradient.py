@@ -1,0 +1,327 @@
+"""The online loop on rewards: groups of clips are sampled and judged, and the steps of the better ones made likelier.
+
+No gradient passes the judge, so any source will do. rl/online/sde.py has the steps, rl/online/grpo.py their loss.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster import devices
+from data.counts import Counts, count
+from generators.core.conditions import Conditions, chosen, given_frames
+from generators.core.generator import Generator, NonFiniteClipError, Predict
+from generators.core.process import FlowMatching
+from rl.objectives import per_sample_error
+from rl.online import grpo
+from rl.online.config import GrpoConfig
+from rl.online.loop import OBJECTIVE, Check, PromptInputs, check_arguments, guided, made_from, noise_at, run_updates
+from rl.online.sde import (
+    Transition,
+    check_generator,
+    log_prob,
+    sde_sample,
+    sde_scheduler,
+    sde_step,
+    step_kl,
+    time_weight,
+    times_of,
+)
+from rl.training.batches import generator_at, rows_of_step
+from rl.training.policies import trained_denoisers
+from rl.training.run import NonFiniteLossError, TrainingRun, TrainReport, begin
+from rl.training.tracking import Tracker
+
+
+class Clip(NamedTuple):
+    """A clip that is to be judged."""
+
+    place: int  # in its rollout
+    prompt_id: str
+    frames: np.ndarray  # uint8 (F, H, W, 3)
+
+
+Rewards = Callable[[int, Sequence[Clip]], Mapping[int, float | None]]
+"""The number of a rollout and this process's clips of it -> the rewards of all its clips, by place, on every process.
+
+None where the judge could not say. It is called on every process, also on one without clips.
+"""
+
+
+class _Part(NamedTuple):
+    """A micro-batch of a rollout."""
+
+    places: tuple[int, ...]  # empty: its clip makes other processes' forwards possible, and counts nothing
+    conditions: Conditions
+    transitions: tuple[Transition, ...]  # those that are trained
+
+
+class _Rolled(NamedTuple):
+    """A rollout, this process's part of it."""
+
+    parts: tuple[_Part, ...]
+    rewards: tuple[float | None, ...]  # of all clips, by place
+    advantages: tuple[float, ...]  # likewise; 0 where there is no reward
+
+
+class _Row(NamedTuple):
+    """The numbers of a clip's step."""
+
+    step: int
+    loss: float  # as minimised
+    kl: float
+    ratio: float
+    clipped: bool
+    squared_gradient: float  # of the policy's part of the loss, by the prediction
+    velocity_distance: float
+
+
+def train_by_rewards(
+    generator: Generator,
+    inputs: PromptInputs,
+    judge: str,
+    rewards_of: Rewards,
+    config: GrpoConfig,
+    start: Path,
+    work: Path,
+    out: Path,
+    origin: Mapping[str, Any],
+    check: Check | None = None,
+    add: Callable[[Path], None] | None = None,
+    resume_from: Path | None = None,
+    tracker: Tracker | None = None,
+) -> TrainReport:
+    """Train a policy from `start` on the rewards of its own clips, and publish its folder as `out`.
+
+    judge: its name. The other arguments are those of `rl.online.trainer.train_online`, and so are resuming, the check
+    and what is kept.
+
+    Minimised is the mean over a rollout's clips and its trained steps of
+    w_t max(-A rho, -A clip(rho)) + kl_weight KL(policy | start), with w_t of `time_weight`.
+    A clip without a reward has no advantage and is in no group's mean; its KL counts. flow_grpo's code leaves out the
+    clips of groups without a difference and takes the mean over the others; ours is over all, so that a rollout with
+    few differences moves the policy less. It takes several optimizer steps a rollout, each on a part of the clips; ours
+    are inner_epochs, each on all.
+
+    A line of log.jsonl: step; loss; kl and velocity_distance to the start; ratio, the mean of |rho - 1|, and clipped,
+    the part of clips and steps whose rho was outside its range; reward, the mean; reward_spread, the mean over groups
+    of their standard deviation; equal_groups, the part of groups without one; unjudged, the number of clips without a
+    reward; gradient_by_t, by t of the step the norm of the policy loss's gradient by the predictions, over all clips;
+    learning_rate; gradient_norm; held_out and stopped as elsewhere.
+    Raises ValueError for no prompt, for a generator without such steps, and where a rollout has no reward at all or one
+    that is not finite; NonFiniteLossError for clips that are not finite, before anything is applied.
+    """
+    check_arguments(inputs, config, check)
+    check_generator(generator)
+    from_judge = made_from(generator, inputs, {judge: 1.0})
+    run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, from_judge, tracker)
+    rolled: list[_Rolled] = []  # the last rollout
+
+    def update_of(update: int) -> dict[str, Any]:
+        # 1. Clips and their advantages, in the first of the updates that share them
+        if update % config.inner_epochs == 0:
+            rolled[:] = [_roll_out(run, generator, inputs, rewards_of, config, update)]
+        last = rolled[0]
+        # 2. The gradient of every trained step, a micro-batch at a time
+        rows: list[list[_Row]] = []
+        for part in last.parts:
+            predict = guided(generator, part.conditions, inputs, config)
+            of_part = [_step_back(run, generator, predict, config, part, last, one) for one in part.transitions]
+            rows += [list(of_clip) for of_clip in zip(*of_part, strict=True)]
+        # 3. The gradient of the whole batch
+        devices.sum_over_ranks(run.gradients())
+        in_order = [of_clip for part in devices.gather_over_ranks(rows) for of_clip in part]
+        return _facts(in_order, last.rewards, config, _times(generator, config))
+
+    return run_updates(run, config, update_of, check, out, add, partial(_progress, generator.device))
+
+
+def trained_steps(generator: Generator, config: GrpoConfig, rollout: int) -> list[int]:
+    """The numbers of the solver's steps that are trained in a rollout, rising; the same for all its clips.
+
+    round(timestep_fraction * n) of the n steps with noise of a trained denoiser, at least one, drawn anew for each
+    rollout. DanceGRPO draws them for each clip; flow_grpo takes the first ones.
+    Raises ValueError where none of the steps is a trained denoiser's.
+    """
+    timesteps = sde_scheduler(generator, config.steps).timesteps.tolist()[:-1]
+    trained = trained_denoisers(generator.denoiser_names, config)
+    turns = [number for number, timestep in enumerate(timesteps) if generator.denoiser_at(timestep) in trained]
+    if not turns:
+        raise ValueError(f"denoisers: none of the first {len(timesteps)} steps is that of {', '.join(trained)}")
+    wanted = max(1, round(config.timestep_fraction * len(turns)))
+    order = generator_at(config.seed, "trained steps", rollout).permutation(len(turns))
+    return sorted(turns[place] for place in order[:wanted].tolist())
+
+
+@torch.no_grad()
+def _roll_out(
+    run: TrainingRun,
+    generator: Generator,
+    inputs: PromptInputs,
+    rewards_of: Rewards,
+    config: GrpoConfig,
+    update: int,
+) -> _Rolled:
+    """Sample this process's clips of a rollout, and have all of them judged."""
+    number = update // config.inner_epochs
+    groups = config.batch_size // config.group_size
+    prompts = rows_of_step(number, groups, len(inputs.prompt_ids), config.seed)
+    parts: list[_Part] = []
+    clips: list[Clip] = []
+    for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
+        # Shards are gathered by all processes alike: one without a clip makes one that counts nothing.
+        rows = {place: prompts[place // config.group_size] for place in own or [0]}
+        conditions = chosen(inputs.conditions, list(rows.values()))
+        latents, transitions = _sample(generator, inputs, conditions, config, number, rows)
+        count(Counts(clips=len(own)))
+        parts.append(_Part(tuple(own), conditions, transitions))
+        try:
+            frames = generator.decode(latents).numpy()
+        except NonFiniteClipError as error:
+            raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
+        clips += [Clip(place, inputs.prompt_ids[rows[place]], shown) for place, shown in zip(own, frames, strict=False)]
+    found = rewards_of(number, clips)
+    rewards = tuple(found[place] for place in range(config.batch_size))
+    _check_rewards(rewards, update)
+    grouped = [rewards[at : at + config.group_size] for at in range(0, len(rewards), config.group_size)]
+    advantages = grpo.advantages(grouped, config.advantage_spread, config.advantage_clip)
+    return _Rolled(tuple(parts), rewards, tuple(one or 0.0 for group in advantages for one in group))
+
+
+def _sample(
+    generator: Generator,
+    inputs: PromptInputs,
+    conditions: Conditions,
+    config: GrpoConfig,
+    rollout: int,
+    rows: Mapping[int, int],
+) -> tuple[Tensor, tuple[Transition, ...]]:
+    """Clean latents of the clips at these places, and their trained steps. rows: index of the prompt by place.
+
+    Every draw depends on its address alone. A group's clips start each from their own noise, or all from one; fixed
+    noise is a prompt's own, the same in every rollout.
+    """
+    shape, device = generator.latent_shape, generator.device
+
+    def start_of(place: int, row: int) -> Tensor:
+        group, member = divmod(place, config.group_size)
+        member = 0 if config.same_noise else member
+        if config.noise == "fixed":
+            return noise_at(config, shape, "noise", inputs.prompt_ids[row], member)
+        return noise_at(config, shape, "noise", rollout, group, member)
+
+    def noise_of(step: int) -> Tensor:
+        return torch.stack([noise_at(config, shape, "sde", rollout, place, step) for place in rows]).to(device)
+
+    start = torch.stack([start_of(place, row) for place, row in rows.items()]).to(device)
+    predict = guided(generator, conditions, inputs, config)
+    keep, scheduler = trained_steps(generator, config, rollout), sde_scheduler(generator, config.steps)
+    start = generator.start(start, conditions)
+    level, process = config.noise_level, _flow(generator)
+    return sde_sample(predict, scheduler, process, start, noise_of, level, keep, conditions)
+
+
+def _step_back(
+    run: TrainingRun,
+    generator: Generator,
+    predict: Predict,
+    config: GrpoConfig,
+    part: _Part,
+    rolled: _Rolled,
+    transition: Transition,
+) -> list[_Row]:
+    """Back-propagate one step of a micro-batch's clips; returns their numbers.
+
+    A leaf separates the loss from the denoiser's graph, so that the gradient by the prediction is known.
+    """
+    device, given = generator.device, given_frames(part.conditions)
+    times, number = _times(generator, config), transition.number
+    timestep = sde_scheduler(generator, config.steps).timesteps[number]
+    t, t_next, level = times[number], times[number + 1], config.noise_level
+    latents, drawn = transition.latents.to(device), transition.drawn.to(device)[:, :, given:]
+    with torch.no_grad(), run.policy.reference():
+        of_reference = predict(latents, timestep)[:, :, given:]
+    prediction = predict(latents, timestep)
+    leaf = prediction.detach()[:, :, given:].requires_grad_()
+    step = sde_step(latents[:, :, given:], leaf, t, t_next, level)
+    reference = sde_step(latents[:, :, given:], of_reference, t, t_next, level)
+    counted = [rolled.advantages[place] for place in part.places]
+    advantage = torch.tensor(counted or [0.0], device=device)
+    policy = grpo.clipped_loss(log_prob(drawn, step), transition.log_prob.to(device), advantage, config.ratio_clip)
+    weight = time_weight(t, t_next, level, config.time_weight)
+    share = bool(counted) / (config.batch_size * len(part.transitions))
+    kl = step_kl(step, reference)
+    (by_policy,) = torch.autograd.grad(share * weight * policy.loss.sum(), leaf, retain_graph=True)
+    gradient = torch.zeros_like(prediction)
+    gradient[:, :, given:] = by_policy
+    if config.kl_weight > 0:
+        gradient[:, :, given:] += torch.autograd.grad(share * config.kl_weight * kl.sum(), leaf)[0]
+    prediction.backward(gradient)
+    if not counted:
+        return []
+    columns = (
+        (weight * policy.loss + config.kl_weight * kl).tolist(),
+        kl.tolist(),
+        policy.ratio.tolist(),
+        policy.clipped.tolist(),
+        by_policy.square().flatten(1).sum(1).tolist(),
+        per_sample_error(leaf.detach(), of_reference).tolist(),
+    )
+    return [_Row(number, *values) for values in zip(*columns, strict=True)]
+
+
+def _flow(generator: Generator) -> FlowMatching:
+    assert isinstance(generator.process, FlowMatching)  # check_generator looked
+    return generator.process
+
+
+def _times(generator: Generator, config: GrpoConfig) -> list[float]:
+    return times_of(sde_scheduler(generator, config.steps), _flow(generator))
+
+
+def _check_rewards(rewards: Sequence[float | None], update: int) -> None:
+    known = [reward for reward in rewards if reward is not None]
+    if not known:
+        raise ValueError(
+            f"update {update + 1}: the judge gave none of {len(rewards)} clips a reward; look at engine.reward, which "
+            "must be a column that its labels have"
+        )
+    if wrong := [reward for reward in known if not math.isfinite(reward)]:
+        raise ValueError(f"update {update + 1}: reward {wrong[0]} is not finite")
+
+
+def _facts(
+    clips: Sequence[Sequence[_Row]], rewards: Sequence[float | None], config: GrpoConfig, times: Sequence[float]
+) -> dict[str, Any]:
+    """An update's facts for log.jsonl. clips: in the batch's order, whatever the number of processes."""
+    rows = [row for of_clip in clips for row in of_clip]
+    known = [reward for reward in rewards if reward is not None]
+    groups = [rewards[at : at + config.group_size] for at in range(0, len(rewards), config.group_size)]
+    spreads = [pstdev(own) for group in groups if (own := [one for one in group if one is not None])]
+    squares: dict[int, float] = {}
+    for row in rows:
+        squares[row.step] = squares.get(row.step, 0.0) + row.squared_gradient
+    return {
+        "loss": fmean(row.loss for row in rows),
+        "kl": fmean(row.kl for row in rows),
+        "velocity_distance": fmean(row.velocity_distance for row in rows),
+        "ratio": fmean(abs(row.ratio - 1) for row in rows),
+        "clipped": fmean(row.clipped for row in rows),
+        "reward": fmean(known),
+        "reward_spread": fmean(spreads),
+        "equal_groups": fmean(spread == 0 for spread in spreads),
+        "unjudged": len(rewards) - len(known),
+        "gradient_by_t": {f"{times[step]:.4f}": math.sqrt(squares[step]) for step in sorted(squares)},
+    }
+
+
+def _progress(device: torch.device, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in the progress bar beside the rate."""
+    return {"reward": f"{facts['reward']:.3f}", "memory": f"{devices.peak_memory(device) / 2**30:.1f} GiB"}
