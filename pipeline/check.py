@@ -13,7 +13,7 @@ from feedback.core.kinds import question_files, read_block, resolve
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import RUBRIC
 from generators.core.checkpoint import Checkpoint, NotReachedError
-from generators.core.decoding import whole_clip_needed
+from generators.core.decoding import Decoding, open_lighter, whole_clip_needed
 from generators.core.encoding import check_images
 from generators.core.generator import Generator, first_step
 from generators.core.load import examine_generator
@@ -223,10 +223,13 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
         recipe = load_recipe(entry.recipe, entry.changes)
-        if recipe.decoding.mode == "windowed" and not generator.windows and not recipe.by_rewards:
-            raise ParamsError(f"online.policies.{name}: decoding.{whole_clip_needed(generator)}")
         if recipe.by_rewards:
             _check_steps(f"online.policies.{name}", generator)
+        else:
+            check_decoding(recipe.decoding, generator, f"online.policies.{name}")
+    own = section("online.prompt", PromptConfig)
+    if (decoding := load_recipe(own.recipe, own.changes).decoding).decoder:
+        check_decoding(decoding, generator, "online.prompt")
     unguided = [
         f"{key}: negative_prompt is set and guidance is 1, which leads away from nothing"
         for key in _sampled(params)
@@ -241,6 +244,16 @@ def _check_steps(name: str, generator: Generator) -> None:
         check_generator_of_rewards(generator)
     except ValueError as error:
         raise ParamsError(f"{name}: engine.{error}") from error
+
+
+def check_decoding(decoding: Decoding, generator: Generator, where: str) -> None:
+    """The generator's clips can be decoded so; of a lighter decoder no weights are read."""
+    if decoding.decoder is None and decoding.mode == "windowed" and not generator.windows:
+        raise ParamsError(f"{where}: decoding.{whole_clip_needed(generator)}")
+    try:
+        open_lighter(generator, decoding, "meta")
+    except ValueError as error:
+        raise ParamsError(f"{where}: decoding.{error}") from error
 
 
 def _sampled(params: Mapping[str, Any]) -> list[str]:

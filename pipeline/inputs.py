@@ -35,7 +35,7 @@ from feedback.questions import WRITERS, is_source
 from generators.core.families import FAMILIES
 from pipeline.graph import trained_policies
 from pipeline.judges import REFERENCES
-from pipeline.recipes import recipe_files, recipe_questions
+from pipeline.recipes import recipe_files, recipe_questions, recipe_values
 
 # Code that dvc.yaml lists for the stages that use it; other code is found from its module.
 LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
@@ -94,11 +94,16 @@ def audited(source: str) -> dict[str, float | None] | None:
 def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
     """The recipe, the files that it and its entry of online.policies name, the code of writer, references and decoders.
 
-    Of a writer that is a source only its model counts: what it wrote is kept with the policy, so that another price or
-    pace of the writer is no reason to train again.
+    Of a lighter decoder its weights and the code of its kind count. Of a writer that is a source only
+    its model counts: what it wrote is kept with the policy, so that another price or pace of the writer is no reason to
+    train again.
     """
+    from generators.decoders.lighter import DECODERS as LIGHTER  # imports torch
+
     questions = recipe_questions(entry["recipe"], entry.get("changes") or {})
-    named: list[Any] = [dict(entry), *map(str, recipe_files(entry["recipe"])), *_pictures(entry.get("overlay"))]
+    lighter = (recipe_values(entry["recipe"], entry.get("changes") or {}, "decoding") or {}).get("decoder") or {}
+    files = [*map(str, recipe_files(entry["recipe"])), *_pictures(entry.get("overlay"))]
+    named: list[Any] = [dict(entry), *files, lighter]
     found: dict[str, Any] = {}
     if questions:
         named.append(questions.rubric)
@@ -109,6 +114,7 @@ def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes
             found["writer"] = {key: writer.get(key) for key in ("kind", "path", "revision", "model", "base_url")}
             named.append(found["writer"])
     modules = [(entry.get("references"), REFERENCES), (questions.writer if questions else None, WRITERS)]
+    modules += [(lighter.get("kind"), LIGHTER)]
     dotted = {name: table.get(name, name) for name, table in modules if name and (name in table or "." in name)}
     code = {name: _code(path, {}, hashes) for name, path in {**dotted, "decoders": DECODERS}.items()}
     return {"files": _files(named, hashes), "code": code, **found}

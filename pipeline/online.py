@@ -13,6 +13,7 @@ from data.prompts import Prompt
 from pipeline.asked import Asked, open_asked
 from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.cost import COST
+from pipeline.fidelity import DecoderFidelity
 from pipeline.heatmaps import draw_heatmap
 from pipeline.judges import in_unit, open_judges, written_asks
 from pipeline.recipes import Recipe, as_written, sampled_as
@@ -104,7 +105,8 @@ def train(given: OnlineTraining, work: Path, device: str) -> dict[str, Any]:
     report = run(given.job, load, given.start, work, given.out, place, tracker)
     facts = {"updates": report.last["step"], "kept": report.kept, "stopped": report.stopped}
     measured = "reward" if given.job.recipe.by_rewards else "question_loss"
-    return {**facts, measured: report.last.get(measured), COST: report.counts}
+    others = report.last.get("held_out", {}).get("others", {})
+    return {**facts, measured: report.last.get(measured), **others, COST: report.counts}
 
 
 def run(
@@ -117,7 +119,7 @@ def run(
     Under torchrun each process takes a part of every update's clips, and of those of the check between updates.
     """
     from cluster import devices
-    from generators.core.decoding import decode_frames
+    from generators.core.decoding import decode_frames, open_lighter
     from generators.core.encoding import ENCODING, encode
     from generators.core.generator import SAMPLING
     from rl.online.trainer import train_online
@@ -133,18 +135,22 @@ def run(
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
     generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
+    lighter = open_lighter(generator, recipe.decoding, device)
+    fidelity = DecoderFidelity(generator, recipe.decoding, lighter) if lighter else None
     check = None
     if recipe.engine.held_out_every:
         held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
         check = HeldOutCheck(
             generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard,
-            partial(draw_checked, judges.plain, asks, work / HEATMAPS),
+            partial(draw_checked, judges.plain, asks, work / HEATMAPS), fidelity,
         )  # fmt: skip
+    elif fidelity and not recipe.engine.shard:  # whose denoisers are in parts
+        fidelity.of_one_clip(prompts[0], encoded, check_sampling(recipe, job.check))
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
     origin = {"recipe": as_written(recipe), SAMPLED: sampled_as(recipe, start), **named}
-    decode = partial(decode_frames, generator, decoding=recipe.decoding)
+    decode = partial(decode_frames, generator, decoding=recipe.decoding, lighter=lighter)
     add = partial(keep_inputs, asks, overlay, work / HEATMAPS)
     return train_online(
         generator, inputs_of(encoded), judges.training, decode, recipe.engine, start, work, out, origin, check, add,
@@ -240,17 +246,20 @@ class HeldOutCheck:
         work: Path,
         shards: bool = False,
         draw: "Callable[[int, Sample, torch.Tensor], None] | None" = None,
+        fidelity: DecoderFidelity | None = None,
     ) -> None:
         """work: on a disk that all processes share, as resume state is.
 
         shards: whether processes share shards of the generator's weights, which they gather equally often.
         draw: called on the first process with the update, the first clip and its frames (F, H, W, 3) in [0, 1].
+        fidelity: measures the lighter decoder that is trained through, on the same clips.
         """
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.encoded, self.sampling = (
             generator, judges, held_out, encoded, sampling
         )  # fmt: skip
+        self.fidelity = fidelity
         self.prompts, self.draw = prompts[devices.rank() :: devices.world_size()], draw
         self.work = work / f"rank-{devices.rank()}-of-{devices.world_size()}"  # whose prompts are others among more
         self.idle = 0  # batches that another process has more
@@ -264,7 +273,7 @@ class HeldOutCheck:
         """Means over the clips.
 
         training: p of the wanted answers, or a metric's score. held_out: p of acceptance, else the label, else the
-        score, of the clips that it could judge.
+        score, of the clips that it could judge. others: what `fidelity` measures.
         """
         from cluster import devices
         from rl.online.guards import CurvePoint
@@ -280,11 +289,12 @@ class HeldOutCheck:
             training = self.judges.scores_of(clip_sets)
         else:
             training = {sample.sample_id: self._training(one, sample) for one in clip_sets for sample in one.samples}
+        others = self.fidelity.on_check(clip_sets, update) if self.fidelity else {}
         if clip_sets:
             shutil.rmtree(folder)
         of_ranks = zip(*devices.gather_over_ranks((training, held_out)), strict=True)
         training, held_out = ({one: score for own in parts for one, score in own.items()} for parts in of_ranks)
-        return CurvePoint(_mean(training), _mean(held_out))
+        return CurvePoint(_mean(training), _mean(held_out), others)
 
     def _keep_pace(self) -> None:
         """Sample a clip, and forget it, for each batch that another process has more."""

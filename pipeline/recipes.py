@@ -125,9 +125,15 @@ def recipe_questions(name: str, changes: Mapping[str, Any], folder: Path = FOLDE
     """The section `questions` of a recipe, as `load_recipe` reads it, without torch."""
     from feedback.questions import Writing
 
+    given = recipe_values(name, changes, "questions", folder)
+    return None if given is None else read_section(given, Writing, "questions", recipe_files(name, folder)[1])
+
+
+def recipe_values(name: str, changes: Mapping[str, Any], part: str, folder: Path = FOLDER) -> dict[str, Any] | None:
+    """A section of a recipe as it is written, with the changes; None where it is null."""
     common, path = recipe_files(name, folder)
-    given = merged(merged(load_params(common), load_params(path)), changes).get("questions")
-    return None if given is None else read_section(given, Writing, "questions", path)
+    found: dict[str, Any] | None = merged(merged(load_params(common), load_params(path)), changes).get(part)
+    return found
 
 
 def recipe_files(name: str, folder: Path = FOLDER) -> tuple[Path, Path]:
@@ -163,6 +169,8 @@ def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
         return (
             f"augment is {asdict(recipe.augment)}; 0 wanted with engine.rollout sde, whose judge sees clips as they are"
         )
+    if recipe.by_rewards and recipe.decoding.decoder is not None:
+        return "decoding.decoder must be null with engine.rollout sde, which differentiates no decode"
     if place not in judge.ask_template:
         return f"judge.ask_template is {judge.ask_template!r}, expected a text with {place} in it"
     if (questions is None) != (judge.loss is None):

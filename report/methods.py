@@ -13,7 +13,7 @@ JUDGE = ("model", "model_versions", "rubric", "rubric_hash", "votes")  # of a la
 # Of policy.json, beside config. step: whose weights the policy has; of an online run it may be 0, the start.
 ORIGIN = (
     "objective", "recipe", "start", "round", "rounds", "source", "reward", "build", "rows", "judges", "held_out",
-    "judge_versions", "sampling", "step", "stopped",
+    "judge_versions", "sampling", "step", "stopped", "decoder_psnr",
 )  # fmt: skip
 NO_RESULT = ("gradient_accumulation", "gradient_checkpointing", "checkpoint_every", "log_every")  # of config
 SHORT = 12  # characters of a hash or commit in a table

@@ -28,6 +28,7 @@ from data.config import STRICT, Count, WholeNotNegative
 from data.counts import Counts, count
 from generators.core.generator import Generator
 from generators.decoders.decoder import FrameDecoder, State
+from generators.decoders.lighter import DecoderPlace, LighterDecoder, check_fit, load_lighter
 
 # Latent frames, at least, that a window decodes before its own and drops. Wan's decoder lets its first through as one
 # frame and upsamples the second in time from nothing: with a lead of 1, that frame of a tabletop clip is five times as
@@ -44,6 +45,7 @@ class Decoding:
     window, overlap: groups of latent frames, of `windowed`. tile, tile_overlap: latent pixels, of `windowed`; tile
     None is the whole frame. offload: the state that `exact` carries waits in the host's memory.
     straight_through: a pixel beyond black or white is clamped in value alone; else it has no gradient.
+    decoder: a lighter one in place of the VAE's own.
     """
 
     mode: Literal["plain", "windowed", "exact"]
@@ -53,6 +55,7 @@ class Decoding:
     tile_overlap: WholeNotNegative
     offload: bool
     straight_through: bool
+    decoder: DecoderPlace | None = None
 
     def __post_init__(self) -> None:
         for size, overlap in (("window", "overlap"), ("tile", "tile_overlap")):
@@ -68,24 +71,61 @@ class Fidelity(NamedTuple):
     gradient_cosine: float  # of the latents' gradients, for one random cotangent
 
 
-def decode_frames(generator: Generator, latents: Tensor, indices: Sequence[int], decoding: Decoding) -> Tensor:
+def decode_frames(
+    generator: Generator,
+    latents: Tensor,
+    indices: Sequence[int],
+    decoding: Decoding,
+    lighter: LighterDecoder | None = None,
+) -> Tensor:
     """(N, H, W, 3) float32 in [0, 1]: the clip's frames at `indices` in that order, with gradient to the latents.
 
     latents: (1, C, F, h, w), normalised. Nothing that lies after the group of the last wanted frame is computed.
+    lighter: the loaded decoder of `decoding`; None: the generator's own.
     Always float32: bfloat16 decoding flickers. Raises ValueError for more than one clip, for no indices, naming a frame
     beyond the clip, for a VAE without such a decoder and for windows where a frame needs the whole clip.
     """
-    if decoding.mode == "windowed" and not generator.windows:
+    if decoding.mode == "windowed" and not (lighter.windows if lighter else generator.windows):
         raise ValueError(whole_clip_needed(generator))
-    decoder = generator.frame_decoder()
+    decoder = lighter.frames if lighter else generator.frame_decoder()
     count(Counts(decodes=1))
     with torch.autocast(generator.device.type, enabled=False):
-        latents = generator.vae_latents(latents.to(generator.device, torch.float32))
+        latents = _decoded_latents(generator, latents.to(generator.device, torch.float32), lighter)
         _check(latents, indices, decoder)
         wanted = sorted(set(indices))
         frames = MODES[decoding.mode](decoder, latents, wanted, decoding)
         frames = _StraightThrough.apply(frames) if decoding.straight_through else frames.clamp(0, 1)
         return frames[[wanted.index(frame) for frame in indices]]
+
+
+def open_lighter(generator: Generator, decoding: Decoding, device: torch.device | str) -> LighterDecoder | None:
+    """The lighter decoder that `decoding` names, where it names one; device "meta": without its weights.
+
+    Raises ValueError as `load_lighter` does, and where its frames are not the clip's.
+    """
+    if decoding.decoder is None:
+        return None
+    lighter, size, shape = load_lighter(decoding.decoder, device), generator.size, generator.latent_shape
+    if decoding.mode == "windowed" and not lighter.windows:
+        raise ValueError("mode is windowed, but decoder decodes in no windows: use exact")
+    channels, frames, rows, _ = shape
+    check_fit(lighter, (channels, frames - generator.padding, rows), (size.num_frames, size.height))
+    return lighter
+
+
+@torch.no_grad()
+def squared_error(generator: Generator, latents: Tensor, decoding: Decoding, lighter: LighterDecoder) -> float:
+    """Mean squared difference of a clip by the lighter decoder to the clip by the generator's VAE, the peak is 1.
+
+    latents: (1, C, F, h, w). `psnr` of a mean over clips is what a run reports.
+    """
+    real = generator.decode_float(latents)[0]
+    return (decode_frames(generator, latents, range(len(real)), decoding, lighter) - real).square().mean().item()
+
+
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error, the peak is 1; inf where that is 0."""
+    return -10 * math.log10(error) if error else math.inf
 
 
 def whole_clip_needed(generator: Generator) -> str:
@@ -107,7 +147,7 @@ def compare(generator: Generator, latents: Tensor, indices: Sequence[int], decod
     (frames, gradient), (plain_frames, plain_gradient) = results
     error = (frames - plain_frames).square().mean().item()
     cosine = functional.cosine_similarity(gradient, plain_gradient, dim=0).item()
-    return Fidelity(psnr=-10 * math.log10(error) if error else math.inf, gradient_cosine=cosine)
+    return Fidelity(psnr(error), cosine)
 
 
 # The ways
@@ -312,6 +352,13 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
+
+
+def _decoded_latents(generator: Generator, latents: Tensor, lighter: LighterDecoder | None) -> Tensor:
+    """(B, C, F', h, w) the latents that the decoder takes, without those in front that only fill a patch."""
+    if lighter is None or not lighter.normalised:
+        return generator.vae_latents(latents)
+    return latents[:, :, generator.padding :]
 
 
 def _check(latents: Tensor, indices: Sequence[int], decoder: FrameDecoder) -> None:

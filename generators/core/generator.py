@@ -92,6 +92,7 @@ class Generator:
     restarts: bool = True  # whether sampling may begin with a partly noised clip, at one of the solver's later steps
     checkpoints: bool = True  # whether the denoisers can compute their blocks again in the backward pass
     num_parts: int = 1  # of a clip, one of which a forward predicts
+    padding: int = 0  # latent frames in front that only fill a patch and are not decoded
     largest_shift: float = math.inf  # of a shift of time by resolution
     text_sees_image: bool = False  # whether a prompt's text embedding depends on its first frame
     negative_prompt: str = ""  # the pipeline's own, taken where params.yaml has null

@@ -46,7 +46,7 @@ def frame_decoder(vae: nn.Module) -> FrameDecoder:
     """The decoder of a frozen VAE, by the name of its class. Raises ValueError for a class that has none."""
     from generators.decoders.cogvideox import CogVideoXFrameDecoder  # imports diffusers
     from generators.decoders.hunyuan_video import HunyuanVideoFrameDecoder
-    from generators.decoders.image import ImageFrameDecoder
+    from generators.decoders.image import ImageFrameDecoder, TinyImageFrameDecoder
     from generators.decoders.ltx import LTXFrameDecoder
     from generators.decoders.wan import WanFrameDecoder
 
@@ -56,6 +56,7 @@ def frame_decoder(vae: nn.Module) -> FrameDecoder:
         "AutoencoderKLHunyuanVideo": HunyuanVideoFrameDecoder,
         "AutoencoderKLLTXVideo": LTXFrameDecoder,
         "AutoencoderKLWan": WanFrameDecoder,
+        "AutoencoderTiny": TinyImageFrameDecoder,
     }
     name = type(vae).__name__
     if name not in decoders:

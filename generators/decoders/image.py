@@ -1,9 +1,9 @@
-"""Decoders of clips whose frames are images of their own: AutoencoderKL's, and none where latents are pixels.
+"""Decoders of clips whose frames are images of their own: AutoencoderKL's, AutoencoderTiny's, and none for pixels.
 
 The same layers in the same order as diffusers' Decoder.forward, in two halves; tests compare both.
 """
 
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from generators.decoders.decoder import State
@@ -51,6 +51,21 @@ class ImageFrameDecoder(_FrameByFrame):
             hidden = block(hidden, None)
         pixels = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(hidden)))
         return (pixels / 2 + 0.5).permute(0, 2, 3, 1), ()
+
+
+class TinyImageFrameDecoder(_FrameByFrame):
+    """`FrameDecoder` of a frozen AutoencoderTiny, which takes latents as the denoiser sees them."""
+
+    def __init__(self, vae: AutoencoderTiny) -> None:
+        self.decoder = vae.decoder
+        self.spatial = 2 ** (len(vae.config.num_decoder_blocks) - 1)
+
+    def attend(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
+        """Nothing: all layers are of the second half."""
+        return latents[0].transpose(0, 1), ()
+
+    def upsample(self, hidden: Tensor, state: State) -> tuple[Tensor, State]:
+        return (self.decoder(hidden) / 2 + 0.5).permute(0, 2, 3, 1), ()
 
 
 class PixelFrameDecoder(_FrameByFrame):

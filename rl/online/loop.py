@@ -85,7 +85,8 @@ def run_updates(
             progress.set_postfix(progress_of(facts), refresh=False)
             progress.update()
     kept = best(curve) if curve else run.done
-    return run.finish(out, config.batch_size, kept, {"updates": run.done, "stopped": stopped}, stopped, add)
+    others = dict(curve[max(curve)].others) if curve else {}
+    return run.finish(out, config.batch_size, kept, {"updates": run.done, "stopped": stopped, **others}, stopped, add)
 
 
 def learning_rate(update: int, config: OnlineConfig) -> float:
