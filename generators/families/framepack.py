@@ -1,8 +1,11 @@
 """FramePack: HunyuanVideo that predicts a clip section by section, with diffusers' HunyuanVideoFramepackPipeline.
 
 A clip is its first frame, one latent frame, and sections of `WINDOW` latent frames after it: W n + 1 latent frames,
-4 W n + 1 frames. A forward predicts one section. Its conditions are the first frame and the section's history, the 19
-latent frames of the clip nearest to it: one in patches of the usual size, two in patches of twice that size
+4 W n + 1 frames. A clip of fewer frames than one section has is one shorter section, which is the pipeline's
+`latent_window_size`: 25 frames, those of Ask-A-Video, are the first frame and 6 latent frames.
+
+A forward predicts one section. Its conditions are the first frame and the section's history, the 19 latent frames of
+the clip nearest to it: one in patches of the usual size, two in patches of twice that size
 (`history_2x`), sixteen of four times (`history_4x`). The families differ in where the 19 are:
 
     framepack       after the section: sections are sampled from the last to the first ("inverted_anti_drifting")
@@ -37,7 +40,7 @@ CLASSES = {
     "image_encoder": ("SiglipVisionModel",),
     "feature_extractor": ("SiglipImageProcessor",),
 }
-WINDOW = 9  # latent frames of a section; the published models are of this one
+WINDOW = 9  # latent frames of a section, at most; the pipelines' default
 HISTORY = (1, 2, 16)  # latent frames in patches of the usual size, of twice and of four times that size
 
 
@@ -79,19 +82,21 @@ class FramePackGenerator(HunyuanVideoGenerator):
         return "needed"
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
-        """One latent frame of the first frame, and whole sections."""
+        """One latent frame of the first frame, and whole sections, or one shorter section."""
         size, vae = self.size, self.vae_config
         temporal, spatial = vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
-        check_size("num_frames", size.num_frames, every=temporal * WINDOW, offset=1)
+        short = size.num_frames < temporal * WINDOW + 1
+        check_size("num_frames", size.num_frames, every=temporal if short else temporal * WINDOW, offset=1)
+        self.window = (size.num_frames - 1) // temporal if short else WINDOW
         check_size("height", size.height, every=spatial * self.transformer_config["patch_size"])
         check_size("width", size.width, every=spatial * self.transformer_config["patch_size"])
-        self.num_parts = (size.num_frames - 1) // (temporal * WINDOW)
-        return (vae["latent_channels"], WINDOW * self.num_parts + 1, size.height // spatial, size.width // spatial)
+        self.num_parts = (size.num_frames - 1) // (temporal * self.window)
+        return (vae["latent_channels"], self.window * self.num_parts + 1, size.height // spatial, size.width // spatial)
 
     def _tokens(self) -> int:
         """Those of a section."""
         patch = self.transformer_config["patch_size"]
-        return int(WINDOW * (self.latent_shape[2] // patch) * (self.latent_shape[3] // patch))
+        return int(self.window * (self.latent_shape[2] // patch) * (self.latent_shape[3] // patch))
 
     # Conditions
 
@@ -116,21 +121,21 @@ class FramePackGenerator(HunyuanVideoGenerator):
         is the number of latent frames between the first frame and the section, by the position that it gets.
         """
         clean = with_given(clean, conditions)
-        starts = [1 + WINDOW * number for number in part.tolist()]
+        starts = [1 + self.window * number for number in part.tolist()]
         histories = [self._history(row, start) for row, start in zip(clean, starts, strict=True)]
         one, two, four = (torch.stack(tensors) for tensors in zip(*histories, strict=True))
         own = {name: tensor for name, tensor in conditions.items() if name != GIVEN}
         own |= {"clean_latents": torch.cat([clean[:, :, :1], one], dim=2), "history_2x": two, "history_4x": four}
         if self.from_the_end:
             own["padding"] = torch.tensor([self._padding(number) for number in part.tolist()])
-        sections = [row[:, start : start + WINDOW] for row, start in zip(clean, starts, strict=True)]
+        sections = [row[:, start : start + self.window] for row, start in zip(clean, starts, strict=True)]
         return torch.stack(sections), own
 
     def _history(self, clip: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """(C, n, h, w) a section's history: the nearest latent frame, the next two, the farthest sixteen."""
         count = sum(HISTORY)
         if self.from_the_end:
-            after = clip[:, start + WINDOW :][:, :count]
+            after = clip[:, start + self.window :][:, :count]
             one, two, four = functional.pad(after, (0, 0, 0, 0, 0, count - after.shape[1])).split(HISTORY, dim=1)
         else:
             before = clip[:, max(0, start - count) : start]
@@ -142,12 +147,12 @@ class FramePackGenerator(HunyuanVideoGenerator):
         """Latent frames between the first frame and a section, as diffusers counts: in a long clip, at most 3 W."""
         after = self.num_parts - 1 - part  # sections that are sampled before it
         if self.num_parts <= 4:
-            return WINDOW * part
-        return WINDOW * [3, *[2] * (self.num_parts - 3), 1, 0][after]
+            return self.window * part
+        return self.window * [3, *[2] * (self.num_parts - 3), 1, 0][after]
 
     def with_part(self, clean: Tensor, predicted: Tensor, part: int) -> Tensor:
-        start = 1 + WINDOW * part
-        return torch.cat([clean[:, :, :start], predicted, clean[:, :, start + WINDOW :]], dim=2)
+        start = 1 + self.window * part
+        return torch.cat([clean[:, :, :start], predicted, clean[:, :, start + self.window :]], dim=2)
 
     @torch.no_grad()
     def sample(
@@ -188,10 +193,10 @@ class FramePackGenerator(HunyuanVideoGenerator):
     ) -> Tensor:
         one, two, four = HISTORY
         if self.from_the_end:
-            lengths = [1, padding, WINDOW, one, two, four]
+            lengths = [1, padding, self.window, one, two, four]
             first, _, section, near, twice, fourfold = torch.arange(sum(lengths)).split(lengths)
         else:
-            lengths = [1, four, two, one, WINDOW]
+            lengths = [1, four, two, one, self.window]
             first, fourfold, twice, near, section = torch.arange(sum(lengths)).split(lengths)
         output: Tensor = denoiser(
             hidden_states=latents,
@@ -231,7 +236,7 @@ class FramePackGenerator(HunyuanVideoGenerator):
     def frame_decoder(self) -> FrameDecoder:
         from generators.decoders.framepack import FramePackFrameDecoder
 
-        return FramePackFrameDecoder(self.component("vae"), WINDOW, self.num_parts, self.from_the_end)
+        return FramePackFrameDecoder(self.component("vae"), self.window, self.num_parts, self.from_the_end)
 
 
 Family = FramePackGenerator  # the name that a family's module is asked for

@@ -103,9 +103,8 @@ def run_stock(pipeline: Any, variant: Variant, image: Image.Image | None = None,
     if "max_sequence_length" not in inspect.signature(type(pipeline).__call__).parameters:  # all of CLIP's tokens
         del arguments["max_sequence_length"]
     arguments |= changes
-    if is_framepack(pipeline):  # it rounds up to whole sections, and counts the frames of one as four fewer
-        arguments["num_frames"] = (variant.num_frames - 1) // 36 * 33
-        arguments["sampling_type"] = SAMPLING_TYPES[variant.family]
+    if is_framepack(pipeline):
+        arguments |= sections_of(variant)
     if is_hunyuan_video(pipeline):  # its guidance_scale is what the denoiser is told
         arguments |= {"true_cfg_scale": arguments["guidance_scale"], "negative_prompt": "", "guidance_scale": 6.0}
         arguments["num_frames"] += hidden_frames(pipeline)
@@ -253,6 +252,17 @@ def is_framepack(pipeline: Any) -> bool:
     return "Framepack" in type(pipeline).__name__
 
 
+def sections_of(variant: Variant) -> dict[str, Any]:
+    """FramePack's arguments for a clip: it rounds up to whole sections, and counts the frames of one as four fewer."""
+    window = min(9, (variant.num_frames - 1) // 4)
+    sections = (variant.num_frames - 1) // (4 * window)
+    return {
+        "num_frames": sections * (4 * window - 3),
+        "latent_window_size": window,
+        "sampling_type": SAMPLING_TYPES[variant.family],
+    }
+
+
 @contextmanager
 def sections_in_order(pipeline: Any, variant: Variant, noise: Tensor) -> Iterator[None]:
     """FramePack's pipeline takes no latents: it draws those of each section when it comes to it."""
@@ -275,9 +285,8 @@ def framepack_decode(pipeline: Any, variant: Variant, latents: Tensor) -> Tensor
     call = inspect.unwrap(type(pipeline).__call__)  # without no_grad
     arguments = {
         "prompt": PROMPT, "image": first_frame(0, variant.height, variant.width), "height": variant.height,
-        "width": variant.width, "num_frames": (variant.num_frames - 1) // 36 * 33, "num_inference_steps": 1,
-        "sampling_type": SAMPLING_TYPES[variant.family], "output_type": "pt",
-        "max_sequence_length": variant.max_prompt_tokens,
+        "width": variant.width, "num_inference_steps": 1, "output_type": "pt",
+        "max_sequence_length": variant.max_prompt_tokens, **sections_of(variant),
     }  # fmt: skip
     with sections_in_order(pipeline, variant, latents):
         frames: Tensor = call(pipeline, **arguments).frames

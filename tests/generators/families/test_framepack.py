@@ -41,7 +41,9 @@ def load(folder, variant: Variant) -> Generator:
 
 def conditions_of(generator: Generator):
     """The conditions of a prompt, and those of the empty one."""
-    image = torch.frombuffer(bytearray(first_frame().tobytes()), dtype=torch.uint8).view(1, 32, 32, 3)
+    height, width = generator.size.height, generator.size.width
+    pixels = bytearray(first_frame(0, height, width).tobytes())
+    image = torch.frombuffer(pixels, dtype=torch.uint8).view(1, height, width, 3)
     text = generator.encode_text([PROMPT, ""])
     conditions = {key: tensor[:1] for key, tensor in text.items()} | generator.encode_image(image)
     return conditions, {key: tensor[1] for key, tensor in text.items()}
@@ -64,6 +66,23 @@ def test_clips_of_any_number_of_sections_equal_the_stock_pipelines(name, section
     assert generator.num_parts == sections and clip.shape[2] == 9 * sections + 1
     expected = stock_latents(load_stock(tiny_model(name)), variant, noise, first_frame())
     torch.testing.assert_close(clip, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clip_of_25_frames_is_one_section_of_6_latent_frames_and_equals_the_stock_pipelines(name, tiny_model):
+    variant = replace(VARIANTS[name], num_frames=25, height=16, width=16)
+    generator = load(tiny_model(name), variant)
+    noise = generator.draw_noise([3], generator.latent_shape)
+
+    clip = sampled(generator, noise)
+
+    assert generator.num_parts == 1 and clip.shape[2] == 7
+    stock = load_stock(tiny_model(name))
+    expected = stock_latents(stock, variant, noise, first_frame(0, 16, 16))
+    torch.testing.assert_close(clip, expected, atol=2e-4, rtol=1e-4)
+    frames = decode_frames(generator, clip, range(25), EXACT)
+    decoded = stock_decode(stock, variant, clip)[0].clamp(0, 1)
+    torch.testing.assert_close(frames, decoded, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("base_shift", "shift"), [(0.5, math.exp(0.5 + 0.65 * (36 - 256) / 3840)), (3.0, 7.0)])

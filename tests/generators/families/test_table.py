@@ -66,9 +66,11 @@ def frames(preset: str) -> str:
         accepted.append(number)
     if len(accepted) == 1:
         return f"{accepted[0]}, no other"
-    steps = {after - before for before, after in zip(accepted, accepted[1:], strict=False)}
-    assert len(steps) == 1, f"{preset} accepts {accepted}"
-    step = steps.pop()
+    steps = [after - before for before, after in zip(accepted, accepted[1:], strict=False)]
+    step = steps[-1]
+    if len(set(steps)) == 2 and steps == sorted(steps):  # FramePack's section, and a shorter one
+        return f"{step}k + {accepted[-1] % step}, {steps[0]}k + {accepted[0] % steps[0]} below"
+    assert len(set(steps)) == 1, f"{preset} accepts {accepted}"
     if step == 1:
         return "any" if accepted[-1] == PROBED - 1 else f"at most {accepted[-1]}"
     rule = f"{step}k + {accepted[0] % step}"
