@@ -26,6 +26,7 @@ def main(
     from feedback.core.kinds import needs_device, resolve
     from feedback.questions import Writing, is_source
     from feedback.questions.own import own_questions
+    from generators.core.size import VideoSize
     from pipeline.configs import PromptsConfig
     from pipeline.params import block, section
 
@@ -37,7 +38,8 @@ def main(
         from cluster.devices import pick_device  # and torch with it, which takes seconds
 
         device = str(pick_device(device))
-    written = own_questions(rows, by, sources, device)
+    video = section("video", VideoSize)
+    written = own_questions(rows, by, sources, device, (video.height, video.width))
     write_questions(out, written.questions)
     click.echo(f"{out}: {len(written.questions):,} questions about {written.prompts:,} prompts, by {writer}")
     for name, count in written.names.items():

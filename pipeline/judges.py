@@ -10,6 +10,7 @@ from data.prompts import Prompt
 from pipeline.recipes import JudgeSettings, Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    import numpy as np
     import torch
 
     from feedback.differentiable.asks import Ask
@@ -61,13 +62,13 @@ def open_judges(job: "Job", device: str) -> Opened:
     if recipe.questions is None:
         return Opened(metric_judges(blocks, prompts, recipe.augment, device, size.fps), {}, prompts, overlay)
     loaded = {name: load_judge(name, block, device) for name, block in blocks.items()}
-    asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, device))
+    asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, device, size))
     real: Mapping[str, RealClip] = {}
     if recipe.questions.explanation or recipe.questions.with_reference:
         real = real_clips(prompts, job.references, recipe.judge, size)
         first = next(iter(blocks))
         asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
-    judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size)
+    judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size, shown_first(prompts, asks, size))
     return Opened(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
 
 
@@ -106,8 +107,12 @@ def vlm_judges(
     overlay: "RenderedOverlay | None",
     recipe: Recipe,
     size: "VideoSize",
+    firsts: "Mapping[str, np.ndarray]",
 ) -> Judges:
-    """VLMs as judges. loaded, blocks: by name. asks, real: each prompt's questions and real clip, by prompt_id."""
+    """VLMs as judges. loaded, blocks: by name. asks, real: each prompt's questions and real clip, by prompt_id.
+
+    firsts: the first frames that questions show, likewise.
+    """
     from feedback.differentiable.augment import Augmentation
     from feedback.differentiable.vlm import ClipShape, VlmJudge
 
@@ -118,7 +123,7 @@ def vlm_judges(
             VlmJudge(
                 name, one.model, one.processor, asks, recipe.judge.loss, recipe.judge.frames or size.num_frames,
                 ClipShape(size.num_frames, size.fps), references, overlay, augment, blocks[name].get("pixels"),
-                checkpointing=recipe.engine.gradient_checkpointing,
+                checkpointing=recipe.engine.gradient_checkpointing, firsts=firsts,
             )
             for name, one in loaded.items()
         ])
@@ -128,13 +133,24 @@ def vlm_judges(
 
 
 def written_asks(
-    prompts: Sequence[Prompt], writing: "Writing", sources: Mapping[str, Any], device: str
+    prompts: Sequence[Prompt], writing: "Writing", sources: Mapping[str, Any], device: str, size: "VideoSize"
 ) -> "Mapping[str, tuple[Ask, ...]]":
     """Each prompt's questions by the recipe's writer, which the first process alone calls: it may be paid."""
     from cluster import devices
     from feedback.questions import write_questions
 
-    return devices.of_first(lambda: write_questions(prompts, writing, sources, device).asks)
+    return devices.of_first(lambda: write_questions(prompts, writing, sources, device, (size.height, size.width)).asks)
+
+
+def shown_first(
+    prompts: Sequence[Prompt], asks: "Mapping[str, Sequence[Ask]]", size: "VideoSize"
+) -> "dict[str, np.ndarray]":
+    """The first frames of the prompts whose questions show them, as the generator is given them."""
+    from data.first_frames import first_frames
+
+    shown = {prompt_id for prompt_id, of_prompt in asks.items() if any(ask.with_first_frame for ask in of_prompt)}
+    pictured = [prompt for prompt in prompts if prompt.image and prompt.prompt_id in shown]
+    return first_frames(pictured, size.height, size.width)
 
 
 def _weighted(judges: "Sequence[Judge]") -> "list[WeightedJudge]":

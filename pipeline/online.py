@@ -87,7 +87,7 @@ def for_other_machines(job: Job) -> Job:
     asked = writing is not None and job.asks is None and is_source(writing.writer)
     if writing is None or not asked or not keeps_answers(writing.writer, job.sources[writing.writer]):
         return job
-    return job._replace(asks=written_asks(job.prompts, writing, job.sources, "cpu"))
+    return job._replace(asks=written_asks(job.prompts, writing, job.sources, "cpu", job.size))
 
 
 def train(given: OnlineTraining, work: Path, device: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Ask:
     explanation: Text | None  # the text after the wanted answer, for a loss of a whole reply; None: no text
     with_reference: bool  # whether a real clip of the prompt follows the generated one
     author: Text  # of the question: a rubric, a question sheet, a text model, template, own
+    with_first_frame: bool = False  # whether the image that the clip starts from is shown before it
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,12 +56,13 @@ def opposing(wanted: str) -> str:
 def asks_of_rubric(given: AnyRubric, prompt: str) -> tuple[Ask, ...]:
     """The required questions of a rubric about the clips of one prompt; the others change no label."""
     asks, rubric = [], given.of(prompt)
+    shown = rubric.first_frame is not None
     for question in rubric.questions:
         if question.required:
             words = question.affirmative, question.negative
             wanted, other = words if question.wanted else words[::-1]
             text = rubric.text(question, prompt)
-            asks.append(Ask(question.name, RUBRIC, text, wanted, other, None, False, rubric.name))
+            asks.append(Ask(question.name, RUBRIC, text, wanted, other, None, False, rubric.name, shown))
     return tuple(asks)
 
 

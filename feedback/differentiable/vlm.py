@@ -24,10 +24,11 @@ from feedback.differentiable.overlay import RenderedOverlay, apply
 from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
 from feedback.differentiable.pixels import make_pixels
 from feedback.differentiable.targets import find_target, videos_of
-from feedback.judges.vlm import Loaded, build_inputs, load_model, sampled_fps
+from feedback.judges.vlm import Loaded, build_inputs, frame_order, load_model, sampled_fps, takes_pictures
 
 VLMS = ("qwen",)
 NONE = Augmentation()
+PICTURE = "image_grid_thw"  # of the Qwens, whose pictures and videos are inputs apart
 CACHED = 256  # prompts whose packed questions are cached
 
 
@@ -78,6 +79,7 @@ class VlmJudge:
         augment: Augmentation = NONE,
         pixels: int | None = None,
         checkpointing: bool = False,
+        firsts: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """asks: by prompt_id. loss: a name in LOSSES. frames: how many of a clip's the judge sees, evenly spaced.
 
@@ -85,8 +87,11 @@ class VlmJudge:
         overlay, augment: of the generated clip's frames, in this order, and not of the reference's.
         pixels: as in `feedback.judges.vlm.build_inputs`.
         checkpointing: recompute activations in the backward: less memory, a third slower.
+        firsts: by prompt_id, the image that a clip starts from, uint8 (H, W, 3) of the clip's size. It stands before
+            the clip, as offline, and has no gradient.
         Raises ValueError for a loss that is unknown, for more frames than a clip has, for a prompt without questions,
-        for a reference that is missing or has other frames, and as `find_target` does for each question.
+        for a reference that is missing or has other frames, for a first frame that is missing, that only some of a
+        prompt's questions show or that the model takes none of, and as `find_target` does for each question.
         """
         if loss not in LOSSES:
             raise ValueError(f"judge {name}: loss is {loss!r}, known are {sorted(LOSSES)}")
@@ -95,7 +100,7 @@ class VlmJudge:
         self.name, self._processor, self._clip = name, processor, clip
         self._frames, self._pixel_count = frames, pixels
         self._asks = {prompt_id: tuple(of_prompt) for prompt_id, of_prompt in asks.items()}
-        self._references = references or {}
+        self._references, self._firsts = references or {}, firsts or {}
         self._check()
         self._targets = {
             prompt_id: [find_target(processor, ask, loss in TEACHER_FORCED) for ask in of_prompt]
@@ -115,6 +120,7 @@ class VlmJudge:
         for prompt_id, of_prompt in self._asks.items():
             if not of_prompt:
                 raise ValueError(f"judge {self.name}: no questions about {prompt_id}")
+            self._check_first(prompt_id, {ask.with_first_frame for ask in of_prompt})
             if not any(ask.with_reference for ask in of_prompt):
                 continue
             if prompt_id not in self._references:
@@ -126,6 +132,20 @@ class VlmJudge:
                     f"judge {self.name}: the reference of {prompt_id} has {found} frames, expected as many as the "
                     f"judge sees of the clip, {self._frames}"
                 )
+
+    def _check_first(self, prompt_id: str, shown: set[bool]) -> None:
+        if len(shown) > 1:
+            raise ValueError(
+                f"judge {self.name}: of the questions about {prompt_id} some show the first frame, not all"
+            )
+        if shown == {True} and not takes_pictures(self._processor):
+            raise ValueError(
+                f"judge {self.name}: its questions show the first frame, and it takes no picture beside a video"
+            )
+        if shown == {True} and prompt_id not in self._firsts:
+            raise ValueError(
+                f"judge {self.name}: the questions about {prompt_id} show its first frame, and it has none"
+            )
 
     def frame_indices(self, num_frames: int, seed: int) -> list[int]:
         """Indices of the frames that the judge sees, evenly spaced but for the jitter.
@@ -164,7 +184,18 @@ class VlmJudge:
         if self._videos(prompt_id) > 1:
             clips.append(self._references[prompt_id].to(frames))
         inputs = [self._pixels(clip) for clip in clips]
-        return {key: torch.cat([one[key] for one in inputs]).to(self._model.device) for key in inputs[0]}
+        if self._asks[prompt_id][0].with_first_frame:
+            inputs.insert(0, self._first(prompt_id))
+        keys = dict.fromkeys(key for one in inputs for key in one)
+        return {key: torch.cat([one[key] for one in inputs if key in one]).to(self._model.device) for key in keys}
+
+    def _first(self, prompt_id: str) -> dict[str, Tensor]:
+        """The picture's part of the inputs, as the processor prepares it beside a video."""
+        ask, picture = self._asks[prompt_id][0], self._firsts[prompt_id]
+        made = self._inputs(ask, prompt_id, *picture.shape[:2], picture)
+        if PICTURE in made:
+            return {key: made[key] for key in (PICTURE, "pixel_values") if key in made}
+        return {"pixel_values": made["pixel_values"][: -len(frame_order(self._processor, self._frames))]}  # InternVL's
 
     def _videos(self, prompt_id: str) -> int:
         return max(map(videos_of, self._asks[prompt_id]))
@@ -185,10 +216,12 @@ class VlmJudge:
         targets = [torch.tensor(target.tokens, device=device) for target in self._targets[prompt_id]]
         return _PackedQuestions(pack(sequences, positions).to(device), targets, places)
 
-    def _inputs(self, ask: Ask, prompt_id: str, height: int, width: int) -> dict[str, Any]:
+    def _inputs(
+        self, ask: Ask, prompt_id: str, height: int, width: int, picture: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """The processor's inputs for a question about black frames, since the tokens depend on the frame size alone.
 
-        The times are those of evenly spaced frames, independent of the jitter.
+        The times are those of evenly spaced frames, independent of the jitter. picture: the first frame; None: black.
         """
         black = [np.zeros((self._frames, height, width, 3), np.uint8)]
         if ask.with_reference:
@@ -196,6 +229,7 @@ class VlmJudge:
         indices = sample_frames(self._clip.num_frames, self._frames)
         rate, videos = sampled_fps(indices, self._clip.fps), len(black)
         times = [index * rate / self._clip.fps for index in indices]
-        return dict(
-            build_inputs(self._processor, black, [ask.text], [rate] * videos, self._pixel_count, [times] * videos)
-        )
+        shown = np.zeros((height, width, 3), np.uint8) if picture is None else picture
+        firsts = [shown] if ask.with_first_frame else []
+        how = ([rate] * videos, self._pixel_count, [times] * videos, firsts)
+        return dict(build_inputs(self._processor, black, [ask.text], *how))

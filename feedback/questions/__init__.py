@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from data.config import STRICT
 from data.doors import find
+from data.first_frames import first_frames, png_bytes
 from data.prompts import PLACE, Prompt
 from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import ALIGNMENT, RUBRIC, Ask, asks_of_rubric
@@ -45,11 +46,20 @@ class Written(NamedTuple):
     unwritten: dict[str, str]  # prompt_id -> why: a refusal, or a reply of a wrong form
 
 
-def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str, Any], device: str) -> Written:
+def write_questions(
+    prompts: Sequence[Prompt],
+    by: Writing,
+    sources: Mapping[str, Any],
+    device: str,
+    size: tuple[int, int] | None = None,
+) -> Written:
     """The questions about each prompt's clips, in the order of the prompts.
 
     sources: the blocks of feedback.sources. device: of the weights of a text model in this process.
-    Raises ValueError naming the setting that is wrong, and where no prompt has a question.
+    size: height and width of the clips. A teacher is shown a prompt's image as the generator is given it: cropped and
+        resized by data.first_frames. None: no prompt with an image is asked about by a teacher.
+    Raises ValueError naming the setting that is wrong, for an image that cannot be read, and where no prompt has a
+    question.
     """
     if by.writer == RUBRIC:
         rubric = load_rubric(_path(by))
@@ -62,7 +72,7 @@ def write_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str
     sheet = load_sheet(_path(by))
     kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, DecompositionSheet) else teaching.KINDS)
     model = text_model(by.writer, sources[by.writer], device)
-    replies = model.replies([_text_request(prompt, sheet) for prompt in prompts], TASK)
+    replies = model.replies(_text_requests(prompts, sheet, size), TASK)
     reply_to = {prompt.prompt_id: reply for prompt, reply in zip(prompts, replies, strict=True)}
 
     def write(prompt: Prompt) -> list[Ask]:
@@ -110,10 +120,17 @@ def _kinds(by: Writing, known: Iterable[str]) -> tuple[str, ...]:
     return tuple(by.kinds)
 
 
-def _text_request(prompt: Prompt, sheet: Sheet) -> TextRequest:
+def _text_requests(prompts: Sequence[Prompt], sheet: Sheet, size: tuple[int, int] | None) -> list[TextRequest]:
     if isinstance(sheet, DecompositionSheet):
-        return TextRequest(sheet.decompose.replace(PLACE, prompt.prompt))
-    return TextRequest(sheet.teach.replace(PLACE, prompt.prompt), Path(prompt.image) if prompt.image else None)
+        return [TextRequest(sheet.decompose.replace(PLACE, prompt.prompt)) for prompt in prompts]
+    pictured = [prompt for prompt in prompts if prompt.image]
+    if pictured and size is None:
+        raise ValueError(
+            f"size: None, but prompt {pictured[0].prompt_id} has an image, which is shown at a clip's size"
+        )
+    shown = {name: png_bytes(frame) for name, frame in first_frames(pictured, *size).items()} if size else {}
+    texts = ((prompt.prompt_id, sheet.teach.replace(PLACE, prompt.prompt)) for prompt in prompts)
+    return [TextRequest(text, shown.get(name)) for name, text in texts]
 
 
 def _collected(prompts: Sequence[Prompt], write: Callable[[Prompt], Sequence[Ask]]) -> Written:

@@ -29,17 +29,24 @@ class OwnQuestions(NamedTuple):
         return Counter(one.name for one in self.questions)
 
 
-def own_questions(prompts: Sequence[Prompt], by: Writing, sources: Mapping[str, Any], device: str) -> OwnQuestions:
+def own_questions(
+    prompts: Sequence[Prompt],
+    by: Writing,
+    sources: Mapping[str, Any],
+    device: str,
+    size: tuple[int, int] | None = None,
+) -> OwnQuestions:
     """The questions about the prompts, in their order; prompts with the same text share theirs.
 
-    by: where `kinds` is null, a source writes all kinds of its question sheet. Raises ValueError as write_questions.
+    by: where `kinds` is null, a source writes all kinds of its question sheet. size: as write_questions takes it, which
+    also says what is raised.
     """
     if by.kinds is None and by.rubric is not None and is_source(by.writer):
         sheet = load_sheet(Path(by.rubric))
         by = replace(by, kinds=decomposition.KINDS if isinstance(sheet, DecompositionSheet) else teaching.KINDS)
     texts = {prompt.prompt: prompt for prompt in reversed(prompts)}  # of equal texts the first
     once = [prompt for prompt in prompts if texts[prompt.prompt] is prompt]
-    written = write_questions(once, by, sources, device)
+    written = write_questions(once, by, sources, device, size)
     questions = [
         OwnQuestion(prompt.prompt, ask.name, ask.text, ask.wanted, ask.other)
         for prompt in once

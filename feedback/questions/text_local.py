@@ -5,9 +5,11 @@ Decoding is greedy, one request at a time, so equal requests have equal replies.
 
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -85,5 +87,5 @@ class LocalText:
         """The request as the chat template takes it."""
         if not isinstance(self.templater, ProcessorMixin):
             return request.text
-        picture = [{"type": "image", "path": str(request.image)}] if request.image else []
+        picture = [{"type": "image", "image": Image.open(BytesIO(request.image))}] if request.image else []
         return [*picture, {"type": "text", "text": request.text}]

@@ -8,10 +8,8 @@ import asyncio
 import base64
 import hashlib
 import logging
-import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -58,8 +56,8 @@ class TextProvider(Sender, Protocol):
     def body(self, text: str) -> dict[str, Any]:
         """A call as JSON, beside its picture."""
 
-    def picture(self, image: bytes, mime: str) -> Media:
-        """A picture as it is sent with a call."""
+    def picture(self, image: bytes) -> Media:
+        """A picture, given as PNG, as it is sent with a call."""
 
     def text(self, reply: str) -> TextReply:
         """The text of a raw reply."""
@@ -99,12 +97,12 @@ class ApiText:
         body = self.provider.body(request.text)
         sent: dict[str, Any] = {"place": f"{self.provider.place} {task}", "body": body}
         if request.image is not None:
-            sent["image"] = hashlib.sha256(request.image.read_bytes()).hexdigest()
+            sent["image"] = hashlib.sha256(request.image).hexdigest()
         tokens = text_tokens(body) + PICTURE_TOKENS * (request.image is not None)
         return Call(Plan((), 0, body), request_key(sent), sent, tokens)
 
     def _send(
-        self, calls: Mapping[str, Call], pictures: Mapping[str, Path | None], task: str, ledger: Ledger
+        self, calls: Mapping[str, Call], pictures: Mapping[str, bytes | None], task: str, ledger: Ledger
     ) -> dict[str, StoredAnswer | Fault]:
         """The answers to calls that have none yet, by key. Raises LabelError where the run must stop."""
         with GroupCommit(ledger) as commits:
@@ -117,7 +115,7 @@ class ApiText:
         return found
 
     async def _send_all(
-        self, run: CallRun, calls: Mapping[str, Call], pictures: Mapping[str, Path | None]
+        self, run: CallRun, calls: Mapping[str, Call], pictures: Mapping[str, bytes | None]
     ) -> dict[str, StoredAnswer | Fault]:
         """The answers by key, without the calls that a stopped run did not send."""
         found: dict[str, StoredAnswer | Fault] = {}
@@ -134,10 +132,8 @@ class ApiText:
                 raise error
         return found
 
-    def _media(self, image: Path | None) -> Media:
-        if image is None:
-            return []
-        return self.provider.picture(image.read_bytes(), mimetypes.guess_type(image.name)[0] or "image/png")
+    def _media(self, image: bytes | None) -> Media:
+        return [] if image is None else self.provider.picture(image)
 
     def _read(self, found: StoredAnswer | Fault) -> TextReply:
         return TextReply(None, found.reason) if isinstance(found, Fault) else self.provider.text(found.reply)
@@ -160,8 +156,8 @@ class ChatText:
     def body(self, text: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": text}], **self.parameters}
 
-    def picture(self, image: bytes, mime: str) -> Media:
-        url = f"data:{mime};base64,{base64.b64encode(image).decode()}"
+    def picture(self, image: bytes) -> Media:
+        url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
         return [{"type": "image_url", "image_url": {"url": url}}]
 
     def open(self) -> None:
@@ -198,8 +194,8 @@ class GeminiText(Gemini):
     def body(self, text: str) -> dict[str, Any]:
         return {"text": text, "config": dict(self.options.parameters)}
 
-    def picture(self, image: bytes, mime: str) -> Media:
-        return [{"inline_data": {"mime_type": mime, "data": image}}]
+    def picture(self, image: bytes) -> Media:
+        return [{"inline_data": {"mime_type": "image/png", "data": image}}]
 
     def text(self, reply: str) -> TextReply:
         message = read_candidate(parsed(reply))

@@ -1,7 +1,6 @@
 """Models that write texts: the requests that they take, their replies, and the protocol of every such model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 
@@ -9,7 +8,7 @@ class TextRequest(NamedTuple):
     """A message to a text model, with or without a picture."""
 
     text: str
-    image: Path | None = None  # a picture file
+    image: bytes | None = None  # a picture, as PNG
 
 
 class TextReply(NamedTuple):

@@ -83,10 +83,11 @@ def ask_the_first(folder: Path, base: str) -> list[Any]:
 
 def write_questions(folder: Path, base: str) -> dict[str, list[str]]:
     from feedback.questions import Writing
+    from generators.core.size import VideoSize
     from pipeline.judges import written_asks
 
     by = Writing("writer", TEACHER, ("goal",), explanation=False, with_reference=False)
-    asks = written_asks(PROMPTS, by, {"writer": block_of("gpt", base)}, "cpu")
+    asks = written_asks(PROMPTS, by, {"writer": block_of("gpt", base)}, "cpu", VideoSize(9, 32, 32, 8.0))
     return {prompt_id: [ask.text for ask in found] for prompt_id, found in asks.items()}
 
 

@@ -16,6 +16,7 @@ from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.losses import LOSSES
 from feedback.differentiable.overlay import Overlay, parse_mark
 from feedback.differentiable.overlay import render as drawn
+from feedback.differentiable.targets import find_target
 from feedback.differentiable.vlm import ClipShape, VlmJudge, load_judge
 from feedback.judges.vlm import Loaded, build_inputs
 from tabletop.captions import all_claims, caption
@@ -129,6 +130,36 @@ def test_p_is_that_of_the_offline_judge_on_the_same_frames(rendered, tmp_path):
         assert float(answers.p_wanted) == pytest.approx(expected, abs=1e-5)
         assert float(answers.loss) == pytest.approx(-math.log(expected), abs=1e-4)
     assert max(offline) - min(offline) > 0.3  # or they would be equal for nothing
+
+
+def test_a_first_frame_is_shown_as_the_offline_judge_shows_it(models, family):
+    """Its inputs are those of feedback.judges.vlm, in a forward of one unpacked question."""
+    model, processor, _ = models[family]
+    clip = (frames(count=9).detach() * 255).byte().numpy()
+    firsts = {"black": np.zeros((SIZE, SIZE, 3), np.uint8), "clip": clip[0]}
+    asks = dict.fromkeys(firsts, [replace(one, with_first_frame=True, explanation=None) for one in ASKS[:2]])
+    judge = VlmJudge("judge", model, processor, asks, "logprob", 8, NINE, firsts=firsts)
+    indices = judge.frame_indices(9, 0)
+    rate, found = 7 / 8 * 8.0, []
+    times = [[index * 7 / 8 for index in indices]]
+    for name, picture in firsts.items():
+        answers = judge(torch.from_numpy(clip[indices]).float() / 255, name, 0)
+        for one, loss in zip(asks[name], answers.loss, strict=True):
+            inputs = build_inputs(processor, [clip[indices]], [one.text], [rate], None, times, [picture])
+            with torch.no_grad():
+                logs = model(**inputs).logits[0, -1].log_softmax(-1)
+            (token,) = find_target(processor, one, whole=False).tokens
+            assert loss.item() == pytest.approx(-logs[token].item(), abs=1e-4)
+        found.append(answers.loss)
+    assert (found[0] - found[1]).abs().min() > 1e-4  # it looks at the picture
+
+
+def test_a_first_frame_that_is_missing_or_shown_to_some_questions_alone_is_an_error(make_qwen):
+    shown = ask("shown", ASKS[0].text, with_first_frame=True)
+    with pytest.raises(ValueError, match="the questions about p show its first frame, and it has none"):
+        make_qwen({"p": (shown,)})
+    with pytest.raises(ValueError, match="of the questions about p some show the first frame, not all"):
+        make_qwen({"p": (shown, ASKS[1])}, firsts={"p": np.zeros((SIZE, SIZE, 3), np.uint8)})
 
 
 # The judge itself

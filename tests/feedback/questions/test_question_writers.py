@@ -6,11 +6,13 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from data.first_frames import png_bytes
 from data.prompts import Prompt
 from feedback.core.source import LabelError
 from feedback.network.ledger import Ledger
@@ -281,19 +283,31 @@ def test_a_budget_that_a_run_would_exceed_stops_it(server):
 
 @EVERY_API
 def test_the_teacher_sees_the_picture_that_the_video_starts_from(server, tmp_path, kind):
-    picture, by = tmp_path / "first.png", replace(BY, rubric=TEACHER, kinds=("process", "goal"))
-    picture.write_bytes(b"a picture")
+    """As the generator is given it: of 8 x 4 pixels, the middle 4 x 4, whatever the form of the file."""
+    from PIL import Image
+
+    picture, by = tmp_path / "first.bmp", replace(BY, rubric=TEACHER, kinds=("process", "goal"))
+    pixels = np.full((4, 8, 3), 255, np.uint8)
+    pixels[:, 2:6] = (0, 0, 200)
+    Image.fromarray(pixels).save(picture)
     answers(server, kind, {"maze": json.dumps(RULES)})
     task = prompt("p1", "leave the maze", picture)
 
-    written = write_questions([task], by, sources(server, kind), "cpu")
+    written = write_questions([task], by, sources(server, kind), "cpu", (4, 4))
 
     assert [ask.name for ask in written.asks["p1"]] == ["process_1", "goal_1", "process_2"]
     sent = json.dumps(server.bodies[0])
-    assert base64.b64encode(b"a picture").decode() in sent and "image/png" in sent
-    picture.write_bytes(b"another picture")
-    write_questions([task], by, sources(server, kind), "cpu")
+    assert base64.b64encode(png_bytes(pixels[:, 2:6])).decode() in sent and "image/png" in sent
+    Image.fromarray(pixels[:, ::-1] // 2).save(picture)
+    write_questions([task], by, sources(server, kind), "cpu", (4, 4))
     assert len(server.attempts) == 2  # another picture is another call
+
+
+def test_a_picture_without_the_size_of_the_clips_is_an_error_before_anything_is_sent(server, tmp_path):
+    by = replace(BY, rubric=TEACHER, kinds=("goal",))
+    with pytest.raises(ValueError, match="size: None, but prompt p1 has an image"):
+        write_questions([prompt("p1", "leave the maze", tmp_path / "x.png")], by, sources(server, "gpt"), "cpu")
+    assert server.attempts == []
 
 
 def test_only_the_kinds_asked_for_are_kept(server):
@@ -397,9 +411,7 @@ def test_a_model_in_this_process_takes_captions_apart(tmp_path, build):
 
 
 def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    red = np.full((64, 64, 3), (255, 0, 0), np.uint8)
     for name, build in (("llm", build_llm), ("vlm", build_vlm)):
         build(tmp_path / name)
     block = {
@@ -409,7 +421,7 @@ def test_a_model_in_this_process_is_shown_a_picture_if_it_takes_any(tmp_path):
         "dtype": "float32",
         "rubric": "tabletop/rubric.yaml",
     }
-    message = TextRequest("take apart red ball", tmp_path / "red.png")
+    message = TextRequest("take apart red ball", png_bytes(red))
 
     (blind,) = text_model("w", block | {"path": str(tmp_path / "llm")}, "cpu").replies([message], "questions")
     model = text_model("w", block | {"path": str(tmp_path / "vlm")}, "cpu")
