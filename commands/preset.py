@@ -34,9 +34,9 @@ UNDER = "presets"  # a preset's key that names those which it is laid over
 def main(names: tuple[str, ...], dry_run: bool) -> None:
     """Lay presets over params.yaml, in the order of NAMES, and print what each changes.
 
-    A name is that of a file in configs/presets, or the path of a YAML file of your own. Values of a preset replace
-    those of params.yaml and of the presets before it; all other values, and comments, stay. A preset that names others
-    in its key `presets` is laid over them. `git checkout params.yaml` undoes it.
+    A name is that of a file in configs/presets, such as generators/wan2.2-ti2v, or the path of a YAML file of your own.
+    Values of a preset replace those of params.yaml and of the presets before it; all other values, and comments, stay.
+    A preset that names others in its key `presets` is laid over them. `git checkout params.yaml` undoes it.
     """
     if twice := [name for name in names if names.count(name) > 1]:
         raise ParamsError(f"preset {twice[0]} is named twice")
@@ -57,8 +57,12 @@ def main(names: tuple[str, ...], dry_run: bool) -> None:
 
 
 def preset_path(name: str) -> Path:
-    """The file of a preset's name, or the file that is named by its path. Raises ParamsError where there is none."""
-    known = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    """The file of a preset's name, or the file that is named by its path. Raises ParamsError where there is none.
+
+    A preset in a folder of configs/presets has the folder in its name, such as generators/wan2.2-ti2v.
+    """
+    files = [*sorted(PRESETS.glob("*.yaml")), *sorted(PRESETS.glob("*/*.yaml"))]
+    known = {path.relative_to(PRESETS).with_suffix("").as_posix(): path for path in files}
     if name in known:
         return known[name]
     if Path(name).is_file():

@@ -10,7 +10,7 @@ from data.first_frames import check_all_or_none, check_first_frames
 from data.prompts import Prompt, extended, load_prompts, select
 from data.tables.questions import by_prompt, read_questions
 from feedback.core.kinds import question_files, read_block, resolve
-from feedback.core.rubric import load_rubric
+from feedback.core.rubric import AnyRubric, load_rubric
 from feedback.differentiable.asks import RUBRIC
 from generators.core.checkpoint import Checkpoint, NotReachedError
 from generators.core.decoding import Decoding, open_lighter, whole_clip_needed
@@ -340,8 +340,18 @@ def _check_shown(params: Mapping[str, Any], generator: Generator) -> None:
         for key, inner in needs.inner.items():
             check(f"{name}.{key}", inner)
 
-    for name in sorted(needed_sources(params)) if generator.image == "none" else ():
+    if generator.image != "none":
+        return
+    for name in sorted(needed_sources(params)):
         check(name, resolve(name, params["feedback"]["sources"]))
+    for name in params["online"]["policies"]:
+        entry = section(f"online.policies.{name}", OnlineEntry)
+        writing = load_recipe(entry.recipe, entry.changes).questions
+        if writing and writing.writer == RUBRIC and writing.rubric and load_rubric(Path(writing.rubric)).first_frame:
+            raise ParamsError(
+                f"online.policies.{name}: questions.rubric: {writing.rubric} shows the first frame, and the generator "
+                f"{generator.checkpoint.path} takes none; take first_frame out of the rubric"
+            )
 
 
 def _unread(params: Mapping[str, Any]) -> list[str]:
@@ -431,8 +441,9 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
                 members_of(entry.judge, {entry.judge: judge})
             check_references(entry.references)
             if recipe.questions and recipe.questions.writer == RUBRIC and recipe.questions.rubric:
-                asked = [prompt.prompt for prompt in select(prompts, entry.split)]
-                load_rubric(Path(recipe.questions.rubric)).check_prompts(asked)
+                asked, rubric = select(prompts, entry.split), load_rubric(Path(recipe.questions.rubric))
+                rubric.check_prompts([prompt.prompt for prompt in asked])
+                check_shown_frames(rubric, asked, f"rubric: {recipe.questions.rubric}")
         except (ParamsError, ValueError) as error:
             raise ParamsError(f"online.policies.{name}: {error}") from error
         if recipe.engine.full and params["generator"]["dtype"] != "float32":
@@ -543,6 +554,15 @@ def _check_audit(config: AuditConfig, sources: Mapping[str, Any], prompts: Seque
         )
 
 
+def check_shown_frames(rubric: AnyRubric, prompts: Sequence[Prompt], where: str) -> None:
+    """Raises ParamsError where the rubric shows first frames and a prompt has no image."""
+    if rubric.first_frame and (lacking := [prompt.prompt_id for prompt in prompts if not prompt.image]):
+        raise ParamsError(
+            f"{where} shows the first frame, but {len(lacking)} of {len(prompts)} prompts have no image, such as "
+            f"{lacking[0]}; fill the column image, or take first_frame out of the rubric"
+        )
+
+
 def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[Prompt] | None) -> None:
     """A source's block and, of a panel, its members'. prompts: what it judges; None where it is not needed."""
     read = read_block(name, given)
@@ -554,10 +574,6 @@ def _check_source(name: str, given: Mapping[str, Any], prompts: Sequence[Prompt]
             rubric.check_prompts(prompt.prompt for prompt in prompts)
         except ValueError as error:
             raise ParamsError(f"{where}: {error}") from error
-        if rubric.first_frame and (lacking := [prompt.prompt_id for prompt in prompts if not prompt.image]):
-            raise ParamsError(
-                f"{where} shows the first frame, but {len(lacking)} of {len(prompts)} prompts have no image, such as "
-                f"{lacking[0]}; fill the column image, or take first_frame out of the rubric"
-            )
+        check_shown_frames(rubric, prompts, where)
     for key, inner in read.needs.inner.items():
         _check_source(f"{name}.{key}", inner, prompts)

@@ -2,11 +2,13 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data.labels import read_verdicts
 from data.prompts import Prompt
@@ -15,8 +17,13 @@ from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source, needs_device, read_block
 from feedback.core.label import label_clip_set
 from feedback.questions import Writing, write_questions
+from generators.core.decoding import Decoding, open_lighter, psnr, squared_error
 from generators.core.load import load_generator
 from generators.core.size import VideoSize
+from generators.decoders.lighter import DecoderPlace
+from tabletop.captions import Claim, Thing
+from tabletop.render import render
+from tabletop.scenes import make_scene
 from tests.support.told import told
 
 PAGE = Path(__file__).parents[1] / "docs/doors.md"
@@ -26,7 +33,8 @@ PAGE = Path(__file__).parents[1] / "docs/doors.md"
 def my_lab(tmp_path, monkeypatch):
     """Every block of the page, written to the file that its first line names."""
     blocks = re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert [name for name, _ in blocks] == ["my_lab/judges/tracker.py", "my_lab/lowercase.py", "my_lab/checklist.py"]
+    names = ["judges/tracker.py", "lowercase.py", "checklist.py", "colours.py"]
+    assert [name for name, _ in blocks] == [f"my_lab/{name}" for name in names]
     for name, code in blocks:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(code)
@@ -89,3 +97,28 @@ def test_a_writer_of_ones_own_writes_the_questions_of_each_prompt():
     written = write_questions(prompts, by, {}, "cpu")
     assert [ask.text for ask in written.asks["p0"]] == ["Is there a ball in the video?"]
     assert written.unwritten == {"p1": "'rain' names nothing to look for"}
+
+
+def test_a_decoder_of_ones_own_is_fitted_to_the_vae_and_decodes_clips_near_it(tmp_path):
+    """Its weights are the best linear map of the latents of a clip to the mean colour of their pixels."""
+    size = VideoSize(num_frames=9, height=32, width=32, fps=8.0)
+    generator = load_generator("wan", "models/tabletop/generator", size, max_prompt_tokens=16, parts=("vae",))
+    scene = make_scene(Claim("push_right", (Thing("red", "cube"),)), np.random.default_rng(0))
+    latents = generator.encode(torch.from_numpy(render(scene))[None])
+    frames = generator.decode_float(latents)[0]
+    colours = frames[0::2].unflatten(1, (8, 4)).unflatten(3, (8, 4)).mean((2, 4))  # of each latent pixel, (5, 8, 8, 3)
+    given = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
+    given = torch.cat([given, torch.ones(len(given), 1)], 1)
+    fitted = torch.linalg.lstsq(given, colours.flatten(0, 2)).solution
+    errors = []
+    for name, weights in (("fitted", fitted), ("grey", torch.cat([torch.zeros(12, 3), torch.full((1, 3), 0.5)]))):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({"weight": weights[:-1].contiguous(), "bias": weights[-1].contiguous()}, path)
+        place = DecoderPlace("my_lab.colours", str(path))
+        decoding = Decoding("exact", 4, 2, None, 0, offload=False, straight_through=True, decoder=place)
+        assert open_lighter(generator, decoding, "meta").channels == 12
+        lighter = open_lighter(generator, decoding, "cpu")
+        errors.append(squared_error(generator, latents, decoding, lighter))
+    assert psnr(errors[0]) > psnr(errors[1]) + 6
+    with pytest.raises(ValueError, match="mode is windowed, but decoder decodes in no windows"):
+        open_lighter(generator, replace(decoding, mode="windowed"), "cpu")

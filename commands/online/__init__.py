@@ -10,7 +10,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command, tra
 
 @stage_command
 @click.option("--prompt", required=True, help="The prompt to train for; section online.prompt has the other settings.")
-@click.option("--image", type=PATH, help="The first frame, for a generator that starts from one.")
+@click.option("--image", type=PATH, help="The first frame, for a generator that starts from one; its teacher sees it.")
 @click.option("--start", "--lora", "start", type=PATH, help="Policy to start from; default: the generator itself.")
 @click.option("--ask", "asks", multiple=True, help="'question=answer'; default: the recipe's questions.")
 @click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames: a mark over the judge's frames.")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.differentiable.asks import Ask
     from feedback.differentiable.overlay import Overlay
     from generators.core.generator import Generator
+    from generators.core.size import VideoSize
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def train_one_prompt(
     )
     if given.heatmap:
         check_differentiated(recipe)
+    check_one_prompt(given, model, size, recipe)
     image = str(given.image) if given.image else None
     prompt = Prompt(PROMPT_ID, given.prompt, category=PROMPT_ID, split="train", image=image, reference=None)
     job = Job(
@@ -81,7 +83,9 @@ def train_one_prompt(
     for name in (job.judge, job.held_out):
         if name not in sources:
             raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
-    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image) if path)]
+    decoder = recipe.decoding.decoder
+    lighter = Path(decoder.path) if decoder and Path(decoder.path).exists() else None
+    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image, lighter) if path)]
     judges = (sources[job.judge], sources[job.held_out])
     params = {
         "options": given,
@@ -106,6 +110,31 @@ def train_one_prompt(
     reason = ", stopped: " + report.stopped if report.stopped else ""
     where = f"{out / BEFORE} and {AFTER}"
     logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, where)
+
+
+def check_one_prompt(given: OnePrompt, model: GeneratorConfig, size: "VideoSize", recipe: Recipe) -> None:
+    """Raises ParamsError where the generator and `--image` or the recipe do not fit, by the model's small files.
+
+    A hub id of which nothing is known is not looked at.
+    """
+    from data.first_frames import check_image
+    from generators.core.checkpoint import NotReachedError
+    from pipeline.check import check_decoding, check_generator
+
+    try:
+        generator = check_generator(model, size)
+        if given.image:
+            check_image(given.image)
+    except NotReachedError:
+        return
+    except ValueError as error:
+        raise ParamsError(str(error)) from error
+    if generator.image == "none" and given.image:
+        raise ParamsError(f"--image: {model.path} makes clips from text alone")
+    if generator.image == "needed" and not given.image:
+        raise ParamsError(f"{model.path} makes a clip from a prompt and its first frame: give it by --image FILE")
+    if not recipe.by_rewards:
+        check_decoding(recipe.decoding, generator, "the recipe")
 
 
 def config_changes(recipe: str | None, config: PromptConfig) -> dict[str, Any]:

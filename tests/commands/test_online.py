@@ -21,6 +21,7 @@ from pipeline.recipes import load_recipe
 from tabletop.references import real_clips
 from tests.support.defaults import DEFAULTS
 from tests.support.judges import WORDS
+from tests.support.lighter import save_vae
 from tests.support.reward_models import TEXT, build_base, build_videoreward
 from tests.support.tiny import load_wan
 
@@ -117,6 +118,36 @@ def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):
     assert json.loads((tmp_path / "more/policy.json").read_text())["start"] == "mine"
 
 
+def test_a_lighter_decoder_is_trained_through_and_measured_and_never_shown(tmp_path, caplog):
+    """A decoder of random weights, so that a clip of it is nowhere near the real one."""
+    caplog.set_level("INFO")
+    place = f"decoding.decoder={{kind: diffusers, path: {save_vae(tmp_path / 'vae')}}}"
+    asked = ("--ask", "is there a red ball=yes", "--set", place, "--set", "decoding.mode=exact")
+    done = quick(tmp_path / "lighter", *asked)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (tmp_path / "lighter/log.jsonl").read_text().splitlines()]
+    measured = [line["held_out"]["others"]["decoder_psnr"] for line in lines if "held_out" in line]
+    assert len(measured) == 3 and all(0 < one < 20 for one in measured)  # before, and after either update
+    policy = json.loads((tmp_path / "lighter/policy.json").read_text())
+    assert policy["decoder_psnr"] == measured[-1]
+    assert policy["recipe"]["decoding"]["decoder"]["kind"] == "diffusers"
+    assert f"update 2: the lighter decoder is {measured[-1]:.1f} dB from the VAE, 16 clips" in caplog.text
+    plain = quick(tmp_path / "plain", "--ask", "is there a red ball=yes")
+    assert plain.exit_code == 0, plain.output
+    shown = [read_video(tmp_path / name / "before.mp4") for name in ("lighter", "plain")]
+    assert (shown[0] == shown[1]).all()
+    assert "decoder_psnr" not in json.loads((tmp_path / "plain/policy.json").read_text())
+
+
+def test_without_a_check_the_lighter_decoder_is_measured_on_one_clip(tmp_path, caplog):
+    caplog.set_level("INFO")
+    place = "decoding.decoder={kind: diffusers, path: models/tabletop/generator/vae}"
+    asked = ("--ask", "is there a red ball=yes", "--set", place, "--set", "engine.held_out_every=null")
+    done = quick(tmp_path / "own", *asked)
+    assert done.exit_code == 0, done.output
+    assert "the lighter decoder is 99.0 dB from the VAE on a clip of the generator" in caplog.text
+
+
 @pytest.mark.ci  # 11 s
 def test_a_video_reward_model_is_trained_on_by_the_measure_that_its_block_names(tmp_path, caplog):
     caplog.set_level("INFO")
@@ -139,6 +170,11 @@ def test_wrong_options_are_errors_before_anything_is_written(tmp_path):
         ("--box", "8,8,20,40@0", "outside the picture"),
         ("--box", "8,8,20,20@9", "frames [9] of a clip of 9"),
         ("--set", "judge.frames=10", "frames is 10, expected 1 to 9"),
+        (
+            "--set",
+            "decoding.decoder={kind: taehv, path: gone}",
+            "the recipe: decoding.decoder: gone: 0 safetensors files",
+        ),
         ("--set", "engine.updats=3", "engine.updats"),
         ("--set", "updates=3", "write section.key=value"),
         ("--recipe", "asking", "recipe 'asking' is unknown"),

@@ -11,18 +11,20 @@ from PIL import Image
 
 from commands.preset import PRESETS, layers, overlay, values_of
 from data.prompts import load_prompts, write_prompts
-from feedback.core.kinds import resolve
+from feedback.core.kinds import read_block, resolve
 from feedback.core.rubric import load_rubric
 from generators.families.wan import WanGenerator
 from pipeline.advice import advice, otherwise_than_trained
 from pipeline.check import check_params
 from pipeline.configs import train_config
 from pipeline.params import ParamsError
+from pipeline.recipes import load_recipe
 from pipeline.replicates import expanded
 from pipeline.summary import summarise
 from rl.objectives import OBJECTIVES
 from tests.support.defaults import default_params
 from tests.support.first_frames import shows_first_frame
+from tests.support.lighter import save_taehv
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +86,31 @@ def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_
     memory = {"gradient_accumulation": 64, "gradient_checkpointing": True, "precision": "bf16"}
     assert {key: value for key, value in train.items() if value != paper[key]} == memory
     assert train["full"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "clip", "judge"),
+    [
+        ("ask-a-video-i2v", "framepack_f1", (25, 480, 832), "Qwen/Qwen2.5-VL-7B-Instruct"),  # §4.1
+        (
+            "vlm-as-teacher",
+            "wan",
+            (121, 704, 1280),
+            "Qwen/Qwen3-VL-4B-Instruct",
+        ),  # the summary; its clips' size is Wan's
+    ],
+)
+def test_presets_of_one_prompt_and_its_image_have_the_papers_generator_clips_and_judge(name, family, clip, judge):
+    params = laid_over("wan2.1", f"one-prompt/{name}")  # over that of its generator, which lies in a folder too
+    own, video = params["online"]["prompt"], params["video"]
+    recipe = load_recipe(own["recipe"], own["changes"])
+
+    assert (own["recipe"], params["generator"]["family"]) == (name, family)
+    assert (video["num_frames"], video["height"], video["width"]) == clip
+    assert params["feedback"]["sources"][own["judge"]]["path"] == judge
+    assert recipe.questions.writer in ("rubric", own["judge"])
+    for source in (own["judge"], own["held_out"]):
+        read_block(source, params["feedback"]["sources"][source])
 
 
 PAPER = {  # Furuta et al.: where it stands, and its value in params.yaml
@@ -385,6 +412,49 @@ def test_a_policy_trained_by_rewards_needs_steps_with_a_probability_and_a_judge_
                 patch.setattr(WanGenerator, "num_parts", 2)
             with pytest.raises(ParamsError, match=message):
                 check_params()
+
+
+def test_a_lighter_decoder_that_does_not_fit_is_found_before_anything_is_loaded(project, tmp_path):
+    params = default_params()
+    ask1 = {"start": "base", "recipe": "ask-a-video", "judge": "judge", "held_out": "judge"}
+    params["online"]["policies"] = {"ask1": ask1}
+    vae, taehv = "models/tabletop/generator/vae", save_taehv(tmp_path / "tae.safetensors", 16)
+    for place, message in (
+        ({"kind": "diffusers", "path": vae}, None),
+        ({"kind": "taehv", "path": str(taehv)}, "decoding.decoder: it takes latents of 16 channels, the generator's"),
+        ({"kind": "diffusers"}, "decoding.decoder.path is missing"),
+    ):
+        ask1["changes"] = {"decoding": {"decoder": place}}
+        project(params)
+        if message is None:
+            check_params()
+        else:
+            with pytest.raises(ParamsError, match=message):
+                check_params()
+    ask1["changes"] = {}
+    params["online"]["prompt"]["changes"]["decoding"] |= {"decoder": {"kind": "taehv", "path": str(taehv)}}
+    project(params)
+    with pytest.raises(ParamsError, match="^online.prompt: decoding.decoder: it takes latents of 16 channels"):
+        check_params()
+
+
+def test_a_recipe_whose_rubric_shows_first_frames_needs_images_and_a_generator_that_takes_them(project, tmp_path):
+    params = default_params()
+    shown = shows_first_frame(ROOT / "feedback/rubrics/match.yaml", tmp_path / "shown.yaml")
+    changes = {"questions": {"rubric": str(shown)}}
+    ask1 = {"start": "base", "recipe": "ask-a-video", "judge": "judge", "held_out": "judge", "changes": changes}
+    params["online"]["policies"] = {"ask1": ask1}
+    project(params)
+    with pytest.raises(
+        ParamsError, match="^online.policies.ask1: rubric: .*shows the first frame, but .* have no image"
+    ):
+        check_params()
+    Image.new("RGB", (32, 32)).save(tmp_path / "square.png")
+    ids = [one.prompt_id for one in load_prompts(Path(params["prompts"]["path"]))]
+    with_images(tmp_path, params, {name: str(tmp_path / "square.png") for name in ids})
+    project(params)
+    with pytest.raises(ParamsError, match="^online.policies.ask1: questions.rubric: .*the generator .* takes none"):
+        check_params()
 
 
 def test_images_that_the_generator_does_not_take_are_a_note(project, tmp_path):

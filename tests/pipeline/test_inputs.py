@@ -188,6 +188,16 @@ def test_the_rubric_and_the_writer_of_an_online_recipe_are_recorded(params):
     assert "tabletop/references.py" in found["code"]["tabletop"]
 
 
+def test_the_weights_and_the_code_of_a_lighter_decoder_are_recorded(params, tmp_path):
+    weights = Path("lab/colours.safetensors")
+    weights.write_bytes(b"one")
+    place = {"kind": "my_lab.tracker", "path": str(weights)}
+    params["online"]["policies"]["ask"]["changes"] = {"decoding": {"decoder": place}}
+    found = json.loads(entries(params)["online/ask.json"])
+    assert str(weights) in found["files"] and "my_lab/tracker.py" in found["code"]["my_lab.tracker"]
+    assert changed_by(params, lambda: weights.write_bytes(b"another")) == {"online/ask.json"}
+
+
 def test_the_commit_that_the_cache_has_of_a_hub_id_is_recorded(params, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     params["feedback"]["sources"]["judge"]["path"] = "some/judge"

@@ -14,7 +14,8 @@ from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged, sample
 from rl.online.config import GrpoConfig
 
 NAMES = [
-    "ask-a-video", "ask-a-video-test-time", "diffusion-drf", "flow-grpo", "reward-gradient", "vanilla-drf",
+    "ask-a-video", "ask-a-video-i2v", "ask-a-video-test-time", "diffusion-drf", "flow-grpo", "reward-gradient",
+    "vanilla-drf",
     "vlm-as-teacher",
 ]  # fmt: skip
 
@@ -29,7 +30,7 @@ def test_every_recipe_in_the_folder_loads():
 # The papers' values
 
 
-@pytest.mark.parametrize("name", ["ask-a-video", "ask-a-video-test-time"])
+@pytest.mark.parametrize("name", ["ask-a-video", "ask-a-video-test-time", "ask-a-video-i2v"])
 def test_ask_a_video_is_as_its_section_4_1_says(name):
     recipe = load_recipe(name, {})
     engine = recipe.engine
@@ -38,7 +39,10 @@ def test_ask_a_video_is_as_its_section_4_1_says(name):
     assert (engine.learning_rate, engine.weight_decay, engine.full) == (5e-5, 0.0, False)  # Adam, LoRA
     assert engine.lora_targets is None and engine.max_grad_norm > 0
     assert (recipe.judge.frames, recipe.judge.loss) == (4, "logit")
-    assert recipe.decoding.mode == "windowed" and recipe.decoding.overlap and recipe.decoding.tile_overlap
+    if name == "ask-a-video-i2v":
+        assert recipe.decoding.mode == "exact" and engine.guidance == 1.0  # FramePack's
+    else:
+        assert recipe.decoding.mode == "windowed" and recipe.decoding.overlap and recipe.decoding.tile_overlap
 
 
 @pytest.mark.parametrize("name", ["vanilla-drf", "diffusion-drf"])
