@@ -124,7 +124,7 @@ def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, genera
     expected = generator.sample(chosen(given.conditions, [0]), given.unwanted, noise, **settings)
     pipe = diffusers.WanPipeline.from_pretrained(tiny_wan)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(tmp_path / "out")
+    pipe.load_adapter(tmp_path / "out")
     size = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 1.0}
     found = pipe(prompt_embeds=given.conditions["text"][:1], latents=noise, output_type="latent", **size).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -169,6 +169,27 @@ def test_a_generator_that_takes_a_first_frame_is_given_its_prompts(tiny_wan_with
     for name, image in (("one", first), ("other", -first)):
         run(folder, base, tmp_path / name, given=prompt_inputs(image=image), updates=1, guidance=2.0)
     assert log(tmp_path / "one")[0]["loss"] != log(tmp_path / "other")[0]["loss"]
+
+
+@pytest.mark.parametrize("rollout", [{}, LAST_STEPS], ids=["random_step", "last_steps"])
+def test_a_given_latent_frame_is_in_every_judged_clip_as_it_is(rollout, tiny_wan_with, base, tmp_path):
+    """The layout of Wan2.2-TI2V-5B, with guidance and renoising: what is decoded begins with the given frame."""
+    folder = tiny_wan_with()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"expand_timesteps": True}))
+    given = prompt_inputs(given=torch.randn(3, 4, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    generator, decoded = load(folder), []
+    assert generator.time_per_token
+    decode = generator.decode_float
+    generator.decode_float = lambda latents: decoded.append(latents.detach()) or decode(latents)
+
+    run(generator, base, tmp_path, given=given, updates=2, guidance=2.0, **rollout)
+
+    firsts = {tuple(clip[0, :, :1].flatten().tolist()) for clip in decoded}
+    assert len(decoded) == 4  # two clips of either update
+    assert firsts <= {tuple(one.flatten().tolist()) for one in given.conditions["given"]} and len(firsts) > 1
+    adapters = adapter(tmp_path / "out")
+    assert any(tensor.abs().sum() > 0 for name, tensor in adapters.items() if "lora_B" in name)
 
 
 # Optimisation
