@@ -1,5 +1,6 @@
 """The tokens of a judge's wanted answer, at the beginning of the judge's turn."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import ProcessorMixin
@@ -27,9 +28,9 @@ def find_target(processor: ProcessorMixin, ask: Ask, whole: bool) -> Target:
     tokenizer = processor.tokenizer
     if unknown := unknown_words(tokenizer, ask.text):
         raise ValueError(f"question {ask.name}: the judge does not know the words {unknown}")
-    shown = {"videos": videos_of(ask), "pictures": int(ask.with_first_frame)}
-    prompt = templated(processor, ask.text, **shown)
-    if prompt == templated(processor, ask.text, **shown, answering=False):
+    ask_by = partial(templated, processor, ask.text, videos_of(ask), pictures=int(ask.with_first_frame))
+    prompt = ask_by()
+    if prompt == ask_by(answering=False):
         raise _unlike(ask, ask.wanted, "it has no generation prompt")
     reply = ask.wanted + (_continued(ask.explanation) if whole and ask.explanation else "")
     tokens, others = (_after(tokenizer, prompt, words, ask) for words in (reply, ask.other))

@@ -192,7 +192,8 @@ class VlmJudge:
     def _first(self, prompt_id: str) -> dict[str, Tensor]:
         """The picture's part of the inputs, as the processor prepares it beside a video."""
         ask, picture = self._asks[prompt_id][0], self._firsts[prompt_id]
-        made = self._inputs(ask, prompt_id, *picture.shape[:2], picture)
+        height, width, _ = picture.shape
+        made = self._inputs(ask, prompt_id, height, width, picture)
         if PICTURE in made:
             return {key: made[key] for key in (PICTURE, "pixel_values") if key in made}
         return {"pixel_values": made["pixel_values"][: -len(frame_order(self._processor, self._frames))]}  # InternVL's

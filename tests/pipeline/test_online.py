@@ -1,14 +1,17 @@
 """Claims about what stage `online` composes."""
 
+import json
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from cluster import devices
 from data.counts import Counts, collected_counts
+from data.first_frames import read_png
 from data.prompts import Prompt
 from data.store import PromptConditions
 from feedback.differentiable.asks import Ask
@@ -117,3 +120,32 @@ def test_a_source_that_is_trained_on_by_rewards_scores_the_checks_clips_too(tiny
         point = check(0)
     assert (point.training, point.held_out) == (0.75, 0.25)
     assert [len(source.judged) for source in sources] == [2, 2] and counts.judge_calls == 4
+
+
+def test_the_held_out_judge_of_a_check_is_given_the_first_frames_that_the_generator_was(tiny_wan_with, tmp_path):
+    """On the layout of Wan2.2-TI2V-5B, whose clips begin with the image."""
+    folder = tiny_wan_with()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"expand_timesteps": True}))
+    generator = load_wan(folder, max_prompt_tokens=8)
+    prompts = []
+    for place, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (32, 16), colour).save(tmp_path / f"{colour}.png")  # of which the middle 16 x 16 are taken
+        image = str(tmp_path / f"{colour}.png")
+        prompts.append(Prompt(f"p{place}", "the red ball rolls off the table", "c", "train", image, None))
+    held_out: Any = steady("held", 0.9)
+    seen, judge = {}, held_out.judge
+
+    def looking(requests):
+        asked = list(requests)
+        seen.update({one.sample.prompt_id: read_png(one.first_frame.path)[8, 8].tolist() for one in asked})
+        return judge(iter(asked))
+
+    held_out.judge = looking
+    sampling = Sampling(3, 1.0, "unipc", samples_per_prompt=1, batch_size=2, split="all", seed=1)
+    judges = [WeightedJudge(Brightness(), 1.0)]
+    encoded = encode(generator, prompts, None)
+    check = HeldOutCheck(generator, judges, Asked(False, held_out), prompts, encoded, sampling, tmp_path / "work")
+    with torch.no_grad():
+        check(1)
+    assert seen == {"p0": [255, 0, 0], "p1": [0, 0, 255]}
