@@ -2,10 +2,11 @@
 
     python -m benchmarks.decode_memory [--vae wan] [--size 4] [--frames 17,49,81] [--modes plain,windowed,exact]
 
-The decoder of Wan2.1 or CogVideoX, of real depth and width, with random weights. The judge is a stand-in, a few
-layers over the judged frames: a real one is the same addend to every row. Each figure comes from a process of its own:
-on a GPU the peak of allocated memory, on a CPU the highest resident set (large blocks go back to the system when they
-are freed), both minus what was held after a warm-up of three latent frames, weights included.
+The decoder of Wan2.1 or CogVideoX, or TAEHV's of Wan2.1's latents, of real depth and width, with random weights. The
+judge is a stand-in, a few layers over the judged frames: a real one is the same addend to every row. Each figure comes
+from a process of its own: on a GPU the peak of allocated memory, on a CPU the highest resident set (large blocks go
+back to the system when they are freed), both minus what was held after a warm-up of three latent frames, weights
+included.
 """
 
 import json
@@ -24,6 +25,7 @@ from cluster import devices
 from data.video import sample_frames
 from generators.core.decoding import Decoding, decode_frames
 from generators.core.generator import Generator
+from generators.decoders.decoder import FrameDecoder
 
 JUDGED = 4  # frames of a clip that the judge gets
 MMAP_THRESHOLD = 2**16  # bytes; glibc gives blocks above it back at once
@@ -49,11 +51,25 @@ class OnlyVae(Generator):
         return {"vae": self.vae}[name]
 
 
+class OnlyTaehv(OnlyVae):
+    """The same with TAEHV's decoder."""
+
+    def frame_decoder(self) -> FrameDecoder:
+        from generators.decoders.taehv import TaehvFrameDecoder
+
+        return TaehvFrameDecoder(self.vae)
+
+
 def make_generator(vae: str, width: int | None, device: torch.device) -> OnlyVae:
     """Of random weights. width: channels at the frames' size; None: those of the published weights."""
     from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
     torch.manual_seed(0)
+    if vae == "taehv":
+        from generators.decoders.taehv import layers
+
+        first = width or 256
+        return OnlyTaehv(layers(16, (first, first // 2, first // 4, first // 4), patch=1), device)
     if vae == "wan":
         return OnlyVae(AutoencoderKLWan(base_dim=width or 96), device)
     width = width or 128
@@ -110,11 +126,16 @@ def measured_apart(mode: str, num_frames: int) -> DecodeCost:
 
 
 @click.command(help=__doc__)
-@click.option("--vae", type=click.Choice(["wan", "cogvideox"]), default="wan")
+@click.option("--vae", type=click.Choice(["wan", "cogvideox", "taehv"]), default="wan")
 @click.option("--frames", default="17,49,81", help="Of the clip, 4 k + 1; of CogVideoX 8 k + 1.")
 @click.option("--modes", default="plain,windowed,exact")
 @click.option("--size", default=4, help="Latent height and width; a latent pixel is 8 x 8 pixels.")
-@click.option("--width", type=int, default=None, help="Channels at the frames' size; Wan2.1 has 96, CogVideoX 128.")
+@click.option(
+    "--width",
+    type=int,
+    default=None,
+    help="Channels at the frames' size; Wan2.1 has 96, CogVideoX 128; of TAEHV at the latents' size, 256.",
+)
 @click.option("--window", default=4)
 @click.option("--overlap", default=1)
 @click.option("--tile", type=int, default=None)

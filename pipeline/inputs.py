@@ -113,6 +113,9 @@ def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes
             writer = sources.get(questions.writer, {})
             found["writer"] = {key: writer.get(key) for key in ("kind", "path", "revision", "model", "base_url")}
             named.append(found["writer"])
+    if lighter.get("path") and named_path(lighter["path"]) is None:  # a hub id
+        revision = lighter.get("revision")
+        found["decoder"] = {f"{lighter['path']}@{revision or 'main'}": hub_commit(lighter["path"], revision, True)}
     modules = [(entry.get("references"), REFERENCES), (questions.writer if questions else None, WRITERS)]
     modules += [(lighter.get("kind"), LIGHTER)]
     dotted = {name: table.get(name, name) for name, table in modules if name and (name in table or "." in name)}

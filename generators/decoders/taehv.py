@@ -67,9 +67,10 @@ def layers(channels: int, widths: tuple[int, int, int, int], patch: int) -> nn.S
 class TaehvFrameDecoder:
     """`FrameDecoder` of TAEHV's layers: a group is a latent frame, the state what each block saw last."""
 
-    def __init__(self, decoder: nn.Sequential) -> None:
+    def __init__(self, decoder: Any) -> None:
+        """decoder: `layers`, an nn.Sequential."""
         self.decoder = decoder
-        last: Any = decoder[-1]
+        last = decoder[-1]
         self.patch = round((last.out_channels / 3) ** 0.5)
         self.spatial = 2 ** len(GROWS) * self.patch
         self.temporal = GROWS[0] * GROWS[1] * GROWS[2]

@@ -1,7 +1,9 @@
 """`vfrl online --image`: one prompt with its first frame, and the generators that take none or need one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from commands.online import main as online_command
 from data.first_frames import read_png
 from data.video import read_video
+from generators.tiny.variants import VARIANTS, params_of
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +29,7 @@ QUICK = (
 def project(tmp_path, monkeypatch):
     """Makes tmp_path the working folder, with our files and a generator."""
 
-    def made(**generator: str) -> None:
+    def made(**generator: Any) -> None:
         for name in ("configs", "feedback", "models", "tabletop"):
             (tmp_path / name).symlink_to(ROOT / name)
         params = default_params()
@@ -60,6 +63,32 @@ def test_a_clip_starts_from_the_image_before_and_after_training(project):
         assert np.abs(clip[0] - other).mean() > 8, name
     assert (clips["before"] != clips["after"]).any()
     assert [json.loads(line)["step"] for line in Path("out/log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.ci  # 10 s
+def test_ask_a_video_from_a_first_frame_makes_its_25_frames_on_framepacks_layout(project, tiny_model):
+    """FramePack-F1's classes with random weights, at the recipe's own steps of UniPC but for their number."""
+    variant = VARIANTS["framepack-f1"]
+    given = params_of(replace(variant, num_frames=25), str(tiny_model("framepack-f1")))
+    project(**given["generator"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["video"] = given["video"]
+    params["online"]["prompt"] |= {"recipe": "ask-a-video-i2v", "changes": {"judge": {"ask_template": "{question}"}}}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    frame = np.zeros((variant.height, variant.width, 3), np.uint8)
+    frame[:, : variant.width // 2] = (200, 30, 30)
+    Image.fromarray(frame).save("first.png")
+    few = ("engine.updates=2", "engine.steps=3", "sampling.inference_steps=3", "engine.precision=fp32")
+    changes = [part for change in few for part in ("--set", change)]
+    asked = ("--image", "first.png", "--ask", "is there a red ball=yes", "--out", "out")
+
+    done = CliRunner().invoke(online_command, ["--prompt", LIFT, *changes, *asked])
+
+    assert done.exit_code == 0, done.output
+    policy = json.loads(Path("out/policy.json").read_text())
+    assert policy["recipe"]["engine"]["solver"] == "unipc" and policy["latent_shape"][1] == 7
+    before, after = (read_video(Path(f"out/{name}.mp4")) for name in ("before", "after"))
+    assert len(before) == len(after) == 25 and (before != after).any()
 
 
 def test_an_image_that_is_not_taken_or_is_missing_is_an_error_before_anything_is_written(project, tmp_path):
