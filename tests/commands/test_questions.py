@@ -11,6 +11,7 @@ import commands.questions
 from data.tables.questions import read_questions
 from feedback.core.rubric import load_rubric
 from feedback.questions.sheet import load_sheet
+from tests.support.defaults import default_params
 from tests.support.faulty_provider import serving
 from tests.support.network import block_of, use_ledger
 
@@ -34,8 +35,9 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 def write(sources: dict) -> None:
-    """params.yaml with the prompt set and these sources."""
-    Path("params.yaml").write_text(yaml.safe_dump({"prompts": {"path": "set.csv"}, "feedback": {"sources": sources}}))
+    """params.yaml with the prompt set, a size of clips and these sources."""
+    params = {"prompts": {"path": "set.csv"}, "video": default_params()["video"], "feedback": {"sources": sources}}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
 
 
 def run(*options: str, code: int = 0) -> str:

@@ -24,7 +24,7 @@ def test_a_line_is_a_prompt_and_a_question(tmp_path):
     assert (tmp_path / "asks.jsonl").read_text(encoding="utf-8") == (
         '{"prompt_id": "p1", "name": "physics_motion", "kind": "physics", "text": "Does anything leap?", '
         '"wanted": "No", "other": "Yes", "explanation": ", all is calm.", "with_reference": true, '
-        '"author": "diffusion-drf"}\n'
+        '"author": "diffusion-drf", "with_first_frame": false}\n'
     )
 
 
