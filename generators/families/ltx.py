@@ -100,12 +100,12 @@ class LTXGenerator(Generator):
         levels: list[float] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
         return levels
 
-    def solver(self, name: str, steps: int) -> Any:
+    def solver(self, name: str, steps: int, even: bool = False) -> Any:
         """As Generator says. Raises ValueError for one step where shift_terminal stretches the noise levels."""
         terminal = self.scheduler_config.get("shift_terminal")
         if terminal and steps < 2:
             raise ValueError(f"steps: {steps}, but noise levels that begin at 1 and end at {terminal} are at least 2")
-        return super().solver(name, steps)
+        return super().solver(name, steps, even)
 
     # Conditions
 

@@ -100,6 +100,7 @@ def test_flow_grpo_is_as_the_published_config_for_wan_says():
 
 
 def test_a_recipe_has_the_settings_of_its_rollout_alone():
+    taehv = {"kind": "taehv", "path": "taew2_1.safetensors"}
     own = {"writer": "template", "rubric": None, "kinds": None, "explanation": False, "with_reference": False}
     for recipe, changes, message in (
         ("flow-grpo", {"engine": {"grop_size": 4}}, "changes.engine.grop_size is unknown; known are "),
@@ -107,6 +108,7 @@ def test_a_recipe_has_the_settings_of_its_rollout_alone():
         ("ask-a-video", {"engine": {"rollout": "sde"}}, "engine.group_size is missing"),
         ("flow-grpo", {"questions": own}, "questions must be null with engine.rollout sde"),
         ("flow-grpo", {"augment": {"crop": 0.1}}, "0 wanted with engine.rollout sde"),
+        ("flow-grpo", {"decoding": {"decoder": taehv}}, "decoding.decoder must be null with engine.rollout sde"),
     ):
         with pytest.raises(ParamsError) as error:
             load_recipe(recipe, changes)
