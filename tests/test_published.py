@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,6 @@ def gain(figures: list[float]) -> str:
     return f"{f'**{number}**' if figures[1] > 0 else number} {bracket}"
 
 
-def spread(figures: list[float]) -> str:
-    """The standard deviation of what each seed has, the figures after the interval."""
-    return f"{statistics.stdev(figures[3:]):.1f}"
-
-
 def rows(figures: dict[str, Any], judge: str = "physics") -> list[str]:
     """The rows of a table over seeds. A start's difference is left out where the start is base: it is that to base."""
     over, found = figures[OVER_SEEDS], []
@@ -72,7 +66,7 @@ def rows(figures: dict[str, Any], judge: str = "physics") -> list[str]:
             continue  # of a further seed
         of = over if policy in over["accept"][judge] else figures
         splits = of["accept"][judge][policy]
-        cells = [rate(splits["all"][:3]), spread(splits["all"]) if of is over else ""]
+        cells = [rate(splits["all"][:3]), ", ".join(f"{of_seed:.1f}" for of_seed in splits["all"][3:])]
         cells += [f"{splits['train'][0]:.1f}", f"{splits['test'][0]:.1f}"]
         minus_base, minus_start = (of.get(key, {}).get(judge, {}).get(policy) for key in ("minus_base", "minus_start"))
         for minus in (minus_base, minus_start if minus_start != minus_base else None):
