@@ -124,7 +124,7 @@ def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, genera
     expected = generator.sample(chosen(given.conditions, [0]), given.unwanted, noise, **settings)
     pipe = diffusers.WanPipeline.from_pretrained(tiny_wan)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_adapter(tmp_path / "out")
+    pipe.load_lora_weights(tmp_path / "out")
     size = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 1.0}
     found = pipe(prompt_embeds=given.conditions["text"][:1], latents=noise, output_type="latent", **size).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
