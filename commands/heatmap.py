@@ -56,7 +56,7 @@ def main(
         raise ValueError(f"{folder} is not there: name a clip set with --clips, or evaluate {policy} with dvc repro")
     clip_set = ClipSet.open(folder)
     chosen = chosen_clips(clip_set.samples, prompt, first)
-    job = job_of(Setting.of(policy, recipe, judge, changes), policy, clip_set, chosen, asks)
+    job = job_of(JudgeSetting.of(policy, recipe, judge, changes), policy, clip_set, chosen, asks)
     opened = open_judges(job, str(place))
     answered = {one.prompt_id for one in opened.prompts}
     if not answered.intersection(sample.prompt_id for sample in chosen):
@@ -88,7 +88,7 @@ def chosen_clips(samples: "Sequence[Sample]", prompt: str | None, first: int) ->
     return found[:first]
 
 
-class Setting(NamedTuple):
+class JudgeSetting(NamedTuple):
     """What a judge is asked by: values of an entry of online.policies, or of section online.prompt."""
 
     recipe: str
@@ -98,7 +98,7 @@ class Setting(NamedTuple):
     changes: Mapping[str, Any]  # over the recipe
 
     @classmethod
-    def of(cls, policy: str, recipe: str | None, judge: str | None, changes: Sequence[str]) -> "Setting":
+    def of(cls, policy: str, recipe: str | None, judge: str | None, changes: Sequence[str]) -> "JudgeSetting":
         """That of the entry that the policy was trained by, if any and no other recipe is given, with the options."""
         from commands.online.one_prompt import config_changes, with_changes
         from pipeline.advice import online_entry
@@ -115,7 +115,7 @@ class Setting(NamedTuple):
 
 
 def job_of(
-    setting: Setting, policy: str, clip_set: "ClipSet", chosen: "Sequence[Sample]", asks: Sequence[str]
+    setting: JudgeSetting, policy: str, clip_set: "ClipSet", chosen: "Sequence[Sample]", asks: Sequence[str]
 ) -> "Job":
     """The judges and questions of an online run about these clips.
 

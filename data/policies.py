@@ -150,11 +150,12 @@ def sampled_otherwise(trained: Mapping[str, Any], steps: int, guidance: float, n
     """
     if "guidance" not in trained:
         return ""
-    known, told, found = dict.fromkeys((trained["steps"], trained["inference_steps"])), trained["negative_prompt"], []
+    known = dict.fromkeys((trained["steps"], trained["inference_steps"]))
+    unwanted, found = trained["negative_prompt"], list[str]()
     if guidance != trained["guidance"]:
         found.append(f"guidance {guidance:g} (in training {trained['guidance']:g})")
-    elif guidance > 1 and negative_prompt != told:  # without guidance it leads away from nothing
-        words = ["of the pipeline" if text is None else repr(text) for text in (negative_prompt, told)]
+    elif guidance > 1 and negative_prompt != unwanted:  # without guidance it leads away from nothing
+        words = ["of the pipeline" if text is None else repr(text) for text in (negative_prompt, unwanted)]
         found.append(f"negative prompt {words[0]} (in training {words[1]})")
     if steps not in known:
         found.append(f"{steps} steps (in training {' or '.join(map(str, known))})")

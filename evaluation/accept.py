@@ -30,7 +30,7 @@ class Bootstrap(NamedTuple):
     seed: int
 
 
-class Chosen(NamedTuple):
+class BestClips(NamedTuple):
     """The clips of a policy that a judge would choose out of every n, as a policy that costs n samples a clip."""
 
     of: str  # the policy
@@ -114,7 +114,7 @@ def summarise(
         for name, one in sets.items()
     }
     warnings = [*_lost_starts(starts, policies), *_much_unlabelled(policies)]
-    chosen: dict[str, Chosen] = {}
+    chosen: dict[str, BestClips] = {}
     if best_of is not None:
         chosen = _choose(best_of, by_seed, ranked[best_of.judge], measured, clips)
         policies |= {name: _best_of(best_of, one, measured, clips, bootstrap) for name, one in chosen.items()}
@@ -230,7 +230,7 @@ def _choose(
     ranked: Mapping[str, np.ndarray],
     measured: Mapping[str, Measured],
     clips: Clips,
-) -> dict[str, Chosen]:
+) -> dict[str, BestClips]:
     """What the judge chooses by row, for each policy of `how.of` and its further seeds. ranked: policy -> (N,)."""
     found = {}
     first = take_best_of(np.zeros(len(clips.samples)), clips.prompt_ids, how.n)
@@ -243,12 +243,12 @@ def _choose(
             }
             for key in ("accept", "scores")
         }
-        found[how.row(policy)] = Chosen(policy, own, first, int(np.isnan(ranked[policy][taken]).sum()))
+        found[how.row(policy)] = BestClips(policy, own, first, int(np.isnan(ranked[policy][taken]).sum()))
     return found
 
 
 def _best_of(
-    how: BestOf, one: Chosen, measured: Mapping[str, Measured], clips: Clips, bootstrap: Bootstrap
+    how: BestOf, one: BestClips, measured: Mapping[str, Measured], clips: Clips, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """A row of summary.json: chosen clips, compared with base and with the policy that they are of."""
     facts = {
@@ -267,7 +267,7 @@ def _best_of(
 
 
 def _over_seeds(
-    chosen: Mapping[str, Chosen],
+    chosen: Mapping[str, BestClips],
     by_seed: Mapping[str, Seeds],
     chains: Mapping[str, Set[str]],
     starts: Mapping[str, str],

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from feedback.core.source import Request, Source
 
 
-class Asked(NamedTuple):
+class RunJudge(NamedTuple):
     """A source, and which processes ask it."""
 
     by_first: bool  # asked by the first process alone, about the clips of all; else by each about its own
@@ -70,16 +70,16 @@ class Asked(NamedTuple):
         return looks
 
 
-def open_asked(name: str, block: Mapping[str, Any], device: str) -> Asked:
+def open_asked(name: str, block: Mapping[str, Any], device: str) -> RunJudge:
     """The source of a block. The first process alone opens one whose answers a ledger keeps: a file of one machine."""
     from cluster import devices
     from feedback.core.kinds import keeps_answers, make_source
 
     if not keeps_answers(name, block):
-        return Asked(False, make_source(name, block, device))
+        return RunJudge(False, make_source(name, block, device))
     made: list[Source] = []
     devices.of_first(lambda: made.append(make_source(name, block, device)))
-    return Asked(True, made[0] if made else None)
+    return RunJudge(True, made[0] if made else None)
 
 
 def _score(label: "Label") -> float | None:

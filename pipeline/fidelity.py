@@ -44,10 +44,10 @@ class DecoderFidelity(NamedTuple):
         from generators.core.conditions import stacked
         from generators.core.decoding import squared_error
 
-        generator, told = self.generator, encoded.told
+        generator, captions = self.generator, encoded.told
         noise = generator.draw_noise([how.seed], generator.latent_shape)
-        conditions = stacked([told.prompts[prompt.prompt_id]])
-        latents = generator.sample(conditions, told.unwanted, noise, how.steps, how.guidance, how.solver)
+        conditions = stacked([captions.prompts[prompt.prompt_id]])
+        latents = generator.sample(conditions, captions.unwanted, noise, how.steps, how.guidance, how.solver)
         found = self._psnr([squared_error(generator, latents, self.decoding, self.lighter)])
         logger.info("the lighter decoder is %.1f dB from the VAE on a clip of the generator", found)
 

@@ -38,7 +38,7 @@ class Judges(NamedTuple):
     versions: dict[str, str]  # of each one's model, by name
 
 
-class Opened(NamedTuple):
+class OpenJudges(NamedTuple):
     """The judges of a run, and what they are asked about."""
 
     judges: Judges
@@ -47,7 +47,7 @@ class Opened(NamedTuple):
     overlay: "RenderedOverlay | None"
 
 
-def open_judges(job: "Job", device: str) -> Opened:
+def open_judges(job: "Job", device: str) -> OpenJudges:
     """The job's judges on a device, with each prompt's questions, which are written where the job has none.
 
     Raises ValueError as `members_of`, `real_clips` and the judges do, and for a recipe that trains by rewards.
@@ -60,7 +60,7 @@ def open_judges(job: "Job", device: str) -> Opened:
     overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
     prompts = list(job.prompts)
     if recipe.questions is None:
-        return Opened(metric_judges(blocks, prompts, recipe.augment, device, size.fps), {}, prompts, overlay)
+        return OpenJudges(metric_judges(blocks, prompts, recipe.augment, device, size.fps), {}, prompts, overlay)
     loaded = {name: load_judge(name, block, device) for name, block in blocks.items()}
     asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, device, size))
     real: Mapping[str, RealClip] = {}
@@ -69,7 +69,7 @@ def open_judges(job: "Job", device: str) -> Opened:
         first = next(iter(blocks))
         asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
     judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size, shown_first(prompts, asks, size))
-    return Opened(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
+    return OpenJudges(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
 
 
 def check_differentiated(recipe: Recipe) -> None:

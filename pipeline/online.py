@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.policies import HEATMAPS, SAMPLED, name_of
 from data.prompts import Prompt
-from pipeline.asked import Asked, open_asked
+from pipeline.asked import RunJudge, open_asked
 from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.cost import COST
 from pipeline.fidelity import DecoderFidelity
@@ -238,8 +238,8 @@ class HeldOutCheck:
     def __init__(
         self,
         generator: "Generator",
-        judges: "Sequence[WeightedJudge] | Asked",
-        held_out: Asked,
+        judges: "Sequence[WeightedJudge] | RunJudge",
+        held_out: RunJudge,
         prompts: Sequence[Prompt],
         encoded: "Encoded",
         sampling: "Sampling",
@@ -285,7 +285,7 @@ class HeldOutCheck:
         if self.draw and clip_sets and devices.rank() == 0:
             first = clip_sets[0].samples[0]
             self.draw(update, first, in_unit(clip_sets[0].frames(first)).to(self.generator.device))
-        if isinstance(self.judges, Asked):
+        if isinstance(self.judges, RunJudge):
             training = self.judges.scores_of(clip_sets)
         else:
             training = {sample.sample_id: self._training(one, sample) for one in clip_sets for sample in one.samples}
@@ -325,7 +325,7 @@ class HeldOutCheck:
         """The training judges' score of a clip, weighted."""
         from data.counts import Counts, count
 
-        assert not isinstance(self.judges, Asked)
+        assert not isinstance(self.judges, RunJudge)
         frames = in_unit(clip_set.frames(sample)).to(self.generator.device)
         total = 0.0
         for judge, weight in self.judges:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.policies import SAMPLED
 from data.prompts import Prompt
-from pipeline.asked import Asked, open_asked
+from pipeline.asked import RunJudge, open_asked
 from pipeline.online import (
     HeldOutCheck,
     Job,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.core.source import FirstFrame, Request
     from generators.core.generator import Generator
     from generators.core.size import VideoSize
-    from rl.online.policy_gradient import Clip
+    from rl.online.policy_gradient import RolledClip
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
 
@@ -87,7 +87,7 @@ class ClipRewards:
 
     def __init__(
         self,
-        judge: Asked,
+        judge: RunJudge,
         column: str,
         prompts: Sequence[Prompt],
         images: "Mapping[str, np.ndarray]",
@@ -106,7 +106,7 @@ class ClipRewards:
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self.first_frames = {name: _written(folder / "first" / f"{name}.png", image) for name, image in images.items()}
 
-    def __call__(self, rollout: int, clips: "Sequence[Clip]") -> dict[int, float | None]:
+    def __call__(self, rollout: int, clips: "Sequence[RolledClip]") -> dict[int, float | None]:
         """The reward of each clip of the rollout by its place; None of a clip that the source could not judge.
 
         Raises ValueError where no clip has one, with the source's reason; LabelError where a call failed for good: the
@@ -131,7 +131,7 @@ class ClipRewards:
             )
         return rewards
 
-    def _request(self, rollout: int, clip: "Clip") -> "Request":
+    def _request(self, rollout: int, clip: "RolledClip") -> "Request":
         """The clip as an mp4, and the request to judge it."""
         from data.manifest import sha256_of
         from data.records import Sample

@@ -196,7 +196,7 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
 
 
 def write_clip(
-    generator: "Generator", told: "PromptConditions", policy: Path, recipe: Recipe, path: Path
+    generator: "Generator", conditions: "PromptConditions", policy: Path, recipe: Recipe, path: Path
 ) -> "np.ndarray":
     """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed.
 
@@ -211,7 +211,7 @@ def write_clip(
     engine = recipe.engine
     noise = fixed_noise(engine.seed, PROMPT_ID, 0, generator.latent_shape)[None]
     latents = generator.sample(
-        stacked([told.prompts[PROMPT_ID]]), told.unwanted, noise, recipe.sampling.inference_steps,
+        stacked([conditions.prompts[PROMPT_ID]]), conditions.unwanted, noise, recipe.sampling.inference_steps,
         engine.guidance, engine.solver,
     )  # fmt: skip
     frames = generator.decode(latents)[0].numpy()

@@ -121,13 +121,13 @@ def noise_at(config: OnlineConfig, shape: tuple[int, ...], *address: int | str) 
 
 def made_from(generator: Generator, inputs: PromptInputs, judges: Mapping[str, float]) -> dict[str, Any]:
     """The prompts and judges that the policy is made from, as policy.json holds them. judges: weights by name."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensors in (inputs.conditions, inputs.unwanted):
         for name in sorted(tensors):
-            told.update(tensors[name].float().cpu().numpy().tobytes())
+            digest.update(tensors[name].float().cpu().numpy().tobytes())
     return {
         "prompts": list(inputs.prompt_ids),
-        "inputs_sha256": told.hexdigest(),
+        "inputs_sha256": digest.hexdigest(),
         "latent_shape": list(generator.latent_shape),
         "num_frames": generator.size.num_frames,
         "judges": dict(judges),

@@ -40,7 +40,7 @@ from rl.training.run import NonFiniteLossError, TrainingRun, TrainReport, begin
 from rl.training.tracking import Tracker
 
 
-class Clip(NamedTuple):
+class RolledClip(NamedTuple):
     """A clip that is to be judged."""
 
     place: int  # in its rollout
@@ -48,14 +48,14 @@ class Clip(NamedTuple):
     frames: np.ndarray  # uint8 (F, H, W, 3)
 
 
-Rewards = Callable[[int, Sequence[Clip]], Mapping[int, float | None]]
+Rewards = Callable[[int, Sequence[RolledClip]], Mapping[int, float | None]]
 """The number of a rollout and this process's clips of it -> the rewards of all its clips, by place, on every process.
 
 None where the judge could not say. It is called on every process, also on one without clips.
 """
 
 
-class _Part(NamedTuple):
+class _RolledPart(NamedTuple):
     """A micro-batch of a rollout."""
 
     places: tuple[int, ...]  # empty: its clip makes other processes' forwards possible, and counts nothing
@@ -66,7 +66,7 @@ class _Part(NamedTuple):
 class _Rolled(NamedTuple):
     """A rollout, this process's part of it."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[_RolledPart, ...]
     rewards: tuple[float | None, ...]  # of all clips, by place
     advantages: tuple[float, ...]  # likewise; 0 where there is no reward
 
@@ -173,20 +173,22 @@ def _roll_out(
     number = update // config.inner_epochs
     groups = config.batch_size // config.group_size
     prompts = rows_of_step(number, groups, len(inputs.prompt_ids), config.seed)
-    parts: list[_Part] = []
-    clips: list[Clip] = []
+    parts: list[_RolledPart] = []
+    clips: list[RolledClip] = []
     for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
         # Shards are gathered by all processes alike: one without a clip makes one that counts nothing.
         rows = {place: prompts[place // config.group_size] for place in own or [0]}
         conditions = chosen(inputs.conditions, list(rows.values()))
         latents, transitions = _sample(generator, inputs, conditions, config, number, rows)
         count(Counts(clips=len(own)))
-        parts.append(_Part(tuple(own), conditions, transitions))
+        parts.append(_RolledPart(tuple(own), conditions, transitions))
         try:
             frames = generator.decode(latents).numpy()
         except NonFiniteClipError as error:
             raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
-        clips += [Clip(place, inputs.prompt_ids[rows[place]], shown) for place, shown in zip(own, frames, strict=False)]
+        clips += [
+            RolledClip(place, inputs.prompt_ids[rows[place]], shown) for place, shown in zip(own, frames, strict=False)
+        ]
     found = rewards_of(number, clips)
     rewards = tuple(found[place] for place in range(config.batch_size))
     _check_rewards(rewards, update)
@@ -233,7 +235,7 @@ def _step_back(
     generator: Generator,
     predict: Predict,
     config: GrpoConfig,
-    part: _Part,
+    part: _RolledPart,
     rolled: _Rolled,
     transition: Transition,
 ) -> list[_Row]:

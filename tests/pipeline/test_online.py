@@ -17,7 +17,7 @@ from data.store import PromptConditions
 from feedback.differentiable.asks import Ask
 from generators.core.encoding import Encoded, encode
 from generators.core.rollout import Sampling
-from pipeline.asked import Asked
+from pipeline.asked import RunJudge
 from pipeline.online import HeldOutCheck, draw_checked
 from rl.online.judging import WeightedJudge
 from tests.feedback.judges.test_panel import steady
@@ -70,7 +70,7 @@ def test_a_check_counts_its_clips_and_its_judges_also_where_a_killed_run_had_sam
     prompts = [Prompt(f"p{one}", "the red ball rolls off the table", "c", "train", None, None) for one in range(2)]
     sampling = Sampling(3, 1.0, "unipc", samples_per_prompt=2, batch_size=2, split="all", seed=1)
     encoded = encode(generator, prompts, None)
-    held_out = Asked(False, steady("held", 0.9))
+    held_out = RunJudge(False, steady("held", 0.9))
     check = HeldOutCheck(generator, [WeightedJudge(Brightness(), 1.0)], held_out, prompts, encoded, sampling, tmp_path)
     expected = Counts(clips=4, judge_calls=4 * 2 + 4, forwards=4 * 3, decodes=4)
     with collected_counts() as counts, torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_check_counts_its_clips_and_its_judges_also_where_a_killed_run_had_sam
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Asked, "scores_of", stop)
+        patch.setattr(RunJudge, "scores_of", stop)
         with pytest.raises(KeyboardInterrupt):
             check(4)
     with collected_counts() as counts, torch.no_grad():
@@ -96,7 +96,7 @@ def test_a_check_draws_where_the_judge_looks_on_its_first_clip_and_counts_nothin
     judges = [WeightedJudge(Brightness(), 1.0)]
     asks = {"p0": tuple(Ask(n, "own", "Is it light?", "Yes", "No", None, False, "own") for n in ("one", "two"))}
     check = HeldOutCheck(
-        generator, judges, Asked(False, steady("held", 0.9)), prompts, encode(generator, prompts, None), sampling,
+        generator, judges, RunJudge(False, steady("held", 0.9)), prompts, encode(generator, prompts, None), sampling,
         tmp_path, draw=partial(draw_checked, judges, asks, tmp_path / "sheets"),
     )  # fmt: skip
     with collected_counts() as counts, torch.no_grad():
@@ -114,7 +114,7 @@ def test_a_source_that_is_trained_on_by_rewards_scores_the_checks_clips_too(tiny
     sampling = Sampling(3, 1.0, "euler", samples_per_prompt=2, batch_size=2, split="all", seed=1)
     encoded, sources = encode(generator, prompts, None), [steady("judge", 0.75), steady("held", 0.25)]
     check = HeldOutCheck(
-        generator, Asked(False, sources[0]), Asked(False, sources[1]), prompts, encoded, sampling, tmp_path
+        generator, RunJudge(False, sources[0]), RunJudge(False, sources[1]), prompts, encoded, sampling, tmp_path
     )
     with collected_counts() as counts, torch.no_grad():
         point = check(0)
@@ -145,7 +145,7 @@ def test_the_held_out_judge_of_a_check_is_given_the_first_frames_that_the_genera
     sampling = Sampling(3, 1.0, "unipc", samples_per_prompt=1, batch_size=2, split="all", seed=1)
     judges = [WeightedJudge(Brightness(), 1.0)]
     encoded = encode(generator, prompts, None)
-    check = HeldOutCheck(generator, judges, Asked(False, held_out), prompts, encoded, sampling, tmp_path / "work")
+    check = HeldOutCheck(generator, judges, RunJudge(False, held_out), prompts, encoded, sampling, tmp_path / "work")
     with torch.no_grad():
         check(1)
     assert seen == {"p0": [255, 0, 0], "p1": [0, 0, 255]}

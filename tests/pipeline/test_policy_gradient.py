@@ -13,13 +13,13 @@ from data.counts import collected_counts
 from data.prompts import Prompt
 from feedback.core.source import REFUSED, LabelError
 from generators.core.load import load_generator
-from pipeline.asked import Asked
+from pipeline.asked import RunJudge
 from pipeline.configs import CheckConfig
 from pipeline.online import Job, for_other_machines, run
 from pipeline.params import ParamsError
 from pipeline.policy_gradient import ClipRewards, check_judge, check_unread
 from pipeline.recipes import load_recipe
-from rl.online.policy_gradient import Clip
+from rl.online.policy_gradient import RolledClip
 from rl.training import run as frame
 from tests.feedback.judges.test_panel import Member
 from tests.support.defaults import default_params
@@ -54,9 +54,9 @@ def test_the_judges_label_is_the_reward_and_a_clip_that_it_refused_has_none(tmp_
     source.judge = judging  # type: ignore[method-assign]
     frames = np.zeros((5, 16, 16, 3), np.uint8)
     for column, expected in (("label", {4: 1.0, 5: None, 6: 0.0}), ("p_accept", {4: 0.8, 5: None, 6: 0.8})):
-        rewards = ClipRewards(Asked(False, source), column, PROMPTS, images, SIZE, "one", tmp_path, "online/one")
+        rewards = ClipRewards(RunJudge(False, source), column, PROMPTS, images, SIZE, "one", tmp_path, "online/one")
         with collected_counts() as counts:
-            clips = [Clip(4, "p0", frames), Clip(5, "p0", frames), Clip(6, "p1", frames)]
+            clips = [RolledClip(4, "p0", frames), RolledClip(5, "p0", frames), RolledClip(6, "p1", frames)]
             assert rewards(3, clips) == expected
         assert counts.judge_calls == 3
     assert [(one.sample_id, one.prompt) for one in sorted(asked[:3], key=lambda one: one.sample_id)] == [
@@ -67,7 +67,9 @@ def test_the_judges_label_is_the_reward_and_a_clip_that_it_refused_has_none(tmp_
     assert [request.first_frame is not None for request in seen[:3]] == [True, True, False]
     assert not list(tmp_path.glob("*.mp4"))
     with pytest.raises(ValueError, match=r"judge gave none of 1 clips a score, which engine\.reward names"):
-        ClipRewards(Asked(False, source), "score", PROMPTS, images, SIZE, "one", tmp_path, "online/one")(4, clips[:1])
+        ClipRewards(RunJudge(False, source), "score", PROMPTS, images, SIZE, "one", tmp_path, "online/one")(
+            4, clips[:1]
+        )
 
 
 class Killed(BaseException):
@@ -133,11 +135,13 @@ def test_a_judges_budget_is_that_of_the_run_and_not_of_a_rollout(tmp_path, monke
         price = PRICE | {"output_tokens": 20}
         cost = source_at(server, price=price).price.of(1000, 20, 400)  # what each reply of the server uses
         source = source_at(server, price=price, budget_usd=6.5 * cost, concurrency=1)
-        rewards = ClipRewards(Asked(True, source), "label", PROMPTS, {}, SIZE, "one", tmp_path / "clips", "online/one")
+        rewards = ClipRewards(
+            RunJudge(True, source), "label", PROMPTS, {}, SIZE, "one", tmp_path / "clips", "online/one"
+        )
 
         def rollout(number: int) -> dict[int, float | None]:
             frames = random.integers(0, 255, (4, 5, 16, 16, 3)).astype(np.uint8)
-            return rewards(number, [Clip(place, f"p{place // 2}", frames[place]) for place in range(4)])
+            return rewards(number, [RolledClip(place, f"p{place // 2}", frames[place]) for place in range(4)])
 
         assert None not in rollout(0).values()
         with pytest.raises(LabelError, match=r"budget_usd"):

@@ -135,14 +135,14 @@ def reward_clips(folder: Path, base: str) -> dict[str, float | None]:
 
     from pipeline.asked import open_asked
     from pipeline.policy_gradient import ClipRewards
-    from rl.online.policy_gradient import Clip
+    from rl.online.policy_gradient import RolledClip
     from tests.support.tiny import SIZE
 
     judge = open_asked("gpt", block_of("gpt", base), "cpu")
     rewards = ClipRewards(judge, "label", PROMPTS, {}, SIZE, "grpo", folder / "rollouts", "online/grpo")
     frames = np.random.default_rng(0).integers(0, 255, (4, 5, 16, 16, 3)).astype(np.uint8)
     own = devices.slice_of_rank(4, 1)[0]
-    found = rewards(0, [Clip(place, PROMPTS[0].prompt_id, frames[place]) for place in own])
+    found = rewards(0, [RolledClip(place, PROMPTS[0].prompt_id, frames[place]) for place in own])
     return {str(place): reward for place, reward in sorted(found.items())}
 
 

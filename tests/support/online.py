@@ -16,7 +16,7 @@ from rl.online.config import GrpoConfig, OnlineConfig
 from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
 from rl.online.loop import PromptInputs
-from rl.online.policy_gradient import Clip, Rewards, train_by_rewards
+from rl.online.policy_gradient import Rewards, RolledClip, train_by_rewards
 from rl.online.trainer import train_online
 from rl.training.run import TrainReport
 from rl.training.tracking import Tracker
@@ -109,7 +109,7 @@ def run(
     )  # fmt: skip
 
 
-def redness(rollout: int, clips: Sequence[Clip]) -> dict[int, float | None]:
+def redness(rollout: int, clips: Sequence[RolledClip]) -> dict[int, float | None]:
     """The reward of a clip: how much more red than the other colours it has, of 255."""
     means = {clip.place: clip.frames.mean((0, 1, 2)) for clip in clips}
     own: dict[int, float | None] = {place: float(mean[0] - mean.mean()) for place, mean in means.items()}
@@ -137,7 +137,7 @@ def run_by_slow_rewards(generator: Path, start: Path, home: Path, changes: dict[
     """`run_by_rewards` in a process of its own, with a pause of so many seconds before each rollout is judged."""
     torch.set_num_threads(1)
 
-    def rewards(rollout: int, clips: Sequence[Clip]) -> dict[int, float | None]:
+    def rewards(rollout: int, clips: Sequence[RolledClip]) -> dict[int, float | None]:
         time.sleep(pause)
         return redness(rollout, clips)
 
