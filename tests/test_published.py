@@ -8,17 +8,13 @@ from typing import Any
 import pytest
 from dvc.utils.serialize import load_yaml
 
-from commands.preset import layers, overlay, values_of
 from evaluation.metrics import DETAIL, OVER_SEEDS
 from pipeline.replicates import expanded
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
 DEFAULT, SEEDS = "metrics", "published/seeds"  # folders of evaluate.json
-RUNS = {  # the folder of dvc.lock, the presets, the training seeds
-    DEFAULT: (".", (), (1,)),
-    SEEDS: (SEEDS, (), (1, 2, 3)),
-}
+RUNS = {DEFAULT: (".", [1]), SEEDS: (SEEDS, [1, 2, 3])}  # the folder of dvc.lock, the training seeds
 
 
 def figures_of(run: str) -> dict[str, Any]:
@@ -132,11 +128,8 @@ def test_what_pages_say_of_the_default_run_is_the_published_run_s(published, see
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_published_run_is_of_the_params_that_it_names(run):
-    lock, presets, seeds = RUNS[run]
-    params = default_params()
-    for path in layers(presets) if presets else ():
-        overlay(params, values_of(path))
-    params = expanded(params, seeds)
+    lock, seeds = RUNS[run]
+    params = expanded(default_params(), seeds)
     stages = load_yaml(str(ROOT / lock / "dvc.lock"))["stages"]
     sampled = {name.partition("@")[2] for name in stages if name.startswith("eval-generate@")}
     assert sampled == set(params["evaluate"]["policies"])
