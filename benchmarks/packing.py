@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
-from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
+from feedback.differentiable.packing import Packed, pack, packed_logits, prepare, recompute
+from feedback.judges.vlm import positions_of
 from tabletop.pretraining.judge_model import tiny_qwen_config, word_level_tokenizer
 
 PATCH, MERGE = 14, 2  # Qwen2.5-VL's

@@ -36,8 +36,11 @@ from pipeline.configs import (
     PromptConfig,
     PromptsConfig,
     ReportConfig,
+    RewardConfig,
+    RewardEntry,
     SelectConfig,
     build_config,
+    reward_config,
     train_config,
 )
 from pipeline.graph import (
@@ -46,8 +49,10 @@ from pipeline.graph import (
     entry_of,
     needed_sources,
     off_policy_rounds,
+    reward_models,
     trained_policies,
     unused_policies,
+    unused_rewards,
     unused_rounds,
     validate_graph,
 )
@@ -57,6 +62,7 @@ from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.policy_gradient import check_judge, check_unread
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEED, SEEDS
+from pipeline.reward import check_backbone, text_of
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
 from rl.online.config import GrpoConfig, OnlineConfig
@@ -79,6 +85,7 @@ SECTIONS = {
     "select.generate": Sampling,
     "online.check": CheckConfig,
     "online.prompt": PromptConfig,
+    "reward.settings": RewardConfig,
 }
 
 
@@ -127,6 +134,7 @@ def check_params(with_generator: bool = True) -> Checked:
         _check_extension(section(f"extend.{name}", ExtendConfig), name, prompts)
     _check_online(params, prompts)
     _check_dense(params)
+    _check_reward_models(params)
     _check_audit(section("audit", AuditConfig), params["feedback"]["sources"], prompts)
     for name, config in _training_configs(params).items():
         objective = trained_policies(params)[name]["objective"]
@@ -139,7 +147,7 @@ def check_params(with_generator: bool = True) -> Checked:
                 " train.common"
             )
     _check_first_seed(params)
-    unused = [*unused_policies(params), *unused_rounds(params)]
+    unused = [*unused_policies(params), *unused_rounds(params), *unused_rewards(params)]
     notes = [*advice(params), *_unread(params), *off_policy_rounds(params), *unused, *_uneven_batches(params)]
     notes += [*aliases(), *otherwise_than_trained(params)]
     notes += _other_questions(params, [prompt.prompt for prompt in prompts])
@@ -450,6 +458,18 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
             raise ParamsError(f"online.policies.{name}: full fine-tuning needs generator.dtype: float32")
     own = section("online.prompt", PromptConfig)
     load_recipe(own.recipe, own.changes)
+
+
+def _check_reward_models(params: Mapping[str, Any]) -> None:
+    """What the VLM of each reward model is shown, and where that VLM lies."""
+    for name in reward_models(params):
+        where = f"reward.models.{name}"
+        config = reward_config(section(where, RewardEntry), params["reward"]["settings"])
+        try:
+            text_of(config.rubric)
+            check_backbone(config.path, config.revision)
+        except ValueError as error:
+            raise ParamsError(f"{where}: {error}") from error
 
 
 def _check_extension(config: ExtendConfig, name: str, prompts: Sequence[Prompt]) -> None:

@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Gt, Lt
+from annotated_types import Gt, Lt, MinLen
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, ConfigError, Count, NotNegative, Positive, Probability
 from evaluation.selection import BestOf, TopK
 from pipeline.params import PARAMS, ParamsError, block, read_section
+from rl.reward.config import RewardTraining
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from rl.objectives import Objective
@@ -273,6 +274,34 @@ class PromptConfig:
     held_out: str
     check: CheckConfig
     changes: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardEntry:
+    """An entry of `reward.models`."""
+
+    round: str  # or a pool, whose pairs it is trained on
+    changes: dict[str, Any] = Field(default_factory=dict)  # over reward.settings, by key
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RewardConfig(RewardTraining):
+    """Section `reward.settings`."""
+
+    path: str  # of the VLM, a local folder or a hub id
+    revision: str | None
+    rubric: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    pixels: Count | None
+    lora_rank: Count
+    lora_alpha: Positive
+    lora_targets: Annotated[tuple[str, ...], MinLen(1)]
+    gradient_checkpointing: bool
+
+
+def reward_config(entry: RewardEntry, settings: dict[str, Any]) -> RewardConfig:
+    """Section `reward.settings` with the changes of an entry. Raises ParamsError naming the key."""
+    return read_section(settings | entry.changes, RewardConfig, "reward.settings")
 
 
 NAME = re.compile(r"[a-z0-9_-]+")  # of a round, policy or source: it names folders

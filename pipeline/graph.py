@@ -2,10 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from data.config import ConfigError, read_config
 from data.policies import off_policy
+from feedback.core.kinds import NESTED
+from feedback.metrics.reward_models.trained import NAME as REWARD
+from feedback.metrics.reward_models.trained import TRAINED
 from pipeline.configs import (
     NAME,
     ComparedEntry,
@@ -14,13 +18,22 @@ from pipeline.configs import (
     OnlineEntry,
     PolicyEntry,
     PreferenceEntry,
+    RewardEntry,
     RoundEntry,
 )
 from pipeline.params import PARAMS, ParamsError
 from pipeline.replicates import SEEDS, SELECTED, seed_problems
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
-TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "select")  # folders under runs/ that are no round's
+TAKEN = (
+    "audit",
+    "policies",
+    "eval",
+    "evaluation",
+    "preferences",
+    "rewards",
+    "select",
+)  # folders under runs/ that are no round's
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 
@@ -52,6 +65,9 @@ SHAPES: dict[str, type] = {  # what the graph and dvc.yaml take names and entrie
     "online.policies": dict,
     "extend": dict,
     "preferences": dict,
+    "reward": dict,
+    "reward.models": dict,
+    "reward.settings": dict,
 }
 IN_WORDS: dict[type, str] = {dict: "a section ({} for none)", list: "a list ([] for none)", str: "a name"}
 SEEDS_IN_WORDS = "a list of training seeds ([1] for one)"  # no list of none
@@ -91,6 +107,7 @@ def validate_graph(params: Mapping[str, Any], objectives: Collection[str]) -> No
         problems = [
             *_name_problems(params),
             *_source_problems(params),
+            *_reward_problems(params),
             *_round_problems(params),
             *_pool_problems(params),
             *_dense_problems(params),
@@ -134,6 +151,11 @@ def online_policies(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def selected_policies(params: Mapping[str, Any]) -> dict[str, str]:
     """The policies that stage select makes, by name, each with the policy whose checkpoint it is."""
     return {f"{name}{SELECTED}": name for name in params["select"]["policies"]}
+
+
+def reward_models(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of `reward.models` by name: reward models that are trained here, each for the source of its name."""
+    return dict(params["reward"]["models"])
 
 
 def rounds_of(params: Mapping[str, Any], name: str) -> list[str]:
@@ -182,6 +204,7 @@ def unused_rounds(params: Mapping[str, Any]) -> Iterator[str]:
     trained = {entry["round"] for entry in trained_policies(params).values()}
     used = {part for name in trained for part in rounds_of(params, name)} | set(params["comparison"]["rounds"])
     used |= {entry["round"] for entry in params["dense"].values()}
+    used |= {part for entry in reward_models(params).values() for part in rounds_of(params, entry["round"])}
     for name in params["dense"]:
         if name not in trained:
             yield f"dense.{name} is sampled and judged, but no policy is trained on it"
@@ -189,9 +212,17 @@ def unused_rounds(params: Mapping[str, Any]) -> Iterator[str]:
         if name not in used:
             yield f"rounds.{name} is sampled and judged, but no policy is trained on it"
     joined = {part for parts in params["pools"].values() for part in parts}
+    joined |= {entry["round"] for entry in reward_models(params).values()}
     for name in params["pools"]:
         if name not in trained | joined:
             yield f"pools.{name}: no policy is trained on it"
+
+
+def unused_rewards(params: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each reward model that is trained, while no stage asks the source."""
+    for name in reward_models(params):
+        if name not in needed_sources(params):
+            yield f"reward.models.{name} is trained, but no policy is trained on it and no judge is named so"
 
 
 def _all_policies(params: Mapping[str, Any]) -> list[str]:
@@ -207,6 +238,7 @@ def _entry_problems(params: Mapping[str, Any]) -> Iterator[str]:
         ("online.policies", params["online"]["policies"], OnlineEntry),
         ("extend", params["extend"], ExtendConfig),
         ("preferences", params["preferences"], PreferenceEntry),
+        ("reward.models", params["reward"]["models"], RewardEntry),
     )
     for name, parts in params["pools"].items():
         if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
@@ -241,6 +273,7 @@ def _name_problems(params: Mapping[str, Any]) -> Iterator[str]:
         **named,
         "extend": params["extend"],
         "preferences": params["preferences"],
+        "reward.models": params["reward"]["models"],
         "feedback.sources": params["feedback"]["sources"],
     }
     for group, names in groups.items():
@@ -269,6 +302,50 @@ def _source_problems(params: Mapping[str, Any]) -> Iterator[str]:
             yield f"feedback.sources.{name} is {source!r}, expected a section with the key kind"
     for name in params["comparison"]["sources"]:
         yield from _unknown("comparison.sources", name, sources)
+
+
+def _reward_problems(params: Mapping[str, Any]) -> Iterator[str]:
+    """Reward models that are trained here, and the sources that read them: DVC finds a model by its source's name."""
+    sources, models = params["feedback"]["sources"], reward_models(params)
+    for name, entry in models.items():
+        yield from _unknown(f"reward.models.{name}.round", entry["round"], [*params["rounds"], *params["pools"]])
+        if name not in sources:
+            yield (
+                f"reward.models.{name}: feedback.sources has no {name}, which would read it; add "
+                f"{name}: {{kind: {REWARD}, path: {TRAINED}/{name}}}"
+            )
+        elif not _reads(sources[name], name):
+            yield (
+                f"feedback.sources.{name}: stage reward trains a model of this name, so kind is {REWARD} and path "
+                f"{TRAINED}/{name}; or rename reward.models.{name}"
+            )
+        for where, named in (("feedback.source", [params["feedback"]["source"]]), *_listed_within(sources)):
+            if name in named:
+                yield (
+                    f"{where}: {name} is trained by this run, on labels of feedback.source; it can stand in "
+                    "comparison.sources, evaluate.judges, select.judges, audit.sources and online.policies, and "
+                    "anywhere as a copy of its folder under another path"
+                )
+    for name, block in sources.items():
+        path = block.get("path") if isinstance(block, Mapping) and block.get("kind") == REWARD else None
+        if isinstance(path, str) and TRAINED in Path(path).parents and name not in models:
+            yield (
+                f"feedback.sources.{name}.path: {path} is what stage reward writes, and reward.models has no {name}; "
+                f"add {name}: {{round: …}} there"
+            )
+
+
+def _reads(block: Any, name: str) -> bool:
+    """Whether a source's block is of the reward model of this name."""
+    return isinstance(block, Mapping) and (block.get("kind"), block.get("path")) == (REWARD, f"{TRAINED}/{name}")
+
+
+def _listed_within(sources: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """The names that sources list, such as a panel's members."""
+    for name, block in sources.items():
+        for key in NESTED if isinstance(block, Mapping) else ():
+            if isinstance(listed := block.get(key), list):
+                yield f"feedback.sources.{name}.{key}", listed
 
 
 def _round_problems(params: Mapping[str, Any]) -> Iterator[str]:
@@ -381,6 +458,11 @@ def _made_after(params: Mapping[str, Any], name: str) -> Iterator[tuple[str, str
     selected, entry = selected_policies(params), (trained_policies(params) | online_policies(params))[name]
     start = entry["start"]
     yield selected.get(start, start), f"{name} starts from {start}"
+    for judge in dict.fromkeys(entry[key] for key in ("judge", "held_out") if key in entry):
+        model = reward_models(params).get(judge)
+        for part in rounds_of(params, model["round"]) if model else []:
+            if maker := maker_of(params, part):
+                yield selected.get(maker, maker), f"{name} is trained on {judge}, which learns from {part} of {maker}"
     for part in rounds_of(params, entry["round"]) if "round" in entry else []:
         if maker := maker_of(params, part):
             yield selected.get(maker, maker), f"{name} is trained on {part}, which {maker} samples"

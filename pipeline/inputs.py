@@ -8,10 +8,13 @@
                            commits of its hub ids, the code of its kind
     audits.json            of sources whose labels are trained on with label_noise: from_audit, what their audits found;
                            nothing of others, so that another audit trains nothing again
+    rewards/<name>.json    the VLM and the rubric of an entry of reward.models
     online/<name>.json     the files that an entry of online.policies and its recipe name, the writer's model or code
 
 Stage `base` writes them at every `dvc repro`; the other stages depend on those that they use. So a changed rubric runs
 the stages that use it, in any folder, and no others.
+
+What stage `reward` writes into runs/rewards/ is DVC's to follow: it is not hashed here.
 """
 
 import json
@@ -31,9 +34,10 @@ from data.written import read_written
 from feedback.core.kinds import KINDS, question_files, read_block, resolve
 from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
+from feedback.metrics.reward_models.trained import TRAINED
 from feedback.questions import WRITERS, is_source
 from generators.core.families import FAMILIES
-from pipeline.graph import trained_policies
+from pipeline.graph import reward_models, trained_policies
 from pipeline.judges import REFERENCES
 from pipeline.recipes import recipe_files, recipe_questions, recipe_values
 
@@ -70,8 +74,29 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
             hub = {"hub": found} if (found := _commits(name, block, name in needed)) else {}
             _write(out / f"sources/{name}.json", block=block, files=_files(named, hashes), code=code, **hub)
         _write(out / "audits.json", **{name: audited(name) for name in noisy_sources(params)})
+        for name, entry in reward_models(params).items():
+            _write(
+                out / f"rewards/{name}.json", **_reward(params["reward"]["settings"] | entry.get("changes", {}), hashes)
+            )
         for name, entry in params["online"]["policies"].items():
             _write(out / f"online/{name}.json", **_online(entry, sources, hashes))
+
+
+def hold_places(params: Mapping[str, Any], folder: Path = TRAINED) -> None:
+    """Put an empty file in the place of each source's reward model that no stage trains.
+
+    A stage that asks a source depends on runs/rewards/<source>, since deps in dvc.yaml have no condition. So DVC lets it
+    wait for stage `reward` where that trains the source's model, and finds a file that never changes where it does not.
+    A model that an earlier run trained stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in params["feedback"]["sources"]:
+        place = folder / name
+        if name in reward_models(params):
+            if place.is_file():
+                place.unlink()
+        elif not place.exists():
+            place.touch()
 
 
 def noisy_sources(params: Mapping[str, Any]) -> list[str]:
@@ -121,6 +146,15 @@ def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes
     dotted = {name: table.get(name, name) for name, table in modules if name and (name in table or "." in name)}
     code = {name: _code(path, {}, hashes) for name, path in {**dotted, "decoders": DECODERS}.items()}
     return {"files": _files(named, hashes), "code": code, **found}
+
+
+def _reward(settings: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
+    """The files of a reward model's VLM and of its rubric; the commit that a hub id stands for."""
+    found: dict[str, Any] = {"files": _files([settings["path"], settings["rubric"]], hashes)}
+    if named_path(settings["path"]) is None:
+        revision = settings["revision"]
+        found["hub"] = {f"{settings['path']}@{revision or 'main'}": hub_commit(settings["path"], revision, True)}
+    return found
 
 
 def _pictures(overlay: str | None) -> list[str]:
@@ -180,7 +214,7 @@ def _files(value: Any, hashes: Hashes) -> dict[str, str]:
     if isinstance(value, list):
         return {path: found for inner in value for path, found in _files(inner, hashes).items()}
     path = named_path(value)
-    if path is None:
+    if path is None or TRAINED in path.parents:
         return {}
     inside = path.is_absolute() and path.is_relative_to(Path.cwd())
     return {str(path.relative_to(Path.cwd()) if inside else path): hashes.of(path)}

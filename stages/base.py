@@ -29,7 +29,7 @@ def main(out: Path, inputs: Path, tracker: str | None) -> None:
     from generators.core.identity import identify
     from pipeline.checked import Found, recalled, remember
     from pipeline.graph import needed_sources
-    from pipeline.inputs import write_inputs
+    from pipeline.inputs import hold_places, write_inputs
     from pipeline.state import check_outputs
 
     check_outputs(Path())
@@ -50,6 +50,7 @@ def main(out: Path, inputs: Path, tracker: str | None) -> None:
     for written in (out, inputs):
         shutil.rmtree(written, ignore_errors=True)
     write_inputs(params, inputs, needed_sources(params))
+    hold_places(params)
     if checked and checked.generator:
         remember(params, inputs, found)
     out.mkdir(parents=True)

@@ -55,6 +55,7 @@ KINDS = {
     "imaging_quality": "feedback.metrics.vbench.IMAGING_QUALITY",
     "videoreward": "feedback.metrics.reward_models.videoreward",
     "videoscore": "feedback.metrics.reward_models.videoscore",
+    "reward_model": "feedback.metrics.reward_models.trained",
     "metrics": "feedback.metrics.several",
 }
 

@@ -15,7 +15,7 @@ from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.losses import QuestionLosses
 from feedback.differentiable.resize import DifferentiableResizing
 
-KINDS = ("clip", "pickscore", "hpsv2", "videoreward", "videoscore")
+KINDS = ("clip", "pickscore", "hpsv2", "videoreward", "videoscore", "reward_model")
 
 
 class DifferentiableMetric(Metric, Protocol):

@@ -25,9 +25,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 PACKED = "packed"  # our name among transformers' attention implementations
-ROTARY = (  # arguments of get_rope_index
-    "input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
-)  # fmt: skip
 
 
 class Packed(NamedTuple):
@@ -119,18 +116,6 @@ def prepare(model: PreTrainedModel) -> None:
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ValueError(f"{type(model).__name__} attends in sliding windows: its questions cannot be packed")
     model.set_attn_implementation({"text_config": PACKED})
-
-
-def positions_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(R, T) positions of one sequence's tokens: the model's own (3, T) where it has these, else 0, 1, … as (1, T).
-
-    inputs: a processor's, of one text: input_ids (1, T) and the others.
-    """
-    if not hasattr(model.model, "get_rope_index"):
-        return torch.arange(inputs["input_ids"].shape[1])[None]
-    known = {key: value for key, value in inputs.items() if key in ROTARY}
-    positions: Tensor = model.model.get_rope_index(**known)[0]
-    return positions[:, 0]
 
 
 def packed_logits(

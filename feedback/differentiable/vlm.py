@@ -21,10 +21,18 @@ from feedback.differentiable.augment import Augmentation
 from feedback.differentiable.losses import LOSSES, TEACHER_FORCED, QuestionLosses, p_wanted
 from feedback.differentiable.metric import KINDS as METRICS
 from feedback.differentiable.overlay import RenderedOverlay, apply
-from feedback.differentiable.packing import Packed, pack, packed_logits, positions_of, prepare, recompute
+from feedback.differentiable.packing import Packed, pack, packed_logits, prepare, recompute
 from feedback.differentiable.pixels import make_pixels
 from feedback.differentiable.targets import find_target, videos_of
-from feedback.judges.vlm import Loaded, build_inputs, frame_order, load_model, sampled_fps, takes_pictures
+from feedback.judges.vlm import (
+    Loaded,
+    build_inputs,
+    frame_order,
+    load_model,
+    positions_of,
+    sampled_fps,
+    takes_pictures,
+)
 
 VLMS = ("qwen",)
 NONE = Augmentation()

@@ -1,6 +1,6 @@
 """Implements kind `qwen`: a video VLM, its inputs and the answer in its logits (see feedback/judges/qwen.py)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,9 @@ COUNT_IN_PIXELS = (
     Qwen2VLVideoProcessor,
     Qwen3VLVideoProcessor,
 )  # their `size` is a number of pixels, not an edge length
+ROTARY = (  # arguments of get_rope_index
+    "input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
+)  # fmt: skip
 
 
 class SampledClip(NamedTuple):
@@ -305,6 +308,18 @@ def build_inputs(
         return_tensors="pt",
         **scaled,
     )
+
+
+def positions_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(R, T) positions of one sequence's tokens: the model's own (3, T) where it has these, else 0, 1, … as (1, T).
+
+    inputs: a processor's, of one text: input_ids (1, T) and the others.
+    """
+    if not hasattr(model.model, "get_rope_index"):
+        return torch.arange(inputs["input_ids"].shape[1])[None]
+    known = {key: value for key, value in inputs.items() if key in ROTARY}
+    positions: Tensor = model.model.get_rope_index(**known)[0]
+    return positions[:, 0]
 
 
 def templated(processor: ProcessorMixin, text: str, videos: int = 1, answering: bool = True, pictures: int = 0) -> str:

@@ -29,8 +29,8 @@ from transformers import (
 
 from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative
 from data.video import sample_frames
-from feedback.differentiable.packing import pack, positions_of
-from feedback.judges.vlm import build_inputs, sampled_fps
+from feedback.differentiable.packing import pack
+from feedback.judges.vlm import build_inputs, positions_of, sampled_fps
 from tabletop.pretraining.judge_model import (
     qwen3_processor,
     qwen_processor,

@@ -1,1 +1,1 @@
-"""Video reward models: a Qwen2-VL whose hidden states a linear layer turns into one number for each dimension."""
+"""Video reward models: a VLM whose hidden states a linear layer turns into numbers; published ones, and our own."""

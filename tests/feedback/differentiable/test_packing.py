@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from feedback.differentiable.packing import pack, packed_logits, positions_of, prepare, recompute
-from feedback.judges.vlm import Loaded, build_inputs, load_model
+from feedback.differentiable.packing import pack, packed_logits, prepare, recompute
+from feedback.judges.vlm import Loaded, build_inputs, load_model, positions_of
 from tests.support.judges import FAMILIES, SIZE
 
 TIMES = [7 / 8 * index for index in (0, 1, 2, 3, 5, 6, 7, 8)]  # of 8 of 9 frames, in units of 1 / 7 second
