@@ -25,15 +25,8 @@ from pipeline.params import PARAMS, ParamsError
 from pipeline.replicates import SEEDS, SELECTED, seed_problems
 
 BASE = "base"  # the untrained generator, which every other policy starts from, at first or at last
-TAKEN = (
-    "audit",
-    "policies",
-    "eval",
-    "evaluation",
-    "preferences",
-    "rewards",
-    "select",
-)  # folders under runs/ that are no round's
+# Folders under runs/ that are no round's
+TAKEN = ("audit", "policies", "eval", "evaluation", "preferences", "rewards", "select")
 POINT = ("step", "rate", "low", "high", "n")  # what a point of select's curve has beside judges
 
 

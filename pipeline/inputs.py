@@ -85,9 +85,9 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
 def hold_places(params: Mapping[str, Any], folder: Path = TRAINED) -> None:
     """Put an empty file in the place of each source's reward model that no stage trains.
 
-    A stage that asks a source depends on runs/rewards/<source>, since deps in dvc.yaml have no condition. So DVC lets it
-    wait for stage `reward` where that trains the source's model, and finds a file that never changes where it does not.
-    A model that an earlier run trained stays.
+    A stage that asks a source depends on runs/rewards/<source>, since deps in dvc.yaml have no condition. So DVC lets
+    it wait for stage `reward` where that trains the source's model, and finds a file that never changes where it does
+    not. A model that an earlier run trained stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in params["feedback"]["sources"]:

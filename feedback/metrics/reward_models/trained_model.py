@@ -7,11 +7,11 @@
 
 What is trained is the head, which is zero at first, and a LoRA of the language model; the vision tower is frozen.
 
-After VideoReward of VideoAlign (Liu et al., arXiv 2501.13918), a Qwen2-VL-2B with a linear head, trained by a Bradley-Terry
-loss. Deviations: any VLM that kind `qwen` loads; one number in place of three dimensions, read at the last token and not
-at a special one; a zero head in place of a random one; no ties; a score that is not normalised by the mean and the
-standard deviation of the data, since only differences within a prompt were trained.
-The times that a VLM is told of the frames are those of the clips that it was trained on, also for clips of another rate.
+After VideoReward of VideoAlign (Liu et al., arXiv 2501.13918), a Qwen2-VL-2B with a linear head, trained by a
+Bradley-Terry loss. Deviations: any VLM that kind `qwen` loads; one number in place of three dimensions, read at the
+last token and not at a special one; a zero head in place of a random one; no ties; a score that is not normalised by
+the mean and the standard deviation of the data, since only differences within a prompt were trained.
+The VLM is told the times of the frames of the clips that it was trained on, also for clips of another rate.
 """
 
 import json
@@ -72,7 +72,7 @@ class _Message(NamedTuple):
 
 
 class TrainedReward:
-    """A VLM with a head and a LoRA: a metric (feedback.core.source.Metric), differentiable by the frames and trainable."""
+    """A VLM with a head and a LoRA: a metric (feedback.core.source.Metric) with the gradient of frames and weights."""
 
     def __init__(self, loaded: Loaded, facts: RewardModelFacts, version: str, seed: int = 0) -> None:
         """As it is before any training: all scores are 0.
@@ -171,8 +171,8 @@ class TrainedReward:
 def load_trained(name: str, folder: Path, device: str) -> TrainedReward:
     """The reward model in a folder that stage `reward` wrote, frozen, its VLM on the device.
 
-    Raises StoreError for a folder that is not finished, and ValueError that names feedback.sources.<name>.path where its
-    VLM is another one than at training.
+    Raises StoreError for a folder that is not finished, and ValueError that names feedback.sources.<name>.path where
+    its VLM is another one than at training.
     """
     read_manifest(folder, KIND)
     where = f"feedback.sources.{name}.path: {folder}"
