@@ -98,6 +98,10 @@ def unit_of(command: Command) -> TimedUnit:
             entry = block(f"online.policies.{command.options['entry']}")
             steps = load_recipe(entry["recipe"], entry.get("changes") or {}).engine.steps
             return TimedUnit(f"online {entry['recipe']} {entry['judge']} {generator}", "rows", steps)
+        case "reward":
+            entry = block(f"reward.models.{command.options['name']}")
+            path = (block("reward.settings") | (entry.get("changes") or {}))["path"]
+            return TimedUnit(f"reward {path} {video}", "rows")
         case "audit":
             return TimedUnit(f"audit {command.options['source']}", RUNS, block("audit.clips"))
     return TimedUnit(command.name, RUNS)

@@ -10,7 +10,7 @@ from data.prompts import Prompt
 from data.records import DensePair, Pair
 from feedback.core.kinds import read_block
 from generators.core.rollout import Sampling
-from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, train_config
+from pipeline.configs import LabelConfig, OnlineEntry, PreferenceEntry, RewardEntry, reward_config, train_config
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.rates import Command, TimedUnit, source_of, unit_of
 from pipeline.recipes import load_recipe
@@ -63,6 +63,10 @@ def work_of(command: Command, params: Mapping[str, Any], prompts: Sequence[Promp
             return Work(unit, config.steps * config.batch_size, steps=config.steps, forwards=forwards)
         case "online":
             return _online(command, unit, params)
+        case "reward":
+            entry = section(f"reward.models.{command.options['name']}", RewardEntry)
+            settings = reward_config(entry, block("reward.settings"))
+            return Work(unit, settings.steps * settings.batch_size, steps=settings.steps)
         case "audit":
             config = params["audit"]
             asked = AskedSource(command.options["source"], config["clips"], config["votes"], None)

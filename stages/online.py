@@ -46,6 +46,7 @@ def main(
     from data.prompts import load_prompts, select
     from feedback.core.kinds import what_is_asked
     from feedback.differentiable.overlay import load_overlay
+    from feedback.metrics.reward_models.trained import TRAINED
     from feedback.questions import is_source
     from generators.core.size import VideoSize
     from pipeline.configs import CheckConfig, OnlineEntry
@@ -79,6 +80,7 @@ def main(
         *(f"sources/{one}" for one in dict.fromkeys((entry.judge, entry.held_out))),
     )
     inputs += [RECORDED / f"{one}.json" for one in recorded]
+    inputs += [TRAINED / one for one in judges if (TRAINED / one).is_dir()]  # reward models of this run
     params = {f"online.policies.{name}": entry, "generator": model, "recipe": recipe, "video": job.size}
     params |= {"feedback.sources": {one: what_is_asked(given) for one, given in judges.items()}}
     params |= {"online.check": job.check}

@@ -261,7 +261,8 @@ def test_every_path_on_a_command_line_is_declared():
     for name, stage in STAGES.items():
         words = {word for word in stage["cmd"].split() if "/" in word or word == "report-out"}
         inputs = {dep for dep in stage.get("deps", []) if dep.startswith(("runs/", "metrics/"))}
-        inputs -= {dep for dep in inputs if dep.startswith("runs/inputs/")}  # what params.yaml names, read by its name
+        # What params.yaml names, read by its name; a source's own model too.
+        inputs -= {dep for dep in inputs if dep.startswith(("runs/inputs/", "runs/rewards/"))}
         made = set(written_by(stage)) - {f"models/tabletop/{model}" for model in MODELS}
         assert words - {"models/tabletop"} == {*inputs, *made}, name
 
@@ -292,6 +293,7 @@ READERS = {
     "references.json": {"audit", "online"},
     "sources/": LABELLING | {"audit", "eval-prefer", "online"},
     "online/": {"online"},
+    "rewards/": {"reward"},
 }
 
 
@@ -325,7 +327,13 @@ def graph(tmp_path_factory):
     params["policies"]["dpo-dense"] = {"start": "base", "round": "d1", "objective": "dense_dpo"}
     params["select"]["policies"] = ["rwr1"]
     params["extend"] = {"base-extended": {"policy": "base", "prompts": "rewritten.csv", "template": "{prompt}"}}
+    params["reward"]["models"] = {"bt": {"round": "r1"}, "bt-of-all": {"round": "both"}}
+    for name in params["reward"]["models"]:
+        params["feedback"]["sources"][name] = {"kind": "reward_model", "path": f"runs/rewards/{name}"}
+    grown = {"start": "base", "recipe": "reward-gradient", "judge": "bt", "held_out": "judge"}
+    params["online"]["policies"] = {"bt-gradient": grown}
     params["evaluate"]["policies"] += ["rwr1-physics", "rwr1-selected", "base-extended"]
+    params["evaluate"]["judges"] += ["bt-of-all"]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     with Repo.init(str(folder), no_scm=True) as repo:
@@ -387,6 +395,17 @@ def test_a_checkpoint_is_selected_between_training_and_evaluation(graph):
     assert {"select@rwr1", "label-select@rwr1-physics"} <= networkx.descendants(graph, "report")
 
 
+def test_what_asks_a_reward_model_waits_for_its_training_and_what_does_not_waits_for_none(graph):
+    made_from = networkx.descendants(graph, "online@bt-gradient")
+
+    assert {"reward@bt", "build@r1", "label@r1", "generate@r1"} <= made_from
+    assert "reward@bt-of-all" not in made_from
+    assert {"pool@both", "build@r1b"} <= networkx.descendants(graph, "reward@bt-of-all")
+    assert "reward@bt-of-all" in networkx.descendants(graph, "eval-label@base-bt-of-all")
+    assert not {"reward@bt", "reward@bt-of-all"} & networkx.descendants(graph, "eval-label@base-judge")
+    assert "reward@bt" not in networkx.descendants(graph, "label@r2")
+
+
 def test_a_policy_that_is_told_more_is_evaluated_as_any_other(graph):
     assert {"extend@base-extended", "base"} <= networkx.descendants(graph, "eval-generate@base-extended")
     assert "eval-label@base-extended-judge" in networkx.descendants(graph, "report")
@@ -413,6 +432,9 @@ for path in map(pathlib.Path, writes):
         for name, content in recorded.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_text(content)
+        for name in (path / "sources").iterdir():  # as pipeline.inputs.hold_places
+            pathlib.Path("runs/rewards").mkdir(exist_ok=True)
+            pathlib.Path("runs/rewards", name.stem).touch()
     elif path.name == "datasets":
         for objective, of in (("sft", [p for p in reads if "labels" not in p]), ("rwr", reads), ("dpo", reads)):
             (path / objective).mkdir(parents=True)

@@ -638,6 +638,47 @@ def test_a_wrong_extension_is_named(change, message, project):
         check_params()
 
 
+def test_a_reward_model_is_checked_before_any_clip_is_sampled(project):
+    params = default_params()
+    params["feedback"]["sources"]["bt"] = {"kind": "reward_model", "path": "runs/rewards/bt"}
+    params["reward"]["models"] = {"bt": {"round": "r1"}}
+    entry, sources = params["reward"]["models"]["bt"], params["feedback"]["sources"]
+    project(params)
+    (note,) = [note for note in check_params().notes if "reward" in note]
+    assert note == "reward.models.bt is trained, but no policy is trained on it and no judge is named so"
+
+    params["online"]["policies"]["grown"] = {
+        "start": "base", "recipe": "reward-gradient", "judge": "bt", "held_out": "judge",
+    }  # fmt: skip
+    params["evaluate"]["policies"].append("grown")
+    project(params)
+    assert not [note for note in check_params().notes if "reward" in note]
+    for change, message in (
+        ({"rubric": "tabletop/pairs.yaml"}, "reward.models.bt: rubric: tabletop/pairs.yaml is not what a reward model"),
+        ({"rubric": "feedback/rubrics/aspects.yaml"}, "expected one question, the same for every prompt"),
+        ({"path": "models/none"}, None),
+        ({"path": "none"}, "reward.models.bt: path: none is neither a folder nor a hub id"),
+        ({"revision": "main"}, "reward.models.bt: revision is 'main', but models/tabletop/second_judge is a local"),
+        ({"steps": 0}, "reward.settings.steps is 0"),
+        ({"checkpoint_every": 7}, "checkpoint_every is 7, expected a multiple of log_every"),
+        ({"lora": 8}, "reward.settings.lora (8) is unknown; known keys are "),
+    ):
+        entry["changes"] = change
+        project(params)
+        if message is None:  # it may be a hub id
+            check_params()
+            continue
+        with pytest.raises((ParamsError, ValueError)) as error:
+            check_params()
+        assert message in str(getattr(error.value, "message", error.value)), message
+    del entry["changes"]
+    sources["bt"]["path"] = "models/bt"
+    del params["reward"]["models"]["bt"]
+    project(params)
+    with pytest.raises(ValueError, match="path: models/bt is no folder of a trained reward model"):
+        check_params()
+
+
 def with_panel(**changes) -> dict:
     """Our params with a panel of both sources, which is what labels."""
     params = default_params()

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from data.content.modules import module_files
-from pipeline.inputs import LISTED, hub_commit, write_inputs
+from pipeline.inputs import LISTED, hold_places, hub_commit, write_inputs
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +145,39 @@ def test_the_decoders_of_vaes_are_recorded_where_clips_are_decoded_with_gradient
     found = entries(params)
     names = {name for name, text in found.items() if "decoders/cogvideox.py" in text and "decoders/wan.py" in text}
     assert names == {name for name in found if name.startswith("online/")} != set()
+
+
+def test_the_vlm_and_the_rubric_of_a_reward_model_are_recorded_and_what_is_trained_is_not(params):
+    """DVC follows runs/rewards/bt itself; recorded too, it would run everything again after its first training."""
+    params["feedback"]["sources"]["bt"] = {"kind": "reward_model", "path": "runs/rewards/bt"}
+    settings = {"path": "lab/judge", "rubric": str(Path("../library/rubric.yaml").resolve())}
+    params["reward"] = {"models": {"bt": {"round": "r1"}}, "settings": params["reward"]["settings"] | settings}
+    trained = Path("runs/rewards/bt")
+    trained.mkdir(parents=True)
+
+    assert changed_by(params, lambda: trained.joinpath("manifest.json").write_text("{}")) == set()
+    seen = changed_by(params, lambda: Path("lab/judge/weights").write_text("other"))
+    assert seen == {"rewards/bt.json", "sources/judge.json", "sources/panel.json", "online/teacher.json"}
+
+
+def test_a_source_without_a_reward_model_has_an_empty_file_in_its_place(params):
+    params["feedback"]["sources"]["bt"] = {"kind": "reward_model", "path": "runs/rewards/bt"}
+    params["reward"]["models"] = {"bt": {"round": "r1"}}
+    trained, before = Path("runs/rewards/bt"), Path("runs/rewards/panel")
+    for folder in (trained, before):  # the second was trained when the params were others
+        folder.mkdir(parents=True)
+    for _ in range(2):
+        hold_places(params)
+        held = {path.name for path in Path("runs/rewards").iterdir() if path.is_file()}
+        assert held == params["feedback"]["sources"].keys() - {"bt", "panel"}
+        assert trained.is_dir() and before.is_dir()
+    trained.rmdir()
+    params["reward"]["models"] = {}
+    hold_places(params)
+    assert trained.is_file()
+    params["reward"]["models"] = {"bt": {"round": "r1"}}
+    hold_places(params)
+    assert not trained.exists()  # for stage reward to write
 
 
 def test_a_new_file_beside_one_that_is_used_changes_nothing(params):

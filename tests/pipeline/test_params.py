@@ -105,6 +105,7 @@ def test_a_key_that_stands_twice_is_an_error(params_file):
 
 # The graph
 
+BT = {"kind": "reward_model", "path": "runs/rewards/bt"}
 GOOD = {
     "seeds": [1],
     "rounds": {"r1": {"policy": "base"}, "r2": {"policy": "rwr1"}},
@@ -119,13 +120,14 @@ GOOD = {
         "sources": ["physics"],
         "policies": {"rwr1-physics": {"start": "base", "round": "r1", "objective": "rwr", "source": "physics"}},
     },
-    "feedback": {"source": "judge", "sources": {"judge": {"kind": "qwen"}, "physics": {"kind": "physics"}}},
+    "feedback": {"source": "judge", "sources": {"judge": {"kind": "qwen"}, "physics": {"kind": "physics"}, "bt": BT}},
     "select": {"policies": ["rwr1"], "judges": ["judge", "physics"]},
     "online": {
         "policies": {"ask1": {"start": "rwr1", "recipe": "ask-a-video", "judge": "judge", "held_out": "physics"}},
         "prompt": {"recipe": "ask-a-video-test-time", "judge": "judge", "held_out": "physics"},
     },
     "extend": {"base-extended": {"policy": "base", "prompts": "set.csv", "template": "{prompt}"}},
+    "reward": {"models": {"bt": {"round": "r1"}}, "settings": {}},
     "preferences": {"rwr1-base": {"policy": "rwr1", "against": "base", "source": "judge"}},
     "evaluate": {
         "policies": ["base", "rwr1", "rwr1-physics", "rwr1-selected", "base-extended"],
@@ -230,6 +232,35 @@ MISFITS = [
     (lambda p: p["extend"]["base-extended"].pop("template"), "extend.base-extended.template is missing"),
     (lambda p: p["rounds"]["r2"].update(policy="base-extended"), "rounds.r2.policy: 'base-extended' is unknown"),
     (lambda p: p["extend"].update(rwr1=p["extend"]["base-extended"]), "extend.rwr1: a policy has this name"),
+    (
+        lambda p: p["reward"]["models"]["bt"].update(round="r9"),
+        "reward.models.bt.round: 'r9' is unknown; known are r1, r2",
+    ),
+    (lambda p: p["reward"]["models"]["bt"].pop("round"), "reward.models.bt.round is missing"),
+    (
+        lambda p: p["feedback"]["sources"].pop("bt"),
+        "reward.models.bt: feedback.sources has no bt, which would read it; add "
+        "bt: {kind: reward_model, path: runs/rewards/bt}",
+    ),
+    (
+        lambda p: p["feedback"]["sources"].update(bt=BT | {"path": "models/bt"}),
+        "feedback.sources.bt: stage reward trains a model of this name, so kind is reward_model and path "
+        "runs/rewards/bt",
+    ),
+    (
+        lambda p: p["reward"]["models"].clear(),
+        "feedback.sources.bt.path: runs/rewards/bt is what stage reward writes, and reward.models has no bt",
+    ),
+    (
+        lambda p: p["feedback"]["sources"].update(other=BT),
+        "feedback.sources.other.path: runs/rewards/bt is what stage reward writes, and reward.models has no other",
+    ),
+    (lambda p: p["feedback"].update(source="bt"), "feedback.source: bt is trained by this run, on labels of"),
+    (
+        lambda p: p["feedback"]["sources"].update(panel={"kind": "panel", "members": ["bt", "judge"]}),
+        "feedback.sources.panel.members: bt is trained by this run",
+    ),
+    (lambda p: p["rounds"].update(rewards={"policy": "base"}), "rounds.rewards: runs/rewards/ is used otherwise"),
     (lambda p: p["rounds"].update(select={"policy": "base"}), "rounds.select: runs/select/ is used otherwise"),
 ]
 
@@ -252,6 +283,18 @@ def test_a_cycle_is_named_by_its_policies():
     message = "a cycle: rwr1 is trained on r1, which dpo2 samples; dpo2 is trained on r2, which rwr1 samples"
     assert str(error.value.message).count("a cycle") == 1
     assert message in error.value.message
+
+
+def test_a_policy_cannot_be_trained_on_a_reward_model_that_learns_from_its_own_clips():
+    def close(params):
+        params["rounds"]["r3"] = {"policy": "ask1"}
+        params["reward"]["models"]["bt"]["round"] = "r3"
+        params["online"]["policies"]["ask1"]["judge"] = "bt"
+
+    with pytest.raises(ParamsError) as error:
+        validate(close)
+
+    assert "a cycle: ask1 is trained on bt, which learns from r3 of ask1" in error.value.message
 
 
 def test_a_cycle_through_a_pool_is_named_by_the_round_that_closes_it():

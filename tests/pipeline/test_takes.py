@@ -31,6 +31,17 @@ def planner(tmp_path, monkeypatch) -> Planner:
     return Planner(params, load_prompts(Path(params["prompts"]["path"])), None, rates)
 
 
+def test_a_reward_model_takes_its_steps_of_pairs(planner):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["reward"]["models"] = {"bt": {"round": "r1", "changes": {"steps": 30, "batch_size": 4}}}
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    work = work_of(Command("reward", {"name": "bt"}), params, planner.prompts)
+
+    assert (work.unit.name, work.amount, work.steps) == ("rows", 120, 30)
+    assert work.unit.rate == "reward models/tabletop/second_judge 32x32x9"
+
+
 def test_windows_cost_the_frames_of_each_window(planner):
     """40 train prompts x 2 pairs x 2 clips = 160 clips, each a window of 5 frames and one of 4; a clip shows 8 of 9.
 
