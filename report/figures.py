@@ -308,6 +308,56 @@ def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme)
     return as_svg(figure, panels, theme)
 
 
+def held_out_rates(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], summary: Mapping[str, Any]
+) -> dict[str, dict[str, dict[int, float]]]:
+    """By held-out judge and online policy, the judge's rate at each check, by update.
+
+    logs: policy -> rows of its log. summary["methods"] names each policy's held-out judge; a policy whose judge is not
+    known is left out, and one whose judge gives scores, which are no rates.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    policies = summary.get("methods", {}).get("policies", {})
+    for name, rows in logs.items():
+        judge = policies.get(name, {}).get("held_out")
+        rates = {row["step"]: row["held_out"]["held_out"] for row in rows if "held_out" in row}
+        if judge and rates and all(0 <= rate <= 1 for rate in rates.values()):
+            found.setdefault(judge, {})[name] = rates
+    return found
+
+
+def training_dynamics(
+    checks: Mapping[str, Mapping[str, Mapping[int, float]]],
+    starts: Mapping[str, str],
+    theme: Theme,
+    further: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """SVG: the held-out judge's rate by update, all online policies together, a panel a judge; the base's level dashed.
+
+    checks: from `held_out_rates`, at least one policy. starts: the policy that each was trained from; those that start
+    from base are at its level at update 0, on the same prompts and noise.
+    further: policies that are other seeds of one, whose lines are thinner and have its colour.
+    Diffusion-DRF, Fig. 7, by VBench-2.0's score there: a policy that falls below the base has exploited its judge.
+    """
+    figure, panels = _panels(len(checks), 1, 3.2)  # names stand to the right
+    for panel, (judge, policies) in zip(panels, checks.items(), strict=False):
+        base = [rates[0] for name, rates in policies.items() if starts.get(name) == "base" and 0 in rates]
+        if base:
+            panel.axhline(100 * base[0], color=theme.soft, linewidth=1.2, linestyle="--", label="base")
+        places = {name: place for place, name in enumerate(name for name in policies if name not in further)}
+        for name, rates in policies.items():
+            place, again = places.get(further.get(name, name), len(places)), name in further
+            look: dict[str, Any] = {"color": _color(place), "linewidth": 0.8 if again else 1.6, "markersize": 4}
+            values = [100 * rate for rate in rates.values()]
+            panel.plot(list(rates), values, f"{_marker(place)}-", label=None if again else name, **look)
+        panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
+        panel.set_xlabel("update")
+        panel.set_ylabel("accepted by the held-out judge, %")
+        panel.grid(color=theme.grid, linewidth=0.6)
+        panel.legend(frameon=False, labelcolor=theme.ink, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return as_svg(figure, panels, theme)
+
+
 def _rate_axis(panel: Any, theme: Theme) -> Any:
     """A second axis, of the held-out judge's rate, beside the scores of a panel."""
     axis = panel.twinx()

@@ -140,6 +140,8 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
     online = {name: rows for name, rows in logs.items() if any("questions" in row or "reward" in row for row in rows)}
     offline = {name: rows for name, rows in logs.items() if name not in online}
     trained = [name for name, how in summary.get("trained", {}).items() if how["start"]]
+    starts = {name: how["start"] for name, how in summary.get("trained", {}).items()}
+    checks = figures.held_out_rates(online, summary)
     candidates: list[tuple[str, Callable[[figures.Theme], str], object]] = [
         ("accept", lambda theme: figures.accept_rates(shown, theme), True),
         ("categories", lambda theme: figures.by_category(shown, theme), True),
@@ -149,6 +151,7 @@ def _draw(summary: Mapping[str, Any], logs: Logs, media: Path) -> list[str]:
         ("drift", lambda theme: figures.reward_by_drift(shown, theme), any(effects.drifts(shown).values())),
         ("training", lambda theme: figures.training_curves(offline, theme, seeds), offline),
         ("answers", lambda theme: figures.answer_curves(online, theme), online),
+        ("dynamics", lambda theme: figures.training_dynamics(checks, starts, theme, seeds), checks),
         ("select", lambda theme: figures.over_optimisation(summary["select"], theme), summary.get("select")),
         ("reliability", lambda theme: figures.reliability(calibrated, theme), calibrated),
     ]

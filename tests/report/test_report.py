@@ -25,6 +25,7 @@ from evaluation.effects.summary import effects_of, effects_over_seeds
 from evaluation.sets import EvaluationSet
 from report.cost import Cost
 from report.effects import drifts, effects_table, seeds_tables
+from report.figures import held_out_rates
 from report.gallery import as_script, rows_of, write_gallery
 from report.lineage import layout
 from report.methods import read_methods, tables
@@ -281,6 +282,41 @@ def test_a_policy_trained_by_rewards_is_drawn_with_its_reward_among_the_online_o
     drawn = (tmp_path / "out/media/answers-light.svg").read_text()
     assert "grpo" in drawn and "reward of the rollouts" in drawn and "probability" not in drawn
     assert "grpo" not in (tmp_path / "out/media/training-light.svg").read_text()
+
+
+def checked(*rates: float) -> list[dict]:
+    """A log with a check every 10 updates, which is at update 0 a line of its own."""
+    checks = [{"training": 0.5, "held_out": rate, "others": {}} for rate in rates]
+    updates = [{"step": 10 * place, "loss": 0.0, "questions": {}} for place in range(len(rates))]
+    both = [update | {"held_out": check} for update, check in zip(updates, checks, strict=True)]
+    return [{"step": 0, "held_out": checks[0]}, *both[1:]]
+
+
+def test_the_held_out_judge_s_rates_of_all_online_policies_are_drawn_together(summary, sets, tmp_path):
+    logs = {
+        "ask": checked(0.25, 0.5, 0.1), "drf": checked(0.25, 0.75), "grown": checked(0.3, 0.2),
+        "scored": checked(7.0, 8.0),
+    }  # fmt: skip
+    judges = {"ask": "held", "drf": "held", "grown": "other", "scored": "clip"}
+    policies = {name: {"held_out": judge, "config": {}} for name, judge in judges.items()}
+    methods = {"generator": {}, "judges": {}, "policies": policies, "sampling": {}}
+    starts = {name: dict.fromkeys(("round", "objective", "source"), None) | {"start": "base"} for name in logs}
+    starts["grown"]["start"] = "ask"
+
+    found = held_out_rates(LOGS | logs, {"methods": methods})
+    write_page(summary | {"trained": TRAINED | starts, "methods": methods}, sets, LOGS | logs, None, tmp_path / "out")
+
+    ask, drf = {0: 0.25, 10: 0.5, 20: 0.1}, {0: 0.25, 10: 0.75}
+    assert found == {"held": {"ask": ask, "drf": drf}, "other": {"grown": {0: 0.3, 10: 0.2}}}  # scores are no rates
+    drawn = (tmp_path / "out/media/dynamics-light.svg").read_text()
+    assert [name for name in (*logs, "held", "other", "base") if f">{name}<" not in drawn] == ["scored"]
+    assert drawn.count(">base<") == 1  # not in the panel whose policy starts from another
+    assert "Online: training dynamics" in (tmp_path / "out/index.html").read_text()
+
+
+def test_without_a_check_there_are_no_training_dynamics(page):
+    assert not (page / "media/dynamics-light.svg").exists()
+    assert "training dynamics" not in (page / "index.html").read_text()
 
 
 def test_logs_are_read_for_the_policies_that_were_trained(tmp_path):
