@@ -47,6 +47,7 @@ NO_PATH = ("family", "kind", "references", "writer", "cache")  # keys whose valu
 AUDITS = Path("runs/audit")
 DECODERS = "generators.decoders.decoder"  # of VAEs; the model's files say which of them a run uses
 CACHE = Path(".state/hashes.json")  # the memory of content hashes
+HELD = "No model is trained for this source.\n"  # DVC warns of an empty file
 COMMIT = re.compile("[0-9a-f]{40}")  # a revision that is a commit stands for itself
 
 
@@ -83,7 +84,7 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
 
 
 def hold_places(params: Mapping[str, Any], folder: Path = TRAINED) -> None:
-    """Put an empty file in the place of each source's reward model that no stage trains.
+    """Put a file in the place of each source's reward model that no stage trains.
 
     A stage that asks a source depends on runs/rewards/<source>, since deps in dvc.yaml have no condition. So DVC lets
     it wait for stage `reward` where that trains the source's model, and finds a file that never changes where it does
@@ -96,7 +97,7 @@ def hold_places(params: Mapping[str, Any], folder: Path = TRAINED) -> None:
             if place.is_file():
                 place.unlink()
         elif not place.exists():
-            place.touch()
+            place.write_text(HELD, encoding="utf-8")
 
 
 def noisy_sources(params: Mapping[str, Any]) -> list[str]:

@@ -160,7 +160,7 @@ def test_the_vlm_and_the_rubric_of_a_reward_model_are_recorded_and_what_is_train
     assert seen == {"rewards/bt.json", "sources/judge.json", "sources/panel.json", "online/teacher.json"}
 
 
-def test_a_source_without_a_reward_model_has_an_empty_file_in_its_place(params):
+def test_a_source_without_a_reward_model_has_a_file_in_its_place(params):
     params["feedback"]["sources"]["bt"] = {"kind": "reward_model", "path": "runs/rewards/bt"}
     params["reward"]["models"] = {"bt": {"round": "r1"}}
     trained, before = Path("runs/rewards/bt"), Path("runs/rewards/panel")
