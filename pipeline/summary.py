@@ -11,7 +11,7 @@ from generators.core.generator import Generator
 from generators.core.rollout import Sampling
 from pipeline.check import Checked
 from pipeline.configs import GeneratorConfig, OnlineEntry
-from pipeline.graph import entry_of, online_policies, rounds_of, trained_policies
+from pipeline.graph import entry_of, online_policies, reward_models, rounds_of, trained_policies
 from pipeline.params import section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEEDS, is_replicate
@@ -48,6 +48,12 @@ def summarise(checked: Checked, seconds_per_clip: float | None) -> list[str]:
     if params["select"]["policies"]:
         chosen = _names(f"{name} {clips[f'select {name}']:,}" for name in params["select"]["policies"])
         lines["selection"] = f"clips of checkpoints: {chosen}"
+    if reward_models(params):
+        settings = params["reward"]["settings"]
+        lines["rewards"] = _names(
+            f"{name} on {entry['round']}, {(settings | entry.get('changes', {}))['path']} with a LoRA"
+            for name, entry in reward_models(params).items()
+        )
     if params["online"]["policies"]:
         lines["online"] = _names(_online(params))
     lines["sampling"] = _hours_line(sum(clips.values()), seconds_per_clip)

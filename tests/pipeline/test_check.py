@@ -652,7 +652,10 @@ def test_a_reward_model_is_checked_before_any_clip_is_sampled(project):
     }  # fmt: skip
     params["evaluate"]["policies"].append("grown")
     project(params)
-    assert not [note for note in check_params().notes if "reward" in note]
+    checked = check_params()
+    assert not [note for note in checked.notes if "reward" in note]
+    (line,) = [line for line in summarise(checked, None) if line.startswith("rewards")]
+    assert line.endswith("bt on r1, models/tabletop/second_judge with a LoRA")
     for change, message in (
         ({"rubric": "tabletop/pairs.yaml"}, "reward.models.bt: rubric: tabletop/pairs.yaml is not what a reward model"),
         ({"rubric": "feedback/rubrics/aspects.yaml"}, "expected one question, the same for every prompt"),
