@@ -6,6 +6,7 @@
     nft.py           nft         clips with an optimality in [0, 1]: learns also what to leave
     dense.py         dense_dpo   pairs of clips with one start, a preference in each latent frame
     errors.py                    what a loss reads and returns, and what it needs of the training loop
+    bradley_terry.py             the loss of a reward model, which is no objective (rl/reward/)
 
 The losses are pure functions of per-sample errors and return one value a row; the trainer takes the mean over the
 batch.
