@@ -112,7 +112,7 @@ def test_it_is_augmented_by_the_seed(tiny_clip):
 
 
 def test_a_kind_without_gradient_is_an_error_that_names_those_with_one():
-    known = "clip, pickscore, hpsv2, videoreward, videoscore have one"
+    known = "clip, pickscore, hpsv2, videoreward, videoscore, reward_model have one"
     cases = [
         ({"kind": kind}, f"feedback.sources.m.kind is '{kind}': no gradient; {known}")
         for kind in ("optical_flow_dis", "temporal_flickering", "qwen", "nothing")
