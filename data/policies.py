@@ -8,10 +8,11 @@ heatmaps/step-000100.png …    where the judges looked then, of a policy that i
 policy.json of an online policy says under `sampling` how the clips of its updates were sampled:
 
 shift                         of the flow's time; null: the generator's own
+unconditional                 who predicts without the prompt, for guidance: policy | base, adapters off; null: policy
 steps, guidance, solver, negative_prompt
 inference_steps               of full samples
 
-The shift belongs to the policy: its clips are sampled under it, and policies that start from it have it too.
+The first two belong to the policy: its clips are sampled so, and policies that start from it have them too.
 """
 
 import json
@@ -28,6 +29,8 @@ CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
 HEATMAPS = "heatmaps"
 SAMPLED = "sampling"  # key of policy.json
+OF_POLICY = ("shift", "unconditional")  # those of its keys that belong to the policy
+BASE = "base"  # value of unconditional
 FOLDER = "policy"  # in the resume state of a run that trains, the folder that becomes the policy
 PROGRESS = (
     "progress.json"  # beside it, how far and how fast the run is: unit, steps, done; since its start now, seconds
@@ -135,7 +138,7 @@ def copy_policy(folder: Path, out: Path) -> None:
 def sampled_with(folder: Path) -> dict[str, Any]:
     """How the clips of a policy's updates were sampled, as its policy.json says; empty where it does not say.
 
-    Of a policy that was trained on a round and starts from an online one: the shift alone.
+    Of a policy that was trained on a round and starts from an online one: what belongs to the policy alone.
     """
     path = folder / "policy.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -146,7 +149,7 @@ def sampled_with(folder: Path) -> dict[str, Any]:
 def sampled_otherwise(trained: Mapping[str, Any], steps: int, guidance: float, negative_prompt: str | None) -> str:
     """In words, how sampling differs from that of a policy's updates; "" where it does not.
 
-    trained: as `sampled_with` returns it. Not the shift, which is the policy's own wherever it is sampled.
+    trained: as `sampled_with` returns it. Not the keys of OF_POLICY, which hold wherever it is sampled.
     """
     if "guidance" not in trained:
         return ""

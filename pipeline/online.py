@@ -134,7 +134,7 @@ def run(
     judges, asks, prompts, overlay = open_judges(job, str(device))
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
+    generator = with_recipe_sampling(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
     lighter = open_lighter(generator, recipe.decoding, device)
     fidelity = DecoderFidelity(generator, recipe.decoding, lighter) if lighter else None
     check = None
@@ -161,12 +161,11 @@ def run(
 # The generator's side
 
 
-def with_recipe_shift(generator: "Generator", recipe: Recipe, start: Path) -> "Generator":
-    """The generator under the recipe's flow shift, else under that of the policy in `start`, if one names it."""
-    from generators.core.lora import with_own_shift
+def with_recipe_sampling(generator: "Generator", recipe: Recipe, start: Path) -> "Generator":
+    """The generator that samples as the recipe, else as the policy in `start`, names flow shift and unconditional."""
+    from generators.core.lora import sampling_as
 
-    own = recipe.sampling.shift
-    return with_own_shift(generator, start) if own is None else generator.with_shift(own)
+    return sampling_as(generator, sampled_as(recipe, start))
 
 
 def inputs_of(encoded: "Encoded") -> "PromptInputs":

@@ -15,7 +15,7 @@ from pipeline.online import (
     check_sampling,
     checked_prompts,
     inputs_of,
-    with_recipe_shift,
+    with_recipe_sampling,
 )
 from pipeline.params import ParamsError
 from pipeline.recipes import as_written, sampled_as
@@ -65,7 +65,7 @@ def run_by_rewards(
         held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, config.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING, on_host=config.shard), recipe, start)
+    generator = with_recipe_sampling(load(parts=SAMPLING, on_host=config.shard), recipe, start)
     check = None
     if config.held_out_every:
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)

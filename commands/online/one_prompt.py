@@ -12,7 +12,7 @@ from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
 from pipeline.heatmaps import draw_heatmap
 from pipeline.judges import check_differentiated, in_unit, open_judges
-from pipeline.online import ASKS, Job, run, with_recipe_shift
+from pipeline.online import ASKS, Job, run, with_recipe_sampling
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.recipes import Recipe, load_recipe
 from pipeline.state import stage_state
@@ -102,7 +102,7 @@ def train_one_prompt(
         told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
         clips = {}
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            generator = with_recipe_shift(load(parts=SAMPLING), recipe, base)
+            generator = with_recipe_sampling(load(parts=SAMPLING), recipe, base)
             clips[name] = write_clip(generator, told, folder, recipe, out / name)
         if given.heatmap:
             draw_heatmaps(job, clips, out, device)
