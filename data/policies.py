@@ -9,7 +9,7 @@ policy.json of an online policy says under `sampling` how the clips of its updat
 
 shift                         of the flow's time; null: the generator's own
 unconditional                 who predicts without the prompt, for guidance: policy | base, adapters off; null: policy
-steps, guidance, solver, negative_prompt
+steps, guidance, solver, negative_prompt     guidance: a range [low, high] where it was drawn for each update
 inference_steps               of full samples
 
 The first two belong to the policy: its clips are sampled so, and policies that start from it have them too.
@@ -155,8 +155,9 @@ def sampled_otherwise(trained: Mapping[str, Any], steps: int, guidance: float, n
         return ""
     known = dict.fromkeys((trained["steps"], trained["inference_steps"]))
     unwanted, found = trained["negative_prompt"], list[str]()
-    if guidance != trained["guidance"]:
-        found.append(f"guidance {guidance:g} (in training {trained['guidance']:g})")
+    scales = trained["guidance"] if isinstance(trained["guidance"], list | tuple) else [trained["guidance"]]
+    if not min(scales) <= guidance <= max(scales):
+        found.append(f"guidance {guidance:g} (in training {' to '.join(f'{scale:g}' for scale in scales)})")
     elif guidance > 1 and negative_prompt != unwanted:  # without guidance it leads away from nothing
         words = ["of the pipeline" if text is None else repr(text) for text in (negative_prompt, unwanted)]
         found.append(f"negative prompt {words[0]} (in training {words[1]})")

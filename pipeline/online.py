@@ -217,7 +217,7 @@ def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
 
     return Sampling(
         steps=recipe.sampling.inference_steps,
-        guidance=recipe.engine.guidance,
+        guidance=recipe.engine.full_guidance,
         solver=recipe.engine.solver,
         samples_per_prompt=check.samples_per_prompt,
         batch_size=check.batch_size,

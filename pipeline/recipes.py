@@ -38,7 +38,9 @@ class SamplingSettings:
 
     inference_steps: Count
     shift: Positive | None  # of the flow's time, in training too; null: the start's, else the generator's own
-    unconditional: Literal["policy", "base"] | None  # guidance's branch without the prompt, in training too; null: likewise
+    unconditional: (
+        Literal["policy", "base"] | None
+    )  # guidance's branch without the prompt, in training too; null: likewise
 
 
 class Recipe(NamedTuple):

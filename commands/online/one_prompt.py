@@ -212,7 +212,7 @@ def write_clip(
     noise = fixed_noise(engine.seed, PROMPT_ID, 0, generator.latent_shape)[None]
     latents = generator.sample(
         stacked([conditions.prompts[PROMPT_ID]]), conditions.unwanted, noise, recipe.sampling.inference_steps,
-        engine.guidance, engine.solver,
+        engine.full_guidance, engine.solver,
     )  # fmt: skip
     frames = generator.decode(latents)[0].numpy()
     write_playable(path, frames, generator.size.fps)

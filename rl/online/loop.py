@@ -103,9 +103,23 @@ def check_arguments(inputs: PromptInputs, config: OnlineConfig, check: Check | N
         raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
 
 
-def guided(generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
+def guidance_at(config: OnlineConfig, number: int) -> float:
+    """The guidance of a rollout by its number, which depends on that and the seed alone: one for all its clips."""
+    if not isinstance(config.guidance, tuple):
+        return config.guidance
+    return float(generator_at(config.seed, "guidance", number).uniform(*config.guidance))
+
+
+def guidance_fact(config: OnlineConfig, number: int) -> dict[str, float]:
+    """That guidance for log.jsonl, where it is drawn."""
+    return {"guidance": guidance_at(config, number)} if isinstance(config.guidance, tuple) else {}
+
+
+def guided(
+    generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig, guidance: float
+) -> Predict:
     """The guided prediction under these conditions, in the precision of the run."""
-    predict_guided = generator.guided(conditions, inputs.unwanted, config.guidance)
+    predict_guided = generator.guided(conditions, inputs.unwanted, guidance)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with devices.autocast(generator.device, config.precision):

@@ -20,7 +20,7 @@ from generators.core import lora
 from generators.core.conditions import chosen
 from rl.online.guards import CurvePoint, best, fooled, velocity_distance
 from rl.online.judging import WeightedJudge, judge_clip
-from rl.online.rollouts import Forward
+from rl.online.rollouts import Forward, random_step
 from rl.training import run as frame
 from rl.training import state as resume_state
 from rl.training.run import NonFiniteLossError
@@ -107,13 +107,63 @@ def test_a_run_leaves_a_policy_folder(generator, base, tmp_path):
     assert "sampling" not in facts  # of a start without a shift, and an origin that does not say
 
 
-def test_a_policy_has_the_shift_of_the_one_that_it_starts_from_and_no_other_of_its_settings(generator, tmp_path):
-    first = write_base(tmp_path / "first")
-    (first / "policy.json").write_text(json.dumps({"sampling": {"shift": 5.0, "steps": 25, "guidance": 5.0}}))
+def test_a_policy_has_what_belongs_to_the_one_that_it_starts_from_and_no_other_of_its_settings(generator, tmp_path):
+    first, kept = write_base(tmp_path / "first"), {"shift": 5.0, "unconditional": "base"}
+    (first / "policy.json").write_text(json.dumps({"sampling": {**kept, "steps": 25, "guidance": 5.0}}))
     run(generator, first, tmp_path / "from first", updates=2)
-    assert described(tmp_path / "from first")["sampling"] == {"shift": 5.0}
+    assert described(tmp_path / "from first")["sampling"] == kept
     checkpoint = tmp_path / "from first/out/checkpoints/step-000002/policy.json"
-    assert json.loads(checkpoint.read_text())["sampling"] == {"shift": 5.0}
+    assert json.loads(checkpoint.read_text())["sampling"] == kept
+
+
+@pytest.mark.parametrize("rollout", [{}, LAST_STEPS], ids=["random_step", "last_steps"])
+def test_with_the_bases_unconditional_branch_training_and_sampling_agree(rollout, tiny_wan, base, tmp_path):
+    """The policy of another run is continued; what it is trained on last is what its folder samples."""
+    run(tiny_wan, base, tmp_path / "first", updates=2, guidance=2.0)
+    start, sampled = tmp_path / "first/out", {"unconditional": "base"}
+    generator = lora.sampling_as(load(tiny_wan), sampled)
+    counts = run(generator, start, tmp_path, updates=2, guidance=2.0, **rollout).counts
+    assert counts.backwards == 2 * 2 * (2 if rollout else 1) * 2  # of the penalty too; the branch with the prompt alone
+    (tmp_path / "out/policy.json").write_text(json.dumps(described(tmp_path) | {"sampling": sampled}))
+    sampler = lora.with_own_sampling(load(tiny_wan), tmp_path / "out")
+    lora.apply_policy(sampler, tmp_path / "out")
+
+    given, noise = prompt_inputs(1), generator.draw_noise([5], generator.latent_shape)
+    how = {"steps": 3, "guidance": 2.0, "solver": "unipc"}
+    shown, trained = (one.sample(given.conditions, given.unwanted, noise, **how) for one in (sampler, generator))
+    torch.testing.assert_close(shown, trained, atol=1e-5, rtol=1e-5)
+    generator.unconditional = None
+    other = generator.sample(given.conditions, given.unwanted, noise, **how)
+    assert (other - shown).abs().max() > 1e-3
+
+
+def test_guidance_of_a_range_is_drawn_for_each_update_and_is_that_of_its_clips(tiny_wan, base, tmp_path):
+    changes = {"updates": 6, "batch_size": 1, "learning_rate": 1e-12}
+    run(tiny_wan, base, tmp_path / "drawn", guidance=[1.5, 3.0], **changes)
+    lines = log(tmp_path / "drawn")
+    drawn = [line["guidance"] for line in lines]
+    assert all(1.5 <= one <= 3 for one in drawn) and len(set(drawn)) == 6
+    assert max(drawn) - min(drawn) > 0.3
+    for place in (0, 5):
+        run(tiny_wan, base, tmp_path / f"{place}", guidance=drawn[place], **changes | {"updates": place + 1})
+        assert log(tmp_path / f"{place}")[place]["loss"] == pytest.approx(lines[place]["loss"], rel=1e-6)
+    assert "guidance" not in log(tmp_path / "0")[0]
+
+
+def test_early_steps_are_those_of_the_first_half(tiny_wan, base, tmp_path, monkeypatch):
+    """Of 5 steps the first three."""
+    drawn = {}
+    for name in ("all", "first_half"):
+        seen: list[int] = []
+
+        def noted(predict, scheduler, process, noise, k, *rest, seen=seen):
+            seen.append(k)
+            return random_step(predict, scheduler, process, noise, k, *rest)
+
+        monkeypatch.setattr("rl.online.trainer.random_step", noted)
+        run(tiny_wan, base, tmp_path / name, step_from=name, steps=5, updates=25, batch_size=1, checkpoint_every=25)
+        drawn[name] = set(seen)
+    assert drawn == {"all": {0, 1, 2, 3, 4}, "first_half": {0, 1, 2}}
 
 
 def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, generator, base, tmp_path):
