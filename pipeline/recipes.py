@@ -175,6 +175,9 @@ def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
         )
     if recipe.by_rewards and recipe.decoding.decoder is not None:
         return "decoding.decoder must be null with engine.rollout sde, which differentiates no decode"
+    scored = getattr(recipe.engine, "reward", None) == "score" if recipe.by_rewards else judge.loss is None
+    if recipe.engine.stop_right is not None and scored:
+        return "engine.stop_right is a probability, and a metric has none; null"
     if recipe.sampling.unconditional == BASE and recipe.engine.full:
         return "sampling.unconditional is base, which switches a LoRA off, so engine.full must be false"
     if place not in judge.ask_template:

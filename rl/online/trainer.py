@@ -66,7 +66,8 @@ def train_online(
     velocity_weight times the distance to the reference, which is `start`.
     check: called before the first update, every held_out_every updates and at the end, under no_grad, while the
         generator samples as the policy of that moment; on every process, of which the first one's value counts.
-        The policy of its best point by the held-out judge is kept; without a check, that of the last update.
+        The policy of the point that ends the run by stop_right is kept, else that of its best point by the held-out
+        judge; without a check, that of the last update.
     add: writes further files into the policy's folder, before its manifest.
     origin: plain JSON for policy.json: the judges and prompts; nothing volatile.
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
@@ -76,7 +77,8 @@ def train_online(
     A line of log.jsonl: step; loss, as minimised, without the penalty; question_loss, the mean over all answers,
     unweighted, which stop_below is compared with; velocity_distance; learning_rate; gradient_norm; questions, by
     judge/question: loss and p of the wanted answer (null for a metric), means over the clips that have the question;
-    guidance, where it is drawn; held_out, after a check, a CurvePoint; stopped, why the run ended early. Line 0 has held_out alone.
+    guidance, where it is drawn; held_out, after a check, a CurvePoint; stopped, why the run ended early. Line 0
+    has held_out alone, and stopped where nothing was to be trained.
     Under torchrun each process takes a slice of every update's clips.
     Raises ValueError for no prompt, judges that share a name, and a check without held_out_every or the reverse;
     ResumeError naming the setting that a state differs in; NonFiniteLossError naming prompt, judge and question before
