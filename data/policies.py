@@ -9,10 +9,11 @@ policy.json of an online policy says under `sampling` how the clips of its updat
 
 shift                         of the flow's time; null: the generator's own
 unconditional                 who predicts without the prompt, for guidance: policy | base, adapters off; null: policy
+unconditional_scale           what that prediction is multiplied by: one | projected (CFG-Zero*); null: one
 steps, guidance, solver, negative_prompt     guidance: a range [low, high] where it was drawn for each update
 inference_steps               of full samples
 
-The first two belong to the policy: its clips are sampled so, and policies that start from it have them too.
+The first three belong to the policy: its clips are sampled so, and policies that start from it have them too.
 """
 
 import json
@@ -29,8 +30,9 @@ CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
 HEATMAPS = "heatmaps"
 SAMPLED = "sampling"  # key of policy.json
-OF_POLICY = ("shift", "unconditional")  # those of its keys that belong to the policy
+OF_POLICY = ("shift", "unconditional", "unconditional_scale")  # those of its keys that belong to the policy
 BASE = "base"  # value of unconditional
+PROJECTED = "projected"  # value of unconditional_scale
 FOLDER = "policy"  # in the resume state of a run that trains, the folder that becomes the policy
 PROGRESS = (
     "progress.json"  # beside it, how far and how fast the run is: unit, steps, done; since its start now, seconds

@@ -38,9 +38,8 @@ class SamplingSettings:
 
     inference_steps: Count
     shift: Positive | None  # of the flow's time, in training too; null: the start's, else the generator's own
-    unconditional: (
-        Literal["policy", "base"] | None
-    )  # guidance's branch without the prompt, in training too; null: likewise
+    unconditional: Literal["policy", "base"] | None  # who predicts without the prompt, in training too; null: alike
+    unconditional_scale: Literal["one", "projected"] | None  # of that prediction; null: alike
 
 
 class Recipe(NamedTuple):

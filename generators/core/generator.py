@@ -101,6 +101,7 @@ class Generator:
     always_asked: tuple[str, ...] = ()  # denoisers that run in every `predict`, as processes that share shards must
     # Within it guidance predicts without the prompt, and without gradient; None: as with the prompt, in one batch
     unconditional: Callable[[], AbstractContextManager[None]] | None = None
+    projects: bool = False  # whether guidance scales that prediction to the projection of the other one on it
 
     def __init__(
         self,
@@ -286,7 +287,8 @@ class Generator:
         """The prediction under classifier-free guidance, as a function of latents and scheduler timestep.
 
         uncond + guidance (cond - uncond), both from one batch; guidance 1 never computes uncond. Where the generator
-        has `unconditional`, uncond is a forward of its own within it, and a constant of the gradient.
+        has `unconditional`, uncond is a forward of its own within it, and a constant of the gradient. Where it
+        `projects`, uncond is `projected`.
         conditions: (B, …) each. empty: those of the empty or the negative prompt, without a batch axis; what it lacks,
         such as the first frame, is the row's own. Raises ValueError for guidance below 1.
         """
@@ -308,6 +310,8 @@ class Generator:
                 with torch.no_grad(), apart():
                     unconditional = self.ask(latents, times, unwanted)
                 conditional = self.ask(latents, times, told)
+            if self.projects:
+                unconditional = projected(conditional, unconditional, given_frames(conditions))
             return unconditional + guidance * (conditional - unconditional)
 
         return predict
@@ -453,6 +457,17 @@ def denoise_steps(
         stepped = scheduler.step(prediction[:, :, given:], timestep, latents[:, :, given:], return_dict=False)[0]
         latents = torch.cat([latents[:, :, :given], stepped], dim=2) if given else stepped
         yield DenoiseStep(timestep, prediction, latents)
+
+
+def projected(conditional: Tensor, unconditional: Tensor, given: int = 0) -> Tensor:
+    """(B, C, F, h, w) s unconditional, with s = <conditional, unconditional> / |unconditional|² of each clip.
+
+    given: leading latent frames, whose predictions mean nothing and are left out of s.
+    CFG-Zero* (Fan et al., arXiv 2503.18886), its optimised scale, without its "zero-init" of the first steps.
+    """
+    rows = [one[:, :, given:].flatten(1) for one in (conditional, unconditional)]
+    scale = (rows[0] * rows[1]).sum(1) / (rows[1].square().sum(1) + 1e-8)
+    return scale.view(-1, 1, 1, 1, 1) * unconditional
 
 
 def _counted(prediction: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from data.manifest import atomically, naming
-from data.policies import BASE, sampled_with
+from data.policies import BASE, PROJECTED, sampled_with
 from generators.core.generator import Generator
 
 logger = logging.getLogger(__name__)
@@ -255,19 +255,19 @@ def apply_policy(generator: Generator, folder: Path, denoisers: Sequence[str] | 
 
 
 def sampling_as(generator: Generator, sampled: Mapping[str, Any]) -> Generator:
-    """The same modules under the flow shift and the unconditional branch of a policy's `sampling`.
+    """The same modules under the flow shift, and with the unconditional branch, of a policy's `sampling`.
 
-    sampled: as `data.policies.sampled_with` returns it; what it does not name stays as it is. Apply policies to what
-    this returns: an adapter that is fused cannot be switched off.
+    sampled: as `data.policies.sampled_with` returns it. Apply policies to what this returns: an
+    adapter that is fused cannot be switched off.
     Raises ValueError for a shift where the generator is no flow model.
     """
     if (shift := sampled.get("shift")) is not None:
         generator = generator.with_shift(shift)
+    changed = copy.copy(generator)
     if sampled.get("unconditional") == BASE:
-        changed = copy.copy(generator)
         changed.unconditional = partial(as_base, generator)
-        return changed
-    return generator
+    changed.projects = sampled.get("unconditional_scale") == PROJECTED
+    return changed
 
 
 def with_own_sampling(generator: Generator, folder: Path) -> Generator:

@@ -25,6 +25,7 @@ from data.dense import pairs_of_starts
 from data.first_frames import read_png
 from data.manifest import StoreError, atomically, publish
 from data.pace import measured
+from data.policies import OF_POLICY
 from data.prompts import Prompt, select
 from data.records import Sample, SharedStart
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
@@ -275,11 +276,7 @@ def generate_pairs(
         "steps": left,
         "latent_frames": starts.latents([pairs[0].start]).shape[2],
     }
-    known = {
-        key: facts[key]
-        for key in ("family", "shift", "negative_prompt", "embedded_guidance", "unconditional")
-        if key in facts
-    }
+    known = {key: facts[key] for key in ("family", "negative_prompt", "embedded_guidance", *OF_POLICY) if key in facts}
     encoded = Encoded(_told_by(starts), _images_of(starts), {**known, "starts": begun})
     part, begin = _Part(called.policy, called.name, load), _Begin(starts, start_of, share)
     message = "%s: %d pairs, each from a clip of %s with the last %d of %d solver steps to run"

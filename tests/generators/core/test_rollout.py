@@ -78,10 +78,13 @@ def test_a_clip_set_says_who_predicted_without_the_prompt(tiny_wan, tmp_path):
     folder = tmp_path / "policy"
     folder.mkdir()
     model = {"family": "wan", "path": str(tiny_wan), "revision": None, "dtype": "float32", "max_prompt_tokens": 8}
-    for sampled, found in (({}, None), ({"unconditional": "policy"}, None), ({"unconditional": "base"}, "base")):
+    plain = {"unconditional": "policy", "unconditional_scale": "one"}
+    for sampled, found in (({}, {}), (plain, {}), ({"unconditional": "base"}, {"unconditional": "base"}),
+                           ({"unconditional_scale": "projected"}, {"unconditional_scale": "projected"})):  # fmt: skip
         (folder / "policy.json").write_text(json.dumps({"sampling": sampled}))
         loaded = load_policy(model, SIZE, folder, "cpu", SAMPLING_PARTS + ENCODING)
-        assert encode(loaded, PROMPTS, None).facts.get("unconditional") == found
+        facts = encode(loaded, PROMPTS, None).facts
+        assert {key: facts[key] for key in plain if key in facts} == found
 
 
 def test_a_clip_set_holds_what_training_needs(generator, tmp_path):

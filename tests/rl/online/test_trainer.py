@@ -18,7 +18,7 @@ from data.counts import Counts, count
 from data.policies import CHECKPOINTS, candidates
 from generators.core import lora
 from generators.core.conditions import chosen
-from rl.online.guards import CurvePoint, best, fooled, velocity_distance
+from rl.online.guards import CurvePoint, best, fooled, right, velocity_distance
 from rl.online.judging import WeightedJudge, judge_clip
 from rl.online.rollouts import Forward, random_step
 from rl.training import run as frame
@@ -490,6 +490,54 @@ def test_a_fooled_judge_ends_the_run_and_the_best_checkpoint_is_kept(generator, 
     assert (out / lora.LORA_FILE).read_bytes() == (out / CHECKPOINTS / "step-000002" / lora.LORA_FILE).read_bytes()
     steps = [candidate.step for candidate in candidates(out)]
     assert steps == [0, 2, 4, 6]
+
+
+def test_right_is_a_high_score_with_no_answer_wrong_and_the_held_out_judge_agreeing():
+    for training, held_out, least, threshold, expected in (
+        (0.9, 0.75, 0.625, 0.8, True),
+        (0.8, 0.51, 0.5, 0.8, True),
+        (0.9, 0.75, None, 0.8, True),  # of several clips
+        (0.79, 0.75, 0.625, 0.8, False),
+        (0.9, 0.75, 0.4, 0.8, False),  # one answer of several is wrong
+        (0.9, 0.5, 0.625, 0.8, False),  # the held-out judge does not say yes
+        (0.9, 0.75, 0.625, None, False),  # no such rule
+    ):
+        point = CurvePoint(training, held_out, least=least)
+        assert right(point, threshold) is expected, point
+    assert CurvePoint(**CurvePoint(0.9, 0.7, least=0.6).written()) == CurvePoint(0.9, 0.7, least=0.6)
+    assert "least" not in CurvePoint(0.9, 0.7).written()
+
+
+def test_a_run_ends_at_the_first_check_that_finds_its_answers_right_and_keeps_that_update(generator, base, tmp_path):
+    """At update 4. At 2 the held-out judge was surer, and the training judge was not."""
+    check, calls = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.9), CurvePoint(0.85, 0.6, least=0.7)])
+    report = run(generator, base, tmp_path, check=check, held_out_tolerance=1.0, stop_right=0.8, **HELD_OUT)
+    assert calls == [0, 2, 4]
+    assert (report.steps, report.kept, report.stopped) == (4, 4, "the judges found the answers right")
+    assert log(tmp_path)[-1]["held_out"] == {"training": 0.85, "held_out": 0.6, "others": {}, "least": 0.7}
+    out = tmp_path / "out"
+    assert (out / lora.LORA_FILE).read_bytes() == (out / CHECKPOINTS / "step-000004" / lora.LORA_FILE).read_bytes()
+
+
+def test_a_run_that_was_never_right_keeps_what_the_held_out_judge_likes_best(generator, base, tmp_path):
+    check, _ = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.9), *[CurvePoint(0.7, 0.6)] * 3])
+    report = run(generator, base, tmp_path, check=check, held_out_tolerance=1.0, stop_right=0.8, **HELD_OUT)
+    assert (report.steps, report.kept, report.stopped) == (8, 2, None)
+
+
+def test_a_start_that_is_right_is_not_trained(generator, base, tmp_path):
+    check, calls = scripted([CurvePoint(0.9, 0.9)])
+    report = run(generator, base, tmp_path, check=check, stop_right=0.8, **HELD_OUT)
+    assert (calls, report.steps, report.kept) == ([0], 0, 0)
+    assert [(line["step"], line["stopped"]) for line in log(tmp_path)] == [(0, report.stopped)]
+    assert all(not value.any() for key, value in adapter(tmp_path / "out").items() if ".lora_B." in key)
+
+
+def test_time_that_is_over_ends_a_run_with_a_last_check(generator, base, tmp_path):
+    check, calls = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.6)])
+    report = run(generator, base, tmp_path, check=check, max_seconds=1e-6, **HELD_OUT)
+    assert (calls, report.steps, report.kept, report.stopped) == ([0, 1], 1, 1, "1e-06 seconds were over")
+    assert run(load(Path(generator.checkpoint.path)), base, tmp_path / "long", updates=2, max_seconds=1e6).steps == 2
 
 
 def test_a_policy_that_only_got_worse_is_its_start(generator, base, tmp_path):
