@@ -233,14 +233,17 @@ class Answered(NamedTuple):
 
 def answers_about(judges: "Sequence[WeightedJudge]", frames: "torch.Tensor", prompt_id: str) -> Answered:
     """The judges' answers about a whole clip, unaugmented. frames: float32 (F, H, W, 3) in [0, 1]."""
+    import torch
+
     from data.counts import Counts, count
 
     score, least, by_question = 0.0, list[float](), dict[str, float]()
     for judge, weight in judges:
-        found = judge(frames[judge.frame_indices(len(frames), 0)], prompt_id, 0)
+        with torch.no_grad():
+            found = judge(frames[judge.frame_indices(len(frames), 0)], prompt_id, 0)
         count(Counts(judge_calls=len(found.questions)))
         metric = bool(found.p_wanted.isnan().all())
-        values = -found.loss.detach() if metric else found.p_wanted
+        values = -found.loss if metric else found.p_wanted
         score += weight * float(values.mean())
         least += [] if metric else [float(values.min())]
         by_question |= {

@@ -79,6 +79,11 @@ def test_a_source_is_asked_about_the_prompts_that_it_knows_and_the_held_out_judg
     physics = opinions_of(job("lifting red ball up"), ["physics"], opened, clips, "cpu")["after.mp4"]["physics"]
     assert physics.right is False and physics.score == 0.0 and physics.reason
 
+    rewarded = job("lifting red ball up")
+    rewarded.judge = "physics"  # of a run on rewards, which differentiates no judge
+    said = opinions_of(rewarded, ["physics"], None, clips, "cpu")["after.mp4"]
+    assert {name: (one.role, one.right) for name, one in said.items()} == {"physics": ("trained on", False)}
+
     report: Any = SimpleNamespace(last={"step": 7}, kept=5, stopped=None)
     write_outcome(tmp_path / "outcome.json", {"after.mp4": {"second": SURE, "physics": physics}}, "after.mp4", report)
     written = json.loads((tmp_path / "outcome.json").read_text())
