@@ -1,12 +1,14 @@
 """The clip that a run for one prompt with fixed noise is about, and the check that looks at it alone."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.prompts import Prompt
 from pipeline.asked import RunJudge, clip_request, first_frame_at, score_of
 from pipeline.judges import answers_about, in_unit
-from pipeline.recipes import Recipe
+from pipeline.recipes import Recipe, as_written
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from collections.abc import Sequence
@@ -38,6 +40,12 @@ def trained_clip(generator: "Generator", told: "PromptConditions", prompt_id: st
     return frames
 
 
+def purpose_of(what: str, prompt: Prompt, recipe: Recipe) -> str:
+    """What the ledger adds up a run's calls about its clips under, so that budget_usd is that of the run."""
+    made_of = json.dumps([prompt.prompt, prompt.image, as_written(recipe)], sort_keys=True, default=str)
+    return f"online/{what}/{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+
+
 class TrainedClipCheck:
     """What the judges say of that clip, between updates: the trainer's `check` where engine.stop_right is set."""
 
@@ -55,7 +63,7 @@ class TrainedClipCheck:
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.prompt = generator, judges, held_out, prompt
-        self.told, self.recipe = encoded.told, recipe
+        self.told, self.recipe, self.purpose = encoded.told, recipe, purpose_of("check", prompt, recipe)
         self.folder = folder / f"rank-{devices.rank()}"  # every process makes the same clip
         image = encoded.images.get(prompt.prompt_id)
         self.first = None if image is None else first_frame_at(self.folder / "first.png", image)
@@ -74,7 +82,7 @@ class TrainedClipCheck:
         found = answers_about(self.judges, in_unit(frames).to(self.generator.device), prompt_id)
         name = f"trained-{update:06d}"
         request = clip_request(
-            frames, self.prompt, self.generator.size, name, self.folder, "online/check", first=self.first
+            frames, self.prompt, self.generator.size, name, self.folder, self.purpose, first=self.first
         )
         label = self.held_out.labels_of([request])[name]
         request.path.unlink()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.asked import clip_request, first_frame_at, open_asked, score_of
 from pipeline.judges import OpenJudges, answers_about, in_unit
 from pipeline.online import Job
+from pipeline.trained_clip import purpose_of
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import numpy as np
@@ -86,7 +87,7 @@ def _labels(source: str, job: Job, clips: "Mapping[str, np.ndarray]", device: st
         firsts = [first_frame_at(Path(folder) / "first.png", image) for image in shown.values()]
         requests = [
             clip_request(
-                frames, prompt, size, Path(name).stem, Path(folder), "online/outcome",
+                frames, prompt, size, Path(name).stem, Path(folder), purpose_of("outcome", prompt, job.recipe),
                 first=firsts[0] if firsts else None, place=place,
             )
             for place, (name, frames) in enumerate(clips.items())

@@ -11,6 +11,7 @@ from commands.online.outcome import Opinion, fooled, in_words, opinions_of, writ
 from data.prompts import Prompt
 from generators.core.size import VideoSize
 from pipeline.judges import Judges, OpenJudges
+from pipeline.recipes import load_recipe
 from rl.online.judging import WeightedJudge
 from tests.support.online import Answers
 
@@ -59,7 +60,7 @@ class Brightness:
 
 def job(prompt: str) -> Any:
     """Of a run without a check."""
-    recipe = SimpleNamespace(engine=SimpleNamespace(held_out_every=None))
+    recipe = load_recipe("vlm-as-teacher", {})
     prompts = [Prompt("prompt", prompt, "prompt", "train", None, None)]
     return SimpleNamespace(
         recipe=recipe, prompts=prompts, judge="light", held_out="judge", sources={"physics": {"kind": "physics"}},
