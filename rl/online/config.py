@@ -36,7 +36,7 @@ class OnlineConfig(PolicyConfig):
         losses are. VLM-as-Teacher's summary has a reward threshold of 0.1, after 50 updates at most; it is read here
         as such a loss: p of 0.90. The summary does not say more, nor on which noise: here it is that of the update.
     velocity_weight: of the mean squared distance of the policy's predictions to its start's.
-    guidance: 1 is off; a range [low, high]: that of an update is drawn from it, even, and full samples have its middle.
+    guidance: 1 is off; a range [low, high]: that of an update is drawn from it uniformly; full samples have its middle.
     step_from: of rollout random_step: the solver's steps that the one with gradient is drawn from; of an odd number the
         first half has the middle one.
     stop_right: the run ends with the first check at which the training judge's score is at least so high, none of its
