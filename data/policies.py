@@ -8,10 +8,12 @@ heatmaps/step-000100.png …    where the judges looked then, of a policy that i
 policy.json of an online policy says under `sampling` how the clips of its updates were sampled:
 
 shift                         of the flow's time; null: the generator's own
-steps, guidance, solver, negative_prompt
+unconditional                 who predicts without the prompt, for guidance: policy | base, adapters off; null: policy
+unconditional_scale           what that prediction is multiplied by: one | projected (CFG-Zero*); null: one
+steps, guidance, solver, negative_prompt     guidance: a range [low, high] where it was drawn for each update
 inference_steps               of full samples
 
-The shift belongs to the policy: its clips are sampled under it, and policies that start from it have it too.
+The first three belong to the policy: its clips are sampled so, and policies that start from it have them too.
 """
 
 import json
@@ -28,6 +30,9 @@ CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
 HEATMAPS = "heatmaps"
 SAMPLED = "sampling"  # key of policy.json
+OF_POLICY = ("shift", "unconditional", "unconditional_scale")  # those of its keys that belong to the policy
+BASE = "base"  # value of unconditional
+PROJECTED = "projected"  # value of unconditional_scale
 FOLDER = "policy"  # in the resume state of a run that trains, the folder that becomes the policy
 PROGRESS = (
     "progress.json"  # beside it, how far and how fast the run is: unit, steps, done; since its start now, seconds
@@ -135,7 +140,7 @@ def copy_policy(folder: Path, out: Path) -> None:
 def sampled_with(folder: Path) -> dict[str, Any]:
     """How the clips of a policy's updates were sampled, as its policy.json says; empty where it does not say.
 
-    Of a policy that was trained on a round and starts from an online one: the shift alone.
+    Of a policy that was trained on a round and starts from an online one: what belongs to the policy alone.
     """
     path = folder / "policy.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -146,14 +151,15 @@ def sampled_with(folder: Path) -> dict[str, Any]:
 def sampled_otherwise(trained: Mapping[str, Any], steps: int, guidance: float, negative_prompt: str | None) -> str:
     """In words, how sampling differs from that of a policy's updates; "" where it does not.
 
-    trained: as `sampled_with` returns it. Not the shift, which is the policy's own wherever it is sampled.
+    trained: as `sampled_with` returns it. Not the keys of OF_POLICY, which hold wherever it is sampled.
     """
     if "guidance" not in trained:
         return ""
     known = dict.fromkeys((trained["steps"], trained["inference_steps"]))
     unwanted, found = trained["negative_prompt"], list[str]()
-    if guidance != trained["guidance"]:
-        found.append(f"guidance {guidance:g} (in training {trained['guidance']:g})")
+    scales = trained["guidance"] if isinstance(trained["guidance"], list | tuple) else [trained["guidance"]]
+    if not min(scales) <= guidance <= max(scales):
+        found.append(f"guidance {guidance:g} (in training {' to '.join(f'{scale:g}' for scale in scales)})")
     elif guidance > 1 and negative_prompt != unwanted:  # without guidance it leads away from nothing
         words = ["of the pipeline" if text is None else repr(text) for text in (negative_prompt, unwanted)]
         found.append(f"negative prompt {words[0]} (in training {words[1]})")

@@ -1,13 +1,18 @@
 """Sources that judge the clips of an online run, asked by the processes that may ask them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from data.prompts import Prompt
     from data.records import Label
     from data.store import ClipSet
     from feedback.core.label import Look
-    from feedback.core.source import Request, Source
+    from feedback.core.source import FirstFrame, Request, Source
+    from generators.core.size import VideoSize
 
 
 class RunJudge(NamedTuple):
@@ -27,7 +32,7 @@ class RunJudge(NamedTuple):
 
         def ask(clip_sets: Sequence[ClipSet]) -> dict[str, float | None]:
             looks = look_at_all(clip_sets, self._there, sum(len(clip_set.samples) for clip_set in clip_sets))
-            return {look.sample.sample_id: _score(look.label) for look in self._counted(looks)}
+            return {look.sample.sample_id: score_of(look.label) for look in self._counted(looks)}
 
         if not self.by_first:
             return ask(own) if own else {}
@@ -82,7 +87,61 @@ def open_asked(name: str, block: Mapping[str, Any], device: str) -> RunJudge:
     return RunJudge(True, made[0] if made else None)
 
 
-def _score(label: "Label") -> float | None:
+def clip_request(
+    frames: "np.ndarray",
+    prompt: "Prompt",
+    size: "VideoSize",
+    name: str,
+    folder: Path,
+    purpose: str,
+    *,
+    policy: str = "online",
+    seed: int = 0,
+    first: "FirstFrame | None" = None,
+    place: int = 0,
+) -> "Request":
+    """A clip that is in no set as folder/<name>.mp4, and the request to judge it, whose sample_id is the name.
+
+    frames: uint8 (F, H, W, 3).
+    """
+    from data.manifest import sha256_of
+    from data.records import Sample
+    from data.store import encode_clips
+    from feedback.core.source import Request
+
+    sample = Sample(
+        sample_id=name,
+        prompt_id=prompt.prompt_id,
+        prompt=prompt.prompt,
+        category=prompt.category,
+        split=prompt.split,
+        policy=policy,
+        seed=seed,
+        num_frames=size.num_frames,
+        fps=size.fps,
+        height=size.height,
+        width=size.width,
+        file_name=f"{name}.mp4",
+    )
+    path = folder / sample.file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_clips([sample], frames[None])[0])
+    return Request(sample, path, 1, purpose, sha256_of(path), first, place)
+
+
+def first_frame_at(path: Path, image: "np.ndarray") -> "FirstFrame":
+    """A first frame as a PNG at that path; every process writes the same."""
+    from data.first_frames import png_bytes
+    from data.manifest import sha256_of
+    from feedback.core.source import FirstFrame
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(image))
+    return FirstFrame(path, sha256_of(path))
+
+
+def score_of(label: "Label") -> float | None:
+    """p of acceptance, else the label, else the score."""
     if label.p_accept is not None:
         return label.p_accept
     return float(label.label) if label.label is not None else label.score

@@ -535,6 +535,7 @@ def _check_comparing(params: Mapping[str, Any]) -> None:
             for key in ("judge", "held_out")
         },
         **{f"online.prompt.{key}": [params["online"]["prompt"][key]] for key in ("judge", "held_out")},
+        "online.prompt.also": params["online"]["prompt"].get("also", []),
     }
     for name, entry in params["preferences"].items():
         if entry["source"] not in comparing:

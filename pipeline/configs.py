@@ -274,6 +274,7 @@ class PromptConfig:
     held_out: str
     check: CheckConfig
     changes: dict[str, Any] = Field(default_factory=dict)
+    also: tuple[str, ...] = ()  # further sources that are asked about the clips before and after, and decide nothing
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -400,6 +400,8 @@ def _online_problems(params: Mapping[str, Any]) -> Iterator[str]:
             yield from _unknown(f"{where}.{key}", entry[key], sources)
     for key in ("judge", "held_out"):
         yield from _unknown(f"online.prompt.{key}", params["online"]["prompt"][key], sources)
+    for source in params["online"]["prompt"].get("also", []):
+        yield from _unknown("online.prompt.also", source, sources)
 
 
 def _selection_problems(params: Mapping[str, Any]) -> Iterator[str]:

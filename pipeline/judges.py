@@ -223,6 +223,35 @@ def answered(
     return devices.of_first(lambda: reference_answers(asks, real, ask, explain).asks)
 
 
+class Answered(NamedTuple):
+    """What judges that are trained on say of a clip."""
+
+    score: float  # mean p of the wanted answers, or a metric's score; weighted over judges
+    least: float | None  # p of a wanted answer; None where there is none
+    answers: dict[str, float]  # p, or a metric's score, by judge/question
+
+
+def answers_about(judges: "Sequence[WeightedJudge]", frames: "torch.Tensor", prompt_id: str) -> Answered:
+    """The judges' answers about a whole clip, unaugmented. frames: float32 (F, H, W, 3) in [0, 1]."""
+    import torch
+
+    from data.counts import Counts, count
+
+    score, least, by_question = 0.0, list[float](), dict[str, float]()
+    for judge, weight in judges:
+        with torch.no_grad():
+            found = judge(frames[judge.frame_indices(len(frames), 0)], prompt_id, 0)
+        count(Counts(judge_calls=len(found.questions)))
+        metric = bool(found.p_wanted.isnan().all())
+        values = -found.loss if metric else found.p_wanted
+        score += weight * float(values.mean())
+        least += [] if metric else [float(values.min())]
+        by_question |= {
+            f"{judge.name}/{name}": value for name, value in zip(found.questions, values.tolist(), strict=True)
+        }
+    return Answered(score, min(least, default=None), by_question)
+
+
 def in_unit(frames: Any) -> "torch.Tensor":
     """uint8 (F, H, W, 3) as float32 in [0, 1]."""
     import torch

@@ -15,8 +15,9 @@ from pipeline.configs import CheckConfig, GeneratorConfig
 from pipeline.cost import COST
 from pipeline.fidelity import DecoderFidelity
 from pipeline.heatmaps import draw_heatmap
-from pipeline.judges import in_unit, open_judges, written_asks
+from pipeline.judges import answers_about, in_unit, open_judges, written_asks
 from pipeline.recipes import Recipe, as_written, sampled_as
+from pipeline.trained_clip import TrainedClipCheck
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from generators.core.size import VideoSize
     from rl.online.guards import CurvePoint
     from rl.online.judging import WeightedJudge
-    from rl.online.loop import PromptInputs
+    from rl.online.loop import Check, PromptInputs
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
 
@@ -134,18 +135,21 @@ def run(
     judges, asks, prompts, overlay = open_judges(job, str(device))
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, recipe.engine.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
+    generator = with_recipe_sampling(load(parts=SAMPLING, on_host=recipe.engine.shard), recipe, start)
     lighter = open_lighter(generator, recipe.decoding, device)
     fidelity = DecoderFidelity(generator, recipe.decoding, lighter) if lighter else None
-    check = None
+    check: Check | None = None
     if recipe.engine.held_out_every:
         held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
+    if is_of_trained_clip(job):
+        check = TrainedClipCheck(generator, judges.plain, held_out, prompts[0], encoded, recipe, work / "looks")
+    elif recipe.engine.held_out_every:
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
         check = HeldOutCheck(
             generator, judges.plain, held_out, chosen, encoded, sampling, work / "looks", recipe.engine.shard,
             partial(draw_checked, judges.plain, asks, work / HEATMAPS), fidelity,
         )  # fmt: skip
-    elif fidelity and not recipe.engine.shard:  # whose denoisers are in parts
+    if fidelity and not isinstance(check, HeldOutCheck) and not recipe.engine.shard:  # whose denoisers are in parts
         fidelity.of_one_clip(prompts[0], encoded, check_sampling(recipe, job.check))
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": judges.versions}
@@ -161,12 +165,11 @@ def run(
 # The generator's side
 
 
-def with_recipe_shift(generator: "Generator", recipe: Recipe, start: Path) -> "Generator":
-    """The generator under the recipe's flow shift, else under that of the policy in `start`, if one names it."""
-    from generators.core.lora import with_own_shift
+def with_recipe_sampling(generator: "Generator", recipe: Recipe, start: Path) -> "Generator":
+    """The generator that samples as the recipe, else as the policy in `start`, names flow shift and unconditional."""
+    from generators.core.lora import sampling_as
 
-    own = recipe.sampling.shift
-    return with_own_shift(generator, start) if own is None else generator.with_shift(own)
+    return sampling_as(generator, sampled_as(recipe, start))
 
 
 def inputs_of(encoded: "Encoded") -> "PromptInputs":
@@ -196,6 +199,12 @@ def keep_inputs(
 # The check between updates
 
 
+def is_of_trained_clip(job: Job) -> bool:
+    """Whether the check looks at the clip that is trained, and not at clips of other noise."""
+    engine = job.recipe.engine
+    return engine.stop_right is not None and engine.noise == "fixed" and len(job.prompts) == 1
+
+
 def draw_checked(
     judges: "Sequence[WeightedJudge]", asks: "Mapping[str, Sequence[Ask]]", folder: Path, update: int,
     sample: "Sample", frames: "torch.Tensor",
@@ -218,7 +227,7 @@ def check_sampling(recipe: Recipe, check: CheckConfig) -> "Sampling":
 
     return Sampling(
         steps=recipe.sampling.inference_steps,
-        guidance=recipe.engine.guidance,
+        guidance=recipe.engine.full_guidance,
         solver=recipe.engine.solver,
         samples_per_prompt=check.samples_per_prompt,
         batch_size=check.batch_size,
@@ -323,17 +332,9 @@ class HeldOutCheck:
 
     def _training(self, clip_set: "ClipSet", sample: "Sample") -> float:
         """The training judges' score of a clip, weighted."""
-        from data.counts import Counts, count
-
         assert not isinstance(self.judges, RunJudge)
         frames = in_unit(clip_set.frames(sample)).to(self.generator.device)
-        total = 0.0
-        for judge, weight in self.judges:
-            answers = judge(frames[judge.frame_indices(len(frames), 0)], sample.prompt_id, 0)
-            count(Counts(judge_calls=len(answers.questions)))
-            metric = bool(answers.p_wanted.isnan().all())
-            total += weight * float((-answers.loss if metric else answers.p_wanted).mean())
-        return total
+        return answers_about(self.judges, frames, sample.prompt_id).score
 
 
 def _mean(scores: Mapping[str, float | None]) -> float:

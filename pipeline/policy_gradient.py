@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from data.policies import SAMPLED
 from data.prompts import Prompt
-from pipeline.asked import RunJudge, open_asked
+from pipeline.asked import RunJudge, clip_request, first_frame_at, open_asked
 from pipeline.online import (
     HeldOutCheck,
     Job,
     check_sampling,
     checked_prompts,
     inputs_of,
-    with_recipe_shift,
+    with_recipe_sampling,
 )
 from pipeline.params import ParamsError
 from pipeline.recipes import as_written, sampled_as
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import numpy as np
     import torch
 
-    from feedback.core.source import FirstFrame, Request
+    from feedback.core.source import Request
     from generators.core.generator import Generator
     from generators.core.size import VideoSize
     from rl.online.policy_gradient import RolledClip
@@ -65,7 +65,7 @@ def run_by_rewards(
         held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), prompts, config.negative_prompt)
-    generator = with_recipe_shift(load(parts=SAMPLING, on_host=config.shard), recipe, start)
+    generator = with_recipe_sampling(load(parts=SAMPLING, on_host=config.shard), recipe, start)
     check = None
     if config.held_out_every:
         chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
@@ -104,7 +104,9 @@ class ClipRewards:
         self.judge, self.column, self.size, self.policy = judge, column, size, policy
         self.folder, self.purpose = folder, purpose
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
-        self.first_frames = {name: _written(folder / "first" / f"{name}.png", image) for name, image in images.items()}
+        self.first_frames = {
+            name: first_frame_at(folder / "first" / f"{name}.png", image) for name, image in images.items()
+        }
 
     def __call__(self, rollout: int, clips: "Sequence[RolledClip]") -> dict[int, float | None]:
         """The reward of each clip of the rollout by its place; None of a clip that the source could not judge.
@@ -133,43 +135,11 @@ class ClipRewards:
 
     def _request(self, rollout: int, clip: "RolledClip") -> "Request":
         """The clip as an mp4, and the request to judge it."""
-        from data.manifest import sha256_of
-        from data.records import Sample
-        from data.store import encode_clips
-        from feedback.core.source import Request
-
-        prompt, size = self.prompts[clip.prompt_id], self.size
-        name = f"rollout-{rollout:06d}-{clip.place:04d}"
-        sample = Sample(
-            sample_id=name,
-            prompt_id=prompt.prompt_id,
-            prompt=prompt.prompt,
-            category=prompt.category,
-            split=prompt.split,
-            policy=self.policy,
-            seed=rollout,
-            num_frames=size.num_frames,
-            fps=size.fps,
-            height=size.height,
-            width=size.width,
-            file_name=f"{name}.mp4",
-        )
-        path = self.folder / sample.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_clips([sample], clip.frames[None])[0])
-        first = self.first_frames.get(clip.prompt_id)
-        return Request(sample, path, 1, self.purpose, sha256_of(path), first, clip.place)
-
-
-def _written(path: Path, image: "np.ndarray") -> "FirstFrame":
-    """A first frame as a PNG at that path; every process writes the same."""
-    from data.first_frames import png_bytes
-    from data.manifest import sha256_of
-    from feedback.core.source import FirstFrame
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(image))
-    return FirstFrame(path, sha256_of(path))
+        prompt, name = self.prompts[clip.prompt_id], f"rollout-{rollout:06d}-{clip.place:04d}"
+        return clip_request(
+            clip.frames, prompt, self.size, name, self.folder, self.purpose, policy=self.policy, seed=rollout,
+            first=self.first_frames.get(clip.prompt_id), place=clip.place,
+        )  # fmt: skip
 
 
 def _purpose(policy: str, origin: Mapping[str, Any]) -> str:

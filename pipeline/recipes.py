@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, Positive
-from data.policies import sampled_with
+from data.policies import BASE, OF_POLICY, sampled_with
 from pipeline.command import ROOT
 from pipeline.params import ParamsError, load_params, read_section
 
@@ -38,6 +38,8 @@ class SamplingSettings:
 
     inference_steps: Count
     shift: Positive | None  # of the flow's time, in training too; null: the start's, else the generator's own
+    unconditional: Literal["policy", "base"] | None  # who predicts without the prompt, in training too; null: alike
+    unconditional_scale: Literal["one", "projected"] | None  # of that prediction; null: alike
 
 
 class Recipe(NamedTuple):
@@ -102,11 +104,12 @@ def as_written(recipe: Recipe) -> dict[str, Any]:
 def sampled_as(recipe: Recipe, start: Path | None = None) -> dict[str, Any]:
     """How the clips of an update are sampled, as `data.policies.sampled_with` reads it.
 
-    start: folder of the policy that training starts from, whose shift holds where the recipe names none.
+    start: folder of the policy that training starts from; what belongs to it holds where the recipe names nothing.
     """
-    engine, shift = recipe.engine, recipe.sampling.shift
+    engine, inherited = recipe.engine, sampled_with(start) if start else {}
+    own = {key: getattr(recipe.sampling, key) for key in OF_POLICY}
     return {
-        "shift": sampled_with(start).get("shift") if shift is None and start else shift,
+        **{key: inherited.get(key) if value is None else value for key, value in own.items()},
         "steps": engine.steps,
         "inference_steps": recipe.sampling.inference_steps,
         "guidance": engine.guidance,
@@ -171,6 +174,11 @@ def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
         )
     if recipe.by_rewards and recipe.decoding.decoder is not None:
         return "decoding.decoder must be null with engine.rollout sde, which differentiates no decode"
+    scored = getattr(recipe.engine, "reward", None) == "score" if recipe.by_rewards else judge.loss is None
+    if recipe.engine.stop_right is not None and scored:
+        return "engine.stop_right is a probability, and a metric has none; null"
+    if recipe.sampling.unconditional == BASE and recipe.engine.full:
+        return "sampling.unconditional is base, which switches a LoRA off, so engine.full must be false"
     if place not in judge.ask_template:
         return f"judge.ask_template is {judge.ask_template!r}, expected a text with {place} in it"
     if (questions is None) != (judge.loss is None):

@@ -78,7 +78,7 @@ def run(job: TrainJob, work: Path, device: str) -> dict[str, Any]:
     from data.pools import open_clip_sets, origin_of
     from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
-    from generators.core.lora import with_own_shift
+    from generators.core.lora import with_own_sampling
     from rl.objectives import get_objective
     from rl.tables import read_table
     from rl.training.tracking import Tracker
@@ -96,7 +96,7 @@ def run(job: TrainJob, work: Path, device: str) -> dict[str, Any]:
         on_host=job.config.shard,
     )
     tracker = Tracker(job.tracker, job.out.name) if job.tracker else None
-    generator = with_own_shift(generator, job.start)  # previews are sampled
+    generator = with_own_sampling(generator, job.start)  # previews are sampled
     report = train(
         generator, clip_sets, table.rows, objective, job.config, job.start, work, job.out, origin, job.resume_from,
         tracker,

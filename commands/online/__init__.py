@@ -46,7 +46,8 @@ def main(
     """Train a policy for one prompt on a judge's differentiated answers.
 
     OUT gets the policy, before.mp4 and after.mp4 (the same noise), curve.svg with the probability of each wanted
-    answer over the updates, and log.jsonl with the numbers. With --heatmap also two sheets of the judge's gradient.
+    answer over the updates, log.jsonl with the numbers, and outcome.json with what each judge says of both clips, which
+    is printed too. With --heatmap also two sheets of the judge's gradient.
     """
     from cluster.devices import pick_device
     from commands.online.one_prompt import OnePrompt, train_one_prompt

@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from commands.online.outcome import OUTCOME, in_words, opinions_of, write_outcome
 from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
 from pipeline.heatmaps import draw_heatmap
-from pipeline.judges import check_differentiated, in_unit, open_judges
-from pipeline.online import ASKS, Job, run, with_recipe_shift
+from pipeline.judges import OpenJudges, check_differentiated, in_unit, open_judges
+from pipeline.online import ASKS, Job, run, with_recipe_sampling
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.recipes import Recipe, load_recipe
 from pipeline.state import stage_state
+from pipeline.trained_clip import trained_clip
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import numpy as np
@@ -52,6 +54,7 @@ def train_one_prompt(
     given: OnePrompt, start: Path | None, out: Path, device: "torch.device", tracker: str | None = None
 ) -> None:
     """Train for the prompt from a policy, else from the generator itself, and show before and after."""
+    from feedback.differentiable.asks import read_asks
     from generators.core.encoding import ENCODING, encode
     from generators.core.generator import SAMPLING
     from generators.core.load import load_generator
@@ -80,7 +83,7 @@ def train_one_prompt(
         check=config.check,
         size=size,
     )
-    for name in (job.judge, job.held_out):
+    for name in (job.judge, job.held_out, *config.also):
         if name not in sources:
             raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
     decoder = recipe.decoding.decoder
@@ -102,14 +105,19 @@ def train_one_prompt(
         told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
         clips = {}
         for name, folder in ((BEFORE, base), (AFTER, out)):
-            generator = with_recipe_shift(load(parts=SAMPLING), recipe, base)
+            generator = with_recipe_sampling(load(parts=SAMPLING), recipe, base)
             clips[name] = write_clip(generator, told, folder, recipe, out / name)
-        if given.heatmap:
-            draw_heatmaps(job, clips, out, device)
     draw_curve(out)
+    opened = None if recipe.by_rewards else open_judges(job._replace(asks=read_asks(out / ASKS) or None), str(device))
+    if given.heatmap and opened:
+        draw_heatmaps(opened, prompt, clips, out, device)
+    said = opinions_of(job, config.also, opened, clips, str(device))
+    write_outcome(out / OUTCOME, said, AFTER, report)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     where = f"{out / BEFORE} and {AFTER}"
     logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, where)
+    for line in in_words(said, BEFORE, AFTER):
+        logger.info(line)
 
 
 def check_one_prompt(given: OnePrompt, model: GeneratorConfig, size: "VideoSize", recipe: Recipe) -> None:
@@ -138,10 +146,12 @@ def check_one_prompt(given: OnePrompt, model: GeneratorConfig, size: "VideoSize"
 
 
 def config_changes(recipe: str | None, config: PromptConfig) -> dict[str, Any]:
-    """The changes of params.yaml that concern a recipe: a metric has its own frames and no questions."""
+    """The changes of params.yaml that concern a recipe: a metric has its own frames, no questions and no answers."""
     if recipe is None or load_recipe(recipe, {}).questions is not None:
         return config.changes
-    return {name: values for name, values in config.changes.items() if name not in ("judge", "questions")}
+    changes = {name: dict(values) for name, values in config.changes.items() if name not in ("judge", "questions")}
+    changes.get("engine", {}).pop("stop_right", None)
+    return changes
 
 
 def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
@@ -198,33 +208,20 @@ def base_policy(model: GeneratorConfig, folder: Path) -> Path:
 def write_clip(
     generator: "Generator", conditions: "PromptConditions", policy: Path, recipe: Recipe, path: Path
 ) -> "np.ndarray":
-    """Write a clip of the prompt from a policy, on the first noise that is trained on where noise is fixed.
-
-    Returns its frames, uint8 (F, H, W, 3).
-    """
-    from generators.core.conditions import stacked
+    """Write the clip that is trained, of a policy; returns its frames, uint8 (F, H, W, 3)."""
     from generators.core.lora import apply_policy
     from report.playable import write_playable
-    from rl.online.trainer import fixed_noise
 
     apply_policy(generator, policy)
-    engine = recipe.engine
-    noise = fixed_noise(engine.seed, PROMPT_ID, 0, generator.latent_shape)[None]
-    latents = generator.sample(
-        stacked([conditions.prompts[PROMPT_ID]]), conditions.unwanted, noise, recipe.sampling.inference_steps,
-        engine.guidance, engine.solver,
-    )  # fmt: skip
-    frames = generator.decode(latents)[0].numpy()
+    frames = trained_clip(generator, conditions, PROMPT_ID, recipe)
     write_playable(path, frames, generator.size.fps)
     return frames
 
 
-def draw_heatmaps(job: Job, clips: "Mapping[str, np.ndarray]", out: Path, device: "torch.device") -> None:
+def draw_heatmaps(
+    opened: OpenJudges, prompt: Prompt, clips: "Mapping[str, np.ndarray]", out: Path, device: "torch.device"
+) -> None:
     """Write heatmap-<name>.png for each of these clips, by its file name: where the judge looks, by its questions."""
-    from feedback.differentiable.asks import read_asks
-
-    (prompt,) = job.prompts
-    opened = open_judges(job._replace(asks=read_asks(out / ASKS) or None), str(device))
     for name, frames in clips.items():
         path = out / f"heatmap-{Path(name).stem}.png"
         whole = in_unit(frames).to(device)

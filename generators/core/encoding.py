@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.first_frames import first_frames
+from data.policies import BASE, PROJECTED
 from data.prompts import Prompt
 from data.store import PromptConditions
 from generators.core.conditions import Conditions
@@ -24,7 +25,9 @@ class Encoded(NamedTuple):
 
     told: PromptConditions
     images: Mapping[str, np.ndarray]  # prompt_id -> uint8 (H, W, 3); empty where it takes none
-    facts: Mapping[str, Any]  # family, shift (null: no flow), negative_prompt; embedded_guidance where it is an input
+    # family, shift (null: no flow), negative_prompt; embedded_guidance where it is an input; unconditional and its
+    # scale where they are not the policy's own and 1
+    facts: Mapping[str, Any]
 
     def of(self, prompt_ids: Sequence[str]) -> "Encoded":
         """Those of some of the prompts."""
@@ -65,6 +68,10 @@ def encode(
     facts = {"family": generator.family, "shift": shift, "negative_prompt": negative_prompt}
     if generator.embedded_guidance is not None:
         facts["embedded_guidance"] = generator.embedded_guidance
+    if generator.unconditional is not None:
+        facts["unconditional"] = BASE
+    if generator.projects:
+        facts["unconditional_scale"] = PROJECTED
     return Encoded(PromptConditions(told, rows[len(told)], rows[-1] if negative_prompt else None), images, facts)
 
 

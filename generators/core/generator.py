@@ -20,6 +20,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -98,6 +99,9 @@ class Generator:
     negative_prompt: str = ""  # the pipeline's own, taken where params.yaml has null
     default_embedded_guidance: float | None = None  # guidance scale that is an input of a distilled denoiser
     always_asked: tuple[str, ...] = ()  # denoisers that run in every `predict`, as processes that share shards must
+    # Within it guidance predicts without the prompt, and without gradient; None: as with the prompt, in one batch
+    unconditional: Callable[[], AbstractContextManager[None]] | None = None
+    projects: bool = False  # whether guidance scales that prediction to the projection of the other one on it
 
     def __init__(
         self,
@@ -282,20 +286,32 @@ class Generator:
     def guided(self, conditions: Conditions, empty: Mapping[str, Tensor], guidance: float) -> Predict:
         """The prediction under classifier-free guidance, as a function of latents and scheduler timestep.
 
-        uncond + guidance (cond - uncond), both from one batch; guidance 1 never computes uncond.
+        uncond + guidance (cond - uncond), both from one batch; guidance 1 never computes uncond. Where the generator
+        has `unconditional`, uncond is a forward of its own within it, and a constant of the gradient. Where it
+        `projects`, uncond is `projected`.
         conditions: (B, …) each. empty: those of the empty or the negative prompt, without a batch axis; what it lacks,
         such as the first frame, is the row's own. Raises ValueError for guidance below 1.
         """
         if guidance < 1:
             raise ValueError(f"guidance: found {guidance}; 1 is off, more follows the prompt more strongly")
-        told = joined(conditions, replaced(conditions, empty)) if guidance > 1 else conditions
+        unwanted, apart = replaced(conditions, empty), self.unconditional
+        told = joined(conditions, unwanted) if guidance > 1 and apart is None else conditions
         told = {name: self._moved(tensor) for name, tensor in told.items()}  # once, not in every step
+        unwanted = {name: self._moved(tensor) for name, tensor in unwanted.items()} if apart else {}
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            times = timestep.expand(len(latents))
             if guidance == 1:
-                return self.ask(latents, timestep.expand(len(latents)), told)
-            prediction = self.ask(torch.cat([latents, latents]), timestep.expand(2 * len(latents)), told)
-            conditional, unconditional = prediction.chunk(2)
+                return self.ask(latents, times, told)
+            if apart is None:
+                prediction = self.ask(torch.cat([latents, latents]), torch.cat([times, times]), told)
+                conditional, unconditional = prediction.chunk(2)
+            else:
+                with torch.no_grad(), apart():
+                    unconditional = self.ask(latents, times, unwanted)
+                conditional = self.ask(latents, times, told)
+            if self.projects:
+                unconditional = projected(conditional, unconditional, given_frames(conditions))
             return unconditional + guidance * (conditional - unconditional)
 
         return predict
@@ -441,6 +457,17 @@ def denoise_steps(
         stepped = scheduler.step(prediction[:, :, given:], timestep, latents[:, :, given:], return_dict=False)[0]
         latents = torch.cat([latents[:, :, :given], stepped], dim=2) if given else stepped
         yield DenoiseStep(timestep, prediction, latents)
+
+
+def projected(conditional: Tensor, unconditional: Tensor, given: int = 0) -> Tensor:
+    """(B, C, F, h, w) s unconditional, with s = <conditional, unconditional> / |unconditional|² of each clip.
+
+    given: leading latent frames, whose predictions mean nothing and are left out of s.
+    CFG-Zero* (Fan et al., arXiv 2503.18886), its optimised scale, without its "zero-init" of the first steps.
+    """
+    rows = [one[:, :, given:].flatten(1) for one in (conditional, unconditional)]
+    scale = (rows[0] * rows[1]).sum(1) / (rows[1].square().sum(1) + 1e-8)
+    return scale.view(-1, 1, 1, 1, 1) * unconditional
 
 
 def _counted(prediction: Tensor) -> Tensor:

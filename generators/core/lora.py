@@ -19,12 +19,14 @@ that has `transformer_2.` keys too, and reads the first file for subfolder="tran
 """
 
 import contextlib
+import copy
 import json
 import logging
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ import torch
 from torch import nn
 
 from data.manifest import atomically, naming
-from data.policies import SAMPLED
+from data.policies import BASE, PROJECTED, sampled_with
 from generators.core.generator import Generator
 
 logger = logging.getLogger(__name__)
@@ -227,7 +229,8 @@ def reference(transformer: Any) -> Iterator[None]:
 def apply_policy(generator: Generator, folder: Path, denoisers: Sequence[str] | None = None) -> None:
     """Make the generator sample as the policy in runs/policies/<name>: the base, LoRAs or full weights.
 
-    denoisers: those of the loaded ones that it is applied to; None: all. A LoRA over float32 weights is fused.
+    denoisers: those of the loaded ones that it is applied to; None: all. A LoRA over float32 weights is fused, unless
+    the generator has `unconditional`, which switches it off.
     Raises LoraError for a folder without policy.json, a policy of another family, and a trained policy (its policy.json
     names a start) that lacks a denoiser which it was trained on.
     """
@@ -243,7 +246,7 @@ def apply_policy(generator: Generator, folder: Path, denoisers: Sequence[str] | 
             continue
         if is_lora(folder, name):
             load_adapter(module, lora_folder(folder, name))
-            if generator.dtype == torch.float32:
+            if generator.dtype == torch.float32 and generator.unconditional is None:
                 fuse(module)
             logger.info("policy %s: LoRA applied to %s", folder.name, name)
         elif is_full(folder, name):
@@ -251,13 +254,43 @@ def apply_policy(generator: Generator, folder: Path, denoisers: Sequence[str] | 
             logger.info("policy %s: full weights of %s loaded", folder.name, name)
 
 
-def with_own_shift(generator: Generator, folder: Path) -> Generator:
-    """The generator under the flow shift of the policy in `folder`; unchanged where that names none.
+def sampling_as(generator: Generator, sampled: Mapping[str, Any]) -> Generator:
+    """The same modules under the flow shift, and with the unconditional branch, of a policy's `sampling`.
 
-    Raises LoraError for a folder without policy.json, ValueError where the generator is no flow model.
+    sampled: as `data.policies.sampled_with` returns it. Apply policies to what this returns: an
+    adapter that is fused cannot be switched off.
+    Raises ValueError for a shift where the generator is no flow model.
     """
-    shift = (read_facts(folder).get(SAMPLED) or {}).get("shift")
-    return generator if shift is None else generator.with_shift(shift)
+    if (shift := sampled.get("shift")) is not None:
+        generator = generator.with_shift(shift)
+    changed = copy.copy(generator)
+    if sampled.get("unconditional") == BASE:
+        changed.unconditional = partial(as_base, generator)
+    changed.projects = sampled.get("unconditional_scale") == PROJECTED
+    return changed
+
+
+def with_own_sampling(generator: Generator, folder: Path) -> Generator:
+    """`sampling_as` of the policy in `folder`. Raises LoraError for a folder without policy.json."""
+    read_facts(folder)
+    return sampling_as(generator, sampled_with(folder))
+
+
+@contextlib.contextmanager
+def as_base(generator: Generator) -> Iterator[None]:
+    """Within it the generator's denoisers predict without their adapters, also within `reference`.
+
+    Call backward outside.
+    """
+    layers = [layer for module in generator.denoisers.values() for layer in getattr(module, "tuner_layers", ())]
+    switched = [layer for layer in layers if not layer.disable_adapters]
+    for layer in switched:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in switched:
+            layer.enable_adapters(True)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

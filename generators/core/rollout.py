@@ -25,6 +25,7 @@ from data.dense import pairs_of_starts
 from data.first_frames import read_png
 from data.manifest import StoreError, atomically, publish
 from data.pace import measured
+from data.policies import OF_POLICY
 from data.prompts import Prompt, select
 from data.records import Sample, SharedStart
 from data.store import ClipSet, ClipSetWriter, PromptConditions, encode_clips
@@ -32,7 +33,7 @@ from generators.core.conditions import stacked
 from generators.core.encoding import ENCODING, Encoded, encode
 from generators.core.generator import SAMPLING, Generator, NonFiniteClipError, first_step
 from generators.core.load import load_generator
-from generators.core.lora import apply_policy, with_own_shift
+from generators.core.lora import apply_policy, with_own_sampling
 from generators.core.size import VideoSize
 from generators.core.solvers import Solver
 
@@ -49,14 +50,15 @@ their own.
 def load_policy(
     settings: Mapping[str, Any], size: VideoSize, folder: Path, device: str, parts: Collection[str]
 ) -> Generator:
-    """The generator with those of its parts, and weights and shift of the policy in `folder`, on this machine's device.
+    """The generator with those of its parts, weights and sampling of the policy in `folder`, on this machine's device.
 
     settings: arguments of `load_generator`. device: as `pick_device` takes it.
     """
     generator = load_generator(**settings, size=size, device=pick_device(device), parts=parts)
+    generator = with_own_sampling(generator, folder)
     if "denoiser" in parts:
         apply_policy(generator, folder)
-    return with_own_shift(generator, folder)
+    return generator
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -274,7 +276,7 @@ def generate_pairs(
         "steps": left,
         "latent_frames": starts.latents([pairs[0].start]).shape[2],
     }
-    known = {key: facts[key] for key in ("family", "shift", "negative_prompt", "embedded_guidance") if key in facts}
+    known = {key: facts[key] for key in ("family", "negative_prompt", "embedded_guidance", *OF_POLICY) if key in facts}
     encoded = Encoded(_told_by(starts), _images_of(starts), {**known, "starts": begun})
     part, begin = _Part(called.policy, called.name, load), _Begin(starts, start_of, share)
     message = "%s: %d pairs, each from a clip of %s with the last %d of %d solver steps to run"

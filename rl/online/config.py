@@ -1,8 +1,10 @@
 """The settings of an online run; configs/recipes/common.yaml says what each value means."""
 
+import math
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
@@ -14,6 +16,17 @@ from rl.training.config import PolicyConfig
 ROLLOUTS = {"random_step": "renoise", "last_steps": "gradient_steps"}  # by name, the setting that it alone reads
 
 
+def _guidance(value: float | tuple[float, float]) -> float | tuple[float, float]:
+    low, high = value if isinstance(value, tuple) else (value, math.inf)
+    if not 1 <= low < high:
+        found = list(value) if isinstance(value, tuple) else value
+        raise ValueError(f"{found}, expected a number from 1 on, where it is off, or a range [low, high] of them")
+    return value
+
+
+Guidance = Annotated[float | tuple[float, float], AfterValidator(_guidance)]
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class OnlineConfig(PolicyConfig):
     """How a policy is trained by a judge. A setting of the other rollout is None.
@@ -23,6 +36,12 @@ class OnlineConfig(PolicyConfig):
         losses are. VLM-as-Teacher's summary has a reward threshold of 0.1, after 50 updates at most; it is read here
         as such a loss: p of 0.90. The summary does not say more, nor on which noise: here it is that of the update.
     velocity_weight: of the mean squared distance of the policy's predictions to its start's.
+    guidance: 1 is off; a range [low, high]: that of an update is drawn from it uniformly; full samples have its middle.
+    step_from: of rollout random_step: the solver's steps that the one with gradient is drawn from; of an odd number the
+        first half has the middle one.
+    stop_right: the run ends with the first check at which the training judge's score is at least so high, none of its
+        answers below 1/2 where the check looks at single ones, and the held-out judge's above 1/2; it is kept.
+    max_seconds: the run ends with the first update that is done so long after its (last) start, without loading.
     """
 
     rollout: Literal["random_step", "last_steps", "sde"]
@@ -31,7 +50,7 @@ class OnlineConfig(PolicyConfig):
     noise: Literal["fresh", "fixed"]
     steps: Count
     solver: Solver
-    guidance: Annotated[float, Ge(1)]  # 1 is off
+    guidance: Guidance
     negative_prompt: str | None = None  # what guidance leads away from; None: the pipeline's own; "": the empty caption
     updates: Count
     warmup_updates: WholeNotNegative
@@ -39,8 +58,20 @@ class OnlineConfig(PolicyConfig):
     held_out_every: Count | None
     held_out_tolerance: NotNegative
     stop_below: float | None
+    stop_right: float | None
+    max_seconds: Positive | None
+    step_from: Literal["all", "first_half"]
+
+    @property
+    def full_guidance(self) -> float:
+        """The guidance of full samples."""
+        return sum(self.guidance) / 2 if isinstance(self.guidance, tuple) else self.guidance
 
     def __post_init__(self) -> None:
+        if self.step_from != "all" and self.rollout != "random_step":
+            raise ValueError(f"step_from must be all, being read by rollout random_step alone; found {self.step_from}")
+        if self.stop_right is not None and self.held_out_every is None:
+            raise ValueError("stop_right: the check decides, so held_out_every must be set")
         for rollout, key in ROLLOUTS.items():
             if (rollout == self.rollout) == (getattr(self, key) is None):
                 wanted = "must be set for" if rollout == self.rollout else "must be null, being not read by"

@@ -6,7 +6,7 @@ while the clips get worse.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ class CurvePoint(NamedTuple):
     training: float  # of the judge that is trained on
     held_out: float  # of the judge that is not
     others: Mapping[str, float] = {}  # further ones by name, which decide nothing
+    least: float | None = None  # of the training judge's answers; None where the check looks at several clips
+
+    def written(self) -> dict[str, Any]:
+        """As a log line has it, from which it is made again."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def velocity_distance(
@@ -58,6 +63,24 @@ def fooled(curve: Mapping[int, CurvePoint], tolerance: float) -> bool:
     """
     top, last = curve[best(curve)], curve[max(curve)]
     return last.held_out < top.held_out - tolerance and last.training > top.training
+
+
+def right(point: CurvePoint, least_score: float | None) -> bool:
+    """Whether the judges' answers are right, so that a run may end. least_score: of the training judge; None: never.
+
+    The training judge's score is at least least_score, none of its answers below 1/2 where the check looks at single
+    ones, and the held-out judge's score above 1/2.
+    """
+    if least_score is None:
+        return False
+    answers = point.least is None or point.least >= 0.5
+    return point.training >= least_score and answers and point.held_out > 0.5
+
+
+def kept(curve: Mapping[int, CurvePoint], least_score: float | None) -> int:
+    """Update whose weights are the policy: the last where its answers are `right`, else the best."""
+    last = max(curve)
+    return last if right(curve[last], least_score) else best(curve)
 
 
 def best(curve: Mapping[int, CurvePoint]) -> int:

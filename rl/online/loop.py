@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from generators.core.conditions import Conditions
 from generators.core.generator import Generator, Predict
 from generators.core.process import standard_normal
 from rl.online.config import OnlineConfig
-from rl.online.guards import CurvePoint, best, fooled
+from rl.online.guards import CurvePoint, fooled, kept, right
 from rl.training.batches import generator_at
 from rl.training.run import TrainingRun, TrainReport
 
 OBJECTIVE = "online"
+RIGHT = "the judges found the answers right"  # why a run ended
 
 Check = Callable[[int], CurvePoint]
 """The number of updates done -> the judges' scores of full samples of the policy."""
@@ -52,16 +54,18 @@ def run_updates(
 
     check: called before the first update, every held_out_every updates and at the end, under no_grad, while the
         generator samples as the policy of that moment; on every process, of which the first one's value counts.
-        The policy of its best point by the held-out judge is kept; without a check, that of the last update.
+        The policy of the point that ends the run by stop_right is kept, else that of its best point by the held-out
+        judge; without a check, that of the last update.
     add: writes further files into the policy's folder, before its manifest. progress_of: an update's facts -> what
         stands in the progress bar beside the rate.
     """
     curve = {line["step"]: CurvePoint(**line["held_out"]) for line in read_log(run.folder) if "held_out" in line}
-    stopped = run.last.get("stopped")
+    stopped, began = run.last.get("stopped"), time.monotonic()
     with run.loop(config.updates, "update") as progress:
         if check and run.done == 0:
             curve[0] = _checked(check, 0)
-            run.keep({"step": 0, "held_out": curve[0]._asdict()})
+            stopped = RIGHT if right(curve[0], config.stop_right) else None
+            run.keep({"step": 0, "held_out": curve[0].written()} | ({"stopped": stopped} if stopped else {}))
         for update in range(run.done, config.updates):
             if stopped:
                 break
@@ -70,12 +74,17 @@ def run_updates(
             line = run.apply(facts, learning_rate(update, config))
             # 2. Check, and whether to stop
             low = config.stop_below is not None and facts["question_loss"] < config.stop_below
-            ends = low or run.done == config.updates
+            over = config.max_seconds is not None and _is_over(began, config.max_seconds)
+            ends = low or over or run.done == config.updates
             if check and config.held_out_every and (run.done % config.held_out_every == 0 or ends):
                 curve[run.done] = _checked(check, run.done)
-                line["held_out"] = curve[run.done]._asdict()
-            if low:
+                line["held_out"] = curve[run.done].written()
+            if run.done in curve and right(curve[run.done], config.stop_right):
+                stopped = RIGHT
+            elif low:
                 stopped = f"question_loss fell below {config.stop_below}"
+            elif over:
+                stopped = f"{config.max_seconds:g} seconds were over"
             elif run.done in curve and fooled(curve, config.held_out_tolerance):
                 stopped = "the held-out judge fell while the training judge rose"
             if stopped:
@@ -84,9 +93,14 @@ def run_updates(
             run.keep(line, log=ends or run.done in curve)
             progress.set_postfix(progress_of(facts), refresh=False)
             progress.update()
-    kept = best(curve) if curve else run.done
+    chosen = kept(curve, config.stop_right) if curve else run.done
     others = dict(curve[max(curve)].others) if curve else {}
-    return run.finish(out, config.batch_size, kept, {"updates": run.done, "stopped": stopped, **others}, stopped, add)
+    return run.finish(out, config.batch_size, chosen, {"updates": run.done, "stopped": stopped, **others}, stopped, add)
+
+
+def _is_over(began: float, seconds: float) -> bool:
+    """Whether so much time has passed since `began`, by the first process's clock, on every process."""
+    return bool(devices.gather_over_ranks(time.monotonic() - began >= seconds)[0])
 
 
 def learning_rate(update: int, config: OnlineConfig) -> float:
@@ -103,9 +117,23 @@ def check_arguments(inputs: PromptInputs, config: OnlineConfig, check: Check | N
         raise ValueError(f"held_out_every is {config.held_out_every}, {given} a held-out judge; both or neither")
 
 
-def guided(generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig) -> Predict:
+def guidance_at(config: OnlineConfig, number: int) -> float:
+    """The guidance of a rollout by its number, which depends on that and the seed alone: one for all its clips."""
+    if not isinstance(config.guidance, tuple):
+        return config.guidance
+    return float(generator_at(config.seed, "guidance", number).uniform(*config.guidance))
+
+
+def guidance_fact(config: OnlineConfig, number: int) -> dict[str, float]:
+    """That guidance for log.jsonl, where it is drawn."""
+    return {"guidance": guidance_at(config, number)} if isinstance(config.guidance, tuple) else {}
+
+
+def guided(
+    generator: Generator, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig, guidance: float
+) -> Predict:
     """The guided prediction under these conditions, in the precision of the run."""
-    predict_guided = generator.guided(conditions, inputs.unwanted, config.guidance)
+    predict_guided = generator.guided(conditions, inputs.unwanted, guidance)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with devices.autocast(generator.device, config.precision):

@@ -22,7 +22,18 @@ from generators.core.process import FlowMatching
 from rl.objectives import per_sample_error
 from rl.online import grpo
 from rl.online.config import GrpoConfig
-from rl.online.loop import OBJECTIVE, Check, PromptInputs, check_arguments, guided, made_from, noise_at, run_updates
+from rl.online.loop import (
+    OBJECTIVE,
+    Check,
+    PromptInputs,
+    check_arguments,
+    guidance_at,
+    guidance_fact,
+    guided,
+    made_from,
+    noise_at,
+    run_updates,
+)
 from rl.online.sde import (
     Transition,
     check_generator,
@@ -114,7 +125,7 @@ def train_by_rewards(
     the part of clips and steps whose rho was outside its range; reward, the mean; reward_spread, the mean over groups
     of their standard deviation; equal_groups, the part of groups without one; unjudged, the number of clips without a
     reward; gradient_by_t, by t of the step the norm of the policy loss's gradient by the predictions, over all clips;
-    learning_rate; gradient_norm; held_out and stopped as elsewhere.
+    learning_rate; gradient_norm; guidance, held_out and stopped as elsewhere.
     Raises ValueError for no prompt, for a generator without such steps, and where a rollout has no reward at all or one
     that is not finite; NonFiniteLossError for clips that are not finite, before anything is applied.
     """
@@ -128,17 +139,18 @@ def train_by_rewards(
         # 1. Clips and their advantages, in the first of the updates that share them
         if update % config.inner_epochs == 0:
             rolled[:] = [_roll_out(run, generator, inputs, rewards_of, config, update)]
-        last = rolled[0]
+        last, number = rolled[0], update // config.inner_epochs
         # 2. The gradient of every trained step, a micro-batch at a time
         rows: list[list[_Row]] = []
         for part in last.parts:
-            predict = guided(generator, part.conditions, inputs, config)
+            predict = guided(generator, part.conditions, inputs, config, guidance_at(config, number))
             of_part = [_step_back(run, generator, predict, config, part, last, one) for one in part.transitions]
             rows += [list(of_clip) for of_clip in zip(*of_part, strict=True)]
         # 3. The gradient of the whole batch
         devices.sum_over_ranks(run.gradients())
         in_order = [of_clip for part in devices.gather_over_ranks(rows) for of_clip in part]
-        return _facts(in_order, last.rewards, config, _times(generator, config))
+        facts = _facts(in_order, last.rewards, config, _times(generator, config))
+        return facts | guidance_fact(config, number)
 
     return run_updates(run, config, update_of, check, out, add, partial(_progress, generator.device))
 
@@ -223,7 +235,7 @@ def _sample(
         return torch.stack([noise_at(config, shape, "sde", rollout, place, step) for place in rows]).to(device)
 
     start = torch.stack([start_of(place, row) for place, row in rows.items()]).to(device)
-    predict = guided(generator, conditions, inputs, config)
+    predict = guided(generator, conditions, inputs, config, guidance_at(config, rollout))
     keep, scheduler = trained_steps(generator, config, rollout), sde_scheduler(generator, config.steps)
     start = generator.start(start, conditions)
     level, process = config.noise_level, _flow(generator)

@@ -1,7 +1,8 @@
 """From noise to clean latents, the last part with a gradient, which an online update back-propagates.
 
 Both ways sample as inference does, by its solver, schedule and guidance, and differ in what they record. Under
-guidance the gradient passes through both branches, with and without the prompt; the papers do not say.
+guidance the gradient passes through both branches, with and without the prompt, unless the generator has
+`unconditional`; the papers do not say.
 
     variable          Ask-A-Video (§3.2)            Diffusion-DRF (Eq. 2)
     noise             epsilon = z_{t_0}             z_T

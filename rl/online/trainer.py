@@ -23,6 +23,8 @@ from rl.online.loop import (
     Check,
     PromptInputs,
     check_arguments,
+    guidance_at,
+    guidance_fact,
     guided,
     made_from,
     noise_at,
@@ -64,7 +66,8 @@ def train_online(
     velocity_weight times the distance to the reference, which is `start`.
     check: called before the first update, every held_out_every updates and at the end, under no_grad, while the
         generator samples as the policy of that moment; on every process, of which the first one's value counts.
-        The policy of its best point by the held-out judge is kept; without a check, that of the last update.
+        The policy of the point that ends the run by stop_right is kept, else that of its best point by the held-out
+        judge; without a check, that of the last update.
     add: writes further files into the policy's folder, before its manifest.
     origin: plain JSON for policy.json: the judges and prompts; nothing volatile.
     work: where the run keeps its state; killed and called again with the same arguments, it ends with the same bytes.
@@ -74,7 +77,8 @@ def train_online(
     A line of log.jsonl: step; loss, as minimised, without the penalty; question_loss, the mean over all answers,
     unweighted, which stop_below is compared with; velocity_distance; learning_rate; gradient_norm; questions, by
     judge/question: loss and p of the wanted answer (null for a metric), means over the clips that have the question;
-    held_out, after a check, a CurvePoint; stopped, why the run ended early. Line 0 has held_out alone.
+    guidance, where it is drawn; held_out, after a check, a CurvePoint; stopped, why the run ended early. Line 0
+    has held_out alone, and stopped where nothing was to be trained.
     Under torchrun each process takes a slice of every update's clips.
     Raises ValueError for no prompt, judges that share a name, and a check without held_out_every or the reverse;
     ResumeError naming the setting that a state differs in; NonFiniteLossError naming prompt, judge and question before
@@ -113,7 +117,8 @@ def train_online(
             ]
         # 5. The gradient of the whole batch
         devices.sum_over_ranks(run.gradients())
-        return _facts([clip for part in devices.gather_over_ranks(clips) for clip in part])
+        facts = _facts([clip for part in devices.gather_over_ranks(clips) for clip in part])
+        return facts | guidance_fact(config, update)
 
     return run_updates(run, config, update_of, check, out, add, lambda facts: _progress(facts, generator.device))
 
@@ -143,6 +148,7 @@ def _roll_out(
     made again by the rollout in its place: the gradient reaches the policy through this part alone. The papers do not
     say how they do it.
     """
+    guidance = guidance_at(config, update)
     shape, of_prompts = generator.latent_shape, chosen(inputs.conditions, list(prompt_at.values()))
 
     draw = partial(noise_at, config, shape)
@@ -155,11 +161,11 @@ def _roll_out(
     clean = (
         with_given(noise, of_prompts)
         if generator.num_parts == 1
-        else _sampled(generator, noise, of_prompts, inputs, config)
+        else _sampled(generator, noise, of_prompts, inputs, config, guidance)
     )
     part_B = torch.full((len(noise),), part)
     (noise, _), (_, conditions) = generator.view(noise, of_prompts, part_B), generator.view(clean, of_prompts, part_B)
-    predict = guided(generator, conditions, inputs, config)
+    predict = guided(generator, conditions, inputs, config, guidance)
 
     def placed(rollout: Rollout) -> tuple[Predict, Rollout]:
         return predict, rollout._replace(latents=generator.with_part(clean, rollout.latents, part))
@@ -181,17 +187,24 @@ def _roll_out(
     if config.renoise == "fresh":
         fresh = torch.stack([draw("renoise", update, place) for place in prompt_at]).to(generator.device)
         renoise, _ = generator.view(fresh, of_prompts, part_B)
+    if config.step_from == "first_half":
+        turns = turns[: (len(turns) + 1) // 2]
     k = turns[int(generator_at(config.seed, "step", update).integers(len(turns)))]
     start = generator.start(noise, conditions)
     return placed(random_step(predict, scheduler, generator.process, start, k, renoise, conditions))
 
 
 def _sampled(
-    generator: Generator, noise: Tensor, conditions: Conditions, inputs: PromptInputs, config: OnlineConfig
+    generator: Generator,
+    noise: Tensor,
+    conditions: Conditions,
+    inputs: PromptInputs,
+    config: OnlineConfig,
+    guidance: float,
 ) -> Tensor:
     """(B, C, F, h, w) whole clips of the policy, without gradient, in the precision of the run."""
     with devices.autocast(generator.device, config.precision):
-        return generator.sample(conditions, inputs.unwanted, noise, config.steps, config.guidance, config.solver)
+        return generator.sample(conditions, inputs.unwanted, noise, config.steps, guidance, config.solver)
 
 
 def fixed_noise(seed: int, prompt_id: str, place: int, shape: Sequence[int]) -> Tensor:

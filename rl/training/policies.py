@@ -96,6 +96,8 @@ def check_trainable(generator: Generator, config: PolicyConfig) -> None:
     path = generator.checkpoint.path
     if not config.full and not generator.takes_lora:
         raise ValueError(f"full: false, but {path} takes no LoRA; true trains all of its weights")
+    if config.full and generator.unconditional is not None:
+        raise ValueError("full: true, but the start or the recipe has unconditional: base, which switches a LoRA off")
     if config.gradient_checkpointing and not generator.checkpoints:
         raise ValueError(f"gradient_checkpointing: true, but the denoiser of {path} has none; false")
     if config.shard and generator.device.type == "tpu":

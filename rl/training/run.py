@@ -31,6 +31,7 @@ from data.pace import measured
 from data.policies import (
     CHECKPOINTS,
     FOLDER,
+    OF_POLICY,
     PROGRESS,
     SAMPLED,
     append_log,
@@ -345,9 +346,9 @@ def begin(
     policy = make_trainable(generator, config, start)
     optimizer = make_optimizer(list(policy.parameters.values()), config)
     described = start / (MANIFEST if (start / MANIFEST).is_file() else "policy.json")
-    shift = sampled_with(start).get("shift")
+    kept = {key: value for key, value in sampled_with(start).items() if key in OF_POLICY and value is not None}
     made_from = {
-        **({} if shift is None else {SAMPLED: {"shift": shift}}),  # the start's, unless the origin has its own
+        **({SAMPLED: kept} if kept else {}),  # the start's, unless the origin has its own
         **origin,
         "start": start.name,
         "start_sha256": sha256_of(described),

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 FALL = "pushing red ball so that it falls off the table"
 QUICK = (
     "engine.updates=2", "engine.batch_size=2", "engine.steps=2", "engine.held_out_every=1", "engine.checkpoint_every=1",
-    "engine.guidance=1.0", "engine.gradient_steps=1", "engine.stop_below=null", "sampling.inference_steps=2",
+    "engine.guidance=1.0", "engine.gradient_steps=1", "engine.stop_right=null", "sampling.inference_steps=2",
 )  # fmt: skip
 
 
@@ -100,6 +100,39 @@ def test_where_the_judge_looks_is_drawn_before_and_after_with_a_row_for_each_que
     assert before.size == after.size and before.size[0] == 8 * (96 + 2) - 2 + 2 * 8  # the 8 frames that it sees
     assert before.size[1] > 3 * 96  # the frames and two questions
     assert before.tobytes() != after.tobytes()
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory):
+    """An optimised prompt under the rule that ends it when the judges find it right, which they do not."""
+    out = tmp_path_factory.mktemp("online") / "ruled"
+    changes = ("--set", "engine.stop_right=0.999", "--set", "engine.guidance=[1.0, 2.0]")
+    done = quick(out, *changes, "--set", "sampling.unconditional=base")
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_the_rule_that_ends_a_run_looks_at_the_clip_that_is_shown(ruled):
+    """The checks' scores of the start and of the kept update are those of before.mp4 and after.mp4."""
+    rows = [json.loads(line) for line in (ruled / "log.jsonl").read_text().splitlines()]
+    points = {row["step"]: row["held_out"] for row in rows}
+    outcome = json.loads((ruled / "outcome.json").read_text())
+    assert list(points) == [0, 1, 2] and outcome["stopped"] is None and outcome["updates"] == 2
+    for clip, step in (("before.mp4", 0), ("after.mp4", outcome["kept"])):
+        said = outcome["clips"][clip]
+        assert {name: one["role"] for name, one in said.items()} == {
+            "second": "trained on", "judge": "held out", "physics": "also asked",
+        }  # fmt: skip
+        assert said["second"]["score"] == pytest.approx(points[step]["training"], abs=1e-4)
+        assert min(said["second"]["answers"].values()) == pytest.approx(points[step]["least"], abs=1e-4)
+        assert said["judge"]["score"] == pytest.approx(points[step]["held_out"], abs=1e-4)
+        assert said["physics"]["right"] in (True, False) and said["physics"]["reason"]
+
+
+def test_a_policy_says_how_it_is_to_be_sampled(ruled):
+    """Its range of guidance, and whose branch is without the prompt."""
+    sampling = json.loads((ruled / "policy.json").read_text())["sampling"]
+    assert (sampling["guidance"], sampling["unconditional"]) == ([1.0, 2.0], "base")
 
 
 def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignment_alone(tmp_path):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LIFT, FRAME = "lifting red ball up", "configs/prompt_sets/first-frames/dm-train-03.png"
 QUICK = (
     "engine.updates=2", "engine.batch_size=1", "engine.steps=2", "engine.gradient_steps=1", "engine.guidance=1.0",
-    "engine.solver=ddim", "engine.stop_below=null", "sampling.inference_steps=10",
+    "engine.solver=ddim", "engine.stop_right=null", "engine.held_out_every=null", "sampling.inference_steps=10",
 )  # fmt: skip
 
 

@@ -27,6 +27,12 @@ def test_sampling_is_compared_with_that_of_the_updates():
         assert sampled_otherwise(TRAINED, steps, guidance, negative) == words, words
 
 
+def test_guidance_within_the_range_of_training_is_that_of_training():
+    drawn = TRAINED | {"guidance": [1.0, 2.0]}
+    for guidance, words in ((1.0, ""), (1.5, ""), (2.0, ""), (2.5, "guidance 2.5 (in training 1 to 2)")):
+        assert sampled_otherwise(drawn, 25, guidance, TRAINED["negative_prompt"]) == words, guidance
+
+
 def test_without_guidance_a_negative_prompt_makes_no_difference():
     assert sampled_otherwise(TRAINED | {"guidance": 1.0}, 25, 1.0, "blurred") == ""
 

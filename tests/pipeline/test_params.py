@@ -182,6 +182,7 @@ MISFITS = [
     (lambda p: p["online"]["policies"]["ask1"].update(start="a"), "online.policies.ask1.start: 'a' is unknown"),
     (lambda p: p["online"]["policies"]["ask1"].update(judge="gpt"), "online.policies.ask1.judge: 'gpt' is unknown"),
     (lambda p: p["online"]["prompt"].update(held_out="gpt"), "online.prompt.held_out: 'gpt' is unknown"),
+    (lambda p: p["online"]["prompt"].update(also=["gpt"]), "online.prompt.also: 'gpt' is unknown"),
     (lambda p: p["online"]["policies"]["ask1"].update(round="r1"), "online.policies.ask1.round ('r1') is unknown"),
     (lambda p: p["online"]["policies"]["ask1"].update(start="ask1"), "a cycle: ask1 starts from ask1"),
     (

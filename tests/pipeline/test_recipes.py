@@ -189,11 +189,45 @@ def test_how_updates_are_sampled_is_told_with_the_recipes_shift_before_the_start
     (tmp_path / "policy.json").write_text(json.dumps({"sampling": {"shift": 7.0}}))
     drf, ask = load_recipe("diffusion-drf", {}), load_recipe("ask-a-video", {"engine": {"negative_prompt": "blurred"}})
     assert sampled_as(drf, tmp_path) == {
-        "shift": 5.0, "steps": 25, "inference_steps": 30, "guidance": 5.0, "solver": "euler", "negative_prompt": None,
+        "shift": 5.0, "unconditional": None, "unconditional_scale": None, "steps": 25, "inference_steps": 30,
+        "guidance": 5.0, "solver": "euler", "negative_prompt": None,
     }  # fmt: skip
     assert sampled_as(ask, tmp_path) == {
-        "shift": 7.0, "steps": 25, "inference_steps": 25, "guidance": 5.0, "solver": "unipc",
-        "negative_prompt": "blurred",
+        "shift": 7.0, "unconditional": None, "unconditional_scale": None, "steps": 25, "inference_steps": 25,
+        "guidance": 5.0, "solver": "unipc", "negative_prompt": "blurred",
     }  # fmt: skip
     (tmp_path / "policy.json").write_text("{}")
     assert sampled_as(ask, tmp_path)["shift"] is None
+
+
+def test_the_branch_without_the_prompt_is_the_recipes_before_the_starts(tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"sampling": {"unconditional": "base"}}))
+    for own, expected in ((None, "base"), ("policy", "policy"), ("base", "base")):
+        recipe = load_recipe("ask-a-video", {"sampling": {"unconditional": own}})
+        assert sampled_as(recipe, tmp_path)["unconditional"] == expected
+    with pytest.raises(ParamsError, match=r"unconditional is base, which switches a LoRA off, so engine\.full must be"):
+        load_recipe("ask-a-video", {"sampling": {"unconditional": "base"}, "engine": {"full": True}})
+
+
+def test_a_run_that_ends_when_its_answers_are_right_has_a_check_and_a_judge_that_answers():
+    checked = {"stop_right": 0.8, "held_out_every": 50}
+    assert load_recipe("ask-a-video", {"engine": checked}).engine.stop_right == 0.8
+    assert load_recipe("flow-grpo", {"engine": checked}).engine.stop_right == 0.8
+    for name, engine, message in (
+        ("ask-a-video", {"stop_right": 0.8}, "stop_right: the check decides, so held_out_every must be set"),
+        ("reward-gradient", checked, r"engine\.stop_right is a probability, and a metric has none"),
+        ("flow-grpo", {**checked, "reward": "score"}, r"engine\.stop_right is a probability, and a metric has none"),
+    ):
+        with pytest.raises(ParamsError, match=message):
+            load_recipe(name, {"engine": engine})
+
+
+def test_a_guidance_that_is_drawn_has_a_middle_and_must_rise():
+    engine = load_recipe("ask-a-video", {"engine": {"guidance": [1.0, 2.0]}}).engine
+    assert (engine.guidance, engine.full_guidance) == ((1.0, 2.0), 1.5)
+    assert load_recipe("ask-a-video", {}).engine.full_guidance == 5.0
+    for guidance in ([2.0, 1.0], [0.5, 2.0], 0.5):
+        with pytest.raises(ParamsError, match=r"engine\.guidance: .*expected a number from 1 on"):
+            load_recipe("ask-a-video", {"engine": {"guidance": guidance}})
+    with pytest.raises(ParamsError, match="step_from must be all, being read by rollout random_step alone"):
+        load_recipe("vanilla-drf", {"engine": {"step_from": "first_half"}})

@@ -1,5 +1,6 @@
 """The generator over a tiny WanPipeline: equal to stock diffusers, and strict about what cannot be represented."""
 
+import copy
 import json
 import shutil
 import socket
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from generators.core.conditions import chosen
-from generators.core.generator import Generator, denoise_steps
+from generators.core.generator import Generator, denoise_steps, projected
 from generators.core.load import load_generator
 from generators.core.process import process_of
 from generators.core.size import VideoSize
@@ -199,6 +200,29 @@ def test_a_rollout_may_record_only_its_last_steps(wan, inputs):
     # The last Euler step is x + dt · prediction; its gradient is dt · prediction summed, and dt = -sigma.
     (gradient,) = torch.autograd.grad(last.latents.sum(), scale)
     torch.testing.assert_close(gradient, -scheduler.sigmas[3] * last.prediction.detach().sum())
+
+
+def test_the_projection_of_one_prediction_on_the_other_by_hand():
+    """u = (1, 2), c = (3, 4): s = (3 + 8) / (1 + 4) = 2.2; of the second clip s = 1. The first frame is given."""
+    conditional, unconditional = (
+        torch.tensor(values).view(2, 1, 3, 1, 1) for values in ([[9.0, 3, 4], [9.0, 1, 2]], [[5.0, 1, 2], [-5.0, 1, 2]])
+    )
+    found = projected(conditional, unconditional, given=1).flatten(1)[:, 1:]
+    torch.testing.assert_close(found, torch.tensor([[2.2, 4.4], [1.0, 2.0]]))
+
+
+def test_guidance_may_start_from_the_projection_whose_rest_is_orthogonal_to_it(wan, inputs):
+    conditions, empty, noise = inputs
+    changed = copy.copy(wan)
+    changed.projects = True
+    timestep = torch.tensor(500.0)
+    with torch.no_grad():
+        plain, found = (one.guided(conditions, empty, 3.0)(noise, timestep) for one in (wan, changed))
+        conditional = wan.guided(conditions, {}, 1.0)(noise, timestep)
+    start = (3 * conditional - found) / 2  # found = 3 c - 2 s u
+    apart = ((conditional - start) * start).flatten(1).sum(1) / start.flatten(1).square().sum(1)
+    torch.testing.assert_close(apart, torch.zeros(2), atol=1e-4, rtol=0)
+    assert (found - plain).abs().max() > 1e-3
 
 
 def test_unknown_solver_and_guidance_below_one_are_errors(wan, inputs):

@@ -263,8 +263,68 @@ def test_a_policy_that_names_a_shift_is_sampled_under_it_and_another_under_the_g
     for facts, shift in (({}, wan.process.shift), ({"sampling": {"shift": None}}, wan.process.shift),
                          ({"sampling": {"shift": 5.0}}, 5.0)):  # fmt: skip
         (tmp_path / "policy.json").write_text(json.dumps(facts))
-        assert lora.with_own_shift(wan, tmp_path).process.shift == shift
+        assert lora.with_own_sampling(wan, tmp_path).process.shift == shift
     assert wan.process.shift != 5.0
+
+
+def test_the_bases_unconditional_branch_puts_the_lora_on_the_conditional_branch_alone(tiny_wan, inputs, trained):
+    conditions, empty, noise = inputs
+    (trained / "policy.json").write_text(json.dumps({"start": "base", "sampling": {"unconditional": "base"}}))
+    policy, base, applied = (load_wan(tiny_wan) for _ in range(3))
+    lora.apply_policy(policy, trained)
+    applied = lora.with_own_sampling(applied, trained)
+    lora.apply_policy(applied, trained)
+    timestep, unwanted = torch.tensor(500.0), {"text": empty["text"].expand_as(conditions["text"])}
+
+    for guidance in (1.0, 2.0, 3.5):
+        with torch.no_grad():
+            found = applied.guided(conditions, empty, guidance)(noise, timestep)
+            conditional = policy.guided(conditions, {}, 1.0)(noise, timestep)
+            unconditional = base.guided(unwanted, {}, 1.0)(noise, timestep)
+        close(found, (1 - guidance) * unconditional + guidance * conditional)
+    assert differ(sample(applied, inputs), sample(policy, inputs))
+
+
+def test_of_the_bases_unconditional_branch_the_gradient_is_the_conditional_ones_times_the_guidance(
+    tiny_wan, inputs, trained
+):
+    conditions, empty, noise = inputs
+    wan, timestep = load_wan(tiny_wan), torch.tensor(500.0)
+    lora.load_start(wan.component("transformer"), trained)
+    parameters = lora.trainable_parameters(wan.component("transformer"))
+    frozen = lora.sampling_as(wan, {"unconditional": "base"})
+
+    found = torch.autograd.grad(frozen.guided(conditions, empty, 3.0)(noise, timestep).sum(), parameters)
+    alone = torch.autograd.grad(wan.guided(conditions, empty, 1.0)(noise, timestep).sum(), parameters)
+    both = torch.autograd.grad(wan.guided(conditions, empty, 3.0)(noise, timestep).sum(), parameters)
+    for one, conditional in zip(found, alone, strict=True):
+        torch.testing.assert_close(one, 3 * conditional, atol=1e-3, rtol=1e-3)
+    assert any(differ(one, other) for one, other in zip(found, both, strict=True))
+    assert all(parameter.requires_grad for parameter in parameters)
+
+
+def test_the_reference_predicts_without_the_prompt_as_the_base_too(tiny_wan, inputs, trained):
+    """Of a policy that continues another: its reference is the other, and its unconditional branch the base's."""
+    conditions, empty, noise = inputs
+    second, base = load_wan(tiny_wan), load_wan(tiny_wan)
+    lora.load_start(second.component("transformer"), trained)
+    first = predict(second, inputs)
+    train_a_little(second.component("transformer"))
+    policy = predict(second, inputs)
+    with torch.no_grad():
+        with lora.reference(second.component("transformer")):
+            with lora.as_base(second):
+                close(predict(second, inputs), predict(base, inputs))
+            close(predict(second, inputs), first)
+        close(predict(second, inputs), policy)
+    assert differ(policy, first)
+
+
+def test_what_switches_a_lora_off_is_refused_where_all_weights_are_trained(wan, tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"sampling": {"unconditional": "base"}}))
+    full = configure(get_objective("sft"), CONFIG | {"full": True})
+    with pytest.raises(ValueError, match="full: true, but the start or the recipe has unconditional: base"):
+        make_trainable(lora.with_own_sampling(wan, tmp_path), full, tmp_path)
 
 
 def test_a_full_policy_is_the_same_in_stock_diffusers(wan, tiny_wan, inputs, tmp_path):

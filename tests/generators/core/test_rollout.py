@@ -1,5 +1,6 @@
 """Clip sets sampled from a generator: whose noise, in which order, and after a kill."""
 
+import json
 import weakref
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from generators.core.rollout import (
     counts_of,
     generate_clip_set,
     generate_pairs,
+    load_policy,
     plan,
 )
 from tests.support.tiny import SIZE, load_wan
@@ -70,6 +72,19 @@ def test_rounds_have_noise_of_their_own():
     of_r1, of_r2 = (seeds(plan(PROMPTS, SIZE, SAMPLING, ClipSetName(name, "base"))) for name in ("r1", "r2"))
 
     assert not set(of_r1.values()) & set(of_r2.values())
+
+
+def test_a_clip_set_says_who_predicted_without_the_prompt(tiny_wan, tmp_path):
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    model = {"family": "wan", "path": str(tiny_wan), "revision": None, "dtype": "float32", "max_prompt_tokens": 8}
+    plain = {"unconditional": "policy", "unconditional_scale": "one"}
+    for sampled, found in (({}, {}), (plain, {}), ({"unconditional": "base"}, {"unconditional": "base"}),
+                           ({"unconditional_scale": "projected"}, {"unconditional_scale": "projected"})):  # fmt: skip
+        (folder / "policy.json").write_text(json.dumps({"sampling": sampled}))
+        loaded = load_policy(model, SIZE, folder, "cpu", SAMPLING_PARTS + ENCODING)
+        facts = encode(loaded, PROMPTS, None).facts
+        assert {key: facts[key] for key in plain if key in facts} == found
 
 
 def test_a_clip_set_holds_what_training_needs(generator, tmp_path):

@@ -119,6 +119,15 @@ def test_several_updates_share_a_rollout_and_the_ratio_leaves_one(tiny_wan, base
     assert report.counts.clips == 8
 
 
+def test_updates_that_share_a_rollout_share_its_guidance(tiny_wan, base, tmp_path):
+    run_by_rewards(tiny_wan, base, tmp_path, guidance=[1.5, 3.0], inner_epochs=2)
+    drawn, ratios = ([line[key] for line in log(tmp_path)] for key in ("guidance", "ratio"))
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3] and all(1.5 <= one <= 3 for one in drawn)
+    assert (
+        ratios[0] == ratios[2] == pytest.approx(0, abs=1e-6)
+    )  # the steps are trained at the guidance they were drawn at
+
+
 def test_groups_without_a_difference_teach_nothing(tiny_wan, base, tmp_path):
     run_by_rewards(
         tiny_wan, base, tmp_path, lambda _, clips: {clip.place: 1.0 for clip in clips}, updates=2, kl_weight=0.0

@@ -18,9 +18,9 @@ from data.counts import Counts, count
 from data.policies import CHECKPOINTS, candidates
 from generators.core import lora
 from generators.core.conditions import chosen
-from rl.online.guards import CurvePoint, best, fooled, velocity_distance
+from rl.online.guards import CurvePoint, best, fooled, right, velocity_distance
 from rl.online.judging import WeightedJudge, judge_clip
-from rl.online.rollouts import Forward
+from rl.online.rollouts import Forward, random_step
 from rl.training import run as frame
 from rl.training import state as resume_state
 from rl.training.run import NonFiniteLossError
@@ -107,13 +107,63 @@ def test_a_run_leaves_a_policy_folder(generator, base, tmp_path):
     assert "sampling" not in facts  # of a start without a shift, and an origin that does not say
 
 
-def test_a_policy_has_the_shift_of_the_one_that_it_starts_from_and_no_other_of_its_settings(generator, tmp_path):
-    first = write_base(tmp_path / "first")
-    (first / "policy.json").write_text(json.dumps({"sampling": {"shift": 5.0, "steps": 25, "guidance": 5.0}}))
+def test_a_policy_has_what_belongs_to_the_one_that_it_starts_from_and_no_other_of_its_settings(generator, tmp_path):
+    first, kept = write_base(tmp_path / "first"), {"shift": 5.0, "unconditional": "base"}
+    (first / "policy.json").write_text(json.dumps({"sampling": {**kept, "steps": 25, "guidance": 5.0}}))
     run(generator, first, tmp_path / "from first", updates=2)
-    assert described(tmp_path / "from first")["sampling"] == {"shift": 5.0}
+    assert described(tmp_path / "from first")["sampling"] == kept
     checkpoint = tmp_path / "from first/out/checkpoints/step-000002/policy.json"
-    assert json.loads(checkpoint.read_text())["sampling"] == {"shift": 5.0}
+    assert json.loads(checkpoint.read_text())["sampling"] == kept
+
+
+@pytest.mark.parametrize("rollout", [{}, LAST_STEPS], ids=["random_step", "last_steps"])
+def test_with_the_bases_unconditional_branch_training_and_sampling_agree(rollout, tiny_wan, base, tmp_path):
+    """The policy of another run is continued; what it is trained on last is what its folder samples."""
+    run(tiny_wan, base, tmp_path / "first", updates=2, guidance=2.0)
+    start, sampled = tmp_path / "first/out", {"unconditional": "base"}
+    generator = lora.sampling_as(load(tiny_wan), sampled)
+    counts = run(generator, start, tmp_path, updates=2, guidance=2.0, **rollout).counts
+    assert counts.backwards == 2 * 2 * (2 if rollout else 1) * 2  # of the penalty too; the branch with the prompt alone
+    (tmp_path / "out/policy.json").write_text(json.dumps(described(tmp_path) | {"sampling": sampled}))
+    sampler = lora.with_own_sampling(load(tiny_wan), tmp_path / "out")
+    lora.apply_policy(sampler, tmp_path / "out")
+
+    given, noise = prompt_inputs(1), generator.draw_noise([5], generator.latent_shape)
+    how = {"steps": 3, "guidance": 2.0, "solver": "unipc"}
+    shown, trained = (one.sample(given.conditions, given.unwanted, noise, **how) for one in (sampler, generator))
+    torch.testing.assert_close(shown, trained, atol=1e-5, rtol=1e-5)
+    generator.unconditional = None
+    other = generator.sample(given.conditions, given.unwanted, noise, **how)
+    assert (other - shown).abs().max() > 1e-3
+
+
+def test_guidance_of_a_range_is_drawn_for_each_update_and_is_that_of_its_clips(tiny_wan, base, tmp_path):
+    changes = {"updates": 6, "batch_size": 1, "learning_rate": 1e-12}
+    run(tiny_wan, base, tmp_path / "drawn", guidance=[1.5, 3.0], **changes)
+    lines = log(tmp_path / "drawn")
+    drawn = [line["guidance"] for line in lines]
+    assert all(1.5 <= one <= 3 for one in drawn) and len(set(drawn)) == 6
+    assert max(drawn) - min(drawn) > 0.3
+    for place in (0, 5):
+        run(tiny_wan, base, tmp_path / f"{place}", guidance=drawn[place], **changes | {"updates": place + 1})
+        assert log(tmp_path / f"{place}")[place]["loss"] == pytest.approx(lines[place]["loss"], rel=1e-6)
+    assert "guidance" not in log(tmp_path / "0")[0]
+
+
+def test_early_steps_are_those_of_the_first_half(tiny_wan, base, tmp_path, monkeypatch):
+    """Of 5 steps the first three."""
+    drawn = {}
+    for name in ("all", "first_half"):
+        seen: list[int] = []
+
+        def noted(predict, scheduler, process, noise, k, *rest, seen=seen):
+            seen.append(k)
+            return random_step(predict, scheduler, process, noise, k, *rest)
+
+        monkeypatch.setattr("rl.online.trainer.random_step", noted)
+        run(tiny_wan, base, tmp_path / name, step_from=name, steps=5, updates=25, batch_size=1, checkpoint_every=25)
+        drawn[name] = set(seen)
+    assert drawn == {"all": {0, 1, 2, 3, 4}, "first_half": {0, 1, 2}}
 
 
 def test_the_policy_and_its_checkpoints_load_in_stock_diffusers(tiny_wan, generator, base, tmp_path):
@@ -440,6 +490,54 @@ def test_a_fooled_judge_ends_the_run_and_the_best_checkpoint_is_kept(generator, 
     assert (out / lora.LORA_FILE).read_bytes() == (out / CHECKPOINTS / "step-000002" / lora.LORA_FILE).read_bytes()
     steps = [candidate.step for candidate in candidates(out)]
     assert steps == [0, 2, 4, 6]
+
+
+def test_right_is_a_high_score_with_no_answer_wrong_and_the_held_out_judge_agreeing():
+    for training, held_out, least, threshold, expected in (
+        (0.9, 0.75, 0.625, 0.8, True),
+        (0.8, 0.51, 0.5, 0.8, True),
+        (0.9, 0.75, None, 0.8, True),  # of several clips
+        (0.79, 0.75, 0.625, 0.8, False),
+        (0.9, 0.75, 0.4, 0.8, False),  # one answer of several is wrong
+        (0.9, 0.5, 0.625, 0.8, False),  # the held-out judge does not say yes
+        (0.9, 0.75, 0.625, None, False),  # no such rule
+    ):
+        point = CurvePoint(training, held_out, least=least)
+        assert right(point, threshold) is expected, point
+    assert CurvePoint(**CurvePoint(0.9, 0.7, least=0.6).written()) == CurvePoint(0.9, 0.7, least=0.6)
+    assert "least" not in CurvePoint(0.9, 0.7).written()
+
+
+def test_a_run_ends_at_the_first_check_that_finds_its_answers_right_and_keeps_that_update(generator, base, tmp_path):
+    """At update 4. At 2 the held-out judge was surer, and the training judge was not."""
+    check, calls = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.9), CurvePoint(0.85, 0.6, least=0.7)])
+    report = run(generator, base, tmp_path, check=check, held_out_tolerance=1.0, stop_right=0.8, **HELD_OUT)
+    assert calls == [0, 2, 4]
+    assert (report.steps, report.kept, report.stopped) == (4, 4, "the judges found the answers right")
+    assert log(tmp_path)[-1]["held_out"] == {"training": 0.85, "held_out": 0.6, "others": {}, "least": 0.7}
+    out = tmp_path / "out"
+    assert (out / lora.LORA_FILE).read_bytes() == (out / CHECKPOINTS / "step-000004" / lora.LORA_FILE).read_bytes()
+
+
+def test_a_run_that_was_never_right_keeps_what_the_held_out_judge_likes_best(generator, base, tmp_path):
+    check, _ = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.9), *[CurvePoint(0.7, 0.6)] * 3])
+    report = run(generator, base, tmp_path, check=check, held_out_tolerance=1.0, stop_right=0.8, **HELD_OUT)
+    assert (report.steps, report.kept, report.stopped) == (8, 2, None)
+
+
+def test_a_start_that_is_right_is_not_trained(generator, base, tmp_path):
+    check, calls = scripted([CurvePoint(0.9, 0.9)])
+    report = run(generator, base, tmp_path, check=check, stop_right=0.8, **HELD_OUT)
+    assert (calls, report.steps, report.kept) == ([0], 0, 0)
+    assert [(line["step"], line["stopped"]) for line in log(tmp_path)] == [(0, report.stopped)]
+    assert all(not value.any() for key, value in adapter(tmp_path / "out").items() if ".lora_B." in key)
+
+
+def test_time_that_is_over_ends_a_run_with_a_last_check(generator, base, tmp_path):
+    check, calls = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.6)])
+    report = run(generator, base, tmp_path, check=check, max_seconds=1e-6, **HELD_OUT)
+    assert (calls, report.steps, report.kept, report.stopped) == ([0, 1], 1, 1, "1e-06 seconds were over")
+    assert run(load(Path(generator.checkpoint.path)), base, tmp_path / "long", updates=2, max_seconds=1e6).steps == 2
 
 
 def test_a_policy_that_only_got_worse_is_its_start(generator, base, tmp_path):
