@@ -8,7 +8,6 @@ import click
 from commands.preset import edited
 from pipeline.changes import changes
 from pipeline.command import stage_command
-from pipeline.graph import check_entries, check_shapes
 from pipeline.params import PARAMS, load_params
 from pipeline.replicates import ENTRIES, LISTS, SEEDS, check_seeds, expanded, originals, value
 
@@ -24,6 +23,8 @@ def main(seeds: tuple[int, ...], dry_run: bool) -> None:
     it: rwr2-s2 starts from rwr1-s2, on r2-s2. Entries of seeds that are no longer named are removed. An entry with a
     `seed` that you gave it is not repeated. Run it again after a change of the entries.
     """
+    from pipeline.graph import check_entries, check_shapes  # and the kinds of source with it, which import pyarrow
+
     before = load_params()
     before.setdefault(SEEDS, [])
     check_shapes(before)

@@ -7,9 +7,7 @@ from typing import Any
 
 from data.config import ConfigError, read_config
 from data.policies import off_policy
-from feedback.core.kinds import NESTED
-from feedback.metrics.reward_models.trained import NAME as REWARD
-from feedback.metrics.reward_models.trained import TRAINED
+from feedback.core.kinds import NESTED, REWARD_MODEL, TRAINED
 from pipeline.configs import (
     NAME,
     ComparedEntry,
@@ -305,12 +303,12 @@ def _reward_problems(params: Mapping[str, Any]) -> Iterator[str]:
         if name not in sources:
             yield (
                 f"reward.models.{name}: feedback.sources has no {name}, which would read it; add "
-                f"{name}: {{kind: {REWARD}, path: {TRAINED}/{name}}}"
+                f"{name}: {{kind: {REWARD_MODEL}, path: {TRAINED}/{name}}}"
             )
         elif not _reads(sources[name], name):
             yield (
-                f"feedback.sources.{name}: stage reward trains a model of this name, so kind is {REWARD} and path "
-                f"{TRAINED}/{name}; or rename reward.models.{name}"
+                f"feedback.sources.{name}: stage reward trains a model of this name, so kind is {REWARD_MODEL} and "
+                f"path {TRAINED}/{name}; or rename reward.models.{name}"
             )
         for where, named in (("feedback.source", [params["feedback"]["source"]]), *_listed_within(sources)):
             if name in named:
@@ -320,7 +318,7 @@ def _reward_problems(params: Mapping[str, Any]) -> Iterator[str]:
                     "anywhere as a copy of its folder under another path"
                 )
     for name, block in sources.items():
-        path = block.get("path") if isinstance(block, Mapping) and block.get("kind") == REWARD else None
+        path = block.get("path") if isinstance(block, Mapping) and block.get("kind") == REWARD_MODEL else None
         if isinstance(path, str) and TRAINED in Path(path).parents and name not in models:
             yield (
                 f"feedback.sources.{name}.path: {path} is what stage reward writes, and reward.models has no {name}; "
@@ -330,7 +328,7 @@ def _reward_problems(params: Mapping[str, Any]) -> Iterator[str]:
 
 def _reads(block: Any, name: str) -> bool:
     """Whether a source's block is of the reward model of this name."""
-    return isinstance(block, Mapping) and (block.get("kind"), block.get("path")) == (REWARD, f"{TRAINED}/{name}")
+    return isinstance(block, Mapping) and (block.get("kind"), block.get("path")) == (REWARD_MODEL, f"{TRAINED}/{name}")
 
 
 def _listed_within(sources: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:

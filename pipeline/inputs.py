@@ -31,10 +31,9 @@ from data.content.modules import module_files
 from data.manifest import atomically
 from data.prompts import load_prompts
 from data.written import read_written
-from feedback.core.kinds import KINDS, question_files, read_block, resolve
+from feedback.core.kinds import KINDS, TRAINED, question_files, read_block, resolve
 from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
-from feedback.metrics.reward_models.trained import TRAINED
 from feedback.questions import WRITERS, is_source
 from generators.core.families import FAMILIES
 from pipeline.graph import reward_models, trained_policies

@@ -44,9 +44,8 @@ def main(
     launch.begin()
     from cluster.devices import rank
     from data.prompts import load_prompts, select
-    from feedback.core.kinds import what_is_asked
+    from feedback.core.kinds import TRAINED, what_is_asked
     from feedback.differentiable.overlay import load_overlay
-    from feedback.metrics.reward_models.trained import TRAINED
     from feedback.questions import is_source
     from generators.core.size import VideoSize
     from pipeline.configs import CheckConfig, OnlineEntry

@@ -25,6 +25,8 @@ PACE = (
     "timeout", "tokens_per_minute",
 )  # fmt: skip
 NESTED = ("members", "of")  # where a block has those of other sources
+REWARD_MODEL = "reward_model"  # the kind of what stage reward trains
+TRAINED = Path("runs/rewards")  # where that stage writes
 
 # Names of a value, and forms of one, that are a key: those of OpenAI and its like, Google, Hugging Face, and headers.
 SECRET_NAME = re.compile(
@@ -55,7 +57,7 @@ KINDS = {
     "imaging_quality": "feedback.metrics.vbench.IMAGING_QUALITY",
     "videoreward": "feedback.metrics.reward_models.videoreward",
     "videoscore": "feedback.metrics.reward_models.videoscore",
-    "reward_model": "feedback.metrics.reward_models.trained",
+    REWARD_MODEL: "feedback.metrics.reward_models.trained",
     "metrics": "feedback.metrics.several",
 }
 

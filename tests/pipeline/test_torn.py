@@ -50,8 +50,10 @@ def test_nothing_is_mended_while_a_dvc_writes(root):
 def test_a_dvc_lock_that_dvc_cannot_read_is_put_aside_and_gits_version_takes_its_place(root, caplog):
     commit(root)
     lines = WHOLE.splitlines(keepends=True)
-    ends = {"nothing": b"", "a key alone": WHOLE[: WHOLE.index(b"path")], "inside a stage's name": WHOLE[:500]}
-    ends |= {"a path without a value": WHOLE[: WHOLE.index(b"path: ", 2000) + 5], "a command's first line": lines[3]}
+    within = WHOLE.index(b"generate@") + 9
+    ends = {"nothing": b"", "a key alone": WHOLE[: WHOLE.index(b"path")], "inside a stage's name": WHOLE[:within]}
+    path = WHOLE.index(b"- path:", within) + 7
+    ends |= {"a path without a value": WHOLE[:path], "a command's first line": lines[3]}
     for what, left in ends.items():
         (root / "dvc.lock").write_bytes(left)
         mend(root)

@@ -15,11 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from data.config import STRICT
 from data.manifest import MANIFEST
+from feedback.core.kinds import TRAINED
 from feedback.core.source import Metric
 from feedback.metrics.metric import MetricOptions, metric_kind
-
-NAME = "reward_model"  # of the kind
-TRAINED = Path("runs/rewards")  # where stage reward writes
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

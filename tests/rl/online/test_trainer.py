@@ -750,7 +750,7 @@ def test_a_wrong_setting_is_named():
         (LAST_STEPS | {"gradient_steps": None}, "gradient_steps must be set for rollout last_steps"),
         (LAST_STEPS | {"renoise": "fresh"}, "renoise must be null, being not read by rollout last_steps"),
         (LAST_STEPS | {"gradient_steps": 4}, "gradient_steps must be at most steps (3), found 4"),
-        ({"guidance": 0.5}, "engine.guidance is 0.5, expected greater than or equal to 1"),
+        ({"guidance": 0.5}, "engine.guidance: 0.5, expected a number from 1 on"),
         ({"held_out_every": 3}, "held_out_every must be a multiple of checkpoint_every (2)"),
         ({"learning_rate": 0}, "engine.learning_rate is 0, expected greater than 0"),  # of every policy's settings
     ):
