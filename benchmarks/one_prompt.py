@@ -77,7 +77,7 @@ def failing(split: str, changes: Sequence[str]) -> Iterator[Case]:
         for prompt in prompts:
             own = replace(prompt, prompt_id=PROMPT_ID)  # which the noise is addressed by
             frames = trained_clip(
-                generator, encode(generator, [own], recipe.engine.negative_prompt).told, PROMPT_ID, recipe
+                generator, encode(generator, [own], recipe.engine.negative_prompt).conditions, PROMPT_ID, recipe
             )
             if not check(frames, prompt.prompt).ok:
                 yield Case(prompt, seed)

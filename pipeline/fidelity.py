@@ -44,7 +44,7 @@ class DecoderFidelity(NamedTuple):
         from generators.core.conditions import stacked
         from generators.core.decoding import squared_error
 
-        generator, captions = self.generator, encoded.told
+        generator, captions = self.generator, encoded.conditions
         noise = generator.draw_noise([how.seed], generator.latent_shape)
         conditions = stacked([captions.prompts[prompt.prompt_id]])
         latents = generator.sample(conditions, captions.unwanted, noise, how.steps, how.guidance, how.solver)

@@ -177,8 +177,8 @@ def inputs_of(encoded: "Encoded") -> "PromptInputs":
     from generators.core.conditions import stacked
     from rl.online.loop import PromptInputs
 
-    prompts = encoded.told.prompts
-    return PromptInputs(tuple(prompts), stacked(list(prompts.values())), encoded.told.unwanted)
+    prompts = encoded.conditions.prompts
+    return PromptInputs(tuple(prompts), stacked(list(prompts.values())), encoded.conditions.unwanted)
 
 
 def keep_inputs(
@@ -309,7 +309,7 @@ class HeldOutCheck:
         """Sample a clip, and forget it, for each batch that another process has more."""
         from generators.core.conditions import stacked
 
-        generator, how, told = self.generator, self.sampling, self.encoded.told
+        generator, how, told = self.generator, self.sampling, self.encoded.conditions
         one = stacked(list(told.prompts.values())[:1])
         for _ in range(self.idle):
             noise = generator.draw_noise([0], generator.latent_shape)

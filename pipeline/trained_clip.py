@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from rl.online.judging import WeightedJudge
 
 
-def trained_clip(generator: "Generator", told: "PromptConditions", prompt_id: str, recipe: Recipe) -> "np.ndarray":
+def trained_clip(
+    generator: "Generator", conditions: "PromptConditions", prompt_id: str, recipe: Recipe
+) -> "np.ndarray":
     """A full sample of the policy of the moment: uint8 frames (F, H, W, 3).
 
     On the first noise that is trained on where the recipe's noise is fixed.
@@ -33,7 +35,7 @@ def trained_clip(generator: "Generator", told: "PromptConditions", prompt_id: st
     engine = recipe.engine
     noise = fixed_noise(engine.seed, prompt_id, 0, generator.latent_shape)[None]
     latents = generator.sample(
-        stacked([told.prompts[prompt_id]]), told.unwanted, noise, recipe.sampling.inference_steps,
+        stacked([conditions.prompts[prompt_id]]), conditions.unwanted, noise, recipe.sampling.inference_steps,
         engine.full_guidance, engine.solver,
     )  # fmt: skip
     frames: np.ndarray = generator.decode(latents)[0].numpy()
@@ -63,7 +65,7 @@ class TrainedClipCheck:
         from cluster import devices
 
         self.generator, self.judges, self.held_out, self.prompt = generator, judges, held_out, prompt
-        self.told, self.recipe, self.purpose = encoded.told, recipe, purpose_of("check", prompt, recipe)
+        self.conditions, self.recipe, self.purpose = encoded.conditions, recipe, purpose_of("check", prompt, recipe)
         self.folder = folder / f"rank-{devices.rank()}"  # every process makes the same clip
         image = encoded.images.get(prompt.prompt_id)
         self.first = None if image is None else first_frame_at(self.folder / "first.png", image)
@@ -77,7 +79,7 @@ class TrainedClipCheck:
         from rl.online.guards import CurvePoint
 
         prompt_id = self.prompt.prompt_id
-        frames = trained_clip(self.generator, self.told, prompt_id, self.recipe)
+        frames = trained_clip(self.generator, self.conditions, prompt_id, self.recipe)
         count(Counts(clips=1))
         found = answers_about(self.judges, in_unit(frames).to(self.generator.device), prompt_id)
         name = f"trained-{update:06d}"

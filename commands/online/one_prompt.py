@@ -102,11 +102,11 @@ def train_one_prompt(
         base = start or base_policy(model, work / "base")
         load = partial(load_generator, **asdict(model), size=size, device=device)
         report = run(job, load, base, work, out, device, Tracker(tracker, out.name) if tracker else None)
-        told = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).told
+        conditions = encode(load(parts=ENCODING), [prompt], recipe.engine.negative_prompt).conditions
         clips = {}
         for name, folder in ((BEFORE, base), (AFTER, out)):
             generator = with_recipe_sampling(load(parts=SAMPLING), recipe, base)
-            clips[name] = write_clip(generator, told, folder, recipe, out / name)
+            clips[name] = write_clip(generator, conditions, folder, recipe, out / name)
     draw_curve(out)
     opened = None if recipe.by_rewards else open_judges(job._replace(asks=read_asks(out / ASKS) or None), str(device))
     if given.heatmap and opened:

@@ -21,9 +21,9 @@ ENCODING = ("text", "image", "vae")  # the PARTS that `encode` needs
 
 
 class Encoded(NamedTuple):
-    """What a generator is told of prompts, and the first frames that it was shown."""
+    """Prompts and their first frames as conditions of a generator."""
 
-    told: PromptConditions
+    conditions: PromptConditions
     images: Mapping[str, np.ndarray]  # prompt_id -> uint8 (H, W, 3); empty where it takes none
     # family, shift (null: no flow), negative_prompt; embedded_guidance where it is an input; unconditional and its
     # scale where they are not the policy's own and 1
@@ -31,8 +31,9 @@ class Encoded(NamedTuple):
 
     def of(self, prompt_ids: Sequence[str]) -> "Encoded":
         """Those of some of the prompts."""
-        told = self.told._replace(prompts={prompt_id: self.told.prompts[prompt_id] for prompt_id in prompt_ids})
-        return Encoded(told, {name: self.images[name] for name in prompt_ids if name in self.images}, self.facts)
+        kept = {prompt_id: self.conditions.prompts[prompt_id] for prompt_id in prompt_ids}
+        images = {name: self.images[name] for name in prompt_ids if name in self.images}
+        return Encoded(self.conditions._replace(prompts=kept), images, self.facts)
 
 
 def encode(

@@ -295,21 +295,21 @@ class Generator:
         if guidance < 1:
             raise ValueError(f"guidance: found {guidance}; 1 is off, more follows the prompt more strongly")
         unwanted, apart = replaced(conditions, empty), self.unconditional
-        told = joined(conditions, unwanted) if guidance > 1 and apart is None else conditions
-        told = {name: self._moved(tensor) for name, tensor in told.items()}  # once, not in every step
+        batch = joined(conditions, unwanted) if guidance > 1 and apart is None else conditions
+        batch = {name: self._moved(tensor) for name, tensor in batch.items()}  # once, not in every step
         unwanted = {name: self._moved(tensor) for name, tensor in unwanted.items()} if apart else {}
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             times = timestep.expand(len(latents))
             if guidance == 1:
-                return self.ask(latents, times, told)
+                return self.ask(latents, times, batch)
             if apart is None:
-                prediction = self.ask(torch.cat([latents, latents]), torch.cat([times, times]), told)
+                prediction = self.ask(torch.cat([latents, latents]), torch.cat([times, times]), batch)
                 conditional, unconditional = prediction.chunk(2)
             else:
                 with torch.no_grad(), apart():
                     unconditional = self.ask(latents, times, unwanted)
-                conditional = self.ask(latents, times, told)
+                conditional = self.ask(latents, times, batch)
             if self.projects:
                 unconditional = projected(conditional, unconditional, given_frames(conditions))
             return unconditional + guidance * (conditional - unconditional)

@@ -329,7 +329,7 @@ def _generate(
     units = [_unit(index, *planned[index], encoded, begin) for index in missing]
     sampling_since = time.monotonic()
     share = begin.share if begin else None
-    make = partial(_Sampler, [part.load for part in parts], encoded.told.unwanted, sampling, share)
+    make = partial(_Sampler, [part.load for part in parts], encoded.conditions.unwanted, sampling, share)
     bar = tqdm(total=total, initial=total - todo, unit="clip", desc=f"{called.name} by {called.policy}")
     with bar as progress, contextlib.closing(pool.run(make, units)) as results:
         for index, made in results:
@@ -345,7 +345,7 @@ def _generate(
     writer.add_first_frames(encoded.images)
     if pairs:
         writer.add_starts(pairs)
-    writer.finish(encoded.told, facts | given)
+    writer.finish(encoded.conditions, facts | given)
     publish(work, out)
     seconds = time.monotonic() - began
     logger.info("%s: %d clips by %s, %d of them now in %.1f s", called.name, total, called.policy, todo, seconds)
@@ -375,7 +375,7 @@ def _keep_counts(work: Path, index: int, counts: Counts) -> None:
 
 
 def _unit(index: int, part: int, samples: Sequence[Sample], encoded: Encoded, begin: _Begin | None) -> Unit[_Batch]:
-    told = {sample.prompt_id: encoded.told.prompts[sample.prompt_id] for sample in samples}
+    told = {sample.prompt_id: encoded.conditions.prompts[sample.prompt_id] for sample in samples}
     what = f"clips {samples[0].sample_id} to {samples[-1].sample_id}"
     clean = _Latents(begin.clip_set, [begin.start_of[sample.sample_id] for sample in samples]) if begin else None
     return Unit(index, what, _Batch(part, samples, told, clean))

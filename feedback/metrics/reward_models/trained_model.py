@@ -11,7 +11,7 @@ After VideoReward of VideoAlign (Liu et al., arXiv 2501.13918), a Qwen2-VL-2B wi
 Bradley-Terry loss. Deviations: any VLM that kind `qwen` loads; one number in place of three dimensions, read at the
 last token and not at a special one; a zero head in place of a random one; no ties; a score that is not normalised by
 the mean and the standard deviation of the data, since only differences within a prompt were trained.
-The VLM is told the times of the frames of the clips that it was trained on, also for clips of another rate.
+The VLM gets the frame times of the clips that it was trained on, also for clips of another rate.
 """
 
 import json

@@ -44,9 +44,9 @@ def test_guidance_leads_away_from_the_pipelines_own_negative_prompt_unless_anoth
     encoded = encode(wan, [PROMPT], asked)
     assert encoded.facts["negative_prompt"] == wanted
     if wanted:
-        assert torch.equal(encoded.told.unwanted["text"], wan.encode_text([wanted])["text"][0])
+        assert torch.equal(encoded.conditions.unwanted["text"], wan.encode_text([wanted])["text"][0])
     else:
-        assert torch.equal(encoded.told.unwanted["text"], encoded.told.empty["text"])
+        assert torch.equal(encoded.conditions.unwanted["text"], encoded.conditions.empty["text"])
 
 
 def test_windowed_decoding_is_refused_where_every_frame_needs_the_whole_clip(tiny_wan, monkeypatch):

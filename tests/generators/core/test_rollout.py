@@ -216,7 +216,7 @@ def test_a_generator_that_takes_first_frames_is_shown_the_prompts_own(tiny_wan_w
 def test_a_generator_of_text_alone_warns_of_images_and_leaves_them_out(generator, tmp_path, caplog):
     encoded = encode(generator, with_images(tmp_path / "i"))
     assert "takes no first frame, so the images of the prompts are not used" in caplog.text
-    assert not encoded.images and all(told.keys() == {"text"} for told in encoded.told.prompts.values())
+    assert not encoded.images and all(told.keys() == {"text"} for told in encoded.conditions.prompts.values())
     assert check_images(generator, PROMPTS) is None
 
 

@@ -71,7 +71,7 @@ def test_a_clip_with_the_familys_defaults_is_shown_as_the_pipeline_shows_it(name
     first_frame().save(tmp_path / "first.png")
     prompt = Prompt("p", PROMPT, "c", "train", str(tmp_path / "first.png") if image else None, None)
     generator = load(tiny_model(name), name)
-    told = encode(generator, [prompt]).told
+    told = encode(generator, [prompt]).conditions
     noise = generator.draw_noise([7], generator.latent_shape)
 
     latents = generator.sample(

@@ -123,9 +123,8 @@ def test_updates_that_share_a_rollout_share_its_guidance(tiny_wan, base, tmp_pat
     run_by_rewards(tiny_wan, base, tmp_path, guidance=[1.5, 3.0], inner_epochs=2)
     drawn, ratios = ([line[key] for line in log(tmp_path)] for key in ("guidance", "ratio"))
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3] and all(1.5 <= one <= 3 for one in drawn)
-    assert (
-        ratios[0] == ratios[2] == pytest.approx(0, abs=1e-6)
-    )  # the steps are trained at the guidance they were drawn at
+    # The steps are trained at the guidance that they were drawn at.
+    assert ratios[0] == ratios[2] == pytest.approx(0, abs=1e-6)
 
 
 def test_groups_without_a_difference_teach_nothing(tiny_wan, base, tmp_path):
