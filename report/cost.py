@@ -2,7 +2,8 @@
 
 The figures of a stage, metrics/<stage>/<key>.json, have its own cost under `cost`. The cost of a policy is that of all
 stages that it comes from, each once: its start; each round that it was trained on, with the policy that sampled it, its
-clips and its labels; its training. An amount that is not known is None, and so is a sum with such a part, never 0.
+clips and its labels; each reward model that judged it while it was made, with its round; its training. An amount that
+is not known is None, and so is a sum with such a part, never 0.
 """
 
 import json
@@ -50,6 +51,7 @@ class Entries(NamedTuple):
     selected: Sequence[str]  # select.policies
     select_judges: Sequence[str]  # of which the first chooses
     extended: Mapping[str, Mapping[str, Any]]  # extend
+    rewards: Mapping[str, Mapping[str, Any]]  # reward.models, each the source of its name
 
 
 def read_costs(metrics: Path) -> dict[str, Cost]:
@@ -125,28 +127,45 @@ def _made_by(entries: Entries, policy: str) -> Iterator[str]:
     if policy in entries.extended:
         yield from _made_by(entries, entries.extended[policy]["policy"])
     elif policy in entries.online:
-        yield from _made_by(entries, entries.online[policy]["start"])
+        entry = entries.online[policy]
+        yield from _made_by(entries, entry["start"])
+        yield from _reward_models(entries, entry["judge"], entry["held_out"])
         yield f"online/{policy}"
     elif policy in entries.policies:
         entry = entries.policies[policy]
         yield from _made_by(entries, entry["start"])
-        for name in _rounds(entries, entry["round"]):
-            yield from _clips_of(entries, name)
-            if entry["objective"] not in UNJUDGED:
-                yield f"{'label-dense' if name in entries.dense else 'label'}/{name}"
+        yield from _rows_of(entries, entry["round"], entry["objective"])
         yield f"train/{policy}"
     elif policy in entries.compared:
         entry = entries.compared[policy]
         yield from _made_by(entries, entry["start"])
         yield from _clips_of(entries, entry["round"])
         if entry["objective"] not in UNJUDGED:
+            yield from _reward_models(entries, entry["source"])
             yield f"label-compare/{entry['round']}-{entry['source']}"
         yield f"train-compare/{policy}"
     elif policy.removesuffix(SELECTED) in entries.selected and policy.endswith(SELECTED):
         name = policy.removesuffix(SELECTED)
         yield from _made_by(entries, name)
         yield f"generate-select/{name}"
+        yield from _reward_models(entries, entries.select_judges[0])
         yield f"label-select/{name}-{entries.select_judges[0]}"
+
+
+def _rows_of(entries: Entries, of: str, objective: str) -> Iterator[str]:
+    """The stages that made the rows of a round or a pool for an objective."""
+    for name in _rounds(entries, of):
+        yield from _clips_of(entries, name)
+        if objective not in UNJUDGED:
+            yield f"{'label-dense' if name in entries.dense else 'label'}/{name}"
+
+
+def _reward_models(entries: Entries, *sources: str) -> Iterator[str]:
+    """The stages that made those of these sources that stage reward trains."""
+    for name in sources:
+        if name in entries.rewards:
+            yield from _rows_of(entries, entries.rewards[name]["round"], "dpo")
+            yield f"reward/{name}"
 
 
 def _clips_of(entries: Entries, name: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ def main(evaluation: Path, sets: Path, policies: Path, metrics: Path, out: Path)
     entries = Entries(
         block("rounds"), block("dense"), block("pools"), block("policies"), block("comparison.policies"),
         block("online.policies"), block("select.policies"), block("select.judges"), block("extend"),
+        block("reward.models"),
     )  # fmt: skip
     clips = {"prompts": block("prompts")["path"], **block("video")}
     sampling = {"rounds": block("generate") | clips, "evaluation": block("evaluate.generate") | clips}

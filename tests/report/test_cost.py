@@ -22,10 +22,14 @@ ENTRIES = Entries(
         "dense2": {"start": "rwr1", "round": "d2", "objective": "dense_dpo"},
     },
     compared={"rwr1-physics": {"start": "base", "round": "r1", "objective": "rwr", "source": "physics"}},
-    online={"ask1": {"start": "rwr1"}},
+    online={
+        "ask1": {"start": "rwr1", "judge": "second", "held_out": "judge"},
+        "bt1": {"start": "base", "judge": "bt", "held_out": "judge"},
+    },
     selected=["rwr1"],
     select_judges=["judge", "physics"],
     extended={"rwr2-extended": {"policy": "rwr2"}},
+    rewards={"bt": {"round": "both"}},
 )  # fmt: skip
 R1 = ["generate/r1", "label/r1"]
 RWR1 = [*R1, "train/rwr1"]
@@ -39,6 +43,7 @@ CHAINS = {
     "dense2": [*RWR1, "generate/r2", "generate-dense/d2", "label-dense/d2", "train/dense2"],  # r2 needs no labels
     "rwr1-physics": ["generate/r1", "label-compare/r1-physics", "train-compare/rwr1-physics"],
     "ask1": [*RWR1, "online/ask1"],
+    "bt1": [*R1, "generate/r1b", "label/r1b", "reward/bt", "online/bt1"],
     "rwr1-selected": [*RWR1, "generate-select/rwr1", "label-select/rwr1-judge"],
     "rwr3": [
         *RWR1, "generate-select/rwr1", "label-select/rwr1-judge", "generate/r3", "label/r3", "train/rwr3",
