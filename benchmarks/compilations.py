@@ -116,8 +116,8 @@ def _clip_set(folder: Path, generator: Generator) -> ClipSet:
     ]
     latents = torch.randn(CLIPS, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
     writer.add_batch(0, samples, encode_clips(samples, np.zeros((CLIPS, *shape, 3), np.uint8)), latents)
-    told, empty = ({key: value[0] for key, value in generator.encode_text([text]).items()} for text in ("a cup", ""))
-    writer.finish(PromptConditions({"p": told}, empty, None), {})
+    text, empty = ({key: value[0] for key, value in generator.encode_text([text]).items()} for text in ("a cup", ""))
+    writer.finish(PromptConditions({"p": text}, empty, None), {})
     return ClipSet.open(folder)
 
 

@@ -25,7 +25,7 @@ from data.records import Sample
 from data.store import ClipSet, ClipSetWriter, encode_clips
 from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 PORT = 18231
 PATHS = {"gpt": "/v1", "served": "/v1", "gemini": ""}
@@ -88,7 +88,7 @@ def make_clips(folder: Path, count: int) -> ClipSet:
         ]
         frames = random.integers(0, 256, (len(names), 9, 32, 32, 3), dtype=np.uint8)
         writer.add_batch(index, samples, encode_clips(samples, frames), torch.zeros(len(names), 1, 1, 1, 1))
-    writer.finish(told(["p"]), {})
+    writer.finish(blank_conditions(["p"]), {})
     return ClipSet.open(folder)
 
 

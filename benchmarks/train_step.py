@@ -98,8 +98,8 @@ def make_clips(folder: Path, sizes: Sizes, count: int) -> ClipSet:
         ]
         frames = np.zeros((2, num_frames, pixels, pixels, 3), np.uint8)
         writer.add_batch(index, samples, encode_clips(samples, frames), torch.randn(2, *shape))
-    told = PromptConditions({"p": {"text": torch.randn(TOKENS, TEXT_DIM)}}, {"text": torch.zeros(TOKENS, TEXT_DIM)})
-    writer.finish(told, {})
+    text, empty = torch.randn(TOKENS, TEXT_DIM), torch.zeros(TOKENS, TEXT_DIM)
+    writer.finish(PromptConditions({"p": {"text": text}}, {"text": empty}), {})
     return ClipSet.open(folder)
 
 
@@ -125,12 +125,12 @@ def eight_forwards(setting: Setting, steps: int) -> float:
     generator, config = setting.generator, setting.config
     clean = setting.clip_set.latents(side_ids(setting.pairs[: config.batch_size]))
     t = torch.full((len(clean),), 0.5)
-    told = setting.clip_set.conditions(["p"] * len(clean))
+    conditions = setting.clip_set.conditions(["p"] * len(clean))
 
     def forwards() -> None:
         for _ in range(4):
             with torch.no_grad(), devices.autocast(generator.device, config.precision):
-                generator.predict(clean, t, told)
+                generator.predict(clean, t, conditions)
 
     return seconds_each(forwards, steps, setting)
 

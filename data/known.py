@@ -93,8 +93,8 @@ def write_known(
         samples += of_batch
         made |= {clip.sample.sample_id: clip.made for clip in batch}
     writer.add_first_frames(first_frames or {})
-    told = PromptConditions({sample.prompt_id: {} for sample in samples}, {})
-    writer.finish(told, {"set": "audit", "policy": policy})
+    conditions = PromptConditions({sample.prompt_id: {} for sample in samples}, {})
+    writer.finish(conditions, {"set": "audit", "policy": policy})
     return Known(ClipSet.open(writer.work), made)
 
 

@@ -3,7 +3,7 @@
     videos/<sample_id>.mp4
     metadata.parquet              one row per clip; docs/inspecting.md says how Hugging Face's `videofolder` reads it
     latents-00000.safetensors     one shard a batch: "latents" (B, C, F, H, W)
-    conditions.safetensors        what the generator was told of each prompt, by name: "prompt/<prompt_id>/<name>" (…),
+    conditions.safetensors        the conditions of each prompt, by name: "prompt/<prompt_id>/<name>" (…),
                                   "empty/<name>" (…) of the empty caption, "negative/<name>" (…) of a negative prompt
     starts.parquet                of a set of pairs with one start (data/dense.py), what each pair was sampled from
     first/<prompt_id>.png         the image that the generator was given for the prompt, at the clip's size; of all
@@ -46,7 +46,7 @@ EMBEDDINGS = "embeddings.safetensors"  # of the first version
 
 
 class PromptConditions(NamedTuple):
-    """What a generator is told beside latents and time: tensors by name, without a batch axis."""
+    """The inputs of a denoiser beside latents and time: tensors by name, without a batch axis."""
 
     prompts: Mapping[str, Mapping[str, torch.Tensor]]  # by prompt_id; the same names for all
     empty: Mapping[str, torch.Tensor]  # those of the empty caption; a name that it lacks, it does not replace
@@ -122,22 +122,21 @@ class ClipSetWriter:
             with atomically(self.work / STARTS) as partial:
                 write_rows(partial, pairs, SharedStart)
 
-    def finish(self, told: PromptConditions, facts: Mapping[str, Any]) -> None:
+    def finish(self, conditions: PromptConditions, facts: Mapping[str, Any]) -> None:
         """Turn the batches into a clip set: metadata, conditions, manifest last.
 
-        told: what the generator was told of each prompt. facts: what readers should know of this set; JSON, not
-        volatile. Raises StoreError when a batch or a file of one is missing, ValueError when `told` does not fit the
-        samples.
+        facts: what readers should know of this set; JSON, not volatile. Raises StoreError when a batch or a file of one
+        is missing, ValueError when `conditions` does not fit the samples.
         """
         if not (self.work / MANIFEST).is_file():
             batches = self._committed_batches()
             samples = [sample for batch in batches for sample in batch]
             records.by_id(samples)  # raises on duplicates
-            _check_conditions(samples, told)
+            _check_conditions(samples, conditions)
             self._check_files(batches)
             self._check_first_frames(samples)
             _write_rows(self.work / METADATA, samples)
-            _write_tensors(self.work / CONDITIONS, told.named())
+            _write_tensors(self.work / CONDITIONS, conditions.named())
             write_manifest(self.work, KIND, shards=[[s.sample_id for s in batch] for batch in batches], **facts)
         # After the manifest: a kill before it must not cost the batches.
         shutil.rmtree(self._markers, ignore_errors=True)
@@ -210,7 +209,7 @@ class ClipSet:
         return self._gather("latents", sample_ids)
 
     def conditions(self, prompt_ids: Sequence[str]) -> dict[str, torch.Tensor]:
-        """(B, …) what the generator was told of each prompt, by name."""
+        """(B, …) the conditions of each prompt, by name."""
         import torch
 
         unknown = sorted({f"prompt/{prompt_id}" for prompt_id in prompt_ids} - self._told.keys())
@@ -375,16 +374,16 @@ def _check_batch(samples: Sequence[Sample], videos: Sequence[bytes], latents: to
             raise ValueError(f"{sample.sample_id!r}: it becomes a file name, so no slash and no dot at its beginning")
 
 
-def _check_conditions(samples: Sequence[Sample], told: PromptConditions) -> None:
+def _check_conditions(samples: Sequence[Sample], conditions: PromptConditions) -> None:
     """Those of every prompt are there, with the same names and shapes; what replaces them has names of theirs."""
-    missing = sorted({sample.prompt_id for sample in samples} - told.prompts.keys())
+    missing = sorted({sample.prompt_id for sample in samples} - conditions.prompts.keys())
     if missing:
         raise ValueError(f"no conditions of the prompts {', '.join(missing)}")
-    layouts = {prompt_id: {n: tuple(t.shape) for n, t in own.items()} for prompt_id, own in told.prompts.items()}
+    layouts = {prompt_id: {n: tuple(t.shape) for n, t in own.items()} for prompt_id, own in conditions.prompts.items()}
     first = next(iter(layouts.values()))
     for prompt_id, layout in layouts.items():
         if layout != first:
             raise ValueError(f"{prompt_id}: conditions {layout}, those of the first prompt are {first}")
-    for caption, own in (("empty", told.empty), ("negative", told.negative or {})):
+    for caption, own in (("empty", conditions.empty), ("negative", conditions.negative or {})):
         if wrong := {name: tuple(t.shape) for name, t in own.items() if first.get(name) != tuple(t.shape)}:
             raise ValueError(f"conditions of the {caption} caption are {wrong}, those of the prompts {first}")

@@ -309,11 +309,11 @@ class HeldOutCheck:
         """Sample a clip, and forget it, for each batch that another process has more."""
         from generators.core.conditions import stacked
 
-        generator, how, told = self.generator, self.sampling, self.encoded.conditions
-        one = stacked(list(told.prompts.values())[:1])
+        generator, how, conditions = self.generator, self.sampling, self.encoded.conditions
+        one = stacked(list(conditions.prompts.values())[:1])
         for _ in range(self.idle):
             noise = generator.draw_noise([0], generator.latent_shape)
-            generator.sample(one, told.unwanted, noise, how.steps, how.guidance, how.solver)
+            generator.sample(one, conditions.unwanted, noise, how.steps, how.guidance, how.solver)
 
     def _clips(self, folder: Path, update: int) -> "ClipSet":
         from data.counts import Counts, count

@@ -57,9 +57,9 @@ class Predictor:
         draws = [generator_at(probe.seed, "drift", name, probe.place) for name in probe.sample_ids]
         noise = torch.stack([standard_normal(one, probe.latents.shape[1:]) for one in draws])
         part = torch.tensor([int(one.integers(generator.num_parts)) for one in draws])
-        told = {name: sent(tensor, device) for name, tensor in probe.conditions.items()}
-        clean, conditions = generator.view(sent(probe.latents, device), told, part)
-        noise, _ = generator.view(sent(noise, device), told, part)
+        whole = {name: sent(tensor, device) for name, tensor in probe.conditions.items()}
+        clean, conditions = generator.view(sent(probe.latents, device), whole, part)
+        noise, _ = generator.view(sent(noise, device), whole, part)
         t = torch.full((len(probe.sample_ids),), probe.t)
         noised = generator.process.noised(clean, noise, sent(t, device))
         prediction = generator.predict(noised, t, conditions)
@@ -73,7 +73,7 @@ def drift(
     """Mean over elements of (policy - base)², for each clip and time.
 
     clip_set: the base's, with these samples. times: how many, in the middle of so many equal parts of (0, 1).
-    batch_size: clips a forward. Both are told the prompts that the base was told. The base predicts everything first,
+    batch_size: clips a forward. Both have the base's conditions. The base predicts everything first,
     so that one generator is loaded at a time; its predictions stay in memory, as many floats as the latents of the
     samples times `times`.
     """
@@ -110,6 +110,6 @@ def _probes(clip_set: ClipSet, samples: Sequence[Sample], times: int, batch_size
     for at in range(0, len(samples), batch_size):
         own = samples[at : at + batch_size]
         ids = tuple(sample.sample_id for sample in own)
-        latents, told = clip_set.latents(ids).float(), clip_set.conditions([sample.prompt_id for sample in own])
-        found += [Probe(ids, latents, told, place, t, seed) for place, t in enumerate(middles(times))]
+        latents, conditions = clip_set.latents(ids).float(), clip_set.conditions([sample.prompt_id for sample in own])
+        found += [Probe(ids, latents, conditions, place, t, seed) for place, t in enumerate(middles(times))]
     return found

@@ -24,7 +24,7 @@ from generators.decoders.lighter import DecoderPlace
 from tabletop.captions import Claim, Thing
 from tabletop.render import render
 from tabletop.scenes import make_scene
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 PAGE = Path(__file__).parents[1] / "docs/doors.md"
 
@@ -53,7 +53,7 @@ def clip_set(folder: Path, clips: np.ndarray) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, clips), torch.zeros(count, 1, 1, 1, 1))
-    writer.finish(told(f"p{n}" for n in range(count)), {})
+    writer.finish(blank_conditions(f"p{n}" for n in range(count)), {})
     return ClipSet.open(folder)
 
 

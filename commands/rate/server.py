@@ -246,8 +246,8 @@ class Ratings:
         prompt, question = item.rateable.prompt, item.rateable.question
         sizes = [(sample.width, sample.height) for sample, _ in item.clips]
         # The page shows the prompt by itself, so a line of the instructions that is nothing else would repeat it.
-        told = f"{(rubric.first_frame or '').strip()}\n{rubric.instructions.strip()}"
-        lines = [line for line in told.splitlines() if line.strip() != "{prompt}"]
+        words = f"{(rubric.first_frame or '').strip()}\n{rubric.instructions.strip()}"
+        lines = [line for line in words.splitlines() if line.strip() != "{prompt}"]
         return {
             "prompt": prompt,
             "ask": question.ask.strip().replace("{prompt}", prompt),

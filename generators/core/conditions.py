@@ -1,4 +1,4 @@
-"""What a denoiser is told beside latents and time: named tensors, most of them made once a prompt.
+"""The inputs of a denoiser beside latents and time: named tensors, most of them made once a prompt.
 
 Which names there are is the family's own (`text`, `vision`, `image`, masks …). One is known here:
 

@@ -61,9 +61,9 @@ def encode(
         shown = [*images.values(), *[black] * (len(captions) - len(images))]
         seen = torch.from_numpy(np.stack(shown))
     rows = _rows(generator.encode_text(captions, seen), len(captions))
-    told = dict(zip(inputs, rows, strict=False))
+    conditions = dict(zip(inputs, rows, strict=False))
     for prompt_id, image in images.items():  # one by one: with frames after it, each takes the memory of a clip
-        told[prompt_id] |= _rows(generator.encode_image(torch.from_numpy(image[None])), 1)[0]
+        conditions[prompt_id] |= _rows(generator.encode_image(torch.from_numpy(image[None])), 1)[0]
     process = generator.process
     shift = process.shift if isinstance(process, FlowMatching) else None
     facts = {"family": generator.family, "shift": shift, "negative_prompt": negative_prompt}
@@ -73,7 +73,8 @@ def encode(
         facts["unconditional"] = BASE
     if generator.projects:
         facts["unconditional_scale"] = PROJECTED
-    return Encoded(PromptConditions(told, rows[len(told)], rows[-1] if negative_prompt else None), images, facts)
+    negative = rows[-1] if negative_prompt else None
+    return Encoded(PromptConditions(conditions, rows[len(conditions)], negative), images, facts)
 
 
 def check_images(generator: Generator, prompts: Sequence[Prompt]) -> str | None:

@@ -156,7 +156,7 @@ class Generator:
         raise NotImplementedError
 
     def encode_image(self, images: Tensor) -> Conditions:
-        """What the denoiser is told of first frames, (P, …) each on the CPU. images: uint8 (P, H, W, 3)."""
+        """The conditions that first frames add, (P, …) each on the CPU. images: uint8 (P, H, W, 3)."""
         raise NotImplementedError
 
     def vae_latents(self, latents: Tensor) -> Tensor:
@@ -269,16 +269,16 @@ class Generator:
         several = len(self.denoiser_names) > 1
         turns = [self.denoiser_at(one) for one in timestep.tolist()] if several else [*self.denoiser_names]
         latents = with_given(latents.to(self.device, self.dtype), conditions)
-        told = {name: self._moved(tensor) for name, tensor in conditions.items()}
+        on_device = {name: self._moved(tensor) for name, tensor in conditions.items()}
         timestep = sent(timestep, self.device)
         asked = dict.fromkeys([*always, *turns])
         if len(asked) == 1:
-            return _counted(self._ask(self.component(turns[0]), latents, timestep, told).float())
+            return _counted(self._ask(self.component(turns[0]), latents, timestep, on_device).float())
         places = {name: [place for place, turn in enumerate(turns) if turn == name] for name in asked}
         answers = []
         for name, own in places.items():
             rows = sent(torch.tensor(own or [0]), self.device)  # [0]: of another denoiser, its answer is cut off
-            answer = self._ask(self.component(name), latents[rows], timestep[rows], chosen(told, rows))
+            answer = self._ask(self.component(name), latents[rows], timestep[rows], chosen(on_device, rows))
             answers.append(answer[: len(own)].float())
         order = torch.tensor([place for own in places.values() for place in own]).argsort()
         return _counted(torch.cat(answers)[sent(order, self.device)])

@@ -120,10 +120,10 @@ def save(transformer: Any, folder: Path, denoiser: str = FIRST[0]) -> None:
     prefix = "unet." if denoiser == "unet" else "transformer."  # also of transformer_2
     path = Path(folder) / LORA_FILE
     tensors = {prefix + key: value.detach().float().cpu().contiguous() for key, value in weights.items()}
-    told = json.dumps({prefix + key: value for key, value in facts.items()}, sort_keys=True)
+    metadata = json.dumps({prefix + key: value for key, value in facts.items()}, sort_keys=True)
     with atomically(path) as partial:
         # One metadata entry: safetensors writes several in random order, so the bytes would differ.
-        save_file(tensors, partial, metadata={LORA_ADAPTER_METADATA_KEY: told})
+        save_file(tensors, partial, metadata={LORA_ADAPTER_METADATA_KEY: metadata})
 
 
 def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:

@@ -127,7 +127,7 @@ class _Batch(NamedTuple):
 
     part: int
     samples: Sequence[Sample]
-    told: Mapping[str, Mapping[str, Tensor]]  # of their prompts
+    conditions: Mapping[str, Mapping[str, Tensor]]  # of their prompts, by prompt_id
     clean: _Latents | _Sent | None = None  # what they start from; None: noise alone
 
 
@@ -170,7 +170,7 @@ class _Sampler:
     def _sampled(self, generator: Generator, batch: _Batch) -> tuple[Tensor, np.ndarray]:
         """Latents (B, C, F, h, w) and frames (B, F, H, W, 3)."""
         how = (
-            stacked([batch.told[sample.prompt_id] for sample in batch.samples]),
+            stacked([batch.conditions[sample.prompt_id] for sample in batch.samples]),
             self.unwanted,
             generator.draw_noise([sample.seed for sample in batch.samples], generator.latent_shape),
             self.sampling.steps,
@@ -256,15 +256,15 @@ def generate_pairs(
     """Sample pairs of clips, both of a pair from one clip of the set `starts` as `Generator.sample_from` does.
 
     The other arguments are those of `generate_clip_set`; of `sampling`, samples_per_prompt, split, prompts and
-    negative_prompt are not used: the prompts, and what the generator is told of them, are those of `starts`.
+    negative_prompt are not used: the prompts and their conditions are those of `starts`.
     share: of the solver's steps, which is run. pairs_per_prompt: each from another clip of the prompt, in the
         order of `starts`.
     The set has the table starts.parquet (data/dense.py), and a fact `starts`. Returns the number of clips.
     Raises ValueError as `sample_from` does, and for a prompt with fewer clips than pairs_per_prompt.
     """
     left = sampling.steps - first_step(share, sampling.steps)
-    told = {sample.prompt_id: sample for sample in starts.samples}
-    prompts = [Prompt(one.prompt_id, one.prompt, one.category, one.split, None, None) for one in told.values()]
+    sample_of = {sample.prompt_id: sample for sample in starts.samples}
+    prompts = [Prompt(one.prompt_id, one.prompt, one.category, one.split, None, None) for one in sample_of.values()]
     sampling = replace(sampling, samples_per_prompt=2 * pairs_per_prompt, split="all", prompts=None)
     pairs = pairs_of_starts(starts.samples, plan(prompts, size, sampling, called), pairs_per_prompt)
     start_of = {sample_id: pair.start for pair in pairs for sample_id in (pair.first, pair.second)}
@@ -277,19 +277,19 @@ def generate_pairs(
         "latent_frames": starts.latents([pairs[0].start]).shape[2],
     }
     known = {key: facts[key] for key in ("family", "negative_prompt", "embedded_guidance", *OF_POLICY) if key in facts}
-    encoded = Encoded(_told_by(starts), _images_of(starts), {**known, "starts": begun})
+    encoded = Encoded(_conditions_of(starts), _images_of(starts), {**known, "starts": begun})
     part, begin = _Part(called.policy, called.name, load), _Begin(starts, start_of, share)
     message = "%s: %d pairs, each from a clip of %s with the last %d of %d solver steps to run"
     logger.info(message, called.name, len(pairs), facts["set"], left, sampling.steps)
     return _generate([part], prompts, size, sampling, called, work, out, pool or Here(), None, encoded, begin, pairs)
 
 
-def _told_by(clip_set: ClipSet) -> PromptConditions:
-    """What the generator was told when it sampled a set."""
+def _conditions_of(clip_set: ClipSet) -> PromptConditions:
+    """The conditions that a set was sampled with."""
     ids = list(dict.fromkeys(sample.prompt_id for sample in clip_set.samples))
     rows = clip_set.conditions(ids)
-    told = {one: {name: tensor[place] for name, tensor in rows.items()} for place, one in enumerate(ids)}
-    return PromptConditions(told, clip_set.empty, clip_set.negative)
+    prompts = {one: {name: tensor[place] for name, tensor in rows.items()} for place, one in enumerate(ids)}
+    return PromptConditions(prompts, clip_set.empty, clip_set.negative)
 
 
 def _images_of(clip_set: ClipSet) -> dict[str, np.ndarray]:
@@ -375,10 +375,10 @@ def _keep_counts(work: Path, index: int, counts: Counts) -> None:
 
 
 def _unit(index: int, part: int, samples: Sequence[Sample], encoded: Encoded, begin: _Begin | None) -> Unit[_Batch]:
-    told = {sample.prompt_id: encoded.conditions.prompts[sample.prompt_id] for sample in samples}
+    conditions = {sample.prompt_id: encoded.conditions.prompts[sample.prompt_id] for sample in samples}
     what = f"clips {samples[0].sample_id} to {samples[-1].sample_id}"
     clean = _Latents(begin.clip_set, [begin.start_of[sample.sample_id] for sample in samples]) if begin else None
-    return Unit(index, what, _Batch(part, samples, told, clean))
+    return Unit(index, what, _Batch(part, samples, conditions, clean))
 
 
 def _check_done(work: Path, done: Mapping[int, Sequence[Sample]], planned: Sequence[Sequence[Sample]]) -> None:

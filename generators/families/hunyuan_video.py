@@ -138,27 +138,27 @@ class HunyuanVideoGenerator(Generator):
                     f"prompt of {length - template['crop_start']} tokens with the end of its template, "
                     f"max_prompt_tokens is {self.max_prompt_tokens}: {prompt!r}"
                 )
-        told = {"device": self.device, "max_sequence_length": self.max_prompt_tokens}
+        options = {"device": self.device, "max_sequence_length": self.max_prompt_tokens}
         if images is None:
             starts = range(0, len(prompts), TEXT_BATCH)
-            parts = [pipeline.encode_prompt(list(prompts[start : start + TEXT_BATCH]), **told) for start in starts]
+            parts = [pipeline.encode_prompt(list(prompts[start : start + TEXT_BATCH]), **options) for start in starts]
         else:
             parts = [
-                self._seen(pipeline, template, prompt, image, told)
+                self._seen(pipeline, template, prompt, image, options)
                 for prompt, image in zip(prompts, images, strict=True)
             ]
         text, pooled, mask = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return {"text": text.cpu(), "text_mask": mask.to(text.dtype).cpu(), "pooled": pooled.cpu()}
 
     def _seen(
-        self, pipeline: Any, template: dict[str, Any], prompt: str, image: Tensor, told: dict[str, Any]
+        self, pipeline: Any, template: dict[str, Any], prompt: str, image: Tensor, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A prompt's text, pooled text and mask, (1, …) each, with its image uint8 (H, W, 3); padded to one length."""
         from PIL import Image
 
         every = EVERY if self.beside or not image.any() else EVERY_GIVEN
         picture = Image.fromarray(image.cpu().numpy())
-        text, pooled, mask = pipeline.encode_prompt(picture, prompt, image_embed_interleave=every, **told)
+        text, pooled, mask = pipeline.encode_prompt(picture, prompt, image_embed_interleave=every, **options)
         missing = template["image_emb_len"] // EVERY - len(range(0, template["image_emb_len"], every))
         return functional.pad(text, (0, 0, 0, missing)), pooled, functional.pad(mask, (0, missing))
 

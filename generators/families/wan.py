@@ -139,13 +139,13 @@ class WanGenerator(Generator):
         latents = self._encode_pixels(torch.cat([first, grey], dim=2))
         mask = latents.new_zeros(len(latents), self.vae_config["scale_factor_temporal"], *latents.shape[2:])
         mask[:, :, 0] = 1
-        told = {"image": torch.cat([mask, latents], dim=1).cpu()}
+        conditions = {"image": torch.cat([mask, latents], dim=1).cpu()}
         if self._takes_vision:
             encoder, processor = self.component("image_encoder"), self.component("image_processor")
             pixels = processor(images=list(images.cpu().numpy()), return_tensors="pt").pixel_values
             seen = encoder(pixels.to(self.device, encoder.dtype), output_hidden_states=True)
-            told["vision"] = seen.hidden_states[-2].cpu()
-        return told
+            conditions["vision"] = seen.hidden_states[-2].cpu()
+        return conditions
 
     def _ask(self, denoiser: Any, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         if self.time_per_token:  # 0 on the tokens of the given frames

@@ -99,7 +99,7 @@ class ClipReader:
     def __init__(self, clip_sets: Sequence[ClipSet], dropped_caption: str = "empty") -> None:
         """A reader of all clips of these sets.
 
-        dropped_caption: what a row without its caption is told: "empty", or "negative", the prompt that guidance led
+        dropped_caption: what replaces a dropped caption: "empty", or "negative", the prompt that guidance led
         away from when the clips were sampled.
         Raises ValueError where two sets share a sample_id, where latents or conditions differ in shape, without a clip,
         and for negative captions of a set that was sampled without a negative prompt.
@@ -119,22 +119,22 @@ class ClipReader:
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clip sets whose latents differ in shape cannot be trained on together: {shapes}")
         self.latent_shape = next(iter(shapes.values()))  # (C, F, h, w)
-        told = {str(c.folder): _layout(c) for c in clip_sets if c.samples}
-        if any(layout != next(iter(told.values())) for layout in told.values()):
-            raise ValueError(f"clip sets whose conditions differ in shape cannot be trained on together: {told}")
+        layouts = {str(c.folder): _layout(c) for c in clip_sets if c.samples}
+        if any(layout != next(iter(layouts.values())) for layout in layouts.values()):
+            raise ValueError(f"clip sets whose conditions differ in shape cannot be trained on together: {layouts}")
 
     def __contains__(self, sample_id: str) -> bool:
         return sample_id in self._home
 
     def read(self, sample_ids: Sequence[str], dropped: Tensor) -> ClipTensors:
-        """The clips in this order; `dropped` (B,) says which are told the empty or the negative caption."""
-        latents, told = [], []
+        """The clips in this order; `dropped` (B,) says which have the empty or the negative caption."""
+        latents, conditions = [], []
         for sample_id, drop in zip(sample_ids, dropped.tolist(), strict=True):
             clip_set, prompt_id = self._home[sample_id]
             latents.append(clip_set.latents([sample_id]))
             row = {name: tensor[0] for name, tensor in clip_set.conditions([prompt_id]).items()}
-            told.append(row | self._caption_of(clip_set) if drop else row)
-        return ClipTensors(torch.cat(latents), stacked(told))
+            conditions.append(row | self._caption_of(clip_set) if drop else row)
+        return ClipTensors(torch.cat(latents), stacked(conditions))
 
     def _caption_of(self, clip_set: ClipSet) -> dict[str, Tensor]:
         dropped = clip_set.negative if self._dropped_caption == "negative" else clip_set.empty
@@ -144,5 +144,5 @@ class ClipReader:
 
 def _layout(clip_set: ClipSet) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the conditions of a prompt, the same for all prompts of a set."""
-    told = clip_set.conditions([clip_set.samples[0].prompt_id])
-    return {name: tuple(tensor.shape[1:]) for name, tensor in sorted(told.items())}
+    conditions = clip_set.conditions([clip_set.samples[0].prompt_id])
+    return {name: tuple(tensor.shape[1:]) for name, tensor in sorted(conditions.items())}

@@ -90,7 +90,7 @@ class TrainConfig(PolicyConfig):
     steps: Count
     timesteps: Distribution
     caption_dropout: Probability
-    # What a row without its caption is told: the empty one, or the negative prompt that its clips were sampled with.
+    # What replaces a dropped caption: the empty one, or the negative prompt that its clips were sampled with.
     dropped_caption: Literal["empty", "negative"] = "empty"
     # Train a distilled denoiser at another embedded guidance than its clips were sampled at.
     force_embedded_guidance: bool = False

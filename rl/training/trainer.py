@@ -72,11 +72,11 @@ def train(
         draws = draw(config.seed, step, places, shape, config.timesteps, dropout, trains, parts)
         own = [rows[batch[place]] for place in places]
         weight = torch.tensor([objective.weight(row) for row in own])
-        told = None if signal is None else torch.tensor([signal[batch[place]] for place in places])
+        signals = None if signal is None else torch.tensor([signal[batch[place]] for place in places])
         sides = list(zip(*(objective.sample_ids(row) for row in own), strict=True))
         found = _errors(generator, run.policy, objective, settings, config, reader, sides, draws, reference)
         return found._replace(
-            weight=devices.sent(weight, device), signal=None if told is None else devices.sent(told, device)
+            weight=devices.sent(weight, device), signal=None if signals is None else devices.sent(signals, device)
         )
 
     with run.loop(config.steps, "step") as progress:
@@ -179,9 +179,9 @@ def _errors(
     clips = reader.read([sample_id for side in sides for sample_id in side], draws.dropped.repeat(count))
     part, time = draws.part.repeat(count), devices.sent(draws.t, device)
     t = time.repeat(count)
-    told = {name: devices.sent(tensor, device) for name, tensor in clips.conditions.items()}
-    clean, conditions = generator.view(devices.sent(clips.latents, device), told, part)
-    noise, _ = generator.view(torch.cat([devices.sent(draws.noise, device)] * count), told, part)
+    whole = {name: devices.sent(tensor, device) for name, tensor in clips.conditions.items()}
+    clean, conditions = generator.view(devices.sent(clips.latents, device), whole, part)
+    noise, _ = generator.view(torch.cat([devices.sent(draws.noise, device)] * count), whole, part)
     noised, target = process.noised(clean, noise, t), process.target(clean, noise, t)
     given = given_frames(conditions)  # no prediction, so no part of the error
     error_of = per_frame_error if objective.by_frame else per_sample_error
@@ -222,12 +222,13 @@ def _check_clips(generator: Generator, clip_sets: Sequence[ClipSet], reader: Cli
         family = clip_set.manifest["facts"].get("family", generator.family)  # sets of the first version do not say
         if family != generator.family:
             raise ValueError(f"{clip_set.folder}: clips of a {family} generator, and this one is {generator.family}")
-        told = clip_set.manifest["facts"].get("embedded_guidance")
-        if told != generator.embedded_guidance and not force:
+        sampled_at = clip_set.manifest["facts"].get("embedded_guidance")
+        if sampled_at != generator.embedded_guidance and not force:
             raise ValueError(
-                f"{clip_set.folder}: clips sampled at embedded_guidance {told}, and generator.embedded_guidance is "
-                f"{generator.embedded_guidance}: its errors are not those of the policy that was judged. Set "
-                f"generator.embedded_guidance: {told}, or train.common.force_embedded_guidance: true"
+                f"{clip_set.folder}: clips sampled at embedded_guidance {sampled_at}, and "
+                f"generator.embedded_guidance is {generator.embedded_guidance}: its errors are not those of the policy "
+                f"that was judged. Set generator.embedded_guidance: {sampled_at}, or "
+                "train.common.force_embedded_guidance: true"
             )
     if tuple(reader.latent_shape) != tuple(generator.latent_shape):
         raise ValueError(

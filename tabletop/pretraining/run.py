@@ -213,13 +213,14 @@ def sample_clips(folder: Path, texts: list[str], config: PretrainConfig, guidanc
     """A clip for each text from a pipeline folder, uint8 (N, F, H, W, 3)."""
     size = VideoSize(FRAMES, SIZE, SIZE, fps=8)
     generator = load_generator("wan", str(folder), size, max_prompt_tokens=config.denoiser.tokens)
-    told, empty = generator.encode_text(texts), {name: one[0] for name, one in generator.encode_text([""]).items()}
+    conditions = generator.encode_text(texts)
+    empty = {name: one[0] for name, one in generator.encode_text([""]).items()}
     clips = []
     for first in range(0, len(texts), 64):
         part = slice(first, first + 64)
         seeds = [generator.sample_seed(seed, text, first + i) for i, text in enumerate(texts[part])]
         latents = generator.sample(
-            chosen(told, range(len(texts))[part]), empty, generator.draw_noise(seeds, generator.latent_shape),
+            chosen(conditions, range(len(texts))[part]), empty, generator.draw_noise(seeds, generator.latent_shape),
             config.siblings.solver_steps, guidance, "unipc",
         )  # fmt: skip
         clips.append(generator.decode(latents).numpy())

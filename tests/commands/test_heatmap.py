@@ -15,8 +15,8 @@ from data.prompts import Prompt
 from data.records import Sample
 from data.store import ClipSetWriter, encode_clips
 from tabletop.references import real_clips
+from tests.support.conditions import blank_conditions
 from tests.support.defaults import DEFAULTS
-from tests.support.told import told
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = {"fall": "pushing red ball so that it falls off the table", "lift": "lifting red ball up"}
@@ -52,7 +52,7 @@ def write_clips(folder: Path) -> None:
     frames = np.stack([clips[one.prompt_id].frames for one in samples])
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(len(samples), 4, 3, 4, 4))
-    writer.finish(told(PROMPTS), {"set": "eval", "policy": "ask1"})
+    writer.finish(blank_conditions(PROMPTS), {"set": "eval", "policy": "ask1"})
 
 
 def heatmap(*arguments: str):

@@ -12,7 +12,7 @@ from data.manifest import write_manifest
 from data.records import Label, Pair, Sample, SharedStart, Verdict, Weighted, write_rows
 from data.store import ClipSet, ClipSetWriter, encode_clips
 from rl.dense import build_dense, write_dense
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 PROMPTS = {
     "roll": ("p-roll", "a ball rolls", "roll", "train"),
@@ -42,7 +42,7 @@ def make_round(root: Path) -> Path:
     writer = ClipSetWriter(root / "samples")
     frames = np.stack([np.full((9, 32, 32, 3), 20 * place + 40, np.uint8) for place in range(len(samples))])
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(len(samples), 4, 3, 4, 4))
-    writer.finish(told(prompt_id for prompt_id, *_ in PROMPTS.values()), {"set": "r1", "policy": "base"})
+    writer.finish(blank_conditions(prompt_id for prompt_id, *_ in PROMPTS.values()), {"set": "r1", "policy": "base"})
     make_labels(root / "labels/judge", "judge", JUDGE, root / "samples")
     make_labels(root / "compare/gpt/labels", "gpt", GPT, root / "samples")
     write_rows(root / "datasets/rwr/weighted.parquet", [Weighted("roll0", "p-roll", 1.0, 1.0)], Weighted)
@@ -75,7 +75,7 @@ def make_dense(root: Path) -> Path:
     pairs = zip(samples[::2], samples[1::2], strict=True)
     writer.add_starts([SharedStart(a.prompt_id, f"r1-{a.sample_id}", a.sample_id, b.sample_id) for a, b in pairs])
     starts = {"round": "r1", "clip_set": "", "noise": 0.75, "steps": 6, "latent_frames": 5}
-    told_of = told(prompt_id for prompt_id, *_ in PROMPTS.values())
+    told_of = blank_conditions(prompt_id for prompt_id, *_ in PROMPTS.values())
     writer.finish(told_of, {"set": "d1", "policy": "base", "starts": starts})
     answers = {f"{clip}-w{place}": label for clip, labels in WINDOWS.items() for place, label in enumerate(labels)}
     for source, changes in (("physics", {}), ("gpt", {"roll0-w1": False})):

@@ -18,8 +18,8 @@ from feedback.core.kinds import make_source
 from feedback.core.label import requests_for
 from feedback.core.source import LabelError
 from feedback.network.api import ApiSource
+from tests.support.conditions import blank_conditions
 from tests.support.faulty_provider import Server, meant
-from tests.support.told import told
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-proj-1234567890abcdefghij"
@@ -60,7 +60,7 @@ def make_clips(folder: Path, count: int, **facts: str) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(count, 1, 1, 1, 1))
-    writer.finish(told(sample.prompt_id for sample in samples), facts)
+    writer.finish(blank_conditions(sample.prompt_id for sample in samples), facts)
     return ClipSet.open(folder)
 
 

@@ -44,8 +44,8 @@ from tabletop.known import known_clips
 from tabletop.physics import check
 from tabletop.render import render
 from tabletop.scenes import make_scene
+from tests.support.conditions import blank_conditions
 from tests.support.defaults import default_params
-from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = load_prompts(ROOT / "configs/prompt_sets/tabletop.csv")
@@ -445,7 +445,7 @@ def beside_references(project) -> ClipSet:
     Path("prompts.csv").write_text("\n".join(rows))
     writer = ClipSetWriter(Path("runs/r1/samples"))
     writer.add_batch(0, samples, encode_clips(samples, np.stack(frames)), torch.zeros(4, 1))
-    writer.finish(told(prompt.prompt_id for prompt in PROMPTS[:2]), {"policy": "base"})
+    writer.finish(blank_conditions(prompt.prompt_id for prompt in PROMPTS[:2]), {"policy": "base"})
     return ClipSet.open(Path("runs/r1/samples"))
 
 

@@ -26,9 +26,9 @@ from feedback.core.kinds import make_source
 from feedback.core.label import label_clip_set, look_at, requests_for
 from feedback.core.source import LabelError
 from feedback.core.verdicts import APPLICATION, Chosen, VerdictFile, verdicts_path
+from tests.support.conditions import blank_conditions
 from tests.support.first_frames import TOLD, with_first_frames
 from tests.support.judges import build_judge
-from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 CLIPS = 6
@@ -135,7 +135,7 @@ def make_clips(folder: Path, called: str = "clip", **changes) -> ClipSet:
     writer = ClipSetWriter(folder)
     samples = [replace(sample, **changes) for sample in samples]
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish(told(f"p{n}" for n in range(CLIPS)), {})
+    writer.finish(blank_conditions(f"p{n}" for n in range(CLIPS)), {})
     return ClipSet.open(folder)
 
 

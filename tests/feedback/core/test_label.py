@@ -25,7 +25,7 @@ from feedback.core.rubric import Question, Rubric, RubricByPrompt
 from feedback.core.source import FAILED, LabelError, Request, decoded, verdict, without_answer
 from tabletop.captions import all_claims, caption
 from tabletop.scenes import SIZE
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 ROOT = Path(__file__).parents[3]
 CLIPS = 10
@@ -189,7 +189,7 @@ def make_clips(folder: Path, *prompts: str) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish(told(["p"]), {})
+    writer.finish(blank_conditions(["p"]), {})
     return ClipSet.open(folder)
 
 

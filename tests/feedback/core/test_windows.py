@@ -16,7 +16,7 @@ from tabletop.captions import Claim, Thing, caption
 from tabletop.render import render
 from tabletop.scenes import make_scene
 from tests.feedback.core.test_label import Brightness
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 PUSH = Claim("push_right", (Thing("red", "ball"),))
 
@@ -30,7 +30,7 @@ def clip_set(folder, clips: list[np.ndarray], prompt: str) -> ClipSet:
     ]
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(len(samples), 4, 3, 4, 4))
-    writer.finish(told(["p"]), {"set": "d1", "policy": "base"})
+    writer.finish(blank_conditions(["p"]), {"set": "d1", "policy": "base"})
     return ClipSet.open(folder)
 
 

@@ -45,8 +45,8 @@ from rl.datasets import build
 from tests.conftest import hear_ctrl_c
 from tests.feedback.judges.test_panel import steady
 from tests.support.browser import wait_until
+from tests.support.conditions import blank_conditions
 from tests.support.first_frames import TOLD, shows_first_frame, with_first_frames
-from tests.support.told import told
 
 ROOT = Path(__file__).parents[3]
 RUBRIC = ROOT / "feedback" / "rubrics" / "people.yaml"
@@ -68,7 +68,7 @@ def make_clips(folder: Path, policy: str = "rwr1", shade: int = 0) -> ClipSet:
     frames = np.broadcast_to(shades[..., None, None, None], (CLIPS, 3, 32, 32, 3)).astype(np.uint8)
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 4, 3, 4, 4))
-    writer.finish(told(f"p{prompt}" for prompt in range(PROMPTS)), {})
+    writer.finish(blank_conditions(f"p{prompt}" for prompt in range(PROMPTS)), {})
     return ClipSet.open(folder)
 
 

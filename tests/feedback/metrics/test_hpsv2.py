@@ -22,7 +22,7 @@ from feedback.metrics.clip import VIT_H14
 from feedback.metrics.hpsv2_checkpoint import HEADS, convert, converted
 from feedback.metrics.hpsv2_model import Tokens, Whole
 from tabletop.pretraining.judge_model import word_level_tokenizer
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 EDGE, CONTEXT, VOCABULARY = 28, 16, 49408
 VISION = {"image_size": EDGE, "layers": 2, "width": 64, "head_width": 4, "patch_size": 14}
@@ -233,7 +233,7 @@ def judged(source, tmp_path: Path) -> list[list]:
     ]
     clips = frames(3 * len(PROMPTS), 36, 52).reshape(len(PROMPTS), 3, 36, 52, 3)
     writer.add_batch(0, samples, encode_clips(samples, clips), torch.zeros(len(PROMPTS), 1, 1, 1, 1))
-    writer.finish(told(f"p{n}" for n in range(len(PROMPTS))), {})
+    writer.finish(blank_conditions(f"p{n}" for n in range(len(PROMPTS))), {})
     clip_set = ClipSet.open(tmp_path / "set")
     return list(source.judge(Request(sample, clip_set.video(sample)) for sample in clip_set.samples))
 

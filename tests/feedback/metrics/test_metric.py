@@ -21,7 +21,7 @@ from feedback.metrics.metric import Metric, MetricSource
 from feedback.metrics.reduction import reduced
 from stages.build import main
 from tabletop.pretraining.judge_model import word_level_tokenizer
-from tests.support.told import told
+from tests.support.conditions import blank_conditions
 
 WORDS = ("pushing", "lifting", "red", "blue", "ball")
 EDGE = 32  # pixels per side of the tiny CLIP's input
@@ -56,7 +56,7 @@ def clips(tmp_path) -> ClipSet:
     for n in range(5):
         frames[n] = 100 + 10 * n, 50, 10 * n
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(5, 1, 1, 1, 1))
-    writer.finish(told(["p"]), {"set": "r1"})
+    writer.finish(blank_conditions(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 
 

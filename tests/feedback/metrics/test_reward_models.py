@@ -23,6 +23,7 @@ from feedback.differentiable.metric import MetricJudge, load_metric
 from feedback.metrics.reward_models.frames import fixed_count, frame_count, most_pixels
 from feedback.metrics.reward_models.loading import last_checkpoint, merge_lora
 from feedback.metrics.reward_models.texts import read_text
+from tests.support.conditions import blank_conditions
 from tests.support.refusals import assert_refused
 from tests.support.reward_models import (
     NORMAL,
@@ -33,7 +34,6 @@ from tests.support.reward_models import (
     build_videoscore,
     write_config,
 )
-from tests.support.told import told
 
 PROMPT, RATE = "pushing red ball", 8.0
 VIDEOSCORE = [
@@ -56,7 +56,7 @@ def small_set(tmp_path) -> ClipSet:
     ]
     frames = np.stack([clip_of(seed=n) for n in range(2)])
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(2, 1, 1, 1, 1))
-    writer.finish(told(["p"]), {"set": "r1"})
+    writer.finish(blank_conditions(["p"]), {"set": "r1"})
     return ClipSet.open(tmp_path / "set")
 
 

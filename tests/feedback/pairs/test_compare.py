@@ -24,8 +24,8 @@ from feedback.pairs.compare import Compared, as_comparer, compare_pairs, write_c
 from feedback.pairs.label import compare_clip_set
 from feedback.pairs.sets import pairs_between, pairs_of
 from feedback.pairs.shown import ShownPair, comparison
+from tests.support.conditions import blank_conditions
 from tests.support.judges import FAMILIES
-from tests.support.told import told
 
 BATCH, CLIPS = 2, 8
 
@@ -72,7 +72,7 @@ def make_clips(folder: Path, prompts: int = 1, policy: str = "base", brightness:
     ]  # fmt: skip
     writer = ClipSetWriter(folder)
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish(told(f"p{n}" for n in range(prompts)), {"set": "r1", "policy": policy})
+    writer.finish(blank_conditions(f"p{n}" for n in range(prompts)), {"set": "r1", "policy": policy})
     return ClipSet.open(folder)
 
 
@@ -244,7 +244,7 @@ def noise(tmp_path_factory) -> list[Request]:
     ]
     writer = ClipSetWriter(folder / "samples")
     writer.add_batch(0, samples, encode_clips(samples, frames), torch.zeros(CLIPS, 1, 1, 1, 1))
-    writer.finish(told(["p"]), {})
+    writer.finish(blank_conditions(["p"]), {})
     return requests_for(ClipSet.open(folder / "samples"), 1)
 
 

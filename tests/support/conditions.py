@@ -7,5 +7,5 @@ import torch
 from data.store import PromptConditions
 
 
-def told(prompt_ids: Iterable[str]) -> PromptConditions:
+def blank_conditions(prompt_ids: Iterable[str]) -> PromptConditions:
     return PromptConditions({name: {"text": torch.zeros(2, 3)} for name in prompt_ids}, {"text": torch.zeros(2, 3)})
