@@ -20,7 +20,7 @@ PRESETS = ROOT / "configs/presets"
 # A preset replaces these as a whole: entries of a name that it does not know, and values that stand or fall together.
 WHOLE = (
     "rounds", "pools", "dense", "policies", "extend", "preferences", "timesteps", "sft", "rwr", "dpo", "kto", "nft",
-    "dense_dpo", "changes", "components", "models",
+    "dense_dpo", "changes", "components", "models", "best_of",
 )  # fmt: skip
 OPEN = ("train.", "feedback.sources.", "build.sources.")  # where a preset may add keys
 # Null under a preset that sets generator.path, unless it sets them too; two models may share a path.

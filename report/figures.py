@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import BboxBase
 
 from report.effects import drifts
 from report.table import judges
@@ -101,22 +103,20 @@ def gain_by_cost(summary: Mapping[str, Any], theme: Theme) -> str:
     figure, panels = _panels(len(names), 2, 2.9)
     for panel, judge in zip(panels, names, strict=False):
         panel.axhline(0, color=theme.soft, linewidth=0.9, linestyle=":")
-        found = _gains(summary, judge)
+        found, points = _gains(summary, judge), []
         for name, (forwards, gap) in found.items():
             place, hollow = places[name], bool(summary["policies"][name].get("baseline"))
             x, color = forwards, _color(place)
             panel.plot([x, x], [100 * gap["low"], 100 * gap["high"]], color=color, linewidth=2, alpha=0.55)
             face = "none" if hollow else color
             panel.plot([x], [100 * gap["diff"]], _marker(place), color=color, markersize=5.5, markerfacecolor=face)
-            panel.annotate(
-                name, (x, 100 * gap["diff"]), xytext=(5, 4), textcoords="offset points", fontsize=8, color=color
-            )
-        panel.margins(x=0.18)  # names stand to the right
-        panel.xaxis.set_major_formatter("{x:,.0f}")
+            points.append((x, 100 * gap["diff"], name, place))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.set_xlabel("forwards of the denoiser")
         panel.set_ylabel("− base, points of all clips")
         panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
         panel.grid(color=theme.grid, linewidth=0.6)
+        _name_to_the_right(panel, points)
     return as_svg(figure, panels, theme)
 
 
@@ -172,6 +172,7 @@ def reward_by_drift(summary: Mapping[str, Any], theme: Theme) -> str:
     distances, names = drifts(summary), judges(summary)
     figure, panels = _panels(len(names), 2, 2.7)
     for panel, judge in zip(panels, names, strict=False):
+        points = []
         for place, (name, distance) in enumerate(distances.items()):
             if (found := _known(summary["policies"][name], judge)) is None:
                 continue
@@ -179,12 +180,12 @@ def reward_by_drift(summary: Mapping[str, Any], theme: Theme) -> str:
                 span = [100 * found["low"], 100 * found["high"]]
                 panel.plot([distance, distance], span, color=_color(place), linewidth=2, alpha=0.55)
             panel.plot([distance], [100 * found["rate"]], _marker(place), color=_color(place), markersize=5.5)
-            at = (distance, 100 * found["rate"])
-            panel.annotate(name, at, (5, 3), textcoords="offset points", color=_color(place), fontsize=8)
+            points.append((distance, 100 * found["rate"], name, place))
         panel.set_xlabel("mean squared change of the prediction")
         panel.set_ylabel("accepted, %")
         panel.set_title(judge, fontsize=9.5, color=theme.ink, loc="left")
         panel.grid(color=theme.grid, linewidth=0.6)
+        _name_to_the_right(panel, points)
     return as_svg(figure, panels, theme)
 
 
@@ -457,6 +458,19 @@ def _name_points(panel: Axes, ends: Sequence[tuple[float, float, str, int]]) -> 
         edge, side = (min(column)[0] - 0.06, "right") if depth == 0 else (max(column)[0] + 0.06, "left")
         for height, (_, _, name, place) in zip(heights, column, strict=True):
             panel.text(edge, height, name, fontsize=8, color=_color(place), va="center", ha=side)
+
+
+def _name_to_the_right(panel: Axes, points: Sequence[tuple[float, float, str, int]]) -> None:
+    """Each point's name at its right, higher where it would touch the name of a lower point."""
+    left, right = panel.get_xlim()
+    panel.set_xlim(left, right + 0.25 * (right - left))  # the names' place
+    panel.set_ylim(panel.get_ylim())  # names are compared in pixels
+    taken: list[BboxBase] = []
+    for x, y, name, place in sorted(points, key=lambda point: point[1]):
+        text = panel.annotate(name, (x, y), (5, 3), textcoords="offset points", color=_color(place), fontsize=8)
+        while any(text.get_window_extent().overlaps(box) for box in taken):
+            text.xyann = (5, text.xyann[1] + 1)
+        taken.append(text.get_window_extent())
 
 
 def _color(place: int) -> str:

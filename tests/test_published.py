@@ -3,18 +3,33 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from dvc.utils.serialize import load_yaml
 
+from commands.preset import layers, overlay, values_of
 from evaluation.metrics import DETAIL, OVER_SEEDS
 from pipeline.replicates import expanded
 from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
-DEFAULT, SEEDS = "metrics", "published/seeds"  # folders of evaluate.json
-RUNS = {DEFAULT: (".", [1]), SEEDS: (SEEDS, [1, 2, 3])}  # the folder of dvc.lock, the training seeds
+DEFAULT, SEEDS, PARADIGMS = "metrics", "published/seeds", "published/paradigms"  # folders of evaluate.json
+
+
+class Run(NamedTuple):
+    """What a published run is of."""
+
+    lock: str  # the folder of its dvc.lock
+    presets: list[str]
+    seeds: list[int]  # of training
+
+
+RUNS = {
+    DEFAULT: Run(".", [], [1]),
+    SEEDS: Run(SEEDS, [], [1, 2, 3]),
+    PARADIGMS: Run(PARADIGMS, ["paradigms"], [1, 2, 3]),
+}
 
 
 def figures_of(run: str) -> dict[str, Any]:
@@ -33,6 +48,12 @@ def published() -> dict[str, Any]:
 def seeds() -> dict[str, Any]:
     """The default run with three training seeds."""
     return figures_of(SEEDS)
+
+
+@pytest.fixture(scope="module")
+def paradigms() -> dict[str, Any]:
+    """The preset paradigms with three training seeds."""
+    return figures_of(PARADIGMS)
 
 
 def text_of(page: str) -> str:
@@ -75,7 +96,9 @@ def rows(figures: dict[str, Any], judge: str = "physics") -> list[str]:
 def table_below(page: str, title: str) -> list[str]:
     """The rows of the first table below a heading, without its head."""
     section = (ROOT / page).read_text(encoding="utf-8").partition(f"{title}\n")[2]
-    _, _, *shown = re.findall(r"^\|.*\|$", section.partition("\n#")[0], re.M)
+    first = re.search(r"(?:^\|.*\|\n)+", section.partition("\n#")[0], re.M)
+    assert first, f"{page} has no table below {title}"
+    _, _, *shown = first[0].splitlines()
     return shown
 
 
@@ -83,6 +106,23 @@ def test_the_table_in_readme_is_of_the_published_seeds(seeds):
     expected = rows(seeds)
     shown = table_below("README.md", "## What the default run reaches")
     assert shown == expected, "\n".join(["README's table should read", *expected])
+
+
+def test_the_table_of_paradigms_is_of_the_published_run(paradigms):
+    expected = rows(paradigms)
+    shown = table_below("docs/experiments.md", "## Which feedback with which algorithm")
+    assert shown == expected, "\n".join(["the table should read", *expected])
+
+
+def test_each_difference_that_the_text_on_paradigms_names_is_the_run_s(paradigms):
+    minus = paradigms[OVER_SEEDS]["minus"]["physics"]
+    _, _, after = text_of("docs/experiments.md").partition("## Which feedback with which algorithm ")
+    section = after.partition(" ## ")[0]
+    named = re.findall(r"([\w-]+(?:, best of 4)?) − ([\w-]+) ([+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\])", section)
+    assert len(named) > 10
+    for policy, other, said in named:
+        key = policy.replace(", best of 4", " best of 4 by judge")
+        assert said == difference(minus[key][other]["all"][:3]), (policy, other)
 
 
 def test_the_run_of_one_seed_is_the_first_of_the_three(published, seeds):
@@ -128,8 +168,11 @@ def test_what_pages_say_of_the_default_run_is_the_published_run_s(published, see
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_published_run_is_of_the_params_that_it_names(run):
-    lock, seeds = RUNS[run]
-    params = expanded(default_params(), seeds)
+    lock, presets, seeds = RUNS[run]
+    params = default_params()
+    for path in layers(presets):
+        overlay(params, values_of(path), path)
+    params = expanded(params, seeds)
     stages = load_yaml(str(ROOT / lock / "dvc.lock"))["stages"]
     sampled = {name.partition("@")[2] for name in stages if name.startswith("eval-generate@")}
     assert sampled == set(params["evaluate"]["policies"])
