@@ -44,6 +44,7 @@ from pipeline.recipes import recipe_files, recipe_questions, recipe_values
 LISTED = ("data", "cluster", "generators.core", "feedback", "rl")
 NO_PATH = ("family", "kind", "references", "writer", "cache")  # keys whose values name code, or no input
 AUDITS = Path("runs/audit")
+LABELLED = Path("metrics/label")  # figures of each round's labels
 DECODERS = "generators.decoders.decoder"  # of VAEs; the model's files say which of them a run uses
 CACHE = Path(".state/hashes.json")  # the memory of content hashes
 HELD = "No model is trained for this source.\n"  # DVC warns of an empty file
@@ -83,12 +84,14 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
 
 
 def hold_places(params: Mapping[str, Any], folder: Path = TRAINED) -> None:
-    """Put a file in the place of each source's reward model that no stage trains.
+    """Put a file in the place of each source's reward model that no stage trains, and make the folder metrics/label.
 
+    Stage evaluate depends on that folder, to which no stage writes where params have no rounds.
     A stage that asks a source depends on runs/rewards/<source>, since deps in dvc.yaml have no condition. So DVC lets
     it wait for stage `reward` where that trains the source's model, and finds a file that never changes where it does
     not. A model that an earlier run trained stays.
     """
+    LABELLED.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     for name in params["feedback"]["sources"]:
         place = folder / name

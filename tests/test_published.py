@@ -18,7 +18,7 @@ from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "published"
-DEFAULT, SEEDS, PARADIGMS = "default", "seeds", "paradigms"  # folders of published/
+DEFAULT, SEEDS, PARADIGMS, GUIDANCE = "default", "seeds", "paradigms", "guidance"  # folders of published/
 
 
 class Run(NamedTuple):
@@ -32,6 +32,7 @@ RUNS = {
     DEFAULT: Run([], [1]),
     SEEDS: Run([], [1, 2, 3]),
     PARADIGMS: Run(["paradigms"], [1, 2, 3]),
+    GUIDANCE: Run(["guidance"], [1, 2, 3]),
 }
 
 
@@ -126,6 +127,12 @@ def test_each_difference_that_the_text_on_paradigms_names_is_the_run_s(paradigms
     for policy, other, said in named:
         key = policy.replace(", best of 4", " best of 4 by judge")
         assert said == difference(minus[key][other]["all"][:3]), (policy, other)
+
+
+def test_the_table_of_guidance_is_of_the_published_run():
+    expected = rows(figures_of(GUIDANCE))
+    shown = table_below("docs/experiments.md", "### With guidance")
+    assert shown == expected, "\n".join(["the table should read", *expected])
 
 
 def test_the_run_of_one_seed_is_the_first_of_the_three(published, seeds):

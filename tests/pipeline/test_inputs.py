@@ -180,6 +180,13 @@ def test_a_source_without_a_reward_model_has_a_file_in_its_place(params):
     assert not trained.exists()  # for stage reward to write
 
 
+def test_without_rounds_evaluate_finds_the_folder_that_it_depends_on(params):
+    graph = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text(encoding="utf-8"))
+    params["rounds"] = {}
+    hold_places(params)
+    assert "metrics/label" in graph["stages"]["evaluate"]["deps"] and Path("metrics/label").is_dir()
+
+
 def test_a_new_file_beside_one_that_is_used_changes_nothing(params):
     for name in ("lab/other.yaml", "lab/other.mp4", "my_lab/other.py", "../library/rubric2.yaml", "lab/model/.cache"):
         assert changed_by(params, lambda name=name: Path(name).write_text("x: 1")) == set(), name
