@@ -127,6 +127,8 @@ def test_each_difference_that_the_text_on_paradigms_names_is_the_run_s(paradigms
     for policy, other, said in named:
         key = policy.replace(", best of 4", " best of 4 by judge")
         assert said == difference(minus[key][other]["all"][:3]), (policy, other)
+    in_readme = difference(minus["nft1"]["rwr1"]["all"][:3])
+    assert f"NFT gains less than RWR in one round ({in_readme})" in text_of("README.md")
 
 
 def test_the_table_of_guidance_is_of_the_published_run():
