@@ -135,6 +135,7 @@ def test_a_policy_says_how_it_is_to_be_sampled(ruled):
     assert (sampling["guidance"], sampling["unconditional"]) == ([1.0, 2.0], "base")
 
 
+@pytest.mark.ci  # 10 s
 def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignment_alone(tmp_path):
     done = quick(tmp_path / "drf", "--recipe", "diffusion-drf", "--set", "engine.full=false")
     assert done.exit_code == 0, done.output
@@ -145,12 +146,14 @@ def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignmen
     assert drawn == ["step-000000.png", "step-000001.png", "step-000002.png"]  # at each check
 
 
+@pytest.mark.ci  # 10 s
 def test_the_lora_of_an_earlier_run_is_started_from(mine, tmp_path):
     done = quick(tmp_path / "more", "--lora", str(mine), "--ask", "is there a red ball=yes")
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "more/policy.json").read_text())["start"] == "mine"
 
 
+@pytest.mark.ci  # 32 s
 def test_a_lighter_decoder_is_trained_through_and_measured_and_never_shown(tmp_path, caplog):
     """A decoder of random weights, so that a clip of it is nowhere near the real one."""
     caplog.set_level("INFO")
