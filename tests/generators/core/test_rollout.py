@@ -206,9 +206,9 @@ def test_a_generator_that_takes_first_frames_is_shown_the_prompts_own(tiny_wan_w
     clips = ClipSet.open(tmp_path / "out")
     red = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
     red[..., 0] = 255
-    told = clips.conditions(["p1", "p2"])
-    torch.testing.assert_close(told["image"][:1], generator.encode_image(red)["image"])
-    assert not torch.equal(told["image"][0], told["image"][1])
+    conditions = clips.conditions(["p1", "p2"])
+    torch.testing.assert_close(conditions["image"][:1], generator.encode_image(red)["image"])
+    assert not torch.equal(conditions["image"][0], conditions["image"][1])
     assert clips.empty.keys() == {"text"}
     assert torch.equal(torch.from_numpy(read_png(clips.first_frame("p1"))), red[0])
 
@@ -216,7 +216,7 @@ def test_a_generator_that_takes_first_frames_is_shown_the_prompts_own(tiny_wan_w
 def test_a_generator_of_text_alone_warns_of_images_and_leaves_them_out(generator, tmp_path, caplog):
     encoded = encode(generator, with_images(tmp_path / "i"))
     assert "takes no first frame, so the images of the prompts are not used" in caplog.text
-    assert not encoded.images and all(told.keys() == {"text"} for told in encoded.conditions.prompts.values())
+    assert not encoded.images and all(own.keys() == {"text"} for own in encoded.conditions.prompts.values())
     assert check_images(generator, PROMPTS) is None
 
 
