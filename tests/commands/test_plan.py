@@ -35,7 +35,7 @@ def clone(tmp_path_factory) -> Path:
     git(folder, "commit", "-qm", "as it ran")
     run(folder, *DVC, "repro", "base")
     for path in WRITTEN:
-        (folder / path).parent.mkdir(parents=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(path)
     run(folder, *DVC, "commit", "--force", "generate@r1", "label@r1")
     return folder
