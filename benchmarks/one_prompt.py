@@ -73,7 +73,9 @@ def failing(split: str, changes: Sequence[str]) -> Iterator[Case]:
     prompts = select(load_prompts(Path(section("prompts", PromptsConfig).path)), split)
     generator = load_generator(**asdict(model), size=section("video", VideoSize), device="cpu")
     for seed in islice(count(1), MOST_SEEDS):
-        recipe = load_recipe(config.recipe, with_changes(config.changes, [*changes, f"engine.seed={seed}"]))
+        recipe = load_recipe(
+            config.recipe, with_changes(config.changes_of(config.recipe), [*changes, f"engine.seed={seed}"])
+        )
         for prompt in prompts:
             own = replace(prompt, prompt_id=PROMPT_ID)  # which the noise is addressed by
             frames = trained_clip(

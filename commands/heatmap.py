@@ -100,7 +100,7 @@ class JudgeSetting(NamedTuple):
     @classmethod
     def of(cls, policy: str, recipe: str | None, judge: str | None, changes: Sequence[str]) -> "JudgeSetting":
         """That of the entry that the policy was trained by, if any and no other recipe is given, with the options."""
-        from commands.online.one_prompt import config_changes, with_changes
+        from commands.online.one_prompt import with_changes
         from pipeline.advice import online_entry
         from pipeline.configs import PromptConfig
         from pipeline.params import load_params, section
@@ -110,7 +110,7 @@ class JudgeSetting(NamedTuple):
             over = with_changes(entry.all_changes, changes)
             return cls(entry.recipe, judge or entry.judge, entry.references, entry.overlay, over)
         config = section("online.prompt", PromptConfig)
-        over = with_changes(config_changes(recipe, config), changes)
+        over = with_changes(config.changes_of(recipe or config.recipe), changes)
         return cls(recipe or config.recipe, judge or config.judge, None, None, over)
 
 

@@ -23,6 +23,7 @@ from generators.core.size import VideoSize
 from generators.core.solvers import check_solver, solver_scheduler
 from pipeline.advice import advice, otherwise_than_trained
 from pipeline.audit import check_known
+from pipeline.by_rewards import check_judge, check_unread
 from pipeline.configs import (
     AuditConfig,
     CheckConfig,
@@ -59,13 +60,12 @@ from pipeline.graph import (
 from pipeline.inputs import noisy_sources
 from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError, aliases, load_params, section
-from pipeline.policy_gradient import check_judge, check_unread
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEED, SEEDS
 from pipeline.reward import check_backbone, text_of
 from pipeline.state import check_outputs
 from rl.objectives import OBJECTIVES
-from rl.online.config import GrpoConfig, OnlineConfig
+from rl.online.config import GrpoConfig, OnlineConfig, RewardsConfig
 from rl.online.sde import check_generator as check_generator_of_rewards
 from rl.pairing import check_source
 from rl.training.config import PolicyConfig, TrainConfig
@@ -231,13 +231,14 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
         recipe = load_recipe(entry.recipe, entry.changes)
-        if recipe.by_rewards:
+        if isinstance(recipe.engine, GrpoConfig):
             _check_steps(f"online.policies.{name}", generator)
-        else:
+        if not recipe.by_rewards:
             check_decoding(recipe.decoding, generator, f"online.policies.{name}")
     own = section("online.prompt", PromptConfig)
-    if (decoding := load_recipe(own.recipe, own.changes).decoding).decoder:
-        check_decoding(decoding, generator, "online.prompt")
+    for named in sorted({own.recipe, *own.changes}):
+        if (decoding := load_recipe(named, own.changes_of(named)).decoding).decoder:
+            check_decoding(decoding, generator, f"online.prompt, recipe {named}")
     unguided = [
         f"{key}: negative_prompt is set and guidance is 1, which leads away from nothing"
         for key in _sampled(params)
@@ -247,7 +248,7 @@ def _check_fits(params: Mapping[str, Any], generator: Generator, prompts: Sequen
 
 
 def _check_steps(name: str, generator: Generator) -> None:
-    """The generator's steps can be drawn, for a recipe that trains by rewards."""
+    """The generator's steps can be drawn, for rollout sde."""
     try:
         check_generator_of_rewards(generator)
     except ValueError as error:
@@ -442,7 +443,7 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         try:
             recipe = load_recipe(entry.recipe, entry.changes)
             judge = resolve(entry.judge, sources)
-            if isinstance(recipe.engine, GrpoConfig):
+            if isinstance(recipe.engine, RewardsConfig):
                 check_judge(entry.judge, judge, recipe.engine.reward)
                 check_unread(entry.overlay, entry.references)
             else:
@@ -457,7 +458,11 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         if recipe.engine.full and params["generator"]["dtype"] != "float32":
             raise ParamsError(f"online.policies.{name}: full fine-tuning needs generator.dtype: float32")
     own = section("online.prompt", PromptConfig)
-    load_recipe(own.recipe, own.changes)
+    for named in sorted({own.recipe, *own.changes}):
+        try:
+            load_recipe(named, own.changes_of(named))
+        except ParamsError as error:
+            raise ParamsError(f"online.prompt, recipe {named}: {error}") from error
 
 
 def _check_reward_models(params: Mapping[str, Any]) -> None:

@@ -273,8 +273,12 @@ class PromptConfig:
     judge: str
     held_out: str
     check: CheckConfig
-    changes: dict[str, Any] = Field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = Field(default_factory=dict)  # over a recipe's values, by its name
     also: tuple[str, ...] = ()  # further sources that are asked about the clips before and after, and decide nothing
+
+    def changes_of(self, recipe: str) -> dict[str, Any]:
+        """The changes over that recipe's values."""
+        return self.changes.get(recipe, {})
 
 
 @dataclass(frozen=True, config=STRICT)

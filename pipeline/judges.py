@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.doors import find
@@ -30,6 +31,9 @@ REFERENCES = {  # `references` -> the module whose real_clips(prompts, frames, f
 }
 
 
+VERDICT_LOSS = "logit_difference"  # of the questions of a recipe that trains by rewards, where one is drawn
+
+
 class Judges(NamedTuple):
     """The judges that a run trains on."""
 
@@ -50,15 +54,17 @@ class OpenJudges(NamedTuple):
 def open_judges(job: "Job", device: str) -> OpenJudges:
     """The job's judges on a device, with each prompt's questions, which are written where the job has none.
 
-    Raises ValueError as `members_of`, `real_clips` and the judges do, and for a recipe that trains by rewards.
+    A recipe that trains by rewards has its judge's rubric for questions. Raises ValueError as `members_of`,
+    `real_clips` and the judges do.
     """
     from feedback.differentiable.overlay import render
     from feedback.differentiable.vlm import load_judge
 
-    check_differentiated(job.recipe)
     recipe, size, blocks = job.recipe, job.size, members_of(job.judge, job.sources)
     overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
     prompts = list(job.prompts)
+    if recipe.by_rewards:
+        recipe = with_rubric(recipe, job.judge, blocks)
     if recipe.questions is None:
         return OpenJudges(metric_judges(blocks, prompts, recipe.augment, device, size.fps), {}, prompts, overlay)
     loaded = {name: load_judge(name, block, device) for name, block in blocks.items()}
@@ -72,13 +78,21 @@ def open_judges(job: "Job", device: str) -> OpenJudges:
     return OpenJudges(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
 
 
-def check_differentiated(recipe: Recipe) -> None:
-    """Raises ValueError for a recipe that trains by rewards: no gradient passes its judge, so none can be drawn."""
-    if recipe.by_rewards:
-        raise ValueError(
-            "engine.rollout is sde: its judge gives rewards, and no gradient by the pixels; where a judge looks can be "
-            "drawn for the other recipes"
-        )
+def with_rubric(recipe: Recipe, name: str, blocks: Mapping[str, Any]) -> Recipe:
+    """The recipe with the questions and frames of its judge's rubric. blocks: of the judge, by name of each member.
+
+    Raises ValueError where a member has none, such as a metric.
+    """
+    from feedback.core.rubric import load_rubric
+    from feedback.differentiable.asks import RUBRIC
+    from feedback.questions import Writing
+
+    path = next(iter(blocks.values())).get("rubric")
+    if path is None:
+        raise ValueError(f"judge {name} has no rubric, so no question that a gradient could be drawn of")
+    frames = recipe.judge.frames or load_rubric(Path(path)).frames
+    judge = replace(recipe.judge, loss=VERDICT_LOSS, frames=frames)
+    return recipe._replace(judge=judge, questions=Writing(RUBRIC, str(path), None, False, False))
 
 
 def metric_judges(

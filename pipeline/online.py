@@ -128,7 +128,7 @@ def run(
     devices.join_group(device)
     recipe = job.recipe
     if recipe.by_rewards:
-        from pipeline.policy_gradient import run_by_rewards
+        from pipeline.by_rewards import run_by_rewards
 
         return run_by_rewards(job, load, start, work, out, device, tracker)
     # 1. The judges, and each prompt's questions to them

@@ -54,8 +54,10 @@ class Recipe(NamedTuple):
 
     @property
     def by_rewards(self) -> bool:
-        """Whether it trains by rewards of any source, with no gradient through the judge (rollout sde)."""
-        return self.engine.rollout == "sde"
+        """Whether it trains by rewards of any source, with no gradient through the judge (rollouts sde and best)."""
+        from rl.online.config import RewardsConfig
+
+        return isinstance(self.engine, RewardsConfig)
 
 
 def load_recipe(name: str, changes: Mapping[str, Any], folder: Path = FOLDER) -> Recipe:
@@ -165,15 +167,13 @@ def _check_changes(changes: Mapping[str, Any], classes: Mapping[str, type]) -> N
 
 def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
     """What does not fit together, or None. place: what stands for the question in a template."""
-    judge, questions = recipe.judge, recipe.questions
+    judge, questions, rollout = recipe.judge, recipe.questions, f"engine.rollout {recipe.engine.rollout}"
     if recipe.by_rewards and questions is not None:
-        return "questions must be null with engine.rollout sde: its judge is a source, which has a rubric of its own"
+        return f"questions must be null with {rollout}: its judge is a source, which has a rubric of its own"
     if recipe.by_rewards and any(asdict(recipe.augment).values()):
-        return (
-            f"augment is {asdict(recipe.augment)}; 0 wanted with engine.rollout sde, whose judge sees clips as they are"
-        )
+        return f"augment is {asdict(recipe.augment)}; 0 wanted with {rollout}, whose judge sees clips as they are"
     if recipe.by_rewards and recipe.decoding.decoder is not None:
-        return "decoding.decoder must be null with engine.rollout sde, which differentiates no decode"
+        return f"decoding.decoder must be null with {rollout}, which differentiates no decode"
     scored = getattr(recipe.engine, "reward", None) == "score" if recipe.by_rewards else judge.loss is None
     if recipe.engine.stop_right is not None and scored:
         return "engine.stop_right is a probability, and a metric has none; null"

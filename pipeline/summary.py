@@ -16,7 +16,7 @@ from pipeline.params import section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEEDS, is_replicate
 from rl.objectives import OBJECTIVES
-from rl.online.config import GrpoConfig
+from rl.online.config import RewardsConfig
 
 SHOWN = 8  # categories, or names, of a line
 HOURS = "sampling hours = clips x seconds a clip / 3600"
@@ -130,7 +130,7 @@ def judged_clips(params: Mapping[str, Any], clips: Mapping[str, int]) -> dict[st
     for name in params["online"]["policies"]:
         entry = section(f"online.policies.{name}", OnlineEntry)
         engine = load_recipe(entry.recipe, entry.changes).engine
-        if isinstance(engine, GrpoConfig):
+        if isinstance(engine, RewardsConfig):
             add([entry.judge], "rollouts", engine.rolled_out)
     compared = params["comparison"]
     add(compared["sources"], "comparison", sum(clips[name] for name in compared["rounds"]))
@@ -177,7 +177,7 @@ def _online(params: Mapping[str, Any]) -> Iterable[str]:
             continue
         engine = load_recipe(entry.recipe, entry.changes).engine
         clips, how = engine.updates * engine.batch_size, "with gradient"
-        if isinstance(engine, GrpoConfig):
+        if isinstance(engine, RewardsConfig):
             clips, how = engine.rolled_out, f"in groups of {engine.group_size}, each judged"
         yield f"{name} = {entry.recipe} from {entry.start}, judge {entry.judge}: {clips:,} clips {how}"
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import numpy as np
 
     from data.store import PromptConditions
+    from feedback.core.source import Request
     from generators.core.encoding import Encoded
     from generators.core.generator import Generator
     from rl.online.guards import CurvePoint
@@ -54,7 +55,7 @@ class TrainedClipCheck:
     def __init__(
         self,
         generator: "Generator",
-        judges: "Sequence[WeightedJudge]",
+        judges: "Sequence[WeightedJudge] | RunJudge",
         held_out: RunJudge,
         prompt: Prompt,
         encoded: "Encoded",
@@ -73,7 +74,8 @@ class TrainedClipCheck:
     def __call__(self, update: int) -> "CurvePoint":
         """training, least: the mean and the least p of the wanted answers; of a metric its score, and no least.
 
-        held_out: p of acceptance, else the label, else the score. Raises ValueError where the held-out judge has none.
+        held_out, and training of a source that gives rewards: p of acceptance, else the label, else the score. Raises
+        ValueError where a source has none.
         """
         from data.counts import Counts, count
         from rl.online.guards import CurvePoint
@@ -81,13 +83,23 @@ class TrainedClipCheck:
         prompt_id = self.prompt.prompt_id
         frames = trained_clip(self.generator, self.conditions, prompt_id, self.recipe)
         count(Counts(clips=1))
-        found = answers_about(self.judges, in_unit(frames).to(self.generator.device), prompt_id)
         name = f"trained-{update:06d}"
         request = clip_request(
             frames, self.prompt, self.generator.size, name, self.folder, self.purpose, first=self.first
         )
-        label = self.held_out.labels_of([request])[name]
+        held_out, least = _score(self.held_out, request), None
+        if isinstance(self.judges, RunJudge):
+            training = held_out if self.judges is self.held_out else _score(self.judges, request)
+        else:
+            found = answers_about(self.judges, in_unit(frames).to(self.generator.device), prompt_id)
+            training, least = found.score, found.least
         request.path.unlink()
-        if (score := score_of(label)) is None:
-            raise ValueError(f"{label.source} could not judge the clip of its check: {label.reason or 'no reason'}")
-        return CurvePoint(found.score, score, least=found.least)
+        return CurvePoint(training, held_out, least=least)
+
+
+def _score(judge: RunJudge, request: "Request") -> float:
+    """Of the clip of the request."""
+    (label,) = judge.labels_of([request]).values()
+    if (score := score_of(label)) is None:
+        raise ValueError(f"{label.source} could not judge the clip of its check: {label.reason or 'no reason'}")
+    return score

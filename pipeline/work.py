@@ -16,7 +16,7 @@ from pipeline.rates import Command, TimedUnit, source_of, unit_of
 from pipeline.recipes import load_recipe
 from pipeline.summary import sampled_clips
 from rl.objectives import OBJECTIVES
-from rl.online.config import GrpoConfig
+from rl.online.config import RewardsConfig
 
 BACKWARD = 2  # forwards that a backward takes as long as
 RECOMPUTED = 1  # further forwards under gradient checkpointing
@@ -82,7 +82,7 @@ def _online(command: Command, unit: TimedUnit, params: Mapping[str, Any]) -> Wor
     seen = check["prompts"] * check["samples_per_prompt"] if engine.held_out_every and check["prompts"] else 0
     checks = 1 + engine.updates // engine.held_out_every if engine.held_out_every else 0
     asked[entry.held_out] += checks * seen
-    if isinstance(engine, GrpoConfig):
+    if isinstance(engine, RewardsConfig):
         asked[entry.judge] += engine.rolled_out + (checks * seen if entry.judge != entry.held_out else 0)
     sources = tuple(AskedSource(name, clips, 1, None) for name, clips in asked.items() if clips)
     return Work(unit, engine.updates * engine.batch_size, steps=engine.updates, asked=sources)

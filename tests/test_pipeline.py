@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import networkx
@@ -75,7 +76,8 @@ def files_of(module: str) -> Iterator[Path]:
                 yield path
 
 
-def imported_by(path: Path) -> set[Path]:
+@cache
+def imported_by(path: Path) -> frozenset[Path]:
     """Files of ours that a file imports, at its top or within a function."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
@@ -83,15 +85,16 @@ def imported_by(path: Path) -> set[Path]:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {found for module in modules for found in files_of(module)}
+    return frozenset(found for module in modules for found in files_of(module))
 
 
-def named_by(path: Path) -> set[Path]:
+@cache
+def named_by(path: Path) -> frozenset[Path]:
     """Files of ours whose dotted names are the values of a table, for data.doors.find."""
     tables = (node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Dict))
     names = {value.value for table in tables for value in table.values if isinstance(value, ast.Constant)}
     dotted = {name for name in names if isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)+", name)}
-    return {found for module in dotted for found in files_of(module)}
+    return frozenset(found for module in dotted for found in files_of(module))
 
 
 # What every stage stands on decides nothing that a stage writes: what it reads for one is declared as a param or an
@@ -135,6 +138,7 @@ def used_by(path: Path) -> set[Path]:
     }
 
 
+@cache
 def only_a_docstring(path: Path) -> bool:
     return all(isinstance(node, ast.Expr) for node in ast.parse((ROOT / path).read_text()).body)
 

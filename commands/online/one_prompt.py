@@ -12,7 +12,7 @@ from commands.online.outcome import OUTCOME, in_words, opinions_of, write_outcom
 from data.prompts import Prompt
 from pipeline.configs import GeneratorConfig, PromptConfig
 from pipeline.heatmaps import draw_heatmap
-from pipeline.judges import OpenJudges, check_differentiated, in_unit, open_judges
+from pipeline.judges import OpenJudges, in_unit, open_judges
 from pipeline.online import ASKS, Job, run, with_recipe_sampling
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.recipes import Recipe, load_recipe
@@ -63,11 +63,8 @@ def train_one_prompt(
 
     config, model = section("online.prompt", PromptConfig), section("generator", GeneratorConfig)
     size, sources = section("video", VideoSize), {name: source_block(name) for name in block("feedback.sources")}
-    recipe = load_recipe(
-        given.recipe or config.recipe, with_changes(config_changes(given.recipe, config), given.changes)
-    )
-    if given.heatmap:
-        check_differentiated(recipe)
+    name = given.recipe or config.recipe
+    recipe = load_recipe(name, with_changes(config.changes_of(name), given.changes))
     check_one_prompt(given, model, size, recipe)
     image = str(given.image) if given.image else None
     prompt = Prompt(PROMPT_ID, given.prompt, category=PROMPT_ID, split="train", image=image, reference=None)
@@ -108,10 +105,12 @@ def train_one_prompt(
             generator = with_recipe_sampling(load(parts=SAMPLING), recipe, base)
             clips[name] = write_clip(generator, conditions, folder, recipe, out / name)
     draw_curve(out)
-    opened = None if recipe.by_rewards else open_judges(job._replace(asks=read_asks(out / ASKS) or None), str(device))
+    asks = read_asks(out / ASKS) or None
+    answers = asks is not None or not recipe.by_rewards  # else the judge gave labels
+    opened = open_judges(job._replace(asks=asks), str(device)) if answers or given.heatmap else None
     if given.heatmap and opened:
         draw_heatmaps(opened, prompt, clips, out, device)
-    said = opinions_of(job, config.also, opened, clips, str(device))
+    said = opinions_of(job, config.also, opened if answers else None, clips, str(device))
     write_outcome(out / OUTCOME, said, AFTER, report)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     where = f"{out / BEFORE} and {AFTER}"
@@ -145,15 +144,6 @@ def check_one_prompt(given: OnePrompt, model: GeneratorConfig, size: "VideoSize"
         check_decoding(recipe.decoding, generator, "the recipe")
 
 
-def config_changes(recipe: str | None, config: PromptConfig) -> dict[str, Any]:
-    """The changes of params.yaml that concern a recipe: a metric has its own frames, no questions and no answers."""
-    if recipe is None or load_recipe(recipe, {}).questions is not None:
-        return config.changes
-    changes = {name: dict(values) for name, values in config.changes.items() if name not in ("judge", "questions")}
-    changes.get("engine", {}).pop("stop_right", None)
-    return changes
-
-
 def with_changes(below: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """Changes by section and key, those of `section.key=value` texts over `below`.
 
@@ -179,7 +169,7 @@ def own_asks(texts: Sequence[str], recipe: Recipe) -> "tuple[Ask, ...]":
     """The questions of --ask in the recipe's words. Raises ParamsError where the recipe has none."""
     from feedback.differentiable.asks import parse_ask
 
-    if recipe.questions is None:
+    if recipe.questions is None and not recipe.by_rewards:
         raise ParamsError("--ask: this recipe trains on a metric, which has no questions")
     names = [f"ask_{number}" for number in range(1, len(texts) + 1)]
     template = recipe.judge.ask_template

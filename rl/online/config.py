@@ -1,7 +1,7 @@
 """The settings of an online run; configs/recipes/common.yaml says what each value means."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator
@@ -12,6 +12,7 @@ from generators.core.solvers import Solver
 from rl.online.grpo import Spread
 from rl.online.sde import SOLVER
 from rl.training.config import PolicyConfig
+from rl.training.timesteps import Distribution
 
 ROLLOUTS = {"random_step": "renoise", "last_steps": "gradient_steps"}  # by name, the setting that it alone reads
 
@@ -44,7 +45,7 @@ class OnlineConfig(PolicyConfig):
     max_seconds: the run ends with the first update that is done so long after its (last) start, without loading.
     """
 
-    rollout: Literal["random_step", "last_steps", "sde"]
+    rollout: Literal["random_step", "last_steps", "sde", "best"]
     renoise: Literal["fresh", "same", "none"] | None
     gradient_steps: Count | None
     noise: Literal["fresh", "fixed"]
@@ -85,41 +86,29 @@ class OnlineConfig(PolicyConfig):
             )
 
 
-SDE = "sde"  # the rollout of GrpoConfig
-
-
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class GrpoConfig(OnlineConfig):
-    """How a policy is trained by rewards, without a gradient through the judge; rl/online/grpo.py, rl/online/sde.py.
+class RewardsConfig(OnlineConfig):
+    """How a policy is trained by rewards of its own clips, without a gradient through the judge.
 
     An update is an optimizer step; inner_epochs of them share the clips of one rollout. batch_size: clips of a rollout,
-    group_size of each prompt. noise: of the clips' starts; that of the steps is always drawn anew.
+    group_size of each prompt. noise: of the clips' starts.
     """
 
+    ROLLOUT: ClassVar[str]
+
     group_size: Annotated[int, Ge(2)]
-    same_noise: bool  # whether the clips of a group start from the same noise
-    noise_level: Positive  # a of the SDE
-    timestep_fraction: Annotated[float, Gt(0), Le(1)]  # of the steps with noise, that are trained
-    time_weight: NotNegative  # power of s_t / sqrt(dt), the weight of a step; 0: none
     reward: Literal["p_accept", "label", "score"]  # column of the judge's label
-    advantage_spread: Spread
-    advantage_clip: Positive
-    ratio_clip: Annotated[float, Gt(0), Lt(1)]
-    kl_weight: NotNegative
     inner_epochs: Count
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, wanted, why in (
-            ("rollout", SDE, "the settings of groups are of it alone"),
-            ("solver", SOLVER, "the steps of rollout sde are at its times"),
-            ("velocity_weight", 0, "rollout sde has kl_weight in its place"),
-            ("stop_below", None, "rollout sde has no loss of a question"),
+            ("rollout", self.ROLLOUT, "the settings of groups are of it"),
+            ("velocity_weight", 0, f"rollout {self.rollout} has no such penalty"),
+            ("stop_below", None, f"rollout {self.rollout} has no loss of a question"),
         ):
             if getattr(self, key) != wanted:
                 raise ValueError(f"{key} must be {wanted}, since {why}; found {getattr(self, key)!r}")
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, the last of which has no noise; found {self.steps}")
         if self.batch_size % self.group_size:
             raise ValueError(
                 f"batch_size must be a multiple of group_size ({self.group_size}), found {self.batch_size}"
@@ -137,6 +126,49 @@ class GrpoConfig(OnlineConfig):
         return self.updates // self.inner_epochs * self.batch_size
 
 
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class GrpoConfig(RewardsConfig):
+    """How a policy is trained by a policy gradient; rl/online/grpo.py, rl/online/sde.py.
+
+    noise: of the clips' starts; that of the steps is always drawn anew.
+    """
+
+    ROLLOUT: ClassVar[str] = "sde"
+
+    same_noise: bool  # whether the clips of a group start from the same noise
+    noise_level: Positive  # a of the SDE
+    timestep_fraction: Annotated[float, Gt(0), Le(1)]  # of the steps with noise, that are trained
+    time_weight: NotNegative  # power of s_t / sqrt(dt), the weight of a step; 0: none
+    advantage_spread: Spread
+    advantage_clip: Positive
+    ratio_clip: Annotated[float, Gt(0), Lt(1)]
+    kl_weight: NotNegative
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver != SOLVER:
+            raise ValueError(
+                f"solver must be {SOLVER}, since the steps of rollout sde are at its times; found {self.solver!r}"
+            )
+        if self.steps < 2:
+            raise ValueError(f"steps must be at least 2, the last of which has no noise; found {self.steps}")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RaftConfig(RewardsConfig):
+    """How a policy is trained on the best of its own clips; rl/online/raft.py."""
+
+    ROLLOUT: ClassVar[str] = "best"
+
+    keep: Count  # of a group's clips, at most so many are trained on
+    timesteps: Distribution
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep >= self.group_size:
+            raise ValueError(f"keep must be below group_size ({self.group_size}), found {self.keep}")
+
+
 def engine_class(rollout: object) -> type[OnlineConfig]:
     """The settings of a recipe with that `engine.rollout`."""
-    return GrpoConfig if rollout == SDE else OnlineConfig
+    return next((one for one in (GrpoConfig, RaftConfig) if one.ROLLOUT == rollout), OnlineConfig)

@@ -7,17 +7,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cluster import devices
-from data.counts import Counts, count
-from generators.core.conditions import Conditions, chosen, given_frames
-from generators.core.generator import Generator, NonFiniteClipError, Predict
+from generators.core.conditions import Conditions, given_frames
+from generators.core.generator import Generator, Predict
 from generators.core.process import FlowMatching
 from rl.objectives import per_sample_error
 from rl.online import grpo
@@ -34,6 +32,16 @@ from rl.online.loop import (
     noise_at,
     run_updates,
 )
+from rl.online.rewarded import (
+    Rewards,
+    RolledPart,
+    Rollout,
+    groups_of,
+    progress_of,
+    reward_facts,
+    roll_out,
+    start_noise,
+)
 from rl.online.sde import (
     Transition,
     check_generator,
@@ -45,41 +53,10 @@ from rl.online.sde import (
     time_weight,
     times_of,
 )
-from rl.training.batches import generator_at, rows_of_step
+from rl.training.batches import generator_at
 from rl.training.policies import trained_denoisers
-from rl.training.run import NonFiniteLossError, TrainingRun, TrainReport, begin
+from rl.training.run import TrainingRun, TrainReport, begin
 from rl.training.tracking import Tracker
-
-
-class RolledClip(NamedTuple):
-    """A clip that is to be judged."""
-
-    place: int  # in its rollout
-    prompt_id: str
-    frames: np.ndarray  # uint8 (F, H, W, 3)
-
-
-Rewards = Callable[[int, Sequence[RolledClip]], Mapping[int, float | None]]
-"""The number of a rollout and this process's clips of it -> the rewards of all its clips, by place, on every process.
-
-None where the judge could not say. It is called on every process, also on one without clips.
-"""
-
-
-class _RolledPart(NamedTuple):
-    """A micro-batch of a rollout."""
-
-    places: tuple[int, ...]  # empty: its clip makes other processes' forwards possible, and counts nothing
-    conditions: Conditions
-    transitions: tuple[Transition, ...]  # those that are trained
-
-
-class _Rolled(NamedTuple):
-    """A rollout, this process's part of it."""
-
-    parts: tuple[_RolledPart, ...]
-    rewards: tuple[float | None, ...]  # of all clips, by place
-    advantages: tuple[float, ...]  # likewise; 0 where there is no reward
 
 
 class _Row(NamedTuple):
@@ -122,10 +99,9 @@ def train_by_rewards(
     are inner_epochs, each on all.
 
     A line of log.jsonl: step; loss; kl and velocity_distance to the start; ratio, the mean of |rho - 1|, and clipped,
-    the part of clips and steps whose rho was outside its range; reward, the mean; reward_spread, the mean over groups
-    of their standard deviation; equal_groups, the part of groups without one; unjudged, the number of clips without a
-    reward; gradient_by_t, by t of the step the norm of the policy loss's gradient by the predictions, over all clips;
-    learning_rate; gradient_norm; guidance, held_out and stopped as elsewhere.
+    the part of clips and steps whose rho was outside its range; what `reward_facts` says; gradient_by_t, by t of the
+    step the norm of the policy loss's gradient by the predictions, over all clips; learning_rate; gradient_norm;
+    guidance, held_out and stopped as elsewhere.
     Raises ValueError for no prompt, for a generator without such steps, and where a rollout has no reward at all or one
     that is not finite; NonFiniteLossError for clips that are not finite, before anything is applied.
     """
@@ -133,26 +109,34 @@ def train_by_rewards(
     check_generator(generator)
     from_judge = made_from(generator, inputs, {judge: 1.0})
     run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, from_judge, tracker)
-    rolled: list[_Rolled] = []  # the last rollout
+    rolled: list[Rollout] = []  # the last rollout
 
     def update_of(update: int) -> dict[str, Any]:
+        number = update // config.inner_epochs
+
+        def sample(conditions: Conditions, rows: Mapping[int, int]) -> tuple[Tensor, tuple[Transition, ...]]:
+            return _sample(generator, inputs, conditions, config, number, rows)
+
         # 1. Clips and their advantages, in the first of the updates that share them
         if update % config.inner_epochs == 0:
-            rolled[:] = [_roll_out(run, generator, inputs, rewards_of, config, update)]
-        last, number = rolled[0], update // config.inner_epochs
+            rolled[:] = [roll_out(run, generator, inputs, rewards_of, config, update, sample)]
+        (last,) = rolled
+        advantages = _advantages(last.rewards, config)
         # 2. The gradient of every trained step, a micro-batch at a time
         rows: list[list[_Row]] = []
         for part in last.parts:
             predict = guided(generator, part.conditions, inputs, config, guidance_at(config, number))
-            of_part = [_step_back(run, generator, predict, config, part, last, one) for one in part.transitions]
+            of_part = [
+                _step_back(run, generator, predict, config, part, advantages, one, len(part.made)) for one in part.made
+            ]
             rows += [list(of_clip) for of_clip in zip(*of_part, strict=True)]
         # 3. The gradient of the whole batch
         devices.sum_over_ranks(run.gradients())
         in_order = [of_clip for part in devices.gather_over_ranks(rows) for of_clip in part]
-        facts = _facts(in_order, last.rewards, config, _times(generator, config))
+        facts = _facts(in_order, _times(generator, config)) | reward_facts(last.rewards, config)
         return facts | guidance_fact(config, number)
 
-    return run_updates(run, config, update_of, check, out, add, partial(_progress, generator.device))
+    return run_updates(run, config, update_of, check, out, add, partial(progress_of, generator.device))
 
 
 def trained_steps(generator: Generator, config: GrpoConfig, rollout: int) -> list[int]:
@@ -172,43 +156,6 @@ def trained_steps(generator: Generator, config: GrpoConfig, rollout: int) -> lis
     return sorted(turns[place] for place in order[:wanted].tolist())
 
 
-@torch.no_grad()
-def _roll_out(
-    run: TrainingRun,
-    generator: Generator,
-    inputs: PromptInputs,
-    rewards_of: Rewards,
-    config: GrpoConfig,
-    update: int,
-) -> _Rolled:
-    """Sample this process's clips of a rollout, and have all of them judged."""
-    number = update // config.inner_epochs
-    groups = config.batch_size // config.group_size
-    prompts = rows_of_step(number, groups, len(inputs.prompt_ids), config.seed)
-    parts: list[_RolledPart] = []
-    clips: list[RolledClip] = []
-    for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
-        # Shards are gathered by all processes alike: one without a clip makes one that counts nothing.
-        rows = {place: prompts[place // config.group_size] for place in own or [0]}
-        conditions = chosen(inputs.conditions, list(rows.values()))
-        latents, transitions = _sample(generator, inputs, conditions, config, number, rows)
-        count(Counts(clips=len(own)))
-        parts.append(_RolledPart(tuple(own), conditions, transitions))
-        try:
-            frames = generator.decode(latents).numpy()
-        except NonFiniteClipError as error:
-            raise NonFiniteLossError(f"update {update + 1}: {error}; not applied, {run.last_good()}") from error
-        clips += [
-            RolledClip(place, inputs.prompt_ids[rows[place]], shown) for place, shown in zip(own, frames, strict=False)
-        ]
-    found = rewards_of(number, clips)
-    rewards = tuple(found[place] for place in range(config.batch_size))
-    _check_rewards(rewards, update)
-    grouped = [rewards[at : at + config.group_size] for at in range(0, len(rewards), config.group_size)]
-    advantages = grpo.advantages(grouped, config.advantage_spread, config.advantage_clip)
-    return _Rolled(tuple(parts), rewards, tuple(one or 0.0 for group in advantages for one in group))
-
-
 def _sample(
     generator: Generator,
     inputs: PromptInputs,
@@ -217,29 +164,23 @@ def _sample(
     rollout: int,
     rows: Mapping[int, int],
 ) -> tuple[Tensor, tuple[Transition, ...]]:
-    """Clean latents of the clips at these places, and their trained steps. rows: index of the prompt by place.
-
-    Every draw depends on its address alone. A group's clips start each from their own noise, or all from one; fixed
-    noise is a prompt's own, the same in every rollout.
-    """
-    shape, device = generator.latent_shape, generator.device
-
-    def start_of(place: int, row: int) -> Tensor:
-        group, member = divmod(place, config.group_size)
-        member = 0 if config.same_noise else member
-        if config.noise == "fixed":
-            return noise_at(config, shape, "noise", inputs.prompt_ids[row], member)
-        return noise_at(config, shape, "noise", rollout, group, member)
+    """Clean latents of the clips at these places, and their trained steps. rows: index of the prompt by place."""
 
     def noise_of(step: int) -> Tensor:
-        return torch.stack([noise_at(config, shape, "sde", rollout, place, step) for place in rows]).to(device)
+        drawn = [noise_at(config, generator.latent_shape, "sde", rollout, place, step) for place in rows]
+        return torch.stack(drawn).to(generator.device)
 
-    start = torch.stack([start_of(place, row) for place, row in rows.items()]).to(device)
+    noise = start_noise(generator, inputs, config, rollout, rows, config.same_noise)
     predict = guided(generator, conditions, inputs, config, guidance_at(config, rollout))
     keep, scheduler = trained_steps(generator, config, rollout), sde_scheduler(generator, config.steps)
-    start = generator.start(start, conditions)
-    level, process = config.noise_level, _flow(generator)
+    start, level, process = generator.start(noise, conditions), config.noise_level, _flow(generator)
     return sde_sample(predict, scheduler, process, start, noise_of, level, keep, conditions)
+
+
+def _advantages(rewards: Sequence[float | None], config: GrpoConfig) -> list[float]:
+    """Of all clips of a rollout, by place; 0 where there is no reward."""
+    grouped = grpo.advantages(groups_of(rewards, config), config.advantage_spread, config.advantage_clip)
+    return [one or 0.0 for group in grouped for one in group]
 
 
 def _step_back(
@@ -247,13 +188,15 @@ def _step_back(
     generator: Generator,
     predict: Predict,
     config: GrpoConfig,
-    part: _RolledPart,
-    rolled: _Rolled,
+    part: RolledPart,
+    advantages: Sequence[float],
     transition: Transition,
+    steps: int,
 ) -> list[_Row]:
-    """Back-propagate one step of a micro-batch's clips; returns their numbers.
+    """Back-propagate one of the trained steps of a micro-batch's clips; returns their numbers.
 
-    A leaf separates the loss from the denoiser's graph, so that the gradient by the prediction is known.
+    steps: how many these are. A leaf separates the loss from the denoiser's graph, so that the gradient by the
+    prediction is known.
     """
     device, given = generator.device, given_frames(part.conditions)
     times, number = _times(generator, config), transition.number
@@ -266,11 +209,11 @@ def _step_back(
     leaf = prediction.detach()[:, :, given:].requires_grad_()
     step = sde_step(latents[:, :, given:], leaf, t, t_next, level)
     reference = sde_step(latents[:, :, given:], of_reference, t, t_next, level)
-    counted = [rolled.advantages[place] for place in part.places]
+    counted = [advantages[place] for place in part.places]
     advantage = torch.tensor(counted or [0.0], device=device)
     policy = grpo.clipped_loss(log_prob(drawn, step), transition.log_prob.to(device), advantage, config.ratio_clip)
     weight = time_weight(t, t_next, level, config.time_weight)
-    share = bool(counted) / (config.batch_size * len(part.transitions))
+    share = bool(counted) / (config.batch_size * steps)
     kl = step_kl(step, reference)
     (by_policy,) = torch.autograd.grad(share * weight * policy.loss.sum(), leaf, retain_graph=True)
     gradient = torch.zeros_like(prediction)
@@ -300,25 +243,9 @@ def _times(generator: Generator, config: GrpoConfig) -> list[float]:
     return times_of(sde_scheduler(generator, config.steps), _flow(generator))
 
 
-def _check_rewards(rewards: Sequence[float | None], update: int) -> None:
-    known = [reward for reward in rewards if reward is not None]
-    if not known:
-        raise ValueError(
-            f"update {update + 1}: the judge gave none of {len(rewards)} clips a reward; look at engine.reward, which "
-            "must be a column that its labels have"
-        )
-    if wrong := [reward for reward in known if not math.isfinite(reward)]:
-        raise ValueError(f"update {update + 1}: reward {wrong[0]} is not finite")
-
-
-def _facts(
-    clips: Sequence[Sequence[_Row]], rewards: Sequence[float | None], config: GrpoConfig, times: Sequence[float]
-) -> dict[str, Any]:
+def _facts(clips: Sequence[Sequence[_Row]], times: Sequence[float]) -> dict[str, Any]:
     """An update's facts for log.jsonl. clips: in the batch's order, whatever the number of processes."""
     rows = [row for of_clip in clips for row in of_clip]
-    known = [reward for reward in rewards if reward is not None]
-    groups = [rewards[at : at + config.group_size] for at in range(0, len(rewards), config.group_size)]
-    spreads = [pstdev(own) for group in groups if (own := [one for one in group if one is not None])]
     squares: dict[int, float] = {}
     for row in rows:
         squares[row.step] = squares.get(row.step, 0.0) + row.squared_gradient
@@ -328,14 +255,5 @@ def _facts(
         "velocity_distance": fmean(row.velocity_distance for row in rows),
         "ratio": fmean(abs(row.ratio - 1) for row in rows),
         "clipped": fmean(row.clipped for row in rows),
-        "reward": fmean(known),
-        "reward_spread": fmean(spreads),
-        "equal_groups": fmean(spread == 0 for spread in spreads),
-        "unjudged": len(rewards) - len(known),
         "gradient_by_t": {f"{times[step]:.4f}": math.sqrt(squares[step]) for step in sorted(squares)},
     }
-
-
-def _progress(device: torch.device, facts: Mapping[str, Any]) -> dict[str, str]:
-    """What stands in the progress bar beside the rate."""
-    return {"reward": f"{facts['reward']:.3f}", "memory": f"{devices.peak_memory(device) / 2**30:.1f} GiB"}

@@ -30,7 +30,8 @@ def test_a_line_says_why_a_run_ended_and_who_was_fooled(tmp_path):
 @pytest.mark.ci
 def test_the_benchmark_takes_prompts_whose_clip_is_wrong_before(tmp_path):
     quick = (
-        "engine.updates=1", "engine.batch_size=1", "engine.steps=2", "engine.gradient_steps=1", "engine.guidance=1.0",
+        "engine.updates=1", "engine.batch_size=2", "engine.group_size=2", "engine.keep=1", "engine.inner_epochs=1",
+        "engine.steps=2", "engine.checkpoint_every=1", "engine.held_out_every=1", "engine.guidance=1.0",
         "sampling.inference_steps=2",
     )  # fmt: skip
     changes = [part for change in quick for part in ("--set", change)]

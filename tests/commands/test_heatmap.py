@@ -96,7 +96,12 @@ def test_a_policy_without_an_entry_is_drawn_as_one_prompt_is_trained_on_the_ques
     folder.mkdir(parents=True)
     (folder / "asks.jsonl").write_text(json.dumps({"prompt_id": "lift", **ask}) + "\n")
     clips = ("--clips", "runs/eval/ask1/samples")
-    for options, name, rows in ((("--prompt", "lift"), "lift0.png", 2), (("--prompt", "fall"), "fall0.png", 8)):
+    teacher = ("--recipe", "vlm-as-teacher")
+    for options, name, rows in (
+        (("--prompt", "lift", *teacher), "lift0.png", 2),
+        (("--prompt", "fall", *teacher), "fall0.png", 8),
+        (("--prompt", "fall"), "fall0.png", 2),  # recipe raft: the one question of the judge's rubric
+    ):
         done = heatmap("other", *clips, *options, "--out", str(tmp_path))
         assert done.exit_code == 0, done.output
         height = size_of(tmp_path / name)[1]
@@ -111,7 +116,16 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can(tmp_path):
         ("ask1", "--judge", "nobody", "judge 'nobody' is unknown"),
         ("ask1", "--set", "judge.frames=10", "frames is 10, expected 1 to 9"),
         ("ask1", "--recipe", "reward-gradient", "--judge", "clip", "--ask", "is it red=yes", "has no questions"),
-        ("ask1", "--recipe", "flow-grpo", "--judge", "clip", "--set", "engine.solver=euler", "gives rewards"),
+        (
+            "ask1",
+            "--recipe",
+            "flow-grpo",
+            "--judge",
+            "clip",
+            "--set",
+            "engine.solver=euler",
+            "judge clip has no rubric",
+        ),
     ):
         done = heatmap(*options, "--out", str(tmp_path / "out"))
         assert done.exit_code == 1, options

@@ -46,6 +46,9 @@ def project(tmp_path_factory):
         "kind": "videoreward", "path": "reward", "text": "reward.txt", "score": "MQ", "dtype": "float32",
         "cache": "cache",
     }  # fmt: skip
+    prompt = params["online"]["prompt"]
+    prompt["recipe"] = "vlm-as-teacher"  # its gradient passes the judge; the default's does not
+    prompt["changes"]["diffusion-drf"] = prompt["changes"]["vlm-as-teacher"]
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
     with pytest.MonkeyPatch.context() as patch:
@@ -144,6 +147,59 @@ def test_one_prompt_without_a_real_clip_is_asked_by_diffusion_drf_about_alignmen
     assert all(ask["explanation"] is None and not ask["with_reference"] for ask in asks)
     drawn = sorted(path.name for path in (tmp_path / "drf/heatmaps").iterdir())
     assert drawn == ["step-000000.png", "step-000001.png", "step-000002.png"]  # at each check
+
+
+BEST = (
+    "engine.updates=2", "engine.batch_size=4", "engine.group_size=4", "engine.keep=1", "engine.inner_epochs=1",
+    "engine.steps=2", "engine.held_out_every=1", "engine.checkpoint_every=1", "engine.guidance=1.0",
+    "sampling.inference_steps=2",
+)  # fmt: skip
+
+
+def of_its_best(out: Path, *arguments: str):
+    """By recipe raft, the default of params.yaml."""
+    changes = [part for change in BEST for part in ("--set", change)]
+    return run("--prompt", FALL, "--recipe", "raft", *changes, "--out", str(out), *arguments)
+
+
+def test_one_prompt_is_trained_on_the_best_of_its_own_clips_by_the_judges_label(tmp_path):
+    """The check looks at the clip that is shown, whose judges' scores are those of before.mp4 and after.mp4."""
+    done = of_its_best(tmp_path / "best", "--set", "engine.stop_right=0.999")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "best/log.jsonl").read_text().splitlines()]
+    assert [row["kept"] for row in rows if "kept" in row] == [1, 1]
+    points = {row["step"]: row["held_out"] for row in rows}
+    outcome = json.loads((tmp_path / "best/outcome.json").read_text())
+    assert list(points) == [0, 1, 2] and outcome["updates"] == 2
+    for clip, step in (("before.mp4", 0), ("after.mp4", outcome["kept"])):
+        said = outcome["clips"][clip]
+        assert {name: one["role"] for name, one in said.items()} == {
+            "second": "trained on", "judge": "held out", "physics": "also asked",
+        }  # fmt: skip
+        assert said["second"]["score"] == pytest.approx(points[step]["training"], abs=1e-4)
+        assert said["judge"]["score"] == pytest.approx(points[step]["held_out"], abs=1e-4)
+    assert not (tmp_path / "best/asks.jsonl").exists()
+
+
+@pytest.mark.ci  # 15 s
+def test_questions_of_the_command_line_give_the_rewards_of_its_own_clips(tmp_path):
+    """By a judge that sees the overlay, and that can be drawn; without questions its rubric's is drawn."""
+    asks = ("--ask", "is there a red ball=yes", "--ask", "is the red ball inside the rectangle=no")
+    done = of_its_best(tmp_path / "asked", *asks, "--box", "8,8,20,20@0-4", "--heatmap")
+    assert done.exit_code == 0, done.output
+    outcome = json.loads((tmp_path / "asked/outcome.json").read_text())
+    said = outcome["clips"]["after.mp4"]["second"]
+    assert set(said["answers"]) == {"second/ask_1", "second/ask_2"}
+    assert said["score"] == pytest.approx(sum(said["answers"].values()) / 2)
+    assert {"asks.jsonl", "overlay.png", "heatmap-after.png"} <= {path.name for path in (tmp_path / "asked").iterdir()}
+    refused = of_its_best(tmp_path / "marked", "--box", "8,8,20,20@0-4")
+    assert refused.exit_code == 1
+    assert "overlay: a recipe by rewards does not read it" in refused.output
+    drawn = of_its_best(
+        tmp_path / "drawn", "--heatmap", "--set", "engine.held_out_every=null", "--set", "engine.stop_right=null"
+    )
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "drawn/heatmap-before.png").is_file()
 
 
 @pytest.mark.ci  # 10 s

@@ -34,6 +34,7 @@ def project(tmp_path, monkeypatch):
             (tmp_path / name).symlink_to(ROOT / name)
         params = default_params()
         params["generator"] |= generator
+        params["online"]["prompt"]["recipe"] = "vlm-as-teacher"
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         monkeypatch.chdir(tmp_path)
 
@@ -73,7 +74,10 @@ def test_ask_a_video_from_a_first_frame_makes_its_25_frames_on_framepacks_layout
     project(**given["generator"])
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["video"] = given["video"]
-    params["online"]["prompt"] |= {"recipe": "ask-a-video-i2v", "changes": {"judge": {"ask_template": "{question}"}}}
+    params["online"]["prompt"] |= {
+        "recipe": "ask-a-video-i2v",
+        "changes": {"ask-a-video-i2v": {"judge": {"ask_template": "{question}"}}},
+    }
     Path("params.yaml").write_text(yaml.safe_dump(params))
     frame = np.zeros((variant.height, variant.width, 3), np.uint8)
     frame[:, : variant.width // 2] = (200, 30, 30)

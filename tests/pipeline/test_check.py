@@ -103,7 +103,7 @@ def test_the_papers_values_over_wans_train_every_weight_in_the_memory_that_wans_
 def test_presets_of_one_prompt_and_its_image_have_the_papers_generator_clips_and_judge(name, family, clip, judge):
     params = laid_over("wan2.1", f"one-prompt/{name}")  # over that of its generator, which lies in a folder too
     own, video = params["online"]["prompt"], params["video"]
-    recipe = load_recipe(own["recipe"], own["changes"])
+    recipe = load_recipe(own["recipe"], own["changes"][name])
 
     assert (own["recipe"], params["generator"]["family"]) == (name, family)
     assert (video["num_frames"], video["height"], video["width"]) == clip
@@ -398,7 +398,7 @@ def test_a_policy_trained_by_rewards_needs_steps_with_a_probability_and_a_judge_
 ):
     for entry, message in (
         ({"judge": "clip"}, "online.policies.grpo: judge: clip measures clips and labels none"),
-        ({"references": "tabletop"}, "online.policies.grpo: references: engine.rollout sde does not read it"),
+        ({"references": "tabletop"}, "online.policies.grpo: references: a recipe by rewards does not read it"),
         ({"changes": {"engine": {"solver": "unipc"}}}, "solver must be euler"),
         ({}, "online.policies.grpo: engine.rollout sde samples whole clips, and wan samples a clip part by part"),
     ):
@@ -432,9 +432,12 @@ def test_a_lighter_decoder_that_does_not_fit_is_found_before_anything_is_loaded(
             with pytest.raises(ParamsError, match=message):
                 check_params()
     ask1["changes"] = {}
-    params["online"]["prompt"]["changes"]["decoding"] |= {"decoder": {"kind": "taehv", "path": str(taehv)}}
+    decoding = params["online"]["prompt"]["changes"]["vlm-as-teacher"]["decoding"]
+    decoding |= {"decoder": {"kind": "taehv", "path": str(taehv)}}
     project(params)
-    with pytest.raises(ParamsError, match="^online.prompt: decoding.decoder: it takes latents of 16 channels"):
+    with pytest.raises(
+        ParamsError, match="^online.prompt, recipe vlm-as-teacher: decoding.decoder: it takes latents of 16 channels"
+    ):
         check_params()
 
 

@@ -14,7 +14,7 @@ from pipeline.recipes import COMMON, FOLDER, Recipe, load_recipe, merged, sample
 from rl.online.config import GrpoConfig
 
 NAMES = [
-    "ask-a-video", "ask-a-video-i2v", "ask-a-video-test-time", "diffusion-drf", "flow-grpo", "reward-gradient",
+    "ask-a-video", "ask-a-video-i2v", "ask-a-video-test-time", "diffusion-drf", "flow-grpo", "raft", "reward-gradient",
     "vanilla-drf",
     "vlm-as-teacher",
 ]  # fmt: skip

@@ -134,8 +134,8 @@ def reward_clips(folder: Path, base: str) -> dict[str, float | None]:
     import numpy as np
 
     from pipeline.asked import open_asked
-    from pipeline.policy_gradient import ClipRewards
-    from rl.online.policy_gradient import RolledClip
+    from pipeline.by_rewards import ClipRewards
+    from rl.online.rewarded import RolledClip
     from tests.support.tiny import SIZE
 
     judge = open_asked("gpt", block_of("gpt", base), "cpu")

@@ -12,11 +12,13 @@ from torch.nn.functional import softplus
 from cluster.devices import gather_over_ranks
 from data.config import read_config
 from generators.core.generator import SAMPLING
-from rl.online.config import GrpoConfig, OnlineConfig
+from rl.online.config import GrpoConfig, OnlineConfig, RaftConfig
 from rl.online.guards import CurvePoint
 from rl.online.judging import WeightedJudge
 from rl.online.loop import PromptInputs
-from rl.online.policy_gradient import Rewards, RolledClip, train_by_rewards
+from rl.online.policy_gradient import train_by_rewards
+from rl.online.raft import train_on_best
+from rl.online.rewarded import Rewards, RolledClip
 from rl.online.trainer import train_online
 from rl.training.run import TrainReport
 from rl.training.tracking import Tracker
@@ -40,6 +42,16 @@ GRPO = CONFIG | {
     "reward": "score", "advantage_spread": "group", "advantage_clip": 5.0, "ratio_clip": 0.001, "kl_weight": 0.01,
     "inner_epochs": 1,
 }  # fmt: skip
+
+
+RAFT = CONFIG | {
+    "rollout": "best", "renoise": None, "batch_size": 4, "velocity_weight": 0.0, "updates": 4, "group_size": 2,
+    "keep": 1, "inner_epochs": 1, "reward": "score", "timesteps": {"name": "uniform"},
+}  # fmt: skip
+
+
+def raft_config(**changes) -> RaftConfig:
+    return read_config(RaftConfig, RAFT | changes, "engine")
 
 
 def grpo_config(**changes) -> GrpoConfig:
@@ -134,15 +146,35 @@ def run_by_rewards(
     )  # fmt: skip
 
 
-def run_by_slow_rewards(generator: Path, start: Path, home: Path, changes: dict[str, Any], pause: float) -> None:
-    """`run_by_rewards` in a process of its own, with a pause of so many seconds before each rollout is judged."""
+def run_on_best(
+    generator,
+    start: Path,
+    home: Path,
+    rewards: Rewards = redness,
+    check=None,
+    given: PromptInputs | None = None,
+    **changes,
+) -> TrainReport:
+    """Train on the best clips in home/work, publish home/out. generator: a loaded one, or the folder of one."""
+    generator = load(generator) if isinstance(generator, Path) else generator
+    return train_on_best(
+        generator, given or prompt_inputs(), "red", rewards, raft_config(**changes), start, home / "work",
+        home / "out", {"recipe": "test"}, check,
+    )  # fmt: skip
+
+
+def run_by_slow_rewards(
+    generator: Path, start: Path, home: Path, changes: dict[str, Any], pause: float, best: bool = False
+) -> None:
+    """`run_by_rewards` or `run_on_best` in a process of its own, pausing so many seconds before a rollout is judged."""
     torch.set_num_threads(1)
 
     def rewards(rollout: int, clips: Sequence[RolledClip]) -> dict[int, float | None]:
         time.sleep(pause)
         return redness(rollout, clips)
 
-    run_by_rewards(generator, start, home, rewards, **changes)
+    train = run_on_best if best else run_by_rewards
+    train(generator, start, home, rewards, **changes)
 
 
 def probability(generator, channel: int) -> float:

@@ -23,7 +23,7 @@ from tests.feedback.metrics.test_metric import build_clip
 from tests.feedback.metrics.test_reward_models import built  # noqa: F401
 from tests.support.decoders import WAN22, cogvideox, deep
 from tests.support.judges import FAMILIES
-from tests.support.online import LAST_STEPS, ColourJudge, load, run, run_by_rewards
+from tests.support.online import LAST_STEPS, ColourJudge, load, run, run_by_rewards, run_on_best
 from tests.support.training import write_base
 
 # What torch 2.15 refuses on CUDA by the documentation of torch.use_deterministic_algorithms ("will throw a
@@ -114,10 +114,13 @@ def test_no_decoder_uses_one(make):
         assert not of_judging(ColourJudge(), latents, decode) & REFUSED, mode
 
 
-@pytest.mark.parametrize("rollout", [{}, LAST_STEPS, None], ids=["random_step", "last_steps", "sde"])
-def test_no_rollout_uses_one(rollout, tiny_wan, tmp_path):
+@pytest.mark.parametrize(
+    "train",
+    [run, partial(run, **LAST_STEPS), run_by_rewards, run_on_best],
+    ids=["random_step", "last_steps", "sde", "best"],
+)
+def test_no_rollout_uses_one(train, tiny_wan, tmp_path):
     start = write_base(tmp_path / "base")
-    train = run_by_rewards if rollout is None else partial(run, **rollout)
     with Operations() as found:
         train(load(tiny_wan), start, tmp_path, updates=1, guidance=2.0)
     assert "_foreach_addcdiv_" in found.names or "_fused_adam_" in found.names  # the optimizer's step

@@ -285,7 +285,7 @@ def test_a_wrong_setting_is_named():
     for changes, error in (
         ({"rollout": "last_steps", "gradient_steps": 2}, "rollout must be sde"),
         ({"solver": "unipc"}, "solver must be euler, since the steps of rollout sde are at its times; found 'unipc'"),
-        ({"velocity_weight": 0.1}, "velocity_weight must be 0, since rollout sde has kl_weight in its place"),
+        ({"velocity_weight": 0.1}, "velocity_weight must be 0, since rollout sde has no such penalty; found 0.1"),
         ({"stop_below": 0.1}, "stop_below must be None"),
         ({"steps": 1}, "steps must be at least 2"),
         ({"batch_size": 5}, "batch_size must be a multiple of group_size (2), found 5"),

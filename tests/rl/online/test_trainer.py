@@ -744,7 +744,10 @@ def test_a_check_or_a_judge_that_says_nothing_is_an_error(generator, base, tmp_p
 def test_a_wrong_setting_is_named():
     """Each key's own check, and those of keys together."""
     for changes, error in (
-        ({"rollout": "some_steps"}, "engine.rollout is 'some_steps', expected 'random_step', 'last_steps' or 'sde'"),
+        (
+            {"rollout": "some_steps"},
+            "engine.rollout is 'some_steps', expected 'random_step', 'last_steps', 'sde' or 'best'",
+        ),
         ({"renoise": None}, "engine: renoise must be set for rollout random_step, found None"),
         ({"gradient_steps": 2}, "gradient_steps must be null, being not read by rollout random_step, found 2"),
         (LAST_STEPS | {"gradient_steps": None}, "gradient_steps must be set for rollout last_steps"),

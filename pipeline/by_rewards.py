@@ -3,22 +3,27 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data.policies import SAMPLED
+from data.policies import HEATMAPS, SAMPLED
 from data.prompts import Prompt
 from pipeline.asked import RunJudge, clip_request, first_frame_at, open_asked
+from pipeline.judges import answers_about, in_unit, open_judges
 from pipeline.online import (
     HeldOutCheck,
     Job,
     check_sampling,
     checked_prompts,
     inputs_of,
+    is_of_trained_clip,
+    keep_inputs,
     with_recipe_sampling,
 )
 from pipeline.params import ParamsError
 from pipeline.recipes import as_written, sampled_as
+from pipeline.trained_clip import TrainedClipCheck
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from collections.abc import Callable
@@ -29,7 +34,9 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.core.source import Request
     from generators.core.generator import Generator
     from generators.core.size import VideoSize
-    from rl.online.policy_gradient import RolledClip
+    from rl.online.judging import WeightedJudge
+    from rl.online.loop import Check
+    from rl.online.rewarded import Rewards, RolledClip
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
 
@@ -47,39 +54,86 @@ def run_by_rewards(
 ) -> "TrainReport":
     """Train a policy from `start` on the rewards of the job's judge, and publish it as `out`.
 
-    The arguments are those of `pipeline.online.run`, which calls it. Clips whose answers a ledger or the file of
-    verdicts keeps are not asked about again: a run that was killed samples the same clips again, byte by byte.
+    A clip's reward is the judge's label of it, or the mean p of its answers where the job has questions of the user's,
+    which a VLM in this process answers. The arguments are those of `pipeline.online.run`, which calls it. Clips whose
+    answers a ledger or the file of verdicts keeps are not asked about again: a run that was killed samples the same
+    clips again, byte by byte.
     """
     from generators.core.encoding import ENCODING, encode
     from generators.core.generator import SAMPLING
-    from rl.online.config import GrpoConfig
+    from rl.online.config import GrpoConfig, RaftConfig, RewardsConfig
     from rl.online.policy_gradient import train_by_rewards
+    from rl.online.raft import train_on_best
 
-    recipe, config, prompts = job.recipe, job.recipe.engine, list(job.prompts)
-    assert isinstance(config, GrpoConfig)
-    check_unread(job.overlay, job.references, job.asks)
+    recipe, config = job.recipe, job.recipe.engine
     # 1. The judge, and the held-out one
-    judge = open_asked(job.judge, job.sources[job.judge], str(device))
-    held_out = judge
-    if config.held_out_every and job.held_out != job.judge:
-        held_out = open_asked(job.held_out, job.sources[job.held_out], str(device))
+    by = _rewarding(job, device, work)
+    same = isinstance(by.judges, RunJudge) and (not config.held_out_every or job.held_out == job.judge)
+    held_out = by.judges if same else open_asked(job.held_out, job.sources[job.held_out], str(device))
+    assert isinstance(held_out, RunJudge)
     # 2. The generator, and the check of its samples between updates
-    encoded = encode(load(parts=ENCODING), prompts, config.negative_prompt)
+    encoded = encode(load(parts=ENCODING), by.prompts, config.negative_prompt)
     generator = with_recipe_sampling(load(parts=SAMPLING, on_host=config.shard), recipe, start)
-    check = None
-    if config.held_out_every:
-        chosen, sampling = checked_prompts(prompts, job.check), check_sampling(recipe, job.check)
-        check = HeldOutCheck(generator, judge, held_out, chosen, encoded, sampling, work / "looks", config.shard)
+    check: Check | None = None
+    if is_of_trained_clip(job):
+        check = TrainedClipCheck(generator, by.judges, held_out, by.prompts[0], encoded, recipe, work / "looks")
+    elif config.held_out_every:
+        chosen, sampling = checked_prompts(by.prompts, job.check), check_sampling(recipe, job.check)
+        check = HeldOutCheck(generator, by.judges, held_out, chosen, encoded, sampling, work / "looks", config.shard)
     # 3. The run
-    versions = {job.judge: judge.model_version()}
-    named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": versions}
+    named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": by.versions}
     origin = {"recipe": as_written(recipe), SAMPLED: sampled_as(recipe, start), **named}
-    rewards = ClipRewards(
-        judge, config.reward, prompts, encoded.images, job.size, out.name, work / ROLLOUTS, _purpose(out.name, origin)
-    )
-    return train_by_rewards(
-        generator, inputs_of(encoded), job.judge, rewards, config, start, work, out, origin, check, tracker=tracker
-    )
+    rewards: Rewards
+    if isinstance(by.judges, RunJudge):
+        assert isinstance(config, RewardsConfig)
+        rewards = ClipRewards(
+            by.judges, config.reward, by.prompts, encoded.images, job.size, out.name, work / ROLLOUTS,
+            _purpose(out.name, origin),
+        )  # fmt: skip
+    else:
+        rewards = AnswerRewards(by.judges, device)
+    given = (generator, inputs_of(encoded), job.judge, rewards)
+    if isinstance(config, RaftConfig):
+        return train_on_best(*given, config, start, work, out, origin, check, by.add, tracker=tracker)
+    assert isinstance(config, GrpoConfig)
+    return train_by_rewards(*given, config, start, work, out, origin, check, by.add, tracker=tracker)
+
+
+class _Rewarding(NamedTuple):
+    """Who gives the rewards of a run."""
+
+    judges: "RunJudge | list[WeightedJudge]"  # a source, or the VLMs that answer questions of the user's
+    prompts: list[Prompt]
+    versions: dict[str, Any]  # of each one's model, by name
+    add: "Callable[[Path], None] | None"  # writes the questions into the policy's folder
+
+
+def _rewarding(job: Job, device: "torch.device", work: Path) -> _Rewarding:
+    """Raises ParamsError where the job has an overlay or references, and a source that does not see them."""
+    if job.asks:
+        opened = open_judges(job, str(device))
+        add = partial(keep_inputs, opened.asks, opened.overlay, work / HEATMAPS)
+        return _Rewarding(opened.judges.plain, opened.prompts, opened.judges.versions, add)
+    check_unread(job.overlay, job.references)
+    judge = open_asked(job.judge, job.sources[job.judge], str(device))
+    return _Rewarding(judge, list(job.prompts), {job.judge: judge.model_version()}, None)
+
+
+class AnswerRewards:
+    """The rewards of the clips of a rollout by answers to questions of the user's: the trainer's `rewards_of`."""
+
+    def __init__(self, judges: "Sequence[WeightedJudge]", device: "torch.device") -> None:
+        self.judges, self.device = judges, device
+
+    def __call__(self, rollout: int, clips: "Sequence[RolledClip]") -> dict[int, float | None]:
+        """The mean p of the wanted answers about each clip of the rollout, by its place."""
+        from cluster import devices
+
+        own = {
+            clip.place: answers_about(self.judges, in_unit(clip.frames).to(self.device), clip.prompt_id).score
+            for clip in clips
+        }
+        return {place: score for of_rank in devices.gather_over_ranks(own) for place, score in of_rank.items()}
 
 
 class ClipRewards:
@@ -161,8 +215,8 @@ def check_judge(name: str, block: Mapping[str, Any], reward: str) -> None:
         raise ParamsError(f"judge: {name} measures clips and labels none, so engine.reward must be score, not {reward}")
 
 
-def check_unread(overlay: object, references: object, asks: object = None) -> None:
-    """Raises ParamsError for what a source that gives rewards is not shown or asked."""
-    given = {"overlay": overlay, "references": references, "questions of the command line": asks}
+def check_unread(overlay: object, references: object) -> None:
+    """Raises ParamsError for what a source that gives rewards is not shown."""
+    given = {"overlay": overlay, "references": references}
     if unread := [name for name, value in given.items() if value is not None]:
-        raise ParamsError(f"{unread[0]}: engine.rollout sde does not read it, since its judge sees clips as they are")
+        raise ParamsError(f"{unread[0]}: a recipe by rewards does not read it, since its judge sees clips as they are")

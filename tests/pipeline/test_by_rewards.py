@@ -14,12 +14,12 @@ from data.prompts import Prompt
 from feedback.core.source import REFUSED, LabelError
 from generators.core.load import load_generator
 from pipeline.asked import RunJudge
+from pipeline.by_rewards import ClipRewards, check_judge, check_unread
 from pipeline.configs import CheckConfig
 from pipeline.online import Job, for_other_machines, run
 from pipeline.params import ParamsError
-from pipeline.policy_gradient import ClipRewards, check_judge, check_unread
 from pipeline.recipes import load_recipe
-from rl.online.policy_gradient import RolledClip
+from rl.online.rewarded import RolledClip
 from rl.training import run as frame
 from tests.feedback.judges.test_panel import Member
 from tests.support.defaults import default_params
@@ -167,5 +167,5 @@ def test_sources_that_give_no_rewards_and_settings_that_are_not_read_are_named()
             check_judge(name, block, reward)
     check_judge("clip", sources["clip"], "score")
     for overlay, references in (("marks.yaml", None), (None, "tabletop")):
-        with pytest.raises(ParamsError, match="engine.rollout sde does not read it"):
+        with pytest.raises(ParamsError, match="a recipe by rewards does not read it"):
             check_unread(overlay, references)
