@@ -202,7 +202,8 @@ def prompt_caption(sample: Sample) -> str:
 
 def _encode(frames: np.ndarray, fps: float, lossless: bool) -> bytes:
     buffer = io.BytesIO()
-    options = {"qp": "0", "preset": "ultrafast"} if lossless else {"crf": "12", "preset": "fast"}
+    # With B-frames x264's lookahead reads memory that it has not set, and equal frames have other bytes each time.
+    options = {"qp": "0", "preset": "ultrafast"} if lossless else {"crf": "12", "preset": "fast", "bf": "0"}
     # bitexact leaves out the writer's version; the muxer writes no dates of its own.
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)

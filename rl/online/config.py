@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from data.config import STRICT, Count, NotNegative, Positive, WholeNotNegative
+from data.config import STRICT, Count, NotNegative, Positive, Probability, WholeNotNegative
 from generators.core.solvers import Solver
 from rl.online.grpo import Spread
 from rl.online.sde import SOLVER
@@ -41,7 +41,8 @@ class OnlineConfig(PolicyConfig):
     step_from: of rollout random_step: the solver's steps that the one with gradient is drawn from; of an odd number the
         first half has the middle one.
     stop_right: the run ends with the first check at which the training judge's score is at least so high, none of its
-        answers below 1/2 where the check looks at single ones, and the held-out judge's above 1/2; it is kept.
+        answers below 1/2 where the check looks at single ones, and the held-out judge's above stop_held_out; it is
+        kept.
     max_seconds: the run ends with the first update that is done so long after its (last) start, without loading.
     """
 
@@ -60,6 +61,7 @@ class OnlineConfig(PolicyConfig):
     held_out_tolerance: NotNegative
     stop_below: float | None
     stop_right: float | None
+    stop_held_out: Probability
     max_seconds: Positive | None
     step_from: Literal["all", "first_half"]
 
@@ -171,4 +173,4 @@ class RaftConfig(RewardsConfig):
 
 def engine_class(rollout: object) -> type[OnlineConfig]:
     """The settings of a recipe with that `engine.rollout`."""
-    return next((one for one in (GrpoConfig, RaftConfig) if one.ROLLOUT == rollout), OnlineConfig)
+    return next((one for one in (GrpoConfig, RaftConfig) if rollout == one.ROLLOUT), OnlineConfig)

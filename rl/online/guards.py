@@ -65,22 +65,22 @@ def fooled(curve: Mapping[int, CurvePoint], tolerance: float) -> bool:
     return last.held_out < top.held_out - tolerance and last.training > top.training
 
 
-def right(point: CurvePoint, least_score: float | None) -> bool:
-    """Whether the judges' answers are right, so that a run may end. least_score: of the training judge; None: never.
+def right(point: CurvePoint, least_score: float | None, least_held_out: float) -> bool:
+    """Whether the judges' answers are right, so that a run may end.
 
-    The training judge's score is at least least_score, none of its answers below 1/2 where the check looks at single
-    ones, and the held-out judge's score above 1/2.
+    The training judge's score is at least least_score (None: never), none of its answers below 1/2 where the check
+    looks at single ones, and the held-out judge's score above least_held_out.
     """
     if least_score is None:
         return False
     answers = point.least is None or point.least >= 0.5
-    return point.training >= least_score and answers and point.held_out > 0.5
+    return point.training >= least_score and answers and point.held_out > least_held_out
 
 
-def kept(curve: Mapping[int, CurvePoint], least_score: float | None) -> int:
+def kept(curve: Mapping[int, CurvePoint], least_score: float | None, least_held_out: float) -> int:
     """Update whose weights are the policy: the last where its answers are `right`, else the best."""
     last = max(curve)
-    return last if right(curve[last], least_score) else best(curve)
+    return last if right(curve[last], least_score, least_held_out) else best(curve)
 
 
 def best(curve: Mapping[int, CurvePoint]) -> int:

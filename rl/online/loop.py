@@ -60,11 +60,12 @@ def run_updates(
         stands in the progress bar beside the rate.
     """
     curve = {line["step"]: CurvePoint(**line["held_out"]) for line in read_log(run.folder) if "held_out" in line}
+    rule = (config.stop_right, config.stop_held_out)
     stopped, began = run.last.get("stopped"), time.monotonic()
     with run.loop(config.updates, "update") as progress:
         if check and run.done == 0:
             curve[0] = _checked(check, 0)
-            stopped = RIGHT if right(curve[0], config.stop_right) else None
+            stopped = RIGHT if right(curve[0], *rule) else None
             run.keep({"step": 0, "held_out": curve[0].written()} | ({"stopped": stopped} if stopped else {}))
         for update in range(run.done, config.updates):
             if stopped:
@@ -79,7 +80,7 @@ def run_updates(
             if check and config.held_out_every and (run.done % config.held_out_every == 0 or ends):
                 curve[run.done] = _checked(check, run.done)
                 line["held_out"] = curve[run.done].written()
-            if run.done in curve and right(curve[run.done], config.stop_right):
+            if run.done in curve and right(curve[run.done], *rule):
                 stopped = RIGHT
             elif low:
                 stopped = f"question_loss fell below {config.stop_below}"
@@ -93,7 +94,7 @@ def run_updates(
             run.keep(line, log=ends or run.done in curve)
             progress.set_postfix(progress_of(facts), refresh=False)
             progress.update()
-    chosen = kept(curve, config.stop_right) if curve else run.done
+    chosen = kept(curve, *rule) if curve else run.done
     others = dict(curve[max(curve)].others) if curve else {}
     return run.finish(out, config.batch_size, chosen, {"updates": run.done, "stopped": stopped, **others}, stopped, add)
 

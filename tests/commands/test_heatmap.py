@@ -96,7 +96,7 @@ def test_a_policy_without_an_entry_is_drawn_as_one_prompt_is_trained_on_the_ques
     folder.mkdir(parents=True)
     (folder / "asks.jsonl").write_text(json.dumps({"prompt_id": "lift", **ask}) + "\n")
     clips = ("--clips", "runs/eval/ask1/samples")
-    teacher = ("--recipe", "vlm-as-teacher")
+    teacher = ("--recipe", "vlm-as-teacher", "--judge", "second")
     for options, name, rows in (
         (("--prompt", "lift", *teacher), "lift0.png", 2),
         (("--prompt", "fall", *teacher), "fall0.png", 8),

@@ -47,7 +47,7 @@ def project(tmp_path_factory):
         "cache": "cache",
     }  # fmt: skip
     prompt = params["online"]["prompt"]
-    prompt["recipe"] = "vlm-as-teacher"  # its gradient passes the judge; the default's does not
+    prompt |= {"recipe": "vlm-as-teacher", "judge": "second", "held_out": "judge"}  # which answers questions
     prompt["changes"]["diffusion-drf"] = prompt["changes"]["vlm-as-teacher"]
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)

@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch):
             (tmp_path / name).symlink_to(ROOT / name)
         params = default_params()
         params["generator"] |= generator
-        params["online"]["prompt"]["recipe"] = "vlm-as-teacher"
+        params["online"]["prompt"] |= {"recipe": "vlm-as-teacher", "judge": "second", "held_out": "judge"}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         monkeypatch.chdir(tmp_path)
 

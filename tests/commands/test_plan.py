@@ -113,6 +113,7 @@ def test_edited_code_is_named_by_file_and_the_printed_command_accepts_what_is_th
         ("feedback/judges/qwen.py", "label@r1", "generate@r1"),
     ],
 )
+@pytest.mark.ci  # 35 s
 def test_edited_code_of_a_family_or_a_kind_is_named_and_accepted_after_base(planned, clone, edited, stage, other):
     before = (clone / edited).read_text()
     (clone / edited).write_text(before + "# a comment\n")

@@ -4,9 +4,12 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 
-from data.video import contact_sheet, read_fps, read_video, sample_frames, seen_at, write_video
+from data.prompts import Prompt
+from data.video import contact_sheet, encode_video, read_fps, read_video, sample_frames, seen_at, write_video
+from tabletop.references import real_clips
 
 
 def noise(num_frames=9, height=64, width=64, seed=0) -> np.ndarray:
@@ -53,6 +56,21 @@ def test_equal_frames_give_equal_bytes(tmp_path):
         write_video(tmp_path / name, noise(), fps=8, lossless=lossless)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes()
+
+
+@pytest.mark.parametrize("times", [2, 9])
+def test_bytes_do_not_hang_on_what_lay_in_memory_before(times):
+    """A rendered clip so many times as large, with noise; between encodings memory is filled and freed."""
+    prompt = Prompt("fall", "pushing red ball so that it falls off the table", "c", "train", None, None)
+    random, found = np.random.default_rng(0), set()
+    clip = real_clips([prompt], 9, 8.0)["fall"].frames.repeat(times, 1).repeat(times, 2).astype(int)
+    frames = np.clip(clip + random.integers(-3, 4, clip.shape), 0, 255).astype(np.uint8)
+    for _ in range(12):
+        torch.randn(int(random.integers(1, 10**6)))
+        junk = [random.random(int(random.integers(10, 10**5))) for _ in range(20)]
+        found.add(encode_video(frames, fps=8, lossless=False))
+        del junk
+    assert len(found) == 1
 
 
 def test_large_clips_are_lossy_and_keep_their_colours(tmp_path):

@@ -31,7 +31,8 @@ CONFIG = {
     "log_every": 1, "seed": 1, "rollout": "random_step", "renoise": "fresh", "gradient_steps": None, "noise": "fresh",
     "steps": 3,
     "solver": "unipc", "guidance": 1.0, "updates": 5, "warmup_updates": 0, "velocity_weight": 0.1,
-    "held_out_every": None, "held_out_tolerance": 0.0, "stop_below": None, "stop_right": None, "max_seconds": None,
+    "held_out_every": None, "held_out_tolerance": 0.0, "stop_below": None, "stop_right": None, "stop_held_out": 0.5,
+    "max_seconds": None,
     "step_from": "all",
 }  # fmt: skip
 LAST_STEPS = {"rollout": "last_steps", "renoise": None, "gradient_steps": 2}

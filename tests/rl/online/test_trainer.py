@@ -503,7 +503,8 @@ def test_right_is_a_high_score_with_no_answer_wrong_and_the_held_out_judge_agree
         (0.9, 0.75, 0.625, None, False),  # no such rule
     ):
         point = CurvePoint(training, held_out, least=least)
-        assert right(point, threshold) is expected, point
+        assert right(point, threshold, 0.5) is expected, point
+    assert right(CurvePoint(0.9, 0.4), 0.8, 0.35) and not right(CurvePoint(0.9, 0.35), 0.8, 0.35)
     assert CurvePoint(**CurvePoint(0.9, 0.7, least=0.6).written()) == CurvePoint(0.9, 0.7, least=0.6)
     assert "least" not in CurvePoint(0.9, 0.7).written()
 
