@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.core.source import Request
     from generators.core.generator import Generator
     from generators.core.size import VideoSize
+    from rl.online.config import RewardsConfig
     from rl.online.judging import WeightedJudge
     from rl.online.loop import Check
     from rl.online.rewarded import Rewards, RolledClip
@@ -109,12 +110,16 @@ class _Rewarding(NamedTuple):
 
 
 def _rewarding(job: Job, device: "torch.device", work: Path) -> _Rewarding:
-    """Raises ParamsError where the job has an overlay or references, and a source that does not see them."""
+    """Raises ParamsError as `check_judge`, and for an overlay or references, which a source does not see."""
+    from rl.online.config import RewardsConfig
+
     if job.asks:
         opened = open_judges(job, str(device))
         add = partial(keep_inputs, opened.asks, opened.overlay, work / HEATMAPS)
         return _Rewarding(opened.judges.plain, opened.prompts, opened.judges.versions, add)
+    assert isinstance(job.recipe.engine, RewardsConfig)
     check_unread(job.overlay, job.references)
+    check_judge(job.judge, job.sources[job.judge], job.recipe.engine)
     judge = open_asked(job.judge, job.sources[job.judge], str(device))
     return _Rewarding(judge, list(job.prompts), {job.judge: judge.model_version()}, None)
 
@@ -202,8 +207,9 @@ def _purpose(policy: str, origin: Mapping[str, Any]) -> str:
     return f"online/{policy}/{hashlib.sha256(written.encode()).hexdigest()[:16]}"
 
 
-def check_judge(name: str, block: Mapping[str, Any], reward: str) -> None:
+def check_judge(name: str, block: Mapping[str, Any], engine: "RewardsConfig") -> None:
     """Raises ParamsError where a source cannot give the rewards of a run. block: as `resolve` returns it."""
+    reward = engine.reward
     from feedback.core.kinds import read_block
 
     read = read_block(name, block)
@@ -213,6 +219,8 @@ def check_judge(name: str, block: Mapping[str, Any], reward: str) -> None:
         raise ParamsError(f"judge: {name} compares clips, and a reward is of one clip")
     if not read.labels and reward != "score":
         raise ParamsError(f"judge: {name} measures clips and labels none, so engine.reward must be score, not {reward}")
+    if not read.labels and engine.stop_right is not None:
+        raise ParamsError(f"engine.stop_right is a probability, and {name}, a metric, has none; null")
 
 
 def check_unread(overlay: object, references: object) -> None:

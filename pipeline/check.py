@@ -444,7 +444,7 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
             recipe = load_recipe(entry.recipe, entry.changes)
             judge = resolve(entry.judge, sources)
             if isinstance(recipe.engine, RewardsConfig):
-                check_judge(entry.judge, judge, recipe.engine.reward)
+                check_judge(entry.judge, judge, recipe.engine)
                 check_unread(entry.overlay, entry.references)
             else:
                 members_of(entry.judge, {entry.judge: judge})

@@ -174,8 +174,7 @@ def _problem(recipe: Recipe, place: str, losses: Sequence[str]) -> str | None:
         return f"augment is {asdict(recipe.augment)}; 0 wanted with {rollout}, whose judge sees clips as they are"
     if recipe.by_rewards and recipe.decoding.decoder is not None:
         return f"decoding.decoder must be null with {rollout}, which differentiates no decode"
-    scored = getattr(recipe.engine, "reward", None) == "score" if recipe.by_rewards else judge.loss is None
-    if recipe.engine.stop_right is not None and scored:
+    if recipe.engine.stop_right is not None and judge.loss is None and not recipe.by_rewards:
         return "engine.stop_right is a probability, and a metric has none; null"
     if recipe.sampling.unconditional == BASE and recipe.engine.full:
         return "sampling.unconditional is base, which switches a LoRA off, so engine.full must be false"

@@ -18,7 +18,8 @@ from tests.support.defaults import default_params
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "published"
-DEFAULT, SEEDS, PARADIGMS, GUIDANCE = "default", "seeds", "paradigms", "guidance"  # folders of published/
+# folders of published/
+DEFAULT, SEEDS, PARADIGMS, GUIDANCE, REWARDS = "default", "seeds", "paradigms", "guidance", "policy-gradients"
 
 
 class Run(NamedTuple):
@@ -33,6 +34,7 @@ RUNS = {
     SEEDS: Run([], [1, 2, 3]),
     PARADIGMS: Run(["paradigms"], [1, 2, 3]),
     GUIDANCE: Run(["guidance"], [1, 2, 3]),
+    REWARDS: Run(["policy-gradients"], [1]),
 }
 
 
@@ -134,6 +136,27 @@ def test_each_difference_that_the_text_on_paradigms_names_is_the_run_s(paradigms
 def test_the_table_of_guidance_is_of_the_published_run():
     expected = rows(figures_of(GUIDANCE))
     shown = table_below("docs/experiments.md", "### With guidance")
+    assert shown == expected, "\n".join(["the table should read", *expected])
+
+
+def rows_by_judge(figures: dict[str, Any]) -> list[str]:
+    """The rows of a table of one seed: the difference to base under each judge, and by physics of either split."""
+    accept, minus = figures["accept"], figures["minus_base"]
+    base = [accept[judge]["base"]["all"] for judge in ("second", "judge", "physics")]
+    base += [accept["physics"]["base"][split] for split in ("train", "test")]
+    found = ["".join(f"| {cell} " for cell in ("base, %", *(f"{one[0]:.1f}" for one in base))) + "|"]
+    for policy in accept["physics"]:
+        if policy != "base":
+            cells = [gain(minus[judge][policy]["all"]) for judge in ("second", "judge", "physics")]
+            cells += [gain(minus["physics"][policy][split]) for split in ("train", "test")]
+            name = re.sub(r"(.*) (best of \d+) by judge", r"*\1, \2*", policy)
+            found.append("".join(f"| {cell} " for cell in (name, *cells)) + "|")
+    return found
+
+
+def test_the_table_of_policy_gradients_is_of_the_published_run():
+    expected = rows_by_judge(figures_of(REWARDS))
+    shown = table_below("docs/experiments.md", "### By rewards alone")
     assert shown == expected, "\n".join(["the table should read", *expected])
 
 

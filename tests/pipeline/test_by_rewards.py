@@ -156,7 +156,11 @@ def test_a_paid_judge_is_refused_where_keys_cannot_go():
 
 def test_sources_that_give_no_rewards_and_settings_that_are_not_read_are_named():
     sources = default_params()["feedback"]["sources"]
-    check_judge("physics", sources["physics"], "label")
+
+    def engine(reward: str, **more: Any):
+        return load_recipe("raft", {"engine": {"reward": reward, **more}}).engine
+
+    check_judge("physics", sources["physics"], engine("label"))
     people = {"kind": "human", "rubric": "tabletop/rubric.yaml", "raters": ["ann"]}
     for name, block, reward, error in (
         ("people", people, "label", "people is answered by people"),
@@ -164,8 +168,12 @@ def test_sources_that_give_no_rewards_and_settings_that_are_not_read_are_named()
         ("clip", sources["clip"], "label", "clip measures clips and labels none, so engine.reward must be score"),
     ):
         with pytest.raises(ParamsError, match=error):
-            check_judge(name, block, reward)
-    check_judge("clip", sources["clip"], "score")
+            check_judge(name, block, engine(reward))
+    check_judge("clip", sources["clip"], engine("score"))
+    checked = {"stop_right": 0.8, "held_out_every": 100}
+    check_judge("judge", sources["judge"], engine("score", **checked))
+    with pytest.raises(ParamsError, match=r"engine\.stop_right is a probability, and clip, a metric, has none"):
+        check_judge("clip", sources["clip"], engine("score", **checked))
     for overlay, references in (("marks.yaml", None), (None, "tabletop")):
         with pytest.raises(ParamsError, match="a recipe by rewards does not read it"):
             check_unread(overlay, references)

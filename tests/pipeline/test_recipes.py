@@ -216,7 +216,6 @@ def test_a_run_that_ends_when_its_answers_are_right_has_a_check_and_a_judge_that
     for name, engine, message in (
         ("ask-a-video", {"stop_right": 0.8}, "stop_right: the check decides, so held_out_every must be set"),
         ("reward-gradient", checked, r"engine\.stop_right is a probability, and a metric has none"),
-        ("flow-grpo", {**checked, "reward": "score"}, r"engine\.stop_right is a probability, and a metric has none"),
     ):
         with pytest.raises(ParamsError, match=message):
             load_recipe(name, {"engine": engine})
