@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
 
+RANKED_BY = ("score", "p_accept", "label")  # columns of a label, of which the first that it has ranks a clip
 ROLLOUTS = "rollouts"  # folder of the clips that are being judged, in the resume state
 
 
@@ -147,7 +148,7 @@ class ClipRewards:
     def __init__(
         self,
         judge: RunJudge,
-        column: str,
+        column: str | None,
         prompts: Sequence[Prompt],
         images: "Mapping[str, np.ndarray]",
         size: "VideoSize",
@@ -155,9 +156,9 @@ class ClipRewards:
         folder: Path,
         purpose: str,
     ) -> None:
-        """column: of the label that is the reward: p_accept, label or score. images: first frames by prompt_id.
+        """column: of the label that is the reward: p_accept, label or score; None: as of RANKED_BY.
 
-        folder: on a disk that all processes share, as resume state is. purpose: the same for all rollouts of a run, so
+        images: first frames by prompt_id. folder: on a disk that all processes share, as resume state is. purpose: the same for all rollouts of a run, so
         that a source's budget_usd is that of the run.
         """
         self.judge, self.column, self.size, self.policy = judge, column, size, policy
@@ -183,12 +184,16 @@ class ClipRewards:
         for request in requests:
             request.path.unlink()
         of_all = {name: place for of_rank in devices.gather_over_ranks(places) for name, place in of_rank.items()}
-        rewards = {of_all[name]: reward_of(label, self.column) for name, label in sorted(labels.items())}
+        columns = (self.column,) if self.column else RANKED_BY
+        rewards = {
+            of_all[name]: next((found for one in columns if (found := reward_of(label, one)) is not None), None)
+            for name, label in sorted(labels.items())
+        }
         if not any(reward is not None for reward in rewards.values()):
             label = labels[min(labels)]
             raise ValueError(
-                f"{label.source} gave none of {len(labels)} clips a {self.column}, which engine.reward names; of the "
-                f"first it says: {label.reason or 'nothing'}"
+                f"{label.source} gave none of {len(labels)} clips a {self.column or 'reward'}, which engine.reward "
+                f"names; of the first it says: {label.reason or 'nothing'}"
             )
         return rewards
 
@@ -217,7 +222,7 @@ def check_judge(name: str, block: Mapping[str, Any], engine: "RewardsConfig") ->
         raise ParamsError(f"judge: {name} is answered by people, who cannot rate each update's clips")
     if read.compares:
         raise ParamsError(f"judge: {name} compares clips, and a reward is of one clip")
-    if not read.labels and reward != "score":
+    if not read.labels and reward not in ("score", None):
         raise ParamsError(f"judge: {name} measures clips and labels none, so engine.reward must be score, not {reward}")
     if not read.labels and engine.stop_right is not None:
         raise ParamsError(f"engine.stop_right is a probability, and {name}, a metric, has none; null")

@@ -64,6 +64,7 @@ def open_judges(job: "Job", device: str) -> OpenJudges:
     overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
     prompts = list(job.prompts)
     if recipe.by_rewards:
+        blocks = {name: block for name, block in blocks.items() if block.get("rubric")}  # a panel's metrics ask nothing
         recipe = with_rubric(recipe, job.judge, blocks)
     if recipe.questions is None:
         return OpenJudges(metric_judges(blocks, prompts, recipe.augment, device, size.fps), {}, prompts, overlay)
@@ -79,17 +80,17 @@ def open_judges(job: "Job", device: str) -> OpenJudges:
 
 
 def with_rubric(recipe: Recipe, name: str, blocks: Mapping[str, Any]) -> Recipe:
-    """The recipe with the questions and frames of its judge's rubric. blocks: of the judge, by name of each member.
+    """The recipe with the questions and frames of its judge's rubric. blocks: with a rubric, by name of each member.
 
-    Raises ValueError where a member has none, such as a metric.
+    Raises ValueError where there is none, as of a metric.
     """
     from feedback.core.rubric import load_rubric
     from feedback.differentiable.asks import RUBRIC
     from feedback.questions import Writing
 
-    path = next(iter(blocks.values())).get("rubric")
-    if path is None:
+    if not blocks:
         raise ValueError(f"judge {name} has no rubric, so no question that a gradient could be drawn of")
+    path = next(iter(blocks.values()))["rubric"]
     frames = recipe.judge.frames or load_rubric(Path(path)).frames
     judge = replace(recipe.judge, loss=VERDICT_LOSS, frames=frames)
     return recipe._replace(judge=judge, questions=Writing(RUBRIC, str(path), None, False, False))

@@ -289,11 +289,16 @@ def answer_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme)
                 means = _running_mean([value for _, value in known])
                 look = {"color": _color(place), "linewidth": 1.2, "alpha": 0.7, "label": question}
                 lines += panel.plot([step for step, _ in known], means, **look)
+        beside = None  # the axis of rates, where the panel's own is of scores
         for judge, style in (("training", "-"), ("held_out", "--")):
             values = [row["held_out"][judge] for row in checked]
-            metric = scored and judge == "training"
-            if values and (metric or all(0 <= value <= 1 for value in values)):  # no other scores have an axis here
-                axis = _rate_axis(panel, theme) if scored and not metric else panel
+            rates = all(0 <= value <= 1 for value in values)
+            # A source whose score is the reward may accept beside it, with a probability.
+            metric = scored and judge == "training" and not (rewards and rates)
+            if values and (metric or rates):  # no other scores have an axis here
+                if scored and not metric:
+                    beside = beside or _rate_axis(panel, theme)
+                axis = beside if beside and not metric else panel
                 name = f"{judge.replace('_', '-')} judge, full samples"
                 steps = [row["step"] for row in checked]
                 look = {"color": theme.ink, "marker": "o", "markersize": 4, "linewidth": 1.6, "label": name}
@@ -360,10 +365,10 @@ def training_dynamics(
 
 
 def _rate_axis(panel: Any, theme: Theme) -> Any:
-    """A second axis, of the held-out judge's rate, beside the scores of a panel."""
+    """A second axis, of the judges' rates, beside the scores of a panel."""
     axis = panel.twinx()
     axis.set_ylim(-0.03, 1.03)
-    axis.set_ylabel("accepted by the held-out judge", color=theme.ink, fontsize=8)
+    axis.set_ylabel("accepted", color=theme.ink, fontsize=8)
     axis.tick_params(colors=theme.soft, labelsize=7)
     for side in axis.spines.values():
         side.set_visible(False)

@@ -99,7 +99,9 @@ class RewardsConfig(OnlineConfig):
     ROLLOUT: ClassVar[str]
 
     group_size: Annotated[int, Ge(2)]
-    reward: Literal["p_accept", "label", "score"]  # column of the judge's label
+    reward: (
+        Literal["p_accept", "label", "score"] | None
+    )  # column of the judge's label; None: score, else p_accept, else label
     inner_epochs: Count
 
     def __post_init__(self) -> None:

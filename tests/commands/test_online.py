@@ -164,7 +164,8 @@ def of_its_best(out: Path, *arguments: str):
 
 def test_one_prompt_is_trained_on_the_best_of_its_own_clips_by_the_judges_label(tmp_path):
     """The check looks at the clip that is shown, whose judges' scores are those of before.mp4 and after.mp4."""
-    done = of_its_best(tmp_path / "best", "--set", "engine.stop_right=0.999")
+    judges = ("--judge", "judge_and_clip", "--held-out", "second")
+    done = of_its_best(tmp_path / "best", *judges, "--set", "engine.stop_right=0.999")
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "best/log.jsonl").read_text().splitlines()]
     assert [row["kept"] for row in rows if "kept" in row] == [1, 1]
@@ -174,10 +175,10 @@ def test_one_prompt_is_trained_on_the_best_of_its_own_clips_by_the_judges_label(
     for clip, step in (("before.mp4", 0), ("after.mp4", outcome["kept"])):
         said = outcome["clips"][clip]
         assert {name: one["role"] for name, one in said.items()} == {
-            "second": "trained on", "judge": "held out", "physics": "also asked",
+            "judge_and_clip": "trained on", "second": "held out", "physics": "also asked",
         }  # fmt: skip
-        assert said["second"]["score"] == pytest.approx(points[step]["training"], abs=1e-4)
-        assert said["judge"]["score"] == pytest.approx(points[step]["held_out"], abs=1e-4)
+        assert said["judge_and_clip"]["score"] == pytest.approx(points[step]["training"], abs=1e-4)
+        assert said["second"]["score"] == pytest.approx(points[step]["held_out"], abs=1e-4)
     assert not (tmp_path / "best/asks.jsonl").exists()
 
 

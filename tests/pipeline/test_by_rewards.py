@@ -53,7 +53,8 @@ def test_the_judges_label_is_the_reward_and_a_clip_that_it_refused_has_none(tmp_
 
     source.judge = judging  # type: ignore[method-assign]
     frames = np.zeros((5, 16, 16, 3), np.uint8)
-    for column, expected in (("label", {4: 1.0, 5: None, 6: 0.0}), ("p_accept", {4: 0.8, 5: None, 6: 0.8})):
+    by_p = {4: 0.8, 5: None, 6: 0.8}  # this judge has no score
+    for column, expected in (("label", {4: 1.0, 5: None, 6: 0.0}), ("p_accept", by_p), (None, by_p)):
         rewards = ClipRewards(RunJudge(False, source), column, PROMPTS, images, SIZE, "one", tmp_path, "online/one")
         with collected_counts() as counts:
             clips = [RolledClip(4, "p0", frames), RolledClip(5, "p0", frames), RolledClip(6, "p1", frames)]
