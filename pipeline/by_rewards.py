@@ -158,8 +158,8 @@ class ClipRewards:
     ) -> None:
         """column: of the label that is the reward: p_accept, label or score; None: as of RANKED_BY.
 
-        images: first frames by prompt_id. folder: on a disk that all processes share, as resume state is. purpose: the same for all rollouts of a run, so
-        that a source's budget_usd is that of the run.
+        images: first frames by prompt_id. folder: on a disk that all processes share, as resume state is. purpose: the
+        same for all rollouts of a run, so that a source's budget_usd is that of the run.
         """
         self.judge, self.column, self.size, self.policy = judge, column, size, policy
         self.folder, self.purpose = folder, purpose

@@ -99,9 +99,8 @@ class RewardsConfig(OnlineConfig):
     ROLLOUT: ClassVar[str]
 
     group_size: Annotated[int, Ge(2)]
-    reward: (
-        Literal["p_accept", "label", "score"] | None
-    )  # column of the judge's label; None: score, else p_accept, else label
+    # Column of the judge's label; None: score where it has one, else p_accept, else label.
+    reward: Literal["p_accept", "label", "score"] | None
     inner_epochs: Count
 
     def __post_init__(self) -> None:
