@@ -19,7 +19,8 @@ from tests.support.defaults import default_params
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "published"
 # folders of published/
-DEFAULT, SEEDS, PARADIGMS, GUIDANCE, REWARDS = "default", "seeds", "paradigms", "guidance", "policy-gradients"
+DEFAULT, SEEDS, PARADIGMS, GUIDANCE = "default", "seeds", "paradigms", "guidance"
+REWARDS, DRF = "policy-gradients", "drf"
 
 
 class Run(NamedTuple):
@@ -35,6 +36,7 @@ RUNS = {
     PARADIGMS: Run(["paradigms"], [1, 2, 3]),
     GUIDANCE: Run(["guidance"], [1, 2, 3]),
     REWARDS: Run(["policy-gradients"], [1]),
+    DRF: Run(["drf"], [1]),
 }
 
 
@@ -154,9 +156,12 @@ def rows_by_judge(figures: dict[str, Any]) -> list[str]:
     return found
 
 
-def test_the_table_of_policy_gradients_is_of_the_published_run():
-    expected = rows_by_judge(figures_of(REWARDS))
-    shown = table_below("docs/experiments.md", "### By rewards alone")
+@pytest.mark.parametrize(
+    ("run", "title"), [(REWARDS, "### By rewards alone"), (DRF, "### The baselines of Diffusion-DRF")]
+)
+def test_a_table_of_one_seed_is_of_the_published_run(run, title):
+    expected = rows_by_judge(figures_of(run))
+    shown = table_below("docs/experiments.md", title)
     assert shown == expected, "\n".join(["the table should read", *expected])
 
 
