@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
     from feedback.core.source import Request
+    from generators.core.encoding import Encoded
     from generators.core.generator import Generator
     from generators.core.size import VideoSize
     from rl.online.config import RewardsConfig
@@ -68,20 +69,12 @@ def run_by_rewards(
     from rl.online.raft import train_on_best
 
     recipe, config = job.recipe, job.recipe.engine
-    # 1. The judge, and the held-out one
+    # 1. The judge
     by = _rewarding(job, device, work)
-    same = isinstance(by.judges, RunJudge) and (not config.held_out_every or job.held_out == job.judge)
-    held_out = by.judges if same else open_asked(job.held_out, job.sources[job.held_out], str(device))
-    assert isinstance(held_out, RunJudge)
     # 2. The generator, and the check of its samples between updates
     encoded = encode(load(parts=ENCODING), by.prompts, config.negative_prompt)
     generator = with_recipe_sampling(load(parts=SAMPLING, on_host=config.shard), recipe, start)
-    check: Check | None = None
-    if is_of_trained_clip(job):
-        check = TrainedClipCheck(generator, by.judges, held_out, by.prompts[0], encoded, recipe, work / "looks")
-    elif config.held_out_every:
-        chosen, sampling = checked_prompts(by.prompts, job.check), check_sampling(recipe, job.check)
-        check = HeldOutCheck(generator, by.judges, held_out, chosen, encoded, sampling, work / "looks", config.shard)
+    check = _check(job, by, generator, encoded, work / "looks") if config.held_out_every else None
     # 3. The run
     named = {"judge": job.judge, "held_out": job.held_out, "judge_versions": by.versions}
     origin = {"recipe": as_written(recipe), SAMPLED: sampled_as(recipe, start), **named}
@@ -123,6 +116,19 @@ def _rewarding(job: Job, device: "torch.device", work: Path) -> _Rewarding:
     check_judge(job.judge, job.sources[job.judge], job.recipe.engine)
     judge = open_asked(job.judge, job.sources[job.judge], str(device))
     return _Rewarding(judge, list(job.prompts), {job.judge: judge.model_version()}, None)
+
+
+def _check(job: Job, by: _Rewarding, generator: "Generator", encoded: "Encoded", looks: Path) -> "Check":
+    """The check between updates, by the judge and the held-out one. looks: folder of the clips that it looks at."""
+    recipe, judges = job.recipe, by.judges
+    if isinstance(judges, RunJudge) and job.held_out == job.judge:
+        held_out = judges
+    else:
+        held_out = open_asked(job.held_out, job.sources[job.held_out], str(generator.device))
+    if is_of_trained_clip(job):
+        return TrainedClipCheck(generator, judges, held_out, by.prompts[0], encoded, recipe, looks)
+    chosen, sampling = checked_prompts(by.prompts, job.check), check_sampling(recipe, job.check)
+    return HeldOutCheck(generator, judges, held_out, chosen, encoded, sampling, looks, recipe.engine.shard)
 
 
 class AnswerRewards:

@@ -112,9 +112,10 @@ def best_places(groups: Sequence[Sequence[float | None]], keep: int) -> list[int
     found, first = list[int](), 0
     for group in groups:
         known = {place: reward for place, reward in enumerate(group, first) if reward is not None}
-        above = [place for place, reward in known.items() if reward > fmean(known.values())]
-        found += sorted(above, key=lambda place: (-known[place], place))[:keep]
         first += len(group)
+        if len(set(known.values())) > 1:  # else rounding may put equals above their mean
+            above = [place for place, reward in known.items() if reward > fmean(known.values())]
+            found += sorted(above, key=lambda place: (-known[place], place))[:keep]
     return sorted(found)
 
 

@@ -63,6 +63,8 @@ def test_the_best_of_each_prompt_are_kept_of_those_above_its_mean():
 
 def test_of_equals_the_earlier_is_kept_and_a_group_of_equals_has_no_best():
     assert best_places([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]], 2) == [0, 2]
+    for reward in (0.1, 0.3, 0.7, 1.1):  # whose mean of three or six may be rounded below them
+        assert best_places([[reward] * 3, [reward] * 3], 2) == best_places([[reward] * 6], 2) == []
 
 
 def test_a_clip_without_a_reward_is_in_no_mean_and_never_kept():
