@@ -1,16 +1,20 @@
 """A tiny online run, for tests and the processes that they start and kill."""
 
+import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from cluster.devices import gather_over_ranks
 from data.config import read_config
+from generators.core import lora
 from generators.core.generator import SAMPLING
 from rl.online.config import GrpoConfig, OnlineConfig, RaftConfig
 from rl.online.guards import CurvePoint
@@ -123,6 +127,14 @@ def run(
     )  # fmt: skip
 
 
+def log(home: Path) -> list[dict]:
+    return [json.loads(line) for line in (home / "out" / "log.jsonl").read_text().splitlines()]
+
+
+def adapter(home: Path) -> dict[str, Tensor]:
+    return load_file(home / "out" / lora.LORA_FILE)
+
+
 def redness(rollout: int, clips: Sequence[RolledClip]) -> dict[int, float | None]:
     """The reward of a clip: how much more red than the other colours it has, of 255."""
     means = {clip.place: clip.frames.mean((0, 1, 2)) for clip in clips}
@@ -137,31 +149,20 @@ def run_by_rewards(
     rewards: Rewards = redness,
     check=None,
     given: PromptInputs | None = None,
+    train=train_by_rewards,
+    config_of=grpo_config,
     **changes,
 ) -> TrainReport:
     """Train by rewards in home/work, publish home/out. generator: a loaded one, or the folder of one."""
     generator = load(generator) if isinstance(generator, Path) else generator
-    return train_by_rewards(
-        generator, given or prompt_inputs(), "red", rewards, grpo_config(**changes), start, home / "work",
+    return train(
+        generator, given or prompt_inputs(), "red", rewards, config_of(**changes), start, home / "work",
         home / "out", {"recipe": "test"}, check,
     )  # fmt: skip
 
 
-def run_on_best(
-    generator,
-    start: Path,
-    home: Path,
-    rewards: Rewards = redness,
-    check=None,
-    given: PromptInputs | None = None,
-    **changes,
-) -> TrainReport:
-    """Train on the best clips in home/work, publish home/out. generator: a loaded one, or the folder of one."""
-    generator = load(generator) if isinstance(generator, Path) else generator
-    return train_on_best(
-        generator, given or prompt_inputs(), "red", rewards, raft_config(**changes), start, home / "work",
-        home / "out", {"recipe": "test"}, check,
-    )  # fmt: skip
+run_on_best = partial(run_by_rewards, train=train_on_best, config_of=raft_config)
+"""The same on the best clips."""
 
 
 def run_by_slow_rewards(

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from data.config import ConfigError
 from data.counts import Counts
-from generators.core import lora
 from rl.online.guards import CurvePoint
 from rl.online.policy_gradient import trained_steps
 from rl.training.run import NonFiniteLossError
 from rl.training.state import STATE_FILE
 from tests.support.children import start
 from tests.support.online import (
+    adapter,
     grpo_config,
     load,
+    log,
     probability,
     prompt_inputs,
     redness,
@@ -42,14 +42,6 @@ def base(tmp_path_factory):
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes by its relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def log(home: Path) -> list[dict]:
-    return [json.loads(line) for line in (home / "out" / "log.jsonl").read_text().splitlines()]
-
-
-def adapter(home: Path) -> dict[str, torch.Tensor]:
-    return load_file(home / "out" / lora.LORA_FILE)
 
 
 # What comes out
