@@ -24,8 +24,8 @@ CONDITION = {  # of a prompt's image, in a clip set
     [
         ("smoke-wan2.2-ti2v", "wan2.2-ti2v"),
         ("smoke-cogvideox-i2v", "cogvideox-5b-i2v"),
-        ("smoke-cogvideox-i2v", "hunyuan-video-i2v"),
-        ("smoke-cogvideox-i2v", "unet3d-pixels"),
+        pytest.param("smoke-cogvideox-i2v", "hunyuan-video-i2v", marks=pytest.mark.slow),
+        pytest.param("smoke-cogvideox-i2v", "unet3d-pixels", marks=pytest.mark.slow),
         ("smoke-framepack-f1", "framepack-f1"),
     ],
 )
