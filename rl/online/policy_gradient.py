@@ -33,9 +33,9 @@ from rl.online.loop import (
     run_updates,
 )
 from rl.online.rewarded import (
+    JudgedRollout,
     Rewards,
     RolledPart,
-    Rollout,
     groups_of,
     progress_of,
     reward_facts,
@@ -109,7 +109,7 @@ def train_by_rewards(
     check_generator(generator)
     from_judge = made_from(generator, inputs, {judge: 1.0})
     run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, from_judge, tracker)
-    rolled: list[Rollout] = []  # the last rollout
+    rolled: list[JudgedRollout] = []  # the last rollout
 
     def update_of(update: int) -> dict[str, Any]:
         number = update // config.inner_epochs

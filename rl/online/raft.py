@@ -1,6 +1,6 @@
 """The online loop on the best of the policy's own clips: a rollout is judged, and its best clips are trained on.
 
-RAFT, "Reward rAnked FineTuning" (Dong et al., arXiv 2304.06767, Alg. 1): of each prompt's K samples the best by reward
+RAFT, "Reward rAnked FineTuning" (Dong et al., arXiv 2304.06767, read in its abstract and in summaries): of each prompt's K samples the best by reward
 is fine-tuned on, again and again, each time on samples of the policy of the moment. No gradient passes the judge, and
 the steps of the solver need no probability, so that any source, generator and solver will do. The loss is that of
 objective sft, the mean squared error of the prediction.
@@ -29,7 +29,7 @@ from rl.online.loop import (
     made_from,
     run_updates,
 )
-from rl.online.rewarded import Rewards, Rollout, groups_of, progress_of, reward_facts, roll_out, start_noise
+from rl.online.rewarded import JudgedRollout, Rewards, groups_of, progress_of, reward_facts, roll_out, start_noise
 from rl.training.batches import draw
 from rl.training.run import TrainingRun, TrainReport, begin
 from rl.training.tracking import Tracker
@@ -73,7 +73,7 @@ def train_on_best(
     check_arguments(inputs, config, check)
     from_judge = made_from(generator, inputs, {judge: 1.0})
     run = begin(OBJECTIVE, generator, config, start, work, resume_from, origin, from_judge, tracker)
-    rolled: list[Rollout] = []  # the last rollout
+    rolled: list[JudgedRollout] = []  # the last rollout
 
     def update_of(update: int) -> dict[str, Any]:
         number = update // config.inner_epochs
@@ -119,7 +119,7 @@ def best_places(groups: Sequence[Sequence[float | None]], keep: int) -> list[int
     return sorted(found)
 
 
-def _pieces(rolled: Rollout, best: Sequence[int], config: RaftConfig) -> list[_Piece]:
+def _pieces(rolled: JudgedRollout, best: Sequence[int], config: RaftConfig) -> list[_Piece]:
     """This process's clips that are trained on, by forwards, as many on every process where weights are shards."""
     wanted, pieces = set(best), list[_Piece]()
     for part in rolled.parts:

@@ -42,7 +42,7 @@ class RolledPart(NamedTuple):
     made: Any  # what `sample` kept of it for training
 
 
-class Rollout(NamedTuple):
+class JudgedRollout(NamedTuple):
     """A rollout, this process's part of it."""
 
     parts: tuple[RolledPart, ...]
@@ -58,7 +58,7 @@ def roll_out(
     config: RewardsConfig,
     update: int,
     sample: Callable[[Conditions, Mapping[int, int]], tuple[Tensor, Any]],
-) -> Rollout:
+) -> JudgedRollout:
     """Sample this process's clips of an update's rollout, and have all of them judged.
 
     sample: conditions, and the index of the prompt by place -> clean latents (B, C, F, h, w), and what training needs
@@ -85,7 +85,7 @@ def roll_out(
     found = rewards_of(number, clips)
     rewards = tuple(found[place] for place in range(config.batch_size))
     check_rewards(rewards, update)
-    return Rollout(tuple(parts), rewards)
+    return JudgedRollout(tuple(parts), rewards)
 
 
 def start_noise(
