@@ -1,9 +1,10 @@
 """The online loop on the best of the policy's own clips: a rollout is judged, and its best clips are trained on.
 
-RAFT, "Reward rAnked FineTuning" (Dong et al., arXiv 2304.06767, read in its abstract and in summaries): of each prompt's K samples the best by reward
-is fine-tuned on, again and again, each time on samples of the policy of the moment. No gradient passes the judge, and
-the steps of the solver need no probability, so that any source, generator and solver will do. The loss is that of
-objective sft, the mean squared error of the prediction.
+RAFT, "Reward rAnked FineTuning" (Dong et al., arXiv 2304.06767; we had its abstract and summaries): of each prompt's K
+samples the best by reward is fine-tuned on, again and again, each time on samples of the policy of the moment. No
+gradient passes the judge, and the steps of the solver need no probability, so that any source, generator and solver
+will do. The loss is that of objective sft, the mean squared error of the prediction. Ours keeps several of a prompt's
+clips, and only those above its mean reward.
 """
 
 from collections.abc import Callable, Mapping, Sequence
