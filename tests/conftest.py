@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library reads it
 os.environ["FEEDBACK_VERDICTS"] = "off"  # a test that finds kept verdicts would judge nothing
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,6 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: where files are spread over processes, none is left for the end."""
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives on: a collection of garbage that looks through it all takes up to half of a test."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # nanobind takes what is frozen for leaked
 
 
 WORDS = "the a cup box ball red blue green pushes lifts drops rolls into over under off table hand slowly"
@@ -66,6 +76,16 @@ def tiny_wan(tiny_wan_with) -> Path:
     Do not write into it. 5 frames of 16 x 16 make (4, 3, 4, 4) latents.
     """
     return tiny_wan_with()
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[dict[str, str]]:
+    """The environment in which the stages of `dvc repro` import nothing again: tests/support/forkserver.py."""
+    from tests.support.clone import environment
+    from tests.support.forkserver import forkserver
+
+    with forkserver(environment()) as prepared:
+        yield prepared
 
 
 def _save_tiny_wan(folder: Path, **transformer_changes) -> Path:

@@ -23,7 +23,7 @@ from tests.support.judges import WORDS, build_judge
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, tiny_wan) -> Path:
+def home(tmp_path_factory, tiny_wan, forking) -> Path:
     """A copy of the repository, run to its end under the preset `smoke` with models of random weights."""
     folder = tmp_path_factory.mktemp("smoke")
     make_clone(folder)
@@ -33,9 +33,9 @@ def home(tmp_path_factory, tiny_wan) -> Path:
     prompts = (folder / "configs/presets/smoke.csv").read_text().replace(",", " ").split()
     for judge in ("judge", "second_judge"):
         build_judge(folder / "models/tabletop" / judge, words=dict.fromkeys([*WORDS, *prompts]))
-    run(folder, sys.executable, "-m", "commands", "preset", "smoke")
+    run(folder, "python", "-m", "commands", "preset", "smoke", env=forking)
     slow_down(folder / "params.yaml")
-    run(folder, *DVC, "repro")
+    run(folder, *DVC, "repro", env=forking)
     return folder
 
 
@@ -63,21 +63,21 @@ def test_the_loop_ends_with_a_report(home):
     read_manifest(home / "report-out", "report", verify=True)
 
 
-def test_the_table_and_the_path_of_the_page_are_printed(home):
-    printed = run(home, sys.executable, "-m", "commands", "show")
+def test_the_table_and_the_path_of_the_page_are_printed(home, forking):
+    printed = run(home, "python", "-m", "commands", "show", env=forking)
 
     assert "accepted by judge" in printed
     assert printed.rstrip().endswith("report-out/index.html")
 
 
-def test_a_second_run_has_nothing_to_do_but_to_check_params(home):
-    ran = re.findall(r"Running stage '(.*)'", run(home, *DVC, "repro"))
+def test_a_second_run_has_nothing_to_do_but_to_check_params(home, forking):
+    ran = re.findall(r"Running stage '(.*)'", run(home, *DVC, "repro", env=forking))
     assert ran == ["base"]
 
 
-def test_a_plan_lists_what_a_change_runs_and_what_follows_without_running_it(home):
+def test_a_plan_lists_what_a_change_runs_and_what_follows_without_running_it(home, forking):
     def planned() -> tuple[dict[str, str], str]:
-        *lines, last = run(home, sys.executable, "-m", "commands", "plan").splitlines()
+        *lines, last = run(home, "python", "-m", "commands", "plan", env=forking).splitlines()
         words = [line.split() for line in lines]
         return {one[1]: one[0] for one in words if one[0] in ("runs", "restored", "follows")}, last
 
@@ -196,7 +196,7 @@ def test_online_spreads_over_processes_and_the_judges_see_the_same_clips(home):
         pytest.param("train@dpo2", "runs/policies/dpo2", "state.safetensors", ("dvc", "stage"), marks=pytest.mark.ci),
     ],
 )
-def test_a_stage_that_is_killed_and_started_again_ends_with_the_same_bytes(home, stage, out, begun, victims):
+def test_a_stage_that_is_killed_and_started_again_ends_with_the_same_bytes(home, stage, out, begun, victims, forking):
     undisturbed = (home / out / "manifest.json").read_bytes()
     state = home / ".state" / f"{stage.split('@')[0]}-{out.replace('/', '-')}"
 
@@ -205,14 +205,14 @@ def test_a_stage_that_is_killed_and_started_again_ends_with_the_same_bytes(home,
     assert not (home / out / "manifest.json").exists()
     assert list(state.glob(f"*/{begun}")), "nothing was kept to resume from"
     assert not psutil.pid_exists(killed)
-    run(home, *DVC, "repro", "--force", "--single-item", stage)
+    run(home, *DVC, "repro", "--force", "--single-item", stage, env=forking)
     read_manifest(home / out, json.loads(undisturbed)["kind"], verify=True)
     assert (home / out / "manifest.json").read_bytes() == undisturbed
     assert all(path.with_name(f"{path.name}.finished").is_file() for path in state.iterdir() if path.is_dir())
 
 
 @pytest.mark.ci
-def test_after_an_edit_work_of_hours_is_offered_and_adopting_it_ends_with_the_same_bytes(home):
+def test_after_an_edit_work_of_hours_is_offered_and_adopting_it_ends_with_the_same_bytes(home, forking):
     stage, out = "generate@r1", home / "runs/r1/samples"
     undisturbed = (out / "manifest.json").read_bytes()
     state, code = home / ".state/generate-runs-r1-samples", home / "generators/core/solvers.py"
@@ -225,14 +225,12 @@ def test_after_an_edit_work_of_hours_is_offered_and_adopting_it_ends_with_the_sa
     code.write_text(f"{before}# edited\n")
     try:
         command = [*DVC, "repro", "--force", "--single-item", stage]
-        refused = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True)
+        refused = subprocess.run(command, cwd=home, env=forking, capture_output=True, text=True)
         assert refused.returncode != 0 and work.is_dir()
         said = refused.stdout + refused.stderr
         assert "10.0 hours of work" in said and "code: generators/core/solvers.py has changed" in said
         assert "report/page.py" not in said and "STAGE_STATE=adopt" in said
-        done = subprocess.run(
-            command, cwd=home, env=environment() | {"STAGE_STATE": "adopt"}, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=home, env=forking | {"STAGE_STATE": "adopt"}, capture_output=True, text=True)
         assert done.returncode == 0 and "12 clips by base, 12 of them now" not in done.stdout + done.stderr
     finally:
         code.write_text(before)
@@ -249,7 +247,7 @@ def test_a_target_that_is_killed_at_random_moments_ends_as_if_nothing_had_happen
 
 @pytest.mark.ci
 @pytest.mark.parametrize("stage", ["generate@r1", "train@dpo2"])
-def test_a_full_disk_stops_a_stage_in_a_sentence_and_the_next_run_ends_with_the_same_bytes(home, stage):
+def test_a_full_disk_stops_a_stage_in_a_sentence_and_the_next_run_ends_with_the_same_bytes(home, stage, forking):
     entry = yaml.safe_load((home / "dvc.lock").read_text())["stages"][stage]
     out = next(home / one["path"] for one in entry["outs"] if one["path"].startswith("runs/"))
     undisturbed = (out / "manifest.json").read_bytes()
@@ -259,7 +257,7 @@ def test_a_full_disk_stops_a_stage_in_a_sentence_and_the_next_run_ends_with_the_
 
     said = stopped.stderr.splitlines()
     assert stopped.returncode == 1 and said[-1].startswith("Error: ") and "not written" in said[-1], said[-20:]
-    run(home, *DVC, "repro", "--force", "--single-item", stage)  # under DVC it is the same work as by hand
+    run(home, *DVC, "repro", "--force", "--single-item", stage, env=forking)  # under DVC it is the same work as by hand
     assert (out / "manifest.json").read_bytes() == undisturbed
 
 
@@ -276,7 +274,7 @@ def kill_half_way(home: Path, stage: str, state: Path, begun: str, victims: tupl
     pid = holder_of(state / "lock").pid
     for victim in victims:
         os.kill(dvc.pid if victim == "dvc" else pid, signal.SIGKILL)
-    assert dvc.wait(timeout=30) != 0
+    assert dvc.wait(timeout=120) != 0
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     return pid

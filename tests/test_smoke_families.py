@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import yaml
@@ -24,19 +23,19 @@ CONDITION = {  # of a prompt's image, in a clip set
     [
         ("smoke-wan2.2-ti2v", "wan2.2-ti2v"),
         ("smoke-cogvideox-i2v", "cogvideox-5b-i2v"),
-        pytest.param("smoke-cogvideox-i2v", "hunyuan-video-i2v", marks=pytest.mark.slow),
-        pytest.param("smoke-cogvideox-i2v", "unet3d-pixels", marks=pytest.mark.slow),
+        ("smoke-cogvideox-i2v", "hunyuan-video-i2v"),
+        ("smoke-cogvideox-i2v", "unet3d-pixels"),
         ("smoke-framepack-f1", "framepack-f1"),
     ],
 )
-def test_the_loop_runs_from_first_frames_to_a_report(preset, variant, tmp_path):
+def test_the_loop_runs_from_first_frames_to_a_report(preset, variant, tmp_path, forking):
     """The values that `vfrl tiny` prints are laid over the preset, which fits other variants too then."""
     make_clone(tmp_path)
     shutil.copytree(ROOT / "models/tabletop", tmp_path / "models/tabletop")
-    run(tmp_path, sys.executable, "-m", "commands", "tiny", variant)
+    run(tmp_path, "python", "-m", "commands", "tiny", variant, env=forking)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(params_of(VARIANTS[variant], f"models/tiny/{variant}")))
-    run(tmp_path, sys.executable, "-m", "commands", "preset", preset, "tiny.yaml")
-    run(tmp_path, *DVC, "repro")
+    run(tmp_path, "python", "-m", "commands", "preset", preset, "tiny.yaml", env=forking)
+    run(tmp_path, *DVC, "repro", env=forking)
 
     read_manifest(tmp_path / "report-out", "report", verify=True)
     summary = json.loads((tmp_path / "report-out/summary.json").read_text())

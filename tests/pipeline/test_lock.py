@@ -154,7 +154,7 @@ def test_a_run_that_was_taken_for_dead_ends_and_leaves_the_record_of_its_followe
     )  # fmt: skip
     assert process.stdout and process.stdout.readline() == "held\n"
     write(lock, ELSEWHERE)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=50)
 
     assert process.returncode == 1
     assert "train was taken over" in said and "host='node7'" in said

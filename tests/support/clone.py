@@ -31,8 +31,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": first, "OMP_NUM_THREADS": "1", "STAGE_DEVICE": "cpu"}
 
 
-def run(folder: Path, *command: str) -> str:
+def run(folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
     """What a command that must succeed prints."""
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=env or environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stderr + done.stdout

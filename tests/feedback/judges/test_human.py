@@ -395,7 +395,7 @@ def test_a_server_killed_between_two_ratings_loses_none_and_resumes(clips, tmp_p
         visitor.rate_all()
         assert visitor.view()["item"] is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert f"anna has rated {CLIPS} of {CLIPS}" in process.stdout.read()
 
     assert [label.label for label in labelled(clips, tmp_path)[1]].count(False) == 1

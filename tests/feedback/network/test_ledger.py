@@ -55,7 +55,7 @@ def killed_in(work: Callable[..., None], *values) -> None:
     """Run this in a child, which ends itself by SIGKILL."""
     child = FORK.Process(target=work, args=values)
     child.start()
-    child.join(10)
+    child.join(60)
     assert child.exitcode == -signal.SIGKILL
 
 
@@ -138,10 +138,10 @@ def test_a_run_that_was_killed_while_another_waits_for_it_is_noticed(path):
     child = FORK.Process(target=work, daemon=True)
     child.start()
     with Ledger(path) as ledger:
-        assert ready.wait(10)
+        assert ready.wait(60)
         assert ledger.begin(request_key({"clip": "a"}), {"clip": "a"}, "r1", 0.5) is None
         child.kill()
-        child.join(10)
+        child.join(60)
         begin(ledger, "a")
     assert outcomes(path)[0] == "lost"
 
@@ -163,7 +163,7 @@ def test_a_committed_answer_outlives_a_kill_at_any_moment(path):
         committed.append(reader.recv())
         time.sleep(random.uniform(0, 0.1))
         child.kill()
-        child.join(10)
+        child.join(60)
         while reader.poll():
             committed.append(reader.recv())
     with Ledger(path) as ledger:

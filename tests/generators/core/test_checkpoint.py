@@ -300,4 +300,4 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
         (found,) = look(tmp_path, f"http://127.0.0.1:{mute.getsockname()[1]}", "wan/t2v")
         took = time.monotonic() - began
     assert found.startswith("NotReachedError path: wan/t2v is no local folder, and could not be looked up as a hub id")
-    assert took < 30  # the Hub gets 5
+    assert took < 60  # the Hub gets 5
