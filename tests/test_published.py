@@ -21,6 +21,7 @@ PUBLISHED = ROOT / "published"
 # folders of published/
 DEFAULT, SEEDS, PARADIGMS, GUIDANCE = "default", "seeds", "paradigms", "guidance"
 REWARDS, DRF = "policy-gradients", "drf"
+OF_A_FURTHER_SEED = re.compile(r"-s\d+(-selected)?( |$)")
 
 
 class Run(NamedTuple):
@@ -87,8 +88,8 @@ def rows(figures: dict[str, Any], judge: str = "physics") -> list[str]:
     """The rows of a table over seeds. A start's difference is left out where the start is base: it is that to base."""
     over, found = figures[OVER_SEEDS], []
     for policy in figures["accept"][judge]:
-        if re.search(r"-s\d+$|-s\d+ ", policy):
-            continue  # of a further seed
+        if OF_A_FURTHER_SEED.search(policy):
+            continue
         of = over if policy in over["accept"][judge] else figures
         splits = of["accept"][judge][policy]
         cells = [rate(splits["all"][:3]), ", ".join(f"{of_seed:.1f}" for of_seed in splits["all"][3:])]
@@ -142,17 +143,26 @@ def test_the_table_of_guidance_is_of_the_published_run():
 
 
 def rows_by_judge(figures: dict[str, Any]) -> list[str]:
-    """The rows of a table of one seed: the difference to base under each judge, and by physics of either split."""
-    accept, minus = figures["accept"], figures["minus_base"]
+    """The rows of a table of differences to base: under each judge, in each seed, and by physics of either split."""
+    accept, over = figures["accept"], figures.get(OVER_SEEDS)
     base = [accept[judge]["base"]["all"] for judge in ("second", "judge", "physics")]
     base += [accept["physics"]["base"][split] for split in ("train", "test")]
-    found = ["".join(f"| {cell} " for cell in ("base, %", *(f"{one[0]:.1f}" for one in base))) + "|"]
+    shown = [f"{one[0]:.1f}" for one in base]
+    if over:
+        shown.insert(3, "")
+    found = ["".join(f"| {cell} " if cell else "| " for cell in ("base, %", *shown)) + "|"]
     for policy in accept["physics"]:
-        if policy != "base":
-            cells = [gain(minus[judge][policy]["all"]) for judge in ("second", "judge", "physics")]
-            cells += [gain(minus["physics"][policy][split]) for split in ("train", "test")]
-            name = re.sub(r"(.*) (best of \d+) by judge", r"*\1, \2*", policy)
-            found.append("".join(f"| {cell} " for cell in (name, *cells)) + "|")
+        if policy == "base" or OF_A_FURTHER_SEED.search(policy):
+            continue
+        minus = (over if over and policy in over["accept"]["physics"] else figures)["minus_base"]
+        cells = [gain(minus[judge][policy]["all"][:3]) for judge in ("second", "judge", "physics")]
+        if over:
+            cells.append(
+                ", ".join(f"{of_seed:+.1f}" for of_seed in minus["physics"][policy]["all"][3:]).replace("-", "−")
+            )
+        cells += [gain(minus["physics"][policy][split][:3]) for split in ("train", "test")]
+        name = re.sub(r"(.*) (best of \d+) by judge", r"*\1, \2*", policy)
+        found.append("".join(f"| {cell} " if cell else "| " for cell in (name, *cells)) + "|")
     return found
 
 
