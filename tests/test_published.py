@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "published"
 # folders of published/
 DEFAULT, SEEDS, PARADIGMS, GUIDANCE = "default", "seeds", "paradigms", "guidance"
-REWARDS, DRF = "policy-gradients", "drf"
+REWARDS, DRF, ONLINE = "policy-gradients", "drf", "online"
 OF_A_FURTHER_SEED = re.compile(r"-s\d+(-selected)?( |$)")
 
 
@@ -38,6 +38,7 @@ RUNS = {
     GUIDANCE: Run(["guidance"], [1, 2, 3]),
     REWARDS: Run(["policy-gradients"], [1]),
     DRF: Run(["drf"], [1]),
+    ONLINE: Run(["online"], [1, 2, 3]),
 }
 
 
@@ -136,6 +137,15 @@ def test_each_difference_that_the_text_on_paradigms_names_is_the_run_s(paradigms
     assert f"NFT gains less than RWR in one round ({in_readme})" in text_of("README.md")
 
 
+def test_each_difference_that_the_text_on_online_training_names_is_the_run_s():
+    minus = figures_of(ONLINE)[OVER_SEEDS]["minus"]["physics"]
+    section = text_of("docs/experiments.md").partition("## Online training ")[2].partition(" ### ")[0]
+    named = re.findall(r"([\w-]+) − ([\w-]+) ([+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\])", section)
+    assert len(named) == 10
+    for policy, other, said in named:
+        assert said == difference(minus[policy][other]["all"][:3]), (policy, other)
+
+
 def test_the_table_of_guidance_is_of_the_published_run():
     expected = rows(figures_of(GUIDANCE))
     shown = table_below("docs/experiments.md", "### With guidance")
@@ -167,9 +177,14 @@ def rows_by_judge(figures: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("run", "title"), [(REWARDS, "### By rewards alone"), (DRF, "### The baselines of Diffusion-DRF")]
+    ("run", "title"),
+    [
+        (REWARDS, "### By rewards alone"),
+        (DRF, "### The baselines of Diffusion-DRF"),
+        (ONLINE, "## Online training"),
+    ],
 )
-def test_a_table_of_one_seed_is_of_the_published_run(run, title):
+def test_a_table_by_judge_is_of_the_published_run(run, title):
     expected = rows_by_judge(figures_of(run))
     shown = table_below("docs/experiments.md", title)
     assert shown == expected, "\n".join(["the table should read", *expected])
