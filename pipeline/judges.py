@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from feedback.differentiable.overlay import RenderedOverlay
     from feedback.questions import Writing
     from feedback.questions.references import RealClip
+    from feedback.questions.sheet import Explanation
     from generators.core.size import VideoSize
     from pipeline.online import Job
     from rl.online.judging import Judge, WeightedJudge
@@ -93,7 +94,9 @@ def with_rubric(recipe: Recipe, name: str, blocks: Mapping[str, Any]) -> Recipe:
     path = next(iter(blocks.values()))["rubric"]
     frames = recipe.judge.frames or load_rubric(Path(path)).frames
     judge = replace(recipe.judge, loss=VERDICT_LOSS, frames=frames)
-    return recipe._replace(judge=judge, questions=Writing(RUBRIC, str(path), None, False, False))
+    return recipe._replace(
+        judge=judge, questions=Writing(RUBRIC, str(path), None, explanation=None, with_reference=False)
+    )
 
 
 def metric_judges(
@@ -222,7 +225,7 @@ def answered(
     name: str,
     loaded: Any,
     block: Mapping[str, Any],
-    explain: bool,
+    explanation: "Explanation | None",
 ) -> "dict[str, tuple[Ask, ...]]":
     """The questions with the judge's own answers about the real clips, of the prompts whose clips it affirms.
 
@@ -235,7 +238,7 @@ def answered(
 
     options = replace(read_block(name, block)[1], max_new_tokens=MOST_TOKENS)
     ask = asking(source_of(name, options, loaded))
-    return devices.of_first(lambda: reference_answers(asks, real, ask, explain).asks)
+    return devices.of_first(lambda: reference_answers(asks, real, ask, explanation).asks)
 
 
 class Answered(NamedTuple):

@@ -15,7 +15,7 @@ from feedback.core.rubric import load_rubric
 from feedback.differentiable.asks import ALIGNMENT, RUBRIC, Ask, asks_of_rubric
 from feedback.questions import decomposition, teaching
 from feedback.questions.decomposition import alignment_asks, defect_asks, read_parts
-from feedback.questions.sheet import DecompositionSheet, Sheet, TeachingSheet, load_sheet
+from feedback.questions.sheet import DecompositionSheet, Explanation, Sheet, TeachingSheet, ending, load_sheet
 from feedback.questions.teaching import read_rules
 from feedback.questions.text_model import text_model
 from feedback.questions.texts import TextRequest
@@ -35,7 +35,7 @@ class Writing:
     writer: str  # rubric | a source of feedback.sources that writes texts | a name in WRITERS or a dotted path
     rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: a module
     kinds: tuple[str, ...] | None  # kinds of the writer's questions to use; null for a rubric, which has no kinds
-    explanation: bool  # whether answers are followed by an explanation, which `reference_answers` fills in
+    explanation: Explanation | None  # what follows an answer, which `reference_answers` fills in; null: nothing
     with_reference: bool  # whether questions about defects compare with a real clip
 
 
@@ -70,6 +70,7 @@ def write_questions(
         known = [RUBRIC, *WRITERS, *sources]
         raise ValueError(f"writer is {by.writer!r}, known are {known}, the last of them feedback.sources")
     sheet = load_sheet(_path(by))
+    ending(sheet, by.explanation)  # before a reply is paid for
     kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, DecompositionSheet) else teaching.KINDS)
     model = text_model(by.writer, sources[by.writer], device)
     replies = model.replies(_text_requests(prompts, sheet, size), TASK)

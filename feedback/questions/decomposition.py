@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from data.prompts import PLACE
 from feedback.differentiable.asks import ALIGNMENT, NO, PHYSICS, QUALITY, YES, Ask
 from feedback.questions.replies import quoted, read_json
-from feedback.questions.sheet import DEFECT, PART, STATED, DecompositionSheet
+from feedback.questions.sheet import DEFECT, PART, STATED, DecompositionSheet, Explanation, ending
 
 KINDS = (ALIGNMENT, PHYSICS, QUALITY)
 
@@ -33,25 +33,24 @@ def read_parts(reply: str, parts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def alignment_asks(
-    sheet: DecompositionSheet, stated: Mapping[str, Sequence[str]], author: str, explain: bool
+    sheet: DecompositionSheet, stated: Mapping[str, Sequence[str]], author: str, explanation: Explanation | None
 ) -> list[Ask]:
     """A question for each part with statements. stated: the result of `read_parts`."""
     asks = []
     for part, statements in stated.items():
         words = sheet.alignment.strip().replace(PART, sheet.parts[part]).replace(STATED, "; ".join(statements))
-        asks.append(Ask(f"{ALIGNMENT}_{part}", ALIGNMENT, _ended(words, sheet, explain), YES, NO, None, False, author))
+        text = f"{words} {ending(sheet, explanation)}"
+        asks.append(Ask(f"{ALIGNMENT}_{part}", ALIGNMENT, text, YES, NO, None, False, author))
     return asks
 
 
-def defect_asks(sheet: DecompositionSheet, kind: str, caption: str, with_reference: bool, explain: bool) -> list[Ask]:
+def defect_asks(
+    sheet: DecompositionSheet, kind: str, caption: str, with_reference: bool, explanation: Explanation | None
+) -> list[Ask]:
     """A question for each defect of a kind, physics or quality; with_reference: compared with a real clip."""
     around = sheet.compared if with_reference else sheet.alone
     asks = []
     for name, defect in (sheet.physics if kind == PHYSICS else sheet.quality).items():
-        text = _ended(around.strip().replace(DEFECT, defect), sheet, explain).replace(PLACE, caption)
+        text = f"{around.strip().replace(DEFECT, defect)} {ending(sheet, explanation)}".replace(PLACE, caption)
         asks.append(Ask(f"{kind}_{name}", kind, text, NO, YES, None, with_reference, sheet.name))
     return asks
-
-
-def _ended(text: str, sheet: DecompositionSheet, explain: bool) -> str:
-    return f"{text} {(sheet.explain if explain else sheet.one_word).strip()}"

@@ -20,11 +20,12 @@ from data.video import read_fps, read_video, sample_frames
 from feedback.core.rubric import Question
 from feedback.differentiable.asks import Ask
 from feedback.judges.vlm import QwenSource, VlmReply, sampled_fps
+from feedback.questions.sheet import Explanation
 
 logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 512  # of answer and explanation: L in §3.2, the judge's `max_new_tokens`
-MOST_WORDS = 50  # of an explanation: §6.4
+MOST_WORDS: dict[Explanation, int | None] = {"short": 50, "long": None}  # §6.4, and its discussion of chain of thought
 NAMED = 3  # dropped prompts that a message names
 
 
@@ -84,12 +85,16 @@ def asking(judge: QwenSource) -> AskVlm:
 
 
 def reference_answers(
-    asks: Mapping[str, Sequence[Ask]], references: Mapping[str, RealClip], ask_vlm: AskVlm, explain: bool
+    asks: Mapping[str, Sequence[Ask]],
+    references: Mapping[str, RealClip],
+    ask_vlm: AskVlm,
+    explanation: Explanation | None,
 ) -> Referenced:
     """The questions of the prompts for whose real clip the judge gives every wanted answer, in their order.
 
-    explain: whether each gets the judge's explanation, at most 50 words of it. A prompt without a real clip keeps the
-    questions without comparison, without explanation. Logs what is left out, with the first reasons.
+    explanation: which of the judge each gets: short, at most 50 words of it; long, all of it; None, none. A prompt
+    without a real clip keeps the questions without comparison, without explanation. Logs what is left out, with the
+    first reasons.
     Raises ValueError where no prompt is left.
     """
     kept: dict[str, tuple[Ask, ...]] = {}
@@ -97,7 +102,7 @@ def reference_answers(
     without = [prompt_id for prompt_id in asks if prompt_id not in references]
     for prompt_id, of_prompt in tqdm(asks.items(), unit="prompt", desc="reference answers"):
         if prompt_id in references:
-            found = _answered(of_prompt, references[prompt_id], ask_vlm, explain)
+            found = _answered(of_prompt, references[prompt_id], ask_vlm, explanation)
         else:
             found = tuple(ask for ask in of_prompt if not ask.with_reference)
             found = found or "it has no real clip, and all its questions compare with one"
@@ -116,7 +121,9 @@ def reference_answers(
     return Referenced(kept, dropped)
 
 
-def _answered(asks: Sequence[Ask], clip: RealClip, ask_vlm: AskVlm, explain: bool) -> tuple[Ask, ...] | str:
+def _answered(
+    asks: Sequence[Ask], clip: RealClip, ask_vlm: AskVlm, explanation: Explanation | None
+) -> tuple[Ask, ...] | str:
     """The questions with the judge's explanations for the real clip; or the first that the clip fails, and how."""
     answered = []
     for ask in asks:
@@ -126,22 +133,24 @@ def _answered(asks: Sequence[Ask], clip: RealClip, ask_vlm: AskVlm, explain: boo
         if not reply.answer:
             found = reply.words or ask.other
             return f"{ask.name}: the judge's answer about the real clip is {found!r}, wanted is {ask.wanted}"
-        answered.append(replace(ask, explanation=explanation_of(reply.words, ask.wanted)) if explain else ask)
+        if explanation is not None:
+            ask = replace(ask, explanation=explanation_of(reply.words, ask.wanted, MOST_WORDS[explanation]))
+        answered.append(ask)
     return tuple(answered)
 
 
-def explanation_of(words: str, wanted: str, most: int = MOST_WORDS) -> str | None:
+def explanation_of(words: str, wanted: str, most: int | None) -> str | None:
     """The text after the wanted answer in a reply, punctuation included, so that answer + explanation is the reply.
 
-    Of more than `most` words, the whole sentences among the first `most`; where there is none, these words. None where
-    nothing follows the answer, or the reply does not begin with it.
+    Of more than `most` words, the whole sentences among the first `most`; where there is none, these words; None: all
+    words. Returns None where nothing follows the answer, or the reply does not begin with it.
     """
     begins = re.match(rf"{re.escape(wanted)}\b", words, re.IGNORECASE)
     rest = words[begins.end() :].strip() if begins else ""
     if not re.search(r"\w", rest):
         return None
     found = [match.end() for match in re.finditer(r"\S*\w\S*", rest)]
-    if len(found) <= most:
+    if most is None or len(found) <= most:
         return rest
     cut = rest[: found[most - 1]]
     sentences = re.match(r".*\w[^\w\s]*[.!?](?=\s|$)", cut, re.DOTALL)

@@ -1,7 +1,7 @@
 """Question sheets, YAML files in this folder: the instructions to a text model, and the texts around its words."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import MinLen
@@ -15,6 +15,7 @@ from feedback.differentiable.asks import Text
 PART, STATED, DEFECT, QUESTION = "{part}", "{stated}", "{defect}", "{question}"
 
 Texts = Annotated[dict[str, Text], MinLen(1)]  # by name
+Explanation = Literal["short", "long"]  # of an answer: a few words that give the reason, or a chain of thought
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,7 +30,7 @@ class DecompositionSheet:
     alone: Text  # the same of a generated clip by itself
     physics: Texts  # defect -> in words
     quality: Texts
-    explain: Text  # ends a question whose answer is to be explained
+    explain: dict[Explanation, Text]  # ends a question whose answer is to be explained
     one_word: Text  # ends a question whose answer is one word
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class TeachingSheet:
     most: Count  # questions to a task
     teach: Text  # to the text model, with {prompt}
     ask: Text  # to the judge, with {question}
-    explain: Text
+    explain: dict[Explanation, Text]
     one_word: Text
 
     def __post_init__(self) -> None:
@@ -69,6 +70,20 @@ METHODS: dict[str, type[DecompositionSheet] | type[TeachingSheet]] = {
     "decompose": DecompositionSheet,
     "teach": TeachingSheet,
 }
+
+
+def ending(sheet: Sheet, explanation: Explanation | None) -> str:
+    """What ends a question: how long an explanation of the answer is wanted; None: a word alone.
+
+    Raises ValueError where the sheet does not say how to ask for this explanation.
+    """
+    if explanation is None:
+        return sheet.one_word.strip()
+    if explanation not in sheet.explain:
+        raise ValueError(
+            f"explanation is {explanation}, but the question sheet {sheet.name} has no explain.{explanation}"
+        )
+    return sheet.explain[explanation].strip()
 
 
 def load_sheet(path: Path) -> Sheet:

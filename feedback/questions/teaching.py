@@ -2,13 +2,13 @@
 
 from feedback.differentiable.asks import GOAL, NO, PROCESS, YES, Ask, opposing
 from feedback.questions.replies import quoted, read_json
-from feedback.questions.sheet import QUESTION, TeachingSheet
+from feedback.questions.sheet import QUESTION, Explanation, TeachingSheet, ending
 
 KINDS = (PROCESS, GOAL)
 KEYS = {"kind", "question", "wanted"}
 
 
-def read_rules(reply: str, sheet: TeachingSheet, author: str, explain: bool) -> list[Ask]:
+def read_rules(reply: str, sheet: TeachingSheet, author: str, explanation: Explanation | None) -> list[Ask]:
     """The questions in a text model's reply, named process_1, goal_1 and so on in its order.
 
     Raises ValueError where the reply is not a list of 1 to `sheet.most` objects with kind, question and wanted, one of
@@ -18,7 +18,6 @@ def read_rules(reply: str, sheet: TeachingSheet, author: str, explain: bool) -> 
     if not isinstance(given, list) or not 1 <= len(given) <= sheet.most:
         raise ValueError(f"the reply is not a list of 1 to {sheet.most} questions: {quoted(given)}")
     asks: list[Ask] = []
-    ending = (sheet.explain if explain else sheet.one_word).strip()
     for rule in given:
         if not isinstance(rule, dict) or set(rule) != KEYS or not all(isinstance(one, str) for one in rule.values()):
             keys = ", ".join(sorted(KEYS))
@@ -27,7 +26,7 @@ def read_rules(reply: str, sheet: TeachingSheet, author: str, explain: bool) -> 
         if kind not in KINDS or wanted not in (YES, NO) or not question:
             raise ValueError(f"kind, wanted or question of {quoted(rule)} is none of process, goal; Yes, No; a text")
         name = f"{kind}_{1 + sum(ask.kind == kind for ask in asks)}"
-        text = f"{sheet.ask.strip().replace(QUESTION, question)} {ending}"
+        text = f"{sheet.ask.strip().replace(QUESTION, question)} {ending(sheet, explanation)}"
         asks.append(Ask(name, kind, text, wanted, opposing(wanted), None, False, author))
     if not any(ask.kind == GOAL for ask in asks):
         raise ValueError("no question in the reply is a goal")

@@ -65,7 +65,7 @@ def test_vanilla_drf_asks_one_question_and_diffusion_drf_many_with_explanations(
     assert ask.wanted == "Yes" and "a cup falls" in ask.text
     assert (rich.judge.loss, rich.judge.reference_frames) == ("sequence", 10)
     assert rich.questions.kinds == ("alignment", "physics", "quality")
-    assert rich.questions.explanation and rich.questions.with_reference
+    assert rich.questions.explanation == "short" and rich.questions.with_reference
     assert load_sheet(Path(rich.questions.rubric)).name == "diffusion-drf"
 
 
@@ -101,7 +101,7 @@ def test_flow_grpo_is_as_the_published_config_for_wan_says():
 
 def test_a_recipe_has_the_settings_of_its_rollout_alone():
     taehv = {"kind": "taehv", "path": "taew2_1.safetensors"}
-    own = {"writer": "template", "rubric": None, "kinds": None, "explanation": False, "with_reference": False}
+    own = {"writer": "template", "rubric": None, "kinds": None, "explanation": None, "with_reference": False}
     for recipe, changes, message in (
         ("flow-grpo", {"engine": {"grop_size": 4}}, "changes.engine.grop_size is unknown; known are "),
         ("ask-a-video", {"engine": {"group_size": 4}}, "changes.engine.group_size is unknown; known are "),
@@ -120,7 +120,7 @@ def test_an_entrys_changes_go_before_the_paper_and_the_paper_before_what_is_comm
     recipe = load_recipe("diffusion-drf", changes | {"decoding": {"mode": "plain"}})
 
     assert (recipe.engine.updates, recipe.engine.velocity_weight, recipe.engine.gradient_steps) == (40, 1.0, 4)
-    assert recipe.questions.kinds == ("alignment",) and recipe.questions.explanation
+    assert recipe.questions.kinds == ("alignment",) and recipe.questions.explanation == "short"
     assert (recipe.decoding.mode, recipe.decoding.straight_through) == ("plain", True)
 
 

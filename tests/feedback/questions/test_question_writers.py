@@ -39,7 +39,7 @@ RULES = [
     {"kind": "goal", "question": "Is the ball at the exit?", "wanted": "yes"},
     {"kind": "process", "question": "Is there one ball?", "wanted": "Yes"},
 ]
-BY = Writing("writer", SHEET, ("alignment", "physics", "quality"), explanation=True, with_reference=True)
+BY = Writing("writer", SHEET, ("alignment", "physics", "quality"), explanation="short", with_reference=True)
 
 
 def prompt(prompt_id: str, text: str, image: Path | None = None) -> Prompt:
@@ -51,7 +51,7 @@ def prompt(prompt_id: str, text: str, image: Path | None = None) -> Prompt:
 
 def test_what_a_caption_does_not_state_is_not_asked_about():
     stated = read_parts(json.dumps(STATED), list(DRF.parts))
-    asks = alignment_asks(DRF, stated, "gpt (m)", explain=True)
+    asks = alignment_asks(DRF, stated, "gpt (m)", explanation="short")
 
     assert stated == {"objects": ["two cats", "a ball"], "camera": ["it looks down"]}
     assert [ask.name for ask in asks] == ["alignment_objects", "alignment_camera"]
@@ -83,8 +83,8 @@ def test_a_reply_of_another_form_is_an_error():
 
 
 def test_each_defect_is_a_question_of_its_own_where_no_is_wanted():
-    physics = defect_asks(DRF, "physics", "a cup falls", with_reference=True, explain=True)
-    quality = defect_asks(DRF, "quality", "a cup falls", with_reference=True, explain=True)
+    physics = defect_asks(DRF, "physics", "a cup falls", with_reference=True, explanation="short")
+    quality = defect_asks(DRF, "quality", "a cup falls", with_reference=True, explanation="short")
 
     # The five facets of Fig. 16; the eight of Fig. 17, both kinds of blur in one, and the three of compression.
     assert [ask.name.removeprefix("physics_") for ask in physics] == [
@@ -97,8 +97,28 @@ def test_each_defect_is_a_question_of_its_own_where_no_is_wanted():
     assert all("caption: a cup falls\n" in ask.text and "two videos" in ask.text for ask in physics + quality)
 
 
+def test_a_question_ends_with_how_long_its_explanation_is_to_be():
+    for explanation, ending in (
+        ("short", "Begin with Yes or No. Then say in fewer than 50 words what to see decided it."),
+        ("long", "and end with what decided it."),
+        (None, "Reply with Yes or No and nothing else."),
+    ):
+        (stated,) = alignment_asks(DRF, {"objects": ["a ball"]}, "w", explanation)
+        (defect, *_) = defect_asks(DRF, "quality", "a cup falls", True, explanation)
+        assert stated.text.endswith(ending) and defect.text.endswith(ending), explanation
+    assert "step by step, in 100 to 200 words" in alignment_asks(DRF, {"objects": ["a ball"]}, "w", "long")[0].text
+
+
+def test_an_explanation_that_a_sheet_does_not_ask_for_is_refused_before_a_text_model_is_asked():
+    by = replace(BY, rubric=TEACHER, kinds=("goal",), explanation="long")
+    with pytest.raises(
+        ValueError, match="explanation is long, but the question sheet vlm-as-teacher has no explain.long"
+    ):
+        write_questions([prompt("p1", "a cup falls")], by, {"writer": {"kind": "gpt"}}, "cpu")
+
+
 def test_without_a_real_clip_nothing_is_said_of_a_second_video():
-    (ask, *_) = defect_asks(DRF, "physics", "a cup falls", with_reference=False, explain=False)
+    (ask, *_) = defect_asks(DRF, "physics", "a cup falls", with_reference=False, explanation=None)
 
     assert not ask.with_reference and "second" not in ask.text and "a cup falls" in ask.text
     assert ask.text.endswith("Reply with Yes or No and nothing else.")
@@ -106,8 +126,8 @@ def test_without_a_real_clip_nothing_is_said_of_a_second_video():
 
 def test_braces_of_a_caption_are_no_places():
     odd = "a {defect} of {prompt}, {part}"
-    (ask, *_) = defect_asks(DRF, "physics", odd, with_reference=True, explain=True)
-    (stated,) = alignment_asks(DRF, {"text": [odd, "{stated}"]}, "w", explain=True)
+    (ask, *_) = defect_asks(DRF, "physics", odd, with_reference=True, explanation="short")
+    (stated,) = alignment_asks(DRF, {"text": [odd, "{stated}"]}, "w", explanation="short")
 
     assert ask.text.count("a liquid moves") == 1 and f"caption: {odd}\n" in ask.text
     assert f"what is to be read: {odd}; {{stated}}. Is it so" in stated.text
@@ -147,7 +167,7 @@ def test_a_file_that_is_no_sheet_is_named(tmp_path):
 
 
 def test_rules_and_goals_are_numbered_in_their_order_with_their_wanted_answers():
-    asks = read_rules(json.dumps(RULES), TEACH, "judge (m)", explain=False)
+    asks = read_rules(json.dumps(RULES), TEACH, "judge (m)", explanation=None)
 
     assert [(ask.name, ask.kind, ask.wanted, ask.other) for ask in asks] == [
         ("process_1", "process", "No", "Yes"), ("goal_1", "goal", "Yes", "No"), ("process_2", "process", "Yes", "No"),
@@ -171,7 +191,7 @@ def test_rules_of_another_form_are_an_error():
         (json.dumps([RULES[1] | {"question": " "}]), "is none of process, goal"),
         (json.dumps(RULES[:1]), "no question in the reply is a goal"),
     )
-    assert_refused(lambda reply: read_rules(reply, TEACH, "w", explain=True), cases)
+    assert_refused(lambda reply: read_rules(reply, TEACH, "w", explanation="short"), cases)
 
 
 # Over the network
@@ -338,7 +358,7 @@ def test_a_wrong_setting_is_named_before_anything_is_sent(server):
 
 
 def test_a_rubric_asks_every_prompt_the_same():
-    by = Writing("rubric", "feedback/rubrics/match.yaml", None, explanation=False, with_reference=False)
+    by = Writing("rubric", "feedback/rubrics/match.yaml", None, explanation=None, with_reference=False)
     written = write_questions([CATS, CUP], by, {}, "cpu")
 
     assert [ask.name for asks in written.asks.values() for ask in asks] == ["match", "match"]
@@ -442,14 +462,14 @@ def test_the_template_asks_in_words_that_the_tabletops_judges_know():
     known = {*vocabulary(), *questions.question_words()}
     kinds = ("alignment", "physics", "quality", "process", "goal")
     prompts = [prompt(f"p{i}", caption(claim)) for i, claim in enumerate(all_claims())]
-    written = write_questions(prompts, Writing("template", None, kinds, False, True), {}, "cpu")
+    written = write_questions(prompts, Writing("template", None, kinds, None, True), {}, "cpu")
 
     assert len(written.asks) == len(all_claims()) and not written.unwritten
     assert {word for asks in written.asks.values() for ask in asks for word in ask.text.split()} <= known
 
 
 def test_the_template_wants_what_the_caption_says_and_no_defects():
-    by = Writing("template", None, ("alignment", "physics", "quality"), explanation=False, with_reference=True)
+    by = Writing("template", None, ("alignment", "physics", "quality"), explanation=None, with_reference=True)
     asks = write_questions([prompt("p1", "lifting red ball up")], by, {}, "cpu").asks["p1"]
 
     assert {(ask.kind, ask.wanted, ask.with_reference) for ask in asks} == {
@@ -464,7 +484,7 @@ def test_the_template_wants_what_the_caption_says_and_no_defects():
 
 
 def test_the_template_writes_rules_and_goals_too():
-    by = Writing("template", None, ("process", "goal"), explanation=False, with_reference=False)
+    by = Writing("template", None, ("process", "goal"), explanation=None, with_reference=False)
     asks = write_questions([prompt("p1", "lifting red ball up")], by, {}, "cpu").asks["p1"]
 
     wanted = {ask.name: ask.wanted for ask in asks}
@@ -473,7 +493,7 @@ def test_the_template_writes_rules_and_goals_too():
 
 
 def test_a_caption_of_another_world_has_no_template():
-    by = Writing("template", None, ("alignment",), explanation=False, with_reference=False)
+    by = Writing("template", None, ("alignment",), explanation=None, with_reference=False)
     written = write_questions([prompt("p1", "lifting red ball up"), CUP], by, {}, "cpu")
 
     assert list(written.asks) == ["p1"]

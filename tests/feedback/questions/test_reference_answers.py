@@ -14,7 +14,7 @@ from feedback.differentiable.asks import Ask, asks_of_rubric
 from feedback.differentiable.targets import find_target
 from feedback.judges.qwen import Options, load
 from feedback.judges.vlm import VlmReply, build_inputs
-from feedback.questions.references import RealClip, RealClips, asking, explanation_of, reference_answers
+from feedback.questions.references import MOST_WORDS, RealClip, RealClips, asking, explanation_of, reference_answers
 from tabletop.captions import parse
 from tabletop.render import render
 from tabletop.scenes import make_scene
@@ -36,7 +36,7 @@ def says(others: dict[str, VlmReply] | None = None):
 
 
 def test_each_question_gets_what_the_judge_says_of_the_real_clip():
-    found = reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, says(), explain=True)
+    found = reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, says(), explanation="short")
 
     assert found.asks == {
         "p1": (replace(OBJECTS, explanation=". A cup stands there."), replace(MOTION, explanation=", it stands still."))
@@ -46,11 +46,11 @@ def test_each_question_gets_what_the_judge_says_of_the_real_clip():
 
 def test_without_explanations_the_questions_stay_and_prompts_are_judged_all_the_same():
     denied = says({"Does it leap?": VlmReply(False, "Yes, it does.", None)})
-    kept = reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, says(), explain=False)
+    kept = reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, says(), explanation=None)
 
     assert kept.asks == {"p1": (OBJECTS, MOTION)}
     with pytest.raises(ValueError, match="no prompt of 1 is left to train on: p1: physics_motion"):
-        reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, denied, explain=False)
+        reference_answers({"p1": (OBJECTS, MOTION)}, {"p1": CLIP}, denied, explanation=None)
 
 
 def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
@@ -63,7 +63,10 @@ def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
 
     with caplog.at_level(logging.WARNING):
         found = reference_answers(
-            {"p1": (OBJECTS, MOTION), "p2": (OBJECTS, MOTION)}, {"p1": leaping, "p2": CLIP}, ask_vlm, explain=True
+            {"p1": (OBJECTS, MOTION), "p2": (OBJECTS, MOTION)},
+            {"p1": leaping, "p2": CLIP},
+            ask_vlm,
+            explanation="short",
         )
 
     assert list(found.asks) == ["p2"]
@@ -74,7 +77,9 @@ def test_a_prompt_stays_only_if_every_reference_is_affirmed(caplog):
 
 def test_an_answer_that_cannot_be_read_is_no_affirmation():
     unsure = says({"Is there a cup?": VlmReply(None, "Perhaps.", "unreadable: Yes or No has a probability of 0.01")})
-    found = reference_answers({"p1": (OBJECTS,), "p2": (MOTION,)}, {"p1": CLIP, "p2": CLIP}, unsure, explain=True)
+    found = reference_answers(
+        {"p1": (OBJECTS,), "p2": (MOTION,)}, {"p1": CLIP, "p2": CLIP}, unsure, explanation="short"
+    )
 
     assert found.dropped == {"p1": "alignment_objects: unreadable: Yes or No has a probability of 0.01"}
     assert list(found.asks) == ["p2"]
@@ -83,7 +88,7 @@ def test_an_answer_that_cannot_be_read_is_no_affirmation():
 def test_without_a_real_clip_alignment_alone_is_asked_and_the_log_says_so(caplog):
     asks = {"p1": (OBJECTS, MOTION), "p2": (OBJECTS, MOTION), "p3": (MOTION,)}
     with caplog.at_level(logging.WARNING):
-        found = reference_answers(asks, {"p2": CLIP}, says(), explain=True)
+        found = reference_answers(asks, {"p2": CLIP}, says(), explanation="short")
 
     assert found.asks["p1"] == (OBJECTS,)
     assert [ask.name for ask in found.asks["p2"]] == ["alignment_objects", "physics_motion"]
@@ -94,7 +99,7 @@ def test_without_a_real_clip_alignment_alone_is_asked_and_the_log_says_so(caplog
 LONG = " ".join(f"w{n}" for n in range(1, 61))  # 60 words
 
 
-def test_an_explanation_is_what_follows_the_answer_in_at_most_50_words():
+def test_a_short_explanation_is_what_follows_the_answer_in_at_most_50_words():
     for words, wanted, explanation in (
         ("Yes", "Yes", None),
         ("Yes.", "Yes", None),
@@ -105,7 +110,14 @@ def test_an_explanation_is_what_follows_the_answer_in_at_most_50_words():
         (f"No, {LONG}", "No", ", " + " ".join(f"w{n}" for n in range(1, 51))),
         (f"No. One two. Three. {LONG}", "No", ". One two. Three."),  # whole sentences among the first 50 words
     ):
-        assert explanation_of(words, wanted) == explanation, words
+        assert explanation_of(words, wanted, MOST_WORDS["short"]) == explanation, words
+
+
+def test_a_long_explanation_is_all_that_follows_the_answer():
+    says_much = says({"Is there a cup?": VlmReply(True, f"Yes. A cup. {LONG}", None)})
+    (ask,) = reference_answers({"p1": (OBJECTS,)}, {"p1": CLIP}, says_much, explanation="long").asks["p1"]
+
+    assert ask.explanation == f". A cup. {LONG}"
 
 
 # Clips
@@ -173,7 +185,7 @@ def test_answer_and_explanation_are_forced_in_the_judges_own_words(tmp_path):
     ask = Ask("q", "alignment", "judge the video", "Accept", "Reject", None, False, "w")
     for words in ("Accept because the red ball falls", "Accept , the red ball falls", "Accept"):
         reply = VlmReply(True, words, None)
-        found = reference_answers({"p1": [ask]}, {"p1": CLIP}, lambda *_, reply=reply: reply, explain=True)
+        found = reference_answers({"p1": [ask]}, {"p1": CLIP}, lambda *_, reply=reply: reply, explanation="short")
         target = find_target(judge.processor, found.asks["p1"][0], whole=True)
         assert judge.processor.tokenizer.convert_ids_to_tokens(target.tokens) == words.split()
 
@@ -190,9 +202,9 @@ def test_the_shipped_judge_keeps_prompts_of_fulfilled_clips_and_gives_its_reason
     asks = {prompt_id: asks_of_rubric(rubric, text) for prompt_id, text in texts.items()}
     clips = {"p1": rendered(texts["p1"], 0), "p2": rendered(texts["p2"], 0, "static")}
 
-    found = reference_answers(asks, clips, asking(judge), explain=True)
+    found = reference_answers(asks, clips, asking(judge), explanation="short")
     against = {"p2": [replace(ask, wanted="Reject", other="Accept") for ask in asks["p2"]]}
-    (rejected,) = reference_answers(against, clips, asking(judge), explain=True).asks["p2"]
+    (rejected,) = reference_answers(against, clips, asking(judge), explanation="short").asks["p2"]
 
     assert found.asks == {"p1": asks["p1"]}  # of a clip that it accepts, it says nothing more
     assert found.dropped["p2"].startswith("accept: the judge's answer about the real clip is 'Reject because")
