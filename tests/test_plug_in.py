@@ -56,6 +56,7 @@ WORLD = World("the lab's", lambda prompts: [one.prompt for one in prompts if "mo
 """
 
 
+@pytest.mark.ci
 def test_every_other_module_is_imported_without_the_tabletop():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TABLETOP], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -88,6 +88,7 @@ def test_a_changed_value_is_named_as_it_was_and_as_it_is(planned, clone):
     assert not any("dvc commit" in line for line in lines)  # what it wrote is of other values
 
 
+@pytest.mark.ci
 def test_edited_code_is_named_by_file_and_the_printed_command_accepts_what_is_there(planned, clone):
     code, other = (clone / f"generators/core/{name}.py" for name in ("rollout", "solvers"))
     before = code.read_text()

@@ -91,6 +91,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.ci
 def test_no_clip_is_paid_for_twice_by_a_run_that_is_killed_and_resumed(tiny_wan, tmp_path, monkeypatch):
     """4 rollouts of 4 clips and checks of 2 clips at updates 0, 2 and 4, by a judge over the network.
 

@@ -101,6 +101,7 @@ def changed_by(params, change) -> set[str]:
     return {name for name, text in entries(params).items() if text != before[name]}
 
 
+@pytest.mark.ci
 def test_a_change_of_a_file_is_seen_by_the_entries_that_use_it_and_by_no_others(params):
     library = Path("../library").resolve()
     users = {

@@ -449,6 +449,7 @@ def test_a_disk_that_is_full_after_publishing_costs_the_metrics_file_alone(sampl
     assert sampling() == 1
 
 
+@pytest.mark.ci
 def test_a_result_that_dvc_has_saved_is_made_again_where_that_is_asked_for(sampling):
     assert sampling() == 1
     assert sampling() == 1
@@ -459,6 +460,7 @@ def test_a_result_that_dvc_has_saved_is_made_again_where_that_is_asked_for(sampl
     assert sampling() == 3
 
 
+@pytest.mark.ci
 def test_hours_of_finished_work_that_dvc_has_not_saved_are_kept_from_a_run_that_differs(sampling):
     sampling(killed=True)
     (kept,) = Path(".state/generate-runs-r1-samples").glob("*.seconds")

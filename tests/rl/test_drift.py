@@ -48,6 +48,7 @@ def test_a_prediction_that_is_moved_by_a_half_everywhere_has_drifted_by_a_quarte
     assert {row.t for row in rows} == {0.25, 0.75}
 
 
+@pytest.mark.ci
 def test_a_policy_drifts_further_the_longer_it_is_trained(tiny_wan, base, clips, tmp_path):
     def mean(steps):
         run("dpo", tiny_wan, clips, base, tmp_path / str(steps), steps=steps, learning_rate=0.02)
@@ -58,6 +59,7 @@ def test_a_policy_drifts_further_the_longer_it_is_trained(tiny_wan, base, clips,
     assert 0 < mean(2) < mean(20)
 
 
+@pytest.mark.ci
 def test_the_noise_of_a_clip_depends_on_neither_its_batch_nor_the_other_times(tiny_wan, base, clips, tmp_path):
     run("rwr", tiny_wan, clips, base, tmp_path)
     policy = tmp_path / "out"

@@ -53,6 +53,7 @@ def measure(policy: str) -> dict:
     return found
 
 
+@pytest.mark.ci
 def test_a_trained_policy_has_drifted_and_base_and_its_extension_have_not(project, tiny_wan, tmp_path):
     base = ClipSet.open(Path("runs/eval/base/samples"))
     run("rwr", tiny_wan, base, Path("runs/policies/base"), tmp_path / "training")

@@ -118,6 +118,7 @@ def test_the_folder_is_the_policy_and_what_it_is_told(project):
     assert Path("runs/policies/slow/policy.json").read_bytes() == Path("runs/policies/base/policy.json").read_bytes()
 
 
+@pytest.mark.ci
 def test_clips_are_made_from_the_text_and_judged_by_the_prompt(project, tiny_wan):
     extend_base()
     done = [evaluation_clips(policy) for policy in ("base", "slow")]
@@ -136,6 +137,7 @@ def test_clips_are_made_from_the_text_and_judged_by_the_prompt(project, tiny_wan
                   {"base": base, "slow": slow}.items()})  # fmt: skip
 
 
+@pytest.mark.ci
 def test_clips_have_the_flow_shift_of_the_policy_and_another_guidance_is_warned_of(project, caplog):
     """Base, as one that was trained online at shift 5 and guidance 2, in one step; its extension is the same policy."""
     done = [evaluation_clips("base")]

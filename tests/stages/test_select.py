@@ -217,6 +217,7 @@ def test_every_checkpoint_makes_clips_of_the_same_prompts_and_noise(project):
     assert json.loads(Path("generate.json").read_text())["clips"] == 12
 
 
+@pytest.mark.ci
 def test_a_checkpoints_clips_are_its_own(project, tiny_wan):
     """As the checkpoint's folder makes them when it is named as a policy."""
     weights = Path("runs/policies/rwr1/checkpoints/step-000002") / LORA_FILE
@@ -245,6 +246,7 @@ def _metadata(path):
         return file.metadata()
 
 
+@pytest.mark.ci
 def test_a_stopped_run_samples_no_clip_twice_and_loads_no_finished_checkpoint(project, monkeypatch):
     from generators.core import generator as module
 
@@ -275,6 +277,7 @@ def test_a_stopped_run_samples_no_clip_twice_and_loads_no_finished_checkpoint(pr
     assert (SAMPLES / "manifest.json").read_bytes() == Path("whole/manifest.json").read_bytes()
 
 
+@pytest.mark.ci
 def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(project, tiny_wan, tmp_path, caplog):
     generate_clips()
     label_as("judge", lambda sample: "step-000004" in sample.policy)
@@ -296,6 +299,7 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     assert json.loads((tmp_path / "next/out/policy.json").read_text())["start"] == "rwr1-selected"
 
 
+@pytest.mark.ci
 def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     generate_clips()
     label_as("judge", lambda sample: "step-000004" in sample.policy)
@@ -322,6 +326,7 @@ def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     ]  # fmt: skip
 
 
+@pytest.mark.ci
 def test_another_rule_keeps_another_checkpoint_of_the_same_clips(project):
     generate_clips()
     for judge in ("judge", "physics"):
@@ -348,6 +353,7 @@ def test_a_fully_trained_policy_is_selected_from_likewise(tiny_wan, tmp_path):
     assert sorted(path.name for path in (tmp_path / "selected").iterdir()) == ["policy.json", "transformer"]
 
 
+@pytest.mark.ci
 def test_labels_of_other_clips_are_refused(project):
     generate_clips()
     label_as("judge", lambda sample: True)
@@ -363,6 +369,7 @@ def test_labels_of_other_clips_are_refused(project):
     assert not Path("runs/policies/rwr1-selected").exists()
 
 
+@pytest.mark.ci
 def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project):
     project(judges=["clip", "physics"], keep="best")
     generate_clips()

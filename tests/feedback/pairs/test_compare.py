@@ -306,6 +306,7 @@ def asked(block: dict, pairs: list[ShownPair], until: int | None = None) -> tupl
     return shown, Compared([], [])
 
 
+@pytest.mark.ci
 def test_a_pair_that_was_compared_before_is_not_asked_about_again_and_gets_the_same_answers(vlm, noise, kept, tmp_path):
     pairs = both_orders(noise)[::2]
     orders = [pair.ids for pair in both_orders(noise)]

@@ -294,6 +294,7 @@ def test_of_a_hub_id_the_small_files_are_downloaded_and_no_weights(tmp_path):
     assert offline[1].startswith("NotReachedError path: wan/other is no local folder, and could not be looked up")
 
 
+@pytest.mark.ci
 def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         began = time.monotonic()

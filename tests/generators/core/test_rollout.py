@@ -227,6 +227,7 @@ def test_a_generator_that_needs_first_frames_refuses_prompts_without(tiny_wan_wi
         generate(generator, tmp_path)
 
 
+@pytest.mark.ci
 def test_a_stopped_run_goes_on_with_the_next_batch_and_ends_with_the_same_bytes(generator, tmp_path, monkeypatch):
     generate(generator, tmp_path, "whole")
     sampled, sample = [], generator.sample
@@ -323,6 +324,7 @@ def pairs(generator, home, share=0.5, out="pairs", name="d1", **sampling) -> Cli
     return ClipSet.open(home / out, verify=True)
 
 
+@pytest.mark.ci
 def test_both_clips_of_a_pair_start_from_one_clip_with_a_noise_each(generator, tmp_path):
     clips = pairs(generator, tmp_path)
     starts = ClipSet.open(tmp_path / "round")
@@ -350,6 +352,7 @@ def test_both_clips_of_a_pair_start_from_one_clip_with_a_noise_each(generator, t
     torch.testing.assert_close(clips.latents(["d1-p1-001"]), latents, atol=1e-5, rtol=0)
 
 
+@pytest.mark.ci
 def test_pairs_do_not_hang_on_the_batch_and_a_kill_changes_no_byte(generator, tmp_path):
     whole = pairs(generator, tmp_path)
     others = pairs(generator, tmp_path, out="others", batch_size=3)

@@ -144,6 +144,7 @@ def test_a_section_depends_on_its_history_alone(tiny_model):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.ci
 def test_three_sections_decode_as_the_stock_pipeline_blends_them(name, tiny_model):
     variant = replace(variant_of(name, 3), height=16, width=16)
     generator = load(tiny_model(name), variant)

@@ -205,6 +205,7 @@ def test_the_held_out_judge_ends_the_run_and_the_best_checkpoint_is_kept(tiny_wa
     assert report.stopped == "the held-out judge fell while the training judge rose"
 
 
+@pytest.mark.ci
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tiny_wan, base, tmp_path):
     """Two updates share a rollout, which is not kept: the run goes on at the next one."""
     changes = {"updates": 8, "checkpoint_every": 2, "inner_epochs": 2}

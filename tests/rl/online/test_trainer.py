@@ -76,6 +76,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rollout", [{}, LAST_STEPS], ids=["random_step", "last_steps"])
+@pytest.mark.ci
 def test_the_policy_comes_to_please_the_judge(rollout, generator, base, tmp_path):
     """On full samples, of noise that it was not trained on."""
     before = probability(generator, channel=0)
@@ -150,6 +151,7 @@ def test_guidance_of_a_range_is_drawn_for_each_update_and_is_that_of_its_clips(t
     assert "guidance" not in log(tmp_path / "0")[0]
 
 
+@pytest.mark.ci
 def test_early_steps_are_those_of_the_first_half(tiny_wan, base, tmp_path, monkeypatch):
     """Of 5 steps the first three."""
     drawn = {}
@@ -645,6 +647,7 @@ class Killed(BaseException):
 MOMENTS = (("write_state", 1), ("write_state", 3), ("append_log", 1), ("append_log", 4), ("write_manifest", 1))
 
 
+@pytest.mark.ci
 def test_no_moment_to_be_killed_at_changes_the_bytes(tiny_wan, base, tmp_path, monkeypatch):
     """Of a run that its held-out judge ends at update 4, so that the policy is that of update 2."""
 
@@ -692,6 +695,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tiny_wan, base,
     assert len({(tmp_path / name / "out" / lora.LORA_FILE).read_bytes() for name in ("one", "other")}) == 2
 
 
+@pytest.mark.ci
 def test_two_processes_train_the_adapter_of_one(tiny_wan, base, tmp_path):
     changes = {"updates": 4, "batch_size": 3, "checkpoint_every": 4, **FLOAT_ORDER}
     run(tiny_wan, base, tmp_path / "one", **changes)

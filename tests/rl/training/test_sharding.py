@@ -117,6 +117,7 @@ def test_full_weights_in_shards_wait_for_no_device(tiny_wan, clip_set, base, tmp
     assert contents(tmp_path / "read/out") == contents(tmp_path / "seldom/out")
 
 
+@pytest.mark.ci
 def test_a_state_of_shards_is_the_old_or_the_new_one_whole(
     tiny_wan, clip_set, base, tmp_path, group_of_one, monkeypatch
 ):

@@ -791,6 +791,7 @@ def test_two_processes_train_the_adapter_of_one(tiny_wan, clip_set, base, tmp_pa
     assert alone.shape == shared.shape and np.abs(alone - shared).max() <= 1  # rounded after float order
 
 
+@pytest.mark.ci
 def test_the_reference_point_of_kto_is_of_all_processes(tiny_wan, clip_set, base, tmp_path):
     """Of three rows one process has one and the other two, in one forward or in one each."""
     changes = {"steps": 4, "batch_size": 3, "seed": 2, **FLOAT_ORDER}
