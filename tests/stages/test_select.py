@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -164,21 +165,45 @@ p4,a hand lifts the red cup,lifting,test
 SAMPLES, LABELS, CURVE = Path("runs/select/rwr1/samples"), Path("runs/select/rwr1/labels"), Path("curve.json")
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch, tiny_wan, policy):
-    """A folder with params.yaml, prompts and the policy; returns how to write params again with another rule."""
-    monkeypatch.chdir(tmp_path)
+def write_params(tiny_wan: Path, **changes):
+    """Write params.yaml into the working directory. changes: of its section select."""
+    generator = PARAMS["generator"] | {"path": str(tiny_wan)}
+    text = yaml.safe_dump(PARAMS | {"generator": generator, "select": PARAMS["select"] | changes})
+    Path("params.yaml").write_text(text)
+
+
+def start_project(monkeypatch, folder: Path, tiny_wan: Path, policy: Path) -> None:
+    """Make a folder the working directory, with params.yaml, prompts and the policy."""
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("STAGE_DEVICE", "cpu")
     Path("prompts.csv").write_text(CSV)
     shutil.copytree(policy, "runs/policies/rwr1")
+    write_params(tiny_wan)
 
-    def write(**changes):
-        generator = PARAMS["generator"] | {"path": str(tiny_wan)}
-        text = yaml.safe_dump(PARAMS | {"generator": generator, "select": PARAMS["select"] | changes})
-        Path("params.yaml").write_text(text)
 
-    write()
-    return write
+@pytest.fixture
+def project(tmp_path, monkeypatch, tiny_wan, policy):
+    """A project; returns how to write its params again with another rule."""
+    start_project(monkeypatch, tmp_path, tiny_wan, policy)
+    return partial(write_params, tiny_wan)
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory, tiny_wan, policy) -> Path:
+    """A project in which `generate_clips` has made its clips and generate.json."""
+    home = tmp_path_factory.mktemp("sampled")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        start_project(monkeypatch, home, tiny_wan, policy)
+        done = generate_clips()
+    assert done.exit_code == 0, done.output
+    return home
+
+
+@pytest.fixture
+def clips(project, sampled) -> None:
+    """The same clips and generate.json in a project of one's own."""
+    shutil.copytree(sampled / SAMPLES, SAMPLES)
+    shutil.copy(sampled / "generate.json", ".")
 
 
 def generate_clips(out=SAMPLES):
@@ -203,17 +228,15 @@ def select_one():
     return CliRunner().invoke(select.main, [*options, *outs])
 
 
-def test_every_checkpoint_makes_clips_of_the_same_prompts_and_noise(project):
-    assert generate_clips().exit_code == 0
-
-    clips = ClipSet.open(SAMPLES, verify=True)
+def test_every_checkpoint_makes_clips_of_the_same_prompts_and_noise(clips):
+    found = ClipSet.open(SAMPLES, verify=True)
     made = {}
-    for sample in clips.samples:
+    for sample in found.samples:
         made.setdefault(sample.policy, []).append((sample.prompt_id, sample.seed))
     assert list(made) == ["rwr1/step-000002", "rwr1/step-000004", "rwr1/step-000005"]
     assert made["rwr1/step-000002"] == made["rwr1/step-000004"] == made["rwr1/step-000005"]
     assert [prompt for prompt, _ in made["rwr1/step-000002"]] == ["p1", "p1", "p2", "p2"]  # two of three
-    assert clips.samples[0].sample_id == "select-step-000002-p1-000"
+    assert found.samples[0].sample_id == "select-step-000002-p1-000"
     assert json.loads(Path("generate.json").read_text())["clips"] == 12
 
 
@@ -277,9 +300,7 @@ def test_a_stopped_run_samples_no_clip_twice_and_loads_no_finished_checkpoint(pr
     assert (SAMPLES / "manifest.json").read_bytes() == Path("whole/manifest.json").read_bytes()
 
 
-@pytest.mark.ci
-def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(project, tiny_wan, tmp_path, caplog):
-    generate_clips()
+def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(clips, tiny_wan, tmp_path, caplog):
     label_as("judge", lambda sample: "step-000004" in sample.policy)
     label_as("physics", lambda sample: "step-000002" in sample.policy)
 
@@ -299,9 +320,7 @@ def test_the_kept_checkpoint_is_a_policy_that_can_be_sampled_and_trained_from(pr
     assert json.loads((tmp_path / "next/out/policy.json").read_text())["start"] == "rwr1-selected"
 
 
-@pytest.mark.ci
-def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
-    generate_clips()
+def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(clips):
     label_as("judge", lambda sample: "step-000004" in sample.policy)
     label_as("physics", lambda sample: None if sample.prompt_id == "p1" else "step-000002" in sample.policy)
 
@@ -326,9 +345,7 @@ def test_the_curve_and_the_metrics_have_the_rates_behind_the_choice(project):
     ]  # fmt: skip
 
 
-@pytest.mark.ci
-def test_another_rule_keeps_another_checkpoint_of_the_same_clips(project):
-    generate_clips()
+def test_another_rule_keeps_another_checkpoint_of_the_same_clips(project, clips):
     for judge in ("judge", "physics"):
         label_as(judge, lambda sample: "step-000004" in sample.policy)
     project(keep="last")
@@ -353,9 +370,7 @@ def test_a_fully_trained_policy_is_selected_from_likewise(tiny_wan, tmp_path):
     assert sorted(path.name for path in (tmp_path / "selected").iterdir()) == ["policy.json", "transformer"]
 
 
-@pytest.mark.ci
-def test_labels_of_other_clips_are_refused(project):
-    generate_clips()
+def test_labels_of_other_clips_are_refused(clips):
     label_as("judge", lambda sample: True)
     label_as("physics", lambda sample: True)
     rows = read_rows(LABELS / "physics/labels.parquet", Label)
@@ -369,10 +384,8 @@ def test_labels_of_other_clips_are_refused(project):
     assert not Path("runs/policies/rwr1-selected").exists()
 
 
-@pytest.mark.ci
-def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project):
+def test_a_metric_keeps_the_checkpoint_of_the_highest_mean_score(project, clips):
     project(judges=["clip", "physics"], keep="best")
-    generate_clips()
     label_as("physics", lambda sample: True)
     label_as("clip", lambda sample: None)
     labels = read_rows(LABELS / "clip/labels.parquet", Label)
