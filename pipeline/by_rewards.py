@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,12 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from rl.training.run import TrainReport
     from rl.training.tracking import Tracker
 
-RANKED_BY = ("score", "p_accept", "label")  # columns of a label, of which the first that it has ranks a clip
+logger = logging.getLogger(__name__)
+
+# Columns of a label, of which the first that any clip of a rollout has ranks them all.
+RANKED_BY = ("score", "p_accept", "label")
+SILENT = 3  # rollouts one after the other of which no clip could be judged, at which a run ends
+NAMED = 3  # prompts that a message names
 ROLLOUTS = "rollouts"  # folder of the clips that are being judged, in the resume state
 
 
@@ -168,6 +174,7 @@ class ClipRewards:
         same for all rollouts of a run, so that a source's budget_usd is that of the run.
         """
         self.judge, self.column, self.size, self.policy = judge, column, size, policy
+        self.silent = 0  # rollouts without a judgement, one after the other
         self.folder, self.purpose = folder, purpose
         self.prompts = {prompt.prompt_id: prompt for prompt in prompts}
         self.first_frames = {
@@ -177,30 +184,41 @@ class ClipRewards:
     def __call__(self, rollout: int, clips: "Sequence[RolledClip]") -> dict[int, float | None]:
         """The reward of each clip of the rollout by its place; None of a clip that the source could not judge.
 
-        Raises ValueError where no clip has one, with the source's reason; LabelError where a call failed for good: the
-        run stops, and goes on from its last checkpoint when it is started again.
+        All are of one column. Raises ValueError where the source's labels have no such column, and where it could judge
+        no clip of SILENT rollouts, with its reason; LabelError where a call failed for good: the run stops, and goes on
+        from its last checkpoint when it is started again.
         """
         from cluster import devices
         from rl.rewards import reward_of
 
         requests = [self._request(rollout, clip) for clip in clips]
-        places = {request.sample.sample_id: request.place for request in requests}
+        own = {request.sample.sample_id: (request.place, request.sample.prompt_id) for request in requests}
         labels = self.judge.labels_of(requests)
         devices.barrier()  # the first process may still read them
         for request in requests:
             request.path.unlink()
-        of_all = {name: place for of_rank in devices.gather_over_ranks(places) for name, place in of_rank.items()}
-        columns = (self.column,) if self.column else RANKED_BY
-        rewards = {
-            of_all[name]: next((found for one in columns if (found := reward_of(label, one)) is not None), None)
-            for name, label in sorted(labels.items())
-        }
-        if not any(reward is not None for reward in rewards.values()):
-            label = labels[min(labels)]
+        of_all = {name: where for of_rank in devices.gather_over_ranks(own) for name, where in of_rank.items()}
+        judged = [
+            column for column in RANKED_BY if any(reward_of(label, column) is not None for label in labels.values())
+        ]
+        column = self.column or next(iter(judged), RANKED_BY[0])
+        rewards = {of_all[name][0]: reward_of(label, column) for name, label in sorted(labels.items())}
+        first = labels[min(labels)]
+        if judged and not any(reward is not None for reward in rewards.values()):
             raise ValueError(
-                f"{label.source} gave none of {len(labels)} clips a {self.column or 'reward'}, which engine.reward "
-                f"names; of the first it says: {label.reason or 'nothing'}"
+                f"{first.source} gave none of {len(labels)} clips a {column}, which engine.reward names; "
+                f"its labels have {', '.join(judged)}"
             )
+        self.silent = 0 if judged else self.silent + 1
+        if not judged:
+            prompts = ", ".join(sorted({prompt for _, prompt in of_all.values()})[:NAMED])
+            said = (
+                f"{first.source} could judge none of the {len(labels)} clips of rollout {rollout + 1}, of prompt "
+                f"{prompts}; of the first it says: {first.reason or 'nothing'}"
+            )
+            if self.silent == SILENT:
+                raise ValueError(f"{said}. No clip of the last {SILENT} rollouts was judged")
+            logger.warning("%s. Nothing is learned from it", said)
         return rewards
 
     def _request(self, rollout: int, clip: "RolledClip") -> "Request":

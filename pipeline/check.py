@@ -59,6 +59,7 @@ from pipeline.graph import (
 )
 from pipeline.inputs import noisy_sources
 from pipeline.judges import check_references, members_of
+from pipeline.online import check_held_out
 from pipeline.params import ParamsError, aliases, load_params, section
 from pipeline.recipes import load_recipe
 from pipeline.replicates import SEED, SEEDS
@@ -448,6 +449,7 @@ def _check_online(params: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
                 check_unread(entry.overlay, entry.references)
             else:
                 members_of(entry.judge, {entry.judge: judge})
+            check_held_out(entry.held_out, resolve(entry.held_out, sources), recipe.engine)
             check_references(entry.references)
             if recipe.questions and recipe.questions.writer == RUBRIC and recipe.questions.rubric:
                 asked, rubric = select(prompts, entry.split), load_rubric(Path(recipe.questions.rubric))

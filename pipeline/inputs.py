@@ -31,7 +31,7 @@ from data.content.modules import module_files
 from data.manifest import atomically
 from data.prompts import load_prompts
 from data.written import read_written
-from feedback.core.kinds import KINDS, TRAINED, question_files, read_block, resolve
+from feedback.core.kinds import KINDS, TRAINED, question_files, read_block, resolve, what_is_asked
 from feedback.core.rubric import questions_file
 from feedback.differentiable.asks import RUBRIC
 from feedback.questions import WRITERS, is_source
@@ -68,19 +68,24 @@ def write_inputs(params: Mapping[str, Any], out: Path, needed: Collection[str] =
         _write(out / "images.json", files=_files(images, hashes))
         _write(out / "references.json", files=_files(references, hashes))
         for name in sources:
-            block = resolve(name, sources)
-            kinds = sorted({one["kind"] for one in _blocks(block)})
-            code = {kind: found for kind in kinds if (found := _code(kind, KINDS, hashes))}
-            named = [block, *question_files(name, block)]
-            hub = {"hub": found} if (found := _commits(name, block, name in needed)) else {}
-            _write(out / f"sources/{name}.json", block=block, files=_files(named, hashes), code=code, **hub)
+            hub = {"hub": found} if (found := _commits(name, resolve(name, sources), name in needed)) else {}
+            _write(out / f"sources/{name}.json", **source_inputs(name, sources, hashes), **hub)
         _write(out / "audits.json", **{name: audited(name) for name in noisy_sources(params)})
         for name, entry in reward_models(params).items():
             _write(
                 out / f"rewards/{name}.json", **_reward(params["reward"]["settings"] | entry.get("changes", {}), hashes)
             )
         for name, entry in params["online"]["policies"].items():
-            _write(out / f"online/{name}.json", **_online(entry, sources, hashes))
+            _write(out / f"online/{name}.json", **online_inputs(entry, sources, hashes))
+
+
+def source_inputs(name: str, sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
+    """The block of a source with its members', without its pace and price; the files that it names, its kind's code."""
+    block = resolve(name, sources)
+    kinds = sorted({one["kind"] for one in _blocks(block)})
+    code = {kind: found for kind in kinds if (found := _code(kind, KINDS, hashes))}
+    named = [block, *question_files(name, block)]
+    return {"block": what_is_asked(block), "files": _files(named, hashes), "code": code}
 
 
 def hold_places(params: Mapping[str, Any], folder: Path = TRAINED) -> None:
@@ -119,7 +124,7 @@ def audited(source: str) -> dict[str, float | None] | None:
     return {key: found.get(key) for key in ("false_accept_rate", "false_reject_rate", "decided_accuracy")}
 
 
-def _online(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
+def online_inputs(entry: Mapping[str, Any], sources: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
     """The recipe, the files that it and its entry of online.policies name, the code of writer, references and decoders.
 
     Of a lighter decoder its weights and the code of its kind count. Of a writer that is a source only

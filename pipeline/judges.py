@@ -58,26 +58,44 @@ def open_judges(job: "Job", device: str) -> OpenJudges:
     A recipe that trains by rewards has its judge's rubric for questions. Raises ValueError as `members_of`,
     `real_clips` and the judges do.
     """
-    from feedback.differentiable.overlay import render
+    from data.video import sample_frames
+    from feedback.differentiable.overlay import render, unseen
     from feedback.differentiable.vlm import load_judge
 
-    recipe, size, blocks = job.recipe, job.size, members_of(job.judge, job.sources)
+    (blocks, recipe), size = differentiated(job), job.size
     overlay = render(job.overlay, size.num_frames, size.height, size.width) if job.overlay else None
+    seen = sample_frames(size.num_frames, recipe.judge.frames or size.num_frames)
+    for mark in unseen(job.overlay, seen) if job.overlay else ():
+        logger.warning("%s: on frames %s, of which the judge sees none; it sees %s", mark.shape, mark.frames, seen)
     prompts = list(job.prompts)
-    if recipe.by_rewards:
-        blocks = {name: block for name, block in blocks.items() if block.get("rubric")}  # a panel's metrics ask nothing
-        recipe = with_rubric(recipe, job.judge, blocks)
     if recipe.questions is None:
         return OpenJudges(metric_judges(blocks, prompts, recipe.augment, device, size.fps), {}, prompts, overlay)
     loaded = {name: load_judge(name, block, device) for name, block in blocks.items()}
     asks = dict(job.asks or written_asks(prompts, recipe.questions, job.sources, device, size))
     real: Mapping[str, RealClip] = {}
-    if recipe.questions.explanation or recipe.questions.with_reference:
+    if job.references or recipe.questions.explanation or recipe.questions.with_reference:
         real = real_clips(prompts, job.references, recipe.judge, size)
         first = next(iter(blocks))
         asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
     judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size, shown_first(prompts, asks, size))
     return OpenJudges(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
+
+
+def differentiated(job: "Job") -> tuple[dict[str, Any], Recipe]:
+    """The blocks of the judges whose answers are differentiated, by name, and the recipe with their questions.
+
+    Of a recipe that trains by rewards these are the questions of its judge's rubric. Raises ValueError for a judge
+    without a gradient, without loading it.
+    """
+    from feedback.differentiable.vlm import check_differentiable
+
+    recipe, blocks = job.recipe, members_of(job.judge, job.sources)
+    if recipe.by_rewards:
+        blocks = {name: block for name, block in blocks.items() if block.get("rubric")}  # a panel's metrics ask nothing
+        recipe = with_rubric(recipe, job.judge, blocks)
+    for name, block in blocks.items() if recipe.questions else ():
+        check_differentiable(name, block)
+    return blocks, recipe
 
 
 def with_rubric(recipe: Recipe, name: str, blocks: Mapping[str, Any]) -> Recipe:

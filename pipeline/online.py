@@ -16,6 +16,7 @@ from pipeline.cost import COST
 from pipeline.fidelity import DecoderFidelity
 from pipeline.heatmaps import draw_heatmap
 from pipeline.judges import answers_about, in_unit, open_judges, written_asks
+from pipeline.params import ParamsError
 from pipeline.recipes import Recipe, as_written, sampled_as
 from pipeline.trained_clip import TrainedClipCheck
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from generators.core.generator import Generator
     from generators.core.rollout import Sampling
     from generators.core.size import VideoSize
+    from rl.online.config import OnlineConfig
     from rl.online.guards import CurvePoint
     from rl.online.judging import WeightedJudge
     from rl.online.loop import Check, PromptInputs
@@ -127,6 +129,7 @@ def run(
 
     devices.join_group(device)
     recipe = job.recipe
+    check_held_out(job.held_out, job.sources[job.held_out], recipe.engine)
     if recipe.by_rewards:
         from pipeline.by_rewards import run_by_rewards
 
@@ -197,6 +200,19 @@ def keep_inputs(
 
 
 # The check between updates
+
+
+def check_held_out(name: str, block: Mapping[str, Any], engine: "OnlineConfig") -> None:
+    """Raises ParamsError for a metric whose score `stop_held_out` would be compared with.
+
+    block: as `resolve` returns it.
+    """
+    from feedback.core.kinds import read_block
+
+    if engine.stop_right is not None and not read_block(name, block).labels:
+        raise ParamsError(
+            f"engine.stop_held_out is a probability, and held_out, {name}, a metric, has none; engine.stop_right: null"
+        )
 
 
 def is_of_trained_clip(job: Job) -> bool:
@@ -303,7 +319,7 @@ class HeldOutCheck:
             shutil.rmtree(folder)
         of_ranks = zip(*devices.gather_over_ranks((training, held_out)), strict=True)
         training, held_out = ({one: score for own in parts for one, score in own.items()} for parts in of_ranks)
-        return CurvePoint(_mean(training), _mean(held_out), others)
+        return CurvePoint(_mean(training, "judge"), _mean(held_out, "held-out judge"), others)
 
     def _keep_pace(self) -> None:
         """Sample a clip, and forget it, for each batch that another process has more."""
@@ -337,9 +353,9 @@ class HeldOutCheck:
         return answers_about(self.judges, frames, sample.prompt_id).score
 
 
-def _mean(scores: Mapping[str, float | None]) -> float:
+def _mean(scores: Mapping[str, float | None], whose: str) -> float:
     """The mean by sample_id, added up in its order. Raises ValueError where there is none."""
     known = [score for _, score in sorted(scores.items()) if score is not None]
     if not known:
-        raise ValueError("the held-out judge could judge none of the clips of its check")
+        raise ValueError(f"the {whose} could judge none of the clips of the check")
     return sum(known) / len(known)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from generators.core.generator import Generator
     from rl.online.guards import CurvePoint
     from rl.online.judging import WeightedJudge
+
+logger = logging.getLogger(__name__)
 
 
 def trained_clip(
@@ -71,11 +74,11 @@ class TrainedClipCheck:
         image = encoded.images.get(prompt.prompt_id)
         self.first = None if image is None else first_frame_at(self.folder / "first.png", image)
 
-    def __call__(self, update: int) -> "CurvePoint":
+    def __call__(self, update: int) -> "CurvePoint | None":
         """training, least: the mean and the least p of the wanted answers; of a metric its score, and no least.
 
-        held_out, and training of a source that gives rewards: p of acceptance, else the label, else the score. Raises
-        ValueError where a source has none.
+        held_out, and training of a source that gives rewards: p of acceptance, else the label, else the score. None
+        where a source could not judge the clip, with a warning.
         """
         from data.counts import Counts, count
         from rl.online.guards import CurvePoint
@@ -88,18 +91,22 @@ class TrainedClipCheck:
             frames, self.prompt, self.generator.size, name, self.folder, self.purpose, first=self.first
         )
         held_out, least = _score(self.held_out, request), None
+        training: float | None
         if isinstance(self.judges, RunJudge):
             training = held_out if self.judges is self.held_out else _score(self.judges, request)
         else:
             found = answers_about(self.judges, in_unit(frames).to(self.generator.device), prompt_id)
             training, least = found.score, found.least
         request.path.unlink()
+        if training is None or held_out is None:
+            return None
         return CurvePoint(training, held_out, least=least)
 
 
-def _score(judge: RunJudge, request: "Request") -> float:
-    """Of the clip of the request."""
+def _score(judge: RunJudge, request: "Request") -> float | None:
+    """Of the clip of the request; None, with a warning, where the source could not judge it."""
     (label,) = judge.labels_of([request]).values()
     if (score := score_of(label)) is None:
-        raise ValueError(f"{label.source} could not judge the clip of its check: {label.reason or 'no reason'}")
+        why = label.reason or "nothing"
+        logger.warning("%s could not judge the clip of a check, which decides nothing; it says: %s", label.source, why)
     return score

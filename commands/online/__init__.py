@@ -13,7 +13,7 @@ from pipeline.command import PATH, device_option, out_option, stage_command, tra
 @click.option("--image", type=PATH, help="The first frame, for a generator that starts from one; its teacher sees it.")
 @click.option("--start", "--lora", "start", type=PATH, help="Policy to start from; default: the generator itself.")
 @click.option("--ask", "asks", multiple=True, help="'question=answer'; default: the recipe's questions.")
-@click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames: a mark over the judge's frames.")
+@click.option("--box", "boxes", multiple=True, help="left,top,right,bottom@frames of the clip: a mark for the judge.")
 @click.option("--point", "points", multiple=True, help="x,y@frames: likewise.")
 @click.option("--arrow", "arrows", multiple=True, help="from x,y,to x,y@frames: likewise.")
 @click.option("--overlay", type=PATH, help="YAML of marks.")

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commands.online.outcome import OUTCOME, in_words, opinions_of, write_outcome
+from data.content.hashes import remembered
 from data.prompts import Prompt
+from feedback.core.kinds import TRAINED
 from pipeline.configs import GeneratorConfig, PromptConfig
 from pipeline.heatmaps import draw_heatmap
-from pipeline.judges import OpenJudges, in_unit, open_judges
+from pipeline.inputs import CACHE, online_inputs, source_inputs
+from pipeline.judges import OpenJudges, differentiated, in_unit, open_judges
 from pipeline.online import ASKS, Job, run, with_recipe_sampling
 from pipeline.params import ParamsError, block, section, source_block
 from pipeline.recipes import Recipe, load_recipe
@@ -80,18 +83,25 @@ def train_one_prompt(
         check=config.check,
         size=size,
     )
-    for name in (job.judge, job.held_out, *config.also):
-        if name not in sources:
-            raise ParamsError(f"judge {name!r} is unknown; feedback.sources has {', '.join(sources)}")
-    decoder = recipe.decoding.decoder
-    lighter = Path(decoder.path) if decoder and Path(decoder.path).exists() else None
-    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image, lighter) if path)]
-    judges = (sources[job.judge], sources[job.held_out])
+    for source in (job.judge, job.held_out, *config.also):
+        if source not in sources:
+            raise ParamsError(f"judge {source!r} is unknown; feedback.sources has {', '.join(sources)}")
+    if given.heatmap:
+        differentiated(job)  # before hours of training
+    asked = list(dict.fromkeys((job.judge, job.held_out)))
+    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image) if path)]
+    inputs += [TRAINED / one for one in asked if (TRAINED / one).is_dir()]  # reward models of this repository's run
+    overlay = str(given.overlay) if given.overlay else None
+    entry = {"recipe": name, "changes": with_changes(config.changes_of(name), given.changes), "overlay": overlay}
+    with remembered(CACHE) as hashes:
+        judges = {one: source_inputs(one, block("feedback.sources"), hashes) for one in asked}
+        named = online_inputs(entry, block("feedback.sources"), hashes)
     params = {
         "options": given,
         "recipe": recipe,
         "generator": model,
         "judges": judges,
+        "files": named,
         "check": job.check,
         "video": size,
     }
@@ -104,14 +114,14 @@ def train_one_prompt(
         for name, folder in ((BEFORE, base), (AFTER, out)):
             generator = with_recipe_sampling(load(parts=SAMPLING), recipe, base)
             clips[name] = write_clip(generator, conditions, folder, recipe, out / name)
-    draw_curve(out)
-    asks = read_asks(out / ASKS) or None
-    answers = asks is not None or not recipe.by_rewards  # else the judge gave labels
-    opened = open_judges(job._replace(asks=asks), str(device)) if answers or given.heatmap else None
-    if given.heatmap and opened:
-        draw_heatmaps(opened, prompt, clips, out, device)
-    said = opinions_of(job, config.also, opened if answers else None, clips, str(device))
-    write_outcome(out / OUTCOME, said, AFTER, report)
+        draw_curve(out)
+        asks = read_asks(out / ASKS) or None
+        answers = asks is not None or not recipe.by_rewards  # else the judge gave labels
+        opened = open_judges(job._replace(asks=asks), str(device)) if answers or given.heatmap else None
+        if given.heatmap and opened:
+            draw_heatmaps(opened, prompt, clips, out, device)
+        said = opinions_of(job, config.also, opened if answers else None, clips, str(device))
+        write_outcome(out / OUTCOME, said, AFTER, report)
     reason = ", stopped: " + report.stopped if report.stopped else ""
     where = f"{out / BEFORE} and {AFTER}"
     logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, where)

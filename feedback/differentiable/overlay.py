@@ -90,6 +90,11 @@ def render(overlay: Overlay, num_frames: int, height: int, width: int) -> Render
     return RenderedOverlay(images, alpha)
 
 
+def unseen(overlay: Overlay, seen: Sequence[int]) -> list[Mark]:
+    """The marks that are on none of the seen frames of the clip."""
+    return [mark for mark in overlay.marks if mark.frames is not None and not set(mark.frames) & set(seen)]
+
+
 def apply(frames: Tensor, indices: Sequence[int], rendered: RenderedOverlay) -> Tensor:
     """Frames of a clip under its overlay; their gradient is multiplied by 1 - alpha.
 

@@ -58,16 +58,21 @@ class _PackedQuestions(NamedTuple):
 def load_judge(name: str, block: Mapping[str, Any], device: str) -> Loaded:
     """The VLM of a `feedback.sources` block, its weights on the device.
 
-    Raises ValueError as `read_block` does, and for a kind without gradient.
+    Raises ValueError as `read_block` and `check_differentiable` do.
     """
+    check_differentiable(name, block)
+    _, options = read_block(name, block)
+    return load_model(name, options.path, options.revision, options.dtype, options.pixels, device)
+
+
+def check_differentiable(name: str, block: Mapping[str, Any]) -> None:
+    """Raises ValueError for a `feedback.sources` block of a kind without gradient."""
     if (kind := block.get("kind")) in KINDS and kind not in VLMS:
         raise ValueError(
             f"feedback.sources.{name} is of kind {kind}, whose answers have no gradient: only a VLM has one whose "
             f"weights are in this process, kind {', '.join(VLMS)}, and for recipe reward-gradient a metric, kind "
             f"{', '.join(METRICS)}"
         )
-    _, options = read_block(name, block)
-    return load_model(name, options.path, options.revision, options.dtype, options.pixels, device)
 
 
 class VlmJudge:

@@ -33,7 +33,7 @@ from pydantic.dataclasses import dataclass
 from data.config import STRICT, Count, NotNegative, Positive
 from data.records import Label, Verdict
 from feedback.core.kept import verdicts_of
-from feedback.core.kinds import Kind, Make, Needs, make_source
+from feedback.core.kinds import Kind, Make, Needs, make_source, read_block
 from feedback.core.rubric import Question, Rubric, RubricByPrompt, Rule, combine
 from feedback.core.source import FAILED, Request, Source, in_order, verdict, votes_of
 
@@ -161,9 +161,15 @@ class PanelSource:
         )
 
 
+def _labels(given: Options) -> bool:
+    """Whether a member accepts or rejects clips: a panel of metrics alone only scores them."""
+    return any(read_block(f"members.{name}", block).labels for name, block in given.members.items())
+
+
 KIND = Kind(
     Options,
     load,
+    labels=_labels,
     members=of_members,
     kept=False,  # its members' verdicts are
     needs=lambda given: Needs(inner={f"members.{key}": block for key, block in given.members.items()}),

@@ -23,8 +23,8 @@ from rl.training.run import TrainingRun, TrainReport
 OBJECTIVE = "online"
 RIGHT = "the judges found the answers right"  # why a run ended
 
-Check = Callable[[int], CurvePoint]
-"""The number of updates done -> the judges' scores of full samples of the policy."""
+Check = Callable[[int], CurvePoint | None]
+"""The number of updates done -> the judges' scores of full samples of the policy; None where one could not say."""
 
 Update = Callable[[int], dict[str, Any]]
 """The number of an update, from 0 -> its facts for log.jsonl, `loss` among them, the same on every process.
@@ -55,7 +55,7 @@ def run_updates(
     check: called before the first update, every held_out_every updates and at the end, under no_grad, while the
         generator samples as the policy of that moment; on every process, of which the first one's value counts.
         The policy of the point that ends the run by stop_right is kept, else that of its best point by the held-out
-        judge; without a check, that of the last update.
+        judge; without a check, or where it could never say, that of the last update.
     add: writes further files into the policy's folder, before its manifest. progress_of: an update's facts -> what
         stands in the progress bar beside the rate.
     """
@@ -64,9 +64,10 @@ def run_updates(
     stopped, began = run.last.get("stopped"), time.monotonic()
     with run.loop(config.updates, "update") as progress:
         if check and run.done == 0:
-            curve[0] = _checked(check, 0)
-            stopped = RIGHT if right(curve[0], *rule) else None
-            run.keep({"step": 0, "held_out": curve[0].written()} | ({"stopped": stopped} if stopped else {}))
+            curve |= _checked(check, 0)
+            if 0 in curve:
+                stopped = RIGHT if right(curve[0], *rule) else None
+                run.keep({"step": 0} | _held_out(curve, 0) | ({"stopped": stopped} if stopped else {}))
         for update in range(run.done, config.updates):
             if stopped:
                 break
@@ -78,8 +79,8 @@ def run_updates(
             over = config.max_seconds is not None and _is_over(began, config.max_seconds)
             ends = low or over or run.done == config.updates
             if check and config.held_out_every and (run.done % config.held_out_every == 0 or ends):
-                curve[run.done] = _checked(check, run.done)
-                line["held_out"] = curve[run.done].written()
+                curve |= _checked(check, run.done)
+                line |= _held_out(curve, run.done)
             if run.done in curve and right(curve[run.done], *rule):
                 stopped = RIGHT
             elif low:
@@ -91,7 +92,7 @@ def run_updates(
             if stopped:
                 line["stopped"] = stopped
             # 3. Log and checkpoint
-            run.keep(line, log=ends or run.done in curve)
+            run.keep(line, log=ends or "held_out" in line)
             progress.set_postfix(progress_of(facts), refresh=False)
             progress.update()
     chosen = kept(curve, *rule) if curve else run.done
@@ -163,10 +164,20 @@ def made_from(generator: Generator, inputs: PromptInputs, judges: Mapping[str, f
     }
 
 
-def _checked(check: Check, done: int) -> CurvePoint:
-    """The check's point, the same on every process. Raises ValueError where a judge's number is not finite."""
+def _held_out(curve: Mapping[int, CurvePoint], done: int) -> dict[str, Any]:
+    """A log line's part of the check after so many updates; nothing without its point."""
+    return {"held_out": curve[done].written()} if done in curve else {}
+
+
+def _checked(check: Check, done: int) -> dict[int, CurvePoint]:
+    """The check's point by its update, the same on every process; empty where a judge could not say.
+
+    Raises ValueError where a judge's number is not finite.
+    """
     with torch.no_grad():
-        point: CurvePoint = devices.gather_over_ranks(check(done))[0]
+        point: CurvePoint | None = devices.gather_over_ranks(check(done))[0]
+    if point is None:
+        return {}
     if not (math.isfinite(point.training) and math.isfinite(point.held_out)):
         raise ValueError(f"update {done}: {point} is not finite; did the judges answer on any clip?")
-    return point
+    return {done: point}

@@ -102,8 +102,8 @@ def train_by_rewards(
     the part of clips and steps whose rho was outside its range; what `reward_facts` says; gradient_by_t, by t of the
     step the norm of the policy loss's gradient by the predictions, over all clips; learning_rate; gradient_norm;
     guidance, held_out and stopped as elsewhere.
-    Raises ValueError for no prompt, for a generator without such steps, and where a rollout has no reward at all or one
-    that is not finite; NonFiniteLossError for clips that are not finite, before anything is applied.
+    Raises ValueError for no prompt, for a generator without such steps, and for a reward that is not finite;
+    NonFiniteLossError for clips that are not finite, before anything is applied.
     """
     check_arguments(inputs, config, check)
     check_generator(generator)

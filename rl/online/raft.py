@@ -68,8 +68,8 @@ def train_on_best(
 
     A line of log.jsonl: step; loss; kept, the number of clips that are trained on; what `reward_facts` says;
     learning_rate; gradient_norm; guidance, held_out and stopped as elsewhere.
-    Raises ValueError for no prompt, and where a rollout has no reward at all or one that is not finite;
-    NonFiniteLossError for clips that are not finite, before anything is applied.
+    Raises ValueError for no prompt, and for a reward that is not finite; NonFiniteLossError for clips that are not
+    finite, before anything is applied.
     """
     check_arguments(inputs, config, check)
     from_judge = made_from(generator, inputs, {judge: 1.0})

@@ -62,10 +62,10 @@ def roll_out(
     """Sample this process's clips of an update's rollout, and have all of them judged.
 
     sample: conditions, and the index of the prompt by place -> clean latents (B, C, F, h, w), and what training needs
-    of them. Raises ValueError as `check_rewards` does; NonFiniteLossError for clips that are not finite.
+    of them. Raises ValueError for a reward that is not finite; NonFiniteLossError for clips that are not finite.
     """
     number = update // config.inner_epochs
-    prompts = rows_of_step(number, config.batch_size // config.group_size, len(inputs.prompt_ids), config.seed)
+    prompts = prompts_of(number, inputs, config)
     parts: list[RolledPart] = []
     clips: list[RolledClip] = []
     for own in devices.slice_of_rank(config.batch_size, config.gradient_accumulation, empty=config.shard):
@@ -84,8 +84,14 @@ def roll_out(
         ]
     found = rewards_of(number, clips)
     rewards = tuple(found[place] for place in range(config.batch_size))
-    check_rewards(rewards, update)
+    if wrong := [reward for reward in rewards if reward is not None and not math.isfinite(reward)]:
+        raise ValueError(f"update {update + 1}: reward {wrong[0]} is not finite")
     return JudgedRollout(tuple(parts), rewards)
+
+
+def prompts_of(rollout: int, inputs: PromptInputs, config: RewardsConfig) -> list[int]:
+    """The index of the prompt of each group of a rollout."""
+    return rows_of_step(rollout, config.batch_size // config.group_size, len(inputs.prompt_ids), config.seed)
 
 
 def start_noise(
@@ -101,27 +107,19 @@ def start_noise(
     Every draw depends on its address alone. A group's clips start each from their own noise, or with `same` all from
     one; fixed noise is a prompt's own, the same in every rollout.
     """
+    prompts = prompts_of(rollout, inputs, config)
 
     def of(place: int, row: int) -> Tensor:
         group, member = divmod(place, config.group_size)
         member = 0 if same else member
-        fixed = config.noise == "fixed"
-        address = (inputs.prompt_ids[row], member) if fixed else (rollout, group, member)
-        return noise_at(config, generator.latent_shape, "noise", *address)
+        if config.noise == "fixed":
+            earlier = prompts[:group].count(row)  # groups of the same prompt, whose clips have other noises
+            return noise_at(
+                config, generator.latent_shape, "noise", inputs.prompt_ids[row], earlier * config.group_size + member
+            )
+        return noise_at(config, generator.latent_shape, "noise", rollout, group, member)
 
     return torch.stack([of(place, row) for place, row in rows.items()]).to(generator.device)
-
-
-def check_rewards(rewards: Sequence[float | None], update: int) -> None:
-    """Raises ValueError where no clip of a rollout has a reward, or one that is not finite."""
-    known = [reward for reward in rewards if reward is not None]
-    if not known:
-        raise ValueError(
-            f"update {update + 1}: the judge gave none of {len(rewards)} clips a reward; look at engine.reward, which "
-            "must be a column that its labels have"
-        )
-    if wrong := [reward for reward in known if not math.isfinite(reward)]:
-        raise ValueError(f"update {update + 1}: reward {wrong[0]} is not finite")
 
 
 def groups_of(rewards: Sequence[float | None], config: RewardsConfig) -> list[Sequence[float | None]]:
@@ -133,10 +131,12 @@ def reward_facts(rewards: Sequence[float | None], config: RewardsConfig) -> dict
     """Facts of a rollout for log.jsonl.
 
     reward: the mean; reward_spread: the mean over groups of their standard deviation; equal_groups: the part of groups
-    without one; unjudged: the number of clips without a reward.
+    without one; unjudged: the number of clips without a reward. Without any reward it is the last alone.
     """
     known = [reward for reward in rewards if reward is not None]
     groups = groups_of(rewards, config)
+    if not known:
+        return {"unjudged": len(rewards)}
     spreads = [pstdev(own) for group in groups if (own := [one for one in group if one is not None])]
     return {
         "reward": fmean(known),
@@ -148,4 +148,5 @@ def reward_facts(rewards: Sequence[float | None], config: RewardsConfig) -> dict
 
 def progress_of(device: torch.device, facts: Mapping[str, Any]) -> dict[str, str]:
     """What stands in the progress bar beside the rate."""
-    return {"reward": f"{facts['reward']:.3f}", "memory": f"{devices.peak_memory(device) / 2**30:.1f} GiB"}
+    reward = f"{facts['reward']:.3f}" if "reward" in facts else "none"
+    return {"reward": reward, "memory": f"{devices.peak_memory(device) / 2**30:.1f} GiB"}

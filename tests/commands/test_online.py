@@ -10,11 +10,14 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from commands.online import main as online_command
+from commands.online import one_prompt
 from commands.online.one_prompt import with_changes
 from data.prompts import Prompt
 from data.video import read_video
+from feedback.core.source import LabelError
 from generators.core.size import VideoSize
 from generators.core.solvers import solver_scheduler
+from pipeline.identity import facts_of, identity
 from pipeline.judges import check_references, members_of
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
@@ -277,6 +280,67 @@ def test_wrong_options_are_errors_before_anything_is_written(tmp_path):
         assert done.exit_code == 1, options
         assert message in done.output, options
         assert not (tmp_path / "out").exists(), options
+
+
+def test_what_fails_after_the_training_does_not_cost_the_training_again(tmp_path, monkeypatch, caplog):
+    options = ("--judge", "judge", "--set", "engine.stop_right=0.999")
+
+    def failing(*_):
+        raise LabelError("the held-out judge's server is gone")
+
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr(one_prompt, "opinions_of", failing)
+        assert of_its_best(tmp_path / "out", *options).exit_code == 1
+        assert "2 updates with batches of 4; 0 are done" in caplog.text
+    with caplog.at_level("INFO"):
+        done = of_its_best(tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    assert "2 updates with batches of 4; 2 are done" in caplog.text
+    assert json.loads((tmp_path / "out/outcome.json").read_text())["updates"] == 2
+
+
+def test_a_judge_without_a_gradient_to_draw_is_refused_before_the_training(tmp_path):
+    for judge, message in (
+        ("physics", "judge physics has no rubric, so no question that a gradient could be drawn of"),
+        ("gpt", "feedback.sources.gpt is of kind gpt, whose answers have no gradient"),
+    ):
+        done = of_its_best(tmp_path / "out", "--judge", judge, "--heatmap")
+        assert done.exit_code == 1 and message in done.output, judge
+        assert not (tmp_path / "out").exists(), judge
+
+
+def test_a_killed_run_goes_on_with_another_budget_and_not_with_other_questions(tmp_path, monkeypatch):
+    """By the facts of the run's resume state."""
+    found: list[str] = []
+
+    class Reached(Exception):
+        """Ends the command where it would begin to work."""
+
+    def state(stage, out, params, inputs):
+        found.append(identity(facts_of(stage, params, inputs)))
+        raise Reached
+
+    monkeypatch.setattr(one_prompt, "stage_state", state)
+    rubric, written = tmp_path / "rubric.yaml", Path("params.yaml").read_text()
+    rubric.write_text(Path("feedback/rubrics/review.yaml").read_text())
+    params = YAML(typ="safe", pure=True).load(written)
+
+    def run_again(**changes) -> str:
+        params["feedback"]["sources"]["gpt"] |= {"rubric": str(rubric), **changes}
+        with Path("params.yaml").open("w") as file:
+            YAML().dump(params, file)
+        done = of_its_best(tmp_path / "out", "--judge", "gpt")
+        assert isinstance(done.exception, Reached), done.output
+        return found[-1]
+
+    try:
+        first = run_again()
+        assert run_again(budget_usd=99.0, concurrency=1) == first
+        assert run_again(picture="png") != first
+        rubric.write_text(rubric.read_text().replace("video", "clip"))
+        assert run_again(picture="jpeg") != first
+    finally:
+        Path("params.yaml").write_text(written)
 
 
 def test_changes_of_the_command_line_go_over_those_of_params():

@@ -12,11 +12,12 @@ import torch
 from data.counts import collected_counts
 from data.prompts import Prompt
 from feedback.core.source import REFUSED, LabelError
+from feedback.judges.panel import PanelSource
 from generators.core.load import load_generator
 from pipeline.asked import RunJudge
 from pipeline.by_rewards import ClipRewards, check_judge, check_unread
 from pipeline.configs import CheckConfig
-from pipeline.online import Job, for_other_machines, run
+from pipeline.online import Job, check_held_out, for_other_machines, run
 from pipeline.params import ParamsError
 from pipeline.recipes import load_recipe
 from rl.online.rewarded import RolledClip
@@ -71,6 +72,41 @@ def test_the_judges_label_is_the_reward_and_a_clip_that_it_refused_has_none(tmp_
         ClipRewards(RunJudge(False, source), "score", PROMPTS, images, SIZE, "one", tmp_path, "online/one")(
             4, clips[:1]
         )
+
+
+def rewards_by(source: Any, column: str | None, tmp_path: Path) -> ClipRewards:
+    return ClipRewards(RunJudge(False, source), column, PROMPTS, {}, SIZE, "one", tmp_path, "online/one")
+
+
+CLIPS = [RolledClip(place, "p0", np.zeros((5, 16, 16, 3), np.uint8)) for place in range(2)]
+
+
+def test_all_clips_of_a_rollout_are_ranked_by_one_column(tmp_path):
+    """The panel's score takes CLIP's; of the second clip, whose CLIP is unknown, only p_accept is known."""
+
+    def similarity(sample, vote, question) -> dict[str, Any]:
+        known = sample.sample_id.endswith("0")
+        return {"answer": None, "score": 2.5} if known else {"answer": None, "error": f"{REFUSED}no"}
+
+    judge = Member("judge", lambda *_: {"answer": True, "p_yes": 0.75})
+    panel = PanelSource("both", {"judge": judge, "clip": Member("clip", similarity)}, "mean")
+    assert rewards_by(panel, "p_accept", tmp_path)(0, CLIPS) == {0: 0.75, 1: 0.75}
+    assert rewards_by(panel, None, tmp_path)(0, CLIPS) == {0: (0.75 + 2.5) / 2, 1: None}
+
+
+def test_rollouts_that_no_clip_of_could_be_judged_end_a_run_when_they_do_not_stop(tmp_path, caplog):
+    readable: list[int] = [2]  # rollouts
+
+    def opinion(sample, vote, question) -> dict[str, Any]:
+        known = int(sample.sample_id.split("-")[1]) in readable
+        return {"answer": True, "p_yes": 0.9} if known else {"answer": None, "error": f"{REFUSED}unsafe"}
+
+    rewards = rewards_by(Member("judge", opinion), None, tmp_path)
+    found = [rewards(number, CLIPS) for number in range(5)]
+    assert found == [{0: None, 1: None}] * 2 + [{0: 0.9, 1: 0.9}] + [{0: None, 1: None}] * 2
+    assert "judge could judge none of the 2 clips of rollout 1, of prompt p0; of the first it says: " in caplog.text
+    with pytest.raises(ValueError, match=r"of rollout 6, of prompt p0; .*unsafe.* No clip of the last 3 rollouts"):
+        rewards(5, CLIPS)
 
 
 class Killed(BaseException):
@@ -176,6 +212,16 @@ def test_sources_that_give_no_rewards_and_settings_that_are_not_read_are_named()
     check_judge("judge", sources["judge"], engine("score", **checked))
     with pytest.raises(ParamsError, match=r"engine\.stop_right is a probability, and clip, a metric, has none"):
         check_judge("clip", sources["clip"], engine("score", **checked))
+    scores = {"kind": "panel", "rule": "mean", "members": {"clip": sources["clip"], "flow": sources["flow"]}}
+    judged = scores | {"members": {"clip": sources["clip"], "judge": sources["judge"]}}
+    check_judge("both", judged, engine("score", **checked))
+    check_held_out("both", judged, engine("score", **checked))
+    check_held_out("clip", sources["clip"], engine("score"))
+    with pytest.raises(ParamsError, match="and both, a metric, has none"):
+        check_judge("both", scores, engine("score", **checked))
+    for name, block in (("both", scores), ("clip", sources["clip"])):
+        with pytest.raises(ParamsError, match=rf"engine\.stop_held_out is a probability, and held_out, {name}"):
+            check_held_out(name, block, engine("score", **checked))
     for overlay, references in (("marks.yaml", None), (None, "tabletop")):
         with pytest.raises(ParamsError, match="a recipe by rewards does not read it"):
             check_unread(overlay, references)

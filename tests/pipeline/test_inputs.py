@@ -202,6 +202,12 @@ def test_a_members_block_counts_and_a_writers_price_does_not(params):
     }
 
 
+def test_how_fast_and_for_how_much_money_a_source_asks_is_not_recorded(params):
+    gpt = params["feedback"]["sources"]["gpt"]
+    assert not changed_by(params, lambda: gpt.update(budget_usd=99.0, concurrency=2))
+    assert changed_by(params, lambda: gpt.update(picture="png")) == {"sources/gpt.json"}
+
+
 def test_a_text_that_is_too_long_for_a_name_is_no_path(params):
     params["feedback"]["sources"]["gpt"]["parameters"] = {"instructions": "Look closely. " * 30}
     assert "Look closely" in entries(params)["sources/gpt.json"]

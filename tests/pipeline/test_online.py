@@ -19,6 +19,8 @@ from generators.core.encoding import Encoded, encode
 from generators.core.rollout import Sampling
 from pipeline.asked import RunJudge
 from pipeline.online import HeldOutCheck, draw_checked
+from pipeline.recipes import load_recipe
+from pipeline.trained_clip import TrainedClipCheck
 from rl.online.judging import WeightedJudge
 from tests.feedback.judges.test_panel import steady
 from tests.support.online import Answers
@@ -120,6 +122,21 @@ def test_a_source_that_is_trained_on_by_rewards_scores_the_checks_clips_too(tiny
         point = check(0)
     assert (point.training, point.held_out) == (0.75, 0.25)
     assert [len(source.judged) for source in sources] == [2, 2] and counts.judge_calls == 4
+
+
+def test_the_check_of_one_clip_has_no_point_where_a_source_cannot_judge_it(tiny_wan, tmp_path, caplog):
+    generator = load_wan(tiny_wan, max_prompt_tokens=8)
+    prompt = Prompt("p0", "the red ball rolls off the table", "c", "train", None, None)
+    changes = {"steps": 2, "guidance": 1.0}
+    recipe = load_recipe("raft", {"engine": changes, "sampling": {"inference_steps": 2}})
+    encoded = encode(generator, [prompt], None)
+    for training, held_out, expected in ((0.75, 0.25, (0.75, 0.25)), (None, 0.25, None), (0.75, None, None)):
+        judge, held = RunJudge(False, steady("judge", training)), RunJudge(False, steady("held", held_out))
+        with torch.no_grad():
+            point = TrainedClipCheck(generator, judge, held, prompt, encoded, recipe, tmp_path)(20)
+        assert (point and (point.training, point.held_out)) == expected
+    assert "judge could not judge the clip of a check" in caplog.text
+    assert "held could not judge the clip of a check" in caplog.text
 
 
 def test_the_held_out_judge_of_a_check_is_given_the_first_frames_that_the_generator_was(tiny_wan_with, tmp_path):

@@ -14,6 +14,7 @@ from feedback.differentiable.overlay import (
     parse_mark,
     render,
     save_picture,
+    unseen,
 )
 from tests.support.refusals import assert_refused
 
@@ -130,6 +131,12 @@ def test_all_marks_at_once_are_the_marks_one_after_the_other(tmp_path):
     for mark in marks:
         frames = apply(frames, range(3), render(overlay_of(tmp_path, mark), 3, 10, 12))
     torch.testing.assert_close(at_once, frames)
+
+
+def test_a_mark_on_no_frame_that_the_judge_sees_is_found():
+    marks = [parse_mark("point", f"2,2@{frames}") for frames in ("0-3", "1-3", "all", "40,80")]
+    found = unseen(Overlay(tuple(marks)), (0, 27, 53, 80))
+    assert found == [marks[1]]
 
 
 def test_shown_frames_have_the_overlay_of_their_index_and_a_gradient_of_one_less_alpha():

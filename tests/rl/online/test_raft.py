@@ -102,6 +102,12 @@ def test_several_updates_share_a_rollout_and_each_has_noise_of_its_own(tiny_wan,
     assert first != pytest.approx(second, rel=1e-3)  # of the same clips and weights
 
 
+def test_a_rollout_that_no_clip_of_could_be_judged_teaches_nothing(tiny_wan, base, tmp_path):
+    run_on_best(tiny_wan, base, tmp_path, lambda _, clips: {clip.place: None for clip in clips}, updates=2)
+    for line in log(tmp_path):
+        assert (line["kept"], line["loss"], line["unjudged"], line["gradient_norm"]) == (0, 0, 4, 0)
+
+
 def test_a_rollout_without_a_difference_teaches_nothing(tiny_wan, base, tmp_path):
     run_on_best(tiny_wan, base, tmp_path, lambda _, clips: {clip.place: 1.0 for clip in clips}, updates=2)
     for line in log(tmp_path):
@@ -116,6 +122,9 @@ def test_fixed_noise_is_that_of_the_clip_that_a_run_for_one_prompt_shows(tiny_wa
         noise = start_noise(generator, inputs, config, rollout, {0: 0, 2: 0})
         for row, place in enumerate((0, 2)):
             assert torch.equal(noise[row], fixed_noise(config.seed, "p0", place, generator.latent_shape))
+    of_two_groups = start_noise(generator, inputs, raft_config(noise="fixed"), 0, dict.fromkeys(range(4), 0))
+    for place in range(4):  # of 2 groups of 2, both of the one prompt
+        assert torch.equal(of_two_groups[place], fixed_noise(config.seed, "p0", place, generator.latent_shape))
     fresh = [start_noise(generator, inputs, raft_config(), rollout, {0: 0, 1: 0}) for rollout in (0, 1)]
     assert not torch.equal(fresh[0], fresh[1]) and not torch.equal(fresh[0][0], fresh[0][1])
 

@@ -536,6 +536,18 @@ def test_a_start_that_is_right_is_not_trained(generator, base, tmp_path):
     assert all(not value.any() for key, value in adapter(tmp_path / "out").items() if ".lora_B." in key)
 
 
+def test_a_check_whose_judges_cannot_say_decides_nothing(generator, base, tmp_path):
+    check, calls = scripted([CurvePoint(0.5, 0.5), None, CurvePoint(0.6, 0.7), None, None])
+    report = run(generator, base, tmp_path, check=check, stop_right=0.8, **HELD_OUT)
+    assert (calls, report.steps, report.kept, report.stopped) == ([0, 2, 4, 6, 8], 8, 4, None)
+    assert [line["step"] for line in log(tmp_path) if "held_out" in line] == [0, 4]
+
+
+def test_a_run_whose_checks_never_say_keeps_its_last_update(generator, base, tmp_path):
+    check, _ = scripted([None] * 5)
+    assert run(generator, base, tmp_path, check=check, **HELD_OUT).kept == 8
+
+
 def test_time_that_is_over_ends_a_run_with_a_last_check(generator, base, tmp_path):
     check, calls = scripted([CurvePoint(0.5, 0.5), CurvePoint(0.6, 0.6)])
     report = run(generator, base, tmp_path, check=check, max_seconds=1e-6, **HELD_OUT)
