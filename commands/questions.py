@@ -32,7 +32,7 @@ def main(
 
     rows = load_prompts(prompts or Path(section("prompts", PromptsConfig).path))
     chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else None
-    by = Writing(writer, None if rubric is None else str(rubric), chosen, explanation=None, with_reference=False)
+    by = Writing(writer, None if rubric is None else str(rubric), chosen, explanation=False, with_reference=False)
     sources = block("feedback.sources")
     if is_source(writer) and writer in sources and needs_device(writer, resolve(writer, sources)):
         from cluster.devices import pick_device  # and torch with it, which takes seconds

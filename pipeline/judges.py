@@ -76,7 +76,7 @@ def open_judges(job: "Job", device: str) -> OpenJudges:
     if job.references or recipe.questions.explanation or recipe.questions.with_reference:
         real = real_clips(prompts, job.references, recipe.judge, size)
         first = next(iter(blocks))
-        asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation)
+        asks = answered(asks, real, first, loaded[first], blocks[first], recipe.questions.explanation or None)
     judges = vlm_judges(loaded, blocks, asks, real, overlay, recipe, size, shown_first(prompts, asks, size))
     return OpenJudges(judges, asks, [prompt for prompt in prompts if prompt.prompt_id in asks], overlay)
 
@@ -113,7 +113,7 @@ def with_rubric(recipe: Recipe, name: str, blocks: Mapping[str, Any]) -> Recipe:
     frames = recipe.judge.frames or load_rubric(Path(path)).frames
     judge = replace(recipe.judge, loss=VERDICT_LOSS, frames=frames)
     return recipe._replace(
-        judge=judge, questions=Writing(RUBRIC, str(path), None, explanation=None, with_reference=False)
+        judge=judge, questions=Writing(RUBRIC, str(path), None, explanation=False, with_reference=False)
     )
 
 

@@ -93,7 +93,7 @@ def test_a_family_of_ones_own_encodes_prompts_in_its_own_way():
 
 def test_a_writer_of_ones_own_writes_the_questions_of_each_prompt():
     prompts = [Prompt("p0", "a ball falls", "c", "train", None, None), Prompt("p1", "rain", "c", "train", None, None)]
-    by = Writing("my_lab.checklist", None, ("alignment",), explanation=None, with_reference=False)
+    by = Writing("my_lab.checklist", None, ("alignment",), explanation=False, with_reference=False)
     written = write_questions(prompts, by, {}, "cpu")
     assert [ask.text for ask in written.asks["p0"]] == ["Is there a ball in the video?"]
     assert written.unwritten == {"p1": "'rain' names nothing to look for"}

@@ -96,7 +96,7 @@ def test_a_world_of_ones_own_is_audited_by_its_package_folder(lab):
 
 
 def test_a_writer_of_ones_own_writes_the_questions(lab):
-    by = Writing(lab, None, ("alignment", "physics"), explanation=None, with_reference=False)
+    by = Writing(lab, None, ("alignment", "physics"), explanation=False, with_reference=False)
     written = write_questions(prompts("a mouse runs"), by, {}, "cpu")
     assert [ask.text for ask in written.asks["p0"]] == ["is this a mouse runs?"] * 2
 

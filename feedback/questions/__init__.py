@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
@@ -35,7 +35,7 @@ class Writing:
     writer: str  # rubric | a source of feedback.sources that writes texts | a name in WRITERS or a dotted path
     rubric: str | None  # YAML file: of a rubric, or of the question sheet that a text model follows; null: a module
     kinds: tuple[str, ...] | None  # kinds of the writer's questions to use; null for a rubric, which has no kinds
-    explanation: Explanation | None  # what follows an answer, which `reference_answers` fills in; null: nothing
+    explanation: Explanation | Literal[False]  # of an answer, which `reference_answers` fills in; false: none
     with_reference: bool  # whether questions about defects compare with a real clip
 
 
@@ -70,7 +70,8 @@ def write_questions(
         known = [RUBRIC, *WRITERS, *sources]
         raise ValueError(f"writer is {by.writer!r}, known are {known}, the last of them feedback.sources")
     sheet = load_sheet(_path(by))
-    ending(sheet, by.explanation)  # before a reply is paid for
+    explanation = by.explanation or None
+    ending(sheet, explanation)  # before a reply is paid for
     kinds = _kinds(by, decomposition.KINDS if isinstance(sheet, DecompositionSheet) else teaching.KINDS)
     model = text_model(by.writer, sources[by.writer], device)
     replies = model.replies(_text_requests(prompts, sheet, size), TASK)
@@ -81,14 +82,14 @@ def write_questions(
         if reply.text is None:
             raise ValueError(reply.error)
         if isinstance(sheet, TeachingSheet):
-            return [ask for ask in read_rules(reply.text, sheet, model.name, by.explanation) if ask.kind in kinds]
+            return [ask for ask in read_rules(reply.text, sheet, model.name, explanation) if ask.kind in kinds]
         stated = read_parts(reply.text, list(sheet.parts))
         asks: list[Ask] = []
         for kind in kinds:
             if kind == ALIGNMENT:
-                asks += alignment_asks(sheet, stated, model.name, by.explanation)
+                asks += alignment_asks(sheet, stated, model.name, explanation)
             else:
-                asks += defect_asks(sheet, kind, prompt.prompt, by.with_reference, by.explanation)
+                asks += defect_asks(sheet, kind, prompt.prompt, by.with_reference, explanation)
         return asks
 
     return _collected(prompts, write)

@@ -101,7 +101,7 @@ def test_flow_grpo_is_as_the_published_config_for_wan_says():
 
 def test_a_recipe_has_the_settings_of_its_rollout_alone():
     taehv = {"kind": "taehv", "path": "taew2_1.safetensors"}
-    own = {"writer": "template", "rubric": None, "kinds": None, "explanation": None, "with_reference": False}
+    own = {"writer": "template", "rubric": None, "kinds": None, "explanation": False, "with_reference": False}
     for recipe, changes, message in (
         ("flow-grpo", {"engine": {"grop_size": 4}}, "changes.engine.grop_size is unknown; known are "),
         ("ask-a-video", {"engine": {"group_size": 4}}, "changes.engine.group_size is unknown; known are "),

@@ -86,7 +86,7 @@ def write_questions(folder: Path, base: str) -> dict[str, list[str]]:
     from generators.core.size import VideoSize
     from pipeline.judges import written_asks
 
-    by = Writing("writer", TEACHER, ("goal",), explanation=None, with_reference=False)
+    by = Writing("writer", TEACHER, ("goal",), explanation=False, with_reference=False)
     asks = written_asks(PROMPTS, by, {"writer": block_of("gpt", base)}, "cpu", VideoSize(9, 32, 32, 8.0))
     return {prompt_id: [ask.text for ask in found] for prompt_id, found in asks.items()}
 

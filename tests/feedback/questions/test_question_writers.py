@@ -358,7 +358,7 @@ def test_a_wrong_setting_is_named_before_anything_is_sent(server):
 
 
 def test_a_rubric_asks_every_prompt_the_same():
-    by = Writing("rubric", "feedback/rubrics/match.yaml", None, explanation=None, with_reference=False)
+    by = Writing("rubric", "feedback/rubrics/match.yaml", None, explanation=False, with_reference=False)
     written = write_questions([CATS, CUP], by, {}, "cpu")
 
     assert [ask.name for asks in written.asks.values() for ask in asks] == ["match", "match"]
@@ -462,14 +462,14 @@ def test_the_template_asks_in_words_that_the_tabletops_judges_know():
     known = {*vocabulary(), *questions.question_words()}
     kinds = ("alignment", "physics", "quality", "process", "goal")
     prompts = [prompt(f"p{i}", caption(claim)) for i, claim in enumerate(all_claims())]
-    written = write_questions(prompts, Writing("template", None, kinds, None, True), {}, "cpu")
+    written = write_questions(prompts, Writing("template", None, kinds, False, True), {}, "cpu")
 
     assert len(written.asks) == len(all_claims()) and not written.unwritten
     assert {word for asks in written.asks.values() for ask in asks for word in ask.text.split()} <= known
 
 
 def test_the_template_wants_what_the_caption_says_and_no_defects():
-    by = Writing("template", None, ("alignment", "physics", "quality"), explanation=None, with_reference=True)
+    by = Writing("template", None, ("alignment", "physics", "quality"), explanation=False, with_reference=True)
     asks = write_questions([prompt("p1", "lifting red ball up")], by, {}, "cpu").asks["p1"]
 
     assert {(ask.kind, ask.wanted, ask.with_reference) for ask in asks} == {
@@ -484,7 +484,7 @@ def test_the_template_wants_what_the_caption_says_and_no_defects():
 
 
 def test_the_template_writes_rules_and_goals_too():
-    by = Writing("template", None, ("process", "goal"), explanation=None, with_reference=False)
+    by = Writing("template", None, ("process", "goal"), explanation=False, with_reference=False)
     asks = write_questions([prompt("p1", "lifting red ball up")], by, {}, "cpu").asks["p1"]
 
     wanted = {ask.name: ask.wanted for ask in asks}
@@ -493,7 +493,7 @@ def test_the_template_writes_rules_and_goals_too():
 
 
 def test_a_caption_of_another_world_has_no_template():
-    by = Writing("template", None, ("alignment",), explanation=None, with_reference=False)
+    by = Writing("template", None, ("alignment",), explanation=False, with_reference=False)
     written = write_questions([prompt("p1", "lifting red ball up"), CUP], by, {}, "cpu")
 
     assert list(written.asks) == ["p1"]
