@@ -4,8 +4,8 @@
     prompts.json           the prompt set
     images.json            the first frames that it names
     references.json        the reference clips that it names
-    sources/<name>.json    the block with its members', the files that it names (rubric and its questions, model), the
-                           commits of its hub ids, the code of its kind
+    sources/<name>.json    the block with its members', without pace and price; the files that it names (rubric and its
+                           questions, model), the commits of its hub ids, the code of its kind
     audits.json            of sources whose labels are trained on with label_noise: from_audit, what their audits found;
                            nothing of others, so that another audit trains nothing again
     rewards/<name>.json    the VLM and the rubric of an entry of reward.models

@@ -88,23 +88,7 @@ def train_one_prompt(
             raise ParamsError(f"judge {source!r} is unknown; feedback.sources has {', '.join(sources)}")
     if given.heatmap:
         differentiated(job)  # before hours of training
-    asked = list(dict.fromkeys((job.judge, job.held_out)))
-    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image) if path)]
-    inputs += [TRAINED / one for one in asked if (TRAINED / one).is_dir()]  # reward models of this repository's run
-    overlay = str(given.overlay) if given.overlay else None
-    entry = {"recipe": name, "changes": with_changes(config.changes_of(name), given.changes), "overlay": overlay}
-    with remembered(CACHE) as hashes:
-        judges = {one: source_inputs(one, block("feedback.sources"), hashes) for one in asked}
-        named = online_inputs(entry, block("feedback.sources"), hashes)
-    params = {
-        "options": given,
-        "recipe": recipe,
-        "generator": model,
-        "judges": judges,
-        "files": named,
-        "check": job.check,
-        "video": size,
-    }
+    params, inputs = made_of(given, job, name, config, model, start)
     with stage_state("online", out, params, inputs) as work:
         base = start or base_policy(model, work / "base")
         load = partial(load_generator, **asdict(model), size=size, device=device)
@@ -127,6 +111,34 @@ def train_one_prompt(
     logger.info("%d updates, kept after %d%s; see %s", report.last["step"], report.kept, reason, where)
     for line in in_words(said, BEFORE, AFTER):
         logger.info(line)
+
+
+def made_of(
+    given: OnePrompt, job: Job, recipe: str, config: PromptConfig, model: GeneratorConfig, start: Path | None
+) -> tuple[dict[str, Any], list[Path]]:
+    """What decides the run's output, for `stage_state`: params by name, and files. recipe: its name.
+
+    Of the judges it is what they are asked, as in stage `online`, so that a killed run goes on with another budget.
+    """
+    asked = list(dict.fromkeys((job.judge, job.held_out)))
+    inputs = [*model.folders, *(path for path in (start, given.overlay, given.image) if path)]
+    inputs += [TRAINED / one for one in asked if (TRAINED / one).is_dir()]  # reward models of this repository's run
+    changes = with_changes(config.changes_of(recipe), given.changes)
+    entry = {"recipe": recipe, "changes": changes, "overlay": str(given.overlay) if given.overlay else None}
+    sources = block("feedback.sources")
+    with remembered(CACHE) as hashes:
+        judges = {one: source_inputs(one, sources, hashes) for one in asked}
+        files = online_inputs(entry, sources, hashes)
+    params = {
+        "options": given,
+        "recipe": job.recipe,
+        "generator": model,
+        "judges": judges,
+        "files": files,
+        "check": job.check,
+        "video": job.size,
+    }
+    return params, inputs
 
 
 def check_one_prompt(given: OnePrompt, model: GeneratorConfig, size: "VideoSize", recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,14 +16,22 @@ from data.first_frames import read_png
 from data.prompts import Prompt
 from data.store import PromptConditions
 from feedback.differentiable.asks import Ask
+from feedback.questions.references import RealClip
 from generators.core.encoding import Encoded, encode
 from generators.core.rollout import Sampling
+from generators.core.size import VideoSize
 from pipeline.asked import RunJudge
-from pipeline.online import HeldOutCheck, draw_checked
+from pipeline.configs import CheckConfig
+from pipeline.judges import open_judges
+from pipeline.online import HeldOutCheck, Job, draw_checked
 from pipeline.recipes import load_recipe
 from pipeline.trained_clip import TrainedClipCheck
 from rl.online.judging import WeightedJudge
+from tabletop.captions import parse
+from tabletop.render import render
+from tabletop.scenes import make_scene
 from tests.feedback.judges.test_panel import steady
+from tests.support.defaults import default_params
 from tests.support.online import Answers
 from tests.support.tiny import load_wan
 
@@ -50,6 +59,23 @@ def test_over_shards_a_process_with_fewer_batches_samples_as_many_as_the_others(
         assert not (tmp_path / f"rank-{rank}-of-2").exists()
         check._keep_pace()
         assert sampled == [1] * idle
+
+
+def test_real_clips_choose_the_prompts_of_a_recipe_that_compares_with_none(monkeypatch):
+    """`second` affirms a rendered clip of the one prompt, and not a grey one of the other."""
+    texts = {"good": "lifting red ball up", "bad": "lifting blue cube up"}
+    prompts = [Prompt(name, text, "c", "train", None, None) for name, text in texts.items()]
+    good = render(make_scene(parse(texts["good"]), np.random.default_rng(0), None))[[0, 1, 2, 3, 5, 6, 7, 8]]
+    found = {"good": RealClip(good, 8.0), "bad": RealClip(np.full_like(good, 128), 8.0)}
+    changes = {"judge": {"frames": 8, "reference_frames": 8}, "questions": {"rubric": "tabletop/rubric.yaml"}}
+    recipe, size = load_recipe("vanilla-drf", changes), VideoSize(num_frames=9, height=32, width=32, fps=8.0)
+    check = CheckConfig(prompts=1, samples_per_prompt=1, batch_size=1, seed=1)
+    sources = {"second": default_params()["feedback"]["sources"]["second"]}
+    job = Job(recipe, prompts, None, "tabletop", None, "second", "second", sources, check, size)
+    monkeypatch.setattr("pipeline.judges.real_clips", lambda *_: found)
+
+    assert [prompt.prompt_id for prompt in open_judges(job, "cpu").prompts] == ["good"]
+    assert len(open_judges(job._replace(references=None), "cpu").prompts) == 2
 
 
 class Brightness:
